@@ -1,0 +1,7 @@
+"""The one exception type for whatever a user can cause: a message in the user's words, on one line."""
+
+from __future__ import annotations
+
+
+class KontextError(Exception):
+    """Bad input: what is wrong, where, and what would be right. Commands print it on one line and exit with 2."""

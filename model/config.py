@@ -1,0 +1,107 @@
+"""The sizes of every network as plain data; the defaults are FLUX.1 Kontext [dev]'s own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The rectified-flow transformer: double-stream blocks, then single-stream blocks."""
+
+    in_channels: int = 64
+    """Channels of one packed image token: 16 latent channels x 2 x 2."""
+    hidden_size: int = 3072
+    num_heads: int = 24
+    num_double_blocks: int = 19
+    num_single_blocks: int = 38
+    mlp_ratio: float = 4.0
+    axes_dim: tuple[int, int, int] = (16, 56, 56)
+    """Share of head_dim that encodes (image index, row, column)."""
+    theta: float = 10_000.0
+    text_dim: int = 4096
+    pooled_dim: int = 768
+    guidance_embed: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The convolutional autoencoder (f8, 16 channels in FLUX)."""
+
+    block_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 16
+    norm_groups: int = 32
+    scaling_factor: float = 0.3611
+    shift_factor: float = 0.1159
+    sample_size: int = 1024
+    """Side, in pixels, of the square that the model works at best; the preferred sizes follow from it."""
+
+    @property
+    def downscale(self) -> int:
+        return 2 ** (len(self.block_channels) - 1)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """CLIP's text tower; FLUX uses CLIP-L's pooled output."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    max_length: int = 77
+    activation: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_id: int = 2
+    """2 is how old checkpoints, CLIP-L among them, say «the highest id in the prompt»."""
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """T5 v1.1's encoder (gated GELU); FLUX uses T5-XXL's."""
+
+    vocab_size: int = 32128
+    hidden_size: int = 4096
+    head_dim: int = 64
+    intermediate_size: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    layer_norm_eps: float = 1e-6
+    max_length: int = 512
+    """Tokens of a prompt, padded to this length with no attention mask, as FLUX was trained."""
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """The rectified-flow sampler: the time shift is linear in the number of target tokens between the two anchors."""
+
+    steps: int = 28
+    guidance: float = 2.5
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class KontextConfig:
+    """A whole model."""
+
+    name: str = "FLUX.1-Kontext-dev"
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text_encoder: ClipConfig = field(default_factory=ClipConfig)
+    text_encoder_2: T5Config = field(default_factory=T5Config)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)

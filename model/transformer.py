@@ -1,0 +1,273 @@
+"""FLUX.1 Kontext's transformer: `Modulation` (timestep, guidance, pooled text) and `Transformer` (everything else).
+
+The two share no weight, so a sampler can run the first once for all steps and drop it before the second starts.
+Parameter names are the reference release's (black-forest-labs/flux), so that its checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TransformerConfig
+from .rope import rotate
+
+TIME_CHANNELS = 256
+"""Width of the sinusoidal embedding of the timestep and of the guidance."""
+
+
+def sinusoid(values: Tensor) -> Tensor:
+    """Embeds `values` [rows], fp32, as [rows, 256]: cosines, then sines, of 1000 * value * 10000^(-j/128).
+
+    Kept in fp32 whatever the weights are in: half precision alone moves the denoiser's output by 0.09.
+    """
+    half = TIME_CHANNELS // 2
+    frequency = torch.exp(torch.arange(half, dtype=torch.float32, device=values.device) * (-math.log(10_000) / half))
+    angles = (values.float() * 1000)[:, None] * frequency
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class Embedder(nn.Module):
+    """Two linears with SiLU between them."""
+
+    def __init__(self, in_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.in_layer = nn.Linear(in_size, hidden_size)
+        self.out_layer = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_layer(F.silu(self.in_layer(x.to(self.in_layer.bias.dtype))))
+
+
+class ModulationLinear(nn.Module):
+    """The linear that turns the conditioning vector into shifts, scales and gates."""
+
+    def __init__(self, hidden_size: int, parts: int) -> None:
+        super().__init__()
+        self.lin = nn.Linear(hidden_size, parts * hidden_size)
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        return self.lin(conditioning)
+
+
+class DoubleModulation(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.img_mod = ModulationLinear(hidden_size, 6)
+        self.txt_mod = ModulationLinear(hidden_size, 6)
+
+
+class SingleModulation(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.modulation = ModulationLinear(hidden_size, 3)
+
+
+class FinalModulation(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+
+class Modulation(nn.Module):
+    """All shifts, scales and gates of all blocks, from the conditioning alone.
+
+    27 % of FLUX's parameters are here and none depends on the image, so one call serves every step of an edit.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        self.time_in = Embedder(TIME_CHANNELS, hidden)
+        self.guidance_in = Embedder(TIME_CHANNELS, hidden) if config.guidance_embed else None
+        self.vector_in = Embedder(config.pooled_dim, hidden)
+        self.double_blocks = nn.ModuleList(DoubleModulation(hidden) for _ in range(config.num_double_blocks))
+        self.single_blocks = nn.ModuleList(SingleModulation(hidden) for _ in range(config.num_single_blocks))
+        self.final_layer = FinalModulation(hidden)
+
+    def forward(self, timestep: Tensor, guidance: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Modulations of `rows` (step, prompt) pairs.
+
+        Args:
+            timestep: fp32 [rows], the flow's time in [0, 1] (1 is noise).
+            guidance: fp32 [rows], the guidance scale; ignored by models without its embedding.
+            pooled: [rows, pooled_dim], CLIP's pooled text.
+
+        Returns:
+            double [rows, num_double_blocks, 2 (image, text), 6, hidden], in the order shift, scale, gate of attention,
+            then of the MLP; single [rows, num_single_blocks, 3 (shift, scale, gate), hidden];
+            final [rows, 2 (shift, scale), hidden].
+        """
+        rows, hidden = timestep.shape[0], self.config.hidden_size
+        vector = self.time_in(sinusoid(timestep)) + self.vector_in(pooled)
+        if self.guidance_in is not None:
+            vector = vector + self.guidance_in(sinusoid(guidance))
+        active = F.silu(vector)
+        double = [mod(active) for block in self.double_blocks for mod in (block.img_mod, block.txt_mod)]
+        single = [block.modulation(active) for block in self.single_blocks]
+        final = self.final_layer.adaLN_modulation(vector)
+        return (
+            torch.stack(double, dim=1).view(rows, self.config.num_double_blocks, 2, 6, hidden),
+            torch.stack(single, dim=1).view(rows, self.config.num_single_blocks, 3, hidden),
+            final.view(rows, 2, hidden),
+        )
+
+
+class RMSNorm(nn.Module):
+    """RMS normalization of one head's channels; `scale` is the reference's name for the weight."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.scale.shape, self.scale, 1e-6)
+
+
+class QKNorm(nn.Module):
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.query_norm = RMSNorm(head_dim)
+        self.key_norm = RMSNorm(head_dim)
+
+
+def split_heads(qkv: Tensor, num_heads: int, norm: QKNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """[batch, tokens, 3 * hidden] → q, k (normalized), v, each [batch, heads, tokens, head_dim]."""
+    batch, tokens, _ = qkv.shape
+    q, k, v = (part.view(batch, tokens, num_heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    return norm.query_norm(q), norm.key_norm(k), v
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full attention of [batch, heads, tokens, head_dim], returned as [batch, tokens, hidden]."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine, then (1 + scale) * x + shift; x [batch, tokens, hidden], the rest [batch, hidden]."""
+    normalized = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return normalized * (1 + scale[:, None]) + shift[:, None]
+
+
+class StreamAttention(nn.Module):
+    """The attention weights of one stream (image or text) of a double block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.norm = QKNorm(config.head_dim)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+def feed_forward(config: TransformerConfig) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(config.hidden_size, config.mlp_size),
+        nn.GELU(approximate="tanh"),
+        nn.Linear(config.mlp_size, config.hidden_size),
+    )
+
+
+class DoubleBlock(nn.Module):
+    """Text and image have weights of their own and meet in one attention."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.img_attn = StreamAttention(config)
+        self.txt_attn = StreamAttention(config)
+        self.img_mlp = feed_forward(config)
+        self.txt_mlp = feed_forward(config)
+
+    def forward(
+        self, image: Tensor, text: Tensor, cos: Tensor, sin: Tensor, modulation: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """image, text: [batch, tokens, hidden]; modulation [batch, 2 (image, text), 6, hidden]."""
+        img, txt = (modulation[:, stream].unbind(1) for stream in (0, 1))
+        image_qkv = split_heads(self.img_attn.qkv(modulate(image, img[0], img[1])), self.num_heads, self.img_attn.norm)
+        text_qkv = split_heads(self.txt_attn.qkv(modulate(text, txt[0], txt[1])), self.num_heads, self.txt_attn.norm)
+        q, k, v = (torch.cat(parts, dim=2) for parts in zip(text_qkv, image_qkv, strict=True))
+        joint = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        text_attended, image_attended = joint.split((text.shape[1], image.shape[1]), dim=1)
+
+        image = image + img[2][:, None] * self.img_attn.proj(image_attended)
+        image = image + img[5][:, None] * self.img_mlp(modulate(image, img[3], img[4]))
+        text = text + txt[2][:, None] * self.txt_attn.proj(text_attended)
+        text = text + txt[5][:, None] * self.txt_mlp(modulate(text, txt[3], txt[4]))
+        return image, text
+
+
+class SingleBlock(nn.Module):
+    """One stream; attention and MLP run in parallel between two fused linears."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.split = (3 * config.hidden_size, config.mlp_size)
+        self.linear1 = nn.Linear(config.hidden_size, sum(self.split))
+        self.linear2 = nn.Linear(config.hidden_size + config.mlp_size, config.hidden_size)
+        self.norm = QKNorm(config.head_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, modulation: Tensor) -> Tensor:
+        """x: [batch, tokens, hidden]; modulation [batch, 3, hidden]."""
+        shift, scale, gate = modulation.unbind(1)
+        qkv, mlp = self.linear1(modulate(x, shift, scale)).split(self.split, dim=-1)
+        q, k, v = split_heads(qkv, self.num_heads, self.norm)
+        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        return x + gate[:, None] * self.linear2(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.hidden_size, config.in_channels)
+
+
+class Transformer(nn.Module):
+    """The denoiser without its modulation: packed latents and text in, velocity of the target out."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        if sum(config.axes_dim) != config.head_dim:
+            raise ValueError(f"axes_dim {config.axes_dim} must add up to head_dim {config.head_dim}")
+        self.config = config
+        self.img_in = nn.Linear(config.in_channels, config.hidden_size)
+        self.txt_in = nn.Linear(config.text_dim, config.hidden_size)
+        self.double_blocks = nn.ModuleList(DoubleBlock(config) for _ in range(config.num_double_blocks))
+        self.single_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.num_single_blocks))
+        self.final_layer = FinalLayer(config)
+
+    def forward(
+        self,
+        target: Tensor,
+        reference: Tensor,
+        text: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        double_modulation: Tensor,
+        single_modulation: Tensor,
+        final_modulation: Tensor,
+    ) -> Tensor:
+        """Velocity [batch, target_tokens, in_channels] at `target`.
+
+        Args:
+            target: [batch, target_tokens, in_channels], packed noisy latents.
+            reference: [batch, reference_tokens, in_channels], packed latents of all references; may have no tokens.
+            text: [batch, text_tokens, text_dim], the sequence encoder's output.
+            rope_cos, rope_sin: fp32 [text + target + reference tokens, head_dim / 2], in that order.
+            double_modulation, single_modulation, final_modulation: what `Modulation` returned, one row per batch row.
+        """
+        image = self.img_in(torch.cat((target, reference), dim=1))
+        text = self.txt_in(text)
+        for index, block in enumerate(self.double_blocks):
+            image, text = block(image, text, rope_cos, rope_sin, double_modulation[:, index])
+        x = torch.cat((text, image), dim=1)
+        for index, block in enumerate(self.single_blocks):
+            x = block(x, rope_cos, rope_sin, single_modulation[:, index])
+        start = text.shape[1]
+        x = x[:, start : start + target.shape[1]]
+        shift, scale = final_modulation.unbind(1)
+        return self.final_layer.linear(modulate(x, shift, scale))

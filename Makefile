@@ -1,0 +1,51 @@
+# make demo | test | check | bench | clean. PYTHON picks the interpreter that makes .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test check bench clean
+
+help:
+	@echo "make demo    environment, FP8 export of the embedded model, edits, a contact sheet (demo/contact-sheet.png)"
+	@echo "make test    every test, with coverage; tests that need a GPU are skipped where there is none"
+	@echo "make check   ruff and mypy"
+	@echo "make bench   latency, cold start and export time of the embedded model, into bench/results/"
+	@echo "make clean   removes what the above made, except $(VENV)"
+
+# One environment, grown by extras. The stamps say which extras are in; an existing environment is reused as it is.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.kontext-demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing kontext-export[export,bench] into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[export,bench]'
+	@touch $@
+
+$(VENV)/.kontext-all: $(VENV)/.kontext-demo
+	$(PIP) --editable '.[export,bench,test]'
+	@touch $@
+
+install: $(VENV)/.kontext-all
+
+demo: $(VENV)/.kontext-demo
+	$(BIN)/kontext-export --fp8 --output demo/kontext-tiny-fp8 --force
+	$(BIN)/kontext-bench demo demo/kontext-tiny-fp8 --output demo
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term $(PYTEST_ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	@mkdir -p build/types && ln -sfn ../.. build/types/kontext
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/kontext-bench export --json bench/results/export.json
+	$(BIN)/kontext-export --fp32 --output runs/kontext-tiny-fp32 --force
+	$(BIN)/kontext-bench latency runs/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
+	$(BIN)/kontext-bench coldstart runs/kontext-tiny-fp32 --json bench/results/coldstart.json
+
+clean:
+	rm -rf build demo runs .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis

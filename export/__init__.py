@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: graphs, weight binding, the bundle writer and `kontext-export`."""

@@ -1,0 +1,1 @@
+"""The embedded model: procedural scenes, edits, the judge, the training script and the trained weights."""

@@ -1,0 +1,142 @@
+"""Reads one tensor of a safetensors file at a time: the header is checked in full first, then bytes are read by offset.
+
+Plain reads rather than a memory map: mapped pages would count as this process's memory, and a 24 GB file has many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import KontextError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The format's names of number formats."""
+
+HEADER_LIMIT = 100_000_000
+"""Bytes; the format's own limit."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor is: `start` and `stop` are bytes from the beginning of the file."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def read(self) -> Tensor:
+        """The tensor, in memory of its own.
+
+        Raises:
+            KontextError: the file can no longer be read as its header said.
+        """
+        data = bytearray(self.stop - self.start)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                count = file.readinto(data)
+        except OSError as fault:
+            raise KontextError(f"cannot read {self.path}: {fault.strerror}") from None
+        if count != len(data):
+            raise KontextError(f"{self.path} is truncated at tensor {self.name}: download it again")
+        if not data:
+            return torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file holds; `digest` is the SHA-256 of the header's bytes."""
+
+    tensors: dict[str, TensorInfo]
+    digest: str
+
+
+def read_header(path: Path) -> Header:
+    """The tensors of `path`, none of them read.
+
+    Raises:
+        KontextError: the file is missing, truncated, or its header contradicts itself.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or not 2 <= length <= HEADER_LIMIT:
+                raise KontextError(f"{path} is not a safetensors file")
+            if length > size - 8:
+                raise KontextError(f"{path} is truncated: {size} bytes, its header alone is {length}: download it again")
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise KontextError(f"{path} is missing: the checkpoint is incomplete") from None
+    except OSError as fault:
+        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+    try:
+        entries = json.loads(raw, object_pairs_hook=unique_names)
+    except (ValueError, RecursionError) as fault:
+        raise KontextError(f"{path} has a damaged safetensors header: {fault}") from None
+    if not isinstance(entries, dict):
+        raise KontextError(f"{path} has a damaged safetensors header: not a JSON object")
+    entries.pop("__metadata__", None)
+    tensors = {name: tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}
+    check_layout(path, tensors, 8 + length, size)
+    return Header(tensors, hashlib.sha256(raw).hexdigest())
+
+
+def unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice")
+    return result
+
+
+def tensor_info(path: Path, name: str, entry: object, base: int) -> TensorInfo:
+    fault = KontextError(f"{path} has a damaged safetensors header at {name!r}")
+    if not isinstance(entry, dict):
+        raise fault
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise KontextError(f"{path}: tensor {name!r} has the unknown number format {dtype!r}")
+    for values in (shape, offsets):
+        if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
+            raise fault
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise fault
+    return TensorInfo(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
+
+
+def check_layout(path: Path, tensors: dict[str, TensorInfo], base: int, size: int) -> None:
+    """The format asks for tensors that follow each other with no gap and no overlap, up to the file's end."""
+    position = base
+    for info in sorted(tensors.values(), key=lambda info: (info.start, info.stop)):
+        if info.start != position:
+            raise KontextError(f"{path} has a damaged safetensors header: tensor {info.name!r} is out of place")
+        position = info.stop
+    if position > size:
+        raise KontextError(f"{path} is truncated: {size} of {position} bytes: download it again")
+    if position < size:
+        raise KontextError(f"{path} is damaged: {size - position} bytes more than its header says")

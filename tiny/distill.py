@@ -1,0 +1,178 @@
+"""Stages 3 and 4: the guidance scale becomes an input, then four steps become enough.
+
+Guidance (Meng et al. 2023, "On Distillation of Guided Diffusion Models"): the student, told the scale w, learns the
+teacher's v(empty) + w * (v(prompt) - v(empty)) in one evaluation, as FLUX [dev] does.
+
+Few steps (Wang et al. 2024, "Phased Consistency Models"): the flow's time is cut where the 4-step schedule steps; inside
+a phase the student's straight line must reach the same end from every point of the teacher's trajectory. Because each
+phase keeps its own end, the model stays a flow that more steps can follow too.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..model import Encoder, KontextConfig
+from . import run_state
+from .network import KontextNetwork, Prompts
+from .pool import EditPool
+from .train_flow import BATCH, FRESH_PER_STEP, SAVE_SECONDS, block_matrices, optimizers_for, set_learning_rate, shifted_time
+
+GUIDANCE_RANGE = (1.0, 4.0)
+PHASES = 4
+TEACHER_STEPS_PER_PHASE = 8
+POOL = 8_192
+FIRST_FILL = 2_048
+
+
+@dataclass
+class Conditioned:
+    """One batch with everything a velocity needs but the point on the trajectory."""
+
+    target: Tensor
+    source: Tensor
+    pooled: Tensor
+    text: Tensor
+    empty_pooled: Tensor
+    empty_text: Tensor
+    guidance: Tensor
+
+
+Loss = Callable[[KontextNetwork, KontextNetwork, KontextNetwork, Conditioned], Tensor]
+"""(student, its running average, teacher, batch) → scalar loss."""
+
+
+def guidance_loss(student: KontextNetwork, _: KontextNetwork, teacher: KontextNetwork, batch: Conditioned) -> Tensor:
+    """Squared distance to the teacher's guided velocity."""
+    time = shifted_time(torch.rand(len(batch.target), device=batch.target.device))
+    noisy = torch.lerp(batch.target, torch.randn_like(batch.target), time[:, None, None])
+    one = torch.ones_like(batch.guidance)
+    with torch.no_grad():
+        prompted = teacher(noisy, batch.source, batch.pooled, batch.text, time, one).float()
+        empty = teacher(noisy, batch.source, batch.empty_pooled, batch.empty_text, time, one).float()
+        wanted = torch.lerp(empty, prompted, batch.guidance[:, None, None])
+    return F.mse_loss(student(noisy, batch.source, batch.pooled, batch.text, time, batch.guidance).float(), wanted)
+
+
+def phase_edges(device: torch.device | str) -> Tensor:
+    """Times where the few-step schedule steps, from 1 down to 0."""
+    return shifted_time(torch.linspace(1, 0, PHASES + 1, device=device))
+
+
+def consistency_loss(
+    student: KontextNetwork, average: KontextNetwork, teacher: KontextNetwork, batch: Conditioned
+) -> Tensor:
+    """Squared distance between the velocities that reach the phase's end from here and from one teacher step on."""
+    rows, device = len(batch.target), batch.target.device
+    edges = phase_edges(device)
+    phase = torch.randint(PHASES, (rows,), device=device)
+    start, end = edges[phase], edges[phase + 1]
+    # Positions 0 .. T-1 in the phase; 0, its very start, is the only one that 4-step sampling visits: half of the rows.
+    position = torch.randint(TEACHER_STEPS_PER_PHASE, (rows,), device=device) * (torch.rand(rows, device=device) < 0.5)
+    step = (start - end) / TEACHER_STEPS_PER_PHASE
+    time = start - position * step
+    later = torch.where(position == TEACHER_STEPS_PER_PHASE - 1, end, time - step)
+    noisy = torch.lerp(batch.target, torch.randn_like(batch.target), time[:, None, None])
+
+    def velocity(network: KontextNetwork, x: Tensor, t: Tensor) -> Tensor:
+        return network(x, batch.source, batch.pooled, batch.text, t, batch.guidance).float()
+
+    with torch.no_grad():
+        moved = noisy + (later - time)[:, None, None] * velocity(teacher, noisy, time)
+        reached = moved + (end - later)[:, None, None] * velocity(average, moved, later)
+        wanted = (reached - noisy) / (end - time)[:, None, None]
+    error = (velocity(student, noisy, time) - wanted).square().mean((1, 2))
+    return (error * ((time - end) / (start - end))).mean()  # short remainders divide by little: weigh them less
+
+
+LOSSES: dict[str, tuple[Loss, float]] = {"guidance": (guidance_loss, 5e-4), "fewstep": (consistency_loss, 4e-4)}
+"""Stage → its loss and peak learning rate."""
+
+
+def load_network(config: KontextConfig, state: Path, device: str) -> KontextNetwork:
+    """A frozen network with the averaged weights of a finished stage."""
+    network = KontextNetwork(config)
+    network.load_state_dict(run_state.load_average(state))
+    return network.requires_grad_(False).to(device)
+
+
+def distill(
+    stage: str, teacher_state: Path, config: KontextConfig, encoder: Encoder, folder: Path, run: Path, minutes: float,
+    device: str,
+) -> None:  # fmt: skip
+    """Trains stage "guidance" or "fewstep" from the averaged weights in `teacher_state`; text encoders stay as they are."""
+    loss_of, peak_rate = LOSSES[stage]
+    path = run / f"{stage}.safetensors"
+    teacher = load_network(config, teacher_state, device)
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    for text_encoder in (student.text_encoder, student.text_encoder_2):
+        text_encoder.requires_grad_(False)
+    average_network = copy.deepcopy(teacher)
+    average = run_state.Average(student, 0.995)
+    matrices = [p for p in block_matrices(student) if p.requires_grad]
+    optimizers = optimizers_for(student, matrices)
+    counters = run_state.load(path, student, average, optimizers)
+    step = int(counters.get("step", 0))
+    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
+    prompts = Prompts(folder, config)
+    pool = EditPool(encoder, POOL, [3, step, os.getpid() if step else 0], device)
+    for _ in tqdm(range(FIRST_FILL // 64), desc="drawing edits"):
+        pool.add(64)
+    torch.manual_seed(step)
+    empty = [ids.to(device) for ids in prompts([""])]
+    saved, smooth = clock.spent, 0.0
+
+    def save() -> None:
+        run_state.save(path, student, average, optimizers, {"step": step, "seconds": clock.spent})
+
+    with tqdm(total=round(minutes * 60), initial=round(clock.spent), unit="s", desc=stage) as bar:
+        try:
+            while clock.fraction < 1:
+                set_learning_rate(optimizers, peak_rate * min(1, (step + 1) / 100) * (1 - clock.fraction))
+                pool.add(FRESH_PER_STEP)
+                drawn = pool.sample(BATCH)
+                clip_ids, t5_ids = (ids.to(device) for ids in prompts(drawn.prompts))
+                with torch.autocast(device, torch.bfloat16):
+                    with torch.no_grad():
+                        pooled, text = teacher.encode_text(clip_ids, t5_ids)
+                        nothing = [part.expand(BATCH, *part.shape[1:]) for part in teacher.encode_text(*empty)]
+                    low, high = GUIDANCE_RANGE
+                    guidance = low + (high - low) * torch.rand(BATCH, device=device)
+                    batch = Conditioned(
+                        drawn.target, drawn.source, pooled, text, nothing[0], nothing[1], guidance
+                    )
+                    loss = loss_of(student, average_network, teacher, batch)
+                for optimizer in optimizers.values():
+                    optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_((p for p in student.parameters() if p.requires_grad), 1.0)
+                for optimizer in optimizers.values():
+                    optimizer.step()
+                average.update(student, step)
+                copy_into(average_network, average.weights)
+                step += 1
+                smooth += (float(loss.detach()) - smooth) * max(0.02, 1 / step)
+                if step % 10 == 0:
+                    bar.set_postfix(step=step, loss=f"{smooth:.5f}")
+                    bar.n = round(min(clock.spent, clock.budget))
+                    bar.refresh()
+                if clock.spent - saved > SAVE_SECONDS:
+                    save()
+                    saved = clock.spent
+        finally:
+            save()
+
+
+@torch.no_grad()
+def copy_into(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in network.named_parameters():
+        parameter.copy_(weights[name])

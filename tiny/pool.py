@@ -1,0 +1,82 @@
+"""A pool of encoded edits to train the flow on: drawing and encoding cost more than one use, so each serves a few.
+
+A batch is drawn from the whole pool at random while a share of it is replaced by fresh edits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import Autoencoder
+from .edits import sample_edit
+from .network import pack
+from .scenes import render
+from .train_autoencoder import to_tensor
+
+ENCODE_BATCH = 16
+
+
+@dataclass
+class Batch:
+    """`source` has no tokens for text-to-image; both sides are packed normalized latents [batch, tokens, 64]."""
+
+    source: Tensor
+    target: Tensor
+    prompts: list[str]
+
+
+class EditPool:
+    """Edits with a reference (`edits`) or text-to-image (`drawings`), as half-precision latents in memory."""
+
+    def __init__(self, encoder: torch.nn.Module, size: int, seed: list[int], device: str = "cpu") -> None:
+        self.encoder, self.size, self.device = encoder, size, device
+        self.rng = np.random.default_rng(seed)
+        self.pairs: dict[bool, list[tuple[Tensor | None, Tensor, str]]] = {True: [], False: []}
+        self.next = {True: 0, False: 0}
+
+    @torch.no_grad()
+    def encode(self, pictures: list[np.ndarray]) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16):
+            latents = self.encoder(to_tensor(pictures).to(self.device))
+        return pack(latents.float()).half().cpu()
+
+    def add(self, count: int) -> None:
+        """Draws `count` edits; the oldest leave when the pool is full."""
+        for start in range(0, count, ENCODE_BATCH):
+            edits = [sample_edit(self.rng, split="train") for _ in range(min(ENCODE_BATCH, count - start))]
+            targets = self.encode([render(edit.target) for edit in edits])
+            with_source = [edit for edit in edits if edit.source is not None]
+            sources = iter(self.encode([render(edit.source) for edit in with_source]) if with_source else ())
+            for edit, target in zip(edits, targets, strict=True):
+                has_source = edit.source is not None
+                self.insert(has_source, (next(sources) if has_source else None, target, edit.prompt))
+
+    def insert(self, has_source: bool, item: tuple[Tensor | None, Tensor, str]) -> None:
+        pairs = self.pairs[has_source]
+        if len(pairs) < self.size:
+            pairs.append(item)
+        else:
+            pairs[self.next[has_source] % self.size] = item
+            self.next[has_source] += 1
+
+    def sample(self, count: int) -> Batch:
+        """A batch of one kind, edits or drawings, in the proportion that the pool holds."""
+        edits, drawings = len(self.pairs[True]), len(self.pairs[False])
+        has_source = bool(self.rng.random() < edits / (edits + drawings))
+        pairs = self.pairs[has_source]
+        chosen = [pairs[i] for i in self.rng.integers(len(pairs), size=count)]
+        target = torch.stack([item[1] for item in chosen]).float().to(self.device)
+        sources = [item[0] for item in chosen if item[0] is not None]
+        source = torch.stack(sources).float().to(self.device) if sources else target[:, :0]
+        return Batch(source, target, [item[2] for item in chosen])
+
+
+def normalization(encoder_moments: Autoencoder, images: Tensor) -> tuple[float, float]:
+    """(shift, scale) that give the latents of `images` mean 0 and standard deviation 1."""
+    with torch.no_grad():
+        mean, _ = encoder_moments.encoder.moments(images)
+    return float(mean.mean()), float(1 / mean.std())

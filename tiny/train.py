@@ -1,0 +1,119 @@
+"""Trains the embedded model from nothing: `python -m kontext.tiny.train --run runs/tiny`.
+
+Stages run in order, each for its share of time, and each goes on where it was stopped (Ctrl-C is safe). A finished run
+is written as a diffusers folder with `--checkpoint FOLDER`, from the last stage that there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..model import Autoencoder, AutoencoderConfig, KontextConfig
+from . import run_state
+from .architecture import TINY
+from .distill import distill, load_network
+from .edits import all_prompts_corpus
+from .pool import normalization
+from .train_autoencoder import draw, train_autoencoder
+from .train_flow import train_flow
+from .vocabulary import train_clip, train_t5
+
+STAGES = ("autoencoder", "flow", "guidance", "fewstep")
+MINUTES = {"autoencoder": 15.0, "flow": 75.0, "guidance": 10.0, "fewstep": 12.0}
+
+
+def tokenizers(run: Path) -> None:
+    """Trains both tokenizers on the instructions, once."""
+    if (run / "tokenizer_2" / "tokenizer.json").exists():
+        return
+    corpus = list(all_prompts_corpus())
+    clip, t5 = TINY.text_encoder, TINY.text_encoder_2
+    train_clip(corpus, clip.vocab_size, clip.max_length, run / "tokenizer")
+    train_t5(corpus, t5.vocab_size, t5.max_length, run / "tokenizer_2")
+
+
+def trained_autoencoder(config: AutoencoderConfig, run: Path) -> Autoencoder:
+    """The autoencoder of stage 1, its configuration normalizing the latents that it really makes."""
+    weights = run_state.load_average(run / "autoencoder.safetensors")
+    model = Autoencoder(config)
+    model.load_state_dict(weights)
+    shift, scale = normalization(model, draw(np.random.default_rng(0), 256))
+    fitted = dataclasses.replace(config, shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
+    model = Autoencoder(fitted).requires_grad_(False)
+    model.load_state_dict(weights)
+    return model
+
+
+def write_checkpoint(run: Path, folder: Path) -> None:
+    """Writes the averaged weights of the last stage that there is, in bf16, as a diffusers folder."""
+    import shutil
+
+    from ..model.checkpoint import save_diffusers
+
+    stage = [name for name in STAGES if (run / f"{name}.safetensors").exists()][-1]
+    autoencoder = trained_autoencoder(TINY.autoencoder, run)
+    config = dataclasses.replace(TINY, autoencoder=autoencoder.config)
+    network = load_network(config, run / f"{stage}.safetensors", "cpu")
+    parts = {
+        "transformer": network.transformer,
+        "modulation": network.modulation,
+        "text_encoder": network.text_encoder,
+        "text_encoder_2": network.text_encoder_2,
+        "vae_encoder": autoencoder.encoder,
+        "vae_decoder": autoencoder.decoder,
+    }
+    weights = {name: {key: t.bfloat16() for key, t in part.state_dict().items()} for name, part in parts.items()}
+    save_diffusers(folder, config, weights)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
+    print(f"wrote stage {stage!r} to {folder}")
+
+
+def train(run: Path, stages: list[str], minutes: dict[str, float], device: str) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    tokenizers(run)
+    if "autoencoder" in stages:
+        train_autoencoder(TINY.autoencoder, run, minutes["autoencoder"], device)
+    autoencoder = trained_autoencoder(TINY.autoencoder, run)
+    config: KontextConfig = dataclasses.replace(TINY, autoencoder=autoencoder.config)
+    encoder = autoencoder.encoder.to(device)
+    if "flow" in stages:
+        train_flow(config, encoder, run, run, minutes["flow"], device)
+    for stage, teacher in (("guidance", "flow"), ("fewstep", "guidance")):
+        if stage in stages:
+            distill(stage, run / f"{teacher}.safetensors", config, encoder, run, run, minutes[stage], device)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m kontext.tiny.train", description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="folder of the training state")
+    parser.add_argument("--stages", default=",".join(STAGES), help="which stages to run, in order")
+    for stage in STAGES:
+        parser.add_argument(f"--{stage}-minutes", type=float, default=MINUTES[stage])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--checkpoint", type=Path, help="only write the run as a diffusers folder")
+    args = parser.parse_args()
+    if args.checkpoint:
+        write_checkpoint(args.run, args.checkpoint)
+        return 0
+    stages = args.stages.split(",")
+    unknown = set(stages) - set(STAGES)
+    if unknown:
+        print(f"error: unknown stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}", file=sys.stderr)
+        return 2
+    try:
+        train(args.run, stages, {stage: getattr(args, f"{stage}_minutes") for stage in STAGES}, args.device)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

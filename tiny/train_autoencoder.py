@@ -1,0 +1,97 @@
+"""Stage 1 of training the embedded model: the autoencoder, on scenes drawn on the fly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..model import Autoencoder, AutoencoderConfig
+from . import run_state
+from .edits import sample_edit
+from .scenes import render
+
+BATCH = 16
+KL_WEIGHT = 1e-4
+SAVE_SECONDS = 120
+LEARNING_RATE = 2e-3
+
+
+def to_tensor(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 [H, W, 3] pictures → float32 [batch, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def draw(rng: np.random.Generator, count: int) -> Tensor:
+    """`count` pictures of both sides of random edits."""
+    pictures: list[np.ndarray] = []
+    while len(pictures) < count:
+        edit = sample_edit(rng, split="train")
+        pictures += [render(scene) for scene in (edit.source, edit.target) if scene is not None]
+    return to_tensor(pictures[:count])
+
+
+def edges(x: Tensor) -> Tensor:
+    return torch.cat(((x[..., 1:, :-1] - x[..., :-1, :-1]), (x[..., :-1, 1:] - x[..., :-1, :-1])), dim=1)
+
+
+def reconstruction_loss(output: Tensor, image: Tensor) -> Tensor:
+    """L1 and L2 of the picture, and L1 of its gradients: flat colours stay flat, outlines stay sharp."""
+    return (
+        F.l1_loss(output, image) + 2 * F.mse_loss(output, image) + F.l1_loss(edges(output), edges(image))
+    )
+
+
+def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, device: str = "cpu") -> None:
+    """Trains for `minutes` in all, over as many calls as it takes; the state is `run`/autoencoder.safetensors."""
+    path = run / "autoencoder.safetensors"
+    torch.manual_seed(0)
+    model = Autoencoder(config).to(device)
+    average = run_state.Average(model, 0.998)
+    optimizers = {"adam": torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0)}
+    counters = run_state.load(path, model, average, optimizers)
+    step = int(counters.get("step", 0))
+    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
+    rng = np.random.default_rng([1, step, os.getpid() if step else 0])
+    saved = clock.spent
+
+    def save() -> None:
+        run_state.save(path, model, average, optimizers, {"step": step, "seconds": clock.spent})
+
+    with tqdm(total=round(minutes * 60), initial=round(clock.spent), unit="s", desc="autoencoder") as bar:
+        try:
+            while clock.fraction < 1:
+                rate = LEARNING_RATE * min(1, (step + 1) / 100) * (1 - clock.fraction) ** 0.7
+                for group in optimizers["adam"].param_groups:
+                    group["lr"] = rate
+                image = draw(rng, BATCH).to(device)
+                with torch.autocast(device, torch.bfloat16):
+                    mean, log_variance = (t.float() for t in model.encoder.moments(image))
+                    log_variance = log_variance.clamp(-12, 4)
+                    sample = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+                    shift, scale = config.shift_factor, config.scaling_factor
+                    output = model.decoder((sample - shift) * scale).float()
+                kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+                reconstruction = reconstruction_loss(output, image)
+                loss = reconstruction + KL_WEIGHT * kl
+                optimizers["adam"].zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizers["adam"].step()
+                average.update(model, step)
+                step += 1
+                if step % 20 == 0:
+                    psnr = -10 * torch.log10((output.detach().clamp(-1, 1) - image).square().mean() / 4)
+                    bar.set_postfix(step=step, psnr=f"{psnr:.1f}", kl=f"{kl:.2f}")
+                    bar.n = round(min(clock.spent, clock.budget))
+                    bar.refresh()
+                if clock.spent - saved > SAVE_SECONDS:
+                    save()
+                    saved = clock.spent
+        finally:
+            save()

@@ -1,0 +1,134 @@
+"""Stage 2: the rectified flow, text encoders and all, from (source, instruction, target) triples.
+
+x_t = (1 - t) target + t noise; the network learns noise - target (Liu et al. 2022, Lipman et al. 2022), and the
+instruction is dropped now and then so that guidance has something to steer from (Ho & Salimans 2022).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..model import Encoder, KontextConfig
+from . import run_state
+from .network import KontextNetwork, Prompts, initialize
+from .pool import EditPool
+
+BATCH = 64
+POOL = 16_384
+FIRST_FILL = 4_096
+FRESH_PER_STEP = 16
+DROP_PROMPT = 0.1
+CHANGED_WEIGHT = 2.0
+LEARNING_RATE = 1.5e-3
+SAVE_SECONDS = 180
+TIME_SHIFT = 1.6
+"""e^mu of the sampler's shift for 64 target tokens: training spends its time where sampling does."""
+
+
+def shifted_time(uniform: Tensor) -> Tensor:
+    return TIME_SHIFT * uniform / (1 + (TIME_SHIFT - 1) * uniform)
+
+
+def optimizers_for(network: nn.Module, matrices: list[nn.Parameter]) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the blocks' matrices (Jordan et al. 2024), AdamW for all the rest."""
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in chosen]
+    return {
+        "muon": torch.optim.Muon(matrices, LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        "adam": torch.optim.AdamW(rest, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0),
+    }
+
+
+def block_matrices(network: KontextNetwork) -> list[nn.Parameter]:
+    blocks = (*network.transformer.double_blocks, *network.transformer.single_blocks)
+    text = (*network.text_encoder.text_model.encoder.layers, *network.text_encoder_2.encoder.block)
+    return [
+        module.weight
+        for block in (*blocks, *text)
+        for module in block.modules()
+        if isinstance(module, nn.Linear)
+    ]
+
+
+def set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def train_flow(config: KontextConfig, encoder: Encoder, folder: Path, run: Path, minutes: float, device: str) -> None:
+    """Trains for `minutes` in all; the state is `run`/flow.safetensors. `folder` holds the tokenizers."""
+    path = run / "flow.safetensors"
+    torch.manual_seed(0)
+    network = KontextNetwork(config)
+    initialize(network)
+    network.to(device)
+    average = run_state.Average(network, 0.999)
+    optimizers = optimizers_for(network, block_matrices(network))
+    counters = run_state.load(path, network, average, optimizers)
+    step = int(counters.get("step", 0))
+    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
+    torch.manual_seed(step)
+    prompts = Prompts(folder, config)
+    pool = EditPool(encoder, POOL, [2, step, os.getpid() if step else 0], device)
+    for _ in tqdm(range(FIRST_FILL // 64), desc="drawing edits"):
+        pool.add(64)
+    saved, smooth = clock.spent, 0.0
+
+    def save() -> None:
+        run_state.save(path, network, average, optimizers, {"step": step, "seconds": clock.spent})
+
+    with tqdm(total=round(minutes * 60), initial=round(clock.spent), unit="s", desc="flow") as bar:
+        try:
+            while clock.fraction < 1:
+                decay = min(1.0, (1 - clock.fraction) / 0.6)  # constant, then linear to zero
+                set_learning_rate(optimizers, LEARNING_RATE * min(1, (step + 1) / 200) * decay)
+                filling = len(pool.pairs[True]) < POOL
+                pool.add(FRESH_PER_STEP * (2 if filling else 1))
+                batch = pool.sample(BATCH)
+                dropped = torch.rand(BATCH) < DROP_PROMPT
+                texts = ["" if drop else prompt for drop, prompt in zip(dropped, batch.prompts, strict=True)]
+                clip_ids, t5_ids = (ids.to(device) for ids in prompts(texts))
+                time = shifted_time(torch.rand(BATCH, device=device))
+                noise = torch.randn_like(batch.target)
+                noisy = torch.lerp(batch.target, noise, time[:, None, None])
+                with torch.autocast(device, torch.bfloat16):
+                    pooled, text = network.encode_text(clip_ids, t5_ids)
+                    guidance = torch.ones(BATCH, device=device)
+                    velocity = network(noisy, batch.source, pooled, text, time, guidance).float()
+                error = (velocity - (noise - batch.target)).square().mean(-1)
+                loss = (error * changed_weight(batch.source, batch.target)).mean()
+                for optimizer in optimizers.values():
+                    optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                for optimizer in optimizers.values():
+                    optimizer.step()
+                average.update(network, step)
+                step += 1
+                smooth += (float(error.detach().mean()) - smooth) * max(0.01, 1 / step)
+                if step % 10 == 0:
+                    bar.set_postfix(step=step, loss=f"{smooth:.4f}")
+                    bar.n = round(min(clock.spent, clock.budget))
+                    bar.refresh()
+                if clock.spent - saved > SAVE_SECONDS:
+                    save()
+                    saved = clock.spent
+        finally:
+            save()
+
+
+def changed_weight(source: Tensor, target: Tensor) -> Tensor:
+    """Per-token weight [batch, tokens]: tokens that the edit changes count more than those it only copies."""
+    if source.shape[1] == 0:
+        return torch.ones_like(target[..., 0])
+    changed = ((source - target).square().mean(-1) > 0.05).float()
+    weight = 1 + CHANGED_WEIGHT * changed
+    return weight / weight.mean()
+
+

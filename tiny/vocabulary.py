@@ -1,0 +1,86 @@
+"""Real tokenizers for the embedded model, trained on its own instructions: CLIP's BPE and T5's unigram model.
+
+They are written in the layout that a diffusers folder has, so that transformers reads them too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+CLIP_SPLIT = (
+    r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+)
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def train_clip(corpus: Iterable[str], vocab_size: int, max_length: int, folder: Path) -> None:
+    """Trains byte-level BPE with CLIP's normalizer and splitting, and writes vocab.json and merges.txt to `folder`.
+
+    The end-of-text token has the highest id, as CLIP's has, which its pooling relies on.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=END, continuing_subword_prefix="", end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    # CLIP's vocabulary opens with the 256 bytes, then the same bytes at the end of a word.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    base = alphabet + [byte + "</w>" for byte in alphabet]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=[], end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]][: vocab_size - len(base) - 2]
+    tokens = [*base, *("".join(merge) for merge in merges), START, END]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json",
+        {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, "do_lower_case": True},
+    )
+
+
+def train_t5(corpus: Iterable[str], vocab_size: int, max_length: int, folder: Path) -> None:
+    """Trains a unigram model with T5's whitespace marks and end token, and writes tokenizer.json to `folder`."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    printable = [chr(code) for code in range(33, 127)]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        initial_alphabet=printable,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json",
+        {**special, "tokenizer_class": "T5TokenizerFast", "model_max_length": max_length, "extra_ids": 0},
+    )

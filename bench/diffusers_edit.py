@@ -1,0 +1,46 @@
+"""What a user of diffusers would write for one edit: the peer of `kontext-edit` in `coldstart`.
+
+It imports nothing of this package, so that all its cost is diffusers' own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One edit with FluxKontextPipeline, fp32, on the CPU.")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--image", required=True)
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--guidance", type=float, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from diffusers import FluxKontextPipeline
+    from PIL import Image
+
+    pipe = FluxKontextPipeline.from_pretrained(arguments.checkpoint, torch_dtype=torch.float32)
+    image = Image.open(arguments.image).convert("RGB")
+    result = pipe(
+        image=image,
+        prompt=arguments.prompt,
+        width=image.width,
+        height=image.height,
+        max_area=image.width * image.height,
+        _auto_resize=False,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance,
+        generator=torch.Generator("cpu").manual_seed(arguments.seed),
+        max_sequence_length=pipe.tokenizer_2.model_max_length,
+    )
+    result.images[0].save(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

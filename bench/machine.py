@@ -1,0 +1,80 @@
+"""What a number was measured on: processor, memory, system, library versions, GPU if any."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "tokenizers",
+    "safetensors",
+    "pillow",
+)
+
+
+def describe() -> dict[str, Any]:
+    """The machine as JSON: no host name, no user name, no path."""
+    return {
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "gpu": gpus(),
+        "libraries": {name: version for name in LIBRARIES if (version := installed_version(name))},
+    }
+
+
+def one_line(machine: dict[str, Any]) -> str:
+    """The machine in a sentence, for the foot of a table."""
+    parts = [f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB", *machine["gpu"]]
+    shown = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers")
+    parts += [f"{name} {machine['libraries'][name]}" for name in shown if name in machine["libraries"]]
+    return "; ".join([*parts, f"Python {machine['python']}"])
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """Name and memory of each NVIDIA GPU; empty without the driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def installed_version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,84 @@
+"""The peer: diffusers' FluxKontextPipeline on the same checkpoint folder, asked for the same edit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from ..errors import KontextError
+from .measure import Clock
+
+
+def load_reference(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32") -> Any:
+    """A FluxKontextPipeline over the diffusers folder `checkpoint`, in `dtype`. Nothing is fetched."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import torch
+        from diffusers import FluxKontextPipeline
+        from diffusers.utils import logging
+    except ImportError as error:
+        raise KontextError(
+            f"the diffusers peer needs `pip install 'kontext-export[export,bench]'` ({error})"
+        ) from error
+    if not (checkpoint / "model_index.json").is_file():
+        raise KontextError(f"{checkpoint} is not a diffusers folder: it has no model_index.json")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    pipe = FluxKontextPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, dtype))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def edit(
+    pipe: Any,
+    image: PIL.Image.Image | None,
+    prompt: str,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    size: tuple[int, int],
+) -> PIL.Image.Image:
+    """One edit at exactly `size` (width, height), which must be a multiple of 16 on both sides.
+
+    `max_area` and `_auto_resize` keep the pipeline from going to a million pixels. The seed is a generator on
+    the CPU, as in the runtime, and the reference is taken at its own size.
+    """
+    import torch
+
+    width, height = size
+    result = pipe(
+        image=image,
+        prompt=prompt,
+        width=width,
+        height=height,
+        max_area=width * height,
+        _auto_resize=False,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        max_sequence_length=pipe.tokenizer_2.model_max_length,
+    )
+    return result.images[0]
+
+
+def attach_clock(pipe: Any, clock: Clock) -> None:
+    """Times the pipeline's networks as the runtime's stages; its modulation runs inside every step."""
+    for stage, module in (
+        ("text_encoder", pipe.text_encoder),
+        ("text_encoder_2", pipe.text_encoder_2),
+        ("vae_encoder", pipe.vae.encoder),
+        ("step", pipe.transformer),
+        ("vae_decoder", pipe.vae.decoder),
+    ):
+        module.forward = clock.wrap(stage, module.forward)
+
+
+def names(stages: Sequence[str]) -> list[str]:
+    """The order in which a table shows them."""
+    order = ("text_encoder", "text_encoder_2", "vae_encoder", "modulation", "step", "vae_decoder", "edit")
+    return [name for name in order if name in stages]

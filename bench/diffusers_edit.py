@@ -10,13 +10,14 @@ import os
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One edit with FluxKontextPipeline, fp32, on the CPU.")
+    parser = argparse.ArgumentParser(description="One edit with FluxKontextPipeline, fp32.")
     parser.add_argument("checkpoint")
     parser.add_argument("--image", required=True)
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--guidance", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
 
@@ -26,6 +27,7 @@ def main() -> None:
     from PIL import Image
 
     pipe = FluxKontextPipeline.from_pretrained(arguments.checkpoint, torch_dtype=torch.float32)
+    pipe = pipe.to(arguments.device)
     image = Image.open(arguments.image).convert("RGB")
     result = pipe(
         image=image,

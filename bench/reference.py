@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +75,3 @@ def attach_clock(pipe: Any, clock: Clock) -> None:
         ("vae_decoder", pipe.vae.decoder),
     ):
         module.forward = clock.wrap(stage, module.forward)
-
-
-def names(stages: Sequence[str]) -> list[str]:
-    """The order in which a table shows them."""
-    order = ("text_encoder", "text_encoder_2", "vae_encoder", "modulation", "step", "vae_decoder", "edit")
-    return [name for name in order if name in stages]

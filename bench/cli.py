@@ -1,0 +1,194 @@
+"""`kontext-bench`: measures a bundle, beside diffusers where asked for; tables on stdout, JSON on request."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import KontextError
+from .inputs import EMBEDDED, parse_counts, parse_size
+from .report import Table, replace_section, write_json
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="kontext-bench", description=__doc__)
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--json", type=Path, metavar="FILE", help="write the result there, with the machine"
+        )
+        return command
+
+    latency = add(
+        "latency", "Medians and p95 of every stage and step of an edit, after warm-up.", run_latency
+    )
+    latency.add_argument("bundle", type=Path)
+    latency.add_argument("--against", choices=["diffusers"], help="measure this peer in turn, same weights")
+    latency.add_argument("--device", default="cpu", choices=["cpu", "cuda", "tensorrt"])
+    latency.add_argument(
+        "--warmup", type=int, default=2, help="edits of each side before the clock counts (2)"
+    )
+    add_edit_options(latency, steps=28, repeat=10)
+
+    cold = add(
+        "coldstart", "Process start to PNG, kontext-edit beside a script with diffusers.", run_coldstart
+    )
+    cold.add_argument("bundle", type=Path)
+    add_edit_options(cold, steps=4, repeat=5)
+
+    export = add("export", "Time and peak memory of exporting.", run_export)
+    export.add_argument(
+        "model", type=Path, nargs="?", default=EMBEDDED, help="a diffusers folder (embedded model)"
+    )
+    export.add_argument(
+        "--formats", default="fp32,fp16,bf16,fp8", help="comma-separated (fp32,fp16,bf16,fp8)"
+    )
+    export.add_argument("--repeat", type=int, default=3, help="exports of each format (3)")
+
+    edits = add("edits", "Success of each kind of edit on held-out scenes, by the embedded judge.", run_edits)
+    edits.add_argument("bundle", type=Path)
+    edits.add_argument("--steps", default="28,4", help="one table column for each (28,4)")
+    edits.add_argument("-n", "--count", type=int, default=50, help="edits of each kind (50)")
+    edits.add_argument("--guidance", type=float, default=None, help="(the bundle's)")
+    edits.add_argument("--seed", type=int, default=0)
+    edits.add_argument("--batch", type=int, default=25, help="edits run at once (25)")
+    edits.add_argument("--device", default="cpu", choices=["cpu", "cuda", "tensorrt"])
+    edits.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the table in this file's edits section"
+    )
+
+    demo = add("demo", "Edits of scenes and of a photograph, as a contact sheet.", run_demo)
+    demo.add_argument("bundle", type=Path)
+    demo.add_argument(
+        "-o", "--output", type=Path, default=Path("demo"), help="folder for the pictures (demo)"
+    )
+    demo.add_argument("--steps", type=int, default=28)
+    demo.add_argument("--seed", type=int, default=0)
+    return root
+
+
+def add_edit_options(command: argparse.ArgumentParser, *, steps: int, repeat: int) -> None:
+    command.add_argument("--checkpoint", type=Path, default=EMBEDDED, help="what the bundle was made from")
+    command.add_argument("-i", "--image", type=Path, help="the picture to edit (a scene)")
+    command.add_argument("--prompt", help="the instruction (the scene's)")
+    command.add_argument("--size", default="128x128", metavar="WxH", help="(128x128)")
+    command.add_argument("--steps", type=int, default=steps, help=f"({steps})")
+    command.add_argument("--guidance", type=float, default=2.5, help="(2.5)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--repeat", type=int, default=repeat, help=f"measured edits of each side ({repeat})")
+
+
+def edit_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    at_least(arguments, steps=1, repeat=1)
+    return {
+        "steps": arguments.steps,
+        "guidance": arguments.guidance,
+        "seed": arguments.seed,
+        "size": parse_size(arguments.size),
+        "repeat": arguments.repeat,
+        "image": arguments.image,
+        "prompt": arguments.prompt,
+        "progress": sys.stderr.isatty(),
+    }
+
+
+def at_least(arguments: argparse.Namespace, **least: int) -> None:
+    for name, smallest in least.items():
+        if getattr(arguments, name) < smallest:
+            raise KontextError(f"--{name} must be at least {smallest}, not {getattr(arguments, name)}")
+
+
+def finish(
+    arguments: argparse.Namespace, result: dict[str, Any], tables: Sequence[Table], footer: str
+) -> int:
+    for table in tables:
+        print(table.text(), end="\n\n")
+    print(footer)
+    if arguments.json is not None:
+        write_json(arguments.json, result)
+        print(f"written to {arguments.json}")
+    return 0
+
+
+def run_latency(arguments: argparse.Namespace) -> int:
+    from . import latency
+
+    at_least(arguments, warmup=0)
+    result = latency.measure(
+        arguments.bundle,
+        checkpoint=arguments.checkpoint if arguments.against else None,
+        device=arguments.device,
+        warmup=arguments.warmup,
+        **edit_options(arguments),
+    )
+    return finish(arguments, result, latency.tables(result), latency.footer(result))
+
+
+def run_coldstart(arguments: argparse.Namespace) -> int:
+    from . import coldstart
+
+    result = coldstart.measure(arguments.bundle, arguments.checkpoint, **edit_options(arguments))
+    return finish(arguments, result, coldstart.tables(result), coldstart.footer(result))
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    from . import exporting
+
+    at_least(arguments, repeat=1)
+    formats = [name.strip() for name in arguments.formats.split(",")]
+    if unknown := sorted(set(formats) - {"fp32", "fp16", "bf16", "fp8"}):
+        raise KontextError(f"--formats takes fp32, fp16, bf16 and fp8, not {', '.join(map(repr, unknown))}")
+    progress = sys.stderr.isatty()
+    result = exporting.measure(arguments.model, formats, repeat=arguments.repeat, progress=progress)
+    return finish(arguments, result, exporting.tables(result), exporting.footer(result))
+
+
+def run_edits(arguments: argparse.Namespace) -> int:
+    from . import edits
+
+    at_least(arguments, count=1, batch=1)
+    result = edits.measure(
+        arguments.bundle,
+        steps=parse_counts(arguments.steps),
+        count=arguments.count,
+        guidance=arguments.guidance,
+        seed=arguments.seed,
+        batch=arguments.batch,
+        device=arguments.device,
+        progress=sys.stderr.isatty(),
+    )
+    tables, footer = edits.tables(result), edits.footer(result)
+    if arguments.readme is not None:
+        section = "\n\n".join([*(table.markdown() for table in tables), footer])
+        replace_section(arguments.readme, "edits", section)
+    return finish(arguments, result, tables, footer)
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    from . import demo
+
+    at_least(arguments, steps=1)
+    print(demo.run(arguments.bundle, arguments.output, steps=arguments.steps, seed=arguments.seed))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        arguments = parser().parse_args(argv)
+        return int(arguments.run(arguments))
+    except KontextError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

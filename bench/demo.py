@@ -1,0 +1,80 @@
+"""`make demo`: one edit of every kind on scenes, a drawing from text alone, a photograph, and all on one sheet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from tqdm import tqdm
+
+from ..errors import KontextError
+from ..runtime import Pipeline
+from ..tiny.contact import contact_sheet
+from ..tiny.edits import KINDS, sample_edit
+from ..tiny.scenes import render
+
+PHOTOGRAPH_PROMPTS = ("make it night", "make it black and white", "turn the picture into a negative")
+NEXT = """\
+{count} edits in {seconds:.0f} s ({steps} steps each). Before and after, side by side:
+  {sheet}
+
+Next:
+  {bin}kontext-edit {bundle} -i {folder}/scene.png --prompt "{prompt}" -o out.png
+  {bin}kontext-edit {bundle} -i your-photograph.jpg --prompt "make it night" --steps 4 -o out.png
+  {bin}kontext-bench latency {bundle}
+  {bin}kontext-export --help      (a FLUX.1 Kontext diffusers folder in place of the embedded model)"""
+
+
+def photograph() -> PIL.Image.Image:
+    """The astronaut of scikit-image's wheel (NASA, public domain), cropped to a portrait of 3:4."""
+    try:
+        import skimage.data
+    except ImportError as error:
+        raise KontextError(f"the demo needs `pip install 'kontext-export[bench]'` ({error})") from error
+    return PIL.Image.fromarray(skimage.data.astronaut()[0:400, 75:375])
+
+
+def run(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
+    """Writes `folder/contact-sheet.png` and one picture an edit; returns what to tell the user."""
+    rng = np.random.default_rng(seed)
+    edits = [sample_edit(rng, split="test", kind=kind) for kind in (*KINDS, "draw")]
+    work = [
+        (None if edit.source is None else PIL.Image.fromarray(render(edit.source)), edit.prompt)
+        for edit in edits
+    ]
+    work += [(photograph(), prompt) for prompt in PHOTOGRAPH_PROMPTS]
+    pipe = Pipeline.load(bundle, device="cpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[PIL.Image.Image | None, PIL.Image.Image, str]] = []
+    start = time.perf_counter()
+    for index, (before, prompt) in enumerate(
+        tqdm(work, desc="edits", unit="edit", disable=not sys.stderr.isatty())
+    ):
+        after = pipe.edit(before, prompt, steps=steps, seed=seed)
+        after.save(folder / f"edit-{index:02d}.png")
+        rows.append((before, after, prompt))
+    seconds = time.perf_counter() - start
+    sheet = folder / "contact-sheet.png"
+    contact_sheet(rows).save(sheet)
+    scene, prompt = work[0]
+    assert scene is not None
+    scene.save(folder / "scene.png")
+    script = Path(sys.executable).with_name("kontext-edit")
+    return NEXT.format(
+        count=len(rows),
+        seconds=seconds,
+        steps=steps,
+        sheet=sheet,
+        bin="" if not script.is_file() else f"{shown(script.parent)}/",
+        bundle=bundle,
+        folder=folder,
+        prompt=prompt,
+    )
+
+
+def shown(path: Path) -> Path:
+    """Relative to the current folder where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

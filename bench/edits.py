@@ -1,0 +1,110 @@
+"""Success of edits: held-out scenes and instructions through a bundle, each decided by the judge.
+
+The same edits, drawn from one seed, go through every number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from tqdm import tqdm
+
+from ..runtime import Pipeline
+from ..tiny.edits import GROUPS, KINDS, Edit, sample_edit
+from ..tiny.judge import judge
+from ..tiny.scenes import render
+from .machine import describe, one_line
+from .report import Table
+
+
+def held_out(kind: str, count: int, seed: int) -> list[Edit]:
+    """`count` edits of one kind from the test split; the same for the same seed."""
+    rng = np.random.default_rng([seed, *kind.encode()])
+    return [sample_edit(rng, split="test", kind=kind) for _ in range(count)]
+
+
+def run(
+    pipe: Pipeline, edits: Sequence[Edit], *, steps: int, guidance: float | None, seed: int, batch: int
+) -> list[bool]:
+    """Runs `edits`, all of one kind, in batches, and judges each."""
+    verdicts = []
+    for start in range(0, len(edits), batch):
+        part = edits[start : start + batch]
+        sources = [PIL.Image.fromarray(render(edit.source)) for edit in part if edit.source is not None]
+        pictures = pipe.edit(
+            sources or None,
+            [edit.prompt for edit in part],
+            steps=steps,
+            guidance=guidance,
+            seed=seed + start,
+        )
+        verdicts += [
+            judge(edit, np.asarray(picture)).success for edit, picture in zip(part, pictures, strict=True)
+        ]
+    return verdicts
+
+
+def measure(
+    bundle: Path,
+    *,
+    steps: Sequence[int],
+    count: int,
+    guidance: float | None,
+    seed: int,
+    batch: int,
+    device: str,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Successes of each kind at each number of steps: `successes[steps][kind]`, of `count` each."""
+    pipe = Pipeline.load(bundle, device=device)
+    successes: dict[str, dict[str, int]] = {str(number): {} for number in steps}
+    with tqdm(total=len(steps) * len(KINDS) * count, desc="edits", unit="edit", disable=not progress) as bar:
+        for kind in KINDS:
+            edits = held_out(kind, count, seed)
+            for number in steps:
+                verdicts = run(pipe, edits, steps=number, guidance=guidance, seed=seed, batch=batch)
+                successes[str(number)][kind] = sum(verdicts)
+                bar.update(count)
+    return {
+        "what": "success of edits",
+        "model": pipe.bundle.manifest["model"]["name"],
+        "precision": pipe.bundle.manifest["precision"],
+        "count": count,
+        "guidance": guidance,
+        "seed": seed,
+        "device": device,
+        "groups": GROUPS,
+        "successes": successes,
+        "machine": describe(),
+    }
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """A row for each kind, for each group of several kinds, and for all; a column for each number of steps."""
+    groups: dict[str, list[str]] = {}
+    for kind, group in result["groups"].items():
+        groups.setdefault(group, []).append(kind)
+    rows: list[list[str]] = []
+    for group, kinds in groups.items():
+        if len(kinds) > 1:
+            rows += [[f"{group}: {kind}", *shares(result, [kind])] for kind in kinds]
+        rows.append([group, *shares(result, kinds)])
+    rows.append(["all", *shares(result, list(result["groups"]))])
+    return [Table(["edit", *(f"{steps} steps" for steps in result["successes"])], rows)]
+
+
+def shares(result: dict[str, Any], kinds: Sequence[str]) -> list[str]:
+    """The share of successes over `kinds`, in percent, for each number of steps."""
+    edits = len(kinds) * result["count"]
+    return [f"{sum(each[kind] for kind in kinds) / edits:.0%}" for each in result["successes"].values()]
+
+
+def footer(result: dict[str, Any]) -> str:
+    return (
+        f"{result['model']}, {result['precision']['weights']} weights, {result['count']} edits of each kind, seed "
+        f"{result['seed']}.\n{one_line(result['machine'])}"
+    )

@@ -1,0 +1,61 @@
+"""What is edited in a measurement: the picture and prompt given, or a scene that the embedded model knows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from ..errors import KontextError
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
+"""The diffusers folder of the embedded model."""
+
+
+def command(name: str, module: str) -> list[str]:
+    """How to start one of this package's commands: its script beside this interpreter, else `python -m`."""
+    script = Path(sys.executable).with_name(name)
+    return [str(script)] if script.is_file() else [sys.executable, "-m", module]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`WxH` as (width, height). Raises KontextError unless both are positive multiples of 16."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise KontextError(f"--size takes WxH, such as 128x128; not {text!r}")
+    size = int(width), int(height)
+    if any(side < 16 or side % 16 for side in size):
+        raise KontextError(f"--size takes multiples of 16; not {text!r}")
+    return size
+
+
+def parse_counts(text: str) -> list[int]:
+    """`28,4` as [28, 4]. Raises KontextError unless each is a positive whole number."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise KontextError(f"--steps takes positive whole numbers, such as 28 or 28,4; not {text!r}")
+    return [int(word) for word in words]
+
+
+def open_picture(path: Path) -> PIL.Image.Image:
+    try:
+        with PIL.Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, PIL.Image.DecompressionBombError) as error:
+        raise KontextError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def picture_and_prompt(
+    image: Path | None, prompt: str | None, size: tuple[int, int], *, seed: int = 0
+) -> tuple[PIL.Image.Image, str]:
+    """The picture, at `size` (width, height), and its prompt; whichever is not given comes from a scene."""
+    from ..tiny.edits import sample_edit
+    from ..tiny.scenes import render
+
+    example = sample_edit(np.random.default_rng(seed), split="test", kind="recolour")
+    picture = open_picture(image) if image is not None else PIL.Image.fromarray(render(example.source))
+    if picture.size != size:
+        picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)
+    return picture, prompt if prompt is not None else example.prompt

@@ -1,0 +1,415 @@
+"""Edits of the tiny world: an instruction, the scene before and the one right scene after.
+
+`sample_edit(rng)` draws one of a kind; combinations are split once and for all into train and test. The
+split is over what the instruction is about, named in `Edit.keys`: about 10 % of all combinations, picked
+by a checksum, appear in test edits only. Every single word, colour, shape and place is seen in training.
+
+| kind | combination that is held out |
+|---|---|
+| recolour | shape, old colour, new colour |
+| add, remove | shape, colour, place |
+| move | shape, old place, new place |
+| background | old background, new background, main colour |
+| effect | effect, background, main colour |
+| text | old word, new word |
+| character | the whole identity |
+| style | style, shape, colour of each drawn object |
+| draw | shape, colour, place of each object; or word and background |
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from .draw import BELLIES, BODIES, HEADS, POSES, SHAPES
+from .scenes import (
+    BACKGROUNDS,
+    CHARACTER_PLACES,
+    COLOURS,
+    EFFECTS,
+    HUGE,
+    INKS,
+    LARGE,
+    PLACES,
+    STYLES,
+    Character,
+    Identity,
+    Item,
+    Scene,
+    Sign,
+)
+
+GROUPS: dict[str, str] = {
+    "recolour": "local",
+    "add": "local",
+    "remove": "local",
+    "move": "local",
+    "background": "global",
+    "effect": "global",
+    "text": "text",
+    "character": "character",
+    "style": "style",
+}
+KINDS = tuple(GROUPS)
+# How often each kind is drawn for training; the harder ones more often. Tests weigh all KINDS alike.
+TRAINING_SHARES: dict[str, float] = {
+    "recolour": 0.11,
+    "add": 0.11,
+    "remove": 0.09,
+    "move": 0.12,
+    "background": 0.09,
+    "effect": 0.07,
+    "text": 0.15,
+    "character": 0.12,
+    "style": 0.11,
+    "draw": 0.03,
+}
+HELD_OUT_SHARE = 10  # one combination in this many
+
+LETTERS = tuple("ABCEFHKLMNORSTXZ")
+WORDS = (
+    *("GO", "HI", "NO", "OK"),
+    *("CAT", "DOG", "SUN", "SKY", "BUS", "CAR", "TEA", "HAT"),
+    *("FISH", "BIRD", "MOON", "TREE", "BOOK", "LOVE"),
+)
+ALL_TEXTS = (*LETTERS, *WORDS)
+CHARACTER_COLOURS = tuple(name for name in COLOURS if name != "white")  # bellies are white
+STYLE_COLOURS = CHARACTER_COLOURS  # white lines do not show on paper
+AT = {
+    "top left": "in the top left",
+    "top": "at the top",
+    "top right": "in the top right",
+    "left": "on the left",
+    "centre": "in the centre",
+    "right": "on the right",
+    "bottom left": "in the bottom left",
+    "bottom": "at the bottom",
+    "bottom right": "in the bottom right",
+}
+TO = {name: f"to the {name}" for name in PLACES}
+POSE_WORDS = {"up": "arms up", "down": "arms down", "waving": "waving"}
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "recolour": (
+        "make the {shape} {new}",
+        "change the colour of the {shape} to {new}",
+        "turn the {shape} {new}",
+        "make the {old} {shape} {new}",
+        "turn the {old} {shape} {new}",
+    ),
+    "add": ("add {item} {at}", "put {item} {at}", "draw {item} {at}"),
+    "remove": (
+        "remove the {shape}",
+        "remove the {colour} {shape}",
+        "take away the {shape}",
+        "delete the {colour} {shape}",
+    ),
+    "move": ("move the {shape} {to}", "move the {colour} {shape} {to}", "put the {shape} {at}"),
+    "background": (
+        "make the background {new}",
+        "change the background to {new}",
+        "turn the background {new}",
+        "change the colour of the background to {new}",
+    ),
+    "night": ("make it night", "turn day into night", "show it at night"),
+    "negative": ("turn the picture into a negative", "make it a negative", "invert the colours"),
+    "black and white": ("make it black and white", "turn the picture black and white"),
+    "letter": ("replace the letter {old} with {new}", "change the letter {old} to {new}"),
+    "word": ("replace the word {old} with {new}", "change the word {old} to {new}"),
+    "either text": ("replace {old} with {new}", "change {old} to {new}", "write {new} instead of {old}"),
+    "character": (
+        "the same character {changes}",
+        "show the same character {changes}",
+        "this character {changes}",
+    ),
+    "style": ("in this style, draw {items}", "draw {items} in this style", "draw {items} in the same style"),
+    "draw": ("{items} on a {background} background", "draw {items} on a {background} background"),
+    "draw sign": ("a sign that says {word} on a {background} background",),
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One instruction with the scene before (None for text-to-image) and after; `keys` decide its split."""
+
+    kind: str
+    prompt: str
+    source: Scene | None
+    target: Scene
+    keys: tuple[tuple[str, ...], ...]
+
+    @property
+    def group(self) -> str:
+        """One of Kontext's five kinds of edit: local, global, text, character, style."""
+        return GROUPS[self.kind]
+
+
+T = TypeVar("T")
+
+
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def pick_several(rng: np.random.Generator, choices: Sequence[T], count: int) -> list[T]:
+    """`count` different ones, in random order."""
+    return [choices[int(i)] for i in rng.permutation(len(choices))[:count]]
+
+
+def held_out(key: tuple[str, ...]) -> bool:
+    """Whether a combination belongs to the test split (a checksum, hence the same on every machine)."""
+    return zlib.crc32("/".join(key).encode()) % HELD_OUT_SHARE == 3
+
+
+def in_split(keys: tuple[tuple[str, ...], ...], split: str) -> bool:
+    return any(held_out(key) for key in keys) == (split == "test")
+
+
+def sentence(rng: np.random.Generator, template: str, **words: str) -> str:
+    return pick(rng, TEMPLATES[template]).format(**words)
+
+
+def article(colour: str, shape: str) -> str:
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
+
+
+def sample_items(rng: np.random.Generator, low: int = 1, high: int = 3) -> tuple[Item, ...]:
+    """Objects of different shapes and colours at different places."""
+    count = int(rng.integers(low, high + 1))
+    shapes = pick_several(rng, SHAPES, count)
+    colours = pick_several(rng, tuple(COLOURS), count)
+    places = pick_several(rng, tuple(PLACES), count)
+    return tuple(Item(*which) for which in zip(shapes, colours, places, strict=True))
+
+
+def sample_background(rng: np.random.Generator, *taken: str) -> str:
+    return pick(rng, [name for name in BACKGROUNDS if name not in taken])
+
+
+def object_scene(rng: np.random.Generator, low: int = 1, high: int = 3) -> Scene:
+    items = sample_items(rng, low, high)
+    return Scene(sample_background(rng, *(item.colour for item in items)), items)
+
+
+def sign_scene(rng: np.random.Generator, word: str) -> Scene:
+    """A sign in one row and sometimes an object in another."""
+    row = int(rng.integers(3))
+    items = sample_items(rng, 1, 1) if rng.random() < 0.5 else ()
+    items = tuple(item for item in items if PLACES[item.place][0] != row)
+    background = sample_background(rng, *(item.colour for item in items))
+    return Scene(background, items, Sign(word, pick(rng, tuple(INKS)), row))
+
+
+def sample_identity(rng: np.random.Generator) -> Identity:
+    return Identity(
+        pick(rng, CHARACTER_COLOURS),
+        pick(rng, BODIES),
+        pick(rng, HEADS),
+        int(rng.integers(1, 4)),
+        pick(rng, BELLIES),
+    )
+
+
+def character_scene(rng: np.random.Generator) -> Scene:
+    who = Character(sample_identity(rng), pick(rng, POSES), pick(rng, tuple(CHARACTER_PLACES)))
+    return Scene(sample_background(rng, who.identity.colour), character=who)
+
+
+def any_scene(rng: np.random.Generator) -> tuple[Scene, str]:
+    """A scene for a global edit, and its main colour."""
+    chance = rng.random()
+    if chance < 0.7:
+        scene = object_scene(rng)
+        return scene, scene.items[0].colour
+    if chance < 0.85:
+        scene = sign_scene(rng, pick(rng, ALL_TEXTS))
+        return scene, scene.sign.ink if scene.sign else ""
+    scene = character_scene(rng)
+    return scene, scene.character.identity.colour if scene.character else ""
+
+
+def recolour(rng: np.random.Generator) -> Edit:
+    scene = object_scene(rng)
+    which = int(rng.integers(len(scene.items)))
+    item = scene.items[which]
+    taken = {scene.background, *(other.colour for other in scene.items)}
+    new = pick(rng, [name for name in COLOURS if name not in taken])
+    items = tuple(replace(x, colour=new) if x is item else x for x in scene.items)
+    prompt = sentence(rng, "recolour", shape=item.shape, old=item.colour, new=new)
+    key = ("recolour", item.shape, item.colour, new)
+    return Edit("recolour", prompt, scene, replace(scene, items=items), (key,))
+
+
+def add(rng: np.random.Generator) -> Edit:
+    full = object_scene(rng, 2, 3)
+    new = full.items[-1]
+    prompt = sentence(rng, "add", item=article(new.colour, new.shape), at=AT[new.place])
+    key = ("add", new.shape, new.colour, new.place)
+    return Edit("add", prompt, replace(full, items=full.items[:-1]), full, (key,))
+
+
+def remove(rng: np.random.Generator) -> Edit:
+    scene = object_scene(rng)
+    gone = pick(rng, scene.items)
+    items = tuple(item for item in scene.items if item is not gone)
+    prompt = sentence(rng, "remove", shape=gone.shape, colour=gone.colour)
+    key = ("remove", gone.shape, gone.colour, gone.place)
+    return Edit("remove", prompt, scene, replace(scene, items=items), (key,))
+
+
+def move(rng: np.random.Generator) -> Edit:
+    scene = object_scene(rng)
+    item = pick(rng, scene.items)
+    taken = {other.place for other in scene.items}
+    place = pick(rng, [name for name in PLACES if name not in taken])
+    items = tuple(replace(x, place=place) if x is item else x for x in scene.items)
+    prompt = sentence(rng, "move", shape=item.shape, colour=item.colour, to=TO[place], at=AT[place])
+    key = ("move", item.shape, item.place, place)
+    return Edit("move", prompt, scene, replace(scene, items=items), (key,))
+
+
+def background(rng: np.random.Generator) -> Edit:
+    scene, colour = any_scene(rng)
+    taken = [colour, scene.background, *(item.colour for item in scene.items)]
+    new = sample_background(rng, *taken)
+    key = ("background", scene.background, new, colour)
+    return Edit(
+        "background", sentence(rng, "background", new=new), scene, replace(scene, background=new), (key,)
+    )
+
+
+def effect(rng: np.random.Generator) -> Edit:
+    scene, colour = any_scene(rng)
+    name = pick(rng, EFFECTS)
+    key = ("effect", name, scene.background, colour)
+    return Edit("effect", sentence(rng, name), scene, replace(scene, effect=name), (key,))
+
+
+def text(rng: np.random.Generator) -> Edit:
+    letter = rng.random() < 0.4
+    old, new = pick_several(rng, LETTERS if letter else WORDS, 2)
+    scene = sign_scene(rng, old)
+    assert scene.sign is not None
+    template = "either text" if rng.random() < 0.5 else "letter" if letter else "word"
+    target = replace(scene, sign=replace(scene.sign, word=new))
+    return Edit("text", sentence(rng, template, old=old, new=new), scene, target, (("text", old, new),))
+
+
+def character(rng: np.random.Generator) -> Edit:
+    """Background, pose and place may change, at least one of them; what is not named stays."""
+    scene = character_scene(rng)
+    who = scene.character
+    assert who is not None
+    changed = pick(rng, (1, 2, 3, 3, 5, 6, 7, 4))  # bits: background, pose, place
+    ground, pose, place = scene.background, who.pose, who.place
+    changes = []
+    if changed & 1:
+        ground = sample_background(rng, ground, who.identity.colour)
+        changes.append(f"on a{'n' if ground == 'orange' else ''} {ground} background")
+    if changed & 4:
+        place = pick(rng, [name for name in CHARACTER_PLACES if name != place])
+        changes.append(AT[place])
+    if changed & 2:
+        pose = pick(rng, [name for name in POSES if name != pose])
+        changes.append(POSE_WORDS[pose])
+    prompt = sentence(rng, "character", changes=", ".join(changes))
+    target = Scene(ground, character=Character(who.identity, pose, place))
+    identity = who.identity
+    key = ("character", identity.colour, identity.body, identity.head, str(identity.eyes), identity.belly)
+    return Edit("character", prompt, scene, target, (key,))
+
+
+def sample_layout(rng: np.random.Generator, colours: Sequence[str]) -> tuple[Item, ...]:
+    """One huge object in the centre, or two large ones: the first on the left, the second on the right."""
+    count = int(rng.integers(1, 3))
+    shapes, shades = pick_several(rng, SHAPES, count), pick_several(rng, colours, count)
+    if count == 1:
+        return (Item(shapes[0], shades[0], "centre", HUGE),)
+    return tuple(Item(shapes[i], shades[i], ("left", "right")[i], LARGE) for i in range(2))
+
+
+def describe(items: Sequence[Item]) -> str:
+    return " and ".join(article(item.colour, item.shape) for item in items)
+
+
+def style(rng: np.random.Generator) -> Edit:
+    """The source lends its style and paper; the objects and their order come from the instruction."""
+    name = pick(rng, STYLES)
+    before = sample_layout(rng, STYLE_COLOURS)
+    after = sample_layout(rng, STYLE_COLOURS)
+    ground = sample_background(rng, *(item.colour for item in (*before, *after)))
+    keys = tuple(("style", name, item.shape, item.colour) for item in after)
+    prompt = sentence(rng, "style", items=describe(after))
+    return Edit("style", prompt, Scene(ground, before, style=name), Scene(ground, after, style=name), keys)
+
+
+def draw(rng: np.random.Generator) -> Edit:
+    """Text-to-image: no source."""
+    if rng.random() < 0.3:
+        word, ground = pick(rng, ALL_TEXTS), sample_background(rng)
+        prompt = sentence(rng, "draw sign", word=word, background=ground).replace("a orange", "an orange")
+        return Edit("draw", prompt, None, Scene(ground, sign=Sign(word)), (("draw", word, ground),))
+    if rng.random() < 0.5:
+        items = sample_layout(rng, tuple(COLOURS))
+        what = describe(items)
+    else:
+        items = sample_items(rng, 1, 2)
+        what = " and ".join(f"{article(item.colour, item.shape)} {AT[item.place]}" for item in items)
+    ground = sample_background(rng, *(item.colour for item in items))
+    keys = tuple(("draw", item.shape, item.colour, item.place) for item in items)
+    prompt = sentence(rng, "draw", items=what, background=ground).replace("a orange", "an orange")
+    return Edit("draw", prompt, None, Scene(ground, items), keys)
+
+
+SAMPLERS = {
+    "recolour": recolour,
+    "add": add,
+    "remove": remove,
+    "move": move,
+    "background": background,
+    "effect": effect,
+    "text": text,
+    "character": character,
+    "style": style,
+    "draw": draw,
+}
+
+
+def sample_edit(rng: np.random.Generator, split: str = "train", kind: str | None = None) -> Edit:
+    """A random edit of the split ("train" or "test") and kind (one of KINDS or "draw").
+
+    Without a kind, train follows TRAINING_SHARES (text-to-image included) and test takes all KINDS alike.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", not {split!r}')
+    if kind is None:
+        if split == "test":
+            kind = pick(rng, KINDS)
+        else:
+            shares = np.array(list(TRAINING_SHARES.values()))
+            kind = tuple(TRAINING_SHARES)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+    while True:
+        edit = SAMPLERS[kind](rng)
+        if in_split(edit.keys, split):
+            return edit
+
+
+def all_prompts_corpus(count: int = 20_000, seed: int = 0) -> Iterator[str]:
+    """Prompts as training sees them, to train tokenizers on; the same ones every time."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield sample_edit(rng).prompt
+
+
+def vocabulary() -> list[str]:
+    """Every word that a prompt may hold, sorted, without commas."""
+    phrases = [phrase for group in TEMPLATES.values() for phrase in group]
+    phrases += [*COLOURS, *BACKGROUNDS, *SHAPES, *AT.values(), *TO.values(), *POSE_WORDS.values(), *ALL_TEXTS]
+    phrases += ["and", "an", "on a background"]
+    words = {word.strip(",") for phrase in phrases for word in phrase.split()}
+    return sorted(word for word in words if "{" not in word)

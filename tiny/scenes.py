@@ -1,0 +1,335 @@
+"""The tiny world: scenes as plain data, and their pictures.
+
+`render(scene)` draws a scene as uint8 [height, width, 3]; `render_masks` says which pixels belong to what.
+`python -m kontext.tiny.scenes --sheet out.png` draws random edits to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from . import draw
+from .draw import Canvas, Colour, Mask, paint
+
+UNIT = 128  # the picture's side that all sizes refer to
+
+COLOURS: dict[str, Colour] = {
+    "red": (222, 38, 44),
+    "orange": (250, 138, 20),
+    "yellow": (252, 216, 40),
+    "green": (40, 160, 72),
+    "blue": (38, 98, 224),
+    "purple": (126, 52, 180),
+    "pink": (250, 112, 178),
+    "white": (250, 250, 250),
+}
+# Backgrounds carry the same names in softer tones, so that an object never melts into one.
+BACKGROUNDS: dict[str, Colour] = {
+    "white": (246, 246, 242),
+    "grey": (150, 154, 160),
+    "yellow": (250, 234, 150),
+    "green": (158, 214, 150),
+    "blue": (146, 200, 244),
+    "pink": (250, 190, 212),
+    "purple": (190, 164, 228),
+    "orange": (250, 198, 130),
+}
+INKS: dict[str, Colour] = {"black": (30, 30, 36), "red": (200, 30, 40), "blue": (30, 70, 190)}
+DARK: Colour = (38, 36, 44)
+BOARD: Colour = (252, 250, 244)
+WHITE: Colour = (255, 255, 255)
+
+PLACES: dict[str, tuple[int, int]] = {
+    "top left": (0, 0),
+    "top": (0, 1),
+    "top right": (0, 2),
+    "left": (1, 0),
+    "centre": (1, 1),
+    "right": (1, 2),
+    "bottom left": (2, 0),
+    "bottom": (2, 1),
+    "bottom right": (2, 2),
+}
+CENTRES = (24, 64, 104)  # of the rows and columns
+CHARACTER_PLACES = {"left": 39, "centre": 64, "right": 89}
+MEDIUM, LARGE, HUGE = 36, 44, 64  # objects' sizes
+STYLES = ("flat", "outline", "stripes", "dots", "pixel", "chalk", "neon")
+EFFECTS = ("night", "negative", "black and white")
+# These styles bring their own paper, whatever the scene's background is.
+PAPERS: dict[str, Colour] = {"outline": (250, 240, 214), "chalk": (44, 74, 62), "neon": (24, 20, 44)}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object: a coloured shape at a named place."""
+
+    shape: str
+    colour: str
+    place: str
+    size: int = MEDIUM
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A board with a word or a single letter across one row (0 top, 1 middle, 2 bottom)."""
+
+    word: str
+    ink: str = "black"
+    row: int = 1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes a character the same character."""
+
+    colour: str
+    body: str
+    head: str
+    eyes: int
+    belly: str
+
+
+@dataclass(frozen=True)
+class Character:
+    identity: Identity
+    pose: str = "down"
+    place: str = "centre"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture as data. `effect` is one of EFFECTS or None; `style` one of STYLES."""
+
+    background: str
+    items: tuple[Item, ...] = ()
+    sign: Sign | None = None
+    character: Character | None = None
+    style: str = "flat"
+    effect: str | None = None
+
+
+Size = int | tuple[int, int]
+
+
+def width_height(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+@lru_cache(maxsize=64)
+def background_picture(colour: Colour, width: int, height: int, gradient: bool) -> Canvas:
+    """A plain colour, a little lighter at the top and darker at the bottom when `gradient`."""
+    shade = np.linspace(1.035, 0.945, height, dtype=np.float32) if gradient else np.ones(height, np.float32)
+    picture = shade[:, None, None] * np.asarray(colour, dtype=np.float32)
+    return np.broadcast_to(picture, (height, width, 3)).clip(0, 255)
+
+
+def lighten(colour: Colour, share: float) -> Colour:
+    r, g, b = (round(c + (255 - c) * share) for c in colour)
+    return r, g, b
+
+
+def darken(colour: Colour, share: float) -> Colour:
+    r, g, b = (round(c * (1 - share)) for c in colour)
+    return r, g, b
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture's size and where the world's units fall in it."""
+
+    width: int
+    height: int
+
+    @property
+    def scale(self) -> float:
+        return min(self.width, self.height) / UNIT
+
+    def at(self, x: float, y: float, mask: Mask) -> tuple[int, int]:
+        """The top left corner of `mask` centred at (x, y) in units."""
+        return (
+            round(x / UNIT * self.width - mask.shape[1] / 2),
+            round(y / UNIT * self.height - mask.shape[0] / 2),
+        )
+
+    def item(self, item: Item) -> tuple[int, int, int]:
+        """The centre (in units) and the size (in pixels) of an object."""
+        row, column = PLACES[item.place]
+        return CENTRES[column], CENTRES[row], round(item.size * self.scale)
+
+
+def paint_item(canvas: Canvas, frame: Frame, item: Item, style: str) -> None:
+    cx, cy, size = frame.item(item)
+    colour = COLOURS[item.colour]
+    scale = frame.scale
+    thick = style in ("outline", "chalk", "neon")
+    line = (draw.THICK_OUTLINE if thick else draw.OUTLINE) * scale
+    outer, inner = draw.shape_masks(item.shape, size, line)
+    x, y = frame.at(cx, cy, outer)
+    if style in ("flat", "pixel"):
+        paint(canvas, outer, DARK, x, y)
+        paint(canvas, inner, colour, x, y)
+        return
+    if style == "outline":
+        paint(canvas, outer - inner, darken(colour, 0.08), x, y)
+        return
+    if style == "neon":
+        radius = 2.6 * scale
+        glow = draw.glow_mask(item.shape, size, line, radius)
+        paint(canvas, glow * 0.85, colour, *frame.at(cx, cy, glow))
+        paint(canvas, outer - inner, lighten(colour, 0.45), x, y)
+        return
+    # The rest is filled with a pattern that runs over the whole picture.
+    texture = draw.pattern(style, frame.width, frame.height, scale)
+    over, part = draw.overlap(texture, inner, x, y)
+    if style == "chalk":
+        light = lighten(colour, 0.3)
+        paint(canvas, part * over * 0.6, light, max(x, 0), max(y, 0))
+        paint(canvas, outer - inner, light, x, y)
+        return
+    paint(canvas, outer, DARK, x, y)
+    paint(canvas, inner, WHITE, x, y)
+    paint(canvas, part * over, colour, max(x, 0), max(y, 0))
+
+
+def paint_sign(canvas: Canvas, frame: Frame, sign: Sign) -> None:
+    outer, inner = draw.sign_masks(frame.scale)
+    x, y = frame.at(UNIT / 2, CENTRES[sign.row], outer)
+    letters = draw.word_mask(sign.word, outer.shape[1], outer.shape[0], frame.scale)
+    for mask, colour in ((outer, DARK), (inner, BOARD), (letters, INKS[sign.ink])):
+        paint(canvas, mask, colour, x, y)
+
+
+def paint_character(canvas: Canvas, frame: Frame, character: Character) -> None:
+    identity = character.identity
+    masks = draw.character_masks(identity.body, identity.head, character.pose, frame.scale)
+    face = draw.face_masks(identity.eyes, identity.belly, frame.scale)
+    x, y = frame.at(CHARACTER_PLACES[character.place], UNIT / 2 + 2, masks["outer"])
+    layers = (
+        (masks["outer"], DARK),
+        (masks["inner"], COLOURS[identity.colour]),
+        (masks["dark"], DARK),
+        (face["rim"], DARK),
+        (face["white"], WHITE),
+        (face["dark"], DARK),
+    )
+    for mask, colour in layers:
+        paint(canvas, mask, colour, x, y)
+
+
+def mosaic(canvas: Canvas, block: int) -> Canvas:
+    """Every `block` x `block` square becomes its mean colour (the last ones may be smaller)."""
+    height, width = canvas.shape[:2]
+    padded = np.pad(canvas, ((0, -height % block), (0, -width % block), (0, 0)), mode="edge")
+    rows, columns = padded.shape[0] // block, padded.shape[1] // block
+    small = padded.reshape(rows, block, columns, block, 3).mean(axis=(1, 3))
+    return small.repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
+
+
+def apply_effect(canvas: Canvas, effect: str, frame: Frame) -> Canvas:
+    if effect == "negative":
+        return 255 - canvas
+    if effect == "black and white":
+        grey = canvas @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if effect == "night":
+        dark = canvas * np.array([0.30, 0.33, 0.50], dtype=np.float32) + np.array([2, 4, 30], np.float32)
+        paint(dark, draw.night_sky(frame.width, frame.height, frame.scale), (255, 244, 190), 0, 0)
+        return dark
+    raise KeyError(effect)
+
+
+def render(scene: Scene, size: int | tuple[int, int] = UNIT) -> NDArray[np.uint8]:
+    """The scene's picture, uint8 [height, width, 3]; `size` is the side, or (width, height)."""
+    frame = Frame(*width_height(size))
+    paper = PAPERS.get(scene.style)
+    colour = paper or BACKGROUNDS[scene.background]
+    canvas = background_picture(colour, frame.width, frame.height, paper is None).copy()
+    for item in scene.items:
+        paint_item(canvas, frame, item, scene.style)
+    if scene.sign:
+        paint_sign(canvas, frame, scene.sign)
+    if scene.character:
+        paint_character(canvas, frame, scene.character)
+    if scene.style == "pixel":
+        canvas = mosaic(canvas, max(2, round(4 * frame.scale)))
+    if scene.effect:
+        canvas = apply_effect(canvas, scene.effect, frame)
+    return np.rint(canvas).astype(np.uint8)
+
+
+def render_masks(scene: Scene, size: int | tuple[int, int] = UNIT) -> dict[str, Mask]:
+    """Which pixels belong to what, float32 [height, width] in 0..1, outlines included.
+
+    Keys: each object's shape, "sign", "character"; "character/inner" is the body without outline, face or hat.
+    """
+    frame = Frame(*width_height(size))
+    masks: dict[str, Mask] = {}
+
+    def place(name: str, mask: Mask, x: int, y: int) -> None:
+        whole = np.zeros((frame.height, frame.width), dtype=np.float32)
+        view, part = draw.overlap(whole, mask, x, y)
+        view[...] = part
+        masks[name] = whole
+
+    for item in scene.items:
+        cx, cy, side = frame.item(item)
+        outer, _ = draw.shape_masks(item.shape, side, draw.OUTLINE * frame.scale)
+        place(item.shape, outer, *frame.at(cx, cy, outer))
+    if scene.sign:
+        outer, _ = draw.sign_masks(frame.scale)
+        place("sign", outer, *frame.at(UNIT / 2, CENTRES[scene.sign.row], outer))
+    if scene.character:
+        who = scene.character.identity
+        parts = draw.character_masks(who.body, who.head, scene.character.pose, frame.scale)
+        face = draw.face_masks(who.eyes, who.belly, frame.scale)
+        x, y = frame.at(CHARACTER_PLACES[scene.character.place], UNIT / 2 + 2, parts["outer"])
+        place("character", np.maximum(parts["outer"], parts["dark"]), x, y)
+        covered = np.maximum.reduce([face["rim"], face["white"], face["dark"], parts["dark"]])
+        place("character/inner", parts["inner"] * (1 - covered), x, y)
+    return masks
+
+
+def sample_rows(
+    seed: int, per_kind: int
+) -> Iterator[tuple[NDArray[np.uint8] | None, NDArray[np.uint8], str]]:
+    """Random edits of every kind as (before, after, prompt)."""
+    from . import edits  # edits draws on this module
+
+    rng = np.random.default_rng(seed)
+    for kind in (*edits.KINDS, "draw"):
+        for _ in range(per_kind):
+            edit = edits.sample_edit(rng, kind=kind)
+            before = None if edit.source is None else render(edit.source)
+            yield before, render(edit.target), edit.prompt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m kontext.tiny.scenes", description="Draws random edits to look at."
+    )
+    parser.add_argument("--sheet", required=True, metavar="PNG", help="where the contact sheet goes")
+    parser.add_argument(
+        "--per-kind", type=int, default=3, metavar="N", help="edits of each kind (default: 3)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    from .contact import contact_sheet
+
+    rows = [
+        (None if before is None else Image.fromarray(before), Image.fromarray(after), prompt)
+        for before, after, prompt in sample_rows(options.seed, options.per_kind)
+    ]
+    contact_sheet(rows, columns=options.per_kind).save(options.sheet)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,17 +1,18 @@
-# make demo | test | check | bench | clean. PYTHON picks the interpreter that makes .venv.
+# make demo | test | check | bench | edits | clean. PYTHON picks the interpreter that makes .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check bench clean
+.PHONY: help demo install test check bench edits clean
 
 help:
 	@echo "make demo    environment, FP8 export of the embedded model, edits, a contact sheet (demo/contact-sheet.png)"
 	@echo "make test    every test, with coverage; tests that need a GPU are skipped where there is none"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   latency, cold start and export time of the embedded model, into bench/results/"
+	@echo "make edits   success of each kind of edit at 28 and at 4 steps, into the table in README.md"
 	@echo "make clean   removes what the above made, except $(VENV)"
 
 # One environment, grown by extras. The stamps say which extras are in; an existing environment is reused as it is.
@@ -41,11 +42,17 @@ check: install
 	@mkdir -p build/types && ln -sfn ../.. build/types/kontext
 	$(BIN)/mypy
 
-bench: install
+build/kontext-tiny-fp32: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+	$(BIN)/kontext-export --fp32 --output $@ --force
+	@touch $@
+
+bench: $(VENV)/.kontext-demo build/kontext-tiny-fp32
 	$(BIN)/kontext-bench export --json bench/results/export.json
-	$(BIN)/kontext-export --fp32 --output runs/kontext-tiny-fp32 --force
-	$(BIN)/kontext-bench latency runs/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
-	$(BIN)/kontext-bench coldstart runs/kontext-tiny-fp32 --json bench/results/coldstart.json
+	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
+	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
+
+edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32
+	$(BIN)/kontext-bench edits build/kontext-tiny-fp32 --json bench/results/edits.json --readme README.md
 
 clean:
-	rm -rf build demo runs .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build demo .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""`make demo`: one edit of every kind on scenes, a drawing from text alone, a photograph, and all on one sheet."""
+"""`make demo`: one edit of every kind on scenes, a drawing from text alone, a photograph; one sheet."""
 
 from __future__ import annotations
 

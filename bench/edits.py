@@ -84,7 +84,7 @@ def measure(
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """A row for each kind, for each group of several kinds, and for all; a column for each number of steps."""
+    """Rows: each kind, each group of several kinds, all of them. Columns: the numbers of steps."""
     groups: dict[str, list[str]] = {}
     for kind, group in result["groups"].items():
         groups.setdefault(group, []).append(kind)
@@ -105,6 +105,6 @@ def shares(result: dict[str, Any], kinds: Sequence[str]) -> list[str]:
 
 def footer(result: dict[str, Any]) -> str:
     return (
-        f"{result['model']}, {result['precision']['weights']} weights, {result['count']} edits of each kind, seed "
-        f"{result['seed']}.\n{one_line(result['machine'])}"
+        f"{result['model']}, {result['precision']['weights']} weights, {result['count']} edits of each kind, "
+        f"seed {result['seed']}.\n{one_line(result['machine'])}"
     )

@@ -6,7 +6,7 @@ Names and sizes in, masks out: float32 [height, width] in 0..1. Painting a scene
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -135,7 +135,7 @@ def frozen(mask: Mask) -> Mask:
 
 @lru_cache(maxsize=1024)
 def shape_masks(shape: str, size: int, line: float) -> tuple[Mask, Mask]:
-    """(silhouette with outline, inside without outline) of a shape `size` pixels wide with an outline `line` wide.
+    """(silhouette with outline, inside without) of a shape `size` pixels wide, its outline `line` wide.
 
     Both are [size + 2 m, size + 2 m] with the shape in the middle.
     """
@@ -162,7 +162,7 @@ def glow_mask(shape: str, size: int, line: float, radius: float) -> Mask:
 
 @lru_cache(maxsize=64)
 def pattern(name: str, width: int, height: int, scale: float) -> Mask:
-    """A fill pattern over a whole picture: "stripes" (diagonal), "dots" (staggered) or "chalk" (grainy hatching)."""
+    """A fill pattern over a whole picture: "stripes" (diagonal), "dots" (staggered) or "chalk" (hatching)."""
     factor = SUPERSAMPLE
     y, x = (np.mgrid[0 : height * factor, 0 : width * factor] + 0.5) / (factor * scale)
     if name == "stripes":
@@ -196,7 +196,7 @@ def word_mask(word: str, width: int, height: int, scale: float) -> Mask:
     for i, letter in enumerate(word):
         x = width / 2 + (i - (len(word) - 1) / 2) * pitch
         stroke = round(0.9 * scale * SUPERSAMPLE)
-        left, top, right, bottom = font.getbbox("H", anchor="ms")
+        _, top, _, bottom = font.getbbox("H", anchor="ms")
         baseline = height / 2 * SUPERSAMPLE - (top + bottom) / 2
         pen.draw.text(
             (x * SUPERSAMPLE, baseline), letter, fill=255, font=font, anchor="ms", stroke_width=stroke
@@ -247,7 +247,7 @@ def body_parts(pen: Pen, body: str, head: str, pose: str, scale: float, grow: fl
 
 @lru_cache(maxsize=256)
 def character_masks(body: str, head: str, pose: str, scale: float) -> dict[str, Mask]:
-    """ "outer" (silhouette with outline), "inner" (without), "dark" (the hat, if any), each [112, 80] x scale."""
+    """Silhouette with outline ("outer"), without ("inner"), and the hat ("dark"), each [112, 80] x scale."""
     size = round(CHARACTER_SIZE[0] * scale), round(CHARACTER_SIZE[1] * scale)
     outer, inner, dark = Pen(*size), Pen(*size), Pen(*size)
     body_parts(outer, body, head, pose, scale, OUTLINE * scale)
@@ -260,7 +260,7 @@ def character_masks(body: str, head: str, pose: str, scale: float) -> dict[str, 
 
 @lru_cache(maxsize=64)
 def face_masks(eyes: int, belly: str, scale: float) -> dict[str, Mask]:
-    """ "white" (belly and whites of the eyes), "rim" (around the eyes) and "dark" (pupils and mouth)."""
+    """Keys "white" (belly and whites of the eyes), "rim" (around the eyes) and "dark" (pupils and mouth)."""
     size = round(CHARACTER_SIZE[0] * scale), round(CHARACTER_SIZE[1] * scale)
     white, rim, dark, s = Pen(*size), Pen(*size), Pen(*size), scale
     places = {
@@ -300,7 +300,7 @@ def night_sky(width: int, height: int, scale: float) -> Mask:
 
 
 def paint(canvas: Canvas, mask: Mask, colour: Colour, x: int, y: int) -> None:
-    """Blends `colour` into `canvas` [H, W, 3] through `mask` with its top left corner at (x, y), clipped at the edges."""
+    """Blends `colour` into `canvas` [H, W, 3] through `mask`, whose top left corner lies at (x, y)."""
     view, part = overlap(canvas, mask, x, y)
     if part.size:
         view += (np.asarray(colour, dtype=np.float32) - view) * part[..., None]
@@ -314,6 +314,3 @@ def overlap(canvas: NDArray[np.float32], mask: Mask, x: int, y: int) -> tuple[ND
     if bottom <= top or right <= left:
         return canvas[:0, :0], mask[:0, :0]
     return canvas[y + top : y + bottom, x + left : x + right], mask[top:bottom, left:right]
-
-
-Painter: TypeAlias = Callable[[Mask, Colour], None]

@@ -358,8 +358,8 @@ def draw(rng: np.random.Generator) -> Edit:
         items = sample_layout(rng, tuple(COLOURS))
         what = describe(items)
     else:
-        items = sample_items(rng, 1, 2)
-        what = " and ".join(f"{article(item.colour, item.shape)} {AT[item.place]}" for item in items)
+        items = sample_items(rng, 1, 1)
+        what = f"{describe(items)} {AT[items[0].place]}"
     ground = sample_background(rng, *(item.colour for item in items))
     keys = tuple(("draw", item.shape, item.colour, item.place) for item in items)
     prompt = sentence(rng, "draw", items=what, background=ground).replace("a orange", "an orange")

@@ -116,9 +116,6 @@ class Scene:
     effect: str | None = None
 
 
-Size = int | tuple[int, int]
-
-
 def width_height(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
@@ -233,15 +230,18 @@ def mosaic(canvas: Canvas, block: int) -> Canvas:
     return small.repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
 
 
-def apply_effect(canvas: Canvas, effect: str, frame: Frame) -> Canvas:
+def apply_effect(canvas: Canvas, empty: Canvas, effect: str, frame: Frame) -> Canvas:
+    """`empty` is the background alone: stars stand in the sky, not on things."""
     if effect == "negative":
         return 255 - canvas
     if effect == "black and white":
         grey = canvas @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
         return np.repeat(grey[..., None], 3, axis=2)
     if effect == "night":
-        dark = canvas * np.array([0.30, 0.33, 0.50], dtype=np.float32) + np.array([2, 4, 30], np.float32)
-        paint(dark, draw.night_sky(frame.width, frame.height, frame.scale), (255, 244, 190), 0, 0)
+        stars = draw.night_sky(frame.width, frame.height, frame.scale)
+        sky = np.abs(canvas - empty).max(axis=2) < 1
+        dark = canvas * np.array([0.38, 0.41, 0.60], dtype=np.float32) + np.array([2, 6, 34], np.float32)
+        paint(dark, stars * sky, (255, 244, 190), 0, 0)
         return dark
     raise KeyError(effect)
 
@@ -251,7 +251,8 @@ def render(scene: Scene, size: int | tuple[int, int] = UNIT) -> NDArray[np.uint8
     frame = Frame(*width_height(size))
     paper = PAPERS.get(scene.style)
     colour = paper or BACKGROUNDS[scene.background]
-    canvas = background_picture(colour, frame.width, frame.height, paper is None).copy()
+    empty = background_picture(colour, frame.width, frame.height, paper is None)
+    canvas = empty.copy()
     for item in scene.items:
         paint_item(canvas, frame, item, scene.style)
     if scene.sign:
@@ -261,14 +262,14 @@ def render(scene: Scene, size: int | tuple[int, int] = UNIT) -> NDArray[np.uint8
     if scene.style == "pixel":
         canvas = mosaic(canvas, max(2, round(4 * frame.scale)))
     if scene.effect:
-        canvas = apply_effect(canvas, scene.effect, frame)
+        canvas = apply_effect(canvas, empty, scene.effect, frame)
     return np.rint(canvas).astype(np.uint8)
 
 
 def render_masks(scene: Scene, size: int | tuple[int, int] = UNIT) -> dict[str, Mask]:
     """Which pixels belong to what, float32 [height, width] in 0..1, outlines included.
 
-    Keys: each object's shape, "sign", "character"; "character/inner" is the body without outline, face or hat.
+    Keys: each object's shape, "sign", "character"; "character/inner" is the body without outline, face, hat.
     """
     frame = Frame(*width_height(size))
     masks: dict[str, Mask] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def load_reference(checkpoint: Path, *, device: str = "cpu", dtype: str = "float
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import torch
+        import transformers
         from diffusers import FluxKontextPipeline
         from diffusers.utils import logging
     except ImportError as error:
@@ -25,9 +27,12 @@ def load_reference(checkpoint: Path, *, device: str = "cpu", dtype: str = "float
         ) from error
     if not (checkpoint / "model_index.json").is_file():
         raise KontextError(f"{checkpoint} is not a diffusers folder: it has no model_index.json")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    pipe = FluxKontextPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, dtype))
+    for log in (logging, transformers.utils.logging):
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = FluxKontextPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

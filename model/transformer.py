@@ -137,8 +137,8 @@ class QKNorm(nn.Module):
 
 def split_heads(qkv: Tensor, num_heads: int, norm: QKNorm) -> tuple[Tensor, Tensor, Tensor]:
     """[batch, tokens, 3 * hidden] → q, k (normalized), v, each [batch, heads, tokens, head_dim]."""
-    batch, tokens, _ = qkv.shape
-    q, k, v = (part.view(batch, tokens, num_heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    batch, tokens, width = qkv.shape
+    q, k, v = (part.view(batch, tokens, num_heads, -1).transpose(1, 2) for part in qkv.split(width // 3, dim=-1))
     return norm.query_norm(q), norm.key_norm(k), v
 
 
@@ -191,7 +191,8 @@ class DoubleBlock(nn.Module):
         text_qkv = split_heads(self.txt_attn.qkv(modulate(text, txt[0], txt[1])), self.num_heads, self.txt_attn.norm)
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(text_qkv, image_qkv, strict=True))
         joint = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        text_attended, image_attended = joint.split((text.shape[1], image.shape[1]), dim=1)
+        # Two slices: a split into varying sizes is an ONNX sequence, which engines do not take.
+        text_attended, image_attended = joint[:, : text.shape[1]], joint[:, text.shape[1] :]
 
         image = image + img[2][:, None] * self.img_attn.proj(image_attended)
         image = image + img[5][:, None] * self.img_mlp(modulate(image, img[3], img[4]))

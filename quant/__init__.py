@@ -1,1 +1,1 @@
-"""Number formats and recipes."""
+"""Number formats and recipes: how a weight is stored, and which weight is stored how."""

@@ -1,0 +1,81 @@
+"""Binds a traced graph to its weights: every initializer becomes a place in the bundle's safetensors file.
+
+Quantized weights get the DequantizeLinear that turns them back into the graph's own format.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .weights import Plan, StoredTensor
+
+ONNX_DTYPES = {
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
+    "I64": ir.DataType.INT64,
+}
+
+
+def bind(model: ir.Model, plan: Plan, location: str) -> None:
+    """Gives every weight of `model` its place; `location` is the weights' file relative to the graph's.
+
+    Raises:
+        RuntimeError: graph and plan do not have the same weights; a fault of this program.
+    """
+    graph = model.graph
+    unbound = {name: value for name, value in graph.initializers.items() if value.const_value is None}
+    stored = plan.tensors()
+    for item in plan.items:
+        value = unbound.pop(item.weight, None)
+        if value is None:
+            raise RuntimeError(f"{plan.network}: the graph does not use {item.weight}")
+        main = stored[item.weight]
+        if item.format == "fp8":
+            dequantize(graph, value, external(main, location), external(stored[f"{item.weight}_scale"], location))
+        else:
+            if (value.dtype, tuple(value.shape or ())) != (ONNX_DTYPES[main.dtype], main.shape):
+                raise RuntimeError(f"{plan.network}: {item.weight} is {value.dtype} {value.shape} in the graph")
+            value.const_value = external(main, location)
+    if unbound:
+        raise RuntimeError(f"{plan.network}: no weight for {', '.join(unbound)}")
+
+
+def external(tensor: StoredTensor, location: str) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location,
+        tensor.start,
+        tensor.stop - tensor.start,
+        ONNX_DTYPES[tensor.dtype],
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name,
+        base_dir="",
+    )
+
+
+def dequantize(graph: ir.Graph, value: ir.Value, values: ir.ExternalTensor, scales: ir.ExternalTensor) -> None:
+    """Puts DequantizeLinear(values [in, out], scales [out], axis 1) in the place of the weight `value`."""
+    name = value.name
+    if name is None:
+        raise RuntimeError("a weight has no name")
+    del graph.initializers[name]
+    inputs = []
+    for tensor in (values, scales):
+        initializer = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+        initializer.const_value = tensor
+        graph.initializers[str(tensor.name)] = initializer
+        inputs.append(initializer)
+    node = ir.node("DequantizeLinear", inputs, attributes={"axis": 1}, name=f"{name}/DequantizeLinear")
+    node.outputs[0].name = f"{name}_dequantized"
+    node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(scales.dtype)
+    users = [use.node for use in value.uses()]
+    if len(users) != 1:
+        raise RuntimeError(f"{name} is used by {len(users)} nodes, and a linear's weight by one")
+    ir.convenience.replace_all_uses_with(value, node.outputs[0])
+    graph.insert_before(users[0], node)  # right before its use, so that no runtime keeps many weights unpacked
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The graph alone as an ONNX file. The weights' bytes are elsewhere and need not exist yet."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)

@@ -1,0 +1,235 @@
+"""Makes a bundle from a checkpoint: OUT.partial is filled file by file, then renamed to OUT in one step.
+
+A journal in OUT.partial says what is finished, so a killed export goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import KontextError
+from ..model.checkpoint import NETWORKS, Checkpoint
+from ..model.config import KontextConfig
+from ..model.text_encoders import relative_buckets
+from ..quant.recipe import Recipe
+from . import binding, graphs, tokenizer_files, weights
+from .journal import Journal, fsync_folder, write_atomic
+from .manifest import FORMAT, MANIFEST_NAME, build_manifest, manifest_bytes
+from .progress import Progress
+
+SPARE_BYTES = 64 << 20
+"""Room on the disk for what is not weights: graphs, tokenizers, manifest."""
+
+
+@dataclass
+class Summary:
+    """What an export did, for whoever asked for it."""
+
+    output: Path
+    name: str
+    parameters: int
+    recipe: Recipe
+    sizes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
+
+
+def export(model: Path, output: Path, choose_recipe: Callable[[Checkpoint], Recipe], force: bool = False,
+           show_progress: bool = False) -> Summary:
+    """Exports the checkpoint in folder `model` as the bundle `output`.
+
+    Args:
+        model: a diffusers folder.
+        output: the bundle's folder; must not exist, unless `force` and it is a bundle with nothing else in it.
+        choose_recipe: decides the number formats once the checkpoint's size is known.
+        force: replace a bundle.
+        show_progress: draw progress bars on stderr.
+
+    Raises:
+        KontextError: the checkpoint is faulty, `output` is in the way, or the disk is full.
+    """
+    begin = time.perf_counter()
+    output = output.absolute()
+    if output.is_symlink():
+        output = output.resolve()
+    check_output(output, force)
+    checkpoint = Checkpoint.open(model)
+    recipe = choose_recipe(checkpoint)
+    summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe)
+    summary.seconds["checkpoint"] = time.perf_counter() - begin
+    partial = output.with_name(output.name + ".partial")
+    try:
+        with Journal.open(partial, export_key(checkpoint, recipe)) as journal:
+            fill(journal, checkpoint, recipe, summary, Progress(show_progress))
+            finish(journal, checkpoint, recipe, summary)
+        publish(partial, output, force)
+    except OSError as fault:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise KontextError(
+                f"the disk is full: make room and run the same command again, {partial} keeps what is finished"
+            ) from None
+        raise KontextError(f"cannot write {fault.filename or partial}: {fault.strerror}") from None
+    summary.seconds["all"] = time.perf_counter() - begin
+    return summary
+
+
+def export_key(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
+    """What an unfinished export must agree in to be gone on with; the weights by size, date and header."""
+    sources = {}
+    for path, digest in checkpoint.files.items():
+        status = path.stat()
+        sources[str(path.relative_to(checkpoint.folder))] = [status.st_size, status.st_mtime_ns, digest]
+    return {
+        "config": json.loads(json.dumps(dataclasses.asdict(checkpoint.config))),
+        "recipe": recipe.digest(),
+        "sources": sources,
+    }
+
+
+def fill(journal: Journal, checkpoint: Checkpoint, recipe: Recipe, summary: Summary, progress: Progress) -> None:
+    """Writes weights, then graphs; weights first, since a damaged checkpoint shows there."""
+    config = checkpoint.config
+    plans = {
+        name: weights.plan(
+            network, recipe, graphs.linear_weights(name, config), network_constants(name, config)
+        )
+        for name, network in checkpoint.networks.items()
+    }
+    check_room(journal, sum(plan.size for plan in plans.values()))
+    for folder in ("weights", "tokenizers"):
+        (journal.folder / folder).mkdir(exist_ok=True)
+    begin = time.perf_counter()
+    for name, plan in plans.items():
+        file = weights_file(name)
+        if journal.finished(file, plan.size):
+            summary.resumed.append(file)
+            continue
+        with progress.bytes(f"{name} weights", plan.size) as advance:
+            digest = weights.write(
+                plan,
+                checkpoint.networks[name],
+                journal.folder / file,
+                journal.synced(file),
+                lambda position, file=file: journal.mark(file, position),
+                advance,
+            )
+        journal.finish(file, plan.size, digest)
+    summary.seconds["weights"] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    with progress.steps("graphs", len(plans)) as step:
+        for name, plan in plans.items():
+            file = graph_file(name)
+            if journal.finished(file):
+                summary.resumed.append(file)
+            else:
+                model = graphs.trace(name, config, recipe.compute[name])
+                binding.bind(model, plan, weights_file(name))
+                journal.add(file, binding.serialize(model))
+            step(1)
+    summary.seconds["graphs"] = time.perf_counter() - begin
+
+
+def finish(journal: Journal, checkpoint: Checkpoint, recipe: Recipe, summary: Summary) -> None:
+    """Tokenizers and the manifest."""
+    config, folder = checkpoint.config, checkpoint.folder
+    tokenizers = {
+        "clip": tokenizer_files.clip_file(
+            folder / "tokenizer", config.text_encoder.max_length, config.text_encoder.vocab_size
+        ),
+        "t5": tokenizer_files.t5_file(
+            folder / "tokenizer_2", config.text_encoder_2.max_length, config.text_encoder_2.vocab_size
+        ),
+    }
+    for name, tokenizer in tokenizers.items():
+        journal.add(f"tokenizers/{name}.json", tokenizer.text.encode())
+    fsync_folder(journal.folder / "weights")
+    fsync_folder(journal.folder / "tokenizers")
+    manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
+    write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))
+    summary.sizes = {name: int(entry["size"]) for name, entry in journal.files.items()}
+
+
+def network_constants(name: str, config: KontextConfig) -> dict[str, Tensor]:
+    """Tables of a network that no checkpoint holds: T5's buckets of every pair of positions."""
+    if name != "text_encoder_2":
+        return {}
+    t5 = config.text_encoder_2
+    return {"buckets": relative_buckets(t5.max_length, t5.relative_buckets, t5.relative_max_distance)}
+
+
+def weights_file(network: str) -> str:
+    return f"weights/{network}.safetensors"
+
+
+def graph_file(network: str) -> str:
+    return f"{network}.onnx"
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Refuses to touch whatever is at `output` and is not a bundle, all of it.
+
+    Raises:
+        KontextError: says what is in the way.
+    """
+    if not output.parent.is_dir():
+        raise KontextError(f"{output.parent} is not a folder: make it first")
+    if not os.path.lexists(output):
+        return
+    if not output.is_dir():
+        raise KontextError(f"{output} exists and is not a folder")
+    files = bundle_files(output)
+    if files is None and any(output.iterdir()):
+        raise KontextError(f"{output} exists and is not a bundle: it is left alone, choose another folder")
+    if not force:
+        raise KontextError(f"{output} exists: give --force to replace it, or choose another folder")
+    for path in sorted(output.rglob("*")):
+        if not path.is_dir() and path.relative_to(output).as_posix() not in (files or ()):
+            raise KontextError(f"{path} is not the bundle's: move it away, then --force will replace {output}")
+
+
+def bundle_files(folder: Path) -> set[str] | None:
+    """The files of the bundle at `folder`, or None where its manifest does not say it is one."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return None
+        return {MANIFEST_NAME, *manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def check_room(journal: Journal, needed: int) -> None:
+    there = sum(path.stat().st_size for path in journal.folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(journal.folder).free
+    if free + there < needed + SPARE_BYTES // 64:
+        raise KontextError(
+            f"the disk is too small: the bundle needs {needed / 1e9:.2f} GB, {journal.folder.parent} has "
+            f"{free / 1e9:.2f} GB free"
+        )
+
+
+def publish(partial: Path, output: Path, force: bool) -> None:
+    """OUT.partial becomes OUT; an old bundle stays whole until the new one is."""
+    (partial / Journal.NAME).unlink()
+    fsync_folder(partial)
+    if os.path.lexists(output):
+        check_output(output, force)  # once more: an export takes its time, and somebody may have used it
+        replaced = output.with_name(output.name + ".replaced")
+        if replaced.exists():
+            raise KontextError(f"{replaced} is in the way: an earlier export was killed while it replaced {output}")
+        output.rename(replaced)
+        partial.rename(output)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(output)
+    fsync_folder(output.parent)

@@ -1,0 +1,86 @@
+"""The bundle's manifest: everything a runtime has to know that is not in a graph, a weight or a tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from ..model.checkpoint import NETWORKS, Checkpoint
+from ..quant.recipe import Recipe
+from .graphs import OPSET, linear_weights
+from .sizes import preferred_sizes
+from .tokenizer_files import TokenizerFile
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "kontext-bundle"
+FORMAT_VERSION = 1
+TOOLKIT = {"name": "kontext-export", "version": "0.1.0"}
+
+
+def build_manifest(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    tokenizers: Mapping[str, TokenizerFile],
+    files: Mapping[str, Mapping[str, object]],
+) -> dict[str, object]:
+    """The manifest as JSON values; `files` are size and SHA-256 of every file of the bundle but this one."""
+    config = checkpoint.config
+    autoencoder, sampler = config.autoencoder, config.sampler
+    multiple = 2 * autoencoder.downscale  # latents are packed 2x2
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "toolkit": TOOLKIT,
+        "model": {
+            "name": config.name,
+            "parameters": checkpoint.parameters(),
+            "transformer": dataclasses.asdict(config.transformer) | {"head_dim": config.transformer.head_dim},
+            "autoencoder": dataclasses.asdict(autoencoder) | {"downscale": autoencoder.downscale},
+            "text_encoder": dataclasses.asdict(config.text_encoder),
+            "text_encoder_2": dataclasses.asdict(config.text_encoder_2),
+        },
+        "precision": precision(checkpoint, recipe),
+        "sampler": dataclasses.asdict(sampler)
+        | {
+            "size_multiple": multiple,
+            "preferred_sizes": [list(size) for size in preferred_sizes(autoencoder.sample_size, multiple)],
+        },
+        "graphs": {
+            name: {"file": f"{name}.onnx", "weights": f"weights/{name}.safetensors", "opset": OPSET} for name in NETWORKS
+        },
+        "tokenizers": {
+            name: {
+                "file": f"tokenizers/{name}.json",
+                "max_length": tokenizer.max_length,
+                "pad_id": tokenizer.pad_id,
+                "eos_id": tokenizer.eos_id,
+            }
+            for name, tokenizer in tokenizers.items()
+        },
+        "engines": [],
+        "kernels": [],
+        "files": {name: dict(entry) for name, entry in files.items()},
+    }
+
+
+def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
+    """`compute` is the transformer's; `networks` has every network's own, `layers` the weights stored otherwise."""
+    layers: dict[str, dict[str, str]] = {}
+    for name, network in checkpoint.networks.items():
+        linears = linear_weights(name, checkpoint.config)
+        formats = {weight: recipe.format_of(name, weight, weight in linears) for weight in network.shapes}
+        different = {weight: chosen for weight, chosen in formats.items() if chosen != recipe.compute[name]}
+        if different:
+            layers[name] = different
+    return {
+        "weights": recipe.weights,
+        "compute": recipe.compute["transformer"],
+        "networks": recipe.compute,
+        "layers": layers,
+        "recipe": recipe.as_json(),
+    }
+
+
+def manifest_bytes(manifest: Mapping[str, object]) -> bytes:
+    return (json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,26 @@
+"""Progress bars of an export, or none where nobody watches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Draws on stderr when `shown`."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+
+    @contextlib.contextmanager
+    def bytes(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
+        """A bar of bytes with rate and time left."""
+        with tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not self.shown, leave=False) as bar:
+            yield bar.update
+
+    @contextlib.contextmanager
+    def steps(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
+        with tqdm(total=total, desc=name, disable=not self.shown, leave=False) as bar:
+            yield bar.update

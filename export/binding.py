@@ -33,10 +33,14 @@ def bind(model: ir.Model, plan: Plan, location: str) -> None:
             raise RuntimeError(f"{plan.network}: the graph does not use {item.weight}")
         main = stored[item.weight]
         if item.format == "fp8":
-            dequantize(graph, value, external(main, location), external(stored[f"{item.weight}_scale"], location))
+            dequantize(
+                graph, value, external(main, location), external(stored[f"{item.weight}_scale"], location)
+            )
         else:
             if (value.dtype, tuple(value.shape or ())) != (ONNX_DTYPES[main.dtype], main.shape):
-                raise RuntimeError(f"{plan.network}: {item.weight} is {value.dtype} {value.shape} in the graph")
+                raise RuntimeError(
+                    f"{plan.network}: {item.weight} is {value.dtype} {value.shape} in the graph"
+                )
             value.const_value = external(main, location)
     if unbound:
         raise RuntimeError(f"{plan.network}: no weight for {', '.join(unbound)}")
@@ -54,7 +58,9 @@ def external(tensor: StoredTensor, location: str) -> ir.ExternalTensor:
     )
 
 
-def dequantize(graph: ir.Graph, value: ir.Value, values: ir.ExternalTensor, scales: ir.ExternalTensor) -> None:
+def dequantize(
+    graph: ir.Graph, value: ir.Value, values: ir.ExternalTensor, scales: ir.ExternalTensor
+) -> None:
     """Puts DequantizeLinear(values [in, out], scales [out], axis 1) in the place of the weight `value`."""
     name = value.name
     if name is None:
@@ -62,7 +68,9 @@ def dequantize(graph: ir.Graph, value: ir.Value, values: ir.ExternalTensor, scal
     del graph.initializers[name]
     inputs = []
     for tensor in (values, scales):
-        initializer = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+        initializer = ir.Value(
+            name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+        )
         initializer.const_value = tensor
         graph.initializers[str(tensor.name)] = initializer
         inputs.append(initializer)
@@ -73,7 +81,9 @@ def dequantize(graph: ir.Graph, value: ir.Value, values: ir.ExternalTensor, scal
     if len(users) != 1:
         raise RuntimeError(f"{name} is used by {len(users)} nodes, and a linear's weight by one")
     ir.convenience.replace_all_uses_with(value, node.outputs[0])
-    graph.insert_before(users[0], node)  # right before its use, so that no runtime keeps many weights unpacked
+    graph.insert_before(
+        users[0], node
+    )  # right before its use, so that no runtime keeps many weights unpacked
 
 
 def serialize(model: ir.Model) -> bytes:

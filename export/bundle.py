@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
@@ -18,16 +19,17 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import KontextError
-from ..model.checkpoint import NETWORKS, Checkpoint
+from ..model.checkpoint import Checkpoint
 from ..model.config import KontextConfig
 from ..model.text_encoders import relative_buckets
 from ..quant.recipe import Recipe
-from . import binding, graphs, tokenizer_files, weights
+from . import binding, graphs, weights
 from .journal import Journal, fsync_folder, write_atomic
 from .manifest import FORMAT, MANIFEST_NAME, build_manifest, manifest_bytes
 from .progress import Progress
+from .tokenizer_files import TokenizerFile, clip_file, t5_file
 
-SPARE_BYTES = 64 << 20
+SPARE_BYTES = 16 << 20
 """Room on the disk for what is not weights: graphs, tokenizers, manifest."""
 
 
@@ -44,13 +46,19 @@ class Summary:
     resumed: list[str] = field(default_factory=list)
 
 
-def export(model: Path, output: Path, choose_recipe: Callable[[Checkpoint], Recipe], force: bool = False,
-           show_progress: bool = False) -> Summary:
+def export(
+    model: Path,
+    output: Path,
+    choose_recipe: Callable[[Checkpoint], Recipe],
+    force: bool = False,
+    show_progress: bool = False,
+) -> Summary:
     """Exports the checkpoint in folder `model` as the bundle `output`.
 
     Args:
         model: a diffusers folder.
-        output: the bundle's folder; must not exist, unless `force` and it is a bundle with nothing else in it.
+        output: the bundle's folder; must not exist, unless `force` and it is a bundle with nothing else in
+            it.
         choose_recipe: decides the number formats once the checkpoint's size is known.
         force: replace a bundle.
         show_progress: draw progress bars on stderr.
@@ -64,6 +72,7 @@ def export(model: Path, output: Path, choose_recipe: Callable[[Checkpoint], Reci
         output = output.resolve()
     check_output(output, force)
     checkpoint = Checkpoint.open(model)
+    tokenizers = read_tokenizers(checkpoint)
     recipe = choose_recipe(checkpoint)
     summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe)
     summary.seconds["checkpoint"] = time.perf_counter() - begin
@@ -71,12 +80,12 @@ def export(model: Path, output: Path, choose_recipe: Callable[[Checkpoint], Reci
     try:
         with Journal.open(partial, export_key(checkpoint, recipe)) as journal:
             fill(journal, checkpoint, recipe, summary, Progress(show_progress))
-            finish(journal, checkpoint, recipe, summary)
+            finish(journal, checkpoint, recipe, tokenizers, summary)
         publish(partial, output, force)
     except OSError as fault:
         if fault.errno in (errno.ENOSPC, errno.EDQUOT):
             raise KontextError(
-                f"the disk is full: make room and run the same command again, {partial} keeps what is finished"
+                f"the disk is full: make room and run the same command again; {partial} keeps what is done"
             ) from None
         raise KontextError(f"cannot write {fault.filename or partial}: {fault.strerror}") from None
     summary.seconds["all"] = time.perf_counter() - begin
@@ -96,7 +105,9 @@ def export_key(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
     }
 
 
-def fill(journal: Journal, checkpoint: Checkpoint, recipe: Recipe, summary: Summary, progress: Progress) -> None:
+def fill(
+    journal: Journal, checkpoint: Checkpoint, recipe: Recipe, summary: Summary, progress: Progress
+) -> None:
     """Writes weights, then graphs; weights first, since a damaged checkpoint shows there."""
     config = checkpoint.config
     plans = {
@@ -120,7 +131,7 @@ def fill(journal: Journal, checkpoint: Checkpoint, recipe: Recipe, summary: Summ
                 checkpoint.networks[name],
                 journal.folder / file,
                 journal.synced(file),
-                lambda position, file=file: journal.mark(file, position),
+                functools.partial(journal.mark, file),
                 advance,
             )
         journal.finish(file, plan.size, digest)
@@ -139,24 +150,30 @@ def fill(journal: Journal, checkpoint: Checkpoint, recipe: Recipe, summary: Summ
     summary.seconds["graphs"] = time.perf_counter() - begin
 
 
-def finish(journal: Journal, checkpoint: Checkpoint, recipe: Recipe, summary: Summary) -> None:
-    """Tokenizers and the manifest."""
+def read_tokenizers(checkpoint: Checkpoint) -> dict[str, TokenizerFile]:
     config, folder = checkpoint.config, checkpoint.folder
-    tokenizers = {
-        "clip": tokenizer_files.clip_file(
-            folder / "tokenizer", config.text_encoder.max_length, config.text_encoder.vocab_size
-        ),
-        "t5": tokenizer_files.t5_file(
-            folder / "tokenizer_2", config.text_encoder_2.max_length, config.text_encoder_2.vocab_size
-        ),
+    clip, t5 = config.text_encoder, config.text_encoder_2
+    return {
+        "clip": clip_file(folder / "tokenizer", clip.max_length, clip.vocab_size),
+        "t5": t5_file(folder / "tokenizer_2", t5.max_length, t5.vocab_size),
     }
+
+
+def finish(
+    journal: Journal,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    tokenizers: dict[str, TokenizerFile],
+    summary: Summary,
+) -> None:
+    """Writes tokenizers and manifest: the last files."""
     for name, tokenizer in tokenizers.items():
         journal.add(f"tokenizers/{name}.json", tokenizer.text.encode())
     fsync_folder(journal.folder / "weights")
     fsync_folder(journal.folder / "tokenizers")
     manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))
-    summary.sizes = {name: int(entry["size"]) for name, entry in journal.files.items()}
+    summary.sizes = {name: entry["size"] for name, entry in journal.files.items()}
 
 
 def network_constants(name: str, config: KontextConfig) -> dict[str, Tensor]:
@@ -194,7 +211,9 @@ def check_output(output: Path, force: bool) -> None:
         raise KontextError(f"{output} exists: give --force to replace it, or choose another folder")
     for path in sorted(output.rglob("*")):
         if not path.is_dir() and path.relative_to(output).as_posix() not in (files or ()):
-            raise KontextError(f"{path} is not the bundle's: move it away, then --force will replace {output}")
+            raise KontextError(
+                f"{path} is not the bundle's: move it away, then --force will replace {output}"
+            )
 
 
 def bundle_files(folder: Path) -> set[str] | None:
@@ -209,12 +228,13 @@ def bundle_files(folder: Path) -> set[str] | None:
 
 
 def check_room(journal: Journal, needed: int) -> None:
+    """Refuses to begin what cannot end; what an earlier run left in OUT.partial counts as free."""
     there = sum(path.stat().st_size for path in journal.folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(journal.folder).free
-    if free + there < needed + SPARE_BYTES // 64:
+    if free + there < needed + SPARE_BYTES:
         raise KontextError(
-            f"the disk is too small: the bundle needs {needed / 1e9:.2f} GB, {journal.folder.parent} has "
-            f"{free / 1e9:.2f} GB free"
+            f"not enough room on the disk: the bundle needs {needed / 1e9:.2f} GB, "
+            f"{journal.folder.parent} has {free / 1e9:.2f} GB free"
         )
 
 
@@ -226,7 +246,9 @@ def publish(partial: Path, output: Path, force: bool) -> None:
         check_output(output, force)  # once more: an export takes its time, and somebody may have used it
         replaced = output.with_name(output.name + ".replaced")
         if replaced.exists():
-            raise KontextError(f"{replaced} is in the way: an earlier export was killed while it replaced {output}")
+            raise KontextError(
+                f"{replaced} is in the way: an earlier export was killed while it replaced {output}"
+            )
         output.rename(replaced)
         partial.rename(output)
         shutil.rmtree(replaced)

@@ -19,13 +19,21 @@ def parser() -> argparse.ArgumentParser:
         description="Exports a FLUX.1 Kontext checkpoint as a bundle that runs without PyTorch.",
     )
     result.add_argument(
-        "model", nargs="?", type=Path, metavar="MODEL", help="a diffusers folder (default: the embedded model)"
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="a diffusers folder (default: the embedded model)",
     )
     result.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the bundle's folder")
     compute = result.add_mutually_exclusive_group()
     for name in ("fp32", "fp16", "bf16"):
         compute.add_argument(
-            f"--{name}", dest="compute", action="store_const", const=name, help=f"compute and store weights in {name}"
+            f"--{name}",
+            dest="compute",
+            action="store_const",
+            const=name,
+            help=f"compute and store weights in {name}",
         )
     result.add_argument(
         "--fp8",
@@ -48,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = f"; {partial} keeps what is finished, and the same command goes on from there" if partial.exists() else ""
+        kept = (
+            f"; {partial} keeps what is finished, and the same command goes on from there"
+            if partial.exists()
+            else ""
+        )
         print(f"\ninterrupted{kept}", file=sys.stderr)
         return 130
 
@@ -60,8 +72,9 @@ def run(options: argparse.Namespace) -> int:
         if not (model / "model_index.json").exists():
             raise KontextError("the embedded model is not part of this installation: name a diffusers folder")
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
+    from ..model.checkpoint import NETWORKS
     from ..quant.recipe import choose
-    from .bundle import NETWORKS, export
+    from .bundle import export
     from .summary import render
 
     summary = export(

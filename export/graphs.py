@@ -1,6 +1,7 @@
 """One ONNX graph for each of the six networks, traced with no weights in memory.
 
-`trace` returns an onnx_ir model whose initializers are named as the weights and have no data yet: `binding` adds it.
+`trace` returns an onnx_ir model whose initializers are named as the weights and have no data yet: `binding`
+adds it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,7 +23,8 @@ from ..model.config import KontextConfig
 from .passes import optimize
 
 OPSET = 23
-"""Attention, RMSNormalization and RotaryEmbedding are single operators from 23 on; 26 and up break silently."""
+"""Attention, RMSNormalization and RotaryEmbedding are single operators from 23 on; 26 and up break
+silently."""
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,7 +33,8 @@ BATCH = 2
 
 
 class InputMajorLinear(nn.Module):
-    """A linear whose weight is [in, out], so that the graph is a MatMul with no Transpose for a quantizer to trip on."""
+    """A linear whose weight is [in, out], so that the graph is a MatMul with no Transpose for a quantizer to
+    trip on."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -44,7 +47,8 @@ class InputMajorLinear(nn.Module):
 
 
 class Float32Boundary(nn.Module):
-    """Casts a network's float inputs to its own format and its outputs to fp32, so that every graph speaks fp32.
+    """Casts a network's float inputs to its own format and its outputs to fp32, so that every graph speaks
+    fp32.
 
     `wide` inputs stay in fp32: timestep, guidance and the RoPE tables lose too much in half precision.
     """
@@ -69,11 +73,12 @@ class Float32Boundary(nn.Module):
 class Signature:
     """A graph's inputs and outputs: name → shape, where a string is a dimension that varies.
 
-    An example size comes from `sizes`; a dimension called `8*latent_height` is 8 times the size of `latent_height`.
+    An example size comes from `sizes`; a dimension called `8*latent_height` is 8 times the size of
+    `latent_height`.
     """
 
-    inputs: dict[str, tuple[int | str, ...]]
-    outputs: dict[str, tuple[int | str, ...]]
+    inputs: Mapping[str, tuple[int | str, ...]]
+    outputs: Mapping[str, tuple[int | str, ...]]
     wide: tuple[str, ...] = ()
     integers: bool = False
 
@@ -127,7 +132,8 @@ def signature(name: str, config: KontextConfig) -> Signature:
 def trace(name: str, config: KontextConfig, compute: str) -> ir.Model:
     """The graph of network `name`, computing in `compute` ("fp32", "fp16" or "bf16").
 
-    Linear weights are [in, out]; initializers carry the weights' own names, shapes and formats, and no values.
+    Linear weights are [in, out]; initializers carry the weights' own names, shapes and formats, and no
+    values.
     """
     dtype, shapes = DTYPES[compute], signature(name, config)
     with default_dtype(dtype), FakeTensorMode(), quiet():
@@ -194,7 +200,8 @@ def example_input(shape: Sequence[int | str], config: KontextConfig, integers: b
 
 
 def dynamic_axes(shape: Sequence[int | str]) -> dict[int, object]:
-    """Which axes vary. A picture's sides are multiples of the downscale; about the others the tracer finds out."""
+    """Which axes vary. A picture's sides are multiples of the downscale; about the others the tracer finds
+    out."""
     result: dict[int, object] = {}
     for axis, dimension in enumerate(shape):
         if isinstance(dimension, str):
@@ -211,7 +218,8 @@ def rename_weights(model: ir.Model) -> None:
 
 
 def set_interface(model: ir.Model, name: str, shapes: Signature) -> None:
-    """Gives inputs and outputs the contract's shapes, and takes away all that tells of the machine it was traced on."""
+    """Gives inputs and outputs the contract's shapes, and takes away all that tells of the machine it was
+    traced on."""
     for values, expected in ((model.graph.inputs, shapes.inputs), (model.graph.outputs, shapes.outputs)):
         if [value.name for value in values] != list(expected):
             raise RuntimeError(f"the graph of {name} came out with {[value.name for value in values]}")
@@ -237,7 +245,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter's notices (torchvision is missing, a name is shared) are of no use to whoever exports a model."""
+    """The exporter's notices (torchvision is missing, a name is shared) are of no use to whoever exports a
+    model."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

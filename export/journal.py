@@ -1,4 +1,5 @@
-"""The journal of an unfinished export: which files of OUT.partial are whole, and how far the others are on disk."""
+"""The journal of an unfinished export: which files of OUT.partial are whole, and how far the others are on
+disk."""
 
 from __future__ import annotations
 
@@ -9,9 +10,16 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import IO, ClassVar
+from typing import IO, ClassVar, TypedDict
 
 from ..errors import KontextError
+
+
+class FileEntry(TypedDict):
+    """A finished file."""
+
+    size: int
+    sha256: str
 
 
 class Journal:
@@ -22,7 +30,7 @@ class Journal:
     def __init__(self, folder: Path, key: object, lock: IO[bytes]) -> None:
         self.folder = folder
         self.key = key
-        self.files: dict[str, dict[str, object]] = {}
+        self.files: dict[str, FileEntry] = {}
         self.progress: dict[str, int] = {}
         self.lock = lock
 
@@ -47,7 +55,10 @@ class Journal:
         try:
             saved = json.loads(journal_file.read_text(encoding="utf-8"))
             if saved["key"] == key:
-                journal.files = {name: dict(entry) for name, entry in saved["files"].items()}
+                journal.files = {
+                    name: FileEntry(size=int(entry["size"]), sha256=str(entry["sha256"]))
+                    for name, entry in saved["files"].items()
+                }
                 journal.progress = {name: int(count) for name, count in saved["progress"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             pass  # new, or torn: nothing is taken over
@@ -59,7 +70,9 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.lock.close()
 
     def clear(self) -> None:
@@ -70,7 +83,9 @@ class Journal:
 
     def save(self) -> None:
         # Rewritten in place, since the lock is on this very file; a torn one only costs the work again.
-        data = json.dumps({"key": self.key, "files": self.files, "progress": self.progress}, sort_keys=True).encode()
+        data = json.dumps(
+            {"key": self.key, "files": self.files, "progress": self.progress}, sort_keys=True
+        ).encode()
         self.lock.truncate(0)
         self.lock.write(data)
         self.lock.flush()

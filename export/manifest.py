@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from ..model.checkpoint import NETWORKS, Checkpoint
 from ..quant.recipe import Recipe
 from .graphs import OPSET, linear_weights
+from .journal import FileEntry
 from .sizes import preferred_sizes
 from .tokenizer_files import TokenizerFile
 
@@ -22,7 +23,7 @@ def build_manifest(
     checkpoint: Checkpoint,
     recipe: Recipe,
     tokenizers: Mapping[str, TokenizerFile],
-    files: Mapping[str, Mapping[str, object]],
+    files: Mapping[str, FileEntry],
 ) -> dict[str, object]:
     """The manifest as JSON values; `files` are size and SHA-256 of every file of the bundle but this one."""
     config = checkpoint.config
@@ -47,7 +48,8 @@ def build_manifest(
             "preferred_sizes": [list(size) for size in preferred_sizes(autoencoder.sample_size, multiple)],
         },
         "graphs": {
-            name: {"file": f"{name}.onnx", "weights": f"weights/{name}.safetensors", "opset": OPSET} for name in NETWORKS
+            name: {"file": f"{name}.onnx", "weights": f"weights/{name}.safetensors", "opset": OPSET}
+            for name in NETWORKS
         },
         "tokenizers": {
             name: {
@@ -65,7 +67,8 @@ def build_manifest(
 
 
 def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
-    """`compute` is the transformer's; `networks` has every network's own, `layers` the weights stored otherwise."""
+    """`compute` is the transformer's; `networks` has every network's own, `layers` the weights stored
+    otherwise."""
     layers: dict[str, dict[str, str]] = {}
     for name, network in checkpoint.networks.items():
         linears = linear_weights(name, checkpoint.config)

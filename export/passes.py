@@ -1,6 +1,7 @@
 """What is done to a traced graph: functions inlined, constants folded, duplicates merged, names made plain.
 
-The stock optimizer is not used: under a fake trace it folds weights that are not there, and it is quadratic at 12 B.
+The stock optimizer is not used: under a fake trace it folds weights that are not there, and it is quadratic
+at 12 B.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ LARGEST_FOLD = 1 << 14
 def optimize(model: ir.Model) -> None:
     """Optimizes in place. Initializers keep their names, and none of their (absent) values is looked at."""
     graph = model.graph
-    weights = list(graph.initializers.values())
+    weights = dict(graph.initializers)
     inputs = len(graph.inputs)
     # As inputs, weights are opaque to every pass: nothing folds, merges or renames them.
-    for value in weights:
+    for name, value in weights.items():
         value.const_value = None
-        del graph.initializers[value.name]
+        del graph.initializers[name]
         graph.inputs.append(value)
-    names = [value.name for value in weights]
     for node in graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -43,7 +43,7 @@ def optimize(model: ir.Model) -> None:
     )(model)
     for _ in weights:
         graph.inputs.pop(inputs)
-    for value, name in zip(weights, names, strict=True):
+    for name, value in weights.items():
         value.name = name
         graph.initializers[name] = value
     for value in model.graph.initializers.values():

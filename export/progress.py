@@ -17,7 +17,9 @@ class Progress:
     @contextlib.contextmanager
     def bytes(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
         """A bar of bytes with rate and time left."""
-        with tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not self.shown, leave=False) as bar:
+        with tqdm(
+            total=total, desc=name, unit="B", unit_scale=True, disable=not self.shown, leave=False
+        ) as bar:
             yield bar.update
 
     @contextlib.contextmanager

@@ -29,7 +29,8 @@ FLUX_SIZES = (
 
 
 def preferred_sizes(side: int, multiple: int) -> list[tuple[int, int]]:
-    """FLUX's aspect ratios at an area of about side², each side a multiple of `multiple`; narrow ones first."""
+    """FLUX's aspect ratios at an area of about side², each side a multiple of `multiple`; narrow ones
+    first."""
     if side == FLUX_SIDE and multiple == 16:
         return list(FLUX_SIZES)
     sizes = []
@@ -43,8 +44,10 @@ def preferred_sizes(side: int, multiple: int) -> list[tuple[int, int]]:
         ]
         best = min(
             candidates,
-            key=lambda size: abs(math.log(size[0] * size[1] / (ideal[0] * ideal[1])))
-            + abs(math.log(size[0] / size[1] / ratio)),
+            key=lambda size: (
+                abs(math.log(size[0] * size[1] / (ideal[0] * ideal[1])))
+                + abs(math.log(size[0] / size[1] / ratio))
+            ),
         )
         sizes.append((best[0] * multiple, best[1] * multiple))
     return sorted(set(sizes))

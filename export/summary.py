@@ -25,15 +25,11 @@ def human(size: float) -> str:
 def render(summary: Summary) -> str:
     """The summary as lines of text."""
     recipe, sizes = summary.recipe, summary.sizes
+    compute = recipe.compute["transformer"]
     lines = [
-        f"{summary.name}: {summary.parameters / 1e6:,.1f} M parameters, weights {recipe.weights}, "
-        f"compute {recipe.compute['transformer']}"
+        f"{summary.name}: {summary.parameters / 1e6:,.1f} M parameters, {recipe.weights} weights, {compute} compute"
     ]
-    lines += [
-        f"  {network} computes in {compute}"
-        for network, compute in recipe.compute.items()
-        if compute != recipe.compute["transformer"]
-    ]
+    lines += [f"  {network} computes in {own}" for network, own in recipe.compute.items() if own != compute]
     lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
     lines.append(f"  {'in all':<36} {human(sum(sizes.values())):>10}")
     if summary.resumed:

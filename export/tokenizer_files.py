@@ -1,4 +1,5 @@
-"""The two tokenizers as Hugging Face `tokenizers` files, so that a runtime needs that small library and no transformers.
+"""The two tokenizers as Hugging Face `tokenizers` files, so that a runtime needs that small library and no
+transformers.
 
 A `tokenizer.json` is taken as it is; CLIP's is made from vocab.json and merges.txt, T5's from spiece.model.
 """
@@ -29,7 +30,8 @@ class TokenizerFile:
 
 
 def clip_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
-    """CLIP's tokenizer of a diffusers folder's `tokenizer/`; ids below `vocab_size`, prompts of `max_length` tokens."""
+    """CLIP's tokenizer of a diffusers folder's `tokenizer/`; ids below `vocab_size`, prompts of `max_length`
+    tokens."""
     if not (folder / "tokenizer.json").exists():
         tokenizer = build_clip(folder)
     else:
@@ -44,7 +46,9 @@ def t5_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
     elif (folder / "spiece.model").exists():
         tokenizer = convert_sentencepiece(folder)
     else:
-        raise KontextError(f"{folder} has neither tokenizer.json nor spiece.model: the checkpoint is incomplete")
+        raise KontextError(
+            f"{folder} has neither tokenizer.json nor spiece.model: the checkpoint is incomplete"
+        )
     return finish(tokenizer, folder, max_length, vocab_size, eos="</s>", pad="<pad>")
 
 
@@ -61,19 +65,24 @@ def convert_sentencepiece(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer.to_str())
     except Exception as fault:
-        raise KontextError(f"cannot convert {folder / 'spiece.model'}: {str(fault).splitlines()[0]}") from None
+        raise KontextError(
+            f"cannot convert {folder / 'spiece.model'}: {str(fault).splitlines()[0]}"
+        ) from None
 
 
 def build_clip(folder: Path) -> Tokenizer:
-    """CLIP's byte-level BPE: NFC, white space to single blanks, lower case; <|startoftext|> … <|endoftext|>."""
+    """CLIP's byte-level BPE: NFC, white space to single blanks, lower case; <|startoftext|> …
+    <|endoftext|>."""
     vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
     vocab = Fields(vocab_path).data
     try:
         lines = merges_path.read_text(encoding="utf-8").split("\n")
     except OSError:
         raise KontextError(f"{merges_path} is missing: the checkpoint is incomplete") from None
-    merges = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
-    special = {name: special_token(folder, f"{name}_token", default) for name, default in CLIP_SPECIAL.items()}
+    merges = [line.partition(" ")[::2] for line in lines if line.strip() and not line.startswith("#version")]
+    special = {
+        name: special_token(folder, f"{name}_token", default) for name, default in CLIP_SPECIAL.items()
+    }
     for token in special.values():
         if token not in vocab:
             raise KontextError(f"{vocab_path} lacks {token}")
@@ -100,8 +109,8 @@ def build_clip(folder: Path) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
-        sep=(special["eos"], vocab[special["eos"]]),
-        cls=(special["bos"], vocab[special["bos"]]),
+        (special["eos"], vocab[special["eos"]]),
+        (special["bos"], vocab[special["bos"]]),
         add_prefix_space=False,
         trim_offsets=False,
     )
@@ -129,8 +138,11 @@ def special_token(folder: Path, name: str, default: str) -> str:
     return default
 
 
-def finish(tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int, eos: str, pad: str) -> TokenizerFile:
-    """Checks the tokenizer against its encoder; cutting and padding are the runtime's, so the file does neither."""
+def finish(
+    tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int, eos: str, pad: str
+) -> TokenizerFile:
+    """Checks the tokenizer against its encoder; cutting and padding are the runtime's, so the file does
+    neither."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ids = {}
@@ -142,6 +154,10 @@ def finish(tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int,
         ids[name] = found
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= vocab_size:
-        raise KontextError(f"{folder}: token id {largest} is beyond the text encoder's vocabulary of {vocab_size}")
-    text = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        raise KontextError(
+            f"{folder}: token id {largest} is beyond the text encoder's vocabulary of {vocab_size}"
+        )
+    text = json.dumps(
+        json.loads(tokenizer.to_str()), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+    )
     return TokenizerFile(text, max_length, ids["pad"], ids["eos"])

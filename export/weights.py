@@ -1,6 +1,8 @@
-"""Streams a network's weights from a checkpoint into one safetensors file of the bundle, one weight in memory at a time.
+"""Streams a network's weights from a checkpoint into one safetensors file of the bundle, one weight in memory
+at a time.
 
-`plan` fixes every tensor's place before a weight is read, so graphs can point into a file that is still being written.
+`plan` fixes every tensor's place before a weight is read, so graphs can point into a file that is still being
+written.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of the file: its format as safetensors names it, and its bytes' place counted from the file's start."""
+    """One tensor of the file: its format as safetensors names it, and its bytes' place counted from the
+    file's start."""
 
     name: str
     dtype: str
@@ -53,7 +56,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole file before it is written: its header's bytes and its tensors in order. `constants` are not weights."""
+    """The whole file before it is written: its header's bytes and its tensors in order. `constants` are not
+    weights."""
 
     network: str
     compute: str
@@ -111,7 +115,9 @@ def plan(network: NetworkWeights, recipe: Recipe, linears: set[str], constants: 
             chosen,
             transpose,
             tuple(
-                StoredTensor(name, dtype, shape, len(header) + relative[name][0], len(header) + relative[name][1])
+                StoredTensor(
+                    name, dtype, shape, len(header) + relative[name][0], len(header) + relative[name][1]
+                )
                 for name, dtype, shape in entries
             ),
         )
@@ -135,14 +141,16 @@ def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
         return list(fp8.quantize(weight, STORED_DTYPES[STORED[plan.compute]]))
     stored = weight.to(STORED_DTYPES[STORED[item.format]])
     if item.format == "fp16" and not torch.isfinite(stored.abs().max()):
-        raise KontextError(f"{plan.network}: weight {item.weight} is too large for fp16: export with --bf16 or --fp32")
+        raise KontextError(
+            f"{plan.network}: weight {item.weight} is too large for fp16: export with --bf16 or --fp32"
+        )
     return [stored]
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's little-endian bytes, not copied where it is contiguous."""
     flat = tensor.contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def write(
@@ -151,7 +159,7 @@ def write(
     path: Path,
     start: int,
     synced: Callable[[int], None],
-    advance: Callable[[int], None],
+    advance: Callable[[int], object],
 ) -> str:
     """Writes the file of `plan` and returns its SHA-256.
 
@@ -195,15 +203,14 @@ def write(
                     synced(sync(file.fileno(), file.flush, position))
                     marked = position
             sync(file.fileno(), file.flush, position)
-        except BaseException:
-            with_position = max(position, 0)
-            synced(sync(file.fileno(), file.flush, with_position))
+        except BaseException:  # Ctrl-C, a full disk, a damaged weight: what is whole stays
+            synced(sync(file.fileno(), file.flush, position))
             raise
     return digest.hexdigest()
 
 
 def digest_prefix(
-    read: Callable[[int], bytes], length: int, digest: hashlib._Hash, advance: Callable[[int], None]
+    read: Callable[[int], bytes], length: int, digest: hashlib._Hash, advance: Callable[[int], object]
 ) -> None:
     """Takes the first `length` bytes of a file that is being continued into its digest."""
     while length:

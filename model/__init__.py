@@ -1,4 +1,5 @@
-"""FLUX.1 Kontext in PyTorch, written for deployment: fused QKV, RoPE tables as inputs, modulation on its own."""
+"""FLUX.1 Kontext in PyTorch, written for deployment: fused QKV, RoPE tables as inputs, modulation on its
+own."""
 
 from __future__ import annotations
 

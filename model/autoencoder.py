@@ -1,6 +1,8 @@
-"""FLUX's convolutional autoencoder: pictures [batch, 3, H, W] in [-1, 1] to latents [batch, 16, H/8, W/8] and back.
+"""FLUX's convolutional autoencoder: pictures [batch, 3, H, W] in [-1, 1] to latents [batch, 16, H/8, W/8] and
+back.
 
-The encoder returns the posterior's mean, so an edit is deterministic. Parameter names are the reference release's.
+The encoder returns the posterior's mean, so an edit is deterministic. Parameter names are the reference
+release's.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels, NORM_EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.nin_shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -78,7 +82,9 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """The blocks at one resolution, and the change to the next one (absent at the last)."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int, resample: str | None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, groups: int, resample: str | None
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
             ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups) for i in range(blocks)
@@ -108,7 +114,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         self.down = nn.ModuleList(
             Level(
-                channels[max(i - 1, 0)], channels[i], config.layers_per_block, groups, "down" if i < last else None
+                channels[max(i - 1, 0)],
+                channels[i],
+                config.layers_per_block,
+                groups,
+                "down" if i < last else None,
             )
             for i in range(len(channels))
         )
@@ -117,7 +127,8 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the posterior, each [batch, latent_channels, H/8, W/8]; training needs both."""
+        """Mean and log-variance of the posterior, each [batch, latent_channels, H/8, W/8]; training needs
+        both."""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)

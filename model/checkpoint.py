@@ -1,6 +1,7 @@
-"""A diffusers folder of FLUX.1 Kontext: opened without reading a weight, then read one tensor at a time; and written.
+"""A diffusers folder of FLUX.1 Kontext: opened without reading a weight, then read one tensor at a time; and
+written.
 
-    checkpoint = Checkpoint.open(folder); checkpoint.networks["transformer"].read("img_in.weight")
+checkpoint = Checkpoint.open(folder); checkpoint.networks["transformer"].read("img_in.weight")
 """
 
 from __future__ import annotations
@@ -39,12 +40,20 @@ WEIGHT_FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pyto
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Number formats that a diffusers folder may hold its weights in."""
 
-IGNORED = ("position_ids", "encoder.embed_tokens.weight", "shared.weight", "logit_scale", "text_projection.weight")
-"""Endings of tensors that may be there and that no network of ours needs (copies, or other heads of the encoder)."""
+IGNORED = (
+    "position_ids",
+    "encoder.embed_tokens.weight",
+    "shared.weight",
+    "logit_scale",
+    "text_projection.weight",
+)
+"""Endings of tensors that may be there and that no network of ours needs (copies, or other heads of the
+encoder)."""
 
 
 def build_network(name: str, config: KontextConfig) -> nn.Module:
-    """One of `NETWORKS`, with the weights that PyTorch starts it with; build it on `meta` for its shapes alone."""
+    """One of `NETWORKS`, with the weights that PyTorch starts it with; build it on `meta` for its shapes
+    alone."""
     if name == "transformer":
         return Transformer(config.transformer)
     if name == "modulation":
@@ -67,8 +76,11 @@ def weight_shapes(name: str, config: KontextConfig) -> dict[str, tuple[int, ...]
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
-def network_sources(name: str, config: KontextConfig, available: Mapping[str, object] | None = None) -> dict[str, Source]:
-    """Native name → tensors of the file. `available` decides between the spellings that text encoders come in."""
+def network_sources(
+    name: str, config: KontextConfig, available: Mapping[str, object] | None = None
+) -> dict[str, Source]:
+    """Native name → tensors of the file. `available` decides between the spellings that text encoders come
+    in."""
     if name == "transformer":
         return transformer_sources(config.transformer)
     if name == "modulation":
@@ -104,7 +116,9 @@ class NetworkWeights:
         # One reduction instead of a mask of the tensor's size: NaN and infinity both survive max(|x|).
         if tensor.numel() and not torch.isfinite(tensor.abs().max()):
             part = self.files[self.sources[weight].parts[0]]
-            raise KontextError(f"{part.path}: weight {part.name} holds NaN or infinity: the checkpoint is damaged")
+            raise KontextError(
+                f"{part.path}: weight {part.name} holds NaN or infinity: the checkpoint is damaged"
+            )
         return tensor
 
     def parameters(self) -> int:
@@ -113,7 +127,8 @@ class NetworkWeights:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole model on disk. `files` are the weight files that it is read from, with the digests of their headers."""
+    """A whole model on disk. `files` are the weight files that it is read from, with the digests of their
+    headers."""
 
     folder: Path
     config: KontextConfig
@@ -122,7 +137,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Checks everything that can be checked without reading weights: configs, shards, names, shapes, formats.
+        """Checks everything that can be checked without reading weights: configs, shards, names, shapes,
+        formats.
 
         Raises:
             KontextError: the one thing that is wrong, in the user's words.
@@ -145,7 +161,9 @@ class Checkpoint:
             sources = network_sources(name, config, tensors[component])
             networks[name] = NetworkWeights(name, shapes, sources, tensors[component])
         for component, found in tensors.items():
-            check_tensors(folder / component, found, [networks[n] for n, c in NETWORKS.items() if c == component])
+            check_tensors(
+                folder / component, found, [networks[n] for n, c in NETWORKS.items() if c == component]
+            )
         return cls(folder, config, networks, files)
 
     def parameters(self) -> int:
@@ -186,34 +204,46 @@ def indexed_shards(index: Path) -> Iterator[tuple[Path, list[str]]]:
             raise KontextError(f"{index} names {file!r}, which is no safetensors file of its folder")
         path = index.parent / file
         if not path.exists():
-            raise KontextError(f"{path} is missing: {len(shards)} shards are listed in {index.name}, download it again")
+            raise KontextError(
+                f"{path} is missing: {len(shards)} shards are listed in {index.name}, download it again"
+            )
         yield path, names
 
 
 def check_tensors(folder: Path, found: Mapping[str, TensorInfo], networks: list[NetworkWeights]) -> None:
-    """Every tensor that the networks need is there in the right shape and a float format, and nothing else is."""
+    """Every tensor that the networks need is there in the right shape and a float format, and nothing else
+    is."""
     wanted: set[str] = set()
     for network in networks:
         for weight, source in network.sources.items():
             wanted.update(source.parts)
             for part in source.parts:
                 if part not in found:
-                    raise KontextError(f"{folder} lacks tensor {part}: it is incomplete, or config.json is not its own")
+                    raise KontextError(
+                        f"{folder} lacks tensor {part}: it is incomplete, or config.json is not its own"
+                    )
                 if found[part].dtype not in FLOATS:
-                    raise KontextError(f"{found[part].path}: tensor {part} is {found[part].dtype}, expected a float format")
+                    raise KontextError(
+                        f"{found[part].path}: tensor {part} is {found[part].dtype}, expected a float format"
+                    )
             expected, shapes = network.shapes[weight], [found[part].shape for part in source.parts]
             # Rows add up, every other dimension is shared.
             joined = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if all(shapes) else ()
             if joined != expected or any(shape[1:] != shapes[0][1:] for shape in shapes):
-                listed = ", ".join(f"{part} {list(shape)}" for part, shape in zip(source.parts, shapes, strict=True))
-                raise KontextError(f"{folder}: {listed} does not fit config.json, which asks for {list(expected)}")
+                listed = ", ".join(
+                    f"{part} {list(shape)}" for part, shape in zip(source.parts, shapes, strict=True)
+                )
+                raise KontextError(
+                    f"{folder}: {listed} does not fit config.json, which asks for {list(expected)}"
+                )
     for name in found:
         if name not in wanted and not name.endswith(IGNORED):
             raise KontextError(f"{found[name].path}: tensor {name} is none of {COMPONENTS[folder.name][1]}'s")
 
 
 def load_state(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Every weight of a checkpoint in memory: network → native name → tensor. For small models, tests and training."""
+    """Every weight of a checkpoint in memory: network → native name → tensor. For small models, tests and
+    training."""
     checkpoint = Checkpoint.open(folder)
     return {
         name: {weight: network.read(weight) for weight in network.shapes}
@@ -222,7 +252,8 @@ def load_state(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Writes a folder that diffusers' `FluxKontextPipeline.from_pretrained` loads, all but its two tokenizers.
+    """Writes a folder that diffusers' `FluxKontextPipeline.from_pretrained` loads, all but its two
+    tokenizers.
 
     Args:
         folder: made if needed; files of the same names are replaced.
@@ -238,7 +269,9 @@ def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Ma
         given = {key: tuple(tensor.shape) for key, tensor in weights[name].items()}
         if given != shapes:
             different = sorted(key for key in {*given, *shapes} if given.get(key) != shapes.get(key))
-            raise ValueError(f"{name}: these weights are missing, unknown or misshapen: {', '.join(different)}")
+            raise ValueError(
+                f"{name}: these weights are missing, unknown or misshapen: {', '.join(different)}"
+            )
         sources = network_sources(name, config)
         components.setdefault(component, {}).update(to_diffusers(weights[name], sources, config.transformer))
     dtype = str(weights["transformer"]["img_in.weight"].dtype).removeprefix("torch.")

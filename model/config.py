@@ -85,7 +85,8 @@ class T5Config:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """The rectified-flow sampler: the time shift is linear in the number of target tokens between the two anchors."""
+    """The rectified-flow sampler: the time shift is linear in the number of target tokens between the two
+    anchors."""
 
     steps: int = 28
     guidance: float = 2.5

@@ -1,6 +1,7 @@
 """The configuration files of a diffusers folder, both ways: their JSON to our `KontextConfig`, and back.
 
-Every field that would change the network is read or checked, so that no checkpoint is exported as something else.
+Every field that would change the network is read or checked, so that no checkpoint is exported as something
+else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from ..errors import KontextError
 from .config import AutoencoderConfig, ClipConfig, KontextConfig, SamplerConfig, T5Config, TransformerConfig
 
 PIPELINES = ("FluxKontextPipeline", "FluxPipeline", "FluxImg2ImgPipeline")
-"""Pipelines with Kontext's network; the plain FLUX ones were trained without references but have the same shapes."""
+"""Pipelines with Kontext's network; the plain FLUX ones were trained without references but have the same
+shapes."""
 
 COMPONENTS = {
     "transformer": ("diffusers", "FluxTransformer2DModel"),
@@ -28,7 +30,8 @@ COMPONENTS = {
 """What a FLUX.1 Kontext folder holds: name of the folder → library and class."""
 
 LARGEST_SIZE = 1 << 20
-"""No width, depth or vocabulary of a model of this family comes near it; a larger number is a damaged file."""
+"""No width, depth or vocabulary of a model of this family comes near it; a larger number is a damaged
+file."""
 
 T5_TOKENS = 512
 """Prompt length of FLUX where neither the tokenizer nor the encoder says another."""
@@ -75,7 +78,11 @@ class Fields:
         value = self.data.get(name)
         if value is None and default is not None:
             return tuple(default)
-        if not isinstance(value, list) or not value or not all(type(v) is int and 1 <= v <= LARGEST_SIZE for v in value):
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(type(v) is int and 1 <= v <= LARGEST_SIZE for v in value)
+        ):
             raise self.fault(name, "a list of whole numbers")
         return tuple(value)
 
@@ -95,13 +102,17 @@ def read_config(folder: Path) -> KontextConfig:
     """
     index_path = folder / "model_index.json"
     if not folder.is_dir():
-        raise KontextError(f"{folder} is not a folder; a diffusers checkpoint is a folder with model_index.json in it")
+        raise KontextError(
+            f"{folder} is not a folder; a diffusers checkpoint is a folder with model_index.json in it"
+        )
     if not index_path.exists():
-        raise KontextError(f"{folder} has no model_index.json: it is not a diffusers checkpoint, or not all of one")
+        raise KontextError(
+            f"{folder} has no model_index.json: it is not a diffusers checkpoint, or not all of one"
+        )
     index = Fields(index_path)
     if index.data.get("_class_name") not in PIPELINES:
         raise index.fault("_class_name", f"{PIPELINES[0]}: only FLUX.1 Kontext checkpoints can be exported")
-    return KontextConfig(
+    config = KontextConfig(
         name=model_name(folder, index.data.get("_name_or_path")),
         transformer=read_transformer(folder / "transformer"),
         autoencoder=read_autoencoder(folder / "vae"),
@@ -109,10 +120,40 @@ def read_config(folder: Path) -> KontextConfig:
         text_encoder_2=read_t5(folder / "text_encoder_2", folder / "tokenizer_2"),
         sampler=read_sampler(folder / "scheduler"),
     )
+    check_fit(folder, config)
+    return config
+
+
+def check_fit(folder: Path, config: KontextConfig) -> None:
+    """The parts of one model fit each other; parts of two do not."""
+    transformer = config.transformer
+    for field, size, part, given in (
+        (
+            "joint_attention_dim",
+            transformer.text_dim,
+            "text_encoder_2's d_model",
+            config.text_encoder_2.hidden_size,
+        ),
+        (
+            "pooled_projection_dim",
+            transformer.pooled_dim,
+            "text_encoder's hidden_size",
+            config.text_encoder.hidden_size,
+        ),
+        (
+            "in_channels",
+            transformer.in_channels,
+            "4 x vae's latent_channels",
+            4 * config.autoencoder.latent_channels,
+        ),
+    ):
+        if size != given:
+            raise KontextError(f"{folder}: the transformer's {field} is {size}, and {part} {given}")
 
 
 def model_name(folder: Path, recorded: object) -> str:
-    """A name for the model: what the file says, else the hub's name in a cache path, else the folder's name."""
+    """A name for the model: what the file says, else the hub's name in a cache path, else the folder's
+    name."""
     if isinstance(recorded, str) and recorded.strip("/"):
         return recorded.strip("/").rsplit("/", 1)[-1]
     for part in folder.absolute().parts:
@@ -130,7 +171,9 @@ def read_transformer(folder: Path) -> TransformerConfig:
     heads, head_dim = fields.integer("num_attention_heads", 24), fields.integer("attention_head_dim", 128)
     axes = fields.integers("axes_dims_rope", (16, 56, 56))
     if len(axes) != 3 or sum(axes) != head_dim or any(axis % 2 for axis in axes):
-        raise fields.fault("axes_dims_rope", f"three even numbers that add up to attention_head_dim, {head_dim}")
+        raise fields.fault(
+            "axes_dims_rope", f"three even numbers that add up to attention_head_dim, {head_dim}"
+        )
     return TransformerConfig(
         in_channels=in_channels,
         hidden_size=heads * head_dim,
@@ -158,7 +201,9 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
             raise fields.fault(name, f"{len(channels)} times {kind}, one for each of block_out_channels")
     groups = fields.integer("norm_num_groups", 32)
     if any(width % groups for width in channels):
-        raise fields.fault("norm_num_groups", f"a divisor of every one of block_out_channels {list(channels)}")
+        raise fields.fault(
+            "norm_num_groups", f"a divisor of every one of block_out_channels {list(channels)}"
+        )
     return AutoencoderConfig(
         block_channels=channels,
         layers_per_block=fields.integer("layers_per_block", 1),
@@ -202,7 +247,9 @@ def read_t5(folder: Path, tokenizer: Path) -> T5Config:
         relative_buckets=fields.integer("relative_attention_num_buckets", 32),
         relative_max_distance=fields.integer("relative_attention_max_distance", 128),
         layer_norm_eps=fields.number("layer_norm_epsilon", 1e-6),
-        max_length=prompt_tokens(tokenizer / "tokenizer_config.json", fields.integer("n_positions", T5_TOKENS)),
+        max_length=prompt_tokens(
+            tokenizer / "tokenizer_config.json", fields.integer("n_positions", T5_TOKENS)
+        ),
     )
 
 

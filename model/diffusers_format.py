@@ -1,6 +1,7 @@
 """Where each of our weights is found in a diffusers folder, and how it is put together; both directions.
 
-A map is plain data: native name → `Source`. Readers stream one weight at a time with it; `split` writes it back.
+A map is plain data: native name → `Source`. Readers stream one weight at a time with it; `split` writes it
+back.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Join = Literal["rows", "swap_halves"]
 
 @dataclass(frozen=True)
 class Source:
-    """`parts` are the tensors of the file, stacked along their rows; `swap_halves` exchanges the two row halves.
+    """`parts` are the tensors of the file, stacked along their rows; `swap_halves` exchanges the two row
+    halves.
 
     The final layer's modulation is (scale, shift) in diffusers and (shift, scale) in the reference release.
     """
@@ -29,7 +31,9 @@ class Source:
 
     def assemble(self, read: Callable[[str], Tensor]) -> Tensor:
         """The native tensor, from a function that reads one tensor of the file."""
-        tensor = read(self.parts[0]) if len(self.parts) == 1 else torch.cat([read(part) for part in self.parts])
+        tensor = (
+            read(self.parts[0]) if len(self.parts) == 1 else torch.cat([read(part) for part in self.parts])
+        )
         return swap_halves(tensor) if self.join == "swap_halves" else tensor
 
     def split(self, tensor: Tensor, sizes: list[int]) -> dict[str, Tensor]:
@@ -37,9 +41,7 @@ class Source:
         tensor = swap_halves(tensor) if self.join == "swap_halves" else tensor
         if len(self.parts) == 1:
             return {self.parts[0]: tensor.contiguous()}
-        return {
-            name: part.contiguous() for name, part in zip(self.parts, tensor.split(sizes), strict=True)
-        }
+        return {name: part.contiguous() for name, part in zip(self.parts, tensor.split(sizes), strict=True)}
 
 
 def swap_halves(tensor: Tensor) -> Tensor:
@@ -60,12 +62,18 @@ def modulation_sources(config: TransformerConfig) -> dict[str, Source]:
         embedders["guidance_in"] = "guidance"
     for native, theirs in embedders.items():
         for layer, number in (("in_layer", 1), ("out_layer", 2)):
-            sources.update(with_bias(f"{native}.{layer}", f"time_text_embed.{theirs}_embedder.linear_{number}"))
+            sources.update(
+                with_bias(f"{native}.{layer}", f"time_text_embed.{theirs}_embedder.linear_{number}")
+            )
     for i in range(config.num_double_blocks):
         sources.update(with_bias(f"double_blocks.{i}.img_mod.lin", f"transformer_blocks.{i}.norm1.linear"))
-        sources.update(with_bias(f"double_blocks.{i}.txt_mod.lin", f"transformer_blocks.{i}.norm1_context.linear"))
+        sources.update(
+            with_bias(f"double_blocks.{i}.txt_mod.lin", f"transformer_blocks.{i}.norm1_context.linear")
+        )
     for i in range(config.num_single_blocks):
-        sources.update(with_bias(f"single_blocks.{i}.modulation.lin", f"single_transformer_blocks.{i}.norm.linear"))
+        sources.update(
+            with_bias(f"single_blocks.{i}.modulation.lin", f"single_transformer_blocks.{i}.norm.linear")
+        )
     sources.update(with_bias("final_layer.adaLN_modulation.1", "norm_out.linear", join="swap_halves"))
     return sources
 
@@ -78,10 +86,14 @@ def transformer_sources(config: TransformerConfig) -> dict[str, Source]:
     for i in range(config.num_double_blocks):
         ours, theirs = f"double_blocks.{i}", f"transformer_blocks.{i}"
         sources.update(with_bias(f"{ours}.img_attn.qkv", *(f"{theirs}.attn.to_{part}" for part in "qkv")))
-        sources.update(with_bias(f"{ours}.txt_attn.qkv", *(f"{theirs}.attn.add_{part}_proj" for part in "qkv")))
+        sources.update(
+            with_bias(f"{ours}.txt_attn.qkv", *(f"{theirs}.attn.add_{part}_proj" for part in "qkv"))
+        )
         for norm, key in (("query_norm", "q"), ("key_norm", "k")):
             sources[f"{ours}.img_attn.norm.{norm}.scale"] = Source((f"{theirs}.attn.norm_{key}.weight",))
-            sources[f"{ours}.txt_attn.norm.{norm}.scale"] = Source((f"{theirs}.attn.norm_added_{key}.weight",))
+            sources[f"{ours}.txt_attn.norm.{norm}.scale"] = Source(
+                (f"{theirs}.attn.norm_added_{key}.weight",)
+            )
         sources.update(with_bias(f"{ours}.img_attn.proj", f"{theirs}.attn.to_out.0"))
         sources.update(with_bias(f"{ours}.txt_attn.proj", f"{theirs}.attn.to_add_out"))
         for stream, mlp in (("img", "ff"), ("txt", "ff_context")):
@@ -116,12 +128,19 @@ def half_sources(half: str, config: AutoencoderConfig) -> dict[str, Source]:
     for i in (0, 1):
         sources.update(resnet_sources(f"mid.block_{i + 1}", f"{half}.mid_block.resnets.{i}", shortcut=False))
     attention = f"{half}.mid_block.attentions.0"
-    for ours, name in (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
+    for ours, name in (
+        ("norm", "group_norm"),
+        ("q", "to_q"),
+        ("k", "to_k"),
+        ("v", "to_v"),
+        ("proj_out", "to_out.0"),
+    ):
         sources.update(with_bias(f"mid.attn_1.{ours}", f"{attention}.{name}"))
     for i in range(last + 1):
         if encoder:
             ours, theirs, before = f"down.{i}", f"encoder.down_blocks.{i}", channels[max(i - 1, 0)]
-        else:  # the reference counts the decoder's levels from the full resolution, diffusers in running order
+        # the reference counts the decoder's levels from the full resolution, diffusers in running order
+        else:
             ours, theirs, before = f"up.{i}", f"decoder.up_blocks.{last - i}", channels[min(i + 1, last)]
         for j in range(config.layers_per_block + (0 if encoder else 1)):
             shortcut = j == 0 and before != channels[i]
@@ -133,8 +152,11 @@ def half_sources(half: str, config: AutoencoderConfig) -> dict[str, Source]:
     return sources
 
 
-def to_diffusers(state: Mapping[str, Tensor], sources: Mapping[str, Source], config: TransformerConfig) -> dict[str, Tensor]:
-    """A whole state dict in diffusers' names; fused rows are parted into q, k, v of `hidden_size` and the MLP's."""
+def to_diffusers(
+    state: Mapping[str, Tensor], sources: Mapping[str, Source], config: TransformerConfig
+) -> dict[str, Tensor]:
+    """A whole state dict in diffusers' names; fused rows are parted into q, k, v of `hidden_size` and the
+    MLP's."""
     result: dict[str, Tensor] = {}
     sizes = [config.hidden_size] * 3 + [config.mlp_size]
     for name, source in sources.items():

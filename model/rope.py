@@ -1,4 +1,5 @@
-"""Rotary position embedding over (image index, row, column): the tables, and how a head is rotated by them."""
+"""Rotary position embedding over (image index, row, column): the tables, and how a head is rotated by
+them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def position_ids(image_index: int, height: int, width: int) -> Tensor:
 def rope_tables(ids: Tensor, axes_dim: tuple[int, ...], theta: float) -> tuple[Tensor, Tensor]:
     """Half-width cos and sin tables, float32 [tokens, head_dim / 2], for `ids` [tokens, axes].
 
-    Angle j of an axis of d channels at position p is p / theta^(2j/d); computed in float64, as the reference does.
+    Angle j of an axis of d channels at position p is p / theta^(2j/d); computed in float64, as the reference
+    does.
     """
     angles = []
     for axis, dim in enumerate(axes_dim):
@@ -34,7 +36,8 @@ def rope_tables(ids: Tensor, axes_dim: tuple[int, ...], theta: float) -> tuple[T
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates interleaved channel pairs: x [batch, heads, tokens, head_dim], tables [tokens, head_dim / 2].
 
-    While a graph is being exported this is ONNX's single RotaryEmbedding operator, which engines fuse into attention.
+    While a graph is being exported this is ONNX's single RotaryEmbedding operator, which engines fuse into
+    attention.
     """
     if torch.onnx.is_in_onnx_export():
         shape = (x.shape[0], *cos.shape)  # the operator wants one table per batch row

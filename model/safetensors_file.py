@@ -1,6 +1,8 @@
-"""Reads one tensor of a safetensors file at a time: the header is checked in full first, then bytes are read by offset.
+"""Reads one tensor of a safetensors file at a time: the header is checked in full first, then bytes are read
+by offset.
 
-Plain reads rather than a memory map: mapped pages would count as this process's memory, and a 24 GB file has many.
+Plain reads rather than a memory map: mapped pages would count as this process's memory, and a 24 GB file has
+many.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -89,7 +92,9 @@ def read_header(path: Path) -> Header:
             if len(prefix) < 8 or not 2 <= length <= HEADER_LIMIT:
                 raise KontextError(f"{path} is not a safetensors file")
             if length > size - 8:
-                raise KontextError(f"{path} is truncated: {size} bytes, its header alone is {length}: download it again")
+                raise KontextError(
+                    f"{path} is truncated: {size} bytes, its header alone is {length}: download it again"
+                )
             raw = file.read(length)
     except FileNotFoundError:
         raise KontextError(f"{path} is missing: the checkpoint is incomplete") from None
@@ -121,12 +126,15 @@ def tensor_info(path: Path, name: str, entry: object, base: int) -> TensorInfo:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise KontextError(f"{path}: tensor {name!r} has the unknown number format {dtype!r}")
-    for values in (shape, offsets):
-        if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
-            raise fault
+    if not whole_numbers(shape) or not whole_numbers(offsets):
+        raise fault
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
         raise fault
     return TensorInfo(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
+
+
+def whole_numbers(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 
 
 def check_layout(path: Path, tensors: dict[str, TensorInfo], base: int, size: int) -> None:
@@ -134,7 +142,9 @@ def check_layout(path: Path, tensors: dict[str, TensorInfo], base: int, size: in
     position = base
     for info in sorted(tensors.values(), key=lambda info: (info.start, info.stop)):
         if info.start != position:
-            raise KontextError(f"{path} has a damaged safetensors header: tensor {info.name!r} is out of place")
+            raise KontextError(
+                f"{path} has a damaged safetensors header: tensor {info.name!r} is out of place"
+            )
         position = info.stop
     if position > size:
         raise KontextError(f"{path} is truncated: {size} of {position} bytes: download it again")

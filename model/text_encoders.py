@@ -1,6 +1,7 @@
 """The two text encoders: CLIP's text tower for the pooled vector, T5's encoder for the sequence.
 
-Parameter names are Hugging Face's, so that `text_encoder/` and `text_encoder_2/` of a checkpoint load as they are.
+Parameter names are Hugging Face's, so that `text_encoder/` and `text_encoder_2/` of a checkpoint load as they
+are.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class ClipTextEncoder(nn.Module):
         for layer in self.text_model.encoder.layers:
             x = layer(x)
         x = self.text_model.final_layer_norm(x)
-        # eos_id 2 is a mistake in old configurations that means «the highest id», which is CLIP's end of text.
+        # eos_id 2 is a mistake in old configurations that means «the highest id», which is CLIP's end of
+        # text.
         scores = input_ids if self.config.eos_id == 2 else (input_ids == self.config.eos_id).to(torch.int32)
         end = scores.argmax(dim=-1)
         return x.gather(1, end[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]
@@ -129,7 +131,8 @@ class T5SelfAttention(nn.Module):
     def forward(self, x: Tensor, position_bias: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
         q, k, v = (
-            proj(x).view(batch, tokens, self.num_heads, -1).transpose(1, 2) for proj in (self.q, self.k, self.v)
+            proj(x).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
+            for proj in (self.q, self.k, self.v)
         )
         # T5 does not scale by 1/sqrt(head_dim): its initialization absorbed it.
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=position_bias, scale=1.0)
@@ -188,7 +191,8 @@ class T5Stack(nn.Module):
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
     """T5's bidirectional bucket of every (query, key) distance, int64 [length, length] (Raffel et al. 2020).
 
-    Half of the buckets are for keys after the query; in each half the first half counts exactly, the rest by logarithm.
+    Half of the buckets are for keys after the query; in each half the first half counts exactly, the rest by
+    logarithm.
     """
     distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
     half = buckets // 2
@@ -217,7 +221,7 @@ class T5Encoder(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids int64 [batch, max_length] → [batch, max_length, hidden_size]."""
         x = self.shared(input_ids)
-        bias_table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        bias_table = self.encoder.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
         bias = bias_table(self.buckets).permute(2, 0, 1)[None]  # [1, heads, tokens, tokens]
         for block in self.encoder.block:
             x = block(x, bias.to(x.dtype))

@@ -1,7 +1,10 @@
-"""FLUX.1 Kontext's transformer: `Modulation` (timestep, guidance, pooled text) and `Transformer` (everything else).
+"""FLUX.1 Kontext's transformer: `Modulation` (timestep, guidance, pooled text) and `Transformer` (everything
+else).
 
-The two share no weight, so a sampler can run the first once for all steps and drop it before the second starts.
-Parameter names are the reference release's (black-forest-labs/flux), so that its checkpoints load as they are.
+The two share no weight, so a sampler can run the first once for all steps and drop it before the second
+starts.
+Parameter names are the reference release's (black-forest-labs/flux), so that its checkpoints load as they
+are.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ def sinusoid(values: Tensor) -> Tensor:
     Kept in fp32 whatever the weights are in: half precision alone moves the denoiser's output by 0.09.
     """
     half = TIME_CHANNELS // 2
-    frequency = torch.exp(torch.arange(half, dtype=torch.float32, device=values.device) * (-math.log(10_000) / half))
+    frequency = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=values.device) * (-math.log(10_000) / half)
+    )
     angles = (values.float() * 1000)[:, None] * frequency
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
@@ -59,11 +64,17 @@ class DoubleModulation(nn.Module):
         self.img_mod = ModulationLinear(hidden_size, 6)
         self.txt_mod = ModulationLinear(hidden_size, 6)
 
+    def forward(self, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        return self.img_mod(conditioning), self.txt_mod(conditioning)
+
 
 class SingleModulation(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.modulation = ModulationLinear(hidden_size, 3)
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        return self.modulation(conditioning)
 
 
 class FinalModulation(nn.Module):
@@ -75,7 +86,8 @@ class FinalModulation(nn.Module):
 class Modulation(nn.Module):
     """All shifts, scales and gates of all blocks, from the conditioning alone.
 
-    27 % of FLUX's parameters are here and none depends on the image, so one call serves every step of an edit.
+    27 % of FLUX's parameters are here and none depends on the image, so one call serves every step of an
+    edit.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -98,8 +110,8 @@ class Modulation(nn.Module):
             pooled: [rows, pooled_dim], CLIP's pooled text.
 
         Returns:
-            double [rows, num_double_blocks, 2 (image, text), 6, hidden], in the order shift, scale, gate of attention,
-            then of the MLP; single [rows, num_single_blocks, 3 (shift, scale, gate), hidden];
+            double [rows, num_double_blocks, 2 (image, text), 6, hidden], in the order shift, scale, gate of
+            attention, then of the MLP; single [rows, num_single_blocks, 3 (shift, scale, gate), hidden];
             final [rows, 2 (shift, scale), hidden].
         """
         rows, hidden = timestep.shape[0], self.config.hidden_size
@@ -107,8 +119,8 @@ class Modulation(nn.Module):
         if self.guidance_in is not None:
             vector = vector + self.guidance_in(sinusoid(guidance))
         active = F.silu(vector)
-        double = [mod(active) for block in self.double_blocks for mod in (block.img_mod, block.txt_mod)]
-        single = [block.modulation(active) for block in self.single_blocks]
+        double = [part for block in self.double_blocks for part in block(active)]
+        single = [block(active) for block in self.single_blocks]
         final = self.final_layer.adaLN_modulation(vector)
         return (
             torch.stack(double, dim=1).view(rows, self.config.num_double_blocks, 2, 6, hidden),
@@ -138,7 +150,9 @@ class QKNorm(nn.Module):
 def split_heads(qkv: Tensor, num_heads: int, norm: QKNorm) -> tuple[Tensor, Tensor, Tensor]:
     """[batch, tokens, 3 * hidden] → q, k (normalized), v, each [batch, heads, tokens, head_dim]."""
     batch, tokens, width = qkv.shape
-    q, k, v = (part.view(batch, tokens, num_heads, -1).transpose(1, 2) for part in qkv.split(width // 3, dim=-1))
+    q, k, v = (
+        part.view(batch, tokens, num_heads, -1).transpose(1, 2) for part in qkv.split(width // 3, dim=-1)
+    )
     return norm.query_norm(q), norm.key_norm(k), v
 
 
@@ -148,7 +162,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then (1 + scale) * x + shift; x [batch, tokens, hidden], the rest [batch, hidden]."""
+    """LayerNorm without affine, then (1 + scale) * x + shift; x [batch, tokens, hidden], the rest [batch,
+    hidden]."""
     normalized = F.layer_norm(x, x.shape[-1:], eps=1e-6)
     return normalized * (1 + scale[:, None]) + shift[:, None]
 
@@ -187,8 +202,12 @@ class DoubleBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """image, text: [batch, tokens, hidden]; modulation [batch, 2 (image, text), 6, hidden]."""
         img, txt = (modulation[:, stream].unbind(1) for stream in (0, 1))
-        image_qkv = split_heads(self.img_attn.qkv(modulate(image, img[0], img[1])), self.num_heads, self.img_attn.norm)
-        text_qkv = split_heads(self.txt_attn.qkv(modulate(text, txt[0], txt[1])), self.num_heads, self.txt_attn.norm)
+        image_qkv = split_heads(
+            self.img_attn.qkv(modulate(image, img[0], img[1])), self.num_heads, self.img_attn.norm
+        )
+        text_qkv = split_heads(
+            self.txt_attn.qkv(modulate(text, txt[0], txt[1])), self.num_heads, self.txt_attn.norm
+        )
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(text_qkv, image_qkv, strict=True))
         joint = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
         # Two slices: a split into varying sizes is an ONNX sequence, which engines do not take.
@@ -218,7 +237,9 @@ class SingleBlock(nn.Module):
         qkv, mlp = self.linear1(modulate(x, shift, scale)).split(self.split, dim=-1)
         q, k, v = split_heads(qkv, self.num_heads, self.norm)
         attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        return x + gate[:, None] * self.linear2(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
+        return x + gate[:, None] * self.linear2(
+            torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1)
+        )
 
 
 class FinalLayer(nn.Module):
@@ -256,10 +277,12 @@ class Transformer(nn.Module):
 
         Args:
             target: [batch, target_tokens, in_channels], packed noisy latents.
-            reference: [batch, reference_tokens, in_channels], packed latents of all references; may have no tokens.
+            reference: [batch, reference_tokens, in_channels], packed latents of all references; may have no
+                tokens.
             text: [batch, text_tokens, text_dim], the sequence encoder's output.
             rope_cos, rope_sin: fp32 [text + target + reference tokens, head_dim / 2], in that order.
-            double_modulation, single_modulation, final_modulation: what `Modulation` returned, one row per batch row.
+            double_modulation, single_modulation, final_modulation: what `Modulation` returned, one row per
+                batch row.
         """
         image = self.img_in(torch.cat((target, reference), dim=1))
         text = self.txt_in(text)

@@ -1,6 +1,8 @@
-"""E4M3 weights: one byte each, 4 exponent and 3 mantissa bits, largest value 448, with one scale per output channel.
+"""E4M3 weights: one byte each, 4 exponent and 3 mantissa bits, largest value 448, with one scale per output
+channel.
 
-OCP 8-bit Floating Point Specification (2023), the `e4m3fn` of PyTorch, ml_dtypes and ONNX: no infinity, two NaNs.
+OCP 8-bit Floating Point Specification (2023), the `e4m3fn` of PyTorch, ml_dtypes and ONNX: no infinity, two
+NaNs.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ E4M3_MAX = 448.0
 
 
 def decode(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """The values of E4M3 bytes: (-1)^s * 2^(e-7) * (1 + m/8), or (-1)^s * 2^-6 * m/8 where e is 0; 0x7f and 0xff are NaN."""
+    """The values of E4M3 bytes: (-1)^s * 2^(e-7) * (1 + m/8), or (-1)^s * 2^-6 * m/8 where e is 0; 0x7f and
+    0xff are NaN."""
     exponent, mantissa = (codes >> 3) & 15, (codes & 7).astype(np.float32)
     normal = np.ldexp(1 + mantissa / 8, exponent.astype(np.int32) - 7)
     value = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
@@ -27,7 +30,9 @@ def encode(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     magnitude = np.minimum(np.abs(values), np.float32(E4M3_MAX))
     _, exponent = np.frexp(magnitude)
     exponent = np.maximum(exponent - 1, -6)  # below 2^-6 the spacing stays at 2^-9
-    steps = np.rint(np.ldexp(magnitude, 3 - exponent))  # in units of the last mantissa bit, 8 to 16 where normal
+    steps = np.rint(
+        np.ldexp(magnitude, 3 - exponent)
+    )  # in units of the last mantissa bit, 8 to 16 where normal
     # 16 steps carry into the next exponent by themselves, and so do 8 of the subnormals.
     steps = np.where(np.isnan(values), 0, steps).astype(np.int32)
     codes = np.where(np.isnan(values), 0x7F, ((exponent + 6) << 3) + steps)
@@ -37,7 +42,8 @@ def encode(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 def channel_scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """amax / 448 of every column of `weight` [in, out], as `dtype` [out]; 1 for columns of zeros.
 
-    Rounded up to a normal number of `dtype` where it would be less: a scale that underflows would turn weights to NaN.
+    Rounded up to a normal number of `dtype` where it would be less: a scale that underflows would turn
+    weights to NaN.
     """
     scale = (weight.abs().amax(dim=0).float() / E4M3_MAX).to(dtype)
     tiny = torch.finfo(dtype).tiny

@@ -1,4 +1,5 @@
-"""Which weight is stored in which number format, and what each network computes in: data that the manifest records."""
+"""Which weight is stored in which number format, and what each network computes in: data that the manifest
+records."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
 
     def format_of(self, network: str, weight: str, is_linear: bool) -> str:
-        """The stored format of a weight. Only weights of linears are ever quantized, whatever the rules say."""
+        """The stored format of a weight. Only weights of linears are ever quantized, whatever the rules
+        say."""
         if is_linear:
             for rule in self.rules:
                 if fnmatchcase(network, rule.network) and fnmatchcase(weight, rule.weight):

@@ -1,0 +1,112 @@
+"""A random checkpoint in diffusers' layout and its fp32 bundle, made once for a whole test run and all its
+workers."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+CORPUS = [
+    "make the red circle blue and remove the small green square",
+    "replace the letter A with the word KONTEXT, please: it's 42 pixels wide!",
+    "turn the day into night; keep the character in its place",
+    "add a yellow star above the house, don't move anything else",
+    "draw the same character in the style of the reference, at 3 o'clock",
+]
+
+
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, made by the first test process that needs it; the others wait for it."""
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(shared_folder: Path) -> Path:
+    """A diffusers folder with random fp32 weights and tokenizers: 128 px, 1 double and 2 single blocks, T5 of
+    24 tokens."""
+    pytest.importorskip("torch")
+    return once(shared_folder / "checkpoint", make_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(shared_folder: Path, tiny_checkpoint: Path) -> Path:
+    """The fp32 export of `tiny_checkpoint`. Do not change it: copy it."""
+
+    def make(folder: Path) -> None:
+        from kontext.export.cli import main
+
+        assert main([str(tiny_checkpoint), "-o", str(folder), "--fp32", "--quiet"]) == 0
+
+    return once(shared_folder / "bundle-fp32", make)
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """Tests run beside each other; every one with as many threads as cores would be slower for all."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, 2))
+    yield
+    torch.set_num_threads(before)
+
+
+def make_checkpoint(folder: Path) -> None:
+    import torch
+
+    from kontext.model.checkpoint import NETWORKS, build_network, save_diffusers
+    from kontext.model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
+    from kontext.tiny.vocabulary import train_clip, train_t5
+
+    config = KontextConfig(
+        name="kontext-random",
+        transformer=TransformerConfig(
+            hidden_size=64,
+            num_heads=2,
+            num_double_blocks=1,
+            num_single_blocks=2,
+            axes_dim=(8, 12, 12),
+            text_dim=48,
+            pooled_dim=32,
+        ),
+        autoencoder=AutoencoderConfig((8, 8, 16, 16), layers_per_block=1, norm_groups=4, sample_size=128),
+        text_encoder=ClipConfig(600, 32, 64, num_layers=2, num_heads=2),
+        text_encoder_2=T5Config(160, 48, 12, 64, num_layers=2, num_heads=4, max_length=24),
+    )
+    generator = torch.Generator().manual_seed(20261123)
+    weights = {}
+    for name in NETWORKS:
+        state = build_network(name, config).state_dict()
+        for key, tensor in state.items():
+            if tensor.ndim > 1:  # outputs of order 1, whatever the depth
+                fan_in = tensor[0].numel()
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan_in**0.5)
+            elif key.endswith("bias"):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        weights[name] = state
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    save_diffusers(unfinished, config, weights)
+    train_clip(
+        CORPUS, config.text_encoder.vocab_size, config.text_encoder.max_length, unfinished / "tokenizer"
+    )
+    train_t5(CORPUS, 150, config.text_encoder_2.max_length, unfinished / "tokenizer_2")
+    unfinished.rename(folder)

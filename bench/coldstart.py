@@ -47,7 +47,7 @@ def measure(
     """Costs of both sides over `repeat` rounds, after one that fills the page cache."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = {"steps": steps, "guidance": guidance, "seed": seed, "size": size}
+        settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": size}
         commands = edit_commands(
             bundle, checkpoint, folder, *picture_and_prompt(image, prompt, size), **settings
         )

@@ -43,7 +43,7 @@ def run(
             seed=seed + start,
         )
         verdicts += [
-            judge(edit, np.asarray(picture)).success for edit, picture in zip(part, pictures, strict=True)
+            judge(picture, edit).success for edit, picture in zip(part, pictures, strict=True)
         ]
     return verdicts
 

@@ -55,6 +55,7 @@ def picture_and_prompt(
     from ..tiny.scenes import render
 
     example = sample_edit(np.random.default_rng(seed), split="test", kind="recolour")
+    assert example.source is not None  # a recolouring has something to recolour
     picture = open_picture(image) if image is not None else PIL.Image.fromarray(render(example.source))
     if picture.size != size:
         picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)

@@ -1,0 +1,344 @@
+"""The bundle's manifest: its constants, what it says as data, and a reader that trusts nothing in it.
+
+`Bundle.open(folder)` checks version, fields, paths and sizes; `verify()` also checks every file's SHA-256.
+Nothing here is ever unpickled or run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import KontextError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "kontext-bundle"
+FORMAT_VERSION = 1
+GRAPHS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "modulation", "transformer")
+TOKENIZERS = ("clip", "t5")
+
+MAX_MANIFEST_BYTES = 64 << 20
+"""A manifest of a 12 B model is under 1 MB; what is larger than this is not one."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hexadecimal) of a file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """Where a graph and its weights lie."""
+
+    path: Path
+    weights: Path
+    opset: int
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    """A Hugging Face `tokenizers` file, and the length that prompts are cut or padded to."""
+
+    path: Path
+    max_length: int
+    pad_id: int
+    eos_id: int
+
+
+@dataclass(frozen=True)
+class TransformerEntry:
+    """The transformer's sizes that its host needs."""
+
+    in_channels: int
+    head_dim: int
+    axes_dim: tuple[int, int, int]
+    theta: float
+    text_dim: int
+    pooled_dim: int
+
+
+@dataclass(frozen=True)
+class AutoencoderEntry:
+    latent_channels: int
+    downscale: int
+    """Pixels of a latent's side."""
+
+
+@dataclass(frozen=True)
+class SamplerEntry:
+    """Defaults of an edit; the time shift is linear in target tokens between the two anchors."""
+
+    steps: int
+    guidance: float
+    base_shift: float
+    max_shift: float
+    base_tokens: int
+    max_tokens: int
+    size_multiple: int
+    preferred_sizes: tuple[tuple[int, int], ...]
+    """(width, height) of the sizes that the model works best at."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest is sound and whose files have the sizes that it says."""
+
+    folder: Path
+    name: str
+    transformer: TransformerEntry
+    autoencoder: AutoencoderEntry
+    sampler: SamplerEntry
+    graphs: Mapping[str, GraphEntry]
+    tokenizers: Mapping[str, TokenizerEntry]
+    files: Mapping[str, FileEntry]
+    manifest: Mapping[str, Any]
+    """The manifest as it was read, for what has no field here."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Bundle:
+        """Reads and checks the bundle in `folder`. Raises KontextError, which says what is wrong and where."""
+        folder = Path(folder)
+        root = Fields(read_manifest(folder), f"{folder / MANIFEST_NAME}: ")
+        check_format(root, folder)
+        files = read_files(root, folder)
+        model, graphs, tokenizers = root.group("model"), root.group("graphs"), root.group("tokenizers")
+        bundle = cls(
+            folder=folder,
+            name=model.text("name"),
+            transformer=read_transformer(model.group("transformer")),
+            autoencoder=AutoencoderEntry(
+                latent_channels=model.group("autoencoder").whole("latent_channels"),
+                downscale=model.group("autoencoder").whole("downscale"),
+            ),
+            sampler=read_sampler(root.group("sampler")),
+            graphs={name: read_graph(graphs.group(name), folder, files) for name in GRAPHS},
+            tokenizers={name: read_tokenizer(tokenizers.group(name), folder, files) for name in TOKENIZERS},
+            files=files,
+            manifest=root.data,
+        )
+        check_consistency(bundle)
+        return bundle
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights on disk."""
+        prefix = "weights/"
+        return sum(entry.size for name, entry in self.files.items() if name.startswith(prefix))
+
+    def verify(self, advance: Callable[[int], object] | None = None) -> None:
+        """Checks every file's digest; `advance` is told the bytes read (for a progress bar).
+
+        Raises KontextError for the first file that is not what the manifest says.
+        """
+        for name, entry in self.files.items():
+            path, digest = self.folder / name, hashlib.sha256()
+            try:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+                        if advance is not None:
+                            advance(len(block))
+            except OSError as fault:
+                raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+            if digest.hexdigest() != entry.sha256:
+                raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; export it again")
+
+
+class Fields:
+    """Typed access to a JSON object; every fault names the field by its path."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self.data, self.where = data, where
+
+    def fault(self, name: str, what: str) -> KontextError:
+        return KontextError(f"{self.where}{name} {what}")
+
+    def get(self, name: str) -> Any:
+        if name not in self.data:
+            raise self.fault(name, "is missing")
+        return self.data[name]
+
+    def group(self, name: str) -> Fields:
+        value = self.get(name)
+        if not isinstance(value, dict):
+            raise self.fault(name, "must be an object")
+        return Fields(value, f"{self.where}{name}.")
+
+    def text(self, name: str) -> str:
+        value = self.get(name)
+        if not isinstance(value, str) or not value:
+            raise self.fault(name, "must be a text")
+        return value
+
+    def whole(self, name: str, least: int = 1) -> int:
+        value = self.get(name)
+        if type(value) is not int or value < least:
+            raise self.fault(name, f"must be a whole number of at least {least}, not {value!r:.40}")
+        return value
+
+    def number(self, name: str) -> float:
+        value = self.get(name)
+        if type(value) not in (int, float) or not abs(value) < 1e30:  # also refuses nan
+            raise self.fault(name, f"must be a number, not {value!r:.40}")
+        return float(value)
+
+    def wholes(self, name: str, count: int) -> tuple[int, ...]:
+        return whole_numbers(self.get(name), count, lambda what: self.fault(name, what))
+
+
+def whole_numbers(value: Any, count: int, fault: Callable[[str], KontextError]) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) != count or any(type(v) is not int or v < 1 for v in value):
+        raise fault(f"must be {count} positive whole numbers")
+    return tuple(value)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise KontextError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise KontextError(f"{path} is too large for a manifest")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise KontextError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}") from None
+    except OSError as fault:
+        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+    except (ValueError, RecursionError) as fault:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise KontextError(f"{path} is not JSON: {fault}") from None
+    if not isinstance(data, dict):
+        raise KontextError(f"{path} is not a JSON object")
+    return data
+
+
+def check_format(root: Fields, folder: Path) -> None:
+    if root.data.get("format") != FORMAT:
+        raise KontextError(f"{folder} is not a bundle: {MANIFEST_NAME} does not say {FORMAT!r}")
+    version = root.whole("format_version")
+    if version != FORMAT_VERSION:
+        advice = "update kontext-export" if version > FORMAT_VERSION else "export the model again"
+        raise KontextError(f"{folder} has bundle format {version}, this reads {FORMAT_VERSION}: {advice}")
+
+
+def read_files(root: Fields, folder: Path) -> dict[str, FileEntry]:
+    """The entries of `files`, each there, inside the folder, and of its size."""
+    group, files = root.group("files"), {}
+    real_folder = folder.resolve()
+    for name in group.data:
+        entry = group.group(name)
+        size, sha256 = entry.whole("size", least=0), entry.text("sha256")
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise entry.fault("sha256", "must be 64 hexadecimal digits")
+        path = inside(folder, name, group.where)
+        try:
+            if not path.resolve(strict=True).is_relative_to(real_folder):
+                raise KontextError(f"{path} is a link that leaves the bundle")
+            if not path.is_file():
+                raise KontextError(f"{path} is not a file")
+            actual = path.stat().st_size
+        except FileNotFoundError:
+            raise KontextError(f"{path} is missing: the bundle is incomplete") from None
+        except (OSError, RuntimeError) as fault:  # RuntimeError: a loop of links, before Python 3.13
+            raise KontextError(f"cannot read {path}: {fault}") from None
+        if actual != size:
+            raise KontextError(f"{path} has {actual} bytes, the manifest says {size}: the bundle is damaged")
+        files[name] = FileEntry(size, sha256)
+    return files
+
+
+def inside(folder: Path, name: str, where: str) -> Path:
+    """`folder/name`, if `name` is a plain relative path."""
+    parts = PurePosixPath(name).parts
+    plain = name and not re.search(r"[\x00-\x1f\\:]", name) and not name.startswith("/")
+    if not plain or ".." in parts or str(PurePosixPath(name)) != name:
+        raise KontextError(f"{where}{name!r} is not a path inside the bundle")
+    return folder / name
+
+
+def listed(entry: Fields, name: str, folder: Path, files: Mapping[str, FileEntry]) -> Path:
+    """The path in field `name`, which must be one of `files`."""
+    value = entry.text(name)
+    path = inside(folder, value, f"{entry.where}{name}: ")
+    if value not in files:
+        raise entry.fault(name, f"is {value!r}, which is not among the bundle's files")
+    return path
+
+
+def read_graph(entry: Fields, folder: Path, files: Mapping[str, FileEntry]) -> GraphEntry:
+    return GraphEntry(
+        path=listed(entry, "file", folder, files),
+        weights=listed(entry, "weights", folder, files),
+        opset=entry.whole("opset"),
+    )
+
+
+def read_tokenizer(entry: Fields, folder: Path, files: Mapping[str, FileEntry]) -> TokenizerEntry:
+    return TokenizerEntry(
+        path=listed(entry, "file", folder, files),
+        max_length=entry.whole("max_length", least=2),
+        pad_id=entry.whole("pad_id", least=0),
+        eos_id=entry.whole("eos_id", least=0),
+    )
+
+
+def read_transformer(entry: Fields) -> TransformerEntry:
+    axes = entry.wholes("axes_dim", 3)
+    head_dim = entry.whole("head_dim")
+    if any(axis % 2 for axis in axes) or sum(axes) != head_dim:
+        raise entry.fault("axes_dim", f"must be even and add up to head_dim ({head_dim})")
+    theta = entry.number("theta")
+    if theta <= 1:
+        raise entry.fault("theta", "must be above 1")
+    return TransformerEntry(
+        in_channels=entry.whole("in_channels"),
+        head_dim=head_dim,
+        axes_dim=(axes[0], axes[1], axes[2]),
+        theta=theta,
+        text_dim=entry.whole("text_dim"),
+        pooled_dim=entry.whole("pooled_dim"),
+    )
+
+
+def read_sampler(entry: Fields) -> SamplerEntry:
+    multiple, sizes = entry.whole("size_multiple"), []
+    listing = entry.get("preferred_sizes")
+    if not isinstance(listing, list) or not listing:
+        raise entry.fault("preferred_sizes", "must be a list of sizes")
+    for item in listing:
+        width, height = whole_numbers(item, 2, lambda what: entry.fault("preferred_sizes", f"each {what}"))
+        if width % multiple or height % multiple:
+            raise entry.fault("preferred_sizes", f"must be multiples of size_multiple ({multiple})")
+        sizes.append((width, height))
+    base_tokens = entry.whole("base_tokens")
+    return SamplerEntry(
+        steps=entry.whole("steps"),
+        guidance=entry.number("guidance"),
+        base_shift=entry.number("base_shift"),
+        max_shift=entry.number("max_shift"),
+        base_tokens=base_tokens,
+        max_tokens=entry.whole("max_tokens", least=base_tokens + 1),
+        size_multiple=multiple,
+        preferred_sizes=tuple(sizes),
+    )
+
+
+def check_consistency(bundle: Bundle) -> None:
+    """What no single field can say."""
+    where = bundle.folder / MANIFEST_NAME
+    latents = bundle.autoencoder.latent_channels
+    if bundle.transformer.in_channels != 4 * latents:
+        raise KontextError(
+            f"{where}: model.transformer.in_channels is {bundle.transformer.in_channels}, "
+            f"but 2x2 latents of {latents} channels make {4 * latents}"
+        )
+    patch = 2 * bundle.autoencoder.downscale
+    if bundle.sampler.size_multiple % patch:
+        raise KontextError(f"{where}: sampler.size_multiple must be a multiple of {patch} pixels, a token's side")

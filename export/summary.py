@@ -26,9 +26,8 @@ def render(summary: Summary) -> str:
     """The summary as lines of text."""
     recipe, sizes = summary.recipe, summary.sizes
     compute = recipe.compute["transformer"]
-    lines = [
-        f"{summary.name}: {summary.parameters / 1e6:,.1f} M parameters, {recipe.weights} weights, {compute} compute"
-    ]
+    parameters = f"{summary.parameters / 1e6:,.1f} M parameters"
+    lines = [f"{summary.name}: {parameters}, {recipe.weights} weights, {compute} compute"]
     lines += [f"  {network} computes in {own}" for network, own in recipe.compute.items() if own != compute]
     lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
     lines.append(f"  {'in all':<36} {human(sum(sizes.values())):>10}")

@@ -1,5 +1,4 @@
-"""A diffusers folder of FLUX.1 Kontext: opened without reading a weight, then read one tensor at a time; and
-written.
+"""A diffusers folder of FLUX.1 Kontext: opened with no weight in memory, read one by one; and written.
 
 checkpoint = Checkpoint.open(folder); checkpoint.networks["transformer"].read("img_in.weight")
 """
@@ -7,6 +6,7 @@ checkpoint = Checkpoint.open(folder); checkpoint.networks["transformer"].read("i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,7 +196,7 @@ def indexed_shards(index: Path) -> Iterator[tuple[Path, list[str]]]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards: dict[str, list[str]] = {}
         for name, file in weight_map.items():
-            shards.setdefault(file, []).append(name)
+            shards.setdefault(os.fsdecode(file), []).append(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise KontextError(f"{index} is not a weight index: {type(fault).__name__} {fault}") from None
     for file, names in sorted(shards.items()):

@@ -29,7 +29,8 @@ def encode(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """The nearest E4M3 byte of every fp32 value, ties to even; beyond 448 it saturates, NaN stays NaN."""
     magnitude = np.minimum(np.abs(values), np.float32(E4M3_MAX))
     _, exponent = np.frexp(magnitude)
-    exponent = np.maximum(exponent - 1, -6)  # below 2^-6 the spacing stays at 2^-9
+    # Below 2^-6 the spacing stays at 2^-9; frexp calls zero's exponent 0.
+    exponent = np.where(magnitude == 0, -6, np.maximum(exponent - 1, -6))
     steps = np.rint(
         np.ldexp(magnitude, 3 - exponent)
     )  # in units of the last mantissa bit, 8 to 16 where normal

@@ -3,8 +3,9 @@ workers."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,18 +57,13 @@ def tiny_bundle(shared_folder: Path, tiny_checkpoint: Path) -> Path:
     return once(shared_folder / "bundle-fp32", make)
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    """Tests run beside each other; every one with as many threads as cores would be slower for all."""
-    try:
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run beside each other: with more threads than cores, PyTorch's wait for each other (115 s instead of 13)."""
+    with contextlib.suppress(ImportError):
         import torch
-    except ImportError:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, 2))
-    yield
-    torch.set_num_threads(before)
+
+        torch.set_num_threads(1)
 
 
 def make_checkpoint(folder: Path) -> None:

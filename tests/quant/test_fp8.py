@@ -1,0 +1,108 @@
+"""E4M3 against PyTorch's and ml_dtypes' own casts, bit for bit, and the properties of channel scales."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from kontext.quant import fp8  # noqa: E402
+
+CODES = np.arange(256, dtype=np.uint8)
+
+
+def test_decode_is_ml_dtypes_and_torch() -> None:
+    ours = fp8.decode(CODES)
+    np.testing.assert_array_equal(ours, CODES.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+    np.testing.assert_array_equal(ours, torch.from_numpy(CODES).view(torch.float8_e4m3fn).float().numpy())
+    assert np.nanmax(ours) == fp8.E4M3_MAX
+
+
+def all_halves() -> np.ndarray:
+    """Every fp16 value: 448's neighbourhood, subnormals and all ties of E4M3 are among them."""
+    return np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def test_encode_is_the_casts_of_torch_and_ml_dtypes() -> None:
+    values = all_halves()
+    values = values[np.abs(values) <= fp8.E4M3_MAX]  # beyond it ours saturates; the casts give NaN
+    codes = fp8.encode(values)
+    np.testing.assert_array_equal(codes, values.astype(ml_dtypes.float8_e4m3fn).view(np.uint8))
+    np.testing.assert_array_equal(
+        codes, torch.from_numpy(values).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    )
+
+
+def test_encode_saturates_and_keeps_nan() -> None:
+    values = np.array([449, -1e30, np.inf, -np.inf, np.nan], dtype=np.float32)
+    decoded = fp8.decode(fp8.encode(values))
+    np.testing.assert_array_equal(decoded, np.array([448, -448, 448, -448, np.nan], dtype=np.float32))
+
+
+@given(st.floats(width=32, allow_nan=False, min_value=-448, max_value=448))
+def test_encode_picks_the_nearest(value: float) -> None:
+    table = fp8.decode(CODES).astype(np.float64)
+    encoded = float(fp8.decode(fp8.encode(np.array([value], dtype=np.float32)))[0])
+    assert abs(encoded - value) == np.nanmin(np.abs(table - value))
+
+
+def test_encode_inverts_decode() -> None:
+    finite = CODES[np.isfinite(fp8.decode(CODES))]
+    np.testing.assert_array_equal(fp8.encode(fp8.decode(finite)), finite)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (64, 192), (123, 7)])
+def test_quantize(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.05
+    weight[:, 0] = 0
+    values, scale = fp8.quantize(weight, dtype)
+    assert (values.dtype, values.shape, scale.dtype, scale.shape) == (
+        torch.float8_e4m3fn,
+        weight.shape,
+        dtype,
+        weight.shape[1:],
+    )
+    assert scale[0] == 1
+    restored = fp8.dequantize(values, scale).float()
+    assert torch.equal(restored[:, 0], weight[:, 0])
+    # Half a step is 1/16 of a value; small values have steps of 2^-9 scales. Rounding the product to `dtype` adds its own.
+    tolerance = weight.abs() / 16 + scale.float() * 2.0**-10 + weight.abs() * torch.finfo(dtype).eps
+    # A scale rounded down to 16 bits lets the largest weights saturate, by less than the rounding.
+    assert ((restored - weight).abs() <= tolerance * 1.0001).all()
+
+
+def test_scale_is_amax_over_448() -> None:
+    weight = torch.tensor([[0.0, 2.0, -896.0], [0.0, -4.0, 1.0]])
+    assert torch.equal(fp8.channel_scales(weight, torch.float32), torch.tensor([1.0, 4 / 448, 2.0]))
+
+
+@settings(deadline=None)
+@given(
+    st.floats(min_value=2.0**-149, max_value=2.0**127, width=32), st.sampled_from([torch.float32, torch.bfloat16])
+)
+def test_no_magnitude_turns_to_nan(amax: float, dtype: torch.dtype) -> None:
+    values, scale = fp8.quantize(torch.tensor([[amax], [-amax], [0.0]]), dtype)
+    assert torch.isfinite(values.float()).all()
+    assert scale.isfinite().all()
+    assert (scale > 0).all()
+
+
+def test_tiny_weights_do_not_underflow_a_half_scale() -> None:
+    values, scale = fp8.quantize(torch.tensor([[1e-6, 1.0], [-5e-7, 2.0]]), torch.float16)
+    assert (scale > 0).all()
+    assert torch.isfinite(values.float()).all()
+
+
+def test_quantize_is_idempotent() -> None:
+    weight = torch.randn(40, 24, generator=torch.Generator().manual_seed(1))
+    first = fp8.quantize(weight, torch.float32)
+    again = fp8.quantize(fp8.dequantize(*first), torch.float32)
+    torch.testing.assert_close(again[1], first[1], rtol=1e-6, atol=0)
+    restored = fp8.dequantize(*first)
+    torch.testing.assert_close(fp8.dequantize(*again), restored, rtol=1e-6, atol=0)

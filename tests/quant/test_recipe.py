@@ -1,0 +1,76 @@
+"""Recipes: what the flags stand for, and that the first rule decides."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kontext.quant.recipe import BIG_MODEL, Recipe, Rule, choose
+
+NETWORKS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "modulation", "transformer")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "compute", "fp8", "expected"),
+    [
+        (7_000_000, None, False, ("fp32", "fp32", "fp32")),
+        (BIG_MODEL, None, False, ("bf16", "bf16", "bf16")),
+        (7_000_000, None, True, ("fp8", "fp32", "fp32")),
+        (BIG_MODEL, None, True, ("fp8", "bf16", "bf16")),
+        (7_000_000, "bf16", True, ("fp8", "bf16", "bf16")),
+        (7_000_000, "fp16", False, ("fp16", "fp16", "fp32")),
+        (BIG_MODEL, "fp16", True, ("fp8", "fp16", "bf16")),
+        (BIG_MODEL, "fp32", False, ("fp32", "fp32", "fp32")),
+    ],
+)
+def test_flags(parameters: int, compute: str | None, fp8: bool, expected: tuple[str, str, str]) -> None:
+    """Weights, the transformer's compute, T5's compute: T5 leaves the range of fp16."""
+    recipe = choose(NETWORKS, parameters, compute, fp8)
+    assert (recipe.weights, recipe.compute["transformer"], recipe.compute["text_encoder_2"]) == expected
+    assert set(recipe.compute) == set(NETWORKS)
+
+
+@pytest.mark.parametrize(
+    ("network", "weight", "linear", "expected"),
+    [
+        ("transformer", "double_blocks.0.img_attn.qkv.weight", True, "fp8"),
+        ("transformer", "single_blocks.37.linear2.weight", True, "fp8"),
+        ("transformer", "single_blocks.37.linear2.bias", False, "bf16"),
+        ("transformer", "double_blocks.0.img_attn.norm.key_norm.scale", False, "bf16"),
+        ("transformer", "img_in.weight", True, "bf16"),
+        ("transformer", "txt_in.weight", True, "bf16"),
+        ("transformer", "final_layer.linear.weight", True, "bf16"),
+        ("modulation", "double_blocks.0.img_mod.lin.weight", True, "fp8"),
+        ("modulation", "final_layer.adaLN_modulation.1.weight", True, "bf16"),
+        ("modulation", "time_in.in_layer.weight", True, "bf16"),
+        ("modulation", "guidance_in.out_layer.weight", True, "bf16"),
+        ("modulation", "vector_in.in_layer.weight", True, "bf16"),
+        ("text_encoder", "text_model.encoder.layers.0.mlp.fc1.weight", True, "fp8"),
+        ("text_encoder", "text_model.embeddings.token_embedding.weight", False, "bf16"),
+        ("text_encoder_2", "encoder.block.0.layer.0.SelfAttention.q.weight", True, "fp8"),
+        ("vae_decoder", "mid.attn_1.q.weight", True, "bf16"),
+        ("vae_encoder", "conv_in.weight", False, "bf16"),
+    ],
+)
+def test_what_fp8_spares(network: str, weight: str, linear: bool, expected: str) -> None:
+    assert choose(NETWORKS, BIG_MODEL, None, True).format_of(network, weight, linear) == expected
+
+
+def test_the_first_rule_decides() -> None:
+    recipe = Recipe(
+        "fp8", {"a": "fp32"}, (Rule("a", "x.*", "fp8"), Rule("*", "*", "compute"), Rule("a", "y", "fp8"))
+    )
+    assert [recipe.format_of("a", name, True) for name in ("x.1", "y", "z")] == ["fp8", "fp32", "fp32"]
+    assert recipe.format_of("a", "x.1", False) == "fp32"
+
+
+def test_recipes_are_data() -> None:
+    recipe = choose(NETWORKS, 1, None, True)
+    assert json.loads(json.dumps(recipe.as_json()))["rules"][-1] == {
+        "network": "*",
+        "weight": "*",
+        "format": "fp8",
+    }
+    assert recipe.digest() == choose(NETWORKS, 1, "fp32", True).digest()
+    assert recipe.digest() != choose(NETWORKS, 1, "fp32", False).digest()

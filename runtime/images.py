@@ -1,0 +1,128 @@
+"""Pictures in and out: opening what users have, fitting it to sizes the model works at, arrays and back."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import KontextError
+
+Array = NDArray[np.float32]
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are taken for decompression bombs."""
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Reads a picture file whole.
+
+    Raises:
+        KontextError: there is no such file, it is not a picture, it is damaged, or it is larger than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        check_pixels(image, str(path))
+        image.load()
+    except FileNotFoundError:
+        raise KontextError(f"{path} does not exist") from None
+    except UnidentifiedImageError:
+        raise KontextError(f"{path} is not a picture that Pillow can read") from None
+    except Image.DecompressionBombError:
+        raise KontextError(too_large(str(path))) from None
+    except (OSError, SyntaxError, ValueError) as fault:
+        raise KontextError(f"{path} cannot be read as a picture: {fault}") from None
+    return image
+
+
+def too_large(what: str) -> str:
+    return f"{what} has more than {MAX_PIXELS // 1_000_000} million pixels: scale it down first"
+
+
+def check_pixels(image: Image.Image, what: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise KontextError(too_large(what))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says, transparency over white, in RGB."""
+    if not isinstance(image, Image.Image):
+        raise KontextError(f"a picture must be a PIL.Image.Image, not {type(image).__name__}")
+    check_pixels(image, "the picture")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def preferred_size(image: Image.Image, sizes: Sequence[Size]) -> Size:
+    """The preferred size nearest to the picture in aspect ratio."""
+    aspect = image.width / image.height
+    return min(sizes, key=lambda size: abs(math.log(aspect * size[1] / size[0])))
+
+
+def to_array(image: Image.Image, size: Size) -> Array:
+    """A picture at `size` as fp32 [1, 3, height, width] in [-1, 1]."""
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def to_pictures(array: Array) -> list[Image.Image]:
+    """[batch, 3, height, width], nominally in [-1, 1], as pictures; what is beyond is clipped."""
+    pixels = np.clip(array * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
+    return [Image.fromarray(each) for each in np.rint(pixels).astype(np.uint8).transpose(0, 2, 3, 1)]
+
+
+def check_format(path: Path) -> str:
+    """Pillow's name of the format that `path`'s suffix asks for. Raises KontextError where it can write none."""
+    suffix = path.suffix.lower()
+    chosen = Image.registered_extensions().get(suffix)
+    if chosen not in Image.SAVE:
+        raise KontextError(f"{path}: cannot write pictures of type {suffix or '(none)'!r}: use .png, .jpg or .webp")
+    return chosen
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Writes a picture in the format of its suffix; the file appears whole or not at all.
+
+    Raises:
+        KontextError: no such format, folder or permission, or no space.
+    """
+    file_format = check_format(path)
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            partial = file.name
+            image.save(file, format=file_format)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~current_umask())
+        os.replace(partial, path)
+        partial = None
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise KontextError(f"{path} cannot be written: {reason}") from None
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kontext.errors import KontextError
+from kontext.runtime import Pipeline
+from PIL import Image
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    error = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    return float(10 * np.log10(255**2 / max(np.square(error).mean(), 1e-10)))
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Path) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = diffusers.FluxKontextPipeline.from_pretrained(tiny_checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("size", [(128, 128), (176, 96), (80, 208)])
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_same_picture_as_diffusers(pipe: Pipeline, reference: Any, size: tuple[int, int], with_reference: bool) -> None:
+    import torch
+
+    width, height = size
+    image = picture(width, height) if with_reference else None
+    ours = pipe.edit(image, "make the red circle blue", steps=6, guidance=3.0, seed=7, size=size)
+    theirs = reference(
+        image=image,
+        prompt="make the red circle blue",
+        num_inference_steps=6,
+        guidance_scale=3.0,
+        generator=torch.Generator("cpu").manual_seed(7),
+        width=width,
+        height=height,
+        max_area=width * height,
+        max_sequence_length=24,
+        _auto_resize=False,
+    ).images[0]
+    assert isinstance(ours, Image.Image)
+    assert ours.size == size
+    assert psnr(ours, theirs) >= 50
+
+
+def test_output_takes_the_aspect_of_the_reference(pipe: Pipeline) -> None:
+    result = pipe.edit(picture(400, 208), "x", steps=1)
+    assert isinstance(result, Image.Image)
+    assert result.size in pipe.bundle.sampler.preferred_sizes
+    assert abs(result.width / result.height - 400 / 208) < 0.3
+
+
+def test_the_default_size_without_a_reference_is_square(pipe: Pipeline) -> None:
+    result = pipe.edit(None, "x", steps=1)
+    assert isinstance(result, Image.Image)
+    assert result.size == (128, 128)
+
+
+def test_several_pictures_are_those_of_their_seeds(pipe: Pipeline) -> None:
+    image = picture(128, 128)
+    several = pipe.edit(image, "x", steps=3, seed=5, num_images=3)
+    assert isinstance(several, list)
+    for index, each in enumerate(several):
+        alone = pipe.edit(image, "x", steps=3, seed=5 + index)
+        assert isinstance(alone, Image.Image)
+        assert psnr(each, alone) > 50
+
+
+def test_a_batch_is_its_edits_one_by_one(pipe: Pipeline) -> None:
+    images = [picture(128, 128, seed) for seed in (1, 2)]
+    prompts = ["make it blue", "add a star"]
+    batch = pipe.edit(images, prompts, steps=3, seed=9)
+    assert isinstance(batch, list)
+    for index in (0, 1):
+        alone = pipe.edit(images[index], prompts[index], steps=3, seed=9 + index)
+        assert isinstance(alone, Image.Image)
+        assert psnr(batch[index], alone) > 50
+
+
+def test_a_second_reference_counts(pipe: Pipeline) -> None:
+    one, two = picture(128, 128, 1), picture(96, 176, 2)
+    single = pipe.edit(one, "x", steps=2)
+    both = pipe.edit([one, two], "x", steps=2)
+    swapped = pipe.edit([two, one], "x", steps=2, size=(128, 128))
+    assert isinstance(single, Image.Image)
+    assert isinstance(both, Image.Image)
+    assert isinstance(swapped, Image.Image)
+    assert both.size == single.size
+    assert psnr(single, both) < 60
+    assert psnr(swapped, both) < 60
+
+
+def test_low_memory_changes_nothing_and_keeps_no_session(tiny_bundle: Path, pipe: Pipeline) -> None:
+    frugal = Pipeline.load(tiny_bundle, device="cpu", low_memory=True)
+    image = picture(128, 128)
+    one, other = frugal.edit(image, "x", steps=2), pipe.edit(image, "x", steps=2)
+    assert np.array_equal(np.asarray(one), np.asarray(other))
+    assert not frugal.backend.sessions  # type: ignore[attr-defined]
+
+
+def test_callback_sees_every_step_and_can_stop(pipe: Pipeline) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def stop_at_two(step: int, steps: int, latents: np.ndarray) -> None:
+        assert latents.shape == (1, 64, 64)
+        seen.append((step, steps))
+        if step == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pipe.edit(None, "x", steps=4, callback=stop_at_two)
+    assert seen == [(1, 4), (2, 4)]
+
+
+def test_filters_see_inputs_and_outputs(tiny_bundle: Path) -> None:
+    def refuse(images: Any, prompt: str) -> None:
+        if "forbidden" in prompt:
+            raise KontextError(f"refused with {len(images)} pictures")
+
+    black = Image.new("RGB", (8, 8))
+    pipe = Pipeline.load(tiny_bundle, device="cpu", input_filter=refuse, output_filter=lambda _picture: black)
+    with pytest.raises(KontextError, match="refused with 1"):
+        pipe.edit(picture(128, 128), "forbidden", steps=1)
+    assert pipe.edit(None, "fine", steps=1) is black
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"steps": -3}, "steps must be 1 or more"),
+        ({"guidance": float("nan")}, "finite"),
+        ({"num_images": 0}, "num_images"),
+        ({"size": (100, 128)}, "multiples of 16"),
+        ({"size": (0, 16)}, "multiples of 16"),
+        ({"seed": -1}, "whole number from 0"),
+        ({"prompt": []}, "no prompt"),
+        ({"prompt": ["a", "b"], "image": [Image.new("RGB", (8, 8))] * 3}, "2 prompts need as many"),
+        ({"image": ["not a picture"]}, "PIL.Image"),
+    ],
+)
+def test_refuses_what_makes_no_sense(pipe: Pipeline, arguments: dict[str, Any], message: str) -> None:
+    request = {"image": None, "prompt": "x", "steps": 1, **arguments}
+    with pytest.raises(KontextError, match=message):
+        pipe.edit(request.pop("image"), request.pop("prompt"), **request)
+
+
+def test_long_and_empty_prompts(pipe: Pipeline) -> None:
+    with pytest.warns(UserWarning, match="T5's 24 tokens: its last"):
+        pipe.edit(None, "make the red circle blue " * 20, steps=1)
+    pipe.edit(None, "", steps=1)
+
+
+def test_refuses_a_device_that_is_not_there(tiny_bundle: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(KontextError, match="CUDAExecutionProvider, which this installation does not have"):
+        Pipeline.load(tiny_bundle, device="cuda")
+    with pytest.raises(KontextError, match="not known"):
+        Pipeline.load(tiny_bundle, device="abacus")
+
+
+def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path) -> None:
+    script = (
+        "import sys; from kontext.runtime import Pipeline; "
+        f"Pipeline.load({str(tiny_bundle)!r}, device='cpu').edit(None, 'x', steps=1); "
+        "print(sorted({name.split('.')[0] for name in sys.modules} "
+        "& {'torch', 'transformers', 'diffusers', 'triton', 'onnx', 'scipy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_package_loads_not_even_numpy() -> None:
+    script = "import sys, kontext.runtime; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -54,6 +54,7 @@ def run(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
         tqdm(work, desc="edits", unit="edit", disable=not sys.stderr.isatty())
     ):
         after = pipe.edit(before, prompt, steps=steps, seed=seed)
+        assert isinstance(after, PIL.Image.Image)  # one prompt, one picture
         after.save(folder / f"edit-{index:02d}.png")
         rows.append((before, after, prompt))
     seconds = time.perf_counter() - start

@@ -35,16 +35,10 @@ def run(
     for start in range(0, len(edits), batch):
         part = edits[start : start + batch]
         sources = [PIL.Image.fromarray(render(edit.source)) for edit in part if edit.source is not None]
-        pictures = pipe.edit(
-            sources or None,
-            [edit.prompt for edit in part],
-            steps=steps,
-            guidance=guidance,
-            seed=seed + start,
-        )
-        verdicts += [
-            judge(picture, edit).success for edit, picture in zip(part, pictures, strict=True)
-        ]
+        prompts = [edit.prompt for edit in part]
+        pictures = pipe.edit(sources or None, prompts, steps=steps, guidance=guidance, seed=seed + start)
+        assert isinstance(pictures, list)  # a list of prompts, a list of pictures
+        verdicts += [judge(picture, edit).success for edit, picture in zip(part, pictures, strict=True)]
     return verdicts
 
 

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 from tqdm import tqdm
 
 from ..runtime import Pipeline
+from ..runtime.pipeline import Backend
 from . import reference
 from .coldstart import edit_commands, psnr
 from .inputs import picture_and_prompt
@@ -46,8 +46,8 @@ def measure(
     settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": size}
     clocks = {OURS: Clock()}
     pipe = Pipeline.load(bundle, device=device)
-    attach_clock(pipe, clocks[OURS])
-    edits: dict[str, Callable[[], PIL.Image.Image]] = {OURS: partial(pipe.edit, picture, words, **settings)}
+    pipe.backend = TimedBackend(pipe.backend, clocks[OURS])
+    edits: dict[str, Callable[[], Any]] = {OURS: partial(pipe.edit, picture, words, **settings)}
     if checkpoint is not None:
         clocks[THEIRS] = Clock()
         peer = reference.load_reference(checkpoint, device="cpu" if device == "cpu" else "cuda")
@@ -74,20 +74,24 @@ def measure(
     return result
 
 
-def attach_clock(pipe: Pipeline, clock: Clock) -> None:
-    """Times every run of a graph as a stage."""
-    run = pipe.backend.run
+class TimedBackend:
+    """Passes everything on to `backend` and times each run of a graph as a stage."""
 
-    def timed(graph: str, *args: Any, **kwargs: Any) -> Any:
-        with clock.stage("step" if graph == "transformer" else graph):
-            return run(graph, *args, **kwargs)
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self.backend, self.clock = backend, clock
 
-    pipe.backend.run = timed
+    def hold(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        return self.backend.hold(arrays)
+
+    def run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        with self.clock.stage("step" if graph == "transformer" else graph):
+            return self.backend.run(graph, inputs)
+
+    def release(self, *graphs: str) -> None:
+        self.backend.release(*graphs)
 
 
-def timed_edit(
-    edit: Callable[[], PIL.Image.Image], clock: Clock
-) -> tuple[dict[str, list[float]], PIL.Image.Image]:
+def timed_edit(edit: Callable[[], Any], clock: Clock) -> tuple[dict[str, list[float]], Any]:
     clock.stages = {}
     with clock.stage("edit"):
         picture = edit()

@@ -16,6 +16,7 @@ from .measure import Clock
 def load_reference(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32") -> Any:
     """A FluxKontextPipeline over the diffusers folder `checkpoint`, in `dtype`. Nothing is fetched."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         import torch
         import transformers

@@ -27,6 +27,8 @@ from typing import TypeVar
 import numpy as np
 
 from .draw import BELLIES, BODIES, HEADS, POSES, SHAPES
+from .phrases import ALL_TEXTS, AT, LETTERS, POSE_WORDS, TEMPLATES, TO, WORDS
+from .phrases import vocabulary as vocabulary  # for who asks here what prompts may say
 from .scenes import (
     BACKGROUNDS,
     CHARACTER_PLACES,
@@ -71,66 +73,8 @@ TRAINING_SHARES: dict[str, float] = {
 }
 HELD_OUT_SHARE = 10  # one combination in this many
 
-LETTERS = tuple("ABCEFHKLMNORSTXZ")
-WORDS = (
-    *("GO", "HI", "NO", "OK"),
-    *("CAT", "DOG", "SUN", "SKY", "BUS", "CAR", "TEA", "HAT"),
-    *("FISH", "BIRD", "MOON", "TREE", "BOOK", "LOVE"),
-)
-ALL_TEXTS = (*LETTERS, *WORDS)
 CHARACTER_COLOURS = tuple(name for name in COLOURS if name != "white")  # bellies are white
 STYLE_COLOURS = CHARACTER_COLOURS  # white lines do not show on paper
-AT = {
-    "top left": "in the top left",
-    "top": "at the top",
-    "top right": "in the top right",
-    "left": "on the left",
-    "centre": "in the centre",
-    "right": "on the right",
-    "bottom left": "in the bottom left",
-    "bottom": "at the bottom",
-    "bottom right": "in the bottom right",
-}
-TO = {name: f"to the {name}" for name in PLACES}
-POSE_WORDS = {"up": "arms up", "down": "arms down", "waving": "waving"}
-
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "recolour": (
-        "make the {shape} {new}",
-        "change the colour of the {shape} to {new}",
-        "turn the {shape} {new}",
-        "make the {old} {shape} {new}",
-        "turn the {old} {shape} {new}",
-    ),
-    "add": ("add {item} {at}", "put {item} {at}", "draw {item} {at}"),
-    "remove": (
-        "remove the {shape}",
-        "remove the {colour} {shape}",
-        "take away the {shape}",
-        "delete the {colour} {shape}",
-    ),
-    "move": ("move the {shape} {to}", "move the {colour} {shape} {to}", "put the {shape} {at}"),
-    "background": (
-        "make the background {new}",
-        "change the background to {new}",
-        "turn the background {new}",
-        "change the colour of the background to {new}",
-    ),
-    "night": ("make it night", "turn day into night", "show it at night"),
-    "negative": ("turn the picture into a negative", "make it a negative", "invert the colours"),
-    "black and white": ("make it black and white", "turn the picture black and white"),
-    "letter": ("replace the letter {old} with {new}", "change the letter {old} to {new}"),
-    "word": ("replace the word {old} with {new}", "change the word {old} to {new}"),
-    "either text": ("replace {old} with {new}", "change {old} to {new}", "write {new} instead of {old}"),
-    "character": (
-        "the same character {changes}",
-        "show the same character {changes}",
-        "this character {changes}",
-    ),
-    "style": ("in this style, draw {items}", "draw {items} in this style", "draw {items} in the same style"),
-    "draw": ("{items} on a {background} background", "draw {items} on a {background} background"),
-    "draw sign": ("a sign that says {word} on a {background} background",),
-}
 
 
 @dataclass(frozen=True)
@@ -341,7 +285,9 @@ def style(rng: np.random.Generator) -> Edit:
     """The source lends its style and paper; the objects and their order come from the instruction."""
     name = pick(rng, STYLES)
     before = sample_layout(rng, STYLE_COLOURS)
-    after = sample_layout(rng, STYLE_COLOURS)
+    after = before
+    while after == before:
+        after = sample_layout(rng, STYLE_COLOURS)
     ground = sample_background(rng, *(item.colour for item in (*before, *after)))
     keys = tuple(("style", name, item.shape, item.colour) for item in after)
     prompt = sentence(rng, "style", items=describe(after))
@@ -404,12 +350,3 @@ def all_prompts_corpus(count: int = 20_000, seed: int = 0) -> Iterator[str]:
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield sample_edit(rng).prompt
-
-
-def vocabulary() -> list[str]:
-    """Every word that a prompt may hold, sorted, without commas."""
-    phrases = [phrase for group in TEMPLATES.values() for phrase in group]
-    phrases += [*COLOURS, *BACKGROUNDS, *SHAPES, *AT.values(), *TO.values(), *POSE_WORDS.values(), *ALL_TEXTS]
-    phrases += ["and", "an", "on a background"]
-    words = {word.strip(",") for phrase in phrases for word in phrase.split()}
-    return sorted(word for word in words if "{" not in word)

@@ -79,8 +79,13 @@ def export(
     partial = output.with_name(output.name + ".partial")
     try:
         with Journal.open(partial, export_key(checkpoint, recipe)) as journal:
-            fill(journal, checkpoint, recipe, summary, Progress(show_progress))
-            finish(journal, checkpoint, recipe, tokenizers, summary)
+            try:
+                fill(journal, checkpoint, recipe, summary, Progress(show_progress))
+                finish(journal, checkpoint, recipe, tokenizers, summary)
+            # the checkpoint or the disk has to change, and nothing made so far would fit
+            except KontextError:
+                journal.discard()
+                raise
         publish(partial, output, force)
     except OSError as fault:
         if fault.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -81,6 +81,12 @@ class Journal:
             if path.name != self.NAME:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
+    def discard(self) -> None:
+        """Removes OUT.partial."""
+        self.clear()
+        (self.folder / self.NAME).unlink()
+        self.folder.rmdir()
+
     def save(self) -> None:
         # Rewritten in place, since the lock is on this very file; a torn one only costs the work again.
         data = json.dumps(

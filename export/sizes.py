@@ -33,21 +33,26 @@ def preferred_sizes(side: int, multiple: int) -> list[tuple[int, int]]:
     first."""
     if side == FLUX_SIDE and multiple == 16:
         return list(FLUX_SIZES)
-    sizes = []
+    sizes = set()
     for width, height in FLUX_SIZES:
-        ratio = width / height
-        ideal = (side * math.sqrt(ratio) / multiple, side / math.sqrt(ratio) / multiple)
-        candidates = [
-            (max(w, 1), max(h, 1))
-            for w in (math.floor(ideal[0]), math.ceil(ideal[0]))
-            for h in (math.floor(ideal[1]), math.ceil(ideal[1]))
-        ]
-        best = min(
-            candidates,
-            key=lambda size: (
-                abs(math.log(size[0] * size[1] / (ideal[0] * ideal[1])))
-                + abs(math.log(size[0] / size[1] / ratio))
-            ),
-        )
-        sizes.append((best[0] * multiple, best[1] * multiple))
-    return sorted(set(sizes))
+        if width <= height:  # the others are mirrors
+            narrow, long = nearest(
+                side * math.sqrt(width / height), side * math.sqrt(height / width), multiple
+            )
+            sizes |= {(narrow, long), (long, narrow)}
+    return sorted(sizes)
+
+
+def nearest(width: float, height: float, multiple: int) -> tuple[int, int]:
+    """The size in multiples nearest to an ideal one, in the logarithms of its area and of its aspect
+    ratio."""
+    candidates = [
+        (max(w, 1) * multiple, max(h, 1) * multiple)
+        for w in (math.floor(width / multiple), math.ceil(width / multiple))
+        for h in (math.floor(height / multiple), math.ceil(height / multiple))
+    ]
+    area, ratio = math.log(width * height), math.log(width / height)
+    return min(
+        candidates,
+        key=lambda size: abs(math.log(size[0] * size[1]) - area) + abs(math.log(size[0] / size[1]) - ratio),
+    )

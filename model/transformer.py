@@ -149,10 +149,9 @@ class QKNorm(nn.Module):
 
 def split_heads(qkv: Tensor, num_heads: int, norm: QKNorm) -> tuple[Tensor, Tensor, Tensor]:
     """[batch, tokens, 3 * hidden] → q, k (normalized), v, each [batch, heads, tokens, head_dim]."""
-    batch, tokens, width = qkv.shape
-    q, k, v = (
-        part.view(batch, tokens, num_heads, -1).transpose(1, 2) for part in qkv.split(width // 3, dim=-1)
-    )
+    width = qkv.shape[-1] // 3
+    heads = (num_heads, width // num_heads)
+    q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in qkv.split(width, dim=-1))
     return norm.query_norm(q), norm.key_norm(k), v
 
 

@@ -59,7 +59,8 @@ def tiny_bundle(shared_folder: Path, tiny_checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tests run beside each other: with more threads than cores, PyTorch's wait for each other (115 s instead of 13)."""
+    """Tests run beside each other: with more threads than cores, PyTorch's wait for each other (115 s instead
+    of 13)."""
     with contextlib.suppress(ImportError):
         import torch
 

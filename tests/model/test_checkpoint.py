@@ -1,4 +1,4 @@
-"""Diffusers folders: written for diffusers, read from diffusers, sharded, linked, and broken in every way users meet."""
+"""Diffusers folders: written for diffusers, read from it, sharded, linked, and broken as users meet them."""
 
 from __future__ import annotations
 

@@ -117,7 +117,8 @@ def test_velocity_is_diffusers(name, batch, target, references) -> None:
 
 
 def test_modulation_rows_are_independent() -> None:
-    """All steps at once are what they are one by one: the runtime computes a whole edit's modulations in one call."""
+    """All steps at once are what they are one by one: the runtime computes a whole edit's modulations in one
+    call."""
     _, _, modulation = pair("narrow")
     timestep, guidance = torch.tensor([1.0, 0.6, 0.1]), torch.full((3,), 2.5)
     pooled = torch.randn(1, 20, generator=torch.Generator().manual_seed(0))

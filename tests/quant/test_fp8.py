@@ -71,7 +71,8 @@ def test_quantize(shape: tuple[int, int], dtype: torch.dtype) -> None:
     assert scale[0] == 1
     restored = fp8.dequantize(values, scale).float()
     assert torch.equal(restored[:, 0], weight[:, 0])
-    # Half a step is 1/16 of a value; small values have steps of 2^-9 scales. Rounding the product to `dtype` adds its own.
+    # Half a step is 1/16 of a value; small values have steps of 2^-9 scales. Rounding the product to `dtype`
+    # adds its own.
     tolerance = weight.abs() / 16 + scale.float() * 2.0**-10 + weight.abs() * torch.finfo(dtype).eps
     # A scale rounded down to 16 bits lets the largest weights saturate, by less than the rounding.
     assert ((restored - weight).abs() <= tolerance * 1.0001).all()
@@ -84,7 +85,8 @@ def test_scale_is_amax_over_448() -> None:
 
 @settings(deadline=None)
 @given(
-    st.floats(min_value=2.0**-149, max_value=2.0**127, width=32), st.sampled_from([torch.float32, torch.bfloat16])
+    st.floats(min_value=2.0**-149, max_value=2.0**127, width=32),
+    st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_no_magnitude_turns_to_nan(amax: float, dtype: torch.dtype) -> None:
     values, scale = fp8.quantize(torch.tensor([[amax], [-amax], [0.0]]), dtype)

@@ -1,0 +1,46 @@
+"""Exports that do not trace: a bundle's own graphs, taken apart, stand for what the tracer would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def fast_trace(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`graphs.trace` of fp32 graphs of the random checkpoint in a moment; tracing takes 20 s."""
+    monkeypatch.setattr("kontext.export.graphs.trace", untraced(tiny_bundle))
+
+
+def untraced(bundle: Path) -> Callable[[str, object, str], object]:
+    import onnx
+    import onnx_ir as ir
+
+    def trace(name: str, config: object, compute: str) -> ir.Model:
+        assert compute == "fp32"
+        model = ir.from_proto(onnx.load(bundle / f"{name}.onnx", load_external_data=False))
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = None
+        return model
+
+    return trace
+
+
+@pytest.fixture(scope="session")
+def fp8_bundle(shared_folder: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> Path:
+    """The export of the random checkpoint with --fp8, computing in fp32."""
+    from kontext.export.cli import main
+
+    folder = shared_folder / "bundle-fp8"
+    import fcntl
+
+    with folder.with_name("bundle-fp8.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("kontext.export.graphs.trace", untraced(tiny_bundle))
+                assert main([str(tiny_checkpoint), "-o", str(folder), "--fp8", "--quiet"]) == 0
+    return folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
@@ -107,6 +108,9 @@ def main() -> int:
     if unknown:
         print(f"error: unknown stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}", file=sys.stderr)
         return 2
+    # A scheduler's SIGTERM, and SIGINT to a background job, stop as Ctrl-C does: the state is saved.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         train(args.run, stages, {stage: getattr(args, f"{stage}_minutes") for stage in STAGES}, args.device)
     except KeyboardInterrupt:

@@ -18,10 +18,10 @@ from . import run_state
 from .network import KontextNetwork, Prompts, initialize
 from .pool import EditPool
 
-BATCH = 64
+BATCH = 40
 POOL = 16_384
-FIRST_FILL = 4_096
-FRESH_PER_STEP = 16
+FIRST_FILL = 3_072
+FRESH_PER_STEP = 10
 DROP_PROMPT = 0.1
 CHANGED_WEIGHT = 2.0
 LEARNING_RATE = 1.5e-3

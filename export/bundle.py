@@ -23,9 +23,10 @@ from ..model.checkpoint import Checkpoint
 from ..model.config import KontextConfig
 from ..model.text_encoders import relative_buckets
 from ..quant.recipe import Recipe
+from ..runtime.bundle import FORMAT, MANIFEST_NAME, Bundle
 from . import binding, graphs, weights
 from .journal import Journal, fsync_folder, write_atomic
-from .manifest import FORMAT, MANIFEST_NAME, build_manifest, manifest_bytes
+from .manifest import build_manifest, manifest_bytes
 from .progress import Progress
 from .tokenizer_files import TokenizerFile, clip_file, t5_file
 
@@ -178,6 +179,7 @@ def finish(
     fsync_folder(journal.folder / "tokenizers")
     manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))
+    Bundle.open(journal.folder)  # what the runtime would refuse is not published
     summary.sizes = {name: entry["size"] for name, entry in journal.files.items()}
 
 

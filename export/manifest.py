@@ -8,14 +8,12 @@ from collections.abc import Mapping
 
 from ..model.checkpoint import NETWORKS, Checkpoint
 from ..quant.recipe import Recipe
+from ..runtime.bundle import FORMAT, FORMAT_VERSION
 from .graphs import OPSET, linear_weights
 from .journal import FileEntry
 from .sizes import preferred_sizes
 from .tokenizer_files import TokenizerFile
 
-MANIFEST_NAME = "manifest.json"
-FORMAT = "kontext-bundle"
-FORMAT_VERSION = 1
 TOOLKIT = {"name": "kontext-export", "version": "0.1.0"}
 
 

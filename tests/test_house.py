@@ -110,7 +110,9 @@ def test_packages_are_the_folders_on_disk() -> None:
         for path in (ROOT / folder).rglob("__init__.py")
     }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk
-    assert set(PROJECT["tool"]["mypy"]["packages"]) == on_disk - {"kontext"}
+    assert set(PROJECT["tool"]["mypy"]["packages"]) == {
+        package for package in on_disk if package.count(".") == 1
+    }
 
 
 def test_tests_mirror_the_folders() -> None:

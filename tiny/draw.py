@@ -122,7 +122,7 @@ class Pen:
 
     def mask(self) -> Mask:
         small = self.image.resize(self.size, Image.Resampling.BOX)
-        mask = np.asarray(small, dtype=np.float32) / 255
+        mask = np.asarray(small, dtype=np.float32) / np.float32(255)
         mask.setflags(write=False)
         return mask
 
@@ -157,7 +157,9 @@ def glow_mask(shape: str, size: int, line: float, radius: float) -> Mask:
     pad = math.ceil(3 * radius)
     ring = np.pad(outer - inner, pad)
     image = Image.fromarray((ring * 255).astype(np.uint8))
-    return frozen(np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255)
+    return frozen(
+        np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / np.float32(255)
+    )
 
 
 @lru_cache(maxsize=64)
@@ -263,7 +265,7 @@ def face_masks(eyes: int, belly: str, scale: float) -> dict[str, Mask]:
     """Keys "white" (belly and whites of the eyes), "rim" (around the eyes) and "dark" (pupils and mouth)."""
     size = round(CHARACTER_SIZE[0] * scale), round(CHARACTER_SIZE[1] * scale)
     white, rim, dark, s = Pen(*size), Pen(*size), Pen(*size), scale
-    places = {
+    places: dict[int, list[tuple[float, float, float]]] = {
         1: [(0, 50, 9.5)],
         2: [(-9, 51, 7), (9, 51, 7)],
         3: [(-12.5, 53, 5.5), (0, 47, 5.5), (12.5, 53, 5.5)],

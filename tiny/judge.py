@@ -11,14 +11,16 @@ Every edit has one right target. A picture succeeds when all of these hold (erro
 - **What changed is right**: mean error over the edited region at most `CHANGED_ERROR` = 40 (over the whole
   picture for effects, characters, styles and drawings; not for text, which is read).
 - **What did not change is kept**: outside the edited region the mean error is at most `KEPT_ERROR` = 14
-  (for a new background: over objects, sign and character at most `CHANGED_ERROR`), and no 16 x 16 block is
-  off by more than `BLOCK_ERROR` = 45.
+  (for a new background: over objects, sign and character at most `CHANGED_ERROR`).
+- **Nothing strays in**: no 16 x 16 block is off by more than `BLOCK_ERROR` = 45, at night by half of that
+  (of text and characters: outside the edited region or the character).
 - **Objects stand where they should**: pixels nearer to the object's fill or outline than to the background
   overlap its mask with IoU at least `OBJECT_IOU` = 0.6.
 - **The word is read**: of all letters and words, the one whose rendering overlaps the ink most is the
   target's, with an overlap (soft IoU) of at least `WORD_OVERLAP` = 0.55.
 - **The style is recognised**: of all styles, sharp or slightly blurred, the nearest in local mean and local
-  contrast is the target's. Styles are compared through a blur: a pattern may sit a little elsewhere.
+  contrast is the target's (flat and pixel are told apart pixel by pixel). Styles are compared through a
+  blur: a pattern may sit a little elsewhere.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ WORD_OVERLAP = 0.55
 BLOCK = 16
 VISIBLE = 24.0  # levels by which a pixel must differ to count as different
 STYLE_BLUR = 2.0  # pixels
-STYLE_SOFTNESS = (0.8, 1.3)  # blurs of a style's rendering that are still that style
+STYLE_SOFTNESS = (1.0,)  # blurs of a style's rendering that are still that style
+PLAIN_STYLES = ("flat", "pixel")
 SHIFT = 12.0  # levels by which a whole picture may be lighter or darker where styles are compared
 
 Picture = NDArray[np.float32]
@@ -128,17 +131,20 @@ def judge_closeness(
     """Is the edited region right and the rest kept?"""
     error = np.abs(answer - target).mean(axis=2)
     everything = np.ones((UNIT, UNIT), dtype=bool)
-    if edit.source is None or edit.kind in ("effect", "character", "style"):
-        changed, kept = everything, ~everything
-    elif edit.kind == "background":
-        masks = scenes.render_masks(edit.target)
-        kept = np.maximum.reduce([np.zeros((UNIT, UNIT), np.float32), *masks.values()]) > 0.5
-        changed = ~kept
-    else:
-        changed = widened(np.abs(shown(edit.source) - target).max(axis=2) > VISIBLE, 2)
-        kept = ~changed
     if edit.kind == "style":  # a pattern may sit a little elsewhere
         error = np.abs(blurred(answer, STYLE_BLUR) - blurred(target, STYLE_BLUR)).mean(axis=2)
+    things = np.maximum.reduce(
+        [np.zeros((UNIT, UNIT), np.float32), *scenes.render_masks(edit.target).values()]
+    )
+    if edit.kind in ("effect", "style", "draw"):
+        changed, kept = everything, ~everything
+    elif edit.kind == "background":
+        changed, kept = things <= 0.5, things > 0.5
+    elif edit.kind == "character":
+        changed, kept = everything, ~widened(things > 0, 3)
+    else:
+        changed = widened(np.abs(shown(edit.source or edit.target) - target).max(axis=2) > VISIBLE, 2)
+        kept = ~changed
     if edit.kind != "text":  # letters are thin: they are read instead
         scores["changed_error"] = mean_over(error, changed)
         if scores["changed_error"] > CHANGED_ERROR:
@@ -147,13 +153,16 @@ def judge_closeness(
     # Over objects alone, outlines weigh more than over a whole picture.
     if scores["kept_error"] > (CHANGED_ERROR if edit.kind == "background" else KEPT_ERROR):
         reasons.append(f"what should stay is off by {scores['kept_error']:.0f} levels")
-    # For whole-picture edits a stray object is caught by the same blocks.
-    watched = everything if edit.kind in ("background", "effect") or edit.source is None else kept
-    blocks = (error * watched).reshape(UNIT // BLOCK, BLOCK, UNIT // BLOCK, BLOCK).sum(axis=(1, 3))
-    counts = watched.reshape(UNIT // BLOCK, BLOCK, UNIT // BLOCK, BLOCK).sum(axis=(1, 3))
-    scores["worst_block"] = float((blocks / np.maximum(counts, BLOCK * BLOCK / 4)).max())
-    if scores["worst_block"] > BLOCK_ERROR:
-        reasons.append(f"a part that should stay is off by {scores['worst_block']:.0f} levels")
+    watched = kept if edit.kind in ("text", "character") else everything
+    blocks = in_blocks(error * watched) / np.maximum(in_blocks(watched), BLOCK * BLOCK / 4)
+    scores["worst_block"] = float(blocks.max())
+    if scores["worst_block"] > BLOCK_ERROR * (0.5 if edit.target.effect == "night" else 1):
+        reasons.append(f"something is there that should not be (off by {scores['worst_block']:.0f} levels)")
+
+
+def in_blocks(values: NDArray[np.float32] | Region) -> NDArray[np.float32]:
+    """Sums over squares of `BLOCK` pixels."""
+    return values.reshape(UNIT // BLOCK, BLOCK, UNIT // BLOCK, BLOCK).sum(axis=(1, 3), dtype=np.float32)
 
 
 def rivals(edit: Edit) -> Iterator[tuple[str, Scene]]:
@@ -333,7 +342,14 @@ def judge_style(answer: Picture, scene: Scene, reasons: list[str], scores: dict[
 
     distances = {style: distance(style) for style in STYLES}
     nearest = min(distances, key=distances.__getitem__)
-    others = min(value for style, value in distances.items() if style != scene.style)
-    scores["style_ratio"] = distances[scene.style] / max(others, 1e-6)
+    if nearest in PLAIN_STYLES:  # alike from afar, and without a pattern: compared pixel by pixel
+
+        def pixel_error(style: str) -> float:
+            sharp = shown(replace(scene, style=style))
+            looks = (sharp, *(blurred(sharp, radius) for radius in STYLE_SOFTNESS))
+            return min(mean_over(np.abs(answer - look).mean(axis=2), around) for look in looks)
+
+        nearest = min(PLAIN_STYLES, key=pixel_error)
+    scores["style_distance"] = distances[scene.style]
     if nearest != scene.style:
         reasons.append(f"the style is {nearest}, not {scene.style}")

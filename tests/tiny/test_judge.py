@@ -17,7 +17,7 @@ from kontext.tiny.judge import judge, rivals
 from kontext.tiny.scenes import Item, render
 
 ALL = (*KINDS, "draw")
-COUNT = 100
+COUNT = 30
 Picture = NDArray[np.uint8]
 RNG = np.random.default_rng(11)
 
@@ -80,7 +80,7 @@ def test_the_right_picture_is_accepted_and_the_source_is_not(kind: str) -> None:
 def test_wrong_answers_are_rejected(kind: str) -> None:
     """Two random ones of every kind of wrong answer that the judge itself thinks of, mildly blurred."""
     rng = np.random.default_rng(2)
-    for edit in sampled(kind, 3, 60):
+    for edit in sampled(kind, 3, 12):
         wrong = list(rivals(edit))
         for index in rng.permutation(len(wrong))[:3]:
             name, scene = wrong[index]
@@ -99,13 +99,13 @@ def other_target(edit: Edit, rng: np.random.Generator) -> scenes.Scene:
 @pytest.mark.parametrize("kind", ALL)
 def test_another_edits_answer_is_rejected(kind: str) -> None:
     rng = np.random.default_rng(4)
-    for edit in sampled(kind, 5, 60):
+    for edit in sampled(kind, 5, 12):
         assert not judge(render(other_target(edit, rng)), edit).success, edit.prompt
 
 
 @pytest.mark.parametrize("kind", ["recolour", "add", "remove", "move", "background", "effect", "draw"])
 def test_a_stray_object_is_rejected(kind: str) -> None:
-    for edit in sampled(kind, 6, 60):
+    for edit in sampled(kind, 6, 16):
         target = edit.target
         if target.character or any(item.size != scenes.MEDIUM for item in target.items):
             continue
@@ -123,7 +123,7 @@ def test_a_stray_object_is_rejected(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["recolour", "add", "remove", "move"])
 def test_a_change_to_another_object_is_rejected(kind: str) -> None:
     checked = 0
-    for edit in sampled(kind, 7):
+    for edit in sampled(kind, 7, 16):
         assert edit.source is not None
         for kept in set(edit.source.items) & set(edit.target.items):
             rest = tuple(item for item in edit.target.items if item != kept)
@@ -132,12 +132,12 @@ def test_a_change_to_another_object_is_rejected(kind: str) -> None:
             for items in (rest, (*rest, replace(kept, colour=colour))):
                 assert not judge(render(replace(edit.target, items=items)), edit).success, edit.prompt
             checked += 1
-    assert checked > 40
+    assert checked > 10
 
 
 def test_a_wrong_word_is_rejected_and_named() -> None:
     rng = np.random.default_rng(8)
-    for edit in sampled("text", 9):
+    for edit in sampled("text", 9, 60):
         assert edit.target.sign is not None
         word = edits.pick(rng, [text for text in edits.ALL_TEXTS if text != edit.target.sign.word])
         verdict = judge(soft(render(replace(edit.target, sign=replace(edit.target.sign, word=word)))), edit)
@@ -155,7 +155,7 @@ def test_an_unreadable_sign_is_rejected() -> None:
 
 
 def test_every_wrong_style_is_rejected() -> None:
-    for edit in sampled("style", 11, 30):
+    for edit in sampled("style", 11, 7):
         for style in scenes.STYLES:
             answer = render(replace(edit.target, style=style))
             assert judge(answer, edit).success == (style == edit.target.style), (edit.prompt, style)
@@ -164,7 +164,7 @@ def test_every_wrong_style_is_rejected() -> None:
 def test_a_pattern_may_sit_elsewhere() -> None:
     """Stripes and dots a few pixels along are still the same style."""
     accepted = []
-    for edit in sampled("style", 12, 60):
+    for edit in sampled("style", 12, 30):
         if edit.target.style in ("stripes", "dots"):
             shifted = replace(edit.target, style="flat")
             picture = render(edit.target)

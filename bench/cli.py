@@ -77,7 +77,7 @@ def add_edit_options(command: argparse.ArgumentParser, *, steps: int, repeat: in
     command.add_argument("--checkpoint", type=Path, default=EMBEDDED, help="what the bundle was made from")
     command.add_argument("-i", "--image", type=Path, help="the picture to edit (a scene)")
     command.add_argument("--prompt", help="the instruction (the scene's)")
-    command.add_argument("--size", default="128x128", metavar="WxH", help="(128x128)")
+    command.add_argument("--size", metavar="WxH", help="of the output (the bundle's most square one)")
     command.add_argument("--steps", type=int, default=steps, help=f"({steps})")
     command.add_argument("--guidance", type=float, default=2.5, help="(2.5)")
     command.add_argument("--seed", type=int, default=0)
@@ -90,7 +90,7 @@ def edit_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps": arguments.steps,
         "guidance": arguments.guidance,
         "seed": arguments.seed,
-        "size": parse_size(arguments.size),
+        "size": parse_size(arguments.size) if arguments.size else None,
         "repeat": arguments.repeat,
         "image": arguments.image,
         "prompt": arguments.prompt,

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-from .inputs import command, picture_and_prompt
+from .inputs import command, picture_and_prompt, sizes
 from .machine import describe, one_line
 from .measure import ProcessCost, Summary, interleave, run_process
 from .report import Table, mebibytes, ratio
@@ -39,17 +39,18 @@ def measure(
     guidance: float,
     seed: int,
     repeat: int,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     image: Path | None = None,
     prompt: str | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Costs of both sides over `repeat` rounds, after one that fills the page cache."""
+    output_size, reference_size = sizes(bundle, size)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": size}
+        settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": output_size}
         commands = edit_commands(
-            bundle, checkpoint, folder, *picture_and_prompt(image, prompt, size), **settings
+            bundle, checkpoint, folder, *picture_and_prompt(image, prompt, reference_size), **settings
         )
         sides = {side: partial(run_process, words) for side, words in commands.items()}
         with tqdm(total=2 * (repeat + 1), desc="cold starts", unit="process", disable=not progress) as bar:
@@ -62,7 +63,7 @@ def measure(
         "what": "cold start",
         "steps": steps,
         "guidance": guidance,
-        "size": list(size),
+        "size": list(output_size),
         "sides": {side: summarize(each) for side, each in costs.items()},
         "imports": {side: summarize(each) for side, each in import_costs.items()},
         "psnr_db": round(likeness, 2),
@@ -86,9 +87,18 @@ def edit_commands(
     """The command lines of one edit on each side; each writes its picture to `folder/SIDE.png`."""
     picture.save(folder / "in.png")
     same = ["--image", str(folder / "in.png"), "--prompt", prompt, "--steps", str(steps)]
-    same += ["--guidance", str(guidance), "--seed", str(seed), "--device", device]
+    same += [
+        "--guidance",
+        str(guidance),
+        "--seed",
+        str(seed),
+        "--size",
+        f"{size[0]}x{size[1]}",
+        "--device",
+        device,
+    ]
     ours = [*command("kontext-edit", "kontext.runtime.cli"), str(bundle), *same]
-    commands = {OURS: [*ours, "--size", f"{size[0]}x{size[1]}", "--output", str(folder / f"{OURS}.png")]}
+    commands = {OURS: [*ours, "--output", str(folder / f"{OURS}.png")]}
     if checkpoint is not None:
         theirs = [sys.executable, "-m", "kontext.bench.diffusers_edit", str(checkpoint), *same]
         commands[THEIRS] = [*theirs, "--output", str(folder / f"{THEIRS}.png")]

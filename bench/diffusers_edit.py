@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--guidance", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--size", required=True, metavar="WxH")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
@@ -28,13 +29,14 @@ def main() -> None:
 
     pipe = FluxKontextPipeline.from_pretrained(arguments.checkpoint, torch_dtype=torch.float32)
     pipe = pipe.to(arguments.device)
+    width, height = map(int, arguments.size.split("x"))
     image = Image.open(arguments.image).convert("RGB")
     result = pipe(
         image=image,
         prompt=arguments.prompt,
-        width=image.width,
-        height=image.height,
-        max_area=image.width * image.height,
+        width=width,
+        height=height,
+        max_area=width * height,
         _auto_resize=False,
         num_inference_steps=arguments.steps,
         guidance_scale=arguments.guidance,

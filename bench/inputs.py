@@ -9,6 +9,8 @@ import numpy as np
 import PIL.Image
 
 from ..errors import KontextError
+from ..runtime.bundle import Bundle
+from ..runtime.images import preferred_size
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
 """The diffusers folder of the embedded model."""
@@ -45,6 +47,16 @@ def open_picture(path: Path) -> PIL.Image.Image:
             return image.convert("RGB")
     except (OSError, PIL.Image.DecompressionBombError) as error:
         raise KontextError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def sizes(bundle: Path, asked: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(output, reference) as (width, height) each: `asked` or the most square, and where the runtime takes references.
+
+    Both sides get the reference at that size, so that neither resizes it.
+    """
+    preferred = Bundle.open(bundle).sampler.preferred_sizes
+    output = asked or min(preferred, key=lambda size: abs(size[0] - size[1]))
+    return output, preferred_size(PIL.Image.new("RGB", output), preferred)
 
 
 def picture_and_prompt(

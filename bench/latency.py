@@ -17,7 +17,7 @@ from ..runtime import Pipeline
 from ..runtime.pipeline import Backend
 from . import reference
 from .coldstart import edit_commands, psnr
-from .inputs import picture_and_prompt
+from .inputs import picture_and_prompt, sizes
 from .machine import describe, one_line
 from .measure import Clock, Summary, interleave, run_process
 from .report import Table, mebibytes, milliseconds, ratio
@@ -34,7 +34,7 @@ def measure(
     steps: int,
     guidance: float,
     seed: int,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     repeat: int,
     warmup: int,
     image: Path | None = None,
@@ -42,8 +42,9 @@ def measure(
     progress: bool = False,
 ) -> dict[str, Any]:
     """Times `repeat` edits after `warmup`; beside diffusers on `checkpoint` unless that is None."""
-    picture, words = picture_and_prompt(image, prompt, size)
-    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": size}
+    output_size, reference_size = sizes(bundle, size)
+    picture, words = picture_and_prompt(image, prompt, reference_size)
+    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": output_size}
     clocks = {OURS: Clock()}
     pipe = Pipeline.load(bundle, device=device)
     pipe.backend = TimedBackend(pipe.backend, clocks[OURS])

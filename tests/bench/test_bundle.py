@@ -60,6 +60,15 @@ def test_cold_start_commands_make_their_picture(tiny_bundle: Path, tmp_path: Pat
     assert PIL.Image.open(tmp_path / "kontext-edit.png").size == (128, 128)
 
 
+def test_a_picture_that_is_none(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    for name in ("missing.png", "text.png"):
+        assert main(["latency", str(tiny_bundle), "--image", str(tmp_path / name)]) == 2
+        assert f"{name} cannot be read as a picture" in capsys.readouterr().err
+
+
 def test_psnr() -> None:
     black = PIL.Image.new("RGB", (4, 4))
     assert coldstart.psnr(black, black) == float("inf")

@@ -31,6 +31,7 @@ $(VENV)/.kontext-all: $(VENV)/.kontext-demo
 install: $(VENV)/.kontext-all
 
 demo: $(VENV)/.kontext-demo
+	@mkdir -p demo
 	$(BIN)/kontext-export --fp8 --output demo/kontext-tiny-fp8 --force
 	$(BIN)/kontext-bench demo demo/kontext-tiny-fp8 --output demo
 
@@ -43,6 +44,7 @@ check: install
 	$(BIN)/mypy
 
 build/kontext-tiny-fp32: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+	@mkdir -p build
 	$(BIN)/kontext-export --fp32 --output $@ --force
 	@touch $@
 

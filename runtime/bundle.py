@@ -257,7 +257,7 @@ def read_files(root: Fields, folder: Path) -> dict[str, FileEntry]:
 def inside(folder: Path, name: str, where: str) -> Path:
     """`folder/name`, if `name` is a plain relative path."""
     parts = PurePosixPath(name).parts
-    plain = name and not re.search(r"[\x00-\x1f\\:]", name) and not name.startswith("/")
+    plain = parts and not re.search(r"[\x00-\x1f\\:]", name) and not name.startswith("/")
     if not plain or ".." in parts or str(PurePosixPath(name)) != name:
         raise KontextError(f"{where}{name!r} is not a path inside the bundle")
     return folder / name
@@ -341,4 +341,6 @@ def check_consistency(bundle: Bundle) -> None:
         )
     patch = 2 * bundle.autoencoder.downscale
     if bundle.sampler.size_multiple % patch:
-        raise KontextError(f"{where}: sampler.size_multiple must be a multiple of {patch} pixels, a token's side")
+        raise KontextError(
+            f"{where}: sampler.size_multiple must be a multiple of {patch} pixels, a token's side"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import warnings
@@ -27,22 +26,27 @@ def open_picture(path: str | Path) -> Image.Image:
     """Reads a picture file whole.
 
     Raises:
-        KontextError: there is no such file, it is not a picture, it is damaged, or it is larger than MAX_PIXELS.
+        KontextError: there is no such file, it is not a picture, it is damaged, or it has more than MAX_PIXELS.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
-        check_pixels(image, str(path))
+        check_pixels(image, str(path))  # the size is in the header; nothing is decoded yet
         image.load()
+    except KontextError:
+        raise
     except FileNotFoundError:
         raise KontextError(f"{path} does not exist") from None
     except UnidentifiedImageError:
         raise KontextError(f"{path} is not a picture that Pillow can read") from None
     except Image.DecompressionBombError:
         raise KontextError(too_large(str(path))) from None
-    except (OSError, SyntaxError, ValueError) as fault:
-        raise KontextError(f"{path} cannot be read as a picture: {fault}") from None
+    except (
+        Exception
+    ) as fault:  # decoders raise OSError, SyntaxError, struct.error and others on damaged files
+        reason = getattr(fault, "strerror", None) or fault
+        raise KontextError(f"{path} cannot be read as a picture: {reason}") from None
     return image
 
 
@@ -56,29 +60,35 @@ def check_pixels(image: Image.Image, what: str) -> None:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data says, transparency over white, in RGB."""
+    """Turned as its EXIF data says, transparency over white, 16 bits to 8, in RGB."""
     if not isinstance(image, Image.Image):
         raise KontextError(f"a picture must be a PIL.Image.Image, not {type(image).__name__}")
     check_pixels(image, "the picture")
+    try:
+        image.load()  # it may have been opened only
+    except (OSError, SyntaxError, ValueError) as fault:
+        raise KontextError(f"the picture cannot be read: {fault}") from None
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow would cut them off at 255
+        grey = np.clip(np.asarray(image, np.float32) / 257, 0, 255)
+        image = Image.fromarray(np.rint(grey).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
 def preferred_size(image: Image.Image, sizes: Sequence[Size]) -> Size:
-    """The preferred size nearest to the picture in aspect ratio."""
+    """The size nearest in aspect ratio, by the rule of FLUX.1 Kontext: least |w/h - w'/h'|, then the narrower."""
     aspect = image.width / image.height
-    return min(sizes, key=lambda size: abs(math.log(aspect * size[1] / size[0])))
+    return min(sizes, key=lambda size: (abs(aspect - size[0] / size[1]), size))
 
 
 def to_array(image: Image.Image, size: Size) -> Array:
-    """A picture at `size` as fp32 [1, 3, height, width] in [-1, 1]."""
+    """An RGB picture at `size` as fp32 [1, 3, height, width] in [-1, 1]."""
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    pixels = np.asarray(image, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
@@ -89,12 +99,28 @@ def to_pictures(array: Array) -> list[Image.Image]:
 
 
 def check_format(path: Path) -> str:
-    """Pillow's name of the format that `path`'s suffix asks for. Raises KontextError where it can write none."""
+    """Pillow's name of the format of `path`'s suffix. Raises KontextError where Pillow can write none."""
     suffix = path.suffix.lower()
-    chosen = Image.registered_extensions().get(suffix)
+    Image.preinit()  # PNG, JPEG and few more; all formats together take 60 ms to import
+    chosen = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)
     if chosen not in Image.SAVE:
-        raise KontextError(f"{path}: cannot write pictures of type {suffix or '(none)'!r}: use .png, .jpg or .webp")
+        raise KontextError(
+            f"{path}: cannot write pictures of type {suffix or '(none)'!r}: use .png, .jpg or .webp"
+        )
     return chosen
+
+
+def check_writable(path: Path) -> None:
+    """Raises KontextError if a picture could not be saved as `path`; asked before the work, not after it."""
+    check_format(path)
+    if path.is_dir():
+        raise KontextError(f"{path} is a folder: name a file")
+    try:
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except FileNotFoundError:
+        raise KontextError(f"{path.absolute().parent} does not exist: make the folder first") from None
+    except OSError as fault:
+        raise KontextError(f"{path} cannot be written: {fault.strerror}") from None
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

@@ -1,7 +1,7 @@
-"""The noise of `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`, in numpy, bit for bit.
+"""The noise of `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`, in numpy, bit by bit.
 
-PyTorch draws from MT19937 and turns 16 uniforms at a time into normals (Box and Muller), with the polynomials of
-avx_mathfun for log, sin and cos; the same operations in the same order give the same bits. PyTorch itself gives
+PyTorch draws from MT19937 and turns 16 uniforms at a time into normals (Box and Muller), with avx_mathfun's
+polynomials for log, sin and cos; the same operations in the same order give the same bits. PyTorch itself gives
 other last bits (a difference below 3e-6) on machines without AVX2.
 """
 

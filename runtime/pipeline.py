@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import KontextError
-from . import noise
-from .bundle import Bundle
-from .images import Size, preferred_size, to_array, to_pictures, upright_rgb
-from .sampler import euler, schedule
+from . import noise, request
+from .bundle import MANIFEST_NAME, Bundle
+from .images import Size, to_array, to_pictures
+from .request import Images, Reference, Request, Row
+from .sampler import euler, schedule, timesteps
 from .tokenizer import PromptTokenizer
 from .tokens import pack, positions, rope_tables, unpack
 
 Array = NDArray[np.float32]
-Images = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None
 StepCallback = Callable[[int, int, Array], object]
-"""Told (steps done, steps in all, packed latents) after each step; raising in it stops the edit."""
+"""Told (steps done, steps in all, latents [batch, channels, h, w]) after each step; raising stops the edit."""
 
 InputFilter = Callable[[Sequence[Image.Image], str], None]
-"""Sees one edit's references and its prompt; raises to refuse."""
+"""Sees the references and the prompt of one edit before anything runs; raises KontextError to refuse it."""
 
 OutputFilter = Callable[[Image.Image], Image.Image]
-"""Sees each finished picture; returns it, or what is to be shown instead, or raises."""
+"""Sees each finished picture; returns it, or what is to be shown instead, or raises KontextError."""
+
+LARGE_WEIGHTS = 2 << 30
+"""Bytes of weights from which on a pipeline holds only the network that is running, unless told otherwise."""
 
 
 class Backend(Protocol):
@@ -42,24 +45,8 @@ class Backend(Protocol):
     def release(self, *graphs: str) -> None: ...
 
 
-@dataclass(frozen=True)
-class Request:
-    """What `edit` was asked for, checked and with every default filled in; one row a picture to make."""
-
-    prompts: list[str]
-    references: list[list[Image.Image]]
-    seeds: list[int]
-    size: Size
-    steps: int
-    guidance: float
-
-
 class Pipeline:
-    """A bundle ready to edit.
-
-    `low_memory` drops each network after its part of an edit (its session is made again for the next edit), so that the
-    peak is that of the largest one instead of the sum.
-    """
+    """A bundle ready to edit. Not safe for several threads at once; one pipeline each is."""
 
     def __init__(
         self,
@@ -79,14 +66,28 @@ class Pipeline:
         self.t5 = PromptTokenizer(bundle.tokenizers["t5"], "T5")
 
     @classmethod
-    def load(cls, bundle: str | Path | Bundle, *, device: str = "auto", verify: bool = False, **options: Any) -> Pipeline:
-        """Opens a bundle for editing.
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        device: str = "auto",
+        verify: bool = False,
+        low_memory: bool | None = None,
+        threads: int | None = None,
+        input_filter: InputFilter | None = None,
+        output_filter: OutputFilter | None = None,
+    ) -> Pipeline:
+        """Opens a bundle for editing; its networks are loaded when the first edit needs them.
 
         Args:
             bundle: its folder.
             device: auto, cpu, cuda or tensorrt.
             verify: compare every file's SHA-256 first.
-            options: `low_memory`, `input_filter`, `output_filter`.
+            low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
+                instead of the sum; the next edit loads them again. None: from 2 GiB of weights on.
+            threads: cores to use on the CPU; None for all.
+            input_filter, output_filter: content filters. FLUX.1 [dev]'s licence asks those who deploy it for
+                them; none is built in.
 
         Raises:
             KontextError: not a bundle, or not whole; no such device.
@@ -96,7 +97,61 @@ class Pipeline:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if verify:
             opened.verify()
-        return cls(opened, OnnxRuntimeBackend({name: entry.path for name, entry in opened.graphs.items()}, device), **options)
+        graphs = {name: entry.path for name, entry in opened.graphs.items()}
+        # The manifest has every file's digest, so its own tells bundles apart.
+        key = hashlib.sha256((opened.folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
+        return cls(
+            opened,
+            OnnxRuntimeBackend(graphs, device, threads=threads, cache_key=key),
+            low_memory=opened.weight_bytes >= LARGE_WEIGHTS if low_memory is None else low_memory,
+            input_filter=input_filter,
+            output_filter=output_filter,
+        )
+
+    @overload
+    def edit(
+        self,
+        image: Images,
+        prompt: str,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        size: Size | None = None,
+        num_images: Literal[1] = 1,
+        callback: StepCallback | None = None,
+        progress: bool = False,
+    ) -> Image.Image: ...
+
+    @overload
+    def edit(
+        self,
+        image: Images,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        size: Size | None = None,
+        num_images: int = 1,
+        callback: StepCallback | None = None,
+        progress: bool = False,
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def edit(
+        self,
+        image: Images,
+        prompt: str,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        size: Size | None = None,
+        num_images: int = 1,
+        callback: StepCallback | None = None,
+        progress: bool = False,
+    ) -> Image.Image | list[Image.Image]: ...
 
     def edit(
         self,
@@ -114,145 +169,139 @@ class Pipeline:
         """Edits `image` as `prompt` says.
 
         Args:
-            image: the reference; a list for several references; None to draw from the prompt alone. With a list of
-                prompts, a list of as many entries: each one picture or a list of pictures.
-            prompt: the instruction; a list edits a batch.
+            image: the reference; a list for several references, whose sizes may differ; None to draw from the
+                prompt alone. With a list of prompts: one picture for all of them, or a list of as many entries,
+                each a picture, a list of pictures, or None.
+            prompt: the instruction; a list edits a batch. Rows of different sizes run one after the other.
             steps, guidance: as the bundle says unless given.
-            seed: of the first picture; the next ones take the next seeds. The same seed gives diffusers' noise.
-            size: (width, height) of the output, multiples of the bundle's `size_multiple`; by default the preferred
-                size nearest to the first reference's aspect, or the most square one without a reference.
+            seed: of the first picture; the next ones take the next seeds, and each is the picture that its seed
+                gives alone. The noise is that of `torch.Generator("cpu").manual_seed(seed)`.
+            size: (width, height) of the output, multiples of the bundle's `size_multiple`; by default the
+                preferred size nearest to the first reference's aspect, or the square one without a reference.
             num_images: pictures for each prompt.
             callback: called after each step.
-            progress: show a bar.
+            progress: show a bar on stderr.
 
         Returns:
-            A picture, or a list for several prompts or `num_images` above 1 (prompt by prompt).
+            A picture, or a list for a list of prompts or `num_images` above 1 (prompt by prompt).
 
         Raises:
             KontextError: what was asked for makes no sense; the message says what would.
         """
-        request = self.check(image, prompt, steps, guidance, seed, size, num_images)
-        with step_bar(request.steps, progress) as advance:
-            latents = self.sample(request, chain(callback, advance))
-        pictures = to_pictures(self.stage("vae_decoder", {"latents": latents})["image"])
+        asked = request.build(self.bundle.sampler, image, prompt, steps, guidance, seed, size, num_images)
+        if self.input_filter is not None:
+            for row in asked.rows[::num_images]:
+                self.input_filter([reference.picture for reference in row.references], row.prompt)
+        pictures = self.make(asked, callback, progress)
         if self.output_filter is not None:
             pictures = [self.output_filter(picture) for picture in pictures]
         return pictures[0] if isinstance(prompt, str) and num_images == 1 else pictures
 
-    def check(
+    def make(self, asked: Request, callback: StepCallback | None, progress: bool) -> list[Image.Image]:
+        """The pictures of a request, in the order of its rows."""
+        batches = asked.batches()
+        total = asked.steps * len(batches)
+        texts = self.encode_prompts(asked.rows)
+        references = self.encode_references(asked.rows)
+        pictures: dict[int, Image.Image] = {}
+        with step_bar(total, progress) as advance:
+            for number, batch in enumerate(batches):
+                before = number * asked.steps
+
+                def told(step: int, latents: Array, before: int = before) -> None:
+                    advance()
+                    if callback is not None:
+                        callback(before + step, total, latents)
+
+                rows = [asked.rows[index] for index in batch]
+                latents = self.sample(rows, asked, texts, references, told)
+                pictures.update(zip(batch, self.decode(latents), strict=True))
+        return [pictures[index] for index in range(len(asked.rows))]
+
+    def sample(
         self,
-        image: Images,
-        prompt: str | Sequence[str],
-        steps: int | None,
-        guidance: float | None,
-        seed: int,
-        size: Size | None,
-        num_images: int,
-    ) -> Request:
-        settings = self.bundle.sampler
-        steps = settings.steps if steps is None else steps
-        guidance = settings.guidance if guidance is None else guidance
-        if steps < 1:
-            raise KontextError(f"steps must be 1 or more, not {steps}")
-        if not np.isfinite(guidance):
-            raise KontextError(f"guidance must be a finite number, not {guidance}")
-        if num_images < 1:
-            raise KontextError(f"num_images must be 1 or more, not {num_images}")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise KontextError("there is no prompt")
-        references = references_of(image, prompts, isinstance(prompt, str))
-        if len({len(each) for each in references}) > 1:
-            raise KontextError("every prompt of a batch needs the same number of references")
-        if self.input_filter is not None:
-            for pictures, text in zip(references, prompts, strict=True):
-                self.input_filter(pictures, text)
-        rows = [(text, pictures) for text, pictures in zip(prompts, references, strict=True) for _ in range(num_images)]
-        return Request(
-            prompts=[text for text, _ in rows],
-            references=[pictures for _, pictures in rows],
-            seeds=[seed + row for row in range(len(rows))],
-            size=self.output_size(size, references[0]),
-            steps=steps,
-            guidance=guidance,
-        )
-
-    def output_size(self, size: Size | None, references: Sequence[Image.Image]) -> Size:
-        settings = self.bundle.sampler
-        if size is None:
-            if references:
-                return preferred_size(references[0], settings.preferred_sizes)
-            return min(settings.preferred_sizes, key=lambda each: abs(each[0] - each[1]))
-        multiple = settings.size_multiple
-        if any(side < multiple or side % multiple for side in size):
-            raise KontextError(f"size {size[0]}x{size[1]} must be multiples of {multiple}")
-        return size
-
-    def sample(self, request: Request, callback: StepCallback | None) -> Array:
-        """Final latents [rows, channels, h, w] of a request."""
+        rows: Sequence[Row],
+        asked: Request,
+        texts: dict[str, tuple[Array, Array]],
+        references: dict[tuple[int, Size], Array],
+        told: Callable[[int, Array], object],
+    ) -> Array:
+        """Final latents [rows, channels, h, w] of rows of one shape."""
         latent = self.bundle.autoencoder
-        pooled, text = self.encode_prompts(request.prompts)
-        reference, grids = self.encode_references(request.references)
-        width, height = request.size
-        h, w = height // latent.downscale, width // latent.downscale
-        shape = (1, latent.latent_channels, h, w)
-        latents = pack(np.concatenate([noise.randn(seed, shape) for seed in request.seeds]))
-        if reference is None:
-            reference = latents[:, :0]
-        times = schedule(request.steps, latents.shape[1], self.bundle.sampler)
-        modulations = self.modulations(times[:-1], request.guidance, pooled)
-        ids = positions(text.shape[1], [(h // 2, w // 2), *grids])
-        cos, sin = rope_tables(ids, self.bundle.transformer.axes_dim, self.bundle.transformer.theta)
+        h, w = (side // latent.downscale for side in reversed(rows[0].size))
+        noises = [noise.randn(row.seed, (1, latent.latent_channels, h, w)) for row in rows]
+        target = pack(np.concatenate(noises))
+        reference = target[:, :0]
+        if rows[0].references:
+            tokens = [[references[key(each)] for each in row.references] for row in rows]
+            reference = np.concatenate([np.concatenate(each, axis=1) for each in tokens])
+        text = np.concatenate([texts[row.prompt][1] for row in rows])
+        times = schedule(asked.steps, target.shape[1], self.bundle.sampler)
+        modulations = self.modulations(timesteps(times[:-1]), asked.guidance, rows, texts)
+        side = 2 * latent.downscale  # of a token, in pixels
+        grids = [(height // side, width // side) for width, height in rows[0].shape]
+        transformer = self.bundle.transformer
+        cos, sin = rope_tables(positions(text.shape[1], grids), transformer.axes_dim, transformer.theta)
         held = self.backend.hold({"reference": reference, "text": text, "rope_cos": cos, "rope_sin": sin})
 
         def velocity(step: int, x: Array) -> Array:
-            inputs = {"target": x, **held, **{name: rows[step] for name, rows in modulations.items()}}
-            return self.backend.run("transformer", inputs)["velocity"]
+            inputs = {"target": x, **held, **{name: each[step] for name, each in modulations.items()}}
+            result: Array = self.backend.run("transformer", inputs)["velocity"]
+            return result
 
-        latents = euler(latents, times, velocity, callback)
+        target = euler(target, times, velocity, lambda step, x: told(step, unpack(x, h, w)))
         if self.low_memory:
             self.backend.release("transformer")
-        return unpack(latents, h, w)
+        if not np.isfinite(target).all():
+            raise KontextError(
+                "the model's output is not finite: its weights are damaged, or its number format is too narrow"
+            )
+        return unpack(target, h, w)
 
-    def encode_prompts(self, prompts: list[str]) -> tuple[Array, Array]:
-        """Pooled [rows, pooled_dim] and sequence [rows, text_tokens, text_dim]; each different prompt is encoded once."""
-        unique = list(dict.fromkeys(prompts))
-        rows = [unique.index(prompt) for prompt in prompts]
-        pooled = self.stage("text_encoder", {"input_ids": self.clip(unique)})["pooled"]
-        text = self.stage("text_encoder_2", {"input_ids": self.t5(unique)})["text"]
-        return pooled[rows], text[rows]
+    def encode_prompts(self, rows: Sequence[Row]) -> dict[str, tuple[Array, Array]]:
+        """Each prompt's pooled vector [1, pooled_dim] and sequence [1, text_tokens, text_dim]."""
+        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        pooled = self.stage("text_encoder", {"input_ids": self.clip(prompts)})["pooled"]
+        text = self.stage("text_encoder_2", {"input_ids": self.t5(prompts)})["text"]
+        return {prompt: (pooled[i : i + 1], text[i : i + 1]) for i, prompt in enumerate(prompts)}
 
-    def encode_references(self, references: list[list[Image.Image]]) -> tuple[Array | None, list[tuple[int, int]]]:
-        """All references' tokens [rows, tokens, channels], one after the other, and their grids; None without any.
-
-        The rows of a batch share one sequence length: the k-th references take the size of the first row's.
-        """
-        tokens, grids = [], []
-        scale = self.bundle.autoencoder.downscale
-        for index in range(len(references[0])):
-            size = preferred_size(references[0][index], self.bundle.sampler.preferred_sizes)
-            encoded: dict[int, Array] = {}  # rows often share a picture
-            for row in references:
-                if id(row[index]) not in encoded:
-                    inputs = {"image": to_array(row[index], size)}
-                    encoded[id(row[index])] = self.backend.run("vae_encoder", inputs)["latents"]
-            latents = np.concatenate([encoded[id(row[index])] for row in references])
-            tokens.append(pack(latents))
-            grids.append((size[1] // scale // 2, size[0] // scale // 2))
+    def encode_references(self, rows: Sequence[Row]) -> dict[tuple[int, Size], Array]:
+        """The tokens [1, tokens, channels] of each different reference, encoded one at a time."""
+        tokens: dict[tuple[int, Size], Array] = {}
+        for reference in (each for row in rows for each in row.references):
+            if key(reference) not in tokens:
+                inputs = {"image": to_array(reference.picture, reference.size)}
+                tokens[key(reference)] = pack(self.backend.run("vae_encoder", inputs)["latents"])
         if self.low_memory:
             self.backend.release("vae_encoder")
-        return (np.concatenate(tokens, axis=1) if tokens else None), grids
+        return tokens
 
-    def modulations(self, times: Array, guidance: float, pooled: Array) -> dict[str, Array]:
+    def modulations(
+        self, times: Array, guidance: float, rows: Sequence[Row], texts: dict[str, tuple[Array, Array]]
+    ) -> dict[str, Array]:
         """All steps' modulations at once: name → [steps, rows, …]. The network is not needed in the loop."""
-        steps, rows = len(times), len(pooled)
+        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        steps, count = len(times), len(prompts)
+        pooled = np.concatenate([texts[prompt][0] for prompt in prompts])
         inputs = {
-            "timestep": np.repeat(times, rows),
-            "guidance": np.full(steps * rows, guidance, np.float32),
+            "timestep": np.repeat(times, count),
+            "guidance": np.full(steps * count, guidance, np.float32),
             "pooled": np.tile(pooled, (steps, 1)),
         }
         outputs = self.stage("modulation", inputs)
-        return {name: value.reshape(steps, rows, *value.shape[1:]) for name, value in outputs.items()}
+        picked = [prompts.index(row.prompt) for row in rows]
+        each_step = {name: value.reshape(steps, count, *value.shape[1:]) for name, value in outputs.items()}
+        return {name: value[:, picked] for name, value in each_step.items()}
+
+    def decode(self, latents: Array) -> list[Image.Image]:
+        """Pictures of latents [rows, channels, h, w], one at a time: here a batch costs memory and no less time."""
+        pictures: list[Image.Image] = []
+        for row in range(len(latents)):
+            image = self.backend.run("vae_decoder", {"latents": latents[row : row + 1]})["image"]
+            pictures += to_pictures(image)
+        if self.low_memory:
+            self.backend.release("vae_decoder")
+        return pictures
 
     def stage(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
         """Runs a graph that an edit needs once."""
@@ -262,30 +311,9 @@ class Pipeline:
         return outputs
 
 
-def references_of(image: Images, prompts: list[str], single: bool) -> list[list[Image.Image]]:
-    """The references of each prompt, upright and in RGB."""
-    if image is None:
-        return [[] for _ in prompts]
-    if single:
-        return [[upright_rgb(each) for each in ([image] if isinstance(image, Image.Image) else image)]]  # type: ignore[arg-type]
-    if isinstance(image, Image.Image):
-        shared = upright_rgb(image)
-        return [[shared] for _ in prompts]
-    entries = list(image)
-    if len(entries) != len(prompts):
-        raise KontextError(f"{len(prompts)} prompts need as many pictures (or lists of pictures), not {len(entries)}")
-    return [
-        [upright_rgb(each) for each in ([entry] if isinstance(entry, Image.Image) else entry)] for entry in entries
-    ]
-
-
-def chain(first: StepCallback | None, second: Callable[[], object]) -> StepCallback:
-    def both(step: int, steps: int, latents: Array) -> None:
-        second()
-        if first is not None:
-            first(step, steps, latents)
-
-    return both
+def key(reference: Reference) -> tuple[int, Size]:
+    """Tells references apart while an edit runs."""
+    return id(reference.picture), reference.size
 
 
 @contextmanager

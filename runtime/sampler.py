@@ -16,21 +16,27 @@ Array = NDArray[np.float32]
 def schedule(steps: int, target_tokens: int, settings: SamplerEntry) -> Array:
     """Times [steps + 1] from 1 (noise) to 0 (picture).
 
-    Equal steps of t, shifted towards the noise: t' = e^mu / (e^mu + 1/t - 1), with mu linear in the number of target
-    tokens through the settings' two anchors (Esser et al. 2024; the same as diffusers' dynamic exponential shift).
+    Equal steps of t, shifted towards the noise: t' = e^mu / (e^mu + 1/t - 1), with mu linear in the number of
+    target tokens through the settings' two anchors (Esser et al. 2024). Bit for bit what diffusers' dynamic
+    exponential shift gives, hence fp32 throughout.
     """
     slope = (settings.max_shift - settings.base_shift) / (settings.max_tokens - settings.base_tokens)
-    mu = settings.base_shift + slope * (target_tokens - settings.base_tokens)
-    t = np.linspace(1, 1 / steps, steps)
+    mu = target_tokens * slope + (settings.base_shift - slope * settings.base_tokens)
+    t = np.linspace(1, 1 / steps, steps).astype(np.float32)
     shifted = math.exp(mu) / (math.exp(mu) + (1 / t - 1))
-    return np.append(shifted, 0).astype(np.float32)
+    return np.append(shifted, np.float32(0))
+
+
+def timesteps(times: Array) -> Array:
+    """What the network is told of `times`: diffusers multiplies by 1000 and divides again, in fp32."""
+    return times * np.float32(1000) / np.float32(1000)
 
 
 def euler(
     latents: Array,
     times: Array,
     velocity: Callable[[int, Array], Array],
-    callback: Callable[[int, int, Array], object] | None = None,
+    callback: Callable[[int, Array], object] | None = None,
 ) -> Array:
     """Integrates from `times[0]` to `times[-1]`: x += (t_next - t) * v.
 
@@ -38,11 +44,10 @@ def euler(
         latents: noise, [batch, tokens, channels].
         times: [steps + 1], falling.
         velocity: (step, latents) → velocity of the same shape.
-        callback: told (steps done, steps, latents) after each step; an exception in it stops the edit.
+        callback: told (steps done, latents) after each step; an exception in it stops the edit.
     """
-    steps = len(times) - 1
-    for step in range(steps):
+    for step in range(len(times) - 1):
         latents = latents + (times[step + 1] - times[step]) * velocity(step, latents)
         if callback is not None:
-            callback(step + 1, steps, latents)
+            callback(step + 1, latents)
     return latents

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PromptTokenizer:
-    """One encoder's tokenizer."""
+    """One encoder's tokenizer; `encoder` is its name in messages."""
 
     def __init__(self, settings: TokenizerEntry, encoder: str) -> None:
         self.settings = settings
@@ -25,16 +25,26 @@ class PromptTokenizer:
         self.tokenizer = load(settings)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
-        """int64 [len(prompts), max_length]. What does not fit is cut, with a warning that says how much; an empty
-        prompt is allowed and leaves only the special tokens."""
+        """int64 [len(prompts), max_length].
+
+        What does not fit is cut in front of the end token, with a warning that says how much, as diffusers does.
+        An empty prompt is allowed, as there, and leaves only the special tokens.
+        """
         ids = np.full((len(prompts), self.settings.max_length), self.settings.pad_id, np.int64)
-        for row, encoding in enumerate(self.tokenizer.encode_batch(list(prompts))):
+        for row, prompt in enumerate(prompts):
+            try:
+                prompt.encode("utf-8")
+            except (
+                UnicodeEncodeError
+            ):  # bytes of the command line that are no UTF-8 arrive as lone surrogates
+                raise KontextError("the prompt is not valid Unicode text") from None
+            encoding = self.tokenizer.encode(prompt)
             ids[row, : len(encoding.ids)] = encoding.ids
             lost = sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoding.overflowing)
             if lost:
                 warnings.warn(
                     f"the prompt is longer than {self.encoder}'s {self.settings.max_length} tokens: "
-                    f"its last {lost} tokens are ignored",
+                    f"its last {lost} tokens are ignored there",
                     stacklevel=2,
                 )
         return ids

@@ -11,7 +11,7 @@ Array = NDArray[np.float32]
 
 
 def pack(latents: Array) -> Array:
-    """[batch, channels, h, w] → [batch, h/2 * w/2, 4 * channels], channels in the order (channel, row, column)."""
+    """[batch, channels, h, w] → [batch, h/2 * w/2, 4 * channels], in the order (channel, row, column)."""
     batch, channels, h, w = latents.shape
     grid = latents.reshape(batch, channels, h // 2, 2, w // 2, 2).transpose(0, 2, 4, 1, 3, 5)
     return np.ascontiguousarray(grid.reshape(batch, h * w // 4, channels * 4))

@@ -1,11 +1,14 @@
 """Runs a bundle's graphs in ONNX Runtime: one session a graph, made when first used, dropped when told.
 
-On a GPU, inputs that do not change between runs stay on the device, and I/O is bound; on a CPU arrays go in as they are.
+On a GPU, inputs that do not change between runs stay on the device, and I/O is bound; on a CPU arrays go in as
+they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import KontextError
+from . import DEVICES, PROVIDERS
 
 if TYPE_CHECKING:
     import onnxruntime
 
 Array = NDArray[Any]
 
-PROVIDERS = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-}
-"""Device → execution providers, the first of which must be there."""
-
-DEVICES = ("auto", *PROVIDERS)
-
-WARNING_AND_ABOVE, ERROR_AND_ABOVE = 2, 3
+FATAL_ONLY = 4
+"""Severity of ONNX Runtime's log: what goes wrong comes as an exception, and once is enough."""
 
 
-def choose_device(device: str, available: list[str]) -> str:
-    """Resolves "auto" (CUDA where there is one, else the CPU) and refuses what this ONNX Runtime does not have.
+def choose_device(device: str, available: Sequence[str]) -> str:
+    """Resolves "auto" (CUDA where this ONNX Runtime has it, else the CPU); refuses what it does not have.
 
     TensorRT is never chosen by itself: it builds engines for minutes on the first run.
     """
@@ -42,25 +38,41 @@ def choose_device(device: str, available: list[str]) -> str:
         return "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
     if PROVIDERS[device][0] not in available:
         raise KontextError(
-            f"device {device!r} needs ONNX Runtime's {PROVIDERS[device][0]}, which this installation does not have "
-            f"(it has {', '.join(available)}): pip install 'kontext-export[gpu]', or use --device cpu"
+            f"device {device!r} needs ONNX Runtime's {PROVIDERS[device][0]}, which this installation does not "
+            f"have (it has {', '.join(available)}): pip install 'kontext-export[gpu]', or use --device cpu"
         )
     return device
 
 
 class OnnxRuntimeBackend:
-    """Sessions over the graphs of one bundle."""
+    """Sessions over the graphs of one bundle.
 
-    def __init__(self, graphs: Mapping[str, Path], device: str = "auto") -> None:
+    Args:
+        graphs: name → ONNX file.
+        device: auto, cpu, cuda or tensorrt.
+        threads: cores that one run may use; None leaves it to ONNX Runtime (all of them).
+        cache_key: names the folder of TensorRT's compiled engines, apart from those of every other bundle.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[str, Path],
+        device: str = "auto",
+        threads: int | None = None,
+        cache_key: str = "",
+    ) -> None:
         import onnxruntime
 
         self.graphs = graphs
+        self.automatic = device == "auto"
         self.device = choose_device(device, onnxruntime.get_available_providers())
+        self.threads = threads
+        self.cache_key = cache_key
+        self.memory = "cpu" if self.device == "cpu" else "cuda"
+        self.bound = self.device != "cpu"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device != "cpu"
+        if self.bound and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip has put them
 
     def session(self, graph: str) -> onnxruntime.InferenceSession:
         """The session of `graph`, made at its first use.
@@ -69,61 +81,99 @@ class OnnxRuntimeBackend:
             KontextError: ONNX Runtime refuses the graph, or the device has no room for it.
         """
         if graph not in self.sessions:
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = ERROR_AND_ABOVE
-            try:
-                session = onnxruntime.InferenceSession(
-                    str(self.graphs[graph]), options, providers=list(PROVIDERS[self.device])
-                )
-            except Exception as fault:  # pybind exceptions of ONNX Runtime have no common public base
-                raise KontextError(f"{self.graphs[graph]} cannot be loaded: {first_line(fault)}") from None
-            if PROVIDERS[self.device][0] not in session.get_providers():
-                raise KontextError(
-                    f"device {self.device!r} could not be started (ONNX Runtime fell back to "
-                    f"{session.get_providers()[0]}): check the driver and CUDA libraries, or use --device cpu"
-                )
-            self.sessions[graph] = session
+            self.sessions[graph] = self.start(graph)
         return self.sessions[graph]
+
+    def start(self, graph: str) -> onnxruntime.InferenceSession:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = FATAL_ONLY
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        try:
+            session = onnxruntime.InferenceSession(
+                str(self.graphs[graph]), options, providers=self.providers()
+            )
+        except Exception as fault:  # ONNX Runtime's exceptions have no public base class
+            raise KontextError(f"{self.graphs[graph]} cannot be loaded: {first_line(fault)}") from None
+        if PROVIDERS[self.device][0] not in session.get_providers():  # it fell back to the CPU
+            if not self.automatic:
+                raise KontextError(
+                    f"device {self.device!r} could not be started: check the driver and the CUDA libraries, "
+                    "or use --device cpu"
+                )
+            warnings.warn("there is no usable GPU: this runs on the CPU", stacklevel=2)
+            self.device, self.memory, self.bound = "cpu", "cpu", False
+        return session
+
+    def providers(self) -> list[tuple[str, dict[str, str]]]:
+        """The device's providers with their options."""
+        settings: dict[str, dict[str, str]] = {
+            # The default doubles each extension of the arena; and searching convolutions costs seconds at start.
+            "CUDAExecutionProvider": {
+                "arena_extend_strategy": "kSameAsRequested",
+                "cudnn_conv_algo_search": "HEURISTIC",
+            }
+        }
+        if self.device == "tensorrt" and self.cache_key:
+            folder = cache_folder() / "tensorrt" / self.cache_key
+            folder.mkdir(parents=True, exist_ok=True)
+            settings["TensorrtExecutionProvider"] = {
+                "trt_engine_cache_enable": "1",
+                "trt_timing_cache_enable": "1",
+                "trt_engine_cache_path": str(folder),
+                "trt_timing_cache_path": str(folder),
+            }
+        return [(name, settings.get(name, {})) for name in PROVIDERS[self.device]]
 
     def hold(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
         """Puts inputs that several runs share on the device, once; on a CPU they stay arrays."""
-        if not self.on_gpu:
+        if not self.bound:
             return dict(arrays)
         import onnxruntime
 
-        return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in arrays.items()}
+        put = onnxruntime.OrtValue.ortvalue_from_numpy
+        return {name: put(array, self.memory, 0) if array.size else array for name, array in arrays.items()}
 
     def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Runs a graph on arrays or held values and returns its outputs as arrays, by name."""
         session = self.session(graph)
         names = [output.name for output in session.get_outputs()]
         try:
-            outputs = self.run_bound(session, inputs, names) if self.on_gpu else session.run(names, dict(inputs))
+            if self.bound:
+                outputs = run_bound(session, inputs, names)
+            else:
+                outputs = session.run(names, dict(inputs))
         except Exception as fault:
             raise KontextError(f"{graph} failed in ONNX Runtime: {first_line(fault)}") from None
         return dict(zip(names, outputs, strict=True))
-
-    @staticmethod
-    def run_bound(
-        session: onnxruntime.InferenceSession, inputs: Mapping[str, Any], names: list[str]
-    ) -> list[Array]:
-        binding = session.io_binding()
-        for name, value in inputs.items():
-            if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, value)
-            else:
-                binding.bind_ortvalue_input(name, value)
-        for name in names:
-            binding.bind_output(name)
-        session.run_with_iobinding(binding)
-        return list(binding.copy_outputs_to_cpu())
 
     def release(self, *graphs: str) -> None:
         """Drops sessions, and with them their weights."""
         for graph in graphs:
             self.sessions.pop(graph, None)
+
+
+def run_bound(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, Any], names: Sequence[str]
+) -> list[Array]:
+    """One run with I/O binding: held values are used where they lie, arrays are copied in, outputs out."""
+    binding = session.io_binding()
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray):
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        else:
+            binding.bind_ortvalue_input(name, value)
+    for name in names:
+        binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    return list(binding.copy_outputs_to_cpu())
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kontext-export"
 
 
 def first_line(fault: Exception) -> str:

@@ -1,7 +1,10 @@
+"""Packing, positions and RoPE tables against diffusers."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from kontext.runtime.tokens import pack, positions, rope_tables, unpack
 
 

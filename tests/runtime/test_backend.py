@@ -1,0 +1,118 @@
+"""ONNX Runtime as a backend: the choice of a device, bound I/O, sessions that come and go, broken graphs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kontext.errors import KontextError
+from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend, choose_device
+from kontext.runtime.bundle import Bundle
+from kontext.runtime.pipeline import Pipeline
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "chosen"),
+    [
+        ("auto", [CPU], "cpu"),
+        ("auto", [CUDA, CPU], "cuda"),
+        ("auto", [TENSORRT, CUDA, CPU], "cuda"),  # engines take minutes to build: only when asked for
+        ("cpu", [CUDA, CPU], "cpu"),
+        ("tensorrt", [TENSORRT, CUDA, CPU], "tensorrt"),
+    ],
+)
+def test_the_device_is_one_that_is_there(asked: str, available: list[str], chosen: str) -> None:
+    assert choose_device(asked, available) == chosen
+
+
+@pytest.mark.parametrize("asked", ["cuda", "tensorrt"])
+def test_a_device_that_is_not_there_is_refused(asked: str) -> None:
+    with pytest.raises(KontextError, match="ExecutionProvider, which this installation does not have"):
+        choose_device(asked, [CPU])
+
+
+def test_a_device_that_nobody_knows() -> None:
+    with pytest.raises(KontextError, match="'abacus' is not known: choose from auto, cpu, cuda, tensorrt"):
+        choose_device("abacus", [CPU])
+
+
+def backend_of(folder: Path, **options: Any) -> OnnxRuntimeBackend:
+    graphs = {name: entry.path for name, entry in Bundle.open(folder).graphs.items()}
+    return OnnxRuntimeBackend(graphs, "cpu", **options)
+
+
+def test_bound_inputs_and_outputs_are_the_same_numbers(tiny_bundle: Path) -> None:
+    """The GPU's way of running, on the CPU's memory."""
+    plain, bound = (Pipeline.load(tiny_bundle, device="cpu") for _ in range(2))
+    bound.backend.bound = True  # type: ignore[attr-defined]
+    for reference in (None, Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50)):
+        ours = bound.edit(reference, "make it blue", steps=3)
+        assert np.array_equal(np.asarray(ours), np.asarray(plain.edit(reference, "make it blue", steps=3)))
+    held = bound.backend.hold({"a": np.ones((2, 3), np.float32), "none": np.ones((1, 0, 4), np.float32)})
+    assert type(held["a"]).__name__ == "OrtValue"
+    assert isinstance(held["none"], np.ndarray)  # there is nothing to hold in no tokens
+
+
+def test_sessions_are_made_when_needed_and_dropped_when_told(tiny_bundle: Path) -> None:
+    backend = backend_of(tiny_bundle, threads=1)
+    assert not backend.sessions
+    outputs = backend.run("text_encoder", {"input_ids": np.ones((2, 77), np.int64)})
+    assert outputs["pooled"].shape == (2, 32)
+    assert list(backend.sessions) == ["text_encoder"]
+    assert backend.sessions["text_encoder"].get_session_options().intra_op_num_threads == 1
+    backend.release("text_encoder", "transformer")
+    assert not backend.sessions
+
+
+def test_inputs_that_do_not_fit_are_one_line(tiny_bundle: Path) -> None:
+    with pytest.raises(KontextError, match="text_encoder failed in ONNX Runtime") as caught:
+        backend_of(tiny_bundle).run("text_encoder", {"input_ids": np.ones((1, 5), np.int64)})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_that_is_none_and_weights_that_are_cut(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    backend = backend_of(folder)
+    (folder / "transformer.onnx").write_bytes(b"not a graph")
+    with pytest.raises(KontextError, match=r"transformer\.onnx cannot be loaded"):
+        backend.session("transformer")
+    (folder / "weights" / "vae_decoder.safetensors").write_bytes(b"")
+    with pytest.raises(KontextError, match=r"vae_decoder\.onnx cannot be loaded") as caught:
+        backend.session("vae_decoder")
+    assert "\n" not in str(caught.value)
+
+
+def test_cuda_that_cannot_start(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime built for CUDA on a machine without it: an error if asked for, else the CPU."""
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(OnnxRuntimeBackend, "providers", lambda _self: [(CPU, {})])
+    graphs = {name: entry.path for name, entry in Bundle.open(tiny_bundle).graphs.items()}
+    with pytest.raises(KontextError, match="could not be started: check the driver"):
+        OnnxRuntimeBackend(graphs, "cuda").session("text_encoder")
+    pipe = Pipeline.load(tiny_bundle, device="auto")
+    with pytest.warns(UserWarning, match="no usable GPU"):
+        pipe.edit(None, "x", steps=1)
+
+
+def test_tensorrt_keeps_the_engines_of_bundles_apart(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    backend = backend_of(tiny_bundle, cache_key="0123abcd")
+    backend.device = "tensorrt"
+    providers = dict(backend.providers())
+    assert list(providers) == [TENSORRT, CUDA, CPU]
+    folder = tmp_path / "kontext-export" / "tensorrt" / "0123abcd"
+    assert providers[TENSORRT]["trt_engine_cache_path"] == str(folder)
+    assert folder.is_dir()

@@ -1,0 +1,213 @@
+"""The bundle's reader: what it reads, and one line for every way in which a bundle can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kontext.errors import KontextError
+from kontext.runtime.bundle import GRAPHS, MANIFEST_NAME, Bundle
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def change(folder: Path, edit: Change) -> None:
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    edit(manifest)
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+
+
+def fault(folder: Path) -> str:
+    with pytest.raises(KontextError) as caught:
+        Bundle.open(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_reads_a_bundle(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    assert bundle.name == "kontext-random"
+    assert set(bundle.graphs) == set(GRAPHS)
+    assert all(entry.path.is_file() and entry.weights.is_file() for entry in bundle.graphs.values())
+    assert bundle.transformer.axes_dim == (8, 12, 12)
+    assert bundle.tokenizers["t5"].max_length == 24
+    assert (128, 128) in bundle.sampler.preferred_sizes
+    assert bundle.weight_bytes == sum(path.stat().st_size for path in (tiny_bundle / "weights").iterdir())
+
+
+def test_verify_reads_every_byte_and_finds_a_changed_one(copy: Path) -> None:
+    read: list[int] = []
+    bundle = Bundle.open(copy)
+    bundle.verify(read.append)
+    assert sum(read) == sum(entry.size for entry in bundle.files.values())
+    weights = copy / "weights" / "transformer.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(KontextError, match=r"transformer\.safetensors is damaged"):
+        Bundle.open(copy).verify()
+
+
+def test_a_bundle_behind_a_link_is_fine(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny_bundle, target_is_directory=True)
+    Bundle.open(tmp_path / "link").verify()
+
+
+def test_what_is_not_a_bundle(tmp_path: Path) -> None:
+    assert "does not exist" in fault(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in fault(tmp_path / "file")
+    assert "has no manifest.json" in fault(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ('{"format": "kontext-bundle", ', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "is not a bundle"),
+        ('{"format": "onnx-model"}', "is not a bundle"),
+        ('{"format": "kontext-bundle"}', "format_version is missing"),
+        ('{"format": "kontext-bundle", "format_version": 2}', "update kontext-export"),
+        ('{"format": "kontext-bundle", "format_version": true}', "format_version must be a whole number"),
+    ],
+)
+def test_manifests_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(text)
+    assert message in fault(tmp_path)
+
+
+def test_a_manifest_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).write_bytes(b'{"format": "\xff"}')
+    assert "is not JSON" in fault(tmp_path)
+
+
+def test_a_missing_file_and_a_short_one(copy: Path) -> None:
+    (copy / "weights" / "vae_encoder.safetensors").write_bytes(b"")
+    assert "has 0 bytes" in fault(copy)
+    (copy / "weights" / "vae_encoder.safetensors").unlink()
+    assert "vae_encoder.safetensors is missing" in fault(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "/etc/hostname", "weights/../../secret", "", "a\\b", "C:x", "./a", "a//b", "a\nb", "."],
+)
+def test_no_path_leaves_the_folder(copy: Path, name: str) -> None:
+    (copy.parent / "secret").write_text("x")
+    entry = {"size": 1, "sha256": "0" * 64}
+    change(copy, lambda manifest: manifest["files"].update({name: entry}))
+    assert "is not a path inside the bundle" in fault(copy)
+
+
+@pytest.mark.parametrize("name", ["../transformer.onnx", "/transformer.onnx", "manifest.json"])
+def test_graphs_are_among_the_files(copy: Path, name: str) -> None:
+    change(copy, lambda manifest: manifest["graphs"]["transformer"].update(file=name))
+    assert "graphs.transformer.file" in fault(copy)
+
+
+def test_no_link_leaves_the_folder(copy: Path) -> None:
+    graph = copy / "transformer.onnx"
+    outside = copy.parent / "outside.onnx"
+    graph.rename(outside)
+    graph.symlink_to(outside)
+    assert "is a link that leaves the bundle" in fault(copy)
+    graph.unlink()
+    graph.symlink_to(graph.name)
+    assert "transformer.onnx" in fault(copy)  # a link to itself
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sampler.steps", 0, "sampler.steps must be a whole number of at least 1"),
+        ("sampler.steps", "28", "sampler.steps must be a whole number"),
+        ("sampler.guidance", float("nan"), "sampler.guidance must be a number"),
+        ("sampler.guidance", True, "sampler.guidance must be a number"),
+        ("sampler.max_tokens", 256, "sampler.max_tokens must be"),
+        ("sampler.preferred_sizes", [], "must be a list of sizes"),
+        ("sampler.preferred_sizes", [[128]], "must be 2 positive whole numbers"),
+        ("sampler.preferred_sizes", [[120, 128]], "must be multiples of size_multiple"),
+        ("sampler.size_multiple", 8, "size_multiple must be a multiple of 16"),
+        ("model.name", "", "model.name must be a text"),
+        ("model.transformer", 3, "model.transformer must be an object"),
+        ("model.transformer.axes_dim", [8, 12], "must be 3 positive whole numbers"),
+        ("model.transformer.axes_dim", [8, 12, 14], "add up to head_dim"),
+        ("model.transformer.theta", 1, "theta must be above 1"),
+        ("model.transformer.in_channels", 32, "4"),
+        ("tokenizers.t5.max_length", 1, "tokenizers.t5.max_length"),
+        ("files.transformer.onnx.sha256", "zz", "must be 64 hexadecimal digits"),
+        ("files.transformer.onnx.size", -1, "size must be a whole number of at least 0"),
+    ],
+)
+def test_fields_of_the_wrong_kind(copy: Path, path: str, value: object, message: str) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        *groups, name = path.replace("transformer.onnx", "transformer!onnx").split(".")
+        for group in groups:
+            manifest = manifest[group.replace("!", ".")]
+        manifest[name] = value
+
+    change(copy, edit)
+    assert message in fault(copy)
+
+
+def test_every_field_that_is_needed_is_missed(tiny_bundle: Path, copy: Path) -> None:
+    whole = json.loads((tiny_bundle / MANIFEST_NAME).read_text())
+    for group, name in [
+        *((None, name) for name in ("format_version", "model", "sampler", "graphs", "tokenizers", "files")),
+        *(("sampler", name) for name in whole["sampler"]),
+        *(("graphs", name) for name in GRAPHS),
+        *(("tokenizers", name) for name in ("clip", "t5")),
+    ]:
+        manifest = json.loads(json.dumps(whole))
+        del (manifest if group is None else manifest[group])[name]
+        (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+        assert name in fault(copy)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+@given(data=st.data(), value=VALUES)
+def test_any_value_anywhere_is_read_or_refused(
+    copy: Path, tiny_bundle: Path, data: st.DataObject, value: Any
+) -> None:
+    """Nothing but KontextError comes out, whatever stands in a field."""
+    manifest = json.loads((tiny_bundle / MANIFEST_NAME).read_text())
+    node = manifest
+    while True:
+        name = data.draw(st.sampled_from(sorted(node)))
+        if isinstance(node[name], dict) and node[name] and data.draw(st.booleans()):
+            node = node[name]
+            continue
+        break
+    node[name] = value
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8", errors="surrogatepass")
+    with suppress(KontextError):
+        Bundle.open(copy)

@@ -1,0 +1,191 @@
+"""`kontext-edit`: pictures written, one line for each thing that can go wrong, and a process without PyTorch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kontext.runtime import Pipeline, cli, images
+
+HEAVY = ("torch", "transformers", "diffusers", "triton", "onnx", "scipy")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "in.png"
+    Image.effect_mandelbrot((176, 96), (-2, -1.5, 1, 1.5), 50).save(path)
+    return path
+
+
+def command(bundle: Path, output: Path, *more: str) -> list[str]:
+    return [str(bundle), "--prompt", "make it blue", "--steps", "1", "-o", str(output), *more]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_an_edit_is_that_of_the_pipeline(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    more = ["-i", str(picture), "--guidance", "3.5", "--seed", "4", "--device", "cpu", "--verify"]
+    assert cli.main(command(tiny_bundle, output, *more)) == 0
+    pipe = Pipeline.load(tiny_bundle, device="cpu")
+    expected = pipe.edit(Image.open(picture), "make it blue", steps=1, guidance=3.5, seed=4)
+    with Image.open(output) as image:
+        assert image.size == (176, 96)
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_several_references_sizes_and_images(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jpg"
+    more = ["-i", str(picture), "--image", str(picture), "--size", "96x64", "--num-images", "2"]
+    assert cli.main(command(tiny_bundle, output, *more)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out-0.jpg", "out-1.jpg"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.startswith("wrote ") and line.endswith("(96x64)") for line in lines] == [True, True]
+
+
+def test_text_to_image_and_a_long_prompt(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(tiny_bundle, tmp_path / "out.png", "--quiet")
+    arguments[2] = "make it blue " * 40
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 2  # one for each encoder
+    assert all(line.startswith("warning: the prompt is longer than") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "0"], "--steps must be 1 or more"),
+        (["--steps", "-4"], "--steps must be 1 or more"),
+        (["--steps", "four"], "invalid int value: 'four'"),
+        (["--num-images", "0"], "--num-images must be 1 or more"),
+        (["--guidance", "nan"], "guidance must be a finite number"),
+        (["--seed", "-1"], "a seed is a whole number"),
+        (["--size", "100x128"], "must be multiples of 16"),
+        (["--size", "0x0"], "must be multiples of 16"),
+        (["--size", "1024"], "--size takes WIDTHxHEIGHT"),
+        (["--size", "16x-16"], "--size takes WIDTHxHEIGHT"),
+        (["--size", "160000x160000"], "times as large"),
+        (["--device", "abacus"], "invalid choice: 'abacus'"),
+        (["--device", "tensorrt"], "TensorrtExecutionProvider"),
+        (["--sharpness", "3"], "unrecognized arguments"),
+        (["-i", "nowhere.png"], "nowhere.png does not exist"),
+        (["-i", __file__], "is not a picture"),
+        (["-o", "/nowhere/out.png"], "/nowhere does not exist: make the folder first"),
+        (["-o", "out.xyz"], "cannot write pictures of type '.xyz'"),
+        (["-o", "."], "cannot write pictures of type"),
+    ],
+)
+def test_what_can_go_wrong_is_one_line(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, command(tiny_bundle, tmp_path / "out.png", *more))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a bundle" in refused(capsys, command(tmp_path, tmp_path / "out.png"))
+    assert "required: BUNDLE" in refused(capsys, [])
+
+
+def test_a_full_disk(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(images.os, "fsync", full)
+    message = refused(capsys, command(tiny_bundle, tmp_path / "out.png"))
+    assert "out.png cannot be written: No space left on device" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_memory(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Pipeline, "edit", none_left)
+    assert "not enough memory" in refused(capsys, command(tiny_bundle, tmp_path / "out.png"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="watches the process in /proc")
+@pytest.mark.parametrize("delay", [0, 1.0])
+def test_control_c_leaves_nothing(tiny_bundle: Path, tmp_path: Path, delay: float) -> None:
+    """Once while libraries load, once while the model is about to run or runs."""
+    output = tmp_path / "out.png"
+    output.write_bytes(b"an older picture")
+    arguments = command(tiny_bundle, output, "--size", "512x512", "--steps", "100000")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kontext.runtime.cli", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while "onnxruntime" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "\ninterrupted\n"
+    assert process.returncode == 130
+    assert output.read_bytes() == b"an older picture"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    arguments = command(tiny_bundle, tmp_path / "out.png", "-i", str(picture), "--quiet")
+    script = (
+        "import sys; from kontext.runtime.cli import main; code = main(sys.argv[1:]); "
+        "print(code, *sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
+    code, *modules = done.stdout.split()
+    assert code == "0"
+    assert {"onnxruntime", "tokenizers", "PIL.Image"} <= set(modules)
+    assert not {name.split(".")[0] for name in modules} & set(HEAVY)
+    ours = {name.split(".")[1] for name in modules if name.startswith("kontext.")}
+    assert ours == {"errors", "runtime"}
+
+
+def test_importing_the_runtime_loads_not_even_numpy() -> None:
+    script = "import sys, kontext.runtime.cli, kontext.runtime.bundle; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_help_and_the_installed_command() -> None:
+    script = Path(sys.executable).with_name("kontext-edit")
+    words = [str(script)] if script.exists() else [sys.executable, "-m", "kontext.runtime.cli"]
+    done = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True, env={**os.environ})
+    assert "--num-images" in done.stdout

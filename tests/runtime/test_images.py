@@ -1,0 +1,171 @@
+"""Pictures in and out: every mode that users have, sizes, damaged files, and writes that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kontext.errors import KontextError
+from kontext.runtime import images
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack((x, y, 255 - x), axis=-1).astype(np.uint8))
+
+
+def test_transparency_is_laid_over_white() -> None:
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert images.upright_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
+    half = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
+    assert images.upright_rgb(half).getpixel((0, 0)) == pytest.approx((255, 127, 127), abs=1)
+    palette = Image.new("P", (4, 4), 3)
+    palette.info["transparency"] = 3
+    assert images.upright_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    image = Image.new(mode, (20, 10))
+    assert images.upright_rgb(image).mode == "RGB"
+
+
+def test_sixteen_bits_of_grey_keep_their_brightness(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "grey.png")
+    grey = np.asarray(images.upright_rgb(images.open_picture(tmp_path / "grey.png")))[..., 0]
+    assert np.array_equal(grey.reshape(-1), np.arange(256))
+
+
+def test_exif_orientation_is_followed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    gradient(40, 20).save(tmp_path / "turned.jpg", exif=exif)
+    assert images.upright_rgb(images.open_picture(tmp_path / "turned.jpg")).size == (20, 40)
+
+
+def test_preferred_size_is_that_of_diffusers() -> None:
+    module = pytest.importorskip("diffusers.pipelines.flux.pipeline_flux_kontext")
+    sizes = module.PREFERRED_KONTEXT_RESOLUTIONS
+    rng = np.random.default_rng(0)
+    for width, height in rng.integers(1, 3000, (500, 2)).tolist():
+        aspect = width / height
+        _, *expected = min((abs(aspect - w / h), w, h) for w, h in sizes)
+        assert images.preferred_size(Image.new("1", (width, height)), sizes) == tuple(expected)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (96, 160)])
+def test_array_is_that_of_diffusers(size: tuple[int, int]) -> None:
+    processors = pytest.importorskip("diffusers.image_processor")
+    processor = processors.VaeImageProcessor(vae_scale_factor=16)
+    image = gradient(100, 75)
+    resized = processor.resize(image, size[1], size[0])
+    expected = processor.preprocess(resized, size[1], size[0]).numpy()
+    assert np.array_equal(images.to_array(image, size), expected)
+
+
+def test_pictures_are_those_of_diffusers() -> None:
+    processors = pytest.importorskip("diffusers.image_processor")
+    torch = pytest.importorskip("torch")
+    array = np.random.default_rng(0).normal(0, 0.7, (2, 3, 32, 48)).astype(np.float32)
+    expected = processors.VaeImageProcessor().postprocess(torch.from_numpy(array), output_type="pil")
+    for ours, theirs in zip(images.to_pictures(array), expected, strict=True):
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_a_file_that_is_not_there_or_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(KontextError, match="does not exist"):
+        images.open_picture(tmp_path / "nowhere.png")
+    with pytest.raises(KontextError, match="cannot be read as a picture"):
+        images.open_picture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + b"\0" * 64]
+)
+def test_a_file_that_is_not_a_picture(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(KontextError, match=r"x\.png .*picture"):
+        images.open_picture(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".tiff"])
+def test_a_truncated_picture(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut{suffix}"
+    gradient(200, 200).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(KontextError, match=r"cut.* picture"):
+        images.open_picture(path)
+
+
+@pytest.mark.parametrize("side", [10_001, 20_000, 2**31 - 1])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(KontextError, match="more than 100 million pixels"):
+        images.open_picture(tmp_path / "bomb.png")
+
+
+def test_a_picture_that_was_opened_only_and_is_damaged(tmp_path: Path) -> None:
+    gradient(200, 200).save(tmp_path / "cut.png")
+    data = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(KontextError, match="cannot be read"):
+        images.upright_rgb(Image.open(tmp_path / "cut.png"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp"])
+def test_saves_in_the_format_of_the_suffix(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    path.write_text("an older picture")
+    images.save_picture(gradient(32, 16), path)
+    with Image.open(path) as image:
+        assert image.size == (32, 16)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["out", "out.txt", "out.gguf", "out.mp4"])
+def test_suffixes_that_are_no_picture(tmp_path: Path, name: str) -> None:
+    with pytest.raises(KontextError, match="cannot write pictures of type"):
+        images.check_writable(tmp_path / name)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(KontextError, match="make the folder first"):
+        images.check_writable(tmp_path / "nowhere" / "out.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(KontextError, match="is a folder"):
+        images.check_writable(tmp_path / "folder.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KontextError, match="cannot be written"):
+        images.check_writable(tmp_path / "file" / "out.png")
+
+
+def test_a_full_disk_leaves_the_older_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "out.png"
+    images.save_picture(gradient(16, 16), path)
+    before = path.read_bytes()
+    monkeypatch.setattr(images.os, "fsync", full)
+    with pytest.raises(KontextError, match="No space left on device"):
+        images.save_picture(gradient(32, 32), path)
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1

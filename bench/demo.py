@@ -16,7 +16,7 @@ from ..tiny.contact import contact_sheet
 from ..tiny.edits import KINDS, sample_edit
 from ..tiny.scenes import render
 
-PHOTOGRAPH_PROMPTS = ("make it night", "make it black and white", "turn the picture into a negative")
+PHOTOGRAPH_PROMPTS = ("make it night", "make it black and white")
 NEXT = """\
 {count} edits in {seconds:.0f} s ({steps} steps each). Before and after, side by side:
   {sheet}

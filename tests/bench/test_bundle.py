@@ -123,5 +123,5 @@ def test_demo_writes_its_pictures_and_says_where(tiny_bundle: Path, tmp_path: Pa
     assert "kontext-edit" in told
     assert np.asarray(PIL.Image.open(sheet)).std() > 10
     assert PIL.Image.open(tmp_path / "demo" / "edit-00.png").size == (128, 128)
-    width, height = PIL.Image.open(tmp_path / "demo" / "edit-12.png").size
+    width, height = PIL.Image.open(tmp_path / "demo" / "edit-11.png").size
     assert width < height  # the photograph is upright

@@ -85,7 +85,7 @@ class Pipeline:
             verify: compare every file's SHA-256 first.
             low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
                 instead of the sum; the next edit loads them again. None: from 2 GiB of weights on.
-            threads: cores to use on the CPU; None for all.
+            threads: cores to use on the CPU; None for all that this process may use.
             input_filter, output_filter: content filters. FLUX.1 [dev]'s licence asks those who deploy it for
                 them; none is built in.
 

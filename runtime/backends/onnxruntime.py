@@ -50,7 +50,7 @@ class OnnxRuntimeBackend:
     Args:
         graphs: name → ONNX file.
         device: auto, cpu, cuda or tensorrt.
-        threads: cores that one run may use; None leaves it to ONNX Runtime (all of them).
+        threads: cores that one run may use; None for all that this process may use.
         cache_key: names the folder of TensorRT's compiled engines, apart from those of every other bundle.
     """
 
@@ -66,7 +66,7 @@ class OnnxRuntimeBackend:
         self.graphs = graphs
         self.automatic = device == "auto"
         self.device = choose_device(device, onnxruntime.get_available_providers())
-        self.threads = threads
+        self.threads = allowed_cores() if threads is None else threads
         self.cache_key = cache_key
         self.memory = "cpu" if self.device == "cpu" else "cuda"
         self.bound = self.device != "cpu"
@@ -169,6 +169,17 @@ def run_bound(
         binding.bind_output(name)
     session.run_with_iobinding(binding)
     return list(binding.copy_outputs_to_cpu())
+
+
+def allowed_cores() -> int | None:
+    """The cores that this process is limited to (`taskset`, a container's cpuset); None if it is not.
+
+    ONNX Runtime counts the machine's cores, and threads that wait for each other on one core are slow.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # Linux has it
+        return None
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else None
 
 
 def cache_folder() -> Path:

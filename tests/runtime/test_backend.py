@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,19 @@ def test_sessions_are_made_when_needed_and_dropped_when_told(tiny_bundle: Path) 
     assert backend.sessions["text_encoder"].get_session_options().intra_op_num_threads == 1
     backend.release("text_encoder", "transformer")
     assert not backend.sessions
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinities here")
+def test_threads_are_the_cores_that_the_process_may_use(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 5, 6})
+    session = backend_of(tiny_bundle).session("text_encoder")
+    assert session.get_session_options().intra_op_num_threads == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)))
+    assert backend_of(tiny_bundle).threads is None  # all of them: ONNX Runtime knows which are real
+    assert backend_of(tiny_bundle, threads=2).threads == 2
 
 
 def test_inputs_that_do_not_fit_are_one_line(tiny_bundle: Path) -> None:

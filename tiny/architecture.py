@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ..model.config import AutoencoderConfig, ClipConfig, KontextConfig, SamplerConfig, T5Config, TransformerConfig
+from ..model.config import (
+    AutoencoderConfig,
+    ClipConfig,
+    KontextConfig,
+    SamplerConfig,
+    T5Config,
+    TransformerConfig,
+)
 
 TINY = KontextConfig(
     name="kontext-tiny",

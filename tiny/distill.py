@@ -3,9 +3,9 @@
 Guidance (Meng et al. 2023, "On Distillation of Guided Diffusion Models"): the student, told the scale w, learns the
 teacher's v(empty) + w * (v(prompt) - v(empty)) in one evaluation, as FLUX [dev] does.
 
-Few steps (Wang et al. 2024, "Phased Consistency Models"): the flow's time is cut where the 4-step schedule steps; inside
-a phase the student's straight line must reach the same end from every point of the teacher's trajectory. Because each
-phase keeps its own end, the model stays a flow that more steps can follow too.
+Few steps (Wang et al. 2024, "Phased Consistency Models"): the flow's time is cut where the 4-step schedule steps;
+inside a phase the student's straight line must reach the same end from every point of the teacher's trajectory. Because
+each phase keeps its own end, the model stays a flow that more steps can follow too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from ..model import Encoder, KontextConfig
 from . import run_state
 from .network import KontextNetwork, Prompts
 from .pool import EditPool
-from .train_flow import BATCH, FRESH_PER_STEP, SAVE_SECONDS, block_matrices, optimizers_for, set_learning_rate, shifted_time
+from .train_flow import (
+    BATCH,
+    FRESH_PER_STEP,
+    SAVE_SECONDS,
+    block_matrices,
+    optimizers_for,
+    set_learning_rate,
+    shifted_time,
+)
 
 GUIDANCE_RANGE = (1.0, 4.0)
 PHASES = 4
@@ -51,7 +59,9 @@ Loss = Callable[[KontextNetwork, KontextNetwork, KontextNetwork, Conditioned], T
 """(student, its running average, teacher, batch) → scalar loss."""
 
 
-def guidance_loss(student: KontextNetwork, _: KontextNetwork, teacher: KontextNetwork, batch: Conditioned) -> Tensor:
+def guidance_loss(
+    student: KontextNetwork, _: KontextNetwork, teacher: KontextNetwork, batch: Conditioned
+) -> Tensor:
     """Squared distance to the teacher's guided velocity."""
     time = shifted_time(torch.rand(len(batch.target), device=batch.target.device))
     noisy = torch.lerp(batch.target, torch.randn_like(batch.target), time[:, None, None])
@@ -60,7 +70,9 @@ def guidance_loss(student: KontextNetwork, _: KontextNetwork, teacher: KontextNe
         prompted = teacher(noisy, batch.source, batch.pooled, batch.text, time, one).float()
         empty = teacher(noisy, batch.source, batch.empty_pooled, batch.empty_text, time, one).float()
         wanted = torch.lerp(empty, prompted, batch.guidance[:, None, None])
-    return F.mse_loss(student(noisy, batch.source, batch.pooled, batch.text, time, batch.guidance).float(), wanted)
+    return F.mse_loss(
+        student(noisy, batch.source, batch.pooled, batch.text, time, batch.guidance).float(), wanted
+    )
 
 
 def phase_edges(device: torch.device | str) -> Tensor:
@@ -77,7 +89,9 @@ def consistency_loss(
     phase = torch.randint(PHASES, (rows,), device=device)
     start, end = edges[phase], edges[phase + 1]
     # Positions 0 .. T-1 in the phase; 0, its very start, is the only one that 4-step sampling visits: half of the rows.
-    position = torch.randint(TEACHER_STEPS_PER_PHASE, (rows,), device=device) * (torch.rand(rows, device=device) < 0.5)
+    position = torch.randint(TEACHER_STEPS_PER_PHASE, (rows,), device=device) * (
+        torch.rand(rows, device=device) < 0.5
+    )
     step = (start - end) / TEACHER_STEPS_PER_PHASE
     time = start - position * step
     later = torch.where(position == TEACHER_STEPS_PER_PHASE - 1, end, time - step)
@@ -91,10 +105,15 @@ def consistency_loss(
         reached = moved + (end - later)[:, None, None] * velocity(average, moved, later)
         wanted = (reached - noisy) / (end - time)[:, None, None]
     error = (velocity(student, noisy, time) - wanted).square().mean((1, 2))
-    return (error * ((time - end) / (start - end))).mean()  # short remainders divide by little: weigh them less
+    return (
+        error * ((time - end) / (start - end))
+    ).mean()  # short remainders divide by little: weigh them less
 
 
-LOSSES: dict[str, tuple[Loss, float]] = {"guidance": (guidance_loss, 5e-4), "fewstep": (consistency_loss, 4e-4)}
+LOSSES: dict[str, tuple[Loss, float]] = {
+    "guidance": (guidance_loss, 5e-4),
+    "fewstep": (consistency_loss, 4e-4),
+}
 """Stage → its loss and peak learning rate."""
 
 
@@ -106,10 +125,15 @@ def load_network(config: KontextConfig, state: Path, device: str) -> KontextNetw
 
 
 def distill(
-    stage: str, teacher_state: Path, config: KontextConfig, encoder: Encoder, folder: Path, run: Path, minutes: float,
+    stage: str,
+    teacher_state: Path,
+    config: KontextConfig,
+    encoder: Encoder,
+    run: Path,
+    minutes: float,
     device: str,
-) -> None:  # fmt: skip
-    """Trains stage "guidance" or "fewstep" from the averaged weights in `teacher_state`; text encoders stay as they are."""
+) -> None:
+    """Trains stage "guidance" or "fewstep" from `teacher_state`'s averaged weights; text encoders stay as they are."""
     loss_of, peak_rate = LOSSES[stage]
     path = run / f"{stage}.safetensors"
     teacher = load_network(config, teacher_state, device)
@@ -123,7 +147,7 @@ def distill(
     counters = run_state.load(path, student, average, optimizers)
     step = int(counters.get("step", 0))
     clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
-    prompts = Prompts(folder, config)
+    prompts = Prompts(run, config)
     pool = EditPool(encoder, POOL, [3, step, os.getpid() if step else 0], device)
     for _ in tqdm(range(FIRST_FILL // 64), desc="drawing edits"):
         pool.add(64)
@@ -144,7 +168,9 @@ def distill(
                 with torch.autocast(device, torch.bfloat16):
                     with torch.no_grad():
                         pooled, text = teacher.encode_text(clip_ids, t5_ids)
-                        nothing = [part.expand(BATCH, *part.shape[1:]) for part in teacher.encode_text(*empty)]
+                        nothing = [
+                            part.expand(BATCH, *part.shape[1:]) for part in teacher.encode_text(*empty)
+                        ]
                     low, high = GUIDANCE_RANGE
                     guidance = low + (high - low) * torch.rand(BATCH, device=device)
                     batch = Conditioned(

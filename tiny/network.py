@@ -15,20 +15,11 @@ from ..model.rope import position_ids, rope_tables
 def pack(latents: Tensor) -> Tensor:
     """[batch, channels, h, w] → tokens [batch, h/2 * w/2, 4 * channels], channel order (c, 2, 2)."""
     batch, channels, h, w = latents.shape
-    return latents.view(batch, channels, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(
-        batch, h * w // 4, channels * 4
+    return (
+        latents.view(batch, channels, h // 2, 2, w // 2, 2)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(batch, h * w // 4, channels * 4)
     )
-
-
-def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
-    """The inverse of `pack` for latents of h x w."""
-    batch, _, channels = tokens.shape
-    grid = tokens.view(batch, h // 2, w // 2, channels // 4, 2, 2)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, h, w)
-
-
-def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    module.load_state_dict(weights)
 
 
 class KontextNetwork(nn.Module):
@@ -53,12 +44,20 @@ class KontextNetwork(nn.Module):
         return self.text_encoder(clip_ids), self.text_encoder_2(t5_ids)
 
     def forward(
-        self, target: Tensor, reference: Tensor, pooled: Tensor, text: Tensor, timestep: Tensor, guidance: Tensor
+        self,
+        target: Tensor,
+        reference: Tensor,
+        pooled: Tensor,
+        text: Tensor,
+        timestep: Tensor,
+        guidance: Tensor,
     ) -> Tensor:
         """All of `target` and `reference` packed; `reference` may have no tokens. Returns the target's velocity."""
         cos, sin = self.tables[int(reference.shape[1] > 0)]
         modulation = self.modulation(timestep, guidance, pooled)
-        return self.transformer(target, reference, text, cos.to(target.device), sin.to(target.device), *modulation)
+        return self.transformer(
+            target, reference, text, cos.to(target.device), sin.to(target.device), *modulation
+        )
 
 
 @torch.no_grad()

@@ -49,8 +49,8 @@ class EditPool:
         for start in range(0, count, ENCODE_BATCH):
             edits = [sample_edit(self.rng, split="train") for _ in range(min(ENCODE_BATCH, count - start))]
             targets = self.encode([render(edit.target) for edit in edits])
-            with_source = [edit for edit in edits if edit.source is not None]
-            sources = iter(self.encode([render(edit.source) for edit in with_source]) if with_source else ())
+            pictures = [render(edit.source) for edit in edits if edit.source is not None]
+            sources = iter(self.encode(pictures) if pictures else ())
             for edit, target in zip(edits, targets, strict=True):
                 has_source = edit.source is not None
                 self.insert(has_source, (next(sources) if has_source else None, target, edit.prompt))

@@ -53,7 +53,9 @@ def save(
     tensors |= optimizer_tensors(optimizers)
     partial = path.with_suffix(".partial")
     save_file(
-        {name: t.contiguous() for name, t in tensors.items()}, partial, {"counters": json.dumps(dict(counters))}
+        {name: t.contiguous() for name, t in tensors.items()},
+        partial,
+        {"counters": json.dumps(dict(counters))},
     )
     partial.replace(path)
 

@@ -69,7 +69,9 @@ def write_checkpoint(run: Path, folder: Path) -> None:
         "vae_encoder": autoencoder.encoder,
         "vae_decoder": autoencoder.decoder,
     }
-    weights = {name: {key: t.bfloat16() for key, t in part.state_dict().items()} for name, part in parts.items()}
+    weights = {
+        name: {key: t.bfloat16() for key, t in part.state_dict().items()} for name, part in parts.items()
+    }
     save_diffusers(folder, config, weights)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
@@ -85,10 +87,10 @@ def train(run: Path, stages: list[str], minutes: dict[str, float], device: str) 
     config: KontextConfig = dataclasses.replace(TINY, autoencoder=autoencoder.config)
     encoder = autoencoder.encoder.to(device)
     if "flow" in stages:
-        train_flow(config, encoder, run, run, minutes["flow"], device)
+        train_flow(config, encoder, run, minutes["flow"], device)
     for stage, teacher in (("guidance", "flow"), ("fewstep", "guidance")):
         if stage in stages:
-            distill(stage, run / f"{teacher}.safetensors", config, encoder, run, run, minutes[stage], device)
+            distill(stage, run / f"{teacher}.safetensors", config, encoder, run, minutes[stage], device)
 
 
 def main() -> int:
@@ -106,7 +108,10 @@ def main() -> int:
     stages = args.stages.split(",")
     unknown = set(stages) - set(STAGES)
     if unknown:
-        print(f"error: unknown stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}", file=sys.stderr)
+        print(
+            f"error: unknown stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}",
+            file=sys.stderr,
+        )
         return 2
     # A scheduler's SIGTERM, and SIGINT to a background job, stop as Ctrl-C does: the state is saved.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -63,9 +63,7 @@ def edges(x: Tensor) -> Tensor:
 
 def reconstruction_loss(output: Tensor, image: Tensor) -> Tensor:
     """L1 and L2 of the picture, and L1 of its gradients: flat colours stay flat, outlines stay sharp."""
-    return (
-        F.l1_loss(output, image) + 2 * F.mse_loss(output, image) + F.l1_loss(edges(output), edges(image))
-    )
+    return F.l1_loss(output, image) + 2 * F.mse_loss(output, image) + F.l1_loss(edges(output), edges(image))
 
 
 def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, device: str = "cpu") -> None:
@@ -76,7 +74,9 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, devi
     initialize(model)
     model.to(device)
     average = run_state.Average(model, 0.998)
-    optimizers = {"adam": torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)}
+    optimizers = {
+        "adam": torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
+    }
     counters = run_state.load(path, model, average, optimizers)
     step = int(counters.get("step", 0))
     clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))

@@ -45,14 +45,14 @@ def optimizers_for(network: nn.Module, matrices: list[nn.Parameter]) -> dict[str
 
 
 def block_matrices(network: KontextNetwork) -> list[nn.Parameter]:
-    blocks = (*network.transformer.double_blocks, *network.transformer.single_blocks)
-    text = (*network.text_encoder.text_model.encoder.layers, *network.text_encoder_2.encoder.block)
-    return [
-        module.weight
-        for block in (*blocks, *text)
-        for module in block.modules()
-        if isinstance(module, nn.Linear)
+    """The weights of all linears inside blocks, the text encoders' too: what Muon is for."""
+    blocks: list[nn.Module] = [
+        *network.transformer.double_blocks,
+        *network.transformer.single_blocks,
+        *network.text_encoder.text_model.encoder.layers,
+        *network.text_encoder_2.encoder.block,
     ]
+    return [module.weight for block in blocks for module in block.modules() if isinstance(module, nn.Linear)]
 
 
 def set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], rate: float) -> None:
@@ -61,8 +61,8 @@ def set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], rate: float)
             group["lr"] = rate
 
 
-def train_flow(config: KontextConfig, encoder: Encoder, folder: Path, run: Path, minutes: float, device: str) -> None:
-    """Trains for `minutes` in all; the state is `run`/flow.safetensors. `folder` holds the tokenizers."""
+def train_flow(config: KontextConfig, encoder: Encoder, run: Path, minutes: float, device: str) -> None:
+    """Trains for `minutes` in all; the state is `run`/flow.safetensors, beside the tokenizers."""
     path = run / "flow.safetensors"
     torch.manual_seed(0)
     network = KontextNetwork(config)
@@ -74,7 +74,7 @@ def train_flow(config: KontextConfig, encoder: Encoder, folder: Path, run: Path,
     step = int(counters.get("step", 0))
     clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
     torch.manual_seed(step)
-    prompts = Prompts(folder, config)
+    prompts = Prompts(run, config)
     pool = EditPool(encoder, POOL, [2, step, os.getpid() if step else 0], device)
     for _ in tqdm(range(FIRST_FILL // 64), desc="drawing edits"):
         pool.add(64)
@@ -130,5 +130,3 @@ def changed_weight(source: Tensor, target: Tensor) -> Tensor:
     changed = ((source - target).square().mean(-1) > 0.05).float()
     weight = 1 + CHANGED_WEIGHT * changed
     return weight / weight.mean()
-
-

@@ -6,6 +6,8 @@ They are written in the layout that a diffusers folder has, so that transformers
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 CLIP_SPLIT = (
     r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 )
+PUNCTUATION = ",.;:!?'\""
+CHARACTER_SCORE = -20.0
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -54,25 +58,43 @@ def train_clip(corpus: Iterable[str], vocab_size: int, max_length: int, folder: 
     write_json(folder / "special_tokens_map.json", special)
     write_json(
         folder / "tokenizer_config.json",
-        {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, "do_lower_case": True},
+        {
+            **special,
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": max_length,
+            "do_lower_case": True,
+        },
     )
 
 
 def train_t5(corpus: Iterable[str], vocab_size: int, max_length: int, folder: Path) -> None:
-    """Trains a unigram model with T5's whitespace marks and end token, and writes tokenizer.json to `folder`."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    printable = [chr(code) for code in range(33, 127)]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<pad>", "</s>", "<unk>"],
-        unk_token="<unk>",
-        initial_alphabet=printable,
-        show_progress=False,
+    """Makes a unigram model with T5's whitespace marks and end token, and writes tokenizer.json to `folder`.
+
+    The corpus has few words, so the most frequent ones are the pieces, at their log frequency; single characters, at a
+    lower score than any word, spell the rest. (The library's own trainer prunes such a corpus down to fragments.)
+    """
+    pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+        ]
     )
-    tokenizer.train_from_iterator(corpus, trainer)
+    counts: Counter[str] = Counter()
+    for text in corpus:
+        for word, _ in pre_tokenizer.pre_tokenize_str(text):
+            stem = word.rstrip(PUNCTUATION)
+            counts.update([stem, *word[len(stem) :]])
+    special_tokens = ["<pad>", "</s>", "<unk>"]
+    characters = ["▁", *(chr(code) for code in range(33, 127))]
+    by_frequency = sorted(counts.keys() - set(characters), key=lambda word: (-counts[word], word))
+    words = by_frequency[: vocab_size - len(special_tokens) - len(characters)]
+    pieces = [(token, 0.0) for token in special_tokens]
+    pieces += [(word, math.log(counts[word] / counts.total())) for word in words]
+    pieces += [(character, CHARACTER_SCORE) for character in characters]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.add_special_tokens(special_tokens)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
     )

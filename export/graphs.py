@@ -20,7 +20,8 @@ from torch._subclasses import FakeTensorMode
 
 from ..model.checkpoint import build_network
 from ..model.config import KontextConfig
-from .passes import optimize
+from . import blocks
+from .passes import literal_reshapes, optimize
 
 OPSET = 23
 """Attention, RMSNormalization and RotaryEmbedding are single operators from 23 on; 26 and up break
@@ -136,28 +137,63 @@ def trace(name: str, config: KontextConfig, compute: str) -> ir.Model:
     values.
     """
     dtype, shapes = DTYPES[compute], signature(name, config)
+    wide = [key in shapes.wide for key in shapes.inputs]
     with default_dtype(dtype), FakeTensorMode(), quiet():
-        network = build_network(name, config).eval().requires_grad_(False)
+        network = build_network(name, config)
         replace_linears(network)
-        wide = [key in shapes.wide for key in shapes.inputs]
-        program = torch.onnx.export(
-            Float32Boundary(network, dtype, wide),
-            tuple(example_input(shape, config, shapes.integers) for shape in shapes.inputs.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(shapes.inputs),
-            output_names=list(shapes.outputs),
-            dynamic_shapes=(tuple(dynamic_axes(shape) for shape in shapes.inputs.values()),),
-            optimize=False,
-            verbose=False,
+        network.eval().requires_grad_(False)
+        definitions = blocks.replace_repeated(
+            network,
+            blocks.repeated_blocks(name, config),
+            lambda block, kind: to_onnx(
+                block,
+                {
+                    key: (shape, torch.float32 if key in kind.wide else dtype)
+                    for key, shape in kind.inputs.items()
+                },
+                [f"output_{index}" for index in range(kind.outputs)],
+                config,
+            ),
         )
-    if program is None:
-        raise RuntimeError(f"torch.onnx.export gave no graph of {name}")
-    model = program.model
+        example_dtype = torch.int64 if shapes.integers else torch.float32
+        model = to_onnx(
+            Float32Boundary(network, dtype, wide),
+            {key: (shape, example_dtype) for key, shape in shapes.inputs.items()},
+            list(shapes.outputs),
+            config,
+        )
+    blocks.inline(model, definitions)
     rename_weights(model)
     optimize(model)
     set_interface(model, name, shapes)
     return model
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: Mapping[str, tuple[tuple[int | str, ...], torch.dtype]],
+    outputs: list[str],
+    config: KontextConfig,
+) -> ir.Model:
+    """The graph of a module by PyTorch's exporter. `inputs`: name → shape and number format."""
+    program = torch.onnx.export(
+        module,
+        tuple(
+            torch.empty([example_size(dimension, config) for dimension in shape], dtype=dtype)
+            for shape, dtype in inputs.values()
+        ),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_shapes=dynamic_shapes(module, [shape for shape, _ in inputs.values()]),
+        optimize=False,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError(f"torch.onnx.export gave no graph of {type(module).__name__}")
+    literal_reshapes(program.model.graph)
+    return program.model
 
 
 def replace_linears(module: nn.Module) -> None:
@@ -194,9 +230,9 @@ def example_size(dimension: int | str, config: KontextConfig) -> int:
     return sum(sizes[part] for part in dimension.split(" + "))
 
 
-def example_input(shape: Sequence[int | str], config: KontextConfig, integers: bool) -> Tensor:
-    size = [example_size(dimension, config) for dimension in shape]
-    return torch.empty(size, dtype=torch.int64 if integers else torch.float32)
+def dynamic_shapes(module: nn.Module, shapes: Sequence[tuple[int | str, ...]]) -> tuple[object, ...]:
+    axes = tuple(dynamic_axes(shape) for shape in shapes)
+    return (axes,) if isinstance(module, Float32Boundary) else axes  # its inputs are one *inputs
 
 
 def dynamic_axes(shape: Sequence[int | str]) -> dict[int, object]:

@@ -98,7 +98,7 @@ def stand_in(block: nn.Module, kind: Repeated) -> None:
         )
         return tuple(results) if kind.outputs > 1 else results[0]
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
 
 
 def define(model: ir.Model, kind: Repeated, names: Sequence[str]) -> ir.Function:

@@ -26,7 +26,8 @@ from .train_flow import train_flow
 from .vocabulary import train_clip, train_t5
 
 STAGES = ("autoencoder", "flow", "guidance", "fewstep")
-MINUTES = {"autoencoder": 15.0, "flow": 75.0, "guidance": 10.0, "fewstep": 12.0}
+MINUTES = {"autoencoder": 45.0, "flow": 110.0, "guidance": 12.0, "fewstep": 15.0}
+"""Shares of about three hours on two idle cores; time on slower or busy ones buys fewer steps, not a broken model."""
 
 
 def tokenizers(run: Path) -> None:

@@ -177,6 +177,13 @@ def any_scene(rng: np.random.Generator) -> tuple[Scene, str]:
     return scene, scene.character.identity.colour if scene.character else ""
 
 
+def is_colourful(scene: Scene) -> bool:
+    """Whether anything in the scene would change in black and white."""
+    shown = [scene.background, *(item.colour for item in scene.items)]
+    shown += [scene.sign.ink] if scene.sign else []
+    return scene.character is not None or any(name not in ("white", "grey", "black") for name in shown)
+
+
 def recolour(rng: np.random.Generator) -> Edit:
     scene = object_scene(rng)
     which = int(rng.integers(len(scene.items)))
@@ -228,8 +235,10 @@ def background(rng: np.random.Generator) -> Edit:
 
 
 def effect(rng: np.random.Generator) -> Edit:
-    scene, colour = any_scene(rng)
     name = pick(rng, EFFECTS)
+    scene, colour = any_scene(rng)
+    while name == "black and white" and not is_colourful(scene):
+        scene, colour = any_scene(rng)
     key = ("effect", name, scene.background, colour)
     return Edit("effect", sentence(rng, name), scene, replace(scene, effect=name), (key,))
 

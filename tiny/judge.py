@@ -8,12 +8,14 @@ Every edit has one right target. A picture succeeds when all of these hold (erro
   colour, as another shape, missing or elsewhere; another background, effect, ink, pose or place; each
   feature of the character (colour, body, head, eyes, belly) changed. Where target and wrong answer differ,
   the mean error against the target is at most `RIVAL_MARGIN` = 0.8 of that against the wrong answer.
-- **What changed is right**: mean error over the edited region at most `CHANGED_ERROR` = 40 (over the whole
-  picture for effects, characters, styles and drawings; not for text, which is read).
+- **What changed is right**: mean error over the edited region at most `CHANGED_ERROR` = 40 (not for text,
+  which is read); for effects, characters, styles and drawings over the whole picture at most
+  `WHOLE_ERROR` = 20.
 - **What did not change is kept**: outside the edited region the mean error is at most `KEPT_ERROR` = 14
   (for a new background: over objects, sign and character at most `CHANGED_ERROR`).
 - **Nothing strays in**: no 16 x 16 block is off by more than `BLOCK_ERROR` = 45, at night by half of that
-  (of text and characters: outside the edited region or the character).
+  (of text and characters: outside the edited region or the character), and none by more than
+  `EMPTY_ERROR` = 20, at night 14, counting only its pixels 3 or more away from any object.
 - **Objects stand where they should**: pixels nearer to the object's fill or outline than to the background
   overlap its mask with IoU at least `OBJECT_IOU` = 0.6.
 - **The word is read**: of all letters and words, the one whose rendering overlaps the ink most is the
@@ -39,8 +41,10 @@ from .scenes import BACKGROUNDS, COLOURS, EFFECTS, INKS, PLACES, STYLES, UNIT, S
 
 RIVAL_MARGIN = 0.8
 CHANGED_ERROR = 40.0
+WHOLE_ERROR = 20.0
 KEPT_ERROR = 14.0
 BLOCK_ERROR = 45.0
+EMPTY_ERROR = 20.0
 OBJECT_IOU = 0.6
 WORD_OVERLAP = 0.55
 BLOCK = 16
@@ -147,17 +151,26 @@ def judge_closeness(
         kept = ~changed
     if edit.kind != "text":  # letters are thin: they are read instead
         scores["changed_error"] = mean_over(error, changed)
-        if scores["changed_error"] > CHANGED_ERROR:
+        whole = edit.kind in ("effect", "character", "style", "draw")
+        if scores["changed_error"] > (WHOLE_ERROR if whole else CHANGED_ERROR):
             reasons.append(f"the edited region is off by {scores['changed_error']:.0f} levels")
     scores["kept_error"] = mean_over(error, kept)
     # Over objects alone, outlines weigh more than over a whole picture.
     if scores["kept_error"] > (CHANGED_ERROR if edit.kind == "background" else KEPT_ERROR):
         reasons.append(f"what should stay is off by {scores['kept_error']:.0f} levels")
     watched = kept if edit.kind in ("text", "character") else everything
-    blocks = in_blocks(error * watched) / np.maximum(in_blocks(watched), BLOCK * BLOCK / 4)
-    scores["worst_block"] = float(blocks.max())
-    if scores["worst_block"] > BLOCK_ERROR * (0.5 if edit.target.effect == "night" else 1):
+    scores["worst_block"] = worst_block(error, watched)
+    scores["worst_empty_block"] = worst_block(error, ~widened(things > 0, 3))
+    night = edit.target.effect == "night"
+    if scores["worst_block"] > BLOCK_ERROR * (0.5 if night else 1):
         reasons.append(f"something is there that should not be (off by {scores['worst_block']:.0f} levels)")
+    if scores["worst_empty_block"] > EMPTY_ERROR * (0.7 if night else 1):
+        reasons.append(f"an empty place is off by {scores['worst_empty_block']:.0f} levels")
+
+
+def worst_block(error: NDArray[np.float32], region: Region) -> float:
+    """The largest mean error of a block over its pixels in the region (a quarter of the block at least)."""
+    return float((in_blocks(error * region) / np.maximum(in_blocks(region), BLOCK * BLOCK / 4)).max())
 
 
 def in_blocks(values: NDArray[np.float32] | Region) -> NDArray[np.float32]:

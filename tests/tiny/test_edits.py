@@ -204,3 +204,10 @@ def test_an_unknown_split_is_refused() -> None:
 def test_no_torch_is_imported() -> None:
     code = "import sys, kontext.tiny.judge, kontext.tiny.contact; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_black_and_white_always_shows() -> None:
+    for edit in sampled("effect", "train"):
+        assert edit.source is not None
+        change = scenes.render(edit.source).astype(int) - scenes.render(edit.target)
+        assert (np.abs(change).max(axis=2) > 24).sum() > 100, edit

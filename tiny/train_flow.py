@@ -34,7 +34,7 @@ def shifted_time(uniform: Tensor) -> Tensor:
     return TIME_SHIFT * uniform / (1 + (TIME_SHIFT - 1) * uniform)
 
 
-def optimizers_for(network: nn.Module, matrices: list[nn.Parameter]) -> dict[str, torch.optim.Optimizer]:
+def optimizers_for(network: nn.Module, matrices: list[Tensor]) -> dict[str, torch.optim.Optimizer]:
     """Muon for the blocks' matrices (Jordan et al. 2024), AdamW for all the rest."""
     chosen = {id(p) for p in matrices}
     rest = [p for p in network.parameters() if p.requires_grad and id(p) not in chosen]
@@ -44,7 +44,7 @@ def optimizers_for(network: nn.Module, matrices: list[nn.Parameter]) -> dict[str
     }
 
 
-def block_matrices(network: KontextNetwork) -> list[nn.Parameter]:
+def block_matrices(network: KontextNetwork) -> list[Tensor]:
     """The weights of all linears inside blocks, the text encoders' too: what Muon is for."""
     blocks: list[nn.Module] = [
         *network.transformer.double_blocks,

@@ -146,11 +146,11 @@ def distill(
     optimizers = optimizers_for(student, matrices)
     counters = run_state.load(path, student, average, optimizers)
     step = int(counters.get("step", 0))
-    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
     prompts = Prompts(run, config)
     pool = EditPool(encoder, POOL, [3, step, os.getpid() if step else 0], device)
     for _ in tqdm(range(FIRST_FILL // 64), desc="drawing edits"):
         pool.add(64)
+    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
     torch.manual_seed(step)
     empty = [ids.to(device) for ids in prompts([""])]
     saved, smooth = clock.spent, 0.0

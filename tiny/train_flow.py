@@ -72,12 +72,12 @@ def train_flow(config: KontextConfig, encoder: Encoder, run: Path, minutes: floa
     optimizers = optimizers_for(network, block_matrices(network))
     counters = run_state.load(path, network, average, optimizers)
     step = int(counters.get("step", 0))
-    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
     torch.manual_seed(step)
     prompts = Prompts(run, config)
     pool = EditPool(encoder, POOL, [2, step, os.getpid() if step else 0], device)
     for _ in tqdm(range(FIRST_FILL // 64), desc="drawing edits"):
         pool.add(64)
+    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
     saved, smooth = clock.spent, 0.0
 
     def save() -> None:

@@ -146,7 +146,11 @@ def test_control_c_leaves_nothing(tiny_bundle: Path, tmp_path: Path, delay: floa
     output.write_bytes(b"an older picture")
     arguments = command(tiny_bundle, output, "--size", "512x512", "--steps", "100000")
     process = subprocess.Popen(
-        [sys.executable, "-m", "kontext.runtime.cli", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "kontext.runtime.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background ignores Ctrl-C and hands that on; the program under test must not inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while "onnxruntime" not in Path(f"/proc/{process.pid}/maps").read_text():

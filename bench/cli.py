@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
-from .inputs import EMBEDDED, parse_counts, parse_size
+from ..export.cli import EMBEDDED
+from .inputs import parse_counts, parse_size
 from .report import Table, replace_section, write_json
 
 

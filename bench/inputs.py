@@ -12,9 +12,6 @@ from ..errors import KontextError
 from ..runtime.bundle import Bundle
 from ..runtime.images import preferred_size
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
-"""The diffusers folder of the embedded model."""
-
 
 def command(name: str, module: str) -> list[str]:
     """How to start one of this package's commands: its script beside this interpreter, else `python -m`."""

@@ -11,7 +11,6 @@ each phase keeps its own end, the model stays a flow that more steps can follow 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..model import Encoder, KontextConfig
 from . import run_state
@@ -28,10 +26,8 @@ from .pool import EditPool
 from .train_flow import (
     BATCH,
     FRESH_PER_STEP,
-    SAVE_SECONDS,
     block_matrices,
     optimizers_for,
-    set_learning_rate,
     shifted_time,
 )
 
@@ -141,61 +137,39 @@ def distill(
     for text_encoder in (student.text_encoder, student.text_encoder_2):
         text_encoder.requires_grad_(False)
     average_network = copy.deepcopy(teacher)
-    average = run_state.Average(student, 0.995)
     matrices = [p for p in block_matrices(student) if p.requires_grad]
-    optimizers = optimizers_for(student, matrices)
-    counters = run_state.load(path, student, average, optimizers)
-    step = int(counters.get("step", 0))
+    session = run_state.Session(path, student, optimizers_for(student, matrices), 0.995)
     prompts = Prompts(run, config)
-    pool = EditPool(encoder, POOL, [3, step, os.getpid() if step else 0], device)
-    for _ in tqdm(range(FIRST_FILL // 64), desc="drawing edits"):
-        pool.add(64)
-    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
-    torch.manual_seed(step)
+    pool = EditPool(encoder, POOL, session.data_seed(3), device)
+    pool.fill(FIRST_FILL)
+    torch.manual_seed(session.step)
     empty = [ids.to(device) for ids in prompts([""])]
-    saved, smooth = clock.spent, 0.0
-
-    def save() -> None:
-        run_state.save(path, student, average, optimizers, {"step": step, "seconds": clock.spent})
-
-    with tqdm(total=round(minutes * 60), initial=round(clock.spent), unit="s", desc=stage) as bar:
-        try:
-            while clock.fraction < 1:
-                set_learning_rate(optimizers, peak_rate * min(1, (step + 1) / 100) * (1 - clock.fraction))
-                pool.add(FRESH_PER_STEP)
-                drawn = pool.sample(BATCH)
-                clip_ids, t5_ids = (ids.to(device) for ids in prompts(drawn.prompts))
-                with torch.autocast(device, torch.bfloat16):
-                    with torch.no_grad():
-                        pooled, text = teacher.encode_text(clip_ids, t5_ids)
-                        nothing = [
-                            part.expand(BATCH, *part.shape[1:]) for part in teacher.encode_text(*empty)
-                        ]
-                    low, high = GUIDANCE_RANGE
-                    guidance = low + (high - low) * torch.rand(BATCH, device=device)
-                    batch = Conditioned(
-                        drawn.target, drawn.source, pooled, text, nothing[0], nothing[1], guidance
-                    )
-                    loss = loss_of(student, average_network, teacher, batch)
-                for optimizer in optimizers.values():
-                    optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_((p for p in student.parameters() if p.requires_grad), 1.0)
-                for optimizer in optimizers.values():
-                    optimizer.step()
-                average.update(student, step)
-                copy_into(average_network, average.weights)
-                step += 1
-                smooth += (float(loss.detach()) - smooth) * max(0.02, 1 / step)
-                if step % 10 == 0:
-                    bar.set_postfix(step=step, loss=f"{smooth:.5f}")
-                    bar.n = round(min(clock.spent, clock.budget))
-                    bar.refresh()
-                if clock.spent - saved > SAVE_SECONDS:
-                    save()
-                    saved = clock.spent
-        finally:
-            save()
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        empty_pooled, empty_text = (
+            part.expand(BATCH, *part.shape[1:]) for part in teacher.encode_text(*empty)
+        )
+    low, high = GUIDANCE_RANGE
+    smooth = 0.0
+    with session.training(minutes) as clock:
+        while clock.fraction < 1:
+            rate = peak_rate * min(1, (session.step + 1) / 100) * (1 - clock.fraction)
+            session.set_learning_rate(rate)
+            pool.add(FRESH_PER_STEP)
+            drawn = pool.sample(BATCH)
+            clip_ids, t5_ids = (ids.to(device) for ids in prompts(drawn.prompts))
+            with torch.autocast(device, torch.bfloat16):
+                with torch.no_grad():
+                    pooled, text = teacher.encode_text(clip_ids, t5_ids)
+                guidance = low + (high - low) * torch.rand(BATCH, device=device)
+                batch = Conditioned(
+                    drawn.target, drawn.source, pooled, text, empty_pooled, empty_text, guidance
+                )
+                loss = loss_of(student, average_network, teacher, batch)
+            session.update(loss)
+            copy_into(average_network, session.average.weights)
+            smooth += (float(loss.detach()) - smooth) * max(0.02, 1 / session.step)
+            if session.step % 10 == 0:
+                session.show(loss=f"{smooth:.5f}")
 
 
 @torch.no_grad()

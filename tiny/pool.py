@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..model import Autoencoder
 from .edits import sample_edit
@@ -55,6 +56,11 @@ class EditPool:
                 has_source = edit.source is not None
                 self.insert(has_source, (next(sources) if has_source else None, target, edit.prompt))
 
+    def fill(self, count: int) -> None:
+        """`add` with a progress bar, for the many edits that training starts with."""
+        for _ in tqdm(range(count // 64), desc="drawing edits"):
+            self.add(64)
+
     def insert(self, has_source: bool, item: tuple[Tensor | None, Tensor, str]) -> None:
         pairs = self.pairs[has_source]
         if len(pairs) < self.size:
@@ -75,8 +81,8 @@ class EditPool:
         return Batch(source, target, [item[2] for item in chosen])
 
 
-def normalization(encoder_moments: Autoencoder, images: Tensor) -> tuple[float, float]:
+def normalization(autoencoder: Autoencoder, images: Tensor) -> tuple[float, float]:
     """(shift, scale) that give the latents of `images` mean 0 and standard deviation 1."""
     with torch.no_grad():
-        mean, _ = encoder_moments.encoder.moments(images)
+        mean, _ = autoencoder.encoder.moments(images)
     return float(mean.mean()), float(1 / mean.std())

@@ -6,14 +6,20 @@ A stage saves every few minutes and on Ctrl-C; started again, it goes on where i
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
+
+SAVE_SECONDS = 120
+"""What a kill may cost."""
 
 
 class Average:
@@ -90,10 +96,10 @@ def load(
     return counters
 
 
-def load_average(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The averaged weights below `prefix`, which is cut off: what the next stage and the checkpoint use."""
+def load_average(path: Path) -> dict[str, Tensor]:
+    """The averaged weights: what the next stage and the checkpoint use."""
     with safe_open(path, "pt") as file:
-        start = f"average/{prefix}"
+        start = "average/"
         return {key[len(start) :]: file.get_tensor(key) for key in file.keys() if key.startswith(start)}  # noqa: SIM118
 
 
@@ -111,3 +117,67 @@ class Clock:
     @property
     def fraction(self) -> float:
         return min(self.spent / self.budget, 1.0)
+
+
+class Session:
+    """A stage's training: its state on disk, its clock and its progress bar.
+
+    Args:
+        path: the state; training goes on from it where it exists.
+        module: what is trained.
+        optimizers: over the module's parameters.
+        decay: of the running average.
+    """
+
+    def __init__(
+        self, path: Path, module: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], decay: float
+    ) -> None:
+        self.path, self.module, self.optimizers = path, module, optimizers
+        self.average = Average(module, decay)
+        counters = load(path, module, self.average, optimizers)
+        self.step = int(counters.get("step", 0))
+        self.seconds = counters.get("seconds", 0.0)
+
+    def data_seed(self, stage: int) -> list[int]:
+        """Seed of a stage's data: fixed for a new run, and another one wherever training goes on."""
+        return [stage, self.step, os.getpid() if self.step else 0]
+
+    @contextmanager
+    def training(self, minutes: float) -> Iterator[Clock]:
+        """Starts the clock of `minutes` in all, earlier calls included; however the block ends, the state is saved."""
+        self.clock = Clock(minutes * 60, self.seconds)
+        self.saved = self.clock.spent
+        total, initial = round(self.clock.budget), round(self.clock.spent)
+        with tqdm(total=total, initial=initial, unit="s", desc=self.path.stem) as self.bar:
+            try:
+                yield self.clock
+            finally:
+                self.save()
+
+    def set_learning_rate(self, rate: float) -> None:
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def update(self, loss: Tensor) -> None:
+        """One step of every optimizer down the gradient of `loss`; saves when it is time to."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self.average.update(self.module, self.step)
+        self.step += 1
+        if self.clock.spent - self.saved > SAVE_SECONDS:
+            self.save()
+            self.saved = self.clock.spent
+
+    def show(self, **figures: str) -> None:
+        self.bar.set_postfix(step=self.step, **figures)
+        self.bar.n = round(min(self.clock.spent, self.clock.budget))
+        self.bar.refresh()
+
+    def save(self) -> None:
+        counters = {"step": self.step, "seconds": self.clock.spent}
+        save(self.path, self.module, self.average, self.optimizers, counters)

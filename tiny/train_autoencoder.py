@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..model import Autoencoder, AutoencoderConfig
 from ..model.autoencoder import AttentionBlock, ResnetBlock
@@ -20,7 +18,6 @@ from .scenes import render
 
 BATCH = 5
 KL_WEIGHT = 1e-4
-SAVE_SECONDS = 120
 LEARNING_RATE = 2e-3
 
 
@@ -73,48 +70,24 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, devi
     model = Autoencoder(config)
     initialize(model)
     model.to(device)
-    average = run_state.Average(model, 0.998)
     optimizers = {
         "adam": torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
     }
-    counters = run_state.load(path, model, average, optimizers)
-    step = int(counters.get("step", 0))
-    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
-    rng = np.random.default_rng([1, step, os.getpid() if step else 0])
-    saved = clock.spent
-
-    def save() -> None:
-        run_state.save(path, model, average, optimizers, {"step": step, "seconds": clock.spent})
-
-    with tqdm(total=round(minutes * 60), initial=round(clock.spent), unit="s", desc="autoencoder") as bar:
-        try:
-            while clock.fraction < 1:
-                rate = LEARNING_RATE * min(1, (step + 1) / 100) * (1 - clock.fraction) ** 0.7
-                for group in optimizers["adam"].param_groups:
-                    group["lr"] = rate
-                image = draw(rng, BATCH).to(device)
-                with torch.autocast(device, torch.bfloat16):
-                    mean, log_variance = (t.float() for t in model.encoder.moments(image))
-                    log_variance = log_variance.clamp(-12, 4)
-                    sample = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
-                    shift, scale = config.shift_factor, config.scaling_factor
-                    output = model.decoder((sample - shift) * scale).float()
-                kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-                reconstruction = reconstruction_loss(output, image)
-                loss = reconstruction + KL_WEIGHT * kl
-                optimizers["adam"].zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizers["adam"].step()
-                average.update(model, step)
-                step += 1
-                if step % 20 == 0:
-                    psnr = -10 * torch.log10((output.detach().clamp(-1, 1) - image).square().mean() / 4)
-                    bar.set_postfix(step=step, psnr=f"{psnr:.1f}", kl=f"{kl:.2f}")
-                    bar.n = round(min(clock.spent, clock.budget))
-                    bar.refresh()
-                if clock.spent - saved > SAVE_SECONDS:
-                    save()
-                    saved = clock.spent
-        finally:
-            save()
+    session = run_state.Session(path, model, optimizers, 0.998)
+    rng = np.random.default_rng(session.data_seed(1))
+    with session.training(minutes) as clock:
+        while clock.fraction < 1:
+            rate = LEARNING_RATE * min(1, (session.step + 1) / 100) * (1 - clock.fraction) ** 0.7
+            session.set_learning_rate(rate)
+            image = draw(rng, BATCH).to(device)
+            with torch.autocast(device, torch.bfloat16):
+                mean, log_variance = (t.float() for t in model.encoder.moments(image))
+                log_variance = log_variance.clamp(-12, 4)
+                sample = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+                shift, scale = config.shift_factor, config.scaling_factor
+                output = model.decoder((sample - shift) * scale).float()
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+            session.update(reconstruction_loss(output, image) + KL_WEIGHT * kl)
+            if session.step % 20 == 0:
+                psnr = -10 * torch.log10((output.detach().clamp(-1, 1) - image).square().mean() / 4)
+                session.show(psnr=f"{psnr:.1f}", kl=f"{kl:.2f}")

@@ -6,12 +6,10 @@ instruction is dropped now and then so that guidance has something to steer from
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..model import Encoder, KontextConfig
 from . import run_state
@@ -25,7 +23,6 @@ FRESH_PER_STEP = 10
 DROP_PROMPT = 0.1
 CHANGED_WEIGHT = 2.0
 LEARNING_RATE = 1.5e-3
-SAVE_SECONDS = 180
 TIME_SHIFT = 1.6
 """e^mu of the sampler's shift for 64 target tokens: training spends its time where sampling does."""
 
@@ -55,12 +52,6 @@ def block_matrices(network: KontextNetwork) -> list[Tensor]:
     return [module.weight for block in blocks for module in block.modules() if isinstance(module, nn.Linear)]
 
 
-def set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], rate: float) -> None:
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-
-
 def train_flow(config: KontextConfig, encoder: Encoder, run: Path, minutes: float, device: str) -> None:
     """Trains for `minutes` in all; the state is `run`/flow.safetensors, beside the tokenizers."""
     path = run / "flow.safetensors"
@@ -68,59 +59,34 @@ def train_flow(config: KontextConfig, encoder: Encoder, run: Path, minutes: floa
     network = KontextNetwork(config)
     initialize(network)
     network.to(device)
-    average = run_state.Average(network, 0.999)
-    optimizers = optimizers_for(network, block_matrices(network))
-    counters = run_state.load(path, network, average, optimizers)
-    step = int(counters.get("step", 0))
-    torch.manual_seed(step)
+    session = run_state.Session(path, network, optimizers_for(network, block_matrices(network)), 0.999)
+    torch.manual_seed(session.step)
     prompts = Prompts(run, config)
-    pool = EditPool(encoder, POOL, [2, step, os.getpid() if step else 0], device)
-    for _ in tqdm(range(FIRST_FILL // 64), desc="drawing edits"):
-        pool.add(64)
-    clock = run_state.Clock(minutes * 60, counters.get("seconds", 0.0))
-    saved, smooth = clock.spent, 0.0
-
-    def save() -> None:
-        run_state.save(path, network, average, optimizers, {"step": step, "seconds": clock.spent})
-
-    with tqdm(total=round(minutes * 60), initial=round(clock.spent), unit="s", desc="flow") as bar:
-        try:
-            while clock.fraction < 1:
-                decay = min(1.0, (1 - clock.fraction) / 0.6)  # constant, then linear to zero
-                set_learning_rate(optimizers, LEARNING_RATE * min(1, (step + 1) / 200) * decay)
-                filling = len(pool.pairs[True]) < POOL
-                pool.add(FRESH_PER_STEP * (2 if filling else 1))
-                batch = pool.sample(BATCH)
-                dropped = torch.rand(BATCH) < DROP_PROMPT
-                texts = ["" if drop else prompt for drop, prompt in zip(dropped, batch.prompts, strict=True)]
-                clip_ids, t5_ids = (ids.to(device) for ids in prompts(texts))
-                time = shifted_time(torch.rand(BATCH, device=device))
-                noise = torch.randn_like(batch.target)
-                noisy = torch.lerp(batch.target, noise, time[:, None, None])
-                with torch.autocast(device, torch.bfloat16):
-                    pooled, text = network.encode_text(clip_ids, t5_ids)
-                    guidance = torch.ones(BATCH, device=device)
-                    velocity = network(noisy, batch.source, pooled, text, time, guidance).float()
-                error = (velocity - (noise - batch.target)).square().mean(-1)
-                loss = (error * changed_weight(batch.source, batch.target)).mean()
-                for optimizer in optimizers.values():
-                    optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                for optimizer in optimizers.values():
-                    optimizer.step()
-                average.update(network, step)
-                step += 1
-                smooth += (float(error.detach().mean()) - smooth) * max(0.01, 1 / step)
-                if step % 10 == 0:
-                    bar.set_postfix(step=step, loss=f"{smooth:.4f}")
-                    bar.n = round(min(clock.spent, clock.budget))
-                    bar.refresh()
-                if clock.spent - saved > SAVE_SECONDS:
-                    save()
-                    saved = clock.spent
-        finally:
-            save()
+    pool = EditPool(encoder, POOL, session.data_seed(2), device)
+    pool.fill(FIRST_FILL)
+    smooth = 0.0
+    with session.training(minutes) as clock:
+        while clock.fraction < 1:
+            decay = min(1.0, (1 - clock.fraction) / 0.6)  # constant, then linear to zero
+            session.set_learning_rate(LEARNING_RATE * min(1, (session.step + 1) / 200) * decay)
+            filling = len(pool.pairs[True]) < POOL
+            pool.add(FRESH_PER_STEP * (2 if filling else 1))
+            batch = pool.sample(BATCH)
+            dropped = torch.rand(BATCH) < DROP_PROMPT
+            texts = ["" if drop else prompt for drop, prompt in zip(dropped, batch.prompts, strict=True)]
+            clip_ids, t5_ids = (ids.to(device) for ids in prompts(texts))
+            time = shifted_time(torch.rand(BATCH, device=device))
+            noise = torch.randn_like(batch.target)
+            noisy = torch.lerp(batch.target, noise, time[:, None, None])
+            with torch.autocast(device, torch.bfloat16):
+                pooled, text = network.encode_text(clip_ids, t5_ids)
+                guidance = torch.ones(BATCH, device=device)
+                velocity = network(noisy, batch.source, pooled, text, time, guidance).float()
+            error = (velocity - (noise - batch.target)).square().mean(-1)
+            session.update((error * changed_weight(batch.source, batch.target)).mean())
+            smooth += (float(error.detach().mean()) - smooth) * max(0.01, 1 / session.step)
+            if session.step % 10 == 0:
+                session.show(loss=f"{smooth:.4f}")
 
 
 def changed_weight(source: Tensor, target: Tensor) -> Tensor:

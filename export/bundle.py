@@ -19,12 +19,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import KontextError
-from ..model.checkpoint import Checkpoint
+from ..model.checkpoint import Checkpoint, Origin
 from ..model.config import KontextConfig
 from ..model.text_encoders import relative_buckets
 from ..quant.recipe import Recipe
 from ..runtime.bundle import FORMAT, MANIFEST_NAME, Bundle
-from . import binding, graphs, weights
+from . import binding, graphs, linking, weights
 from .journal import Journal, fsync_folder, write_atomic
 from .manifest import build_manifest, manifest_bytes
 from .progress import Progress
@@ -48,21 +48,23 @@ class Summary:
 
 
 def export(
-    model: Path,
+    model: Origin | Path,
     output: Path,
     choose_recipe: Callable[[Checkpoint], Recipe],
     force: bool = False,
     show_progress: bool = False,
+    link_weights: bool = False,
 ) -> Summary:
-    """Exports the checkpoint in folder `model` as the bundle `output`.
+    """Exports the checkpoint `model` as the bundle `output`.
 
     Args:
-        model: a diffusers folder.
+        model: a diffusers folder or a file, or with all its particulars as an `Origin`.
         output: the bundle's folder; must not exist, unless `force` and it is a bundle with nothing else in
             it.
         choose_recipe: decides the number formats once the checkpoint's size is known.
         force: replace a bundle.
         show_progress: draw progress bars on stderr.
+        link_weights: leave weights that need no conversion in the checkpoint's own files.
 
     Raises:
         KontextError: the checkpoint is faulty, `output` is in the way, or the disk is full.
@@ -77,12 +79,13 @@ def export(
     recipe = choose_recipe(checkpoint)
     summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe)
     summary.seconds["checkpoint"] = time.perf_counter() - begin
+    layout = lay_out(checkpoint, recipe, link_weights)
     partial = output.with_name(output.name + ".partial")
     try:
-        with Journal.open(partial, export_key(checkpoint, recipe)) as journal:
+        with Journal.open(partial, export_key(checkpoint, recipe, link_weights)) as journal:
             try:
-                fill(journal, checkpoint, recipe, summary, Progress(show_progress))
-                finish(journal, checkpoint, recipe, tokenizers, summary)
+                fill(journal, checkpoint, recipe, layout, summary, Progress(show_progress))
+                finish(journal, checkpoint, recipe, layout, tokenizers, summary)
             # the checkpoint or the disk has to change, and nothing made so far would fit
             except KontextError:
                 journal.discard()
@@ -98,30 +101,52 @@ def export(
     return summary
 
 
-def export_key(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
+@dataclass(frozen=True)
+class Layout:
+    """Where every weight will be: in the bundle's files (`plans`) or in the user's (`links`), which graphs know by the
+    names in `locations`."""
+
+    plans: dict[str, weights.Plan]
+    links: dict[str, dict[str, linking.Link]]
+    locations: dict[Path, str]
+
+
+def lay_out(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> Layout:
+    config = checkpoint.config
+    plans, links = {}, {}
+    for name, network in checkpoint.networks.items():
+        linears = graphs.linear_weights(name, config)
+        links[name] = linking.linkable(network, recipe, linears) if link_weights else {}
+        plans[name] = weights.plan(network, recipe, linears, network_constants(name, config), links[name])
+    paths = {part.path for linked in links.values() for link in linked.values() for part in link.parts}
+    return Layout(plans, links, linking.locations(paths))
+
+
+def export_key(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> dict[str, object]:
     """What an unfinished export must agree in to be gone on with; the weights by size, date and header."""
     sources = {}
     for path, digest in checkpoint.files.items():
         status = path.stat()
-        sources[str(path.relative_to(checkpoint.folder))] = [status.st_size, status.st_mtime_ns, digest]
+        sources[str(path.absolute())] = [status.st_size, status.st_mtime_ns, digest]
     return {
         "config": json.loads(json.dumps(dataclasses.asdict(checkpoint.config))),
+        "loras": [[str(lora.path.absolute()), lora.weight] for lora in checkpoint.loras],
         "recipe": recipe.digest(),
+        "linked": link_weights,
         "sources": sources,
     }
 
 
 def fill(
-    journal: Journal, checkpoint: Checkpoint, recipe: Recipe, summary: Summary, progress: Progress
+    journal: Journal,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    layout: Layout,
+    summary: Summary,
+    progress: Progress,
 ) -> None:
     """Writes weights, then graphs; weights first, since a damaged checkpoint shows there."""
-    config = checkpoint.config
-    plans = {
-        name: weights.plan(
-            network, recipe, graphs.linear_weights(name, config), network_constants(name, config)
-        )
-        for name, network in checkpoint.networks.items()
-    }
+    config, plans = checkpoint.config, layout.plans
     check_room(journal, sum(plan.size for plan in plans.values()))
     for folder in ("weights", "tokenizers"):
         (journal.folder / folder).mkdir(exist_ok=True)
@@ -150,6 +175,7 @@ def fill(
                 summary.resumed.append(file)
             else:
                 model = graphs.trace(name, config, recipe.compute[name])
+                linking.bind_links(model, layout.links[name], layout.locations)
                 binding.bind(model, plan, weights_file(name))
                 journal.add(file, binding.serialize(model))
             step(1)
@@ -157,7 +183,7 @@ def fill(
 
 
 def read_tokenizers(checkpoint: Checkpoint) -> dict[str, TokenizerFile]:
-    config, folder = checkpoint.config, checkpoint.folder
+    config, folder = checkpoint.config, checkpoint.tokenizers
     clip, t5 = config.text_encoder, config.text_encoder_2
     return {
         "clip": clip_file(folder / "tokenizer", clip.max_length, clip.vocab_size),
@@ -169,6 +195,7 @@ def finish(
     journal: Journal,
     checkpoint: Checkpoint,
     recipe: Recipe,
+    layout: Layout,
     tokenizers: dict[str, TokenizerFile],
     summary: Summary,
 ) -> None:
@@ -178,6 +205,8 @@ def finish(
     fsync_folder(journal.folder / "weights")
     fsync_folder(journal.folder / "tokenizers")
     manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
+    if layout.locations:
+        manifest["links"] = linking.manifest_links(checkpoint, layout.locations)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))
     Bundle.open(journal.folder)  # what the runtime would refuse is not published
     summary.sizes = {name: entry["size"] for name, entry in journal.files.items()}

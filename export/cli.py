@@ -1,4 +1,7 @@
-"""`kontext-export [MODEL] -o OUT [--fp32|--fp16|--bf16] [--fp8] [--force]`: a checkpoint in, a bundle out."""
+"""`kontext-export [MODEL] -o OUT [--fp32|--fp16|--bf16] [--fp8] [--lora FILE]…`: a checkpoint in, a bundle out.
+
+`kontext-export inspect FILE…` says what a checkpoint is.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import KontextError
+
+if TYPE_CHECKING:
+    from ..model.checkpoint import Origin
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
 """The model that comes with the package."""
@@ -17,16 +24,43 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="kontext-export",
         description="Exports a FLUX.1 Kontext checkpoint as a bundle that runs without PyTorch.",
+        epilog="kontext-export inspect FILE… says what a file is and what it would become.",
     )
     result.add_argument(
         "model",
         nargs="?",
-        type=Path,
         metavar="MODEL",
-        help="a diffusers folder (default: the embedded model)",
+        help="a diffusers folder, a .safetensors or .gguf file with the transformer (Black Forest Labs', diffusers' or "
+        "ComfyUI's, fp8 too), or a hub id owner/name[@revision] (default: the embedded model)",
     )
     result.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the bundle's folder")
-    compute = result.add_mutually_exclusive_group()
+    sources = result.add_argument_group("what MODEL lacks, or what goes before it")
+    sources.add_argument("--vae", type=Path, metavar="FILE", help="the autoencoder (ae.safetensors)")
+    sources.add_argument("--clip", type=Path, metavar="FILE", help="CLIP (clip_l.safetensors)")
+    sources.add_argument("--t5", type=Path, metavar="FILE", help="T5 (t5xxl_fp16.safetensors, or a GGUF)")
+    sources.add_argument(
+        "--base",
+        metavar="FOLDER",
+        help="a diffusers folder, or a hub id, for all else that a single file lacks: tokenizers, configurations, "
+        "weights (default: the folder that MODEL is in, if it is one)",
+    )
+    sources.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="fuse a LoRA, before quantization; may be given again (default weight: 1)",
+    )
+    sources.add_argument("--lora-partial", action="store_true", help="take LoRAs that fit only in part")
+    sources.add_argument("--name", help="name of the model in the bundle")
+    sources.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help="the bundle's default steps (default: the model's or the LoRA's)",
+    )
+    formats = result.add_argument_group("number formats")
+    compute = formats.add_mutually_exclusive_group()
     for name in ("fp32", "fp16", "bf16"):
         compute.add_argument(
             f"--{name}",
@@ -35,58 +69,114 @@ def parser() -> argparse.ArgumentParser:
             const=name,
             help=f"compute and store weights in {name}",
         )
-    result.add_argument(
+    formats.add_argument(
         "--fp8",
         action="store_true",
         help="store the blocks' weights as E4M3 with a scale per output channel; goes with one of the above, "
         "which then is what it computes in (default: bf16 from a billion parameters on, fp32 below)",
+    )
+    formats.add_argument(
+        "--link-weights",
+        action="store_true",
+        help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
+        "bundle then needs where they are now",
     )
     result.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
     result.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
     return result
 
 
+def positive(text: str) -> int:
+    """Steps: a whole number from 1 to 1000."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps from 1 to 1000")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    options = parser().parse_args(arguments)
-    partial = options.output.absolute().with_name(options.output.absolute().name + ".partial")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    inspecting = given[:1] == ["inspect"]
+    options = None if inspecting else parser().parse_args(given)
     try:
-        return run(options)
+        if options is not None:
+            return run(options)
+        from .inspect import run as inspect
+
+        return inspect(given[1:])
     except KontextError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = (
-            f"; {partial} keeps what is finished, and the same command goes on from there"
-            if partial.exists()
-            else ""
-        )
-        print(f"\ninterrupted{kept}", file=sys.stderr)
+        print(f"\ninterrupted{kept(options)}", file=sys.stderr)
         return 130
 
 
+def kept(options: argparse.Namespace | None) -> str:
+    """What an interrupted export leaves, in words."""
+    if options is None:
+        return ""
+    output = options.output.absolute()
+    partial = output.with_name(output.name + ".partial")
+    if not partial.exists():
+        return ""
+    return f"; {partial} keeps what is finished, and the same command goes on from there"
+
+
 def run(options: argparse.Namespace) -> int:
-    model = options.model
-    if model is None:
-        model = EMBEDDED
-        if not (model / "model_index.json").exists():
-            raise KontextError("the embedded model is not part of this installation: name a diffusers folder")
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
-    from ..model.checkpoint import NETWORKS
+    from ..model.networks import NETWORKS
     from ..quant.recipe import choose
     from .bundle import export
     from .summary import render
 
     summary = export(
-        model,
+        origin(options),
         options.output,
         lambda checkpoint: choose(tuple(NETWORKS), checkpoint.parameters(), options.compute, options.fp8),
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,
+        link_weights=options.link_weights,
     )
     if not options.quiet:
         print(render(summary))
     return 0
+
+
+def origin(options: argparse.Namespace) -> Origin:
+    """What the options say about where the model comes from; hub ids become folders of the hub's cache."""
+    from ..model.checkpoint import Origin
+    from ..model.lora import parse_request
+
+    model = options.model
+    if model is None:
+        model = EMBEDDED
+        if not (model / "model_index.json").exists():
+            raise KontextError("the embedded model is not part of this installation: name a checkpoint")
+    return Origin(
+        located(model),
+        {
+            component: path
+            for component, path in (
+                ("vae", options.vae),
+                ("text_encoder", options.clip),
+                ("text_encoder_2", options.t5),
+            )
+            if path is not None
+        },
+        None if options.base is None else located(options.base),
+        options.name,
+        [parse_request(text) for text in options.lora],
+        options.lora_partial,
+        options.steps,
+    )
+
+
+def located(name: str | Path) -> Path:
+    """A path as it is, a hub id's folder in the hub's cache."""
+    from ..model.hub import download, is_hub_id
+
+    return download(str(name)) if is_hub_id(str(name)) else Path(name)
 
 
 if __name__ == "__main__":

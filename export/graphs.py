@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from ..model.checkpoint import build_network
 from ..model.config import KontextConfig
+from ..model.networks import build_network
 from . import blocks
 from .passes import literal_reshapes, optimize
 

@@ -6,7 +6,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from ..model.checkpoint import NETWORKS, Checkpoint
+from ..model.checkpoint import Checkpoint
+from ..model.networks import NETWORKS
 from ..quant.recipe import Recipe
 from ..runtime.bundle import FORMAT, FORMAT_VERSION
 from .graphs import OPSET, linear_weights
@@ -38,6 +39,10 @@ def build_manifest(
             "autoencoder": dataclasses.asdict(autoencoder) | {"downscale": autoencoder.downscale},
             "text_encoder": dataclasses.asdict(config.text_encoder),
             "text_encoder_2": dataclasses.asdict(config.text_encoder_2),
+            "loras": [
+                {"file": lora.path.name, "weight": lora.weight, "header_sha256": lora.digest}
+                for lora in checkpoint.loras
+            ],
         },
         "precision": precision(checkpoint, recipe),
         "sampler": dataclasses.asdict(sampler)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +68,19 @@ class Plan:
 
     @property
     def size(self) -> int:
-        return self.items[-1].tensors[-1].stop
+        return self.items[-1].tensors[-1].stop if self.items else len(self.header)
 
     def tensors(self) -> dict[str, StoredTensor]:
         return {tensor.name: tensor for item in self.items for tensor in item.tensors}
 
 
-def plan(network: NetworkWeights, recipe: Recipe, linears: set[str], constants: dict[str, Tensor]) -> Plan:
+def plan(
+    network: NetworkWeights,
+    recipe: Recipe,
+    linears: set[str],
+    constants: dict[str, Tensor],
+    linked: Collection[str] = (),
+) -> Plan:
     """Lays out a network's file: constants first, then the weights in the network's own order.
 
     Args:
@@ -81,6 +88,7 @@ def plan(network: NetworkWeights, recipe: Recipe, linears: set[str], constants: 
         recipe: decides every weight's format.
         linears: weights to be stored as [in, out].
         constants: tables that the graph needs and the checkpoint does not have.
+        linked: weights that stay where they are.
     """
     compute = recipe.compute[network.name]
     listed: list[tuple[str, str, bool, list[tuple[str, str, tuple[int, ...]]]]] = []
@@ -88,6 +96,8 @@ def plan(network: NetworkWeights, recipe: Recipe, linears: set[str], constants: 
     for name, tensor in constants.items():
         listed.append((name, "constant", False, [(name, names[tensor.dtype], tuple(tensor.shape))]))
     for name, shape in network.shapes.items():
+        if name in linked:
+            continue
         transpose = name in linears
         stored = shape[::-1] if transpose else shape
         chosen = recipe.format_of(network.name, name, transpose)
@@ -138,8 +148,9 @@ def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
     if item.transpose:
         weight = weight.t()
     if item.format == "fp8":
-        return list(fp8.quantize(weight, STORED_DTYPES[STORED[plan.compute]]))
-    stored = weight.to(STORED_DTYPES[STORED[item.format]])
+        values, scales = fp8.quantize(weight, STORED_DTYPES[STORED[plan.compute]])
+        return [values.contiguous(), scales]
+    stored = weight.to(STORED_DTYPES[STORED[item.format]]).contiguous()
     if item.format == "fp16" and not torch.isfinite(stored.abs().max()):
         raise KontextError(
             f"{plan.network}: weight {item.weight} is too large for fp16: export with --bf16 or --fp32"
@@ -147,9 +158,22 @@ def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
     return [stored]
 
 
+def converted(
+    plan: Plan, items: Sequence[Item], network: NetworkWeights
+) -> Iterator[tuple[Item, list[Tensor]]]:
+    """Every item and its stored tensors; the next one is read and converted while the caller writes this one."""
+    with ThreadPoolExecutor(1) as worker:
+        ahead: Future[list[Tensor]] | None = None
+        for position, item in enumerate(items):
+            now = ahead or worker.submit(convert, plan, item, network)
+            following = items[position + 1 : position + 2]
+            ahead = worker.submit(convert, plan, following[0], network) if following else None
+            yield item, now.result()
+
+
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's little-endian bytes, not copied where it is contiguous."""
-    flat = tensor.contiguous().reshape(-1)
+    """The little-endian bytes of a contiguous tensor, not copied."""
+    flat = tensor.reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
@@ -190,8 +214,8 @@ def write(
                 advance(len(plan.header))
                 position = len(plan.header)
             marked = position
-            for item in plan.items[len(done) :]:
-                for stored, tensor in zip(item.tensors, convert(plan, item, network), strict=True):
+            for item, tensors in converted(plan, plan.items[len(done) :], network):
+                for stored, tensor in zip(item.tensors, tensors, strict=True):
                     data = raw_bytes(tensor)
                     if len(data) != stored.stop - stored.start:
                         raise RuntimeError(f"{stored.name} came out with {len(data)} bytes")

@@ -1,44 +1,41 @@
-"""A diffusers folder of FLUX.1 Kontext: opened with no weight in memory, read one by one; and written.
+"""A whole FLUX.1 Kontext on disk, in whatever files it comes: opened with no weight in memory, read one by one.
 
 checkpoint = Checkpoint.open(folder); checkpoint.networks["transformer"].read("img_in.weight")
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import KontextError
-from .autoencoder import Decoder, Encoder
-from .config import KontextConfig
-from .diffusers_config import COMPONENTS, config_files, read_config
-from .diffusers_format import Source, half_sources, modulation_sources, to_diffusers, transformer_sources
-from .safetensors_file import TensorInfo, read_header
-from .text_encoders import ClipTextEncoder, T5Encoder
-from .transformer import Modulation, Transformer
+from .config import KontextConfig, SamplerConfig
+from .diffusers_config import (
+    COMPONENTS,
+    check_fit,
+    read_autoencoder,
+    read_clip,
+    read_config,
+    read_index,
+    read_sampler,
+    read_t5,
+    read_transformer,
+)
+from .diffusers_folder import folder_part
+from .diffusers_format import Source
+from .inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
+from .layouts import TITLES, Part, network_sources, parts_of
+from .lora import LoraFile, Update, read_loras
+from .networks import NETWORKS, weight_shapes
+from .weight_files import StoredWeight, open_weight_file
 
-NETWORKS = {
-    "text_encoder": "text_encoder",
-    "text_encoder_2": "text_encoder_2",
-    "vae_encoder": "vae",
-    "vae_decoder": "vae",
-    "modulation": "transformer",
-    "transformer": "transformer",
-}
-"""Our six networks, in the order an edit runs them → the folder that holds their weights."""
-
-WEIGHT_FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-"""Stem of a component's weight files; the text encoders' is `model`."""
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Number formats that a diffusers folder may hold its weights in."""
+INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+"""Number formats that no weight of ours may be in."""
 
 IGNORED = (
     "position_ids",
@@ -50,51 +47,32 @@ IGNORED = (
 """Endings of tensors that may be there and that no network of ours needs (copies, or other heads of the
 encoder)."""
 
-
-def build_network(name: str, config: KontextConfig) -> nn.Module:
-    """One of `NETWORKS`, with the weights that PyTorch starts it with; build it on `meta` for its shapes
-    alone."""
-    if name == "transformer":
-        return Transformer(config.transformer)
-    if name == "modulation":
-        return Modulation(config.transformer)
-    if name == "vae_encoder":
-        return Encoder(config.autoencoder)
-    if name == "vae_decoder":
-        return Decoder(config.autoencoder)
-    if name == "text_encoder":
-        return ClipTextEncoder(config.text_encoder)
-    if name == "text_encoder_2":
-        return T5Encoder(config.text_encoder_2)
-    raise ValueError(f"no network is called {name!r}")
+FLAGS = {"vae": "--vae", "text_encoder": "--clip", "text_encoder_2": "--t5"}
+"""Options of the command line that name a component's file."""
 
 
-def weight_shapes(name: str, config: KontextConfig) -> dict[str, tuple[int, ...]]:
-    """Native name → shape of every weight of a network, in the network's own order."""
-    with torch.device("meta"):
-        state = build_network(name, config).state_dict()
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+@dataclass(frozen=True)
+class Origin:
+    """Where a model is to be taken from.
 
+    Args:
+        model: a diffusers folder, or a file that holds the transformer and perhaps more.
+        files: component → file; goes before what `model` and `base` hold.
+        base: a diffusers folder, or some of its subfolders, for all that a file and `files` lack: weights,
+            configurations, tokenizers. Default: the folder that the file is in, where that is a diffusers folder.
+        name: of the model; default: what the folder or file says.
+        loras: files and weights to fuse, in order.
+        partial_loras: take LoRAs that fit only in part.
+        steps: default of the sampler; otherwise the last few-step LoRA's, or the model's own.
+    """
 
-def network_sources(
-    name: str, config: KontextConfig, available: Mapping[str, object] | None = None
-) -> dict[str, Source]:
-    """Native name → tensors of the file. `available` decides between the spellings that text encoders come
-    in."""
-    if name == "transformer":
-        return transformer_sources(config.transformer)
-    if name == "modulation":
-        return modulation_sources(config.transformer)
-    if name in ("vae_encoder", "vae_decoder"):
-        return half_sources(name.removeprefix("vae_"), config.autoencoder)
-    sources = {key: Source((key,)) for key in weight_shapes(name, config)}
-    if available is None:
-        return sources
-    if name == "text_encoder" and not any(key.startswith("text_model.") for key in available):
-        return {key: Source((key.removeprefix("text_model."),)) for key in sources}
-    if name == "text_encoder_2" and "shared.weight" not in available:
-        sources["shared.weight"] = Source(("encoder.embed_tokens.weight",))
-    return sources
+    model: Path
+    files: Mapping[str, Path] = field(default_factory=dict)
+    base: Path | None = None
+    name: str | None = None
+    loras: Sequence[tuple[Path, float]] = ()
+    partial_loras: bool = False
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,182 +82,221 @@ class NetworkWeights:
     name: str
     shapes: dict[str, tuple[int, ...]]
     sources: dict[str, Source]
-    files: dict[str, TensorInfo]
+    files: Mapping[str, StoredWeight]
+    updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
 
     def read(self, weight: str) -> Tensor:
-        """One weight by its native name, in the file's number format.
+        """One weight by its native name, LoRAs fused in: in fp32 then, otherwise in the file's number format.
 
         Raises:
             KontextError: it cannot be read, or holds NaN or infinity.
         """
-        tensor = self.sources[weight].assemble(lambda part: self.files[part].read())
+        tensor = self.sources[weight].assemble(lambda part: widened(self.files[part].read()))
         # One reduction instead of a mask of the tensor's size: NaN and infinity both survive max(|x|).
-        if tensor.numel() and not torch.isfinite(tensor.abs().max()):
+        if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
             part = self.files[self.sources[weight].parts[0]]
             raise KontextError(
                 f"{part.path}: weight {part.name} holds NaN or infinity: the checkpoint is damaged"
             )
+        tensor = tensor.reshape(self.shapes[weight])
+        if weight in self.updates:
+            tensor = tensor.float()
+            for update in self.updates[weight]:
+                update.add_to(tensor)
         return tensor
 
     def parameters(self) -> int:
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """FP8 as bf16, which holds all its values and can be computed with; the rest as it is."""
+    return tensor.to(torch.bfloat16) if tensor.element_size() == 1 else tensor
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A whole model on disk. `files` are the weight files that it is read from, with the digests of their
-    headers."""
+    headers; `tokenizers` is the folder with `tokenizer/` and `tokenizer_2/`."""
 
-    folder: Path
     config: KontextConfig
     networks: dict[str, NetworkWeights]
     files: dict[Path, str]
+    tokenizers: Path
+    loras: Sequence[LoraFile] = ()
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, origin: Origin | Path) -> Checkpoint:
         """Checks everything that can be checked without reading weights: configs, shards, names, shapes,
         formats.
 
         Raises:
             KontextError: the one thing that is wrong, in the user's words.
         """
-        config = read_config(folder)
-        files: dict[Path, str] = {}
-        tensors: dict[str, dict[str, TensorInfo]] = {}
-        for component in dict.fromkeys(NETWORKS.values()):
-            tensors[component] = {}
-            for path, names in shard_files(folder / component, WEIGHT_FILES.get(component, "model")):
-                header = read_header(path)
-                files[path] = header.digest
-                for name in names if names is not None else header.tensors:
-                    if name not in header.tensors:
-                        raise KontextError(f"{path} lacks tensor {name}, which its index promises")
-                    tensors[component][name] = header.tensors[name]
-        networks = {}
-        for name, component in NETWORKS.items():
-            shapes = weight_shapes(name, config)
-            sources = network_sources(name, config, tensors[component])
-            networks[name] = NetworkWeights(name, shapes, sources, tensors[component])
-        for component, found in tensors.items():
-            check_tensors(
-                folder / component, found, [networks[n] for n, c in NETWORKS.items() if c == component]
+        origin = Origin(origin) if isinstance(origin, Path) else origin
+        base = base_folder(origin)
+        parts, files = find_parts(origin, base)
+        config = find_config(origin, parts, base)
+        shapes = {name: weight_shapes(name, config) for name in NETWORKS}
+        sources = {}
+        for component, part in parts.items():
+            mine = [name for name, owner in NETWORKS.items() if owner == component]
+            for name in mine:
+                sources[name] = network_sources(name, config, part.layout, part.tensors)
+            check_part(part, {name: (shapes[name], sources[name]) for name in mine})
+        updates, loras = read_loras(origin.loras, shapes, config, origin.partial_loras)
+        files.update({lora.path: lora.digest for lora in loras})
+        steps = [origin.steps, *(lora.steps for lora in reversed(loras))]
+        config = with_steps(config, next((count for count in steps if count), None))
+        networks = {
+            name: NetworkWeights(
+                name, shapes[name], sources[name], parts[component].tensors, updates.get(name, {})
             )
-        return cls(folder, config, networks, files)
+            for name, component in NETWORKS.items()
+        }
+        if base is None:
+            raise KontextError(f"{origin.model} comes without tokenizers: {advice(['tokenizers'])}")
+        return cls(config, networks, files, base, loras)
 
     def parameters(self) -> int:
         return sum(network.parameters() for network in self.networks.values())
 
 
-def shard_files(folder: Path, stem: str) -> Iterator[tuple[Path, list[str] | None]]:
-    """The weight files of a component and, where an index lists them, the tensors to take from each."""
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        yield from indexed_shards(index)
-    elif single.exists() or single.is_symlink():
-        yield single, None
-    else:
-        variants = sorted(folder.glob(f"{stem}.*.safetensors"))
-        if len(variants) == 1:  # a half-precision download: diffusion_pytorch_model.fp16.safetensors
-            yield variants[0], None
-            return
-        for pattern in ("*.bin", "*.pt", "*.ckpt", "*.pth"):
-            for pickle in sorted(folder.glob(pattern)):
-                raise KontextError(
-                    f"{pickle} is a pickle, which can run code when opened, and is not read: convert it with "
-                    "diffusers or transformers, save_pretrained(…, safe_serialization=True)"
-                )
-        raise KontextError(f"{single} is missing: the checkpoint is incomplete")
+def with_steps(config: KontextConfig, steps: int | None) -> KontextConfig:
+    if steps is None:
+        return config
+    return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, steps=steps))
 
 
-def indexed_shards(index: Path) -> Iterator[tuple[Path, list[str]]]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[str, list[str]] = {}
-        for name, file in weight_map.items():
-            shards.setdefault(os.fsdecode(file), []).append(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise KontextError(f"{index} is not a weight index: {type(fault).__name__} {fault}") from None
-    for file, names in sorted(shards.items()):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise KontextError(f"{index} names {file!r}, which is no safetensors file of its folder")
-        path = index.parent / file
-        if not path.exists():
+def base_folder(origin: Origin) -> Path | None:
+    """The diffusers folder for what the model itself does not hold."""
+    if origin.model.is_dir():
+        if origin.base is not None:
             raise KontextError(
-                f"{path} is missing: {len(shards)} shards are listed in {index.name}, download it again"
+                f"{origin.model} is a folder and whole by itself: --base goes with a single file"
             )
-        yield path, names
+        read_index(origin.model)
+        return origin.model
+    if origin.base is not None:
+        if not origin.base.is_dir():
+            raise KontextError(f"{origin.base} is not a folder: --base takes a diffusers folder")
+        return origin.base
+    # Black Forest Labs' own repository: single files and the diffusers folders side by side.
+    beside = origin.model.absolute().parent
+    return beside if (beside / "model_index.json").exists() else None
 
 
-def check_tensors(folder: Path, found: Mapping[str, TensorInfo], networks: list[NetworkWeights]) -> None:
+def find_parts(origin: Origin, base: Path | None) -> tuple[dict[str, Part], dict[Path, str]]:
+    """Every component's tensors, and the digests of the headers read: from its own file, from the model, from the
+    base, in this order."""
+    parts: dict[str, Part] = {}
+    digests: dict[Path, str] = {}
+    for component, path in origin.files.items():
+        file = open_weight_file(path)
+        held = parts_of(file)
+        if component not in held:
+            listed = " and ".join(TITLES[other] for other in held)
+            raise KontextError(f"{path} holds {listed}, and {FLAGS[component]} takes {TITLES[component]}")
+        parts[component] = held[component]
+        digests[path] = file.digest
+    if not origin.model.is_dir():
+        file = open_weight_file(origin.model)
+        held = parts_of(file)
+        if "transformer" not in held:
+            listed = " and ".join(TITLES[component] for component in held)
+            raise KontextError(
+                f"{origin.model} holds {listed}, and not the transformer: name the file that does"
+            )
+        parts = {**held, **parts}
+        digests[origin.model] = file.digest
+    missing = []
+    for component in dict.fromkeys(NETWORKS.values()):
+        if component not in parts:
+            if base is not None and (base / component).is_dir():
+                parts[component], read = folder_part(base, component)
+                digests.update(read)
+            else:
+                missing.append(component)
+    if missing:
+        listed = ", ".join(TITLES[component] for component in missing)
+        raise KontextError(f"{origin.model} comes without {listed}: {advice(missing)}")
+    return parts, digests
+
+
+def advice(missing: Sequence[str]) -> str:
+    options = [f"{FLAGS[component]} FILE" for component in missing if component in FLAGS]
+    files = f"name {', '.join(options)}, or " if options else ""
+    return f"{files}give --base FOLDER, a diffusers folder of FLUX.1 Kontext that has it"
+
+
+def find_config(origin: Origin, parts: Mapping[str, Part], base: Path | None) -> KontextConfig:
+    """The sizes of every part: its config.json where there is one, else what its shapes say."""
+    if origin.model.is_dir():
+        config = read_config(origin.model)
+        return config if origin.name is None else dataclasses.replace(config, name=origin.name)
+
+    def configured(component: str) -> Path | None:
+        folder = None if base is None else base / component
+        return folder if folder is not None and (folder / "config.json").exists() else None
+
+    transformer, vae = configured("transformer"), configured("vae")
+    clip, t5 = configured("text_encoder"), configured("text_encoder_2")
+    config = KontextConfig(
+        name=origin.name or origin.model.stem,
+        transformer=read_transformer(transformer) if transformer else infer_transformer(parts["transformer"]),
+        autoencoder=read_autoencoder(vae) if vae else infer_autoencoder(parts["vae"]),
+        text_encoder=read_clip(clip) if clip else infer_clip(parts["text_encoder"]),
+        text_encoder_2=read_t5(t5, t5.parent / "tokenizer_2") if t5 else infer_t5(parts["text_encoder_2"]),
+        sampler=read_sampler(base / "scheduler")
+        if base and (base / "scheduler").is_dir()
+        else SamplerConfig(),
+    )
+    check_fit(str(origin.model), config)
+    return config
+
+
+def check_part(
+    part: Part, networks: Mapping[str, tuple[dict[str, tuple[int, ...]], dict[str, Source]]]
+) -> None:
     """Every tensor that the networks need is there in the right shape and a float format, and nothing else
     is."""
     wanted: set[str] = set()
-    for network in networks:
-        for weight, source in network.sources.items():
+    found = part.tensors
+    for shapes, sources in networks.values():
+        for weight, source in sources.items():
             wanted.update(source.parts)
-            for part in source.parts:
-                if part not in found:
+            for name in source.parts:
+                if name not in found:
                     raise KontextError(
-                        f"{folder} lacks tensor {part}: it is incomplete, or config.json is not its own"
+                        f"{part.where} lacks tensor {name}: it is incomplete, or config.json is not its own"
                     )
-                if found[part].dtype not in FLOATS:
+                if found[name].dtype in INTEGERS:
                     raise KontextError(
-                        f"{found[part].path}: tensor {part} is {found[part].dtype}, expected a float format"
+                        f"{found[name].path}: tensor {name} is {found[name].dtype}, expected a float format"
                     )
-            expected, shapes = network.shapes[weight], [found[part].shape for part in source.parts]
-            # Rows add up, every other dimension is shared.
-            joined = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if all(shapes) else ()
-            if joined != expected or any(shape[1:] != shapes[0][1:] for shape in shapes):
+            expected, given = shapes[weight], [found[name].shape for name in source.parts]
+            # Rows add up, every other dimension is shared. The reference autoencoder's attention is convolutions of
+            # 1x1, which are our linears.
+            joined = (sum(shape[0] for shape in given), *given[0][1:]) if all(given) else ()
+            same = joined == expected or (part.component == "vae" and joined == (*expected, 1, 1))
+            if not same or any(shape[1:] != given[0][1:] for shape in given):
                 listed = ", ".join(
-                    f"{part} {list(shape)}" for part, shape in zip(source.parts, shapes, strict=True)
+                    f"{name} {list(shape)}" for name, shape in zip(source.parts, given, strict=True)
                 )
                 raise KontextError(
-                    f"{folder}: {listed} does not fit config.json, which asks for {list(expected)}"
+                    f"{part.where}: {listed} does not fit the model's sizes, which ask for {list(expected)}"
                 )
     for name in found:
         if name not in wanted and not name.endswith(IGNORED):
-            raise KontextError(f"{found[name].path}: tensor {name} is none of {COMPONENTS[folder.name][1]}'s")
+            owner = COMPONENTS[part.component][1]
+            raise KontextError(f"{found[name].path}: tensor {name} is none of {owner}'s")
 
 
-def load_state(folder: Path) -> dict[str, dict[str, Tensor]]:
+def load_state(model: Origin | Path) -> dict[str, dict[str, Tensor]]:
     """Every weight of a checkpoint in memory: network → native name → tensor. For small models, tests and
     training."""
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(model)
     return {
         name: {weight: network.read(weight) for weight in network.shapes}
         for name, network in checkpoint.networks.items()
     }
-
-
-def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Writes a folder that diffusers' `FluxKontextPipeline.from_pretrained` loads, all but its two
-    tokenizers.
-
-    Args:
-        folder: made if needed; files of the same names are replaced.
-        config: the model's sizes.
-        weights: network (`NETWORKS`) → native name → tensor, written in the tensor's own number format.
-
-    Raises:
-        ValueError: a weight is missing, unknown or of another shape than `config` says.
-    """
-    components: dict[str, dict[str, Tensor]] = {}
-    for name, component in NETWORKS.items():
-        shapes = weight_shapes(name, config)
-        given = {key: tuple(tensor.shape) for key, tensor in weights[name].items()}
-        if given != shapes:
-            different = sorted(key for key in {*given, *shapes} if given.get(key) != shapes.get(key))
-            raise ValueError(
-                f"{name}: these weights are missing, unknown or misshapen: {', '.join(different)}"
-            )
-        sources = network_sources(name, config)
-        components.setdefault(component, {}).update(to_diffusers(weights[name], sources, config.transformer))
-    dtype = str(weights["transformer"]["img_in.weight"].dtype).removeprefix("torch.")
-    for path, fields in config_files(config, dtype).items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for component, tensors in components.items():
-        stem = WEIGHT_FILES.get(component, "model")
-        ordered = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
-        save_file(ordered, folder / component / f"{stem}.safetensors", metadata={"format": "pt"})

@@ -94,11 +94,11 @@ class Fields:
         return value
 
 
-def read_config(folder: Path) -> KontextConfig:
-    """The configuration of a diffusers folder, without touching its weights.
+def read_index(folder: Path) -> Fields:
+    """model_index.json of a diffusers folder.
 
     Raises:
-        KontextError: a file is missing or damaged, or describes a network that is not FLUX.1 Kontext's.
+        KontextError: there is none, or it is another pipeline's.
     """
     index_path = folder / "model_index.json"
     if not folder.is_dir():
@@ -106,12 +106,22 @@ def read_config(folder: Path) -> KontextConfig:
             f"{folder} is not a folder; a diffusers checkpoint is a folder with model_index.json in it"
         )
     if not index_path.exists():
-        raise KontextError(
-            f"{folder} has no model_index.json: it is not a diffusers checkpoint, or not all of one"
-        )
+        files = sorted(path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern))
+        hint = f"; it holds {files[0]}: name the file itself" if files else ", or not all of one"
+        raise KontextError(f"{folder} has no model_index.json: it is not a diffusers checkpoint{hint}")
     index = Fields(index_path)
     if index.data.get("_class_name") not in PIPELINES:
         raise index.fault("_class_name", f"{PIPELINES[0]}: only FLUX.1 Kontext checkpoints can be exported")
+    return index
+
+
+def read_config(folder: Path) -> KontextConfig:
+    """The configuration of a diffusers folder, without touching its weights.
+
+    Raises:
+        KontextError: a file is missing or damaged, or describes a network that is not FLUX.1 Kontext's.
+    """
+    index = read_index(folder)
     config = KontextConfig(
         name=model_name(folder, index.data.get("_name_or_path")),
         transformer=read_transformer(folder / "transformer"),
@@ -120,11 +130,11 @@ def read_config(folder: Path) -> KontextConfig:
         text_encoder_2=read_t5(folder / "text_encoder_2", folder / "tokenizer_2"),
         sampler=read_sampler(folder / "scheduler"),
     )
-    check_fit(folder, config)
+    check_fit(str(folder), config)
     return config
 
 
-def check_fit(folder: Path, config: KontextConfig) -> None:
+def check_fit(where: str, config: KontextConfig) -> None:
     """The parts of one model fit each other; parts of two do not."""
     transformer = config.transformer
     for field, size, part, given in (
@@ -148,7 +158,7 @@ def check_fit(folder: Path, config: KontextConfig) -> None:
         ),
     ):
         if size != given:
-            raise KontextError(f"{folder}: the transformer's {field} is {size}, and {part} {given}")
+            raise KontextError(f"{where}: the transformer's {field} is {size}, and {part} {given}")
 
 
 def model_name(folder: Path, recorded: object) -> str:

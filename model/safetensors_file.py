@@ -38,6 +38,9 @@ DTYPES: dict[str, torch.dtype] = {
 HEADER_LIMIT = 100_000_000
 """Bytes; the format's own limit."""
 
+DIMS_LIMIT = 64
+"""What PyTorch's operators take; the product of the longest hostile shape would take hours."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -126,7 +129,10 @@ def tensor_info(path: Path, name: str, entry: object, base: int) -> TensorInfo:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise KontextError(f"{path}: tensor {name!r} has the unknown number format {dtype!r}")
-    if not whole_numbers(shape) or not whole_numbers(offsets):
+    if not whole_numbers(shape) or not whole_numbers(offsets) or len(shape) > DIMS_LIMIT:
+        raise fault
+    # A tensor with no elements has strides too, and PyTorch counts them in 64 bits.
+    if math.prod(max(length, 1) for length in shape) >= 1 << 62:
         raise fault
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
         raise fault

@@ -22,6 +22,9 @@ FORMAT_VERSION = 1
 GRAPHS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "modulation", "transformer")
 TOKENIZERS = ("clip", "t5")
 
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file; the format's own limit."""
+
 MAX_MANIFEST_BYTES = 64 << 20
 """A manifest of a 12 B model is under 1 MB; what is larger than this is not one."""
 
@@ -41,6 +44,15 @@ class GraphEntry:
     path: Path
     weights: Path
     opset: int
+
+
+@dataclass(frozen=True)
+class LinkEntry:
+    """A file of the user's that graphs take weights from; `header_sha256` is of its safetensors header."""
+
+    path: Path
+    size: int
+    header_sha256: str
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,8 @@ class Bundle:
     graphs: Mapping[str, GraphEntry]
     tokenizers: Mapping[str, TokenizerEntry]
     files: Mapping[str, FileEntry]
+    links: Mapping[str, LinkEntry]
+    """By the name that graphs know them by; empty unless exported with --link-weights."""
     manifest: Mapping[str, Any]
     """The manifest as it was read, for what has no field here."""
 
@@ -122,6 +136,7 @@ class Bundle:
             graphs={name: read_graph(graphs.group(name), folder, files) for name in GRAPHS},
             tokenizers={name: read_tokenizer(tokenizers.group(name), folder, files) for name in TOKENIZERS},
             files=files,
+            links=read_links(root, folder),
             manifest=root.data,
         )
         check_consistency(bundle)
@@ -129,9 +144,22 @@ class Bundle:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights on disk."""
-        prefix = "weights/"
-        return sum(entry.size for name, entry in self.files.items() if name.startswith(prefix))
+        """Bytes of all weights on disk, the linked files' too."""
+        own = sum(entry.size for name, entry in self.files.items() if name.startswith("weights/"))
+        return own + sum(link.size for link in self.links.values())
+
+    @property
+    def linked_files(self) -> dict[str, Path]:
+        """Every file that graphs take weights from, by the name they know it by; empty for a bundle without links.
+
+        All of them, the bundle's own too: ONNX Runtime wants either all from the folder or all handed in.
+        """
+        if not self.links:
+            return {}
+        own = {
+            entry.weights.relative_to(self.folder).as_posix(): entry.weights for entry in self.graphs.values()
+        }
+        return own | {name: link.path for name, link in self.links.items()}
 
     def verify(self, advance: Callable[[int], object] | None = None) -> None:
         """Checks every file's digest; `advance` is told the bytes read (for a progress bar).
@@ -252,6 +280,36 @@ def read_files(root: Fields, folder: Path) -> dict[str, FileEntry]:
             raise KontextError(f"{path} has {actual} bytes, the manifest says {size}: the bundle is damaged")
         files[name] = FileEntry(size, sha256)
     return files
+
+
+def read_links(root: Fields, folder: Path) -> dict[str, LinkEntry]:
+    """The entries of `links`: each a safetensors file with the header that it was linked with.
+
+    Only such a file is ever opened, so a bundle from elsewhere cannot make anything else its weights.
+    """
+    if "links" not in root.data:
+        return {}
+    group, links = root.group("links"), {}
+    for name in group.data:
+        entry = group.group(name)
+        inside(folder, name, group.where)
+        link = LinkEntry(Path(entry.text("path")), entry.whole("size", least=8), entry.text("header_sha256"))
+        try:
+            if not link.path.is_absolute() or not link.path.is_file():
+                raise KontextError(
+                    f"{link.path} is not there: the bundle takes its weights from it; export it again"
+                )
+            with link.path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                digest = hashlib.sha256(file.read(length) if length <= MAX_HEADER_BYTES else b"").hexdigest()
+        except OSError as fault:
+            raise KontextError(f"cannot read {link.path}: {fault.strerror}") from None
+        if link.path.stat().st_size != link.size or digest != link.header_sha256:
+            raise KontextError(
+                f"{link.path} is not the file that {folder} was exported over; export it again"
+            )
+        links[name] = link
+    return links
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

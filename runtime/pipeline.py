@@ -102,7 +102,7 @@ class Pipeline:
         key = hashlib.sha256((opened.folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
         return cls(
             opened,
-            OnnxRuntimeBackend(graphs, device, threads=threads, cache_key=key),
+            OnnxRuntimeBackend(graphs, device, threads=threads, cache_key=key, files=opened.linked_files),
             low_memory=opened.weight_bytes >= LARGE_WEIGHTS if low_memory is None else low_memory,
             input_filter=input_filter,
             output_filter=output_filter,

@@ -70,8 +70,9 @@ def one_thread() -> None:
 def make_checkpoint(folder: Path) -> None:
     import torch
 
-    from kontext.model.checkpoint import NETWORKS, build_network, save_diffusers
     from kontext.model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
+    from kontext.model.diffusers_folder import save_diffusers
+    from kontext.model.networks import NETWORKS, build_network
     from kontext.tiny.vocabulary import train_clip, train_t5
 
     config = KontextConfig(

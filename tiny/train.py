@@ -56,7 +56,7 @@ def write_checkpoint(run: Path, folder: Path) -> None:
     """Writes the averaged weights of the last stage that there is, in bf16, as a diffusers folder."""
     import shutil
 
-    from ..model.checkpoint import save_diffusers
+    from ..model.diffusers_folder import save_diffusers
 
     stage = [name for name in STAGES if (run / f"{name}.safetensors").exists()][-1]
     autoencoder = trained_autoencoder(TINY.autoencoder, run)

@@ -6,6 +6,7 @@ they are.
 
 from __future__ import annotations
 
+import mmap
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,12 @@ Array = NDArray[Any]
 
 FATAL_ONLY = 4
 """Severity of ONNX Runtime's log: what goes wrong comes as an exception, and once is enough."""
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The bytes of a file, in memory only as they are touched."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def choose_device(device: str, available: Sequence[str]) -> str:
@@ -52,6 +59,8 @@ class OnnxRuntimeBackend:
         device: auto, cpu, cuda or tensorrt.
         threads: cores that one run may use; None for all that this process may use.
         cache_key: names the folder of TensorRT's compiled engines, apart from those of every other bundle.
+        files: the files that graphs take weights from, by the names that the graphs know them by; needed where
+            they are not all beside the graphs.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class OnnxRuntimeBackend:
         device: str = "auto",
         threads: int | None = None,
         cache_key: str = "",
+        files: Mapping[str, Path] | None = None,
     ) -> None:
         import onnxruntime
 
@@ -68,6 +78,7 @@ class OnnxRuntimeBackend:
         self.device = choose_device(device, onnxruntime.get_available_providers())
         self.threads = allowed_cores() if threads is None else threads
         self.cache_key = cache_key
+        self.files = dict(files or {})
         self.memory = "cpu" if self.device == "cpu" else "cuda"
         self.bound = self.device != "cpu"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
@@ -92,6 +103,10 @@ class OnnxRuntimeBackend:
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         try:
+            if self.files:
+                maps = [map_file(path) for path in self.files.values()]
+                sizes = [len(file) for file in maps]
+                options.add_external_initializers_from_files_in_memory(list(self.files), maps, sizes)
             session = onnxruntime.InferenceSession(
                 str(self.graphs[graph]), options, providers=self.providers()
             )

@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from kontext.export.blocks import repeated_blocks  # noqa: E402
-from kontext.model.checkpoint import NETWORKS, Checkpoint, build_network, weight_shapes  # noqa: E402
+from kontext.model.checkpoint import Checkpoint  # noqa: E402
+from kontext.model.networks import NETWORKS, build_network, weight_shapes  # noqa: E402
 
 
 @pytest.mark.parametrize("name", NETWORKS)

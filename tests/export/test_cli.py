@@ -35,7 +35,7 @@ def test_wrong_flags(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     assert cli.main([str(tmp_path / "no"), "-o", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'no'} is not a folder")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'no'} does not exist")
 
 
 def test_without_the_embedded_model(

@@ -15,8 +15,9 @@ import onnxruntime  # noqa: E402
 
 from kontext.export import binding, graphs, weights  # noqa: E402
 from kontext.export.bundle import network_constants  # noqa: E402
-from kontext.model.checkpoint import NETWORKS, Checkpoint, build_network, load_state  # noqa: E402
+from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
+from kontext.model.networks import NETWORKS, build_network  # noqa: E402
 from kontext.quant import fp8  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 

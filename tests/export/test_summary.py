@@ -11,7 +11,7 @@ pytest.importorskip("onnx")
 
 from kontext.export.bundle import Summary
 from kontext.export.summary import human, peak_memory, render
-from kontext.model.checkpoint import NETWORKS
+from kontext.model.networks import NETWORKS
 from kontext.quant.recipe import choose
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 from kontext.export import weights  # noqa: E402
 from kontext.export.graphs import linear_weights  # noqa: E402
-from kontext.model.checkpoint import NETWORKS, Checkpoint  # noqa: E402
+from kontext.model.checkpoint import Checkpoint  # noqa: E402
+from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant import fp8  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 

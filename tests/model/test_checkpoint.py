@@ -14,8 +14,10 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.model.checkpoint import NETWORKS, Checkpoint, load_state, save_diffusers  # noqa: E402
+from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.diffusers_config import read_config  # noqa: E402
+from kontext.model.diffusers_folder import save_diffusers  # noqa: E402
+from kontext.model.networks import NETWORKS  # noqa: E402
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -152,7 +154,7 @@ def pickle_only(path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (lambda f: shutil.rmtree(f), "is not a folder"),
+    "no folder": (lambda f: shutil.rmtree(f), "does not exist"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
     "index torn": (lambda f: (f / "model_index.json").write_text('{"a"'), "is not a JSON file"),
     "index a list": (lambda f: (f / "model_index.json").write_text("[]"), "should hold a JSON object"),
@@ -224,7 +226,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_tensors(
             f / TRANSFORMER, lambda t: t.update({"x_embedder.weight": torch.ones(64, 63)})
         ),
-        r"x_embedder.weight \[64, 63\] does not fit config.json, which asks for \[64, 64\]",
+        r"x_embedder.weight \[64, 63\] does not fit the model's sizes, which ask for \[64, 64\]",
     ),
     "wrong part": (
         lambda f: edit_tensors(

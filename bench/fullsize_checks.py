@@ -1,0 +1,176 @@
+"""What `bench.fullsize` runs in processes of their own: `python -m kontext.bench.fullsize_checks CHECK BUNDLE`.
+
+Each check (check, load, blocks) prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..export.weights import Plan
+
+TOKENS = 256
+"""Target tokens, and reference tokens, that the blocks are run on."""
+
+
+def check(folder: Path) -> dict[str, object]:
+    """onnx.checker on every graph, with strict shape inference; linked graphs have their weights as inputs for it."""
+    import onnx
+
+    bundle = Bundle.open(folder)
+    for entry in bundle.graphs.values():
+        if bundle.links:
+            model = onnx.load(entry.path, load_external_data=False)
+            weights_as_inputs(model)
+            onnx.checker.check_model(model, full_check=True)
+        else:
+            onnx.checker.check_model(str(entry.path), full_check=True)
+    return {"graphs": len(bundle.graphs)}
+
+
+def weights_as_inputs(model: object) -> None:
+    import onnx
+
+    assert isinstance(model, onnx.ModelProto)
+    kept = []
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            model.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+        else:
+            kept.append(tensor)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def load(folder: Path) -> dict[str, object]:
+    """Sessions of the transformer and its modulation in ONNX Runtime, on the CPU."""
+    from ..runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    bundle = Bundle.open(folder)
+    backend = OnnxRuntimeBackend({name: entry.path for name, entry in bundle.graphs.items()}, "cpu")
+    seconds = {}
+    for name in ("modulation", "transformer"):
+        start = time.perf_counter()
+        backend.session(name)
+        seconds[name] = round(time.perf_counter() - start, 2)
+    return {"seconds": seconds}
+
+
+def blocks(folder: Path) -> dict[str, object]:
+    """The first double and the first single block of the bundle, at full width, in ONNX Runtime against PyTorch in
+    fp32 with the bundle's own weights; the relative error of the velocity."""
+    import onnxruntime
+    import torch
+
+    from ..export import binding, graphs
+    from ..model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
+    from ..model.transformer import Transformer
+
+    bundle = Bundle.open(folder)
+    stated = bundle.manifest["model"]["transformer"]
+    fields = {field.name: stated[field.name] for field in dataclasses.fields(TransformerConfig)}
+    fields |= {"num_double_blocks": 1, "num_single_blocks": 1, "axes_dim": tuple(stated["axes_dim"])}
+    small = TransformerConfig(**fields)
+    config = KontextConfig("blocks", small, AutoencoderConfig(), ClipConfig(), T5Config())
+    compute = bundle.manifest["precision"]["compute"]
+    probe = graphs.trace("transformer", config, compute)
+    entry = bundle.graphs["transformer"]
+    stored = StoredNetwork(entry.weights, compute)
+    binding.bind(
+        probe, stored.plan(list(probe.graph.initializers)), entry.weights.relative_to(folder).as_posix()
+    )
+    path = folder / "blocks.probe.onnx"
+    path.write_bytes(binding.serialize(probe))
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink()
+    rng = np.random.default_rng(0)
+    inputs = {
+        node.name: rng.standard_normal([axis_size(dimension) for dimension in node.shape], np.float32)
+        for node in session.get_inputs()
+    }
+    angles = rng.uniform(-np.pi, np.pi, inputs["rope_cos"].shape).astype(np.float32)
+    inputs |= {"rope_cos": np.cos(angles), "rope_sin": np.sin(angles)}
+    inputs |= {name: 0.2 * value for name, value in inputs.items() if name.endswith("modulation")}
+    start = time.perf_counter()
+    ours = session.run(None, inputs)[0]
+    seconds = time.perf_counter() - start
+    del session
+    network = Transformer(small).eval()
+    network.load_state_dict({name: stored.read(name) for name in network.state_dict()})
+    with torch.inference_mode():
+        theirs = network(*(torch.from_numpy(inputs[name]) for name in inputs)).numpy()
+    error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    return {
+        "relative_error": error,
+        "seconds": round(seconds, 2),
+        "tokens": 2 * TOKENS + inputs["text"].shape[1],
+    }
+
+
+def axis_size(dimension: int | str) -> int:
+    """Sizes of the probe's inputs: batch 1, as many reference tokens as target tokens."""
+    if isinstance(dimension, int):
+        return dimension
+    sizes = {"batch": 1, "target_tokens": TOKENS, "reference_tokens": TOKENS, "text_tokens": 512}
+    return sum(sizes[part.strip()] for part in dimension.split("+"))
+
+
+class StoredNetwork:
+    """A bundle's weights file as its header describes it."""
+
+    def __init__(self, path: Path, compute: str) -> None:
+        from ..model.safetensors_file import read_header
+
+        self.tensors, self.compute = read_header(path).tensors, compute
+
+    def plan(self, wanted: list[str]) -> Plan:
+        """The part of the file that a graph with the weights `wanted` needs, as `binding.bind` takes it."""
+        from ..export.weights import Item, Plan, StoredTensor
+
+        items = []
+        for name in wanted:
+            if name in self.tensors:
+                names = [name, f"{name}_scale"] if f"{name}_scale" in self.tensors else [name]
+                parts = tuple(
+                    StoredTensor(part, info.dtype, info.shape, info.start, info.stop)
+                    for part in names
+                    for info in [self.tensors[part]]
+                )
+                items.append(Item(name, "fp8" if len(names) > 1 else self.compute, False, parts))
+        return Plan("transformer", self.compute, b"", tuple(items), {})
+
+    def read(self, name: str) -> Tensor:
+        """A weight in fp32 as PyTorch has it: dequantized, linears [out, in]."""
+        from ..quant import fp8
+
+        value = self.tensors[name].read()
+        if f"{name}_scale" in self.tensors:
+            value = fp8.dequantize(value, self.tensors[f"{name}_scale"].read())
+        return value.float().t() if value.ndim == 2 else value.float()
+
+
+def main() -> int:
+    what, folder = sys.argv[1:]
+    result = {"check": check, "load": load, "blocks": blocks}[what](Path(folder))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

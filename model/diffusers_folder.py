@@ -1,0 +1,114 @@
+"""The weight files of a diffusers folder: found, shard by shard, and written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import KontextError
+from .config import KontextConfig
+from .diffusers_config import config_files
+from .diffusers_format import to_diffusers
+from .layouts import Part, network_sources
+from .networks import NETWORKS, weight_shapes
+from .weight_files import StoredWeight, open_weight_file
+
+WEIGHT_FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+"""Stem of a component's weight files; the text encoders' is `model`."""
+
+
+def folder_part(folder: Path, component: str) -> tuple[Part, dict[Path, str]]:
+    """A component of a diffusers folder, and the digest of every header that was read for it.
+
+    Raises:
+        KontextError: a file is missing or damaged.
+    """
+    tensors: dict[str, StoredWeight] = {}
+    digests: dict[Path, str] = {}
+    for path, names in shard_files(folder / component, WEIGHT_FILES.get(component, "model")):
+        file = open_weight_file(path)
+        digests[path] = file.digest
+        for name in names if names is not None else file.tensors:
+            if name not in file.tensors:
+                raise KontextError(f"{path} lacks tensor {name}, which its index promises")
+            tensors[name] = file.tensors[name]
+    return Part(component, "diffusers", str(folder / component), tensors), digests
+
+
+def shard_files(folder: Path, stem: str) -> Iterator[tuple[Path, list[str] | None]]:
+    """The weight files of a component and, where an index lists them, the tensors to take from each."""
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if index.exists():
+        yield from indexed_shards(index)
+    elif single.exists() or single.is_symlink():
+        yield single, None
+    else:
+        variants = sorted(folder.glob(f"{stem}.*.safetensors"))
+        if len(variants) == 1:  # a half-precision download: diffusion_pytorch_model.fp16.safetensors
+            yield variants[0], None
+            return
+        for pattern in ("*.bin", "*.pt", "*.ckpt", "*.pth"):
+            for pickle in sorted(folder.glob(pattern)):
+                raise KontextError(
+                    f"{pickle} is a pickle, which can run code when opened, and is not read: convert it with "
+                    "diffusers or transformers, save_pretrained(…, safe_serialization=True)"
+                )
+        raise KontextError(f"{single} is missing: the checkpoint is incomplete")
+
+
+def indexed_shards(index: Path) -> Iterator[tuple[Path, list[str]]]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards: dict[str, list[str]] = {}
+        for name, file in weight_map.items():
+            shards.setdefault(os.fsdecode(file), []).append(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        raise KontextError(f"{index} is not a weight index: {type(fault).__name__} {fault}") from None
+    for file, names in sorted(shards.items()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise KontextError(f"{index} names {file!r}, which is no safetensors file of its folder")
+        path = index.parent / file
+        if not path.exists():
+            raise KontextError(
+                f"{path} is missing: {len(shards)} shards are listed in {index.name}, download it again"
+            )
+        yield path, names
+
+
+def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Writes a folder that diffusers' `FluxKontextPipeline.from_pretrained` loads, all but its two
+    tokenizers.
+
+    Args:
+        folder: made if needed; files of the same names are replaced.
+        config: the model's sizes.
+        weights: network (`NETWORKS`) → native name → tensor, written in the tensor's own number format.
+
+    Raises:
+        ValueError: a weight is missing, unknown or of another shape than `config` says.
+    """
+    components: dict[str, dict[str, Tensor]] = {}
+    for name, component in NETWORKS.items():
+        shapes = weight_shapes(name, config)
+        given = {key: tuple(tensor.shape) for key, tensor in weights[name].items()}
+        if given != shapes:
+            different = sorted(key for key in {*given, *shapes} if given.get(key) != shapes.get(key))
+            raise ValueError(
+                f"{name}: these weights are missing, unknown or misshapen: {', '.join(different)}"
+            )
+        sources = network_sources(name, config)
+        components.setdefault(component, {}).update(to_diffusers(weights[name], sources, config.transformer))
+    dtype = str(weights["transformer"]["img_in.weight"].dtype).removeprefix("torch.")
+    for path, fields in config_files(config, dtype).items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for component, tensors in components.items():
+        stem = WEIGHT_FILES.get(component, "model")
+        ordered = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+        save_file(ordered, folder / component / f"{stem}.safetensors", metadata={"format": "pt"})

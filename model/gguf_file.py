@@ -1,0 +1,370 @@
+"""Reads one tensor of a GGUF file at a time: the header is checked in full first, then bytes are read by
+offset and dequantized.
+
+The header's parser is our own because `gguf.GGUFReader` (0.19) trusts what it reads: it loops over whatever
+count a file names, makes an array object for every element of every list, lets tensors overlap, reports
+damage as IndexError or ValueError, and maps the whole file, whose pages would then count as this process's
+memory. Here nothing is read, allocated or looped over before it is known to fit. Block sizes and
+dequantization are the library's.
+
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import KontextError
+from .safetensors_file import DTYPES, TensorInfo
+
+# fmt: off
+QUANTIZED = (
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
+    "TQ1_0", "TQ2_0", "MXFP4",
+)
+# fmt: on
+"""Formats that `gguf.quants.dequantize` turns into float32. NVFP4 is not among them: its blocks alone do not
+make the weight, a scale in another tensor belongs to it."""
+
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Types of metadata → struct's codes; the two others are:"""
+STRING, ARRAY = 8, 9
+
+VERSIONS = (2, 3)
+"""They differ in what big endian files look like, and those are refused. 1 had counts of 32 bits."""
+
+HEADER_LIMIT = 64 << 20
+"""Bytes. The vocabulary of a T5 takes 1 MB, the largest ones of language models 16 MB."""
+
+COUNT_LIMIT = 100_000
+"""Tensors, or metadata. FLUX.1 has 780 tensors."""
+
+NAME_LIMIT = 65_535
+"""Bytes of a name; the format's own limit."""
+
+DIMS_LIMIT = 8
+"""ggml knows 4 dimensions, ComfyUI-GGUF writes 5."""
+
+ALIGNMENT_LIMIT = 65_536
+"""Bytes; files have 32."""
+
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
+"""ComfyUI-GGUF stores tensors whose rows are no whole number of blocks as rows of 256, and their shape under
+this key."""
+
+PIECE = 1 << 18
+"""Weights that are dequantized at once, a whole number of every format's blocks. The library's temporaries
+take 5 MB, and stay in the cache: Q4_K 515 M weights/s on one core, 223 M/s in pieces of
+2^16, 485 M/s of 2^20."""
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """Where a tensor is: `shape` is PyTorch's, outermost first; `start` and `stop` are bytes from the
+    beginning of the file."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def read(self) -> Tensor:
+        """The tensor, in memory of its own: plain formats as they are, quantized ones as float32.
+
+        Raises:
+            KontextError: the file can no longer be read as its header said.
+        """
+        if self.dtype in DTYPES:
+            return TensorInfo(self.path, self.name, self.dtype, self.shape, self.start, self.stop).read()
+        gguf = gguf_library()
+        kind = gguf.GGMLQuantizationType[self.dtype]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        result = torch.empty(math.prod(self.shape), dtype=torch.float32)
+        weights = result.numpy()
+        # One row of many blocks, as blocks follow each other whatever the shape: the library goes over rows
+        # in groups of 16, which is slow where rows are short.
+        piece = np.empty((1, PIECE // block * block_bytes), dtype=np.uint8)
+        try:
+            # A damaged scale may be NaN or infinite; whoever uses the weight checks for that.
+            with self.path.open("rb") as file, np.errstate(all="ignore"):
+                file.seek(self.start)
+                for first in range(0, len(weights), PIECE):
+                    count = min(PIECE, len(weights) - first)
+                    data = piece[:, : count // block * block_bytes]
+                    if file.readinto(data[0].data) != data.size:
+                        raise KontextError(
+                            f"{self.path} is truncated at tensor {self.name}: download it again"
+                        )
+                    weights[first : first + count] = gguf.quants.dequantize(data, kind)[0]
+        except OSError as fault:
+            raise KontextError(f"cannot read {self.path}: {fault.strerror}") from None
+        return result.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a file holds; `digest` is the SHA-256 of the header's bytes, `architecture` is "flux",
+    "t5encoder", …, or "" where the file does not say (stable-diffusion.cpp writes none)."""
+
+    tensors: dict[str, GgufTensor]
+    digest: str
+    architecture: str
+
+
+def read_gguf(path: Path) -> GgufHeader:
+    """The tensors of `path`, none of them read.
+
+    Raises:
+        KontextError: the file is missing, truncated, of a kind that is not read, or its header contradicts
+            itself.
+    """
+    gguf = gguf_library()
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = HeaderParser(path, file, size)
+            num_tensors, num_metadata = header.counts()
+            metadata = header.metadata(num_metadata)
+            check_split(path, metadata)
+            tensors = [header.tensor(gguf) for _ in range(num_tensors)]
+    except FileNotFoundError:
+        raise KontextError(f"{path} is missing: the checkpoint is incomplete") from None
+    except OSError as fault:
+        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+    architecture = metadata.get("general.architecture", "")
+    if not isinstance(architecture, str):
+        raise KontextError(f"{path} has a damaged GGUF header: general.architecture is not a string")
+    alignment = metadata.get("general.alignment", 32)
+    # A power of two has one bit set.
+    if type(alignment) is not int or not 0 < alignment <= ALIGNMENT_LIMIT or alignment & (alignment - 1):
+        raise KontextError(
+            f"{path} has a damaged GGUF header: general.alignment is {alignment!r}, expected a power of two "
+            f"up to {ALIGNMENT_LIMIT}"
+        )
+    base = padded(header.position, alignment)
+    placed: dict[str, GgufTensor] = {}
+    for tensor in tensors:
+        if tensor.name in placed:
+            raise KontextError(f"{path} has a damaged GGUF header: tensor {tensor.name!r} appears twice")
+        shape = original_shape(tensor, metadata.get(ORIGINAL_SHAPE + tensor.name, tensor.shape))
+        placed[tensor.name] = GgufTensor(
+            path, tensor.name, tensor.dtype, shape, base + tensor.start, base + tensor.stop
+        )
+    check_layout(path, placed, base, alignment, size)
+    return GgufHeader(placed, header.sha256.hexdigest(), architecture)
+
+
+def t5_names(num_layers: int) -> dict[str, str]:
+    """llama.cpp's name → Hugging Face's for every weight of a T5 encoder with gated feed-forward layers."""
+    names = {
+        "token_embd.weight": "shared.weight",
+        "enc.output_norm.weight": "encoder.final_layer_norm.weight",
+        "enc.blk.0.attn_rel_b.weight": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    }
+    block = {
+        "attn_norm": "layer.0.layer_norm",
+        "attn_q": "layer.0.SelfAttention.q",
+        "attn_k": "layer.0.SelfAttention.k",
+        "attn_v": "layer.0.SelfAttention.v",
+        "attn_o": "layer.0.SelfAttention.o",
+        "ffn_norm": "layer.1.layer_norm",
+        "ffn_gate": "layer.1.DenseReluDense.wi_0",
+        "ffn_up": "layer.1.DenseReluDense.wi_1",
+        "ffn_down": "layer.1.DenseReluDense.wo",
+    }
+    for index in range(num_layers):
+        for name, module in block.items():
+            names[f"enc.blk.{index}.{name}.weight"] = f"encoder.block.{index}.{module}.weight"
+    return names
+
+
+def gguf_library() -> ModuleType:
+    """Imported when a GGUF file is met: whoever has none need not install it."""
+    try:
+        import gguf
+    except ImportError:
+        raise KontextError(
+            "reading GGUF files needs the package gguf: pip install 'kontext-export[export]'"
+        ) from None
+    return gguf
+
+
+class HeaderParser:
+    """Takes a header apart from its beginning, hashing what it takes. Little endian throughout."""
+
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path = path
+        self.file = file
+        self.size = size
+        self.position = 0
+        self.place = "its beginning"
+        self.sha256 = hashlib.sha256()
+
+    def damaged(self, what: str) -> KontextError:
+        return KontextError(f"{self.path} has a damaged GGUF header at {self.place}: {what}")
+
+    def require(self, count: int) -> None:
+        """There are `count` bytes left."""
+        end = self.position + count
+        if end > self.size:
+            raise KontextError(
+                f"{self.path} is truncated or damaged: {self.place} ends at byte {end} of {self.size}: "
+                "download it again"
+            )
+        if end > HEADER_LIMIT:
+            raise self.damaged(f"it ends at byte {end}, expected a header of at most {HEADER_LIMIT}")
+
+    def take(self, count: int) -> bytes:
+        self.require(count)
+        data = self.file.read(count)
+        if len(data) != count:
+            raise KontextError(f"{self.path} became shorter while it was read: try again")
+        self.position += count
+        self.sha256.update(data)
+        return data
+
+    def numbers(self, codes: str) -> tuple[Any, ...]:
+        """Numbers of struct's formats, e.g. "IQ"."""
+        return struct.unpack(f"<{codes}", self.take(struct.calcsize(f"<{codes}")))
+
+    def name(self) -> str:
+        (length,) = self.numbers("Q")
+        if length > NAME_LIMIT:
+            raise self.damaged(f"a name of {length} bytes")
+        try:
+            return self.take(length).decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.damaged("a name that is not UTF-8") from None
+
+    def counts(self) -> tuple[int, int]:
+        """The first 24 bytes: how many tensors and metadata there are."""
+        if self.size < 4 or self.take(4) != b"GGUF":
+            raise KontextError(f"{self.path} is not a GGUF file")
+        (version,) = self.numbers("I")
+        if version and not version & 0xFFFF:
+            raise KontextError(
+                f"{self.path} is a big endian GGUF: convert it with gguf-convert-endian FILE little"
+            )
+        if version not in VERSIONS:
+            raise KontextError(
+                f"{self.path} is GGUF version {version}, expected 2 or 3: download a current conversion"
+            )
+        num_tensors, num_metadata = self.numbers("QQ")
+        for count, what in ((num_tensors, "tensors"), (num_metadata, "metadata")):
+            if count > COUNT_LIMIT:
+                raise self.damaged(f"{count} {what}, expected at most {COUNT_LIMIT}")
+        if num_tensors == 0:
+            raise KontextError(f"{self.path} holds no tensors: a vocabulary alone, or a damaged file")
+        return num_tensors, num_metadata
+
+    def metadata(self, count: int) -> dict[str, object]:
+        """Key → value; None for an array too long to be a shape, which is stepped over."""
+        result: dict[str, object] = {}
+        for index in range(count):
+            self.place = f"metadata {index + 1} of {count}"
+            key = self.name()
+            self.place = f"metadata {key!r}"
+            if key in result:
+                raise self.damaged("it appears twice")
+            (kind,) = self.numbers("I")
+            result[key] = self.value(kind)
+        return result
+
+    def value(self, kind: int) -> object:
+        if kind in NUMBERS:
+            return self.numbers(NUMBERS[kind])[0]
+        if kind == STRING:
+            (length,) = self.numbers("Q")
+            return self.take(length).decode("utf-8", "replace")
+        if kind != ARRAY:
+            raise self.damaged(f"unknown type {kind}")
+        element, count = self.numbers("IQ")
+        if element in NUMBERS:
+            data = self.take(count * struct.calcsize(f"<{NUMBERS[element]}"))
+            return struct.unpack(f"<{count}{NUMBERS[element]}", data) if count <= DIMS_LIMIT else None
+        if element != STRING:
+            raise self.damaged(f"an array of type {element}")
+        self.require(8 * count)  # each has a length: no loop over more than the file can hold
+        for _ in range(count):
+            self.take(self.numbers("Q")[0])
+        return None
+
+    def tensor(self, gguf: ModuleType) -> GgufTensor:
+        """The next tensor, its bytes counted from where the header will end."""
+        self.place = "a tensor"
+        name = self.name()
+        self.place = f"tensor {name!r}"
+        (num_dims,) = self.numbers("I")
+        if num_dims > DIMS_LIMIT:
+            raise self.damaged(f"{num_dims} dimensions")
+        shape = self.numbers(f"{num_dims}Q")[::-1]  # the file has the innermost dimension first
+        kind, start = self.numbers("IQ")
+        dtype = next((known.name for known in gguf.GGMLQuantizationType if known == kind), f"number {kind}")
+        if dtype not in DTYPES and dtype not in QUANTIZED:
+            raise KontextError(
+                f"{self.path}: tensor {name!r} has the number format {dtype}, which is not read: expected "
+                f"F32, F16, BF16 or one of {', '.join(QUANTIZED)}"
+            )
+        block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+        row = shape[-1] if shape else 1
+        if 0 in shape or row % block:
+            raise self.damaged(f"{list(shape)} in {dtype}, expected rows of whole blocks of {block}")
+        return GgufTensor(
+            self.path, name, dtype, shape, start, start + math.prod(shape) // block * block_bytes
+        )
+
+
+def check_split(path: Path, metadata: dict[str, object]) -> None:
+    count = metadata.get("split.count", 1)
+    if type(count) is not int:
+        raise KontextError(f"{path} has a damaged GGUF header: split.count is not a number")
+    if count > 1:
+        raise KontextError(
+            f"{path} is one of {count} files of a split GGUF: merge them with llama.cpp's "
+            "llama-gguf-split --merge FIRST_FILE OUTPUT"
+        )
+
+
+def original_shape(tensor: GgufTensor, shape: object) -> tuple[int, ...]:
+    if (
+        not isinstance(shape, tuple)
+        or not all(type(length) is int and length > 0 for length in shape)
+        or math.prod(shape) != math.prod(tensor.shape)
+    ):
+        raise KontextError(
+            f"{tensor.path} has a damaged GGUF header at metadata {ORIGINAL_SHAPE + tensor.name!r}: expected "
+            f"a shape of {math.prod(tensor.shape)} weights"
+        )
+    return shape
+
+
+def padded(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
+
+
+def check_layout(path: Path, tensors: dict[str, GgufTensor], base: int, alignment: int, size: int) -> None:
+    """The format asks for tensors that follow each other with no overlap and no gap but the alignment's, up
+    to the file's end, where the last padding may be missing."""
+    position = stop = base
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
+        if tensor.start != position:
+            raise KontextError(f"{path} has a damaged GGUF header: tensor {tensor.name!r} is out of place")
+        stop = tensor.stop
+        position = padded(stop, alignment)
+    if stop > size:
+        raise KontextError(f"{path} is truncated: {size} of {stop} bytes: download it again")
+    if position < size:
+        raise KontextError(f"{path} is damaged: {size - position} bytes more than its header says")

@@ -1,0 +1,161 @@
+"""A part's sizes, from the shapes of its tensors: for files that come without a config.json.
+
+What shapes cannot tell (RoPE's axes, the latents' shift and scale, …) is FLUX.1 Kontext's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+from ..errors import KontextError
+from .config import AutoencoderConfig, ClipConfig, T5Config, TransformerConfig
+from .layouts import Layout, Part
+
+CLIP_HEAD_DIM = 64
+"""Of every CLIP text tower."""
+
+
+class Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Shapes:
+    """Shapes of a part's tensors, by name; a fault names the tensor and the file."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def of(self, name: str, dimensions: int) -> tuple[int, ...]:
+        tensors: Mapping[str, Shaped] = self.part.tensors
+        if name not in tensors:
+            raise KontextError(f"{self.part.where} lacks tensor {name}: it is incomplete, or another model's")
+        shape = tensors[name].shape
+        if len(shape) != dimensions or not all(shape):
+            raise KontextError(
+                f"{self.part.where}: tensor {name} is {list(shape)}, expected {dimensions} dimensions"
+            )
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """How many numbers the first group of `pattern` takes, from 0 on, among the tensors' names."""
+        expression = re.compile(pattern)
+        found = {int(match[1]) for name in self.part.tensors if (match := expression.match(name))}
+        if found != set(range(len(found))):
+            raise KontextError(f"{self.part.where}: of its blocks {pattern.split('(')[0]}… some are missing")
+        return len(found)
+
+
+def infer_transformer(part: Part) -> TransformerConfig:
+    """Sizes of a transformer; RoPE's axes take their usual shares of a head, an eighth and twice seven sixteenths."""
+    shapes = Shapes(part)
+    names = TRANSFORMER_NAMES[part.layout]
+    hidden, in_channels = shapes.of(names["image"], 2)
+    head_dim = shapes.of(names["norm"], 1)[0]
+    if hidden % head_dim or head_dim % 16:
+        raise KontextError(f"{part.where}: heads of {head_dim} do not divide a hidden size of {hidden}")
+    return TransformerConfig(
+        in_channels=in_channels,
+        hidden_size=hidden,
+        num_heads=hidden // head_dim,
+        num_double_blocks=shapes.count(names["double"]),
+        num_single_blocks=shapes.count(names["single"]),
+        mlp_ratio=shapes.of(names["mlp"], 2)[0] / hidden,
+        axes_dim=(head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16),
+        text_dim=shapes.of(names["text"], 2)[1],
+        pooled_dim=shapes.of(names["pooled"], 2)[1],
+        guidance_embed=names["guidance"] in part.tensors,
+    )
+
+
+TRANSFORMER_NAMES: dict[Layout, dict[str, str]] = {
+    "native": {
+        "image": "img_in.weight",
+        "text": "txt_in.weight",
+        "pooled": "vector_in.in_layer.weight",
+        "guidance": "guidance_in.in_layer.weight",
+        "norm": "double_blocks.0.img_attn.norm.query_norm.scale",
+        "mlp": "double_blocks.0.img_mlp.0.weight",
+        "double": r"double_blocks\.(\d{1,4})\.",
+        "single": r"single_blocks\.(\d{1,4})\.",
+    },
+    "diffusers": {
+        "image": "x_embedder.weight",
+        "text": "context_embedder.weight",
+        "pooled": "time_text_embed.text_embedder.linear_1.weight",
+        "guidance": "time_text_embed.guidance_embedder.linear_1.weight",
+        "norm": "transformer_blocks.0.attn.norm_q.weight",
+        "mlp": "transformer_blocks.0.ff.net.0.proj.weight",
+        "double": r"transformer_blocks\.(\d{1,4})\.",
+        "single": r"single_transformer_blocks\.(\d{1,4})\.",
+    },
+}
+
+
+def infer_autoencoder(part: Part) -> AutoencoderConfig:
+    """FLUX.1's autoencoder; any other has a shift and scale that its file does not tell.
+
+    Raises:
+        KontextError: it is another one.
+    """
+    shapes, flux = Shapes(part), AutoencoderConfig()
+    if part.layout == "native":
+        levels, block, count = r"encoder\.down\.(\d{1,2})\.", "encoder.down.{}.block", r"\.(\d{1,2})\."
+    else:
+        levels, block = r"encoder\.down_blocks\.(\d{1,2})\.", "encoder.down_blocks.{}.resnets"
+        count = r"\.(\d{1,2})\."
+    channels = tuple(
+        shapes.of(f"{block.format(level)}.0.conv1.weight", 4)[0] for level in range(shapes.count(levels))
+    )
+    layers = shapes.count(re.escape(block.format(0)) + count)
+    latents = shapes.of("decoder.conv_in.weight", 4)[1]
+    if (channels, layers, latents) != (flux.block_channels, flux.layers_per_block, flux.latent_channels):
+        raise KontextError(
+            f"{part.where} is not FLUX.1's autoencoder (channels {list(channels)}, {latents} of them latent), and does "
+            "not say how its latents are scaled: name the diffusers folder it belongs to with --base"
+        )
+    return flux
+
+
+def infer_clip(part: Part) -> ClipConfig:
+    shapes = Shapes(part)
+    start = "" if "embeddings.token_embedding.weight" in part.tensors else "text_model."
+    vocab, hidden = shapes.of(f"{start}embeddings.token_embedding.weight", 2)
+    if hidden % CLIP_HEAD_DIM:
+        raise KontextError(f"{part.where}: CLIP's hidden size {hidden} is no multiple of {CLIP_HEAD_DIM}")
+    return ClipConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=shapes.of(f"{start}encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_layers=shapes.count(re.escape(start) + r"encoder\.layers\.(\d{1,4})\."),
+        num_heads=hidden // CLIP_HEAD_DIM,
+        max_length=shapes.of(f"{start}embeddings.position_embedding.weight", 2)[0],
+    )
+
+
+def infer_t5(part: Part) -> T5Config:
+    shapes = Shapes(part)
+    if part.layout == "llama.cpp":
+        embedding, bias, query = "token_embd.weight", "enc.blk.0.attn_rel_b.weight", "enc.blk.0.attn_q.weight"
+        gate, blocks = "enc.blk.0.ffn_gate.weight", r"enc\.blk\.(\d{1,4})\."
+    else:
+        embedding = "shared.weight" if "shared.weight" in part.tensors else "encoder.embed_tokens.weight"
+        bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        query = "encoder.block.0.layer.0.SelfAttention.q.weight"
+        gate, blocks = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", r"encoder\.block\.(\d{1,4})\."
+    vocab, hidden = shapes.of(embedding, 2)
+    buckets, heads = shapes.of(bias, 2)
+    inner = shapes.of(query, 2)[0]
+    if inner % heads:
+        raise KontextError(f"{part.where}: T5's {heads} heads do not divide its attention's {inner} rows")
+    return T5Config(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        head_dim=inner // heads,
+        intermediate_size=shapes.of(gate, 2)[0],
+        num_layers=shapes.count(blocks),
+        num_heads=heads,
+        relative_buckets=buckets,
+    )

@@ -1,0 +1,46 @@
+"""The six networks of a model: built by name, and their weights' names and shapes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .autoencoder import Decoder, Encoder
+from .config import KontextConfig
+from .text_encoders import ClipTextEncoder, T5Encoder
+from .transformer import Modulation, Transformer
+
+NETWORKS = {
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "vae_encoder": "vae",
+    "vae_decoder": "vae",
+    "modulation": "transformer",
+    "transformer": "transformer",
+}
+"""Our six networks, in the order an edit runs them → the folder that holds their weights."""
+
+
+def build_network(name: str, config: KontextConfig) -> nn.Module:
+    """One of `NETWORKS`, with the weights that PyTorch starts it with; build it on `meta` for its shapes
+    alone."""
+    if name == "transformer":
+        return Transformer(config.transformer)
+    if name == "modulation":
+        return Modulation(config.transformer)
+    if name == "vae_encoder":
+        return Encoder(config.autoencoder)
+    if name == "vae_decoder":
+        return Decoder(config.autoencoder)
+    if name == "text_encoder":
+        return ClipTextEncoder(config.text_encoder)
+    if name == "text_encoder_2":
+        return T5Encoder(config.text_encoder_2)
+    raise ValueError(f"no network is called {name!r}")
+
+
+def weight_shapes(name: str, config: KontextConfig) -> dict[str, tuple[int, ...]]:
+    """Native name → shape of every weight of a network, in the network's own order."""
+    with torch.device("meta"):
+        state = build_network(name, config).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "model", type=Path, nargs="?", default=EMBEDDED, help="a diffusers folder (embedded model)"
     )
     export.add_argument(
-        "--formats", default="fp32,fp16,bf16,fp8", help="comma-separated (fp32,fp16,bf16,fp8)"
+        "--formats", default="fp32,fp16,bf16,fp8,int4", help="comma-separated (fp32,fp16,bf16,fp8,int4)"
     )
     export.add_argument("--repeat", type=int, default=3, help="exports of each format (3)")
 
@@ -143,8 +143,10 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     at_least(arguments, repeat=1)
     formats = [name.strip() for name in arguments.formats.split(",")]
-    if unknown := sorted(set(formats) - {"fp32", "fp16", "bf16", "fp8"}):
-        raise KontextError(f"--formats takes fp32, fp16, bf16 and fp8, not {', '.join(map(repr, unknown))}")
+    if unknown := sorted(set(formats) - {"fp32", "fp16", "bf16", "fp8", "int4"}):
+        raise KontextError(
+            f"--formats takes fp32, fp16, bf16, fp8 and int4, not {', '.join(map(repr, unknown))}"
+        )
     progress = sys.stderr.isatty()
     result = exporting.measure(arguments.model, formats, repeat=arguments.repeat, progress=progress)
     return finish(arguments, result, exporting.tables(result), exporting.footer(result))

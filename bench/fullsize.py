@@ -31,13 +31,15 @@ EXPORTS = {
     "bf16": ["--bf16"],
     "bf16-linked": ["--bf16", "--link-weights"],
     "fp8": ["--fp8", "--fp16"],
+    "int4": ["--int4", "--fp16"],
 }
-"""Name → flags. FP8 computes in fp16, since ONNX Runtime has no bf16 MatMul on a CPU to load it with."""
+"""Name → flags. FP8 and INT4 compute in fp16, since ONNX Runtime has no bf16 MatMul on a CPU to load it with."""
 
 CHECKS = {
     "bf16": ["check"],
     "bf16-linked": ["check"],
     "fp8": ["check", "load", "blocks"],
+    "int4": ["check", "load", "blocks"],
 }
 
 CHUNK = 8 << 20

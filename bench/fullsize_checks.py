@@ -152,16 +152,22 @@ class StoredNetwork:
                     for part in names
                     for info in [self.tensors[part]]
                 )
-                items.append(Item(name, "fp8" if len(names) > 1 else self.compute, False, parts))
+                items.append(Item(name, self.format_of(name), False, parts))
         return Plan("transformer", self.compute, b"", tuple(items), {})
+
+    def format_of(self, name: str) -> str:
+        if f"{name}_scale" not in self.tensors:
+            return self.compute
+        return "int4" if self.tensors[name].dtype == "U8" else "fp8"
 
     def read(self, name: str) -> Tensor:
         """A weight in fp32 as PyTorch has it: dequantized, linears [out, in]."""
-        from ..quant import fp8
+        from ..quant import fp8, int4
 
         value = self.tensors[name].read()
-        if f"{name}_scale" in self.tensors:
-            value = fp8.dequantize(value, self.tensors[f"{name}_scale"].read())
+        if self.format_of(name) in ("fp8", "int4"):
+            scale = self.tensors[f"{name}_scale"].read().float()
+            value = (fp8 if self.format_of(name) == "fp8" else int4).dequantize(value, scale)
         return value.float().t() if value.ndim == 2 else value.float()
 
 

@@ -5,8 +5,11 @@ Quantized weights get the DequantizeLinear that turns them back into the graph's
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
+from ..quant import int4
 from .weights import Plan, StoredTensor
 
 ONNX_DTYPES = {
@@ -16,6 +19,10 @@ ONNX_DTYPES = {
     "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
     "I64": ir.DataType.INT64,
 }
+
+
+DEQUANTIZED: dict[str, dict[str, int]] = {"fp8": {"axis": 1}, "int4": {"axis": 0, "block_size": int4.GROUP}}
+"""Quantized formats → attributes of their DequantizeLinear: a scale for each column, or for each group of rows."""
 
 
 def bind(model: ir.Model, plan: Plan, location: str) -> None:
@@ -32,10 +39,10 @@ def bind(model: ir.Model, plan: Plan, location: str) -> None:
         if value is None:
             raise RuntimeError(f"{plan.network}: the graph does not use {item.weight}")
         main = stored[item.weight]
-        if item.format == "fp8":
-            dequantize(
-                graph, value, external(main, location), external(stored[f"{item.weight}_scale"], location)
-            )
+        if item.format in DEQUANTIZED:
+            scales = external(stored[f"{item.weight}_scale"], location)
+            values = external(main, location, item.format)
+            dequantize(graph, value, values, scales, DEQUANTIZED[item.format])
         else:
             if (value.dtype, tuple(value.shape or ())) != (ONNX_DTYPES[main.dtype], main.shape):
                 raise RuntimeError(
@@ -46,22 +53,32 @@ def bind(model: ir.Model, plan: Plan, location: str) -> None:
         raise RuntimeError(f"{plan.network}: no weight for {', '.join(unbound)}")
 
 
-def external(tensor: StoredTensor, location: str) -> ir.ExternalTensor:
+def external(tensor: StoredTensor, location: str, weight_format: str = "") -> ir.ExternalTensor:
+    """A place in the weights' file; the bytes of INT4 weights are two values each for ONNX."""
+    dtype, shape = ONNX_DTYPES.get(tensor.dtype), tensor.shape
+    if weight_format == "int4":
+        dtype, shape = ir.DataType.INT4, (*shape[:-1], 2 * shape[-1])
+    if dtype is None:
+        raise RuntimeError(f"{tensor.name} is stored as {tensor.dtype}, which no graph takes")
     return ir.ExternalTensor(
         location,
         tensor.start,
         tensor.stop - tensor.start,
-        ONNX_DTYPES[tensor.dtype],
-        shape=ir.Shape(tensor.shape),
+        dtype,
+        shape=ir.Shape(shape),
         name=tensor.name,
         base_dir="",
     )
 
 
 def dequantize(
-    graph: ir.Graph, value: ir.Value, values: ir.ExternalTensor, scales: ir.ExternalTensor
+    graph: ir.Graph,
+    value: ir.Value,
+    values: ir.ExternalTensor,
+    scales: ir.ExternalTensor,
+    attributes: Mapping[str, int],
 ) -> None:
-    """Puts DequantizeLinear(values [in, out], scales [out], axis 1) in the place of the weight `value`."""
+    """Puts DequantizeLinear(values [in, out], scales) in the place of the weight `value`."""
     name = value.name
     if name is None:
         raise RuntimeError("a weight has no name")
@@ -74,7 +91,7 @@ def dequantize(
         initializer.const_value = tensor
         graph.initializers[str(tensor.name)] = initializer
         inputs.append(initializer)
-    node = ir.node("DequantizeLinear", inputs, attributes={"axis": 1}, name=f"{name}/DequantizeLinear")
+    node = ir.node("DequantizeLinear", inputs, attributes=dict(attributes), name=f"{name}/DequantizeLinear")
     node.outputs[0].name = f"{name}_dequantized"
     node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(scales.dtype)
     users = [use.node for use in value.uses()]

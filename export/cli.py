@@ -69,12 +69,19 @@ def parser() -> argparse.ArgumentParser:
             const=name,
             help=f"compute and store weights in {name}",
         )
-    formats.add_argument(
-        "--fp8",
-        action="store_true",
-        help="store the blocks' weights as E4M3 with a scale per output channel; goes with one of the above, "
-        "which then is what it computes in (default: bf16 from a billion parameters on, fp32 below)",
-    )
+    quantized = formats.add_mutually_exclusive_group()
+    for name, stored in (
+        ("fp8", "as E4M3 with a scale per output channel"),
+        ("int4", "as INT4 with a scale per output channel and 64 inputs"),
+    ):
+        quantized.add_argument(
+            f"--{name}",
+            dest="quantization",
+            action="store_const",
+            const=name,
+            help=f"store the blocks' weights {stored}; goes with one of the above, which then is what it computes in "
+            "(default: bf16 from a billion parameters on, fp32 below)",
+        )
     formats.add_argument(
         "--link-weights",
         action="store_true",
@@ -133,7 +140,9 @@ def run(options: argparse.Namespace) -> int:
     summary = export(
         origin(options),
         options.output,
-        lambda checkpoint: choose(tuple(NETWORKS), checkpoint.parameters(), options.compute, options.fp8),
+        lambda checkpoint: choose(
+            tuple(NETWORKS), checkpoint.parameters(), options.compute, options.quantization
+        ),
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,
         link_weights=options.link_weights,

@@ -23,8 +23,8 @@ from ..runtime.bundle import MANIFEST_NAME
 from . import graphs, weights
 from .summary import human
 
-PREVIEWED: tuple[tuple[str, str | None, bool], ...] = (("--bf16", "bf16", False), ("--fp8", None, True))
-"""Flags whose sizes are shown: name, compute, fp8."""
+PREVIEWED = {"--bf16": None, "--fp8": "fp8", "--int4": "int4"}
+"""Flags whose sizes are shown, and what they quantize to."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -156,8 +156,8 @@ def becomes(networks: Sequence[NetworkWeights], config: KontextConfig) -> str:
     parameters = sum(network.parameters() for network in networks)
     names = tuple(NETWORKS)
     sizes = []
-    for flag, compute, fp8 in PREVIEWED:
-        recipe = choose(names, max(parameters, BIG_MODEL), compute, fp8)
+    for flag, quantization in PREVIEWED.items():
+        recipe = choose(names, max(parameters, BIG_MODEL), "bf16", quantization)
         plans = [
             weights.plan(network, recipe, graphs.linear_weights(network.name, config), {})
             for network in networks

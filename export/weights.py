@@ -21,11 +21,11 @@ from torch import Tensor
 from ..errors import KontextError
 from ..model.checkpoint import NetworkWeights
 from ..model.safetensors_file import DTYPES as STORED_DTYPES
-from ..quant import fp8
+from ..quant import fp8, int4
 from ..quant.recipe import Recipe
 
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3"}
-"""Our number formats → safetensors'."""
+STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int4": "U8"}
+"""Our number formats → safetensors', which has no 4-bit integers: two lie in a byte."""
 
 SYNC_BYTES = 1 << 30
 """Bytes between two syncs to disk; what a killed export may have to make again."""
@@ -47,7 +47,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Item:
-    """What one weight becomes: itself in another format, or E4M3 values and their scales."""
+    """What one weight becomes: itself in another format, or quantized values and their scales."""
 
     weight: str
     format: str
@@ -101,10 +101,9 @@ def plan(
         transpose = name in linears
         stored = shape[::-1] if transpose else shape
         chosen = recipe.format_of(network.name, name, transpose)
-        entries = [(name, STORED[chosen], stored)]
-        if chosen == "fp8":
-            entries.append((f"{name}_scale", STORED[compute], stored[-1:]))
-        listed.append((name, chosen, transpose, entries))
+        if chosen == "int4" and not int4.fits(stored):
+            chosen = compute
+        listed.append((name, chosen, transpose, stored_as(name, stored, chosen, compute)))
     position, relative = 0, {}
     for *_, entries in listed:
         for name, dtype, shape in entries:
@@ -136,6 +135,22 @@ def plan(
     return Plan(network.name, compute, header, items, constants)
 
 
+def stored_as(
+    name: str, shape: tuple[int, ...], chosen: str, compute: str
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, safetensors format and shape of each tensor that a weight of `shape` is stored as."""
+    scale = f"{name}_scale"
+    if chosen == "fp8":
+        return [(name, STORED["fp8"], shape), (scale, STORED[compute], shape[-1:])]
+    if chosen == "int4":
+        rows, columns = shape
+        return [
+            (name, STORED["int4"], (rows, columns // 2)),
+            (scale, STORED[compute], (rows // int4.GROUP, columns)),
+        ]
+    return [(name, STORED[chosen], shape)]
+
+
 def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
     """Reads one weight and makes its stored tensors, in the order of `item.tensors`.
 
@@ -150,6 +165,8 @@ def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
     if item.format == "fp8":
         values, scales = fp8.quantize(weight, STORED_DTYPES[STORED[plan.compute]])
         return [values.contiguous(), scales]
+    if item.format == "int4":
+        return list(int4.quantize(weight, STORED_DTYPES[STORED[plan.compute]]))
     stored = weight.to(STORED_DTYPES[STORED[item.format]]).contiguous()
     if item.format == "fp16" and not torch.isfinite(stored.abs().max()):
         raise KontextError(

@@ -64,19 +64,21 @@ SPARED = (
 """Rules that every quantized recipe starts with."""
 
 
-def choose(networks: tuple[str, ...], parameters: int, compute: str | None, fp8: bool) -> Recipe:
+def choose(
+    networks: tuple[str, ...], parameters: int, compute: str | None, quantization: str | None = None
+) -> Recipe:
     """The recipe that the command line's flags stand for.
 
     Args:
         networks: names of the bundle's networks.
         parameters: of the whole model; decides the default of `compute`.
         compute: what to compute in, or None for the model's default.
-        fp8: store the weights of the blocks' linears as E4M3.
+        quantization: format of the blocks' linears: "fp8", "int4", or None for none.
     """
     widest = "bf16" if parameters >= BIG_MODEL else "fp32"
     compute = compute or widest
     formats = dict.fromkeys(networks, compute)
     if compute == "fp16":
         formats["text_encoder_2"] = widest  # T5's activations leave the range of fp16
-    rules = (*SPARED, Rule("*", "*", "fp8")) if fp8 else ()
-    return Recipe(weights="fp8" if fp8 else compute, compute=formats, rules=rules)
+    rules = (*SPARED, Rule("*", "*", quantization)) if quantization else ()
+    return Recipe(weights=quantization or compute, compute=formats, rules=rules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,15 +33,24 @@ def untraced(bundle: Path) -> Callable[[str, object, str], object]:
 @pytest.fixture(scope="session")
 def fp8_bundle(shared_folder: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> Path:
     """The export of the random checkpoint with --fp8, computing in fp32."""
+    return quantized_bundle("fp8", shared_folder, tiny_checkpoint, tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def int4_bundle(shared_folder: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> Path:
+    """The export of the random checkpoint with --int4, computing in fp32."""
+    return quantized_bundle("int4", shared_folder, tiny_checkpoint, tiny_bundle)
+
+
+def quantized_bundle(flag: str, shared: Path, checkpoint: Path, bundle: Path) -> Path:
+    """Made once for all workers of a test run, from the graphs of `bundle`."""
     from kontext.export.cli import main
 
-    folder = shared_folder / "bundle-fp8"
-    import fcntl
-
-    with folder.with_name("bundle-fp8.lock").open("w") as lock:
+    folder = shared / f"bundle-{flag}"
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("kontext.export.graphs.trace", untraced(tiny_bundle))
-                assert main([str(tiny_checkpoint), "-o", str(folder), "--fp8", "--quiet"]) == 0
+                patch.setattr("kontext.export.graphs.trace", untraced(bundle))
+                assert main([str(checkpoint), "-o", str(folder), f"--{flag}", "--quiet"]) == 0
     return folder

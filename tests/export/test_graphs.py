@@ -18,7 +18,7 @@ from kontext.export.bundle import network_constants  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
 from kontext.model.networks import NETWORKS, build_network  # noqa: E402
-from kontext.quant import fp8  # noqa: E402
+from kontext.quant import fp8, int4  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,19 +27,27 @@ ROOT = Path(__file__).resolve().parents[2]
 def session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    # ONNX Runtime makes MatMulNBits of INT4 weights, by default with activations rounded to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def network(name: str, checkpoint: Path, quantized: bool = False) -> torch.nn.Module:
-    """A network in PyTorch, fp32; `quantized` puts its E4M3 weights in, dequantized."""
+def network(name: str, checkpoint: Path, quantization: str | None = None) -> torch.nn.Module:
+    """A network in PyTorch, fp32; `quantization` puts its quantized weights in, dequantized."""
     opened = Checkpoint.open(checkpoint)
     result = build_network(name, opened.config).eval()
     state = load_state(checkpoint)[name]
-    recipe = choose(tuple(NETWORKS), 1, None, fp8=quantized)
+    recipe = choose(tuple(NETWORKS), 1, None, quantization)
     linears = graphs.linear_weights(name, opened.config)
     for key in state:
-        if recipe.format_of(name, key, key in linears) == "fp8":
-            state[key] = fp8.dequantize(*fp8.quantize(state[key].t(), torch.float32)).t()
+        chosen, weight = (
+            recipe.format_of(name, key, key in linears),
+            state[key].t() if key in linears else None,
+        )
+        if weight is not None and chosen == "fp8":
+            state[key] = fp8.dequantize(*fp8.quantize(weight, torch.float32)).t()
+        elif weight is not None and chosen == "int4" and int4.fits(tuple(weight.shape)):
+            state[key] = int4.dequantize(*int4.quantize(weight, torch.float32)).t()
     result.load_state_dict(state)
     return result
 
@@ -107,15 +115,17 @@ def test_fp32_graph_is_the_network(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_fp8_graph_is_the_network_with_e4m3_weights(
-    name: str, tiny_checkpoint: Path, fp8_bundle: Path
+@pytest.mark.parametrize("quantization", ["fp8", "int4"])
+def test_quantized_graph_is_the_network_with_such_weights(
+    name: str, quantization: str, tiny_checkpoint: Path, request: pytest.FixtureRequest
 ) -> None:
-    module = network(name, tiny_checkpoint, quantized=True)
-    close(name, fp8_bundle / f"{name}.onnx", tiny_checkpoint, module, 1e-4, **SIZES[name][-1])
+    folder: Path = request.getfixturevalue(f"{quantization}_bundle")
+    module = network(name, tiny_checkpoint, quantization)
+    close(name, folder / f"{name}.onnx", tiny_checkpoint, module, 1e-4, **SIZES[name][-1])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("bundle", ["tiny_bundle", "fp8_bundle"])
+@pytest.mark.parametrize("bundle", ["tiny_bundle", "fp8_bundle", "int4_bundle"])
 def test_graphs_are_valid_small_and_anonymous(name: str, bundle: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(bundle)
     path = folder / f"{name}.onnx"
@@ -147,9 +157,11 @@ def test_attention_norms_and_rope_are_single_operators(tiny_bundle: Path) -> Non
     assert operators(tiny_bundle / "vae_decoder.onnx")["GroupNormalization"] == 22
 
 
-def test_linear_weights_reach_their_matmul_untransposed(tiny_bundle: Path, fp8_bundle: Path) -> None:
+def test_linear_weights_reach_their_matmul_untransposed(
+    tiny_bundle: Path, fp8_bundle: Path, int4_bundle: Path
+) -> None:
     for name in NETWORKS:
-        for folder in (tiny_bundle, fp8_bundle):
+        for folder in (tiny_bundle, fp8_bundle, int4_bundle):
             graph = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
             weight_names = {tensor.name for tensor in graph.initializer if tensor.external_data}
             made_by = {output: node for node in graph.node for output in node.output}
@@ -178,7 +190,7 @@ def test_interface_is_the_contract(tiny_bundle: Path, tiny_checkpoint: Path) -> 
 def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: bool = False) -> Path:
     """One network, really traced, on disk as a bundle has it."""
     opened = Checkpoint.open(checkpoint)
-    recipe = choose(tuple(NETWORKS), 1, compute, with_fp8)
+    recipe = choose(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
     linears = graphs.linear_weights(name, opened.config)
     plan = weights.plan(opened.networks[name], recipe, linears, network_constants(name, opened.config))
     weights.write(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
@@ -192,7 +204,7 @@ def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: boo
 
 def test_fp16_transformer_with_e4m3_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = bound("transformer", tiny_checkpoint, "fp16", tmp_path, with_fp8=True)
-    module = network("transformer", tiny_checkpoint, quantized=True)
+    module = network("transformer", tiny_checkpoint, "fp8")
     close("transformer", path, tiny_checkpoint, module, 3e-2, **SIZES["transformer"][1])
 
 

@@ -16,13 +16,15 @@ from kontext.export import weights  # noqa: E402
 from kontext.export.graphs import linear_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
-from kontext.quant import fp8  # noqa: E402
+from kontext.quant import fp8, int4  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 
 
-def planned(checkpoint: Path, name: str, compute: str, with_fp8: bool) -> tuple[weights.Plan, Checkpoint]:
+def planned(
+    checkpoint: Path, name: str, compute: str, quantization: str | None
+) -> tuple[weights.Plan, Checkpoint]:
     opened = Checkpoint.open(checkpoint)
-    recipe = choose(tuple(NETWORKS), 1, compute, with_fp8)
+    recipe = choose(tuple(NETWORKS), 1, compute, quantization)
     constants = {"table": torch.arange(6).reshape(2, 3)}
     linears = linear_weights(name, opened.config)
     return weights.plan(opened.networks[name], recipe, linears, constants), opened
@@ -30,11 +32,11 @@ def planned(checkpoint: Path, name: str, compute: str, with_fp8: bool) -> tuple[
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("compute", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("with_fp8", [False, True], ids=["plain", "fp8"])
+@pytest.mark.parametrize("quantization", [None, "fp8", "int4"], ids=str)
 def test_the_file_is_the_plan(
-    tiny_checkpoint: Path, tmp_path: Path, name: str, compute: str, with_fp8: bool
+    tiny_checkpoint: Path, tmp_path: Path, name: str, compute: str, quantization: str | None
 ) -> None:
-    plan, checkpoint = planned(tiny_checkpoint, name, compute, with_fp8)
+    plan, checkpoint = planned(tiny_checkpoint, name, compute, quantization)
     network, path, progress = checkpoint.networks[name], tmp_path / "w.safetensors", []
     digest = weights.write(plan, network, path, 0, lambda _: None, progress.append)
     data = path.read_bytes()
@@ -51,6 +53,10 @@ def test_the_file_is_the_plan(
             values, scale = fp8.quantize(weight, dtype)
             assert torch.equal(stored[item.weight].view(torch.uint8), values.view(torch.uint8))
             assert torch.equal(stored[f"{item.weight}_scale"], scale)
+        elif item.format == "int4":
+            packed, scale = int4.quantize(weight, dtype)
+            assert torch.equal(stored[item.weight], packed)
+            assert torch.equal(stored[f"{item.weight}_scale"], scale)
         else:
             assert torch.equal(stored[item.weight], weight.to(stored[item.weight].dtype))
         for tensor in item.tensors:
@@ -59,7 +65,7 @@ def test_the_file_is_the_plan(
 
 
 def test_the_header_is_aligned_and_has_nothing_but_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", True)
+    plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", "fp8")
     weights.write(plan, checkpoint.networks["modulation"], tmp_path / "w", 0, lambda _: None, lambda _: None)
     assert len(plan.header) % 8 == 0
     with safe_open(tmp_path / "w", "pt") as file:
@@ -71,7 +77,7 @@ def test_the_header_is_aligned_and_has_nothing_but_tensors(tiny_checkpoint: Path
 def test_going_on_gives_the_same_file(
     tiny_checkpoint: Path, tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", False)
+    plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", None)
     network, path = checkpoint.networks["transformer"], tmp_path / "w"
     digest = weights.write(plan, network, path, 0, lambda _: None, lambda _: None)
     whole = path.read_bytes()

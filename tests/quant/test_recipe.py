@@ -26,7 +26,7 @@ NETWORKS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "mod
 )
 def test_flags(parameters: int, compute: str | None, fp8: bool, expected: tuple[str, str, str]) -> None:
     """Weights, the transformer's compute, T5's compute: T5 leaves the range of fp16."""
-    recipe = choose(NETWORKS, parameters, compute, fp8)
+    recipe = choose(NETWORKS, parameters, compute, "fp8" if fp8 else None)
     assert (recipe.weights, recipe.compute["transformer"], recipe.compute["text_encoder_2"]) == expected
     assert set(recipe.compute) == set(NETWORKS)
 
@@ -54,7 +54,7 @@ def test_flags(parameters: int, compute: str | None, fp8: bool, expected: tuple[
     ],
 )
 def test_what_fp8_spares(network: str, weight: str, linear: bool, expected: str) -> None:
-    assert choose(NETWORKS, BIG_MODEL, None, True).format_of(network, weight, linear) == expected
+    assert choose(NETWORKS, BIG_MODEL, None, "fp8").format_of(network, weight, linear) == expected
 
 
 def test_the_first_rule_decides() -> None:
@@ -66,11 +66,11 @@ def test_the_first_rule_decides() -> None:
 
 
 def test_recipes_are_data() -> None:
-    recipe = choose(NETWORKS, 1, None, True)
+    recipe = choose(NETWORKS, 1, None, "fp8")
     assert json.loads(json.dumps(recipe.as_json()))["rules"][-1] == {
         "network": "*",
         "weight": "*",
         "format": "fp8",
     }
-    assert recipe.digest() == choose(NETWORKS, 1, "fp32", True).digest()
-    assert recipe.digest() != choose(NETWORKS, 1, "fp32", False).digest()
+    assert recipe.digest() == choose(NETWORKS, 1, "fp32", "fp8").digest()
+    assert recipe.digest() != choose(NETWORKS, 1, "fp32").digest()

@@ -25,7 +25,7 @@ from . import synthetic
 from .inputs import command
 from .machine import describe, one_line
 from .measure import run_process
-from .report import Table, write_json
+from .report import Table, replace_section, write_json
 
 EXPORTS = {
     "bf16": ["--bf16"],
@@ -190,13 +190,16 @@ def footer(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kontext.bench.fullsize", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m kontext.bench.fullsize", description=(__doc__ or "").split(":")[0]
+    )
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a disk with room"
     )
     parser.add_argument("--blocks", default="19,38", metavar="D,S", help="double and single blocks (19,38)")
     parser.add_argument("--exports", default=",".join(EXPORTS), help="which, by name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite this file's fullsize section")
     options = parser.parse_args(arguments)
     try:
         config = full_size(options.blocks)
@@ -212,7 +215,15 @@ def main(arguments: list[str] | None = None) -> int:
     print(footer(result))
     if options.json is not None:
         write_json(options.json, result)
+    if options.readme is not None:
+        replace_section(options.readme, "fullsize", markdown(result))
     return 0
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The README's section."""
+    parts = [table.markdown() for table in tables(result)]
+    return "\n\n".join([*parts, footer(result)])
 
 
 def full_size(blocks: str) -> KontextConfig:

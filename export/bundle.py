@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint, Origin
 from ..model.config import KontextConfig
+from ..model.lora import LoraFile
 from ..model.text_encoders import relative_buckets
 from ..quant.recipe import Recipe
 from ..runtime.bundle import FORMAT, MANIFEST_NAME, Bundle
@@ -42,6 +43,9 @@ class Summary:
     name: str
     parameters: int
     recipe: Recipe
+    loras: Sequence[LoraFile] = ()
+    linked: int = 0
+    """Bytes of weights that stay in the checkpoint's own files."""
     sizes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
@@ -77,9 +81,10 @@ def export(
     checkpoint = Checkpoint.open(model)
     tokenizers = read_tokenizers(checkpoint)
     recipe = choose_recipe(checkpoint)
-    summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe)
+    summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe, checkpoint.loras)
     summary.seconds["checkpoint"] = time.perf_counter() - begin
     layout = lay_out(checkpoint, recipe, link_weights)
+    summary.linked = layout.linked_bytes()
     partial = output.with_name(output.name + ".partial")
     try:
         with Journal.open(partial, export_key(checkpoint, recipe, link_weights)) as journal:
@@ -109,6 +114,10 @@ class Layout:
     plans: dict[str, weights.Plan]
     links: dict[str, dict[str, linking.Link]]
     locations: dict[Path, str]
+
+    def linked_bytes(self) -> int:
+        parts = {part for linked in self.links.values() for link in linked.values() for part in link.parts}
+        return sum(part.stop - part.start for part in parts)
 
 
 def lay_out(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> Layout:

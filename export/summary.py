@@ -29,8 +29,14 @@ def render(summary: Summary) -> str:
     parameters = f"{summary.parameters / 1e6:,.1f} M parameters"
     lines = [f"{summary.name}: {parameters}, {recipe.weights} weights, {compute} compute"]
     lines += [f"  {network} computes in {own}" for network, own in recipe.compute.items() if own != compute]
+    for lora in summary.loras:
+        lines.append(f"  with {lora.path.name} at {lora.weight:g}: {lora.updates} updates")
+        if lora.unmatched:
+            lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
     lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
     lines.append(f"  {'in all':<36} {human(sum(sizes.values())):>10}")
+    if summary.linked:
+        lines.append(f"  {'left in the checkpoint':<36} {human(summary.linked):>10}")
     if summary.resumed:
         lines.append(f"  taken over from an unfinished export: {', '.join(summary.resumed)}")
     seconds = summary.seconds

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import KontextError
 from ..export.cli import EMBEDDED
-from .inputs import parse_counts, parse_size
+from ..runtime.cli import parse_size
+from .inputs import parse_counts
 from .report import Table, replace_section, write_json
 
 

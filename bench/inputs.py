@@ -19,17 +19,6 @@ def command(name: str, module: str) -> list[str]:
     return [str(script)] if script.is_file() else [sys.executable, "-m", module]
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """`WxH` as (width, height). Raises KontextError unless both are positive multiples of 16."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise KontextError(f"--size takes WxH, such as 128x128; not {text!r}")
-    size = int(width), int(height)
-    if any(side < 16 or side % 16 for side in size):
-        raise KontextError(f"--size takes multiples of 16; not {text!r}")
-    return size
-
-
 def parse_counts(text: str) -> list[int]:
     """`28,4` as [28, 4]. Raises KontextError unless each is a positive whole number."""
     words = [word.strip() for word in text.split(",")]

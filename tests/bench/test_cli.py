@@ -30,8 +30,7 @@ def cost(seconds: float, mebibytes: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["latency", "b", "--size", "128"], "--size takes WxH"),
-        (["latency", "b", "--size", "100x128"], "--size takes multiples of 16"),
+        (["latency", "b", "--size", "128"], "--size takes WIDTHxHEIGHT"),
         (["latency", "b", "--steps", "0"], "--steps must be at least 1"),
         (["latency", "b", "--repeat", "0"], "--repeat must be at least 1"),
         (["latency", "b", "--warmup", "-1"], "--warmup must be at least 0"),

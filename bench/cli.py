@@ -65,6 +65,20 @@ def parser() -> argparse.ArgumentParser:
         "--readme", type=Path, metavar="FILE", help="rewrite the table in this file's edits section"
     )
 
+    fidelity = add(
+        "fidelity", "How close bundles stay to a reference bundle, on held-out edits.", run_fidelity
+    )
+    fidelity.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    fidelity.add_argument(
+        "--reference", type=Path, required=True, metavar="BUNDLE", help="the same model in full precision"
+    )
+    fidelity.add_argument("--steps", type=int, default=28, help="(28)")
+    fidelity.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
+    fidelity.add_argument("--seed", type=int, default=0)
+    fidelity.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the table in this file's fidelity section"
+    )
+
     demo = add("demo", "Edits of scenes and of a photograph, as a contact sheet.", run_demo)
     demo.add_argument("bundle", type=Path)
     demo.add_argument(
@@ -171,6 +185,25 @@ def run_edits(arguments: argparse.Namespace) -> int:
     if arguments.readme is not None:
         section = "\n\n".join([*(table.markdown() for table in tables), footer])
         replace_section(arguments.readme, "edits", section)
+    return finish(arguments, result, tables, footer)
+
+
+def run_fidelity(arguments: argparse.Namespace) -> int:
+    from . import fidelity
+
+    at_least(arguments, steps=1, count=1)
+    result = fidelity.measure(
+        arguments.reference,
+        arguments.bundles,
+        steps=arguments.steps,
+        count=arguments.count,
+        seed=arguments.seed,
+        progress=sys.stderr.isatty(),
+    )
+    tables, footer = fidelity.tables(result), fidelity.footer(result)
+    if arguments.readme is not None:
+        text = "\n\n".join([*(table.markdown() for table in tables), footer])
+        replace_section(arguments.readme, "fidelity", text)
     return finish(arguments, result, tables, footer)
 
 

@@ -72,10 +72,10 @@ def test_no_extreme_breaks_it(exponent: int, outlier: float, dtype: torch.dtype,
         assert ((result - weight).abs() <= 0.31 * groups + 1e-30).all()
 
 
-def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(64, 10)
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(128, 10)
     whole = int4.quantize(weight, torch.float16)
-    monkeypatch.setattr(int4, "COLUMNS", 4)
+    monkeypatch.setattr(int4, "BLOCK", 4 * 64)
     parts = int4.quantize(weight, torch.float16)
     assert all(torch.equal(first, second) for first, second in zip(whole, parts, strict=True))
 

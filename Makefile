@@ -1,18 +1,19 @@
-# make demo | test | check | bench | edits | clean. PYTHON picks the interpreter that makes .venv.
+# make demo | test | check | bench | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check bench edits clean
+.PHONY: help demo install test check bench edits fullsize clean
 
 help:
 	@echo "make demo    environment, FP8 export of the embedded model, edits, a contact sheet (demo/contact-sheet.png)"
 	@echo "make test    every test, with coverage; tests that need a GPU are skipped where there is none"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   latency, cold start and export time of the embedded model, into bench/results/"
-	@echo "make edits   success of each kind of edit at 28 and at 4 steps, into the table in README.md"
+	@echo "make bench   latency, cold start, export time and fidelity of the embedded model, into bench/results/ and README.md"
+	@echo "make edits   success of each kind of edit at 28 and at 4 steps, likewise"
+	@echo "make fullsize   the export at FLUX.1 Kontext's full size, synthetic weights, likewise; needs 70 GB of disk"
 	@echo "make clean   removes what the above made, except $(VENV)"
 
 # One environment, grown by extras. The stamps say which extras are in; an existing environment is reused as it is.
@@ -43,18 +44,26 @@ check: install
 	@mkdir -p build/types && ln -sfn ../.. build/types/kontext
 	$(BIN)/mypy
 
-build/kontext-tiny-fp32: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+build/kontext-tiny-%: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
 	@mkdir -p build
-	$(BIN)/kontext-export --fp32 --output $@ --force
+	$(BIN)/kontext-export --$* --output $@ --force
 	@touch $@
 
-bench: $(VENV)/.kontext-demo build/kontext-tiny-fp32
+bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench export --json bench/results/export.json
 	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
+	$(BIN)/kontext-bench fidelity $(addprefix build/kontext-tiny-,fp8 int8 int4) --reference build/kontext-tiny-fp32 \
+		--json bench/results/fidelity.json
+	$(BIN)/kontext-bench readme
 
 edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32
-	$(BIN)/kontext-bench edits build/kontext-tiny-fp32 --json bench/results/edits.json --readme README.md
+	$(BIN)/kontext-bench edits build/kontext-tiny-fp32 --json bench/results/edits.json
+	$(BIN)/kontext-bench readme
+
+fullsize: $(VENV)/.kontext-demo
+	$(BIN)/python -m kontext.bench.fullsize --json bench/results/fullsize.json
+	$(BIN)/kontext-bench readme
 
 clean:
 	rm -rf build demo .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis

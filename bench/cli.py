@@ -12,7 +12,7 @@ from ..errors import KontextError
 from ..export.cli import EMBEDDED
 from ..runtime.cli import parse_size
 from .inputs import parse_counts
-from .report import Table, replace_section, write_json
+from .report import Table, write_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,9 +48,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "model", type=Path, nargs="?", default=EMBEDDED, help="a diffusers folder (embedded model)"
     )
-    export.add_argument(
-        "--formats", default="fp32,fp16,bf16,fp8,int4", help="comma-separated (fp32,fp16,bf16,fp8,int4)"
-    )
+    export.add_argument("--formats", default="fp32,fp16,bf16,fp8,int8,int4", help="comma-separated (all)")
     export.add_argument("--repeat", type=int, default=3, help="exports of each format (3)")
 
     edits = add("edits", "Success of each kind of edit on held-out scenes, by the embedded judge.", run_edits)
@@ -61,9 +59,6 @@ def parser() -> argparse.ArgumentParser:
     edits.add_argument("--seed", type=int, default=0)
     edits.add_argument("--batch", type=int, default=25, help="edits run at once (25)")
     edits.add_argument("--device", default="cpu", choices=["cpu", "cuda", "tensorrt"])
-    edits.add_argument(
-        "--readme", type=Path, metavar="FILE", help="rewrite the table in this file's edits section"
-    )
 
     fidelity = add(
         "fidelity", "How close bundles stay to a reference bundle, on held-out edits.", run_fidelity
@@ -75,9 +70,11 @@ def parser() -> argparse.ArgumentParser:
     fidelity.add_argument("--steps", type=int, default=28, help="(28)")
     fidelity.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
     fidelity.add_argument("--seed", type=int, default=0)
-    fidelity.add_argument(
-        "--readme", type=Path, metavar="FILE", help="rewrite the table in this file's fidelity section"
-    )
+
+    readme = commands.add_parser("readme", help="Rewrite the README's measured sections from bench/results.")
+    readme.set_defaults(run=run_readme)
+    readme.add_argument("readme", type=Path, nargs="?", default=Path("README.md"), metavar="FILE")
+    readme.add_argument("--results", type=Path, default=Path("bench/results"), metavar="FOLDER")
 
     demo = add("demo", "Edits of scenes and of a photograph, as a contact sheet.", run_demo)
     demo.add_argument("bundle", type=Path)
@@ -158,9 +155,9 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     at_least(arguments, repeat=1)
     formats = [name.strip() for name in arguments.formats.split(",")]
-    if unknown := sorted(set(formats) - {"fp32", "fp16", "bf16", "fp8", "int4"}):
+    if unknown := sorted(set(formats) - {"fp32", "fp16", "bf16", "fp8", "int8", "int4"}):
         raise KontextError(
-            f"--formats takes fp32, fp16, bf16, fp8 and int4, not {', '.join(map(repr, unknown))}"
+            f"--formats takes fp32, fp16, bf16, fp8, int8 and int4, not {', '.join(map(repr, unknown))}"
         )
     progress = sys.stderr.isatty()
     result = exporting.measure(arguments.model, formats, repeat=arguments.repeat, progress=progress)
@@ -181,11 +178,7 @@ def run_edits(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         progress=sys.stderr.isatty(),
     )
-    tables, footer = edits.tables(result), edits.footer(result)
-    if arguments.readme is not None:
-        section = "\n\n".join([*(table.markdown() for table in tables), footer])
-        replace_section(arguments.readme, "edits", section)
-    return finish(arguments, result, tables, footer)
+    return finish(arguments, result, edits.tables(result), edits.footer(result))
 
 
 def run_fidelity(arguments: argparse.Namespace) -> int:
@@ -200,11 +193,15 @@ def run_fidelity(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         progress=sys.stderr.isatty(),
     )
-    tables, footer = fidelity.tables(result), fidelity.footer(result)
-    if arguments.readme is not None:
-        text = "\n\n".join([*(table.markdown() for table in tables), footer])
-        replace_section(arguments.readme, "fidelity", text)
-    return finish(arguments, result, tables, footer)
+    return finish(arguments, result, fidelity.tables(result), fidelity.footer(result))
+
+
+def run_readme(arguments: argparse.Namespace) -> int:
+    from . import readme
+
+    sections = readme.rewrite(arguments.readme, arguments.results)
+    print(f"{arguments.readme}: {', '.join(sections) or 'no results, no section'} rewritten")
+    return 0
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

@@ -158,7 +158,7 @@ def measure(
     with tqdm(total=len(edits), desc="edits", unit="edit", disable=not progress) as bar:
         for number, edit in enumerate(edits):
             recorder = Recorder(teacher.backend)
-            teacher.backend = recorder  # type: ignore[assignment]
+            teacher.backend = recorder
             expected = free_run(teacher, edit, steps, seed + number)
             teacher.backend = recorder.backend
             successes[reference.name] += expected.success
@@ -174,7 +174,7 @@ def measure(
                 ]
                 distances[name] = distances[name] + np.sqrt(np.array(apart) / energy) / len(edits)
                 forced = TeacherForced(pipe.backend, recorder.trajectory)
-                pipe.backend = forced  # type: ignore[assignment]
+                pipe.backend = forced
                 free_run(pipe, edit, steps, seed + number)
                 pipe.backend = forced.backend
                 noise[name] = noise[name] + forced.noise

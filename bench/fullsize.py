@@ -25,21 +25,21 @@ from . import synthetic
 from .inputs import command
 from .machine import describe, one_line
 from .measure import run_process
-from .report import Table, replace_section, write_json
+from .report import Table, write_json
 
 EXPORTS = {
-    "bf16": ["--bf16"],
     "bf16-linked": ["--bf16", "--link-weights"],
     "fp8": ["--fp8", "--fp16"],
     "int4": ["--int4", "--fp16"],
+    "bf16": ["--bf16"],
 }
-"""Name → flags. FP8 and INT4 compute in fp16, since ONNX Runtime has no bf16 MatMul on a CPU to load it with."""
+"""Name → flags. FP8 and INT4 compute in fp16, since ONNX Runtime has no bf16 MatMul on a CPU to load them with."""
 
 CHECKS = {
-    "bf16": ["check"],
     "bf16-linked": ["check"],
     "fp8": ["check", "load", "blocks"],
     "int4": ["check", "load", "blocks"],
+    "bf16": ["check"],
 }
 
 CHUNK = 8 << 20
@@ -199,7 +199,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--blocks", default="19,38", metavar="D,S", help="double and single blocks (19,38)")
     parser.add_argument("--exports", default=",".join(EXPORTS), help="which, by name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite this file's fullsize section")
     options = parser.parse_args(arguments)
     try:
         config = full_size(options.blocks)
@@ -215,15 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(footer(result))
     if options.json is not None:
         write_json(options.json, result)
-    if options.readme is not None:
-        replace_section(options.readme, "fullsize", markdown(result))
     return 0
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The README's section."""
-    parts = [table.markdown() for table in tables(result)]
-    return "\n\n".join([*parts, footer(result)])
 
 
 def full_size(blocks: str) -> KontextConfig:

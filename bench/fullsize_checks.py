@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from ..export.weights import Plan
 
+QUANTIZED = {"F8_E4M3": "fp8", "I8": "int8", "U8": "int4"}
+"""safetensors' formats of weights that have scales → ours."""
+
 TOKENS = 256
 """Target tokens, and reference tokens, that the blocks are run on."""
 
@@ -158,16 +161,16 @@ class StoredNetwork:
     def format_of(self, name: str) -> str:
         if f"{name}_scale" not in self.tensors:
             return self.compute
-        return "int4" if self.tensors[name].dtype == "U8" else "fp8"
+        return QUANTIZED[self.tensors[name].dtype]
 
     def read(self, name: str) -> Tensor:
         """A weight in fp32 as PyTorch has it: dequantized, linears [out, in]."""
-        from ..quant import fp8, int4
+        from ..quant import fp8, int4, int8
 
         value = self.tensors[name].read()
-        if self.format_of(name) in ("fp8", "int4"):
+        if self.format_of(name) in QUANTIZED.values():
             scale = self.tensors[f"{name}_scale"].read().float()
-            value = (fp8 if self.format_of(name) == "fp8" else int4).dequantize(value, scale)
+            value = {"fp8": fp8, "int8": int8, "int4": int4}[self.format_of(name)].dequantize(value, scale)
         return value.float().t() if value.ndim == 2 else value.float()
 
 

@@ -18,10 +18,15 @@ ONNX_DTYPES = {
     "BF16": ir.DataType.BFLOAT16,
     "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
     "I64": ir.DataType.INT64,
+    "I8": ir.DataType.INT8,
 }
 
 
-DEQUANTIZED: dict[str, dict[str, int]] = {"fp8": {"axis": 1}, "int4": {"axis": 0, "block_size": int4.GROUP}}
+DEQUANTIZED: dict[str, dict[str, int]] = {
+    "fp8": {"axis": 1},
+    "int8": {"axis": 1},
+    "int4": {"axis": 0, "block_size": int4.GROUP},
+}
 """Quantized formats → attributes of their DequantizeLinear: a scale for each column, or for each group of rows."""
 
 

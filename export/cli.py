@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     quantized = formats.add_mutually_exclusive_group()
     for name, stored in (
         ("fp8", "as E4M3 with a scale per output channel"),
+        ("int8", "as INT8 with a scale per output channel"),
         ("int4", "as INT4 with a scale per output channel and 64 inputs"),
     ):
         quantized.add_argument(

@@ -23,7 +23,7 @@ from ..runtime.bundle import MANIFEST_NAME
 from . import graphs, weights
 from .summary import human
 
-PREVIEWED = {"--bf16": None, "--fp8": "fp8", "--int4": "int4"}
+PREVIEWED = {"--bf16": None, "--fp8": "fp8", "--int8": "int8", "--int4": "int4"}
 """Flags whose sizes are shown, and what they quantize to."""
 
 

@@ -21,11 +21,18 @@ from torch import Tensor
 from ..errors import KontextError
 from ..model.checkpoint import NetworkWeights
 from ..model.safetensors_file import DTYPES as STORED_DTYPES
-from ..quant import fp8, int4
+from ..quant import fp8, int4, int8
 from ..quant.recipe import Recipe
 
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int4": "U8"}
+STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8", "int4": "U8"}
 """Our number formats → safetensors', which has no 4-bit integers: two lie in a byte."""
+
+QUANTIZERS: dict[str, Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]] = {
+    "fp8": fp8.quantize,
+    "int8": int8.quantize,
+    "int4": int4.quantize,
+}
+"""Quantized formats → (weight [in, out], format of the scales) → values and scales."""
 
 SYNC_BYTES = 1 << 30
 """Bytes between two syncs to disk; what a killed export may have to make again."""
@@ -140,8 +147,8 @@ def stored_as(
 ) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, safetensors format and shape of each tensor that a weight of `shape` is stored as."""
     scale = f"{name}_scale"
-    if chosen == "fp8":
-        return [(name, STORED["fp8"], shape), (scale, STORED[compute], shape[-1:])]
+    if chosen in ("fp8", "int8"):
+        return [(name, STORED[chosen], shape), (scale, STORED[compute], shape[-1:])]
     if chosen == "int4":
         rows, columns = shape
         return [
@@ -162,11 +169,9 @@ def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
     weight = network.read(item.weight)
     if item.transpose:
         weight = weight.t()
-    if item.format == "fp8":
-        values, scales = fp8.quantize(weight, STORED_DTYPES[STORED[plan.compute]])
+    if item.format in QUANTIZERS:
+        values, scales = QUANTIZERS[item.format](weight, STORED_DTYPES[STORED[plan.compute]])
         return [values.contiguous(), scales]
-    if item.format == "int4":
-        return list(int4.quantize(weight, STORED_DTYPES[STORED[plan.compute]]))
     stored = weight.to(STORED_DTYPES[STORED[item.format]]).contiguous()
     if item.format == "fp16" and not torch.isfinite(stored.abs().max()):
         raise KontextError(

@@ -73,7 +73,7 @@ def choose(
         networks: names of the bundle's networks.
         parameters: of the whole model; decides the default of `compute`.
         compute: what to compute in, or None for the model's default.
-        quantization: format of the blocks' linears: "fp8", "int4", or None for none.
+        quantization: format of the blocks' linears: "fp8", "int8", "int4", or None for none.
     """
     widest = "bf16" if parameters >= BIG_MODEL else "fp32"
     compute = compute or widest

@@ -37,6 +37,12 @@ def fp8_bundle(shared_folder: Path, tiny_checkpoint: Path, tiny_bundle: Path) ->
 
 
 @pytest.fixture(scope="session")
+def int8_bundle(shared_folder: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> Path:
+    """The export of the random checkpoint with --int8, computing in fp32."""
+    return quantized_bundle("int8", shared_folder, tiny_checkpoint, tiny_bundle)
+
+
+@pytest.fixture(scope="session")
 def int4_bundle(shared_folder: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> Path:
     """The export of the random checkpoint with --int4, computing in fp32."""
     return quantized_bundle("int4", shared_folder, tiny_checkpoint, tiny_bundle)

@@ -18,7 +18,7 @@ from kontext.export.bundle import network_constants  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
 from kontext.model.networks import NETWORKS, build_network  # noqa: E402
-from kontext.quant import fp8, int4  # noqa: E402
+from kontext.quant import fp8, int4, int8  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +44,9 @@ def network(name: str, checkpoint: Path, quantization: str | None = None) -> tor
             recipe.format_of(name, key, key in linears),
             state[key].t() if key in linears else None,
         )
-        if weight is not None and chosen == "fp8":
-            state[key] = fp8.dequantize(*fp8.quantize(weight, torch.float32)).t()
+        if weight is not None and chosen in ("fp8", "int8"):
+            scheme = {"fp8": fp8, "int8": int8}[chosen]
+            state[key] = scheme.dequantize(*scheme.quantize(weight, torch.float32)).t()
         elif weight is not None and chosen == "int4" and int4.fits(tuple(weight.shape)):
             state[key] = int4.dequantize(*int4.quantize(weight, torch.float32)).t()
     result.load_state_dict(state)
@@ -115,7 +116,7 @@ def test_fp32_graph_is_the_network(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("quantization", ["fp8", "int4"])
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "int4"])
 def test_quantized_graph_is_the_network_with_such_weights(
     name: str, quantization: str, tiny_checkpoint: Path, request: pytest.FixtureRequest
 ) -> None:

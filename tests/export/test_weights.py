@@ -16,7 +16,7 @@ from kontext.export import weights  # noqa: E402
 from kontext.export.graphs import linear_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
-from kontext.quant import fp8, int4  # noqa: E402
+from kontext.quant import fp8, int4, int8  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 
 
@@ -32,7 +32,7 @@ def planned(
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("compute", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("quantization", [None, "fp8", "int4"], ids=str)
+@pytest.mark.parametrize("quantization", [None, "fp8", "int8", "int4"], ids=str)
 def test_the_file_is_the_plan(
     tiny_checkpoint: Path, tmp_path: Path, name: str, compute: str, quantization: str | None
 ) -> None:
@@ -49,8 +49,8 @@ def test_the_file_is_the_plan(
     for item in plan.items[1:]:
         weight = network.read(item.weight)
         weight = weight.t() if item.transpose else weight
-        if item.format == "fp8":
-            values, scale = fp8.quantize(weight, dtype)
+        if item.format in ("fp8", "int8"):
+            values, scale = {"fp8": fp8, "int8": int8}[item.format].quantize(weight, dtype)
             assert torch.equal(stored[item.weight].view(torch.uint8), values.view(torch.uint8))
             assert torch.equal(stored[f"{item.weight}_scale"], scale)
         elif item.format == "int4":

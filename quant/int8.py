@@ -1,0 +1,29 @@
+"""INT8 weights: integers from -127 to 127 with one scale per output channel.
+
+At eight bits the plain scale, which just reaches the largest weight, is within 2 % of the best one for normal weights.
+-128 is left out, so that a weight and its negative are stored alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INT8_MAX = 127
+
+
+def quantize(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`weight` [in, out] as int8 and its scales [out]: weight ≈ values * scales.
+
+    The division is by the scale as it is stored, so rounding it to 16 bits costs range and not accuracy.
+    """
+    largest = weight.abs().amax(dim=0).float()
+    scale = (largest / INT8_MAX).to(scale_dtype).clamp(min=torch.finfo(scale_dtype).tiny)
+    scale = torch.where(largest == 0, torch.ones_like(scale), scale)
+    values = (weight.float() / scale.float()).round_().clamp_(-INT8_MAX, INT8_MAX)
+    return values.to(torch.int8), scale
+
+
+def dequantize(values: Tensor, scale: Tensor) -> Tensor:
+    """What the graph's DequantizeLinear computes, in the scale's format."""
+    return values.to(scale.dtype) * scale

@@ -45,8 +45,14 @@ CHECKS = {
 CHUNK = 8 << 20
 
 
-def measure(folder: Path, config: KontextConfig, exports: list[str], progress: bool) -> dict[str, Any]:
-    """Everything, in a temporary folder inside `folder`."""
+def measure(
+    folder: Path,
+    config: KontextConfig,
+    exports: list[str],
+    progress: bool,
+    save: Callable[[dict[str, Any]], object] = lambda result: None,
+) -> dict[str, Any]:
+    """Everything, in a temporary folder inside `folder`; `save` is given what there is after each export."""
     size = synthetic.size_of(config)
     # The checkpoint and the largest thing beside it: a copy of it.
     synthetic.check_room(folder, 2 * size)
@@ -55,6 +61,7 @@ def measure(folder: Path, config: KontextConfig, exports: list[str], progress: b
         "blocks": [config.transformer.num_double_blocks, config.transformer.num_single_blocks],
         "checkpoint_bytes": size,
         "exports": {},
+        "machine": describe(),
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix="kontext-fullsize-") as temporary:
         checkpoint, bundle = Path(temporary) / "FLUX.1-Kontext-synthetic", Path(temporary) / "bundle"
@@ -68,7 +75,8 @@ def measure(folder: Path, config: KontextConfig, exports: list[str], progress: b
                 shutil.rmtree(bundle)
             result["exports"][name] = export(checkpoint, bundle, name, progress)
             shutil.rmtree(bundle)
-    return result | {"machine": describe()}
+            save(result)
+    return result
 
 
 def export(checkpoint: Path, bundle: Path, name: str, progress: bool) -> dict[str, Any]:
@@ -200,20 +208,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--exports", default=",".join(EXPORTS), help="which, by name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     options = parser.parse_args(arguments)
+
+    def save(result: dict[str, Any]) -> None:  # it takes a quarter of an hour: what is measured is kept
+        if options.json is not None:
+            write_json(options.json, result)
+
     try:
         config = full_size(options.blocks)
         names = options.exports.split(",")
         if unknown := [name for name in names if name not in EXPORTS]:
             raise KontextError(f"--exports takes {', '.join(map(repr, EXPORTS))}, not {unknown[0]!r}")
-        result = measure(options.folder, config, names, sys.stderr.isatty())
+        result = measure(options.folder, config, names, sys.stderr.isatty(), save)
     except KontextError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     for table in tables(result):
         print(table.text(), end="\n\n")
     print(footer(result))
-    if options.json is not None:
-        write_json(options.json, result)
     return 0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from ..model.layouts import LORA_MARKS, TITLES, Part, network_sources, parts_of
 from ..model.networks import NETWORKS, weight_shapes
 from ..model.weight_files import StoredWeight, open_weight_file
 from ..quant.recipe import BIG_MODEL, choose
-from ..runtime.bundle import MANIFEST_NAME
+from ..runtime.bundle import MANIFEST_NAME, Bundle
 from . import graphs, weights
 from .summary import human
 
@@ -67,15 +67,12 @@ def describe(path: Path) -> Iterator[str]:
 
 
 def describe_bundle(path: Path) -> Iterator[str]:
-    from ..runtime.bundle import Bundle
-
     bundle = Bundle.open(path)
-    manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
-    precision = manifest["precision"]
-    size = sum(entry["size"] for entry in manifest["files"].values())
+    precision = bundle.manifest["precision"]
+    size = sum(entry.size for entry in bundle.files.values())
     yield f"{path}: a bundle of {bundle.name}, {human(size)}"
     yield f"  {precision['weights']} weights, computes in {precision['compute']}"
-    for lora in manifest["model"].get("loras", ()):
+    for lora in bundle.manifest["model"].get("loras", ()):
         yield f"  with the LoRA {lora['file']} at {lora['weight']:g}"
 
 
@@ -98,8 +95,7 @@ def describe_file(path: Path) -> Iterator[str]:
     yield f"  it lacks {', '.join([*listed, 'the tokenizers'])}; --base FOLDER can give all of it"
 
 
-def describe_tensors(title: str, layout: str, tensors: object) -> Iterator[str]:
-    assert isinstance(tensors, dict)
+def describe_tensors(title: str, layout: str, tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
     formats: Counter[str] = Counter()
     for tensor in tensors.values():
         formats[tensor.dtype] += torch.Size(tensor.shape).numel()
@@ -111,36 +107,31 @@ def describe_tensors(title: str, layout: str, tensors: object) -> Iterator[str]:
     yield f"  {title}, {layout} names: {len(tensors)} tensors, {total / 1e6:,.1f} M parameters, {shares}"
 
 
-def describe_lora(tensors: object) -> Iterator[str]:
-    assert isinstance(tensors, dict)
-    down: dict[str, StoredWeight] = {
-        name: tensor for name, tensor in tensors.items() if re.search(r"lora_A|lora_down|\.down\.", name)
-    }
-    ranks = sorted({tensor.shape[0] for tensor in down.values() if tensor.shape})
+def describe_lora(tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
+    down = [tensor for name, tensor in tensors.items() if re.search(r"lora_A|lora_down|\.down\.", name)]
+    ranks = sorted({tensor.shape[0] for tensor in down if tensor.shape})
     listed = ", ".join(map(str, ranks[:6])) + (", …" if len(ranks) > 6 else "")
     yield from describe_tensors(f"{len(down)} updates of rank {listed}", "its own", tensors)
     yield "  give it with --lora FILE[:weight] when you export the model that it is for"
 
 
-def plannable(parts: dict[str, Part]) -> tuple[list[NetworkWeights], KontextConfig]:
+def plannable(parts: Mapping[str, Part]) -> tuple[list[NetworkWeights], KontextConfig]:
     """The networks whose sizes the file's shapes tell, with no weight to read; checked against those shapes."""
     config = KontextConfig()
-    known = {
-        "transformer": ("transformer", infer_transformer),
-        "vae": ("autoencoder", infer_autoencoder),
-        "text_encoder": ("text_encoder", infer_clip),
-        "text_encoder_2": ("text_encoder_2", infer_t5),
-    }
-    networks: list[NetworkWeights] = []
-    for component, part in parts.items():
-        field, infer = known[component]
+    if "transformer" in parts:
+        config = dataclasses.replace(config, transformer=infer_transformer(parts["transformer"]))
+    planned = dict(parts)
+    if "vae" in parts:
         try:
-            fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
-            config = KontextConfig(**{**fields, field: infer(part)})
+            config = dataclasses.replace(config, autoencoder=infer_autoencoder(parts["vae"]))
         except KontextError:
-            if component != "vae":  # an autoencoder may well be another one than FLUX.1's, with its --base
-                raise
-            continue
+            del planned["vae"]  # another one than FLUX.1's, which its --base may well describe
+    if "text_encoder" in parts:
+        config = dataclasses.replace(config, text_encoder=infer_clip(parts["text_encoder"]))
+    if "text_encoder_2" in parts:
+        config = dataclasses.replace(config, text_encoder_2=infer_t5(parts["text_encoder_2"]))
+    networks: list[NetworkWeights] = []
+    for component, part in planned.items():
         mine = {}
         for name in (name for name, owner in NETWORKS.items() if owner == component):
             shapes = weight_shapes(name, config)

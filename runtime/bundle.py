@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import KontextError
+from .fields import Fields, whole_numbers
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "kontext-bundle"
@@ -178,54 +179,6 @@ class Bundle:
                 raise KontextError(f"cannot read {path}: {fault.strerror}") from None
             if digest.hexdigest() != entry.sha256:
                 raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; export it again")
-
-
-class Fields:
-    """Typed access to a JSON object; every fault names the field by its path."""
-
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
-        self.data, self.where = data, where
-
-    def fault(self, name: str, what: str) -> KontextError:
-        return KontextError(f"{self.where}{name} {what}")
-
-    def get(self, name: str) -> Any:
-        if name not in self.data:
-            raise self.fault(name, "is missing")
-        return self.data[name]
-
-    def group(self, name: str) -> Fields:
-        value = self.get(name)
-        if not isinstance(value, dict):
-            raise self.fault(name, "must be an object")
-        return Fields(value, f"{self.where}{name}.")
-
-    def text(self, name: str) -> str:
-        value = self.get(name)
-        if not isinstance(value, str) or not value:
-            raise self.fault(name, "must be a text")
-        return value
-
-    def whole(self, name: str, least: int = 1) -> int:
-        value = self.get(name)
-        if type(value) is not int or value < least:
-            raise self.fault(name, f"must be a whole number of at least {least}, not {value!r:.40}")
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.get(name)
-        if type(value) not in (int, float) or not abs(value) < 1e30:  # also refuses nan
-            raise self.fault(name, f"must be a number, not {value!r:.40}")
-        return float(value)
-
-    def wholes(self, name: str, count: int) -> tuple[int, ...]:
-        return whole_numbers(self.get(name), count, lambda what: self.fault(name, what))
-
-
-def whole_numbers(value: Any, count: int, fault: Callable[[str], KontextError]) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) != count or any(type(v) is not int or v < 1 for v in value):
-        raise fault(f"must be {count} positive whole numbers")
-    return tuple(value)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

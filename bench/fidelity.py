@@ -122,7 +122,7 @@ def ssim(ours: PIL.Image.Image, theirs: PIL.Image.Image) -> float:
 
 
 def bits_per_weight(bundle: Bundle) -> float:
-    """Of the transformer and its modulation, scales included."""
+    """Of the transformer and its modulation, scales and low-rank branches included."""
     manifest = bundle.manifest
     names = ("weights/transformer.safetensors", "weights/modulation.safetensors")
     size = sum(manifest["files"][name]["size"] for name in names)
@@ -131,7 +131,7 @@ def bits_per_weight(bundle: Bundle) -> float:
         with (bundle.folder / name).open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         for key, entry in header.items():
-            if not key.endswith("_scale"):
+            if not key.endswith(("_scale", "_down", "_up")):
                 packed = 2 if entry["dtype"] == "U8" else 1
                 count += packed * math.prod(entry["shape"])
     return 8 * size / count

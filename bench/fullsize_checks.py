@@ -145,18 +145,21 @@ class StoredNetwork:
     def plan(self, wanted: list[str]) -> Plan:
         """The part of the file that a graph with the weights `wanted` needs, as `binding.bind` takes it."""
         from ..export.weights import Item, Plan, StoredTensor
+        from ..quant.recipe import Layer
 
         items = []
         for name in wanted:
             if name in self.tensors:
-                names = [name, f"{name}_scale"] if f"{name}_scale" in self.tensors else [name]
+                rank = self.tensors[f"{name}_down"].shape[1] if f"{name}_down" in self.tensors else 0
+                endings = ("", "_scale", "_down", "_up")
+                names = [name + ending for ending in endings if name + ending in self.tensors]
                 parts = tuple(
                     StoredTensor(part, info.dtype, info.shape, info.start, info.stop)
                     for part in names
                     for info in [self.tensors[part]]
                 )
-                items.append(Item(name, self.format_of(name), False, parts))
-        return Plan("transformer", self.compute, b"", tuple(items), {})
+                items.append(Item(name, Layer(self.format_of(name), rank), False, parts))
+        return Plan("transformer", self.compute, b"", tuple(items), {}, {})
 
     def format_of(self, name: str) -> str:
         if f"{name}_scale" not in self.tensors:
@@ -165,12 +168,15 @@ class StoredNetwork:
 
     def read(self, name: str) -> Tensor:
         """A weight in fp32 as PyTorch has it: dequantized, linears [out, in]."""
-        from ..quant import fp8, int4, int8
+        from ..quant.methods import FORMATS
 
         value = self.tensors[name].read()
         if self.format_of(name) in QUANTIZED.values():
             scale = self.tensors[f"{name}_scale"].read().float()
-            value = {"fp8": fp8, "int8": int8, "int4": int4}[self.format_of(name)].dequantize(value, scale)
+            value = FORMATS[self.format_of(name)].dequantize(value, scale)
+            if f"{name}_down" in self.tensors:
+                down, up = (self.tensors[f"{name}_{part}"].read().float() for part in ("down", "up"))
+                value = value + down @ up
         return value.float().t() if value.ndim == 2 else value.float()
 
 

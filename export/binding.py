@@ -44,10 +44,13 @@ def bind(model: ir.Model, plan: Plan, location: str) -> None:
         if value is None:
             raise RuntimeError(f"{plan.network}: the graph does not use {item.weight}")
         main = stored[item.weight]
-        if item.format in DEQUANTIZED:
+        if item.layer is not None and item.layer.format in DEQUANTIZED:
             scales = external(stored[f"{item.weight}_scale"], location)
-            values = external(main, location, item.format)
-            dequantize(graph, value, values, scales, DEQUANTIZED[item.format])
+            values = external(main, location, item.layer.format)
+            if item.layer.rank:
+                branch = [external(stored[f"{item.weight}_{part}"], location) for part in ("down", "up")]
+                add_branch(graph, value, *branch)
+            dequantize(graph, value, values, scales, DEQUANTIZED[item.layer.format])
         else:
             if (value.dtype, tuple(value.shape or ())) != (ONNX_DTYPES[main.dtype], main.shape):
                 raise RuntimeError(
@@ -84,28 +87,51 @@ def dequantize(
     attributes: Mapping[str, int],
 ) -> None:
     """Puts DequantizeLinear(values [in, out], scales) in the place of the weight `value`."""
-    name = value.name
-    if name is None:
-        raise RuntimeError("a weight has no name")
+    name, user = weight_name(value), only_user(value)
     del graph.initializers[name]
-    inputs = []
-    for tensor in (values, scales):
-        initializer = ir.Value(
-            name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
-        )
-        initializer.const_value = tensor
-        graph.initializers[str(tensor.name)] = initializer
-        inputs.append(initializer)
+    inputs = [initializer(graph, tensor) for tensor in (values, scales)]
     node = ir.node("DequantizeLinear", inputs, attributes=dict(attributes), name=f"{name}/DequantizeLinear")
     node.outputs[0].name = f"{name}_dequantized"
     node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(scales.dtype)
+    ir.convenience.replace_all_uses_with(value, node.outputs[0])
+    graph.insert_before(user, node)  # right before its use, so that no runtime keeps many weights unpacked
+
+
+def add_branch(graph: ir.Graph, value: ir.Value, down: ir.ExternalTensor, up: ir.ExternalTensor) -> None:
+    """Adds (x @ down) @ up to what the linear with the weight `value` makes of x."""
+    name, user = weight_name(value), only_user(value)
+    x, result = user.inputs[0], user.outputs[0]
+    inner = ir.node("MatMul", [x, initializer(graph, down)], name=f"{name}/down")
+    outer = ir.node("MatMul", [inner.outputs[0], initializer(graph, up)], name=f"{name}/up")
+    total = ir.node("Add", [result, outer.outputs[0]], name=f"{name}/branch")
+    for node in (inner, outer, total):
+        node.outputs[0].name = f"{node.name}_output"
+        node.outputs[0].type = result.type
+    total.outputs[0].shape = result.shape
+    ir.convenience.replace_all_uses_with(result, total.outputs[0])
+    total.replace_input_with(0, result)
+    graph.insert_after(user, [inner, outer, total])
+
+
+def initializer(graph: ir.Graph, tensor: ir.ExternalTensor) -> ir.Value:
+    """A weight of the graph under its stored name."""
+    value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    value.const_value = tensor
+    graph.initializers[str(tensor.name)] = value
+    return value
+
+
+def weight_name(value: ir.Value) -> str:
+    if value.name is None:
+        raise RuntimeError("a weight has no name")
+    return value.name
+
+
+def only_user(value: ir.Value) -> ir.Node:
     users = [use.node for use in value.uses()]
     if len(users) != 1:
-        raise RuntimeError(f"{name} is used by {len(users)} nodes, and a linear's weight by one")
-    ir.convenience.replace_all_uses_with(value, node.outputs[0])
-    graph.insert_before(
-        users[0], node
-    )  # right before its use, so that no runtime keeps many weights unpacked
+        raise RuntimeError(f"{value.name} is used by {len(users)} nodes, and a linear's weight by one")
+    return users[0]
 
 
 def serialize(model: ir.Model) -> bytes:

@@ -12,23 +12,23 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
 
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint, Origin
-from ..model.config import KontextConfig
 from ..model.lora import LoraFile
-from ..model.text_encoders import relative_buckets
 from ..quant.recipe import Recipe
+from ..quant.statistics import Statistics
 from ..runtime.bundle import FORMAT, MANIFEST_NAME, Bundle
 from . import binding, graphs, linking, weights
+from .calibration import calibrate
 from .journal import Journal, fsync_folder, write_atomic
 from .manifest import build_manifest, manifest_bytes
 from .progress import Progress
+from .samples import Samples
 from .tokenizer_files import TokenizerFile, clip_file, t5_file
 
 SPARE_BYTES = 16 << 20
@@ -49,6 +49,10 @@ class Summary:
     sizes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
+    calibration: Mapping[str, object] = field(default_factory=dict)
+    """What weights were calibrated on; empty if they were not."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of."""
 
 
 def export(
@@ -58,6 +62,7 @@ def export(
     force: bool = False,
     show_progress: bool = False,
     link_weights: bool = False,
+    samples: Samples | None = None,
 ) -> Summary:
     """Exports the checkpoint `model` as the bundle `output`.
 
@@ -69,6 +74,7 @@ def export(
         force: replace a bundle.
         show_progress: draw progress bars on stderr.
         link_weights: leave weights that need no conversion in the checkpoint's own files.
+        samples: edits to calibrate quantization on; None to round every weight to the nearest.
 
     Raises:
         KontextError: the checkpoint is faulty, `output` is in the way, or the disk is full.
@@ -83,7 +89,16 @@ def export(
     recipe = choose_recipe(checkpoint)
     summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe, checkpoint.loras)
     summary.seconds["checkpoint"] = time.perf_counter() - begin
-    layout = lay_out(checkpoint, recipe, link_weights)
+    statistics = None
+    if samples is not None and recipe.rules:
+        begin_calibration = time.perf_counter()
+        recipe = dataclasses.replace(recipe, calibration=samples.digest())
+        statistics = calibrate(
+            checkpoint, recipe, tokenizers, samples, Progress(show_progress), summary.notes.append
+        )
+        summary.recipe, summary.calibration = recipe, statistics.about
+        summary.seconds["calibration"] = time.perf_counter() - begin_calibration
+    layout = lay_out(checkpoint, recipe, link_weights, statistics)
     summary.linked = layout.linked_bytes()
     partial = output.with_name(output.name + ".partial")
     try:
@@ -114,21 +129,33 @@ class Layout:
     plans: dict[str, weights.Plan]
     links: dict[str, dict[str, linking.Link]]
     locations: dict[Path, str]
+    calibration: Mapping[str, object]
+    """For the manifest; empty without."""
 
     def linked_bytes(self) -> int:
         parts = {part for linked in self.links.values() for link in linked.values() for part in link.parts}
         return sum(part.stop - part.start for part in parts)
 
 
-def lay_out(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> Layout:
+def lay_out(
+    checkpoint: Checkpoint, recipe: Recipe, link_weights: bool, statistics: Statistics | None = None
+) -> Layout:
     config = checkpoint.config
+    statistics = statistics or Statistics()
     plans, links = {}, {}
     for name, network in checkpoint.networks.items():
         linears = graphs.linear_weights(name, config)
         links[name] = linking.linkable(network, recipe, linears) if link_weights else {}
-        plans[name] = weights.plan(network, recipe, linears, network_constants(name, config), links[name])
+        plans[name] = weights.plan(
+            network,
+            recipe,
+            linears,
+            graphs.constants(name, config),
+            links[name],
+            statistics.inputs.get(name),
+        )
     paths = {part.path for linked in links.values() for link in linked.values() for part in link.parts}
-    return Layout(plans, links, linking.locations(paths))
+    return Layout(plans, links, linking.locations(paths), statistics.about)
 
 
 def export_key(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> dict[str, object]:
@@ -214,19 +241,13 @@ def finish(
     fsync_folder(journal.folder / "weights")
     fsync_folder(journal.folder / "tokenizers")
     manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
+    if layout.calibration:
+        manifest["calibration"] = layout.calibration
     if layout.locations:
         manifest["links"] = linking.manifest_links(checkpoint, layout.locations)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))
     Bundle.open(journal.folder)  # what the runtime would refuse is not published
     summary.sizes = {name: entry["size"] for name, entry in journal.files.items()}
-
-
-def network_constants(name: str, config: KontextConfig) -> dict[str, Tensor]:
-    """Tables of a network that no checkpoint holds: T5's buckets of every pair of positions."""
-    if name != "text_encoder_2":
-        return {}
-    t5 = config.text_encoder_2
-    return {"buckets": relative_buckets(t5.max_length, t5.relative_buckets, t5.relative_max_distance)}
 
 
 def weights_file(network: str) -> str:

@@ -15,6 +15,7 @@ from ..errors import KontextError
 
 if TYPE_CHECKING:
     from ..model.checkpoint import Origin
+    from .samples import Samples
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
 """The model that comes with the package."""
@@ -84,6 +85,20 @@ def parser() -> argparse.ArgumentParser:
             "(default: bf16 from a billion parameters on, fp32 below)",
         )
     formats.add_argument(
+        "--rank",
+        type=rank,
+        metavar="N",
+        help="add a low-rank branch of N dimensions beside each quantized weight; auto: 64, 32 or 16, whatever costs "
+        "at most a quarter of a bit per weight (default: auto for --int4, 0 otherwise)",
+    )
+    formats.add_argument(
+        "--calibrate",
+        metavar="DIR",
+        help="quantize by what really goes through the model when it edits the pictures in DIR, each NAME.png with its "
+        "instruction in NAME.txt (default: scenes of its own for the embedded model, otherwise none: every weight is "
+        "rounded to the nearest; none: so for the embedded model too)",
+    )
+    formats.add_argument(
         "--link-weights",
         action="store_true",
         help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
@@ -98,6 +113,15 @@ def positive(text: str) -> int:
     """Steps: a whole number from 1 to 1000."""
     if not text.isdecimal() or not 1 <= int(text) <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps from 1 to 1000")
+    return int(text)
+
+
+def rank(text: str) -> int | None:
+    """A whole number up to 512, or None for "auto"."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) > 512:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a rank from 0 to 512")
     return int(text)
 
 
@@ -142,15 +166,35 @@ def run(options: argparse.Namespace) -> int:
         origin(options),
         options.output,
         lambda checkpoint: choose(
-            tuple(NETWORKS), checkpoint.parameters(), options.compute, options.quantization
+            tuple(NETWORKS),
+            checkpoint.parameters(),
+            options.compute,
+            options.quantization,
+            (None if options.quantization == "int4" else 0) if options.rank is None else options.rank,
         ),
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,
         link_weights=options.link_weights,
+        samples=calibration_samples(options),
     )
     if not options.quiet:
         print(render(summary))
     return 0
+
+
+def calibration_samples(options: argparse.Namespace) -> Samples | None:
+    """The edits to calibrate on, if any."""
+    from .samples import read_samples, scenes
+
+    if options.quantization is None:
+        if options.calibrate is not None:
+            raise KontextError("--calibrate goes with a quantized format: --fp8, --int8 or --int4")
+        return None
+    if options.calibrate == "none":
+        return None
+    if options.calibrate is not None:
+        return read_samples(Path(options.calibrate))
+    return scenes() if options.model is None else None
 
 
 def origin(options: argparse.Namespace) -> Origin:

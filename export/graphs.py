@@ -20,6 +20,7 @@ from torch._subclasses import FakeTensorMode
 
 from ..model.config import KontextConfig
 from ..model.networks import build_network
+from ..model.text_encoders import relative_buckets
 from . import blocks
 from .passes import literal_reshapes, optimize
 
@@ -209,6 +210,14 @@ def linear_weights(name: str, config: KontextConfig) -> set[str]:
     with torch.device("meta"):
         network = build_network(name, config)
     return {f"{path}.weight" for path, module in network.named_modules() if isinstance(module, nn.Linear)}
+
+
+def constants(name: str, config: KontextConfig) -> dict[str, Tensor]:
+    """Tables of a network that no checkpoint holds: T5's buckets of every pair of positions."""
+    if name != "text_encoder_2":
+        return {}
+    t5 = config.text_encoder_2
+    return {"buckets": relative_buckets(t5.max_length, t5.relative_buckets, t5.relative_max_distance)}
 
 
 def example_size(dimension: int | str, config: KontextConfig) -> int:

@@ -35,11 +35,14 @@ def linkable(network: NetworkWeights, recipe: Recipe, linears: set[str]) -> dict
     result = {}
     compute = recipe.compute[network.name]
     for weight, source in network.sources.items():
+        linear, shape = weight in linears, network.shapes[weight]
         parts = [network.files[part] for part in source.parts]
         plain = [part for part in parts if isinstance(part, TensorInfo) and part.dtype == STORED[compute]]
-        kept = recipe.format_of(network.name, weight, weight in linears) == compute
+        kept = (
+            recipe.layer_of(network.name, weight, shape[::-1] if linear else shape, linear).format == compute
+        )
         if kept and len(plain) == len(parts) and weight not in network.updates:
-            result[weight] = Link(tuple(plain), source.join, weight in linears)
+            result[weight] = Link(tuple(plain), source.join, linear)
     return result
 
 

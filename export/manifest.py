@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from ..model.checkpoint import Checkpoint
 from ..model.networks import NETWORKS
-from ..quant.recipe import Recipe
+from ..quant.recipe import Layer, Recipe
 from ..runtime.bundle import FORMAT, FORMAT_VERSION
 from .graphs import OPSET, linear_weights
 from .journal import FileEntry
@@ -72,13 +72,15 @@ def build_manifest(
 def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
     """`compute` is the transformer's; `networks` has every network's own, `layers` the weights stored
     otherwise."""
-    layers: dict[str, dict[str, str]] = {}
+    layers: dict[str, dict[str, str | dict[str, object]]] = {}
     for name, network in checkpoint.networks.items():
-        linears = linear_weights(name, checkpoint.config)
-        formats = {weight: recipe.format_of(name, weight, weight in linears) for weight in network.shapes}
-        different = {weight: chosen for weight, chosen in formats.items() if chosen != recipe.compute[name]}
-        if different:
-            layers[name] = different
+        linears, compute = linear_weights(name, checkpoint.config), recipe.compute[name]
+        for weight, shape in network.shapes.items():
+            linear = weight in linears
+            layer = recipe.layer_of(name, weight, shape[::-1] if linear else shape, linear)
+            if layer != Layer(compute):
+                more = {key: value for key, value in dataclasses.asdict(layer).items() if value}
+                layers.setdefault(name, {})[weight] = layer.format if len(more) == 1 else more
     return {
         "weights": recipe.weights,
         "compute": recipe.compute["transformer"],

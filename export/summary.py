@@ -29,6 +29,12 @@ def render(summary: Summary) -> str:
     parameters = f"{summary.parameters / 1e6:,.1f} M parameters"
     lines = [f"{summary.name}: {parameters}, {recipe.weights} weights, {compute} compute"]
     lines += [f"  {network} computes in {own}" for network, own in recipe.compute.items() if own != compute]
+    if summary.calibration:
+        about = summary.calibration
+        lines.append(
+            f"  calibrated on {about['count']} edits of {about['samples']} at {about['steps']} steps"
+        )
+    lines += [f"  {note}" for note in summary.notes]
     for lora in summary.loras:
         lines.append(f"  with {lora.path.name} at {lora.weight:g}: {lora.updates} updates")
         if lora.unmatched:
@@ -40,8 +46,9 @@ def render(summary: Summary) -> str:
     if summary.resumed:
         lines.append(f"  taken over from an unfinished export: {', '.join(summary.resumed)}")
     seconds = summary.seconds
+    calibration = f"calibration {seconds['calibration']:.1f} s, " if "calibration" in seconds else ""
     lines.append(
-        f"{seconds['all']:.1f} s (weights {seconds['weights']:.1f} s, graphs {seconds['graphs']:.1f} s), "
+        f"{seconds['all']:.1f} s ({calibration}weights {seconds['weights']:.1f} s, graphs {seconds['graphs']:.1f} s), "
         f"peak memory {human(peak_memory())}"
     )
     lines.append(f"The bundle is {summary.output}. Next:")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,15 @@ from torch import Tensor
 from ..errors import KontextError
 from ..model.checkpoint import NetworkWeights
 from ..model.safetensors_file import DTYPES as STORED_DTYPES
-from ..quant import fp8, int4, int8
-from ..quant.recipe import Recipe
+from ..quant import int4, methods
+from ..quant.recipe import Layer, Recipe
+from ..quant.statistics import InputStatistics
 
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8", "int4": "U8"}
 """Our number formats → safetensors', which has no 4-bit integers: two lie in a byte."""
 
-QUANTIZERS: dict[str, Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]] = {
-    "fp8": fp8.quantize,
-    "int8": int8.quantize,
-    "int4": int4.quantize,
-}
-"""Quantized formats → (weight [in, out], format of the scales) → values and scales."""
+Entry = tuple[str, str, tuple[int, ...]]
+"""A tensor before it has a place: name, format as safetensors names it, shape."""
 
 SYNC_BYTES = 1 << 30
 """Bytes between two syncs to disk; what a killed export may have to make again."""
@@ -54,10 +51,11 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Item:
-    """What one weight becomes: itself in another format, or quantized values and their scales."""
+    """What one weight becomes: itself in another format, or quantized values, scales and what else `layer` asks for;
+    None for a constant."""
 
     weight: str
-    format: str
+    layer: Layer | None
     transpose: bool
     tensors: tuple[StoredTensor, ...]
 
@@ -65,13 +63,14 @@ class Item:
 @dataclass(frozen=True)
 class Plan:
     """The whole file before it is written: its header's bytes and its tensors in order. `constants` are not
-    weights."""
+    weights; `statistics` are of the weights' inputs, by weight."""
 
     network: str
     compute: str
     header: bytes
     items: tuple[Item, ...]
     constants: dict[str, Tensor]
+    statistics: Mapping[str, InputStatistics]
 
     @property
     def size(self) -> int:
@@ -87,6 +86,7 @@ def plan(
     linears: set[str],
     constants: dict[str, Tensor],
     linked: Collection[str] = (),
+    statistics: Mapping[str, InputStatistics] | None = None,
 ) -> Plan:
     """Lays out a network's file: constants first, then the weights in the network's own order.
 
@@ -96,21 +96,20 @@ def plan(
         linears: weights to be stored as [in, out].
         constants: tables that the graph needs and the checkpoint does not have.
         linked: weights that stay where they are.
+        statistics: weight → what calibration knows of its inputs.
     """
     compute = recipe.compute[network.name]
-    listed: list[tuple[str, str, bool, list[tuple[str, str, tuple[int, ...]]]]] = []
+    listed: list[tuple[str, Layer | None, bool, list[Entry]]] = []
     names = {dtype: name for name, dtype in STORED_DTYPES.items()}
     for name, tensor in constants.items():
-        listed.append((name, "constant", False, [(name, names[tensor.dtype], tuple(tensor.shape))]))
+        listed.append((name, None, False, [(name, names[tensor.dtype], tuple(tensor.shape))]))
     for name, shape in network.shapes.items():
         if name in linked:
             continue
         transpose = name in linears
         stored = shape[::-1] if transpose else shape
-        chosen = recipe.format_of(network.name, name, transpose)
-        if chosen == "int4" and not int4.fits(stored):
-            chosen = compute
-        listed.append((name, chosen, transpose, stored_as(name, stored, chosen, compute)))
+        layer = recipe.layer_of(network.name, name, stored, transpose)
+        listed.append((name, layer, transpose, stored_as(name, stored, layer, compute)))
     position, relative = 0, {}
     for *_, entries in listed:
         for name, dtype, shape in entries:
@@ -128,7 +127,7 @@ def plan(
     items = tuple(
         Item(
             weight,
-            chosen,
+            layer,
             transpose,
             tuple(
                 StoredTensor(
@@ -137,25 +136,29 @@ def plan(
                 for name, dtype, shape in entries
             ),
         )
-        for weight, chosen, transpose, entries in listed
+        for weight, layer, transpose, entries in listed
     )
-    return Plan(network.name, compute, header, items, constants)
+    return Plan(network.name, compute, header, items, constants, statistics or {})
 
 
-def stored_as(
-    name: str, shape: tuple[int, ...], chosen: str, compute: str
-) -> list[tuple[str, str, tuple[int, ...]]]:
+def stored_as(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[Entry]:
     """Name, safetensors format and shape of each tensor that a weight of `shape` is stored as."""
-    scale = f"{name}_scale"
-    if chosen in ("fp8", "int8"):
-        return [(name, STORED[chosen], shape), (scale, STORED[compute], shape[-1:])]
-    if chosen == "int4":
-        rows, columns = shape
-        return [
+    if layer.format not in methods.FORMATS:
+        return [(name, STORED[layer.format], shape)]
+    rows, columns = shape
+    wide = STORED[compute]
+    if layer.format == "int4":
+        entries: list[Entry] = [
             (name, STORED["int4"], (rows, columns // 2)),
-            (scale, STORED[compute], (rows // int4.GROUP, columns)),
+            (f"{name}_scale", wide, (rows // int4.GROUP, columns)),
         ]
-    return [(name, STORED[chosen], shape)]
+    else:
+        entries = [(name, STORED[layer.format], shape), (f"{name}_scale", wide, (columns,))]
+    if layer.rank:
+        entries += [(f"{name}_down", wide, (rows, layer.rank)), (f"{name}_up", wide, (layer.rank, columns))]
+    if layer.activations:
+        entries.append((f"{name}_input_scale", wide, ()))
+    return entries
 
 
 def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
@@ -164,16 +167,16 @@ def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
     Raises:
         KontextError: the weight is damaged, or too large for the format asked for.
     """
-    if item.format == "constant":
+    if item.layer is None:
         return [plan.constants[item.weight]]
     weight = network.read(item.weight)
     if item.transpose:
         weight = weight.t()
-    if item.format in QUANTIZERS:
-        values, scales = QUANTIZERS[item.format](weight, STORED_DTYPES[STORED[plan.compute]])
-        return [values.contiguous(), scales]
-    stored = weight.to(STORED_DTYPES[STORED[item.format]]).contiguous()
-    if item.format == "fp16" and not torch.isfinite(stored.abs().max()):
+    if item.layer.format in methods.FORMATS:
+        wide = STORED_DTYPES[STORED[plan.compute]]
+        return methods.quantize(weight, item.layer, wide, plan.statistics.get(item.weight))
+    stored = weight.to(STORED_DTYPES[STORED[item.layer.format]]).contiguous()
+    if item.layer.format == "fp16" and not torch.isfinite(stored.abs().max()):
         raise KontextError(
             f"{plan.network}: weight {item.weight} is too large for fp16: export with --bf16 or --fp32"
         )

@@ -51,6 +51,11 @@ def quantize(weight: Tensor, scale_dtype: torch.dtype, group: int = GROUP) -> tu
     return packed, scales
 
 
+def search_scales(weight: Tensor, scale_dtype: torch.dtype, group: int = GROUP) -> Tensor:
+    """The scales alone, [in / group, out]."""
+    return torch.stack([best_scale(rows.float(), scale_dtype) for rows in weight.split(group)])
+
+
 def best_scale(block: Tensor, scale_dtype: torch.dtype) -> Tensor:
     """The scale of each column of one group, fp32 [group, columns], as `scale_dtype` [columns]; 1 for zeros."""
     largest = block.abs().amax(0)

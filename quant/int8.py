@@ -12,14 +12,19 @@ from torch import Tensor
 INT8_MAX = 127
 
 
+def channel_scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """amax / 127 of every column of `weight` [in, out], as `dtype` [out]; 1 for columns of zeros."""
+    largest = weight.abs().amax(dim=0).float()
+    scale = (largest / INT8_MAX).to(dtype).clamp(min=torch.finfo(dtype).tiny)
+    return torch.where(largest == 0, torch.ones_like(scale), scale)
+
+
 def quantize(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`weight` [in, out] as int8 and its scales [out]: weight ≈ values * scales.
 
     The division is by the scale as it is stored, so rounding it to 16 bits costs range and not accuracy.
     """
-    largest = weight.abs().amax(dim=0).float()
-    scale = (largest / INT8_MAX).to(scale_dtype).clamp(min=torch.finfo(scale_dtype).tiny)
-    scale = torch.where(largest == 0, torch.ones_like(scale), scale)
+    scale = channel_scales(weight, scale_dtype)
     values = (weight.float() / scale.float()).round_().clamp_(-INT8_MAX, INT8_MAX)
     return values.to(torch.int8), scale
 

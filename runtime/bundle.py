@@ -123,7 +123,22 @@ class Bundle:
         folder = Path(folder)
         root = Fields(read_manifest(folder), f"{folder / MANIFEST_NAME}: ")
         check_format(root, folder)
-        files = read_files(root, folder)
+        return cls.read(folder, root, read_files(root, folder), GRAPHS)
+
+    @classmethod
+    def outline(cls, folder: Path, manifest: dict[str, Any]) -> Bundle:
+        """A bundle of constants and tokenizers alone, for a pipeline whose networks come from elsewhere."""
+        files = {
+            entry["file"]: FileEntry((folder / entry["file"]).stat().st_size, "")
+            for entry in manifest["tokenizers"].values()
+        }
+        return cls.read(folder, Fields(manifest, f"{folder}: "), files, ())
+
+    @classmethod
+    def read(
+        cls, folder: Path, root: Fields, files: Mapping[str, FileEntry], names: tuple[str, ...]
+    ) -> Bundle:
+        """The bundle that the manifest `root` describes, with the graphs `names`."""
         model, graphs, tokenizers = root.group("model"), root.group("graphs"), root.group("tokenizers")
         bundle = cls(
             folder=folder,
@@ -134,7 +149,7 @@ class Bundle:
                 downscale=model.group("autoencoder").whole("downscale"),
             ),
             sampler=read_sampler(root.group("sampler")),
-            graphs={name: read_graph(graphs.group(name), folder, files) for name in GRAPHS},
+            graphs={name: read_graph(graphs.group(name), folder, files) for name in names},
             tokenizers={name: read_tokenizer(tokenizers.group(name), folder, files) for name in TOKENIZERS},
             files=files,
             links=read_links(root, folder),

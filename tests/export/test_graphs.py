@@ -14,11 +14,10 @@ onnx = pytest.importorskip("onnx")
 import onnxruntime  # noqa: E402
 
 from kontext.export import binding, graphs, weights  # noqa: E402
-from kontext.export.bundle import network_constants  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
 from kontext.model.networks import NETWORKS, build_network  # noqa: E402
-from kontext.quant import fp8, int4, int8  # noqa: E402
+from kontext.quant.methods import FORMATS, quantize  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,15 +39,11 @@ def network(name: str, checkpoint: Path, quantization: str | None = None) -> tor
     recipe = choose(tuple(NETWORKS), 1, None, quantization)
     linears = graphs.linear_weights(name, opened.config)
     for key in state:
-        chosen, weight = (
-            recipe.format_of(name, key, key in linears),
-            state[key].t() if key in linears else None,
-        )
-        if weight is not None and chosen in ("fp8", "int8"):
-            scheme = {"fp8": fp8, "int8": int8}[chosen]
-            state[key] = scheme.dequantize(*scheme.quantize(weight, torch.float32)).t()
-        elif weight is not None and chosen == "int4" and int4.fits(tuple(weight.shape)):
-            state[key] = int4.dequantize(*int4.quantize(weight, torch.float32)).t()
+        linear = key in linears
+        layer = recipe.layer_of(name, key, tuple(state[key].shape)[:: -1 if linear else 1], linear)
+        if layer.format in FORMATS:
+            values, scales = quantize(state[key].t(), layer, torch.float32)
+            state[key] = FORMATS[layer.format].dequantize(values, scales).t()
     result.load_state_dict(state)
     return result
 
@@ -193,7 +188,7 @@ def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: boo
     opened = Checkpoint.open(checkpoint)
     recipe = choose(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
     linears = graphs.linear_weights(name, opened.config)
-    plan = weights.plan(opened.networks[name], recipe, linears, network_constants(name, opened.config))
+    plan = weights.plan(opened.networks[name], recipe, linears, graphs.constants(name, opened.config))
     weights.write(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
     model = graphs.trace(name, opened.config, recipe.compute[name])
     binding.bind(model, plan, "w.safetensors")

@@ -16,7 +16,7 @@ from kontext.export import weights  # noqa: E402
 from kontext.export.graphs import linear_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
-from kontext.quant import fp8, int4, int8  # noqa: E402
+from kontext.quant.methods import FORMATS, quantize  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 
 
@@ -49,14 +49,12 @@ def test_the_file_is_the_plan(
     for item in plan.items[1:]:
         weight = network.read(item.weight)
         weight = weight.t() if item.transpose else weight
-        if item.format in ("fp8", "int8"):
-            values, scale = {"fp8": fp8, "int8": int8}[item.format].quantize(weight, dtype)
-            assert torch.equal(stored[item.weight].view(torch.uint8), values.view(torch.uint8))
-            assert torch.equal(stored[f"{item.weight}_scale"], scale)
-        elif item.format == "int4":
-            packed, scale = int4.quantize(weight, dtype)
-            assert torch.equal(stored[item.weight], packed)
-            assert torch.equal(stored[f"{item.weight}_scale"], scale)
+        if item.layer is not None and item.layer.format in FORMATS:
+            for tensor, expected in zip(item.tensors, quantize(weight, item.layer, dtype), strict=True):
+                ours, theirs = (
+                    each.contiguous().view(torch.uint8) for each in (stored[tensor.name], expected)
+                )
+                assert torch.equal(ours, theirs)
         else:
             assert torch.equal(stored[item.weight], weight.to(stored[item.weight].dtype))
         for tensor in item.tensors:

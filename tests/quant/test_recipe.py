@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kontext.quant.recipe import BIG_MODEL, Recipe, Rule, choose
+from kontext.quant.recipe import BIG_MODEL, Layer, Recipe, Rule, choose
 
 NETWORKS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "modulation", "transformer")
 
@@ -54,15 +54,40 @@ def test_flags(parameters: int, compute: str | None, fp8: bool, expected: tuple[
     ],
 )
 def test_what_fp8_spares(network: str, weight: str, linear: bool, expected: str) -> None:
-    assert choose(NETWORKS, BIG_MODEL, None, "fp8").format_of(network, weight, linear) == expected
+    recipe = choose(NETWORKS, BIG_MODEL, None, "fp8")
+    assert recipe.layer_of(network, weight, (64, 64), linear) == Layer(expected)
 
 
 def test_the_first_rule_decides() -> None:
     recipe = Recipe(
         "fp8", {"a": "fp32"}, (Rule("a", "x.*", "fp8"), Rule("*", "*", "compute"), Rule("a", "y", "fp8"))
     )
-    assert [recipe.format_of("a", name, True) for name in ("x.1", "y", "z")] == ["fp8", "fp32", "fp32"]
-    assert recipe.format_of("a", "x.1", False) == "fp32"
+    formats = [recipe.layer_of("a", name, (64, 64), True).format for name in ("x.1", "y", "z")]
+    assert formats == ["fp8", "fp32", "fp32"]
+    assert recipe.layer_of("a", "x.1", (64, 64), False) == Layer("fp32")
+
+
+def test_int4_is_for_whole_groups() -> None:
+    recipe = choose(NETWORKS, 1, None, "int4")
+    layers = [recipe.layer_of("transformer", "x", shape, True) for shape in ((128, 64), (96, 64), (64, 63))]
+    assert layers == [Layer("int4"), Layer("fp32"), Layer("fp32")]
+
+
+def test_ranks_are_given_or_follow_the_size() -> None:
+    rules = (Rule("*", "given", "int4", rank=24), Rule("*", "*", "int4", rank=None))
+    recipe = Recipe("int4", {"transformer": "bf16"}, rules)
+
+    def rank(weight: str, shape: tuple[int, int]) -> int:
+        return recipe.layer_of("transformer", weight, shape, True).rank
+
+    assert rank("given", (192, 576)) == 24
+    assert rank("given", (64, 16)) == 16  # no more than the weight has
+    assert [rank("x", shape) for shape in ((192, 576), (3072, 3072), (3072, 9216), (15360, 3072))] == [
+        0,
+        16,
+        32,
+        32,
+    ]
 
 
 def test_recipes_are_data() -> None:
@@ -71,6 +96,8 @@ def test_recipes_are_data() -> None:
         "network": "*",
         "weight": "*",
         "format": "fp8",
+        "rank": 0,
+        "activations": "",
     }
     assert recipe.digest() == choose(NETWORKS, 1, "fp32", "fp8").digest()
     assert recipe.digest() != choose(NETWORKS, 1, "fp32").digest()

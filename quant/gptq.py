@@ -1,0 +1,88 @@
+"""GPTQ: rounding with error feedback, so that a layer's output and not its weights stays close.
+
+Input rows are rounded one after another, the most excited first, and the error that each leaves in the layer's output
+is taken up by the rows not yet rounded (Frantar et al. 2022, arXiv:2210.17323, with scales fixed beforehand). Only the
+inputs' second moments X^T X are needed; calibration collects them in diagonal blocks, and errors stay within a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.01
+"""Of the mean of the moments' diagonal, added to it: directions that calibration has hardly seen are not trusted."""
+
+BLOCK = 64
+"""Rows whose errors are brought to the rows behind them in one product."""
+
+COLUMNS = 2048
+"""Output channels worked on at once; they are independent, so this only bounds the memory."""
+
+
+def round_with_feedback(
+    weight: Tensor, moments: Tensor, scales: Tensor, nearest: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`weight` in units of its scales, every value one that `nearest` gives.
+
+    Args:
+        weight: [in, out].
+        moments: fp32 [blocks, size, size] with blocks * size = in, sums of x^T x over the layer's inputs.
+        scales: fp32 [groups, out], each of in / groups rows.
+        nearest: values in units of the scale → the nearest ones that the number format has.
+
+    Returns:
+        fp32 [in, out].
+
+    Raises:
+        ValueError: the moments are not of this weight.
+    """
+    rows, columns = weight.shape
+    blocks, size, _ = moments.shape
+    if blocks * size != rows:
+        raise ValueError(f"moments of {blocks} x {size} inputs do not fit a weight of {rows}")
+    units = torch.empty(rows, columns)
+    group = rows // scales.shape[0]
+    for block in range(blocks):
+        start = block * size
+        order, factor = inverse_factor(moments[block])
+        row_scales = (torch.arange(start, start + size) // group)[order]
+        for column in range(0, columns, COLUMNS):
+            part = slice(column, column + COLUMNS)
+            values = weight[start : start + size, part].float()[order]
+            rounded = round_block(values, factor, scales[:, part][row_scales], nearest)
+            units[start : start + size, part] = torch.empty_like(rounded).index_copy_(0, order, rounded)
+    return units
+
+
+def inverse_factor(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """The order in which rows are rounded, and the upper Cholesky factor of the damped moments' inverse in it."""
+    dampened = moments.double()
+    diagonal = dampened.diagonal()
+    order = diagonal.argsort(descending=True, stable=True)
+    mean = diagonal.mean()
+    # Where nothing ever came in there is nothing to keep: every rounding is as good.
+    dampened = dampened + torch.eye(len(moments)) * (DAMPING * mean if mean > 0 else 1.0)
+    lower = torch.linalg.cholesky(dampened[order][:, order])
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return order, factor.float()
+
+
+def round_block(
+    values: Tensor, factor: Tensor, scales: Tensor, nearest: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Rounds `values` [size, columns], which it overwrites, row by row; the result is in units of `scales`."""
+    size = len(values)
+    units = torch.empty_like(values)
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
+        errors = torch.empty(stop - start, values.shape[1])
+        for row in range(start, stop):
+            units[row] = nearest(values[row] / scales[row])
+            error = (values[row] - units[row] * scales[row]) / factor[row, row]
+            errors[row - start] = error
+            values[row + 1 : stop].addr_(factor[row, row + 1 : stop], error, alpha=-1)
+        values[stop:] -= factor[start:stop, stop:].t() @ errors
+    return units

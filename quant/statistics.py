@@ -1,0 +1,148 @@
+"""What calibration remembers of a layer's inputs, in bounded memory: moments, largest values, a histogram.
+
+Statistics of the sampler's steps are kept by range (early, …, late), since a denoiser's activations change with time.
+Everything is sums, counts and maxima, so samples stream through and order does not matter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import KontextError
+
+RANGES = 4
+"""Parts of the sampler's steps that are told apart."""
+
+MOMENTS = 1024
+"""Inputs whose second moments are kept together: a layer of 12 288 inputs has 12 blocks of 4 MB instead of 604 MB."""
+
+OCTAVES, FINENESS = 48, 8
+"""The histogram: bins of 1/8 octave, for absolute values from 2^-24 up to 2^24."""
+
+
+def block_size(width: int) -> int:
+    """The largest divisor of a layer's inputs that is at most `MOMENTS`."""
+    return next(size for size in range(min(width, MOMENTS), 0, -1) if width % size == 0)
+
+
+@dataclass
+class InputStatistics:
+    """Of one linear's inputs, or one operand of an attention.
+
+    `largest` is fp32 [ranges, channels], the largest absolute values; `histogram` counts absolute values by octave,
+    fp64 [bins]; `moments` are the sums of x^T x in diagonal blocks, fp32 [blocks, size, size], or None if not wanted.
+    """
+
+    width: int
+    largest: Tensor
+    histogram: Tensor
+    moments: Tensor | None
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, width: int, moments: bool = True) -> InputStatistics:
+        size = block_size(width)
+        return cls(
+            width,
+            torch.zeros(RANGES, width),
+            torch.zeros(OCTAVES * FINENESS, dtype=torch.float64),
+            torch.zeros(width // size, size, size) if moments else None,
+        )
+
+    def add(self, inputs: Tensor, part: int) -> None:
+        """Takes in `inputs` [..., width] of a step in range `part`.
+
+        Raises:
+            KontextError: they hold NaN or infinity.
+        """
+        rows = inputs.detach().reshape(-1, self.width).float()
+        if not len(rows):
+            return
+        sizes = rows.abs()
+        if not torch.isfinite(sizes.amax()):
+            raise KontextError("NaN or infinity in its inputs")
+        self.largest[part] = torch.maximum(self.largest[part], sizes.amax(0))
+        bins = (torch.frexp(sizes).exponent + OCTAVES // 2 - 1) * FINENESS
+        mantissas = torch.frexp(sizes).mantissa * 2 - 1  # 0 to 1 within the octave
+        bins = (bins + (mantissas * FINENESS).int()).clamp_(0, len(self.histogram) - 1)
+        self.histogram += torch.bincount(bins.flatten().long(), minlength=len(self.histogram))
+        if self.moments is not None:
+            parts = rows.view(len(rows), *self.moments.shape[:2]).transpose(0, 1)
+            self.moments += parts.transpose(1, 2) @ parts
+        self.rows += len(rows)
+
+    def amax(self) -> float:
+        return float(self.largest.max())
+
+    def percentile(self, share: float) -> float:
+        """The size that a `share` of all values does not exceed, to an eighth of an octave."""
+        counts = self.histogram.cumsum(0)
+        index = int(torch.searchsorted(counts, share * counts[-1]))
+        return min(bin_edge(index + 1), self.amax())
+
+    def spread(self) -> float:
+        """How far the steps' largest values are apart: the largest range's over the smallest's, at least 1."""
+        each = self.largest.amax(1)
+        seen = each[each > 0]
+        return float(seen.max() / seen.min()) if len(seen) else 1.0
+
+
+def bin_edge(index: int) -> float:
+    """The lower edge of a bin of the histogram."""
+    octave, part = divmod(index, FINENESS)
+    return math.ldexp(1 + part / FINENESS, octave - OCTAVES // 2)
+
+
+@dataclass
+class Statistics:
+    """Of every calibrated input: network → name → statistics; `about` says what they were collected on."""
+
+    inputs: dict[str, dict[str, InputStatistics]] = field(default_factory=dict)
+    about: Mapping[str, object] = field(default_factory=dict)
+
+    def get(self, network: str, name: str) -> InputStatistics | None:
+        return self.inputs.get(network, {}).get(name)
+
+    def save(self, path: Path) -> None:
+        """Writes everything as one safetensors file."""
+        tensors = {}
+        for network, layers in self.inputs.items():
+            for name, each in layers.items():
+                key = f"{network}/{name}"
+                tensors[f"{key}/largest"] = each.largest
+                tensors[f"{key}/histogram"] = each.histogram
+                tensors[f"{key}/rows"] = torch.tensor(each.rows)
+                if each.moments is not None:
+                    tensors[f"{key}/moments"] = each.moments
+        save_file(tensors, path, {"about": json.dumps(self.about, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: Path) -> Statistics:
+        """Reads what `save` wrote. Raises KontextError for anything else."""
+        try:
+            with safe_open(path, "pt") as file:
+                result = cls(about=json.loads((file.metadata() or {})["about"]))
+                found: dict[tuple[str, str], dict[str, Tensor]] = {}
+                for key in file.keys():  # noqa: SIM118  (no dict: it cannot be iterated)
+                    network, name, kind = key.split("/")
+                    found.setdefault((network, name), {})[kind] = file.get_tensor(key)
+            for (network, name), tensors in found.items():
+                result.inputs.setdefault(network, {})[name] = InputStatistics(
+                    tensors["largest"].shape[1],
+                    tensors["largest"],
+                    tensors["histogram"],
+                    tensors.get("moments"),
+                    int(tensors["rows"]),
+                )
+        except Exception as fault:  # safetensors raises its own, with no public base class
+            raise KontextError(f"{path} is no calibration: {fault}") from None
+        return result

@@ -1,0 +1,67 @@
+"""Low-rank branches: the best approximation, the best correction for given inputs, and ranks by size."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kontext.quant import low_rank  # noqa: E402
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (300, 200)], ids=["whole decomposition", "randomized"])
+def test_leading_is_the_nearest_of_its_rank(shape: tuple[int, int]) -> None:
+    matrix = noise(*shape) @ torch.diag(0.9 ** torch.arange(shape[1]))
+    down, up = low_rank.leading(matrix, 8)
+    assert down.shape == (shape[0], 8)
+    assert up.shape == (8, shape[1])
+    best = torch.linalg.svdvals(matrix)[8:].norm()  # Eckart and Young
+    assert float((matrix - down @ up).norm()) <= 1.01 * float(best)
+    assert torch.allclose(down.norm(dim=0), up.norm(dim=1), rtol=1e-3)
+
+
+def test_leading_is_the_same_whatever_was_drawn_before() -> None:
+    matrix = noise(300, 200)
+    first = low_rank.leading(matrix, 4)
+    state = torch.get_rng_state()
+    torch.rand(7)
+    second = low_rank.leading(matrix, 4)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    torch.set_rng_state(state)
+    assert torch.equal(torch.rand(3), (torch.set_rng_state(state), torch.rand(3))[1])
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_correction_serves_the_inputs_that_were_seen(blocks: int) -> None:
+    """It beats the plain decomposition of the error, which does not know the inputs."""
+    scales = torch.logspace(-2, 1, 64)[torch.randperm(64, generator=torch.Generator().manual_seed(5))]
+    inputs, error = noise(500, 64, seed=1) * scales, noise(64, 48, seed=2)
+    moments = torch.stack([part.t() @ part for part in inputs.split(64 // blocks, dim=1)])
+
+    def left(branch: tuple[torch.Tensor, torch.Tensor]) -> float:
+        return float((inputs @ (error - branch[0] @ branch[1])).norm())
+
+    corrected = left(low_rank.correction(error, moments, 4))
+    assert corrected < 0.7 * left(low_rank.leading(error, 4))
+    best = torch.linalg.svdvals(inputs @ error)[4:].norm()
+    assert corrected < 1.1 * float(best)
+
+
+def test_nothing_seen_is_no_reason_to_fail() -> None:
+    down, up = low_rank.correction(noise(32, 16), torch.zeros(1, 32, 32), 4)
+    assert torch.isfinite(down).all()
+    assert torch.isfinite(up).all()
+
+
+def test_ranks_cost_at_most_a_quarter_of_a_bit() -> None:
+    assert low_rank.rank_for((3072, 3072), 2) == 16
+    assert low_rank.rank_for((15360, 3072), 2) == 32
+    assert low_rank.rank_for((15360, 12288), 2) == 64
+    assert low_rank.rank_for((192, 192), 2) == 0
+    for shape in ((3072, 3072), (15360, 3072), (4096, 4096)):
+        rank = low_rank.rank_for(shape, 2)
+        assert 16 * rank * sum(shape) / (shape[0] * shape[1]) <= 0.25

@@ -1,0 +1,87 @@
+"""From a weight to its stored tensors: what each method gains, and that it is what the graph computes."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor  # noqa: E402
+
+from kontext.quant.methods import FORMATS, quantize, static_scale  # noqa: E402
+from kontext.quant.recipe import Layer  # noqa: E402
+from kontext.quant.statistics import InputStatistics  # noqa: E402
+
+WIDTH = 128
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layer_inputs() -> Tensor:
+    """Correlated, with a few channels that are much larger, as a transformer's are."""
+    inputs = noise(1500, 24) @ noise(24, WIDTH, seed=1) + 0.2 * noise(1500, WIDTH, seed=2)
+    inputs[:, :4] *= 20
+    return inputs
+
+
+def statistics(inputs: Tensor) -> InputStatistics:
+    result = InputStatistics.empty(WIDTH)
+    result.add(inputs, 0)
+    return result
+
+
+def restored(tensors: list[Tensor], layer: Layer) -> Tensor:
+    value = FORMATS[layer.format].dequantize(tensors[0], tensors[1].float())
+    return value + tensors[2].float() @ tensors[3].float() if layer.rank else value
+
+
+def output_error(layer: Layer, inputs: Tensor, weight: Tensor, calibrated: bool) -> float:
+    tensors = quantize(weight, layer, torch.float32, statistics(inputs) if calibrated else None)
+    return float((inputs @ (restored(tensors, layer) - weight)).norm() / (inputs @ weight).norm())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_calibration_brings_the_output_closer(format: str) -> None:
+    inputs, weight = layer_inputs(), noise(WIDTH, 64, seed=3)
+    plain, calibrated = (output_error(Layer(format), inputs, weight, known) for known in (False, True))
+    assert calibrated < 0.8 * plain
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_branch_brings_it_closer_still(calibrated: bool) -> None:
+    weight = noise(WIDTH, 64, seed=3) + 3 * noise(WIDTH, 4, seed=4) @ noise(4, 64, seed=5)
+    inputs = layer_inputs()
+    without, beside = (output_error(Layer("int4", rank), inputs, weight, calibrated) for rank in (0, 16))
+    assert beside < 0.7 * without
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_stored_tensors_have_their_formats_and_shapes(
+    format: str, dtype: torch.dtype, calibrated: bool
+) -> None:
+    known = statistics(layer_inputs())
+    layer = Layer(format, rank=8, activations="fp8" if calibrated else "")
+    tensors = quantize(noise(WIDTH, 64), layer, dtype, known if calibrated else None)
+    plain = FORMATS[format].quantize(noise(WIDTH, 64), dtype)
+    shapes = [(each.dtype, each.shape) for each in (*plain, torch.empty(WIDTH, 8, dtype=dtype))]
+    assert [(each.dtype, each.shape) for each in tensors[:3]] == shapes
+    assert tensors[3].shape == (8, 64)
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    if calibrated:
+        assert (tensors[4].shape, tensors[4].dtype) == ((), dtype)
+
+
+def test_the_static_scale_reaches_the_largest_unless_it_is_alone() -> None:
+    values = noise(4000, WIDTH)
+    scale = static_scale(statistics(values))
+    assert 0.5 <= scale * 448 / float(values.abs().max()) <= 1.0
+    assert static_scale(InputStatistics.empty(4)) == 1.0
+
+
+def test_static_scales_need_statistics() -> None:
+    with pytest.raises(ValueError, match="need statistics"):
+        quantize(noise(64, 8), Layer("fp8", activations="fp8"), torch.float32)

@@ -1,0 +1,99 @@
+"""What calibration remembers, against the same figures of all inputs at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kontext.errors import KontextError  # noqa: E402
+from kontext.quant.statistics import InputStatistics, Statistics, bin_edge, block_size  # noqa: E402
+
+
+def inputs(rows: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+
+
+def collected(parts: list[tuple[torch.Tensor, int]]) -> InputStatistics:
+    statistics = InputStatistics.empty(parts[0][0].shape[-1])
+    for values, part in parts:
+        statistics.add(values, part)
+    return statistics
+
+
+def test_they_are_those_of_all_inputs() -> None:
+    early, late = inputs(70, 96), 3 * inputs(50, 96, 1)
+    statistics = collected([(early[:30], 0), (early[30:].view(2, 20, 96), 0), (late, 3)])
+    everything = torch.cat((early, late))
+    assert statistics.rows == 120
+    assert torch.equal(statistics.largest[0], early.abs().amax(0))
+    assert torch.equal(statistics.largest[3], late.abs().amax(0))
+    assert statistics.amax() == float(everything.abs().max())
+    assert statistics.moments is not None
+    assert torch.allclose(statistics.moments[0], everything.t() @ everything, rtol=1e-4, atol=1e-2)
+    assert float(statistics.histogram.sum()) == everything.numel()
+    assert statistics.spread() == pytest.approx(float(late.abs().max() / early.abs().max()))
+
+
+def test_percentiles_are_right_to_a_bin() -> None:
+    values = inputs(4000, 16)
+    statistics = collected([(values, 0)])
+    for share in (0.5, 0.9, 0.999):
+        exact = float(torch.quantile(values.abs().flatten(), share))
+        assert exact <= statistics.percentile(share) <= exact * 2 ** (1 / 8) * 1.03
+    assert statistics.percentile(1.0) == statistics.amax()
+
+
+def test_bins_are_eighths_of_octaves() -> None:
+    statistics = InputStatistics.empty(1)
+    for value in (1.0, 1.124, 1.125, 2.0, 1e-30, 1e30, 0.0):
+        before = statistics.histogram.clone()
+        statistics.add(torch.tensor([[value]]), 0)
+        index = int((statistics.histogram - before).argmax())
+        if 1e-7 < value < 1e7:
+            assert bin_edge(index) <= value < bin_edge(index + 1)
+    assert statistics.amax() == pytest.approx(1e30)
+
+
+def test_large_layers_keep_blocks() -> None:
+    assert block_size(192) == 192
+    assert block_size(12288) == 1024
+    assert block_size(3072 + 192) == 816
+    assert InputStatistics.empty(4096).moments is not None
+    assert InputStatistics.empty(4096, moments=False).moments is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_are_a_fault(value: float) -> None:
+    broken = inputs(3, 8)
+    broken[1, 2] = value
+    with pytest.raises(KontextError, match="NaN or infinity"):
+        InputStatistics.empty(8).add(broken, 0)
+
+
+def test_nothing_is_nothing() -> None:
+    statistics = InputStatistics.empty(8)
+    statistics.add(torch.empty(0, 8), 0)
+    assert (statistics.rows, statistics.amax(), statistics.spread()) == (0, 0.0, 1.0)
+
+
+def test_they_are_kept_as_safetensors(tmp_path: Path) -> None:
+    statistics = Statistics({"a": {"b.weight": collected([(inputs(5, 8), 1)])}}, {"count": 3})
+    statistics.save(tmp_path / "s.safetensors")
+    again = Statistics.load(tmp_path / "s.safetensors")
+    ours, theirs = statistics.get("a", "b.weight"), again.get("a", "b.weight")
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(ours.largest, theirs.largest)
+    assert torch.equal(ours.histogram, theirs.histogram)
+    assert (theirs.rows, again.about) == (5, {"count": 3})
+    assert again.get("a", "c") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 9])
+def test_anything_else_is_no_calibration(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s").write_bytes(content)
+    with pytest.raises(KontextError, match="is no calibration"):
+        Statistics.load(tmp_path / "s")

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint, Origin
 from ..model.lora import LoraFile

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint, NetworkWeights
 from ..model.networks import build_network
-from ..quant.methods import FORMATS
+from ..quant.formats import FORMATS
 from ..quant.recipe import Recipe
 from ..quant.statistics import RANGES, InputStatistics, Statistics
 from ..runtime import request

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
 """The model that comes with the package."""
 
+BRANCHED = ("int4", "nvfp4")
+"""Formats that get a low-rank branch unless told otherwise; bitsandbytes' kernels for NF4 know none."""
+
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
@@ -75,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
         ("fp8", "as E4M3 with a scale per output channel"),
         ("int8", "as INT8 with a scale per output channel"),
         ("int4", "as INT4 with a scale per output channel and 64 inputs"),
+        ("nf4", "as bitsandbytes' NF4, for its kernels; elsewhere they are unpacked first"),
+        ("nvfp4", "as NVFP4 (E2M1 in blocks of 16), for Blackwell; ONNX Runtime has no kernel for it"),
     ):
         quantized.add_argument(
             f"--{name}",
@@ -89,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         type=rank,
         metavar="N",
         help="add a low-rank branch of N dimensions beside each quantized weight; auto: 64, 32 or 16, whatever costs "
-        "at most a quarter of a bit per weight (default: auto for --int4, 0 otherwise)",
+        "at most a quarter of a bit per weight (default: auto for --int4 and --nvfp4, 0 otherwise)",
     )
     formats.add_argument(
         "--calibrate",
@@ -97,6 +102,12 @@ def parser() -> argparse.ArgumentParser:
         help="quantize by what really goes through the model when it edits the pictures in DIR, each NAME.png with its "
         "instruction in NAME.txt (default: scenes of its own for the embedded model, otherwise none: every weight is "
         "rounded to the nearest; none: so for the embedded model too)",
+    )
+    formats.add_argument(
+        "--weight-only",
+        action="store_true",
+        help="leave activations in the format that is computed in; without it --int8 rounds them to 8 bits at run time "
+        "and --fp8 to E4M3 with scales from calibration, if there is one",
     )
     formats.add_argument(
         "--link-weights",
@@ -116,10 +127,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def rank(text: str) -> int | None:
-    """A whole number up to 512, or None for "auto"."""
+def rank(text: str) -> int | str:
+    """A whole number up to 512, or "auto"."""
     if text == "auto":
-        return None
+        return text
     if not text.isdecimal() or int(text) > 512:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a rank from 0 to 512")
     return int(text)
@@ -162,6 +173,7 @@ def run(options: argparse.Namespace) -> int:
     from .bundle import export
     from .summary import render
 
+    samples = calibration_samples(options)
     summary = export(
         origin(options),
         options.output,
@@ -170,16 +182,25 @@ def run(options: argparse.Namespace) -> int:
             checkpoint.parameters(),
             options.compute,
             options.quantization,
-            (None if options.quantization == "int4" else 0) if options.rank is None else options.rank,
+            chosen_rank(options),
+            calibrated=samples is not None,
+            weight_only=options.weight_only,
         ),
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,
         link_weights=options.link_weights,
-        samples=calibration_samples(options),
+        samples=samples,
     )
     if not options.quiet:
         print(render(summary))
     return 0
+
+
+def chosen_rank(options: argparse.Namespace) -> int | None:
+    """Of the low-rank branches; None for one by each weight's size."""
+    if options.rank is None:
+        return None if options.quantization in BRANCHED else 0
+    return None if options.rank == "auto" else int(options.rank)
 
 
 def calibration_samples(options: argparse.Namespace) -> Samples | None:
@@ -187,8 +208,13 @@ def calibration_samples(options: argparse.Namespace) -> Samples | None:
     from .samples import read_samples, scenes
 
     if options.quantization is None:
-        if options.calibrate is not None:
-            raise KontextError("--calibrate goes with a quantized format: --fp8, --int8 or --int4")
+        given = {
+            "calibrate": options.calibrate,
+            "rank": options.rank,
+            "weight-only": options.weight_only or None,
+        }
+        for name in (name for name, value in given.items() if value is not None):
+            raise KontextError(f"--{name} goes with a quantized format, such as --fp8 or --int4")
         return None
     if options.calibrate == "none":
         return None

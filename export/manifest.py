@@ -79,8 +79,7 @@ def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
             linear = weight in linears
             layer = recipe.layer_of(name, weight, shape[::-1] if linear else shape, linear)
             if layer != Layer(compute):
-                more = {key: value for key, value in dataclasses.asdict(layer).items() if value}
-                layers.setdefault(name, {})[weight] = layer.format if len(more) == 1 else more
+                layers.setdefault(name, {})[weight] = layer.as_json()
     return {
         "weights": recipe.weights,
         "compute": recipe.compute["transformer"],

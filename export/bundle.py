@@ -23,6 +23,7 @@ from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import FORMAT, MANIFEST_NAME, Bundle
 from . import binding, graphs, linking, weights
+from .attention import quantize_attention
 from .calibration import calibrate
 from .journal import Journal, fsync_folder, write_atomic
 from .manifest import build_manifest, manifest_bytes
@@ -128,8 +129,8 @@ class Layout:
     plans: dict[str, weights.Plan]
     links: dict[str, dict[str, linking.Link]]
     locations: dict[Path, str]
-    calibration: Mapping[str, object]
-    """For the manifest; empty without."""
+    statistics: Statistics
+    """Of the calibration; empty without."""
 
     def linked_bytes(self) -> int:
         parts = {part for linked in self.links.values() for link in linked.values() for part in link.parts}
@@ -154,7 +155,7 @@ def lay_out(
             statistics.inputs.get(name),
         )
     paths = {part.path for linked in links.values() for link in linked.values() for part in link.parts}
-    return Layout(plans, links, linking.locations(paths), statistics.about)
+    return Layout(plans, links, linking.locations(paths), statistics)
 
 
 def export_key(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> dict[str, object]:
@@ -210,6 +211,8 @@ def fill(
                 summary.resumed.append(file)
             else:
                 model = graphs.trace(name, config, recipe.compute[name])
+                if name == "transformer" and recipe.attention:
+                    quantize_attention(model, config.transformer, layout.statistics)
                 linking.bind_links(model, layout.links[name], layout.locations)
                 binding.bind(model, plan, weights_file(name))
                 journal.add(file, binding.serialize(model))
@@ -240,8 +243,8 @@ def finish(
     fsync_folder(journal.folder / "weights")
     fsync_folder(journal.folder / "tokenizers")
     manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
-    if layout.calibration:
-        manifest["calibration"] = layout.calibration
+    if layout.statistics.about:
+        manifest["calibration"] = layout.statistics.about
     if layout.locations:
         manifest["links"] = linking.manifest_links(checkpoint, layout.locations)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))

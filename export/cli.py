@@ -110,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
         "and --fp8 to E4M3 with scales from calibration, if there is one",
     )
     formats.add_argument(
+        "--fp8-attention",
+        action="store_true",
+        help="with --fp8 and calibration: the attention's operands in E4M3 too, for TensorRT",
+    )
+    formats.add_argument(
         "--link-weights",
         action="store_true",
         help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
@@ -174,6 +179,10 @@ def run(options: argparse.Namespace) -> int:
     from .summary import render
 
     samples = calibration_samples(options)
+    if options.fp8_attention and (options.quantization != "fp8" or samples is None):
+        raise KontextError(
+            "--fp8-attention goes with --fp8 and a calibration: name a folder with --calibrate"
+        )
     summary = export(
         origin(options),
         options.output,
@@ -185,6 +194,7 @@ def run(options: argparse.Namespace) -> int:
             chosen_rank(options),
             calibrated=samples is not None,
             weight_only=options.weight_only,
+            fp8_attention=options.fp8_attention,
         ),
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,

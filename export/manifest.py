@@ -83,6 +83,7 @@ def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
     return {
         "weights": recipe.weights,
         "compute": recipe.compute["transformer"],
+        **({"attention": recipe.attention} if recipe.attention else {}),
         "networks": recipe.compute,
         "layers": layers,
         "recipe": recipe.as_json(),

@@ -66,13 +66,14 @@ class Recipe:
     """`compute` has one format for each network; the first rule that matches a weight decides its own.
 
     `calibration` is the digest of the statistics that rounding and scales come from, "" where weights are rounded to
-    the nearest.
+    the nearest. `attention` is the number format that the transformer's attention rounds its operands to, "" for none.
     """
 
     weights: str
     compute: dict[str, str]
     rules: tuple[Rule, ...] = ()
     calibration: str = ""
+    attention: str = ""
 
     def layer_of(self, network: str, weight: str, shape: tuple[int, ...], is_linear: bool) -> Layer:
         """How a weight of `shape` (as stored, [in, out]) is stored.
@@ -119,6 +120,7 @@ def choose(
     *,
     calibrated: bool = False,
     weight_only: bool = False,
+    fp8_attention: bool = False,
 ) -> Recipe:
     """The recipe that the command line's flags stand for.
 
@@ -130,6 +132,7 @@ def choose(
         rank: of the low-rank branches; None for one by size.
         calibrated: there will be statistics, so that activations can have static scales and be smoothed.
         weight_only: leave activations as they are.
+        fp8_attention: round the operands of the transformer's attention to E4M3 with static scales.
     """
     widest = "bf16" if parameters >= BIG_MODEL else "fp32"
     compute = compute or widest
@@ -143,4 +146,9 @@ def choose(
         rules = (Rule("*", "*", quantization, rank),)
         if quantization == "fp8" and calibrated and not weight_only:
             rules = (Rule("transformer", "*", "fp8", rank, "fp8"), *rules)
-    return Recipe(weights=quantization or compute, compute=formats, rules=(*SPARED, *rules) if rules else ())
+    return Recipe(
+        weights=quantization or compute,
+        compute=formats,
+        rules=(*SPARED, *rules) if rules else (),
+        attention="fp8" if fp8_attention else "",
+    )

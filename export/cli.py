@@ -1,7 +1,6 @@
 """`kontext-export [MODEL] -o OUT [--fp32|--fp16|--bf16] [--fp8] [--lora FILE]…`: a checkpoint in, a bundle out.
 
-`kontext-export BUNDLE --engine rtx --target sm89` compiles the graphs of a bundle; `kontext-export inspect FILE…` says
-what a checkpoint is.
+`kontext-export inspect FILE…` says what a checkpoint is, `kontext-export BUNDLE --engine rtx` compiles its graphs.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import KontextError
+from . import engine_flags
 
 if TYPE_CHECKING:
     from ..model.checkpoint import Origin
@@ -34,13 +34,7 @@ def parser() -> argparse.ArgumentParser:
         help="a diffusers folder, a .safetensors or .gguf file with the transformer (Black Forest Labs', diffusers' or "
         "ComfyUI's, fp8 too), or a hub id owner/name[@revision] (default: the embedded model)",
     )
-    result.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="OUT",
-        help="the bundle's folder; needed unless MODEL is a bundle, whose engines are built",
-    )
+    result.add_argument("-o", "--output", type=Path, metavar="OUT", help="the bundle's folder")
     sources = result.add_argument_group("what MODEL lacks, or what goes before it")
     sources.add_argument("--vae", type=Path, metavar="FILE", help="the autoencoder (ae.safetensors)")
     sources.add_argument("--clip", type=Path, metavar="FILE", help="CLIP (clip_l.safetensors)")
@@ -96,33 +90,7 @@ def parser() -> argparse.ArgumentParser:
         help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
         "bundle then needs where they are now",
     )
-    engines = result.add_argument_group("compiled engines")
-    engines.add_argument(
-        "--engine",
-        choices=["rtx", "tensorrt"],
-        help="compile the bundle's graphs with TensorRT for RTX (for GeForce and RTX cards, on any machine) or with "
-        "TensorRT (for this machine's GPU)",
-    )
-    engines.add_argument(
-        "--target",
-        metavar="SM,…",
-        help="architectures to compile for, such as sm86,sm89,sm120 (default: this machine's GPU)",
-    )
-    engines.add_argument(
-        "--engine-weights",
-        choices=["stripped", "bound", "inside"],
-        help="the bundle's weights are put in at load (stripped; builds only where there is a GPU), or are inputs of "
-        "the engine (bound), or a copy is inside (default: stripped if this machine has a GPU, else bound)",
-    )
-    engines.add_argument(
-        "--engine-batch", type=int, metavar="N", help="the largest batch that engines take (default: 4)"
-    )
-    engines.add_argument(
-        "--engines-from",
-        type=Path,
-        metavar="BUNDLE",
-        help="take engines from there where they fit: an export with another LoRA has the same graphs",
-    )
+    engine_flags.add_engine_flags(result)
     result.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
     result.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
     return result
@@ -136,31 +104,13 @@ def positive(text: str) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; without --output only where a bundle's engines are built. Exits where they are wrong."""
+    """The options, and in `bundle` the bundle that is there already if nothing is exported."""
     flags = parser()
     options = flags.parse_args(arguments)
-    if options.engine is None:
-        for name in ("target", "engine_weights", "engine_batch", "engines_from"):
-            if getattr(options, name) is not None:
-                flags.error(f"--{name.replace('_', '-')} goes with --engine")
-    options.bundle = options.engine is not None and options.output is None and options.model is not None
-    if options.bundle:
-        strangers = [name for name in EXPORT_ONLY if getattr(options, name) != flags.get_default(name)]
-        if strangers:
-            named = ", ".join(f"--{name.replace('_', '-')}" for name in strangers)
-            flags.error(
-                f"without -o/--output, MODEL is a bundle that is there already: {named} would change nothing"
-            )
-    elif options.output is None:
+    options.bundle = engine_flags.bundle_of(options, flags)
+    if options.bundle is None and options.output is None:
         flags.error("the following arguments are required: -o/--output")
     return options
-
-
-EXPORT_ONLY = (
-    "vae", "clip", "t5", "base", "lora", "lora_partial", "name", "steps",
-    "compute", "quantization", "link_weights", "force",
-)  # fmt: skip
-"""Options that say how a bundle is made."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,7 +136,7 @@ def kept(options: argparse.Namespace | None) -> str:
     """What an interrupted export leaves, in words."""
     if options is None:
         return ""
-    if options.bundle:
+    if options.bundle is not None:
         return "; engines that are finished are kept, and the same command goes on from there"
     output = options.output.absolute()
     partial = output.with_name(output.name + ".partial")
@@ -196,17 +146,17 @@ def kept(options: argparse.Namespace | None) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    # Imported here: --help and a mistyped flag should not wait for PyTorch.
     if options.engine is not None:
-        check_engines(options)  # before an export that may take an hour
-    if not options.bundle:
+        engine_flags.check(options)
+    if options.bundle is None:
         run_export(options)
     if options.engine is not None:
-        run_engines(options)
+        engine_flags.build(options.bundle or options.output, options)
     return 0
 
 
 def run_export(options: argparse.Namespace) -> None:
+    # Imported here: --help and a mistyped flag should not wait for PyTorch.
     from ..model.networks import NETWORKS
     from ..quant.recipe import choose
     from .bundle import export
@@ -224,27 +174,6 @@ def run_export(options: argparse.Namespace) -> None:
     )
     if not options.quiet:
         print(render(summary))
-
-
-def check_engines(options: argparse.Namespace) -> None:
-    """Raises KontextError for what is sure to fail when the engines are built."""
-    from .engines import check_options, engine_options
-
-    check_options(engine_options(options))
-    if options.link_weights:
-        raise KontextError("engines are built of a bundle's own weights: leave out --link-weights")
-    if options.compute == "fp32":
-        raise KontextError("TensorRT has attention in 16 bits only: export with --bf16 or --fp16")
-
-
-def run_engines(options: argparse.Namespace) -> None:
-    from .engines import build_engines, engine_options, rendered
-
-    folder = Path(options.model) if options.bundle else options.output
-    shown = sys.stderr.isatty() and not options.quiet
-    summary = build_engines(folder, engine_options(options), show_progress=shown)
-    if not options.quiet:
-        print(rendered(summary))
 
 
 def origin(options: argparse.Namespace) -> Origin:

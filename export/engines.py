@@ -209,7 +209,10 @@ def precision(bundle: Bundle, graph: str) -> list[str]:
     try:
         noted = bundle.manifest["precision"]
         compute = noted["networks"][graph]
-        others = {str(chosen) for chosen in noted["layers"].get(graph, {}).values()}
+        others = {
+            str(chosen["format"] if isinstance(chosen, dict) else chosen)
+            for chosen in noted["layers"].get(graph, {}).values()
+        }
     except (KeyError, TypeError, AttributeError):
         raise KontextError(f"{bundle.folder / MANIFEST_NAME}: precision is not what it should be") from None
     return [str(compute), *sorted(others - {compute})]

@@ -29,7 +29,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiny": {"tiny", "model"},
     "quant": {"quant", "model"},
     "kernels": {"kernels"},
-    "export": {"export", "model", "quant", "kernels", "runtime.bundle", "runtime.engines", "runtime.cuda_driver"},
+    "export": {
+        "export",
+        "model",
+        "quant",
+        "kernels",
+        "runtime.bundle",
+        "runtime.engines",
+        "runtime.cuda_driver",
+    },
     "runtime": {"runtime"},
     "bench": set(FOLDERS),
 }

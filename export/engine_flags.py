@@ -32,7 +32,8 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         "--engine-weights",
         choices=["stripped", "bound", "inside"],
         help="the bundle's weights are put in at load (stripped; builds only where there is a GPU), or are inputs of "
-        "the engine (bound), or a copy is inside (default: stripped if this machine has a GPU, else bound)",
+        "the engine (bound), or a copy is inside (default: stripped if this machine has a GPU, else bound, or inside "
+        "where the number format is only fast so)",
     )
     group.add_argument(
         "--engine-batch", type=int, metavar="N", help="the largest batch that engines take (default: 4)"

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..errors import KontextError
 from ..runtime.bundle import MANIFEST_NAME, Bundle
 from ..runtime.cuda_driver import CudaDriver, has_gpu
 from ..runtime.engines import LIBRARIES, WEIGHTS, load_library, platform_name
+from .engine_formats import best_weights, check_bundle, formats_of
 from .engine_process import BuilderProcess
 from .engine_profiles import profiles
 from .journal import write_atomic
@@ -38,9 +39,6 @@ BATCH = 4
 STREAMED_BYTES = 1 << 30
 """Weights of a graph from which on its engine can leave some in the host's memory, for small cards."""
 
-FIRST_WITH = {"bf16": 80, "fp8": 89}
-"""Number format → the first architecture that computes with it."""
-
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -49,8 +47,7 @@ class EngineOptions:
     Args:
         library: rtx or tensorrt.
         targets: architectures, such as sm89; empty for the GPU of this machine.
-        weights: one of `runtime.engines.WEIGHTS`; None for "stripped" where this machine has a GPU, which the library
-            needs to build one, and "bound" where it has none.
+        weights: one of `runtime.engines.WEIGHTS`; None for what `engine_formats.best_weights` says of each graph.
         batch: the largest batch.
         reuse: another bundle, whose engines are taken where they fit.
     """
@@ -99,10 +96,9 @@ def check_options(options: EngineOptions) -> EngineOptions:
     """
     library, title = load_library(options.library), LIBRARIES[options.library].title
     gpu = has_gpu()
-    weights = options.weights or ("stripped" if gpu else "bound")
-    if weights not in WEIGHTS:
-        raise KontextError(f"--engine-weights is one of {', '.join(WEIGHTS)}, not {weights!r}")
-    if weights == "stripped" and not gpu:
+    if options.weights not in (None, *WEIGHTS):
+        raise KontextError(f"--engine-weights is one of {', '.join(WEIGHTS)}, not {options.weights!r}")
+    if options.weights == "stripped" and not gpu:
         raise KontextError(
             f"{title} needs a GPU in this machine to build engines without weights for its own refit: "
             "use --engine-weights bound or inside"
@@ -126,7 +122,7 @@ def check_options(options: EngineOptions) -> EngineOptions:
             raise KontextError(
                 f"{title} builds for the GPU of this machine alone ({here or 'there is none'})"
             )
-    return EngineOptions(options.library, targets, weights, options.batch, options.reuse)
+    return replace(options, targets=targets)
 
 
 def architectures(library: Any) -> list[str]:
@@ -150,7 +146,7 @@ def build_engines(folder: Path, options: EngineOptions, show_progress: bool = Fa
     with locked(folder):
         bundle = Bundle.open(folder)
         for target in options.targets:
-            check_precision(bundle, target)
+            check_bundle(bundle, target)
         sweep(bundle)
         wanted = [
             describe(bundle, graph, target, options, version)
@@ -182,55 +178,20 @@ def build_engines(folder: Path, options: EngineOptions, show_progress: bool = Fa
     return summary
 
 
-def check_precision(bundle: Bundle, target: str) -> None:
-    """Raises KontextError where the compiler would, in more words than it has."""
-    if bundle.links:
-        raise KontextError(
-            f"{bundle.folder} takes weights from other files, and engines are built of a bundle's own: export "
-            "without --link-weights"
-        )
-    compute = precision(bundle, "transformer")[0]
-    if compute == "fp32":
-        raise KontextError(
-            f"{bundle.folder} computes in fp32, and TensorRT has attention in 16 bits only: export with --bf16 or "
-            "--fp16"
-        )
-    for graph in bundle.graphs:
-        for name in precision(bundle, graph):
-            if int(target[2:]) < FIRST_WITH.get(name, 0):
-                raise KontextError(
-                    f"{target} has no {name} ({graph}): it takes bundles made with --fp16, with --int8 or --int4 "
-                    "beside it"
-                )
-
-
-def precision(bundle: Bundle, graph: str) -> list[str]:
-    """What a graph computes in, then the other formats of its weights."""
-    try:
-        noted = bundle.manifest["precision"]
-        compute = noted["networks"][graph]
-        others = {
-            str(chosen["format"] if isinstance(chosen, dict) else chosen)
-            for chosen in noted["layers"].get(graph, {}).values()
-        }
-    except (KeyError, TypeError, AttributeError):
-        raise KontextError(f"{bundle.folder / MANIFEST_NAME}: precision is not what it should be") from None
-    return [str(compute), *sorted(others - {compute})]
-
-
 def describe(bundle: Bundle, graph: str, target: str, options: EngineOptions, version: str) -> dict[str, Any]:
     """The manifest's entry of an engine, which also says whether one that is there is the same."""
     files = bundle.files
     graph_file = bundle.graphs[graph].path.relative_to(bundle.folder).as_posix()
-    formats = "-".join(precision(bundle, graph))
+    formats = formats_of(bundle, graph)
+    weights = options.weights or best_weights(formats, has_gpu())
     entry: dict[str, Any] = {
         "graph": graph,
         "library": options.library,
         "version": version,
         "platform": platform_name(),
         "target": target,
-        "precision": formats,
-        "weights": options.weights,
+        "precision": str(formats),
+        "weights": weights,
         "graph_sha256": files[graph_file].sha256,
         "profiles": [
             {
@@ -242,9 +203,9 @@ def describe(bundle: Bundle, graph: str, target: str, options: EngineOptions, ve
             for profile in profiles(bundle, graph, options.batch, graph_inputs(bundle, graph))
         ],
     }
-    if options.weights == "inside":
-        weights = bundle.graphs[graph].weights.relative_to(bundle.folder).as_posix()
-        entry["weights_sha256"] = files[weights].sha256
+    if weights == "inside":
+        weights_file = bundle.graphs[graph].weights.relative_to(bundle.folder).as_posix()
+        entry["weights_sha256"] = files[weights_file].sha256
     digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
     name = f"{graph}-{options.library}{version}-{target}-{formats}-{entry['graph_sha256'][:8]}-{digest[:8]}"
     entry["file"] = f"{FOLDER}/{target}/{name}.engine"
@@ -291,7 +252,7 @@ def job(bundle: Bundle, entry: dict[str, Any], options: EngineOptions) -> dict[s
         "graph": str(bundle.graphs[graph].path.absolute()),
         "output": str((bundle.folder / entry["file"]).absolute()),
         "target": target,
-        "weights": options.weights,
+        "weights": entry["weights"],
         "profiles": [profile["inputs"] for profile in entry["profiles"]],
         # The transformer's scores would be 3.6 GB at 8,700 tokens: there, one kernel or none.
         "decompose": graph != "transformer",

@@ -25,6 +25,7 @@ trt = pytest.importorskip("tensorrt_rtx")
 
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export import cli, engine_process, engines  # noqa: E402
+from kontext.export.engine_formats import Formats, best_weights, check_bundle  # noqa: E402
 from kontext.export.engine_process import BuilderProcess  # noqa: E402
 from kontext.export.engine_profiles import evaluate, profiles  # noqa: E402
 from kontext.export.engines import EngineOptions, build_engines, check_options, parse_targets  # noqa: E402
@@ -51,7 +52,7 @@ def test_every_graph_of_the_embedded_model_compiles(
     embedded_bundles: Any, tmp_path: Path, target: str, name: str
 ) -> None:
     folder = Path(shutil.copytree(embedded_bundles(name), tmp_path / "bundle"))
-    options = EngineOptions("rtx", (target,), "bound")
+    options = EngineOptions("rtx", (target,))
     summary = build_engines(folder, options)
     assert len(summary.built) == len(GRAPHS)
     bundle = Bundle.open(folder)
@@ -156,7 +157,7 @@ def test_profiles_cover_all_preferred_sizes(tiny_bundle: Path, flux: bool) -> No
     text = bundle.tokenizers["t5"].max_length
     counts = [width * height // 256 for width, height in bundle.sampler.preferred_sizes]
     if flux:
-        assert (len(counts), min(counts), max(counts)) == (17, 4015, 4128)
+        assert (len(counts), min(counts), max(counts)) == (17, 4042, 4150)
     for target in counts:
         for references, use in (
             ([], "no reference"),
@@ -205,9 +206,18 @@ def test_what_cannot_be_built_here(options: EngineOptions, message: str) -> None
         check_options(options)
 
 
-@needs_no_gpu
-def test_weights_are_inputs_where_there_is_no_gpu() -> None:
-    assert check_options(EngineOptions("rtx", ("sm89",))).weights == "bound"
+@pytest.mark.parametrize(
+    ("formats", "gpu", "kept"),
+    [
+        (Formats("bf16", (), ()), True, "stripped"),
+        (Formats("bf16", (), ()), False, "bound"),
+        (Formats("fp16", ("fp8",), ()), False, "bound"),
+        (Formats("bf16", ("fp8",), ("fp8",)), False, "inside"),
+        (Formats("fp16", ("int4",), ()), False, "inside"),
+    ],
+)
+def test_where_weights_are_best_kept(formats: Formats, gpu: bool, kept: str) -> None:
+    assert best_weights(formats, gpu) == kept
 
 
 def test_the_other_library_builds_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +236,14 @@ def test_the_other_library_builds_for_the_gpu_at_hand(monkeypatch: pytest.Monkey
         ({"transformer": "bf16"}, {}, "sm75", "sm75 has no bf16"),
         ({"transformer": "fp16"}, {"transformer": {"w": "fp8"}}, "sm86", r"sm86 has no fp8 \(transformer\)"),
         ({"transformer": "fp16"}, {"transformer": {"w": {"format": "fp8"}}}, "sm86", "sm86 has no fp8"),
+        ({}, {"modulation": {"w": {"format": "int8", "activations": "int8"}}}, "sm89", "with --weight-only"),
+        (
+            {},
+            {"modulation": {"w": {"format": "fp8", "activations": "fp8"}}},
+            "sm89",
+            "leave the range of fp16",
+        ),
+        ({}, {"text_encoder_2": {"w": "nf4"}}, "sm89", r"does not take nf4 \(text_encoder_2\)"),
     ],
 )
 def test_formats_that_a_card_has_not(
@@ -235,13 +253,13 @@ def test_formats_that_a_card_has_not(
     bundle = Bundle.open(tiny_bundle)
     bundle = dataclasses.replace(bundle, manifest={**bundle.manifest, "precision": noted})
     with pytest.raises(KontextError, match=message):
-        engines.check_precision(bundle, target)
+        check_bundle(bundle, target)
 
 
 def test_bundles_over_other_files(tiny_bundle: Path) -> None:
     bundle = dataclasses.replace(Bundle.open(tiny_bundle), links={"links/a": None})  # type: ignore[dict-item]
     with pytest.raises(KontextError, match="export without --link-weights"):
-        engines.check_precision(bundle, "sm89")
+        check_bundle(bundle, "sm89")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +319,7 @@ def quick_builder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"size": output.stat().st_size, "seconds": 1.0}
 
     monkeypatch.setattr(BuilderProcess, "build", build)
-    monkeypatch.setattr(engines, "check_precision", lambda bundle, target: None)
+    monkeypatch.setattr(engines, "check_bundle", lambda bundle, target: None)
     return asked
 
 

@@ -44,6 +44,12 @@ class BuilderProcess:
             self.process.communicate()
             self.process = None
 
+    def kill(self) -> None:
+        """Ends the process from another thread; whoever waits for an engine is told that there is none."""
+        process = self.process
+        if process is not None:
+            process.kill()
+
     def start(self) -> subprocess.Popen[str]:
         # In a session of its own: Ctrl-C comes to this process, which decides what becomes of the other.
         return subprocess.Popen(

@@ -73,7 +73,9 @@ def check(options: argparse.Namespace) -> None:
     check_options(engine_options(options))
     if options.link_weights:
         raise KontextError("engines are built of a bundle's own weights: leave out --link-weights")
-    if options.compute == "fp32":
+    if options.compute == "fp32" or (
+        options.compute is None and options.model is None
+    ):  # the embedded model's
         raise KontextError("TensorRT has attention in 16 bits only: export with --bf16 or --fp16")
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from ..errors import KontextError
 from ..runtime.bundle import MANIFEST_NAME, Bundle
 from ..runtime.cuda_driver import CudaDriver, has_gpu
-from ..runtime.engines import LIBRARIES, WEIGHTS, load_library, platform_name
+from ..runtime.engines import LIBRARIES, WEIGHTS, load_library, platform_name, read_engines
 from .engine_formats import best_weights, check_bundle, formats_of
 from .engine_process import BuilderProcess
 from .engine_profiles import profiles
@@ -147,6 +147,7 @@ def build_engines(folder: Path, options: EngineOptions, show_progress: bool = Fa
         bundle = Bundle.open(folder)
         for target in options.targets:
             check_bundle(bundle, target)
+        read_engines(bundle)  # what is there must be sound
         sweep(bundle)
         wanted = [
             describe(bundle, graph, target, options, version)

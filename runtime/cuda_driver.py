@@ -32,12 +32,13 @@ def library_name() -> str:
 
 
 def has_gpu() -> bool:
-    """Whether this machine has a GPU with a working driver."""
+    """Whether this machine has a GPU with a working driver; nothing is started on it."""
+    count = ctypes.c_int()
     try:
-        CudaDriver()
-    except KontextError:
+        library = ctypes.CDLL(library_name())
+    except OSError:
         return False
-    return True
+    return library.cuInit(0) == 0 and library.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 class CudaDriver:
@@ -69,7 +70,7 @@ class CudaDriver:
         self.call("cuDeviceGet", ctypes.byref(self.device), ctypes.c_int(index))
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self.device)
         self.context = context
-        self.call("cuCtxSetCurrent", self.context)
+        self.make_current()
         self.call(
             "cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(1)
         )  # does not wait for the default stream
@@ -87,6 +88,10 @@ class CudaDriver:
             self.library.cuGetErrorString(ctypes.c_int(status), ctypes.byref(text))
             words = text.value.decode() if text.value else f"error {status}"
             raise KontextError(f"the GPU's driver failed in {function}: {words}")
+
+    def make_current(self) -> None:
+        """For the calling thread: memory and streams are the context's, and a thread begins without one."""
+        self.call("cuCtxSetCurrent", self.context)
 
     @property
     def target(self) -> str:
@@ -159,6 +164,7 @@ class DeviceMemory:
 
     def free(self) -> None:
         if self.address:
+            self.driver.library.cuCtxSetCurrent(self.driver.context)  # the last reference may be any thread's
             self.driver.library.cuMemFree_v2(ctypes.c_uint64(self.address))  # waits for runs that use it
             self.address = 0
 

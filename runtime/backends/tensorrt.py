@@ -7,6 +7,7 @@ GPU. The library is imported when a backend is made.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class TensorRTBackend:
 
     def hold(self, arrays: Mapping[str, Array]) -> dict[str, HeldArray]:
         """Puts inputs that several runs share on the GPU, once."""
+        self.driver.make_current()
         held = {name: HeldArray(self.driver, array) for name, array in arrays.items()}
         self.driver.synchronize()
         return held
@@ -94,6 +96,7 @@ class TensorRTBackend:
         Raises:
             KontextError: sizes that the engine was not built for, or a failure of the GPU.
         """
+        self.driver.make_current()
         stage = self.stage(graph)
         rows = next(len(value) for name, value in inputs.items() if name not in SHARED)
         parts = []
@@ -121,7 +124,9 @@ class TensorRTBackend:
     def release(self, *graphs: str) -> None:
         """Drops engines, with their weights and buffers."""
         for graph in graphs:
-            self.stages.pop(graph, None)
+            stage = self.stages.pop(graph, None)
+            if stage is not None:
+                stage.save_cache()
         if not self.stages:
             self.scratch = None
 
@@ -131,9 +136,9 @@ def rows_of(value: Any, part: slice) -> Any:
     return value.rows(part) if isinstance(value, HeldArray) else value[part]
 
 
-def read_checked(entry: EngineEntry) -> bytes:
-    """The engine's file, if it is the one of the manifest: an engine is machine code, so it is always checked."""
-    data = read(entry.path)
+def read_checked(entry: EngineEntry) -> mmap.mmap:
+    """The engine's file, mapped, if it is the one of the manifest: it is machine code, so it is always checked."""
+    data = map_file(entry.path)
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise KontextError(
             f"{entry.path} is damaged: its SHA-256 is not the manifest's; build the engines again"
@@ -141,8 +146,9 @@ def read_checked(entry: EngineEntry) -> bytes:
     return data
 
 
-def read(path: Path) -> bytes:
+def map_file(path: Path) -> mmap.mmap:
     try:
-        return path.read_bytes()
-    except OSError as fault:
-        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as fault:  # ValueError: it is empty
+        raise KontextError(f"cannot read {path}: {fault}") from None

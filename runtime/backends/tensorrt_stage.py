@@ -21,8 +21,9 @@ from .tensorrt_weights import WeightFile
 
 Array = NDArray[Any]
 
-SPARE_BYTES = 512 << 20
-"""Of the GPU's memory, left free for activations when an engine's weights are streamed."""
+ACTIVATION_SHARE = 4
+"""At most one part in so many of the GPU's free memory is kept for activations when weights are streamed: an engine
+says what its largest shapes need, and most runs need far less."""
 
 
 class HeldArray:
@@ -69,7 +70,7 @@ class Stage:
         driver: the GPU.
         entry: what the manifest says of the engine.
         weights: the safetensors file that the graph's weights are in.
-        plan: the engine's bytes.
+        plan: the engine's bytes, as bytes or mapped.
         weight_budget: see `TensorRTBackend`.
     """
 
@@ -80,7 +81,7 @@ class Stage:
         driver: CudaDriver,
         entry: EngineEntry,
         weights: Path,
-        plan: bytes,
+        plan: Any,
         logger: Any,
         weight_budget: int | None = None,
     ) -> None:
@@ -104,6 +105,7 @@ class Stage:
         self.key: tuple[Any, ...] = ()
         self.captured: tuple[tuple[Any, ...], CapturedRun] | None = None
         self.warm: tuple[Any, ...] | None = None
+        self.unsaved = False
 
     def fault(self, what: str) -> KontextError:
         reason = f": {self.logger.error.strip()}" if self.logger.error else ""
@@ -144,7 +146,8 @@ class Stage:
         """Weight streaming: what does not fit stays in the host's memory and comes over for every run."""
         whole = self.engine.streamable_weights_size
         if budget is None:
-            budget = max(0, self.driver.free_bytes() - SPARE_BYTES)
+            free = self.driver.free_bytes()
+            budget = free - min(int(self.engine.device_memory_size_v2), free // ACTIVATION_SHARE)
         self.engine.weight_streaming_budget_v2 = min(budget, whole)
 
     # -- runs --
@@ -256,6 +259,7 @@ class Stage:
             results[name] = array.copy()
         self.driver.synchronize()
         self.kept.clear()
+        self.unsaved = self.unsaved or self.warm != key
         if self.warm is None:
             self.save_cache()
         self.warm = key
@@ -277,9 +281,10 @@ class Stage:
         self.captured = key, run
 
     def save_cache(self) -> None:
-        """Keeps the kernels that the first run has compiled; a cache that cannot be written is done without."""
-        if self.cache is None:
+        """Keeps the kernels that runs have compiled; a cache that cannot be written is done without."""
+        if self.cache is None or not self.unsaved:
             return
+        self.unsaved = False
         path = self.cache_file
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:

@@ -284,6 +284,7 @@ def test_flags_that_do_not_go_together(
     [
         (["nowhere", "--engine", "rtx", "--target", "sm89"], "error: nowhere does not exist"),
         (["-o", "out", "--engine", "rtx", "--target", "sm89", "--fp32"], "attention in 16 bits only"),
+        (["-o", "out", "--engine", "rtx", "--target", "sm89"], "attention in 16 bits only"),
         (["-o", "out", "--engine", "rtx", "--target", "sm89", "--link-weights"], "leave out --link-weights"),
         (["-o", "out", "--engine", "rtx", "--target", "8.9"], "error: --target takes"),
         pytest.param(["-o", "out", "--engine", "tensorrt"], "error: TensorRT", id="no library or no GPU"),

@@ -122,7 +122,8 @@ class HostLibrary:
             self.CudaGraphStrategy = Enum()
 
     def Runtime(self, logger: Any) -> Any:
-        def deserialize(plan: bytes) -> Any:
+        def deserialize(mapped: Any) -> Any:
+            plan = bytes(mapped)
             if not plan.startswith(b"{"):
                 logger.log("ERROR", "the plan is torn\nand more")
                 return None
@@ -173,6 +174,7 @@ class HostEngine:
         self.num_io_tensors = len(self.names)
         self.streamable_weights_size = 1000 if self.kind == "inside" else 0
         self.weight_streaming_budget_v2 = -1
+        self.device_memory_size_v2 = 100
         if hasattr(library, "CudaGraphStrategy"):
             self.create_runtime_config = self.runtime_config
 
@@ -363,8 +365,9 @@ def test_kernels_compiled_for_this_gpu_are_kept(tiny_bundle: Path, tmp_path: Pat
 @pytest.mark.usefixtures("cache")
 def test_weights_stream_where_there_is_little_room(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", "inside")
-    for asked, budget in ((None, 1000), (300, 300), (5000, 1000)):
-        backend, _ = backend_of(bundle, weight_budget=asked)
+    for asked, free, budget in ((None, 1 << 30, 1000), (None, 600, 500), (300, 600, 300), (5000, 600, 1000)):
+        backend, driver = backend_of(bundle, weight_budget=asked)
+        driver.room = free
         assert backend.stage("transformer").engine.weight_streaming_budget_v2 == budget
 
 

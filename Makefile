@@ -26,7 +26,7 @@ $(VENV)/.kontext-demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.kontext-all: $(VENV)/.kontext-demo
-	$(PIP) --editable '.[export,bench,test]'
+	$(PIP) --editable '.[export,bench,rtx,test]'
 	@touch $@
 
 install: $(VENV)/.kontext-all

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     latency.add_argument("bundle", type=Path)
     latency.add_argument("--against", choices=["diffusers"], help="measure this peer in turn, same weights")
-    latency.add_argument("--device", default="cpu", choices=["cpu", "cuda", "tensorrt"])
+    latency.add_argument("--device", default="cpu", choices=["cpu", "cuda", "rtx", "tensorrt"])
     latency.add_argument(
         "--warmup", type=int, default=2, help="edits of each side before the clock counts (2)"
     )
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     edits.add_argument("--guidance", type=float, default=None, help="(the bundle's)")
     edits.add_argument("--seed", type=int, default=0)
     edits.add_argument("--batch", type=int, default=25, help="edits run at once (25)")
-    edits.add_argument("--device", default="cpu", choices=["cpu", "cuda", "tensorrt"])
+    edits.add_argument("--device", default="cpu", choices=["cpu", "cuda", "rtx", "tensorrt"])
 
     fidelity = add(
         "fidelity", "How close bundles stay to a reference bundle, on held-out edits.", run_fidelity

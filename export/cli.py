@@ -1,6 +1,6 @@
 """`kontext-export [MODEL] -o OUT [--fp32|--fp16|--bf16] [--fp8] [--lora FILE]…`: a checkpoint in, a bundle out.
 
-`kontext-export inspect FILE…` says what a checkpoint is.
+`kontext-export inspect FILE…` says what a checkpoint is, `kontext-export BUNDLE --engine rtx` compiles its graphs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import KontextError
+from . import engine_flags
 
 if TYPE_CHECKING:
     from ..model.checkpoint import Origin
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         help="a diffusers folder, a .safetensors or .gguf file with the transformer (Black Forest Labs', diffusers' or "
         "ComfyUI's, fp8 too), or a hub id owner/name[@revision] (default: the embedded model)",
     )
-    result.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the bundle's folder")
+    result.add_argument("-o", "--output", type=Path, metavar="OUT", help="the bundle's folder")
     sources = result.add_argument_group("what MODEL lacks, or what goes before it")
     sources.add_argument("--vae", type=Path, metavar="FILE", help="the autoencoder (ae.safetensors)")
     sources.add_argument("--clip", type=Path, metavar="FILE", help="CLIP (clip_l.safetensors)")
@@ -120,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
         help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
         "bundle then needs where they are now",
     )
+    engine_flags.add_engine_flags(result)
     result.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
     result.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
     return result
@@ -141,11 +143,21 @@ def rank(text: str) -> int | str:
     return int(text)
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, and in `bundle` the bundle that is there already if nothing is exported."""
+    flags = parser()
+    options = flags.parse_args(arguments)
+    options.bundle = engine_flags.bundle_of(options, flags)
+    if options.bundle is None and options.output is None:
+        flags.error("the following arguments are required: -o/--output")
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     inspecting = given[:1] == ["inspect"]
-    options = None if inspecting else parser().parse_args(given)
+    options = None if inspecting else parse(given)
     try:
         if options is not None:
             return run(options)
@@ -164,6 +176,8 @@ def kept(options: argparse.Namespace | None) -> str:
     """What an interrupted export leaves, in words."""
     if options is None:
         return ""
+    if options.bundle is not None:
+        return "; engines that are finished are kept, and the same command goes on from there"
     output = options.output.absolute()
     partial = output.with_name(output.name + ".partial")
     if not partial.exists():
@@ -172,6 +186,16 @@ def kept(options: argparse.Namespace | None) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.engine is not None:
+        engine_flags.check(options)
+    if options.bundle is None:
+        run_export(options)
+    if options.engine is not None:
+        engine_flags.build(options.bundle or options.output, options)
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> None:
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
     from ..model.networks import NETWORKS
     from ..quant.recipe import choose
@@ -203,7 +227,6 @@ def run(options: argparse.Namespace) -> int:
     )
     if not options.quiet:
         print(render(summary))
-    return 0
 
 
 def chosen_rank(options: argparse.Namespace) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ from PIL import Image
 
 from ..errors import KontextError
 from . import noise, request
-from .bundle import MANIFEST_NAME, Bundle
+from .backends import ENGINE_DEVICES
+from .bundle import Bundle
 from .images import Size, to_array, to_pictures
 from .request import Images, Reference, Request, Row
 from .sampler import euler, schedule, timesteps
@@ -81,7 +81,7 @@ class Pipeline:
 
         Args:
             bundle: its folder.
-            device: auto, cpu, cuda or tensorrt.
+            device: auto, cpu, cuda, or rtx or tensorrt for the bundle's compiled engines.
             verify: compare every file's SHA-256 first.
             low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
                 instead of the sum; the next edit loads them again. None: from 2 GiB of weights on.
@@ -92,17 +92,12 @@ class Pipeline:
         Raises:
             KontextError: not a bundle, or not whole; no such device.
         """
-        from .backends.onnxruntime import OnnxRuntimeBackend
-
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if verify:
             opened.verify()
-        graphs = {name: entry.path for name, entry in opened.graphs.items()}
-        # The manifest has every file's digest, so its own tells bundles apart.
-        key = hashlib.sha256((opened.folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
         return cls(
             opened,
-            OnnxRuntimeBackend(graphs, device, threads=threads, cache_key=key, files=opened.linked_files),
+            make_backend(opened, device, threads),
             low_memory=opened.weight_bytes >= LARGE_WEIGHTS if low_memory is None else low_memory,
             input_filter=input_filter,
             output_filter=output_filter,
@@ -309,6 +304,18 @@ class Pipeline:
         if self.low_memory:
             self.backend.release(graph)
         return outputs
+
+
+def make_backend(bundle: Bundle, device: str, threads: int | None) -> Backend:
+    """What runs on `device`; nothing of another backend is imported."""
+    if device in ENGINE_DEVICES:
+        from .backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(bundle, device)
+    from .backends.onnxruntime import OnnxRuntimeBackend
+
+    graphs = {name: entry.path for name, entry in bundle.graphs.items()}
+    return OnnxRuntimeBackend(graphs, device, threads=threads, files=bundle.linked_files)
 
 
 def key(reference: Reference) -> tuple[int, Size]:

@@ -29,7 +29,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiny": {"tiny", "model"},
     "quant": {"quant", "model"},
     "kernels": {"kernels"},
-    "export": {"export", "model", "quant", "kernels", "runtime.bundle"},
+    "export": {
+        "export",
+        "model",
+        "quant",
+        "kernels",
+        "runtime.bundle",
+        "runtime.engines",
+        "runtime.cuda_driver",
+    },
     "runtime": {"runtime"},
     "bench": set(FOLDERS),
 }
@@ -135,7 +143,13 @@ def test_every_requirement_of_the_tested_extras_is_pinned() -> None:
         if "==" in line
     }
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = [*PROJECT["project"]["dependencies"], *extras["export"], *extras["bench"], *extras["test"]]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *extras["export"],
+        *extras["bench"],
+        *extras["rtx"],
+        *extras["test"],
+    ]
     names = {re.split(r"[\[<>=!~ ;]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
     assert names <= pins
 

@@ -89,7 +89,7 @@ def test_text_to_image_and_a_long_prompt(
         (["--size", "16x-16"], "--size takes WIDTHxHEIGHT"),
         (["--size", "160000x160000"], "times as large"),
         (["--device", "abacus"], "invalid choice: 'abacus'"),
-        (["--device", "tensorrt"], "TensorrtExecutionProvider"),
+        (["--device", "tensorrt"], "TensorRT"),
         (["--sharpness", "3"], "unrecognized arguments"),
         (["-i", "nowhere.png"], "nowhere.png does not exist"),
         (["-i", __file__], "is not a picture"),

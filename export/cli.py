@@ -1,13 +1,14 @@
 """`kontext-export [MODEL] -o OUT [--fp32|--fp16|--bf16] [--fp8] [--lora FILE]…`: a checkpoint in, a bundle out.
 
-`kontext-export inspect FILE…` says what a checkpoint is.
+`kontext-export inspect FILE…` says what a checkpoint is, `kontext-export BUNDLE --triton REPO` lays out a bundle for
+NVIDIA Triton Inference Server.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         help="a diffusers folder, a .safetensors or .gguf file with the transformer (Black Forest Labs', diffusers' or "
         "ComfyUI's, fp8 too), or a hub id owner/name[@revision] (default: the embedded model)",
     )
-    result.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the bundle's folder")
+    result.add_argument("-o", "--output", type=Path, metavar="OUT", help="the bundle's folder")
     sources = result.add_argument_group("what MODEL lacks, or what goes before it")
     sources.add_argument("--vae", type=Path, metavar="FILE", help="the autoencoder (ae.safetensors)")
     sources.add_argument("--clip", type=Path, metavar="FILE", help="CLIP (clip_l.safetensors)")
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     sources.add_argument("--name", help="name of the model in the bundle")
     sources.add_argument(
         "--steps",
-        type=positive,
+        type=from_1_to(1000),
         metavar="N",
         help="the bundle's default steps (default: the model's or the LoRA's)",
     )
@@ -89,16 +90,53 @@ def parser() -> argparse.ArgumentParser:
         help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
         "bundle then needs where they are now",
     )
-    result.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
+    server = result.add_argument_group("NVIDIA Triton Inference Server")
+    server.add_argument(
+        "--triton",
+        type=Path,
+        metavar="REPO",
+        help="write a model repository of the bundle; MODEL may then be a bundle, and -o is left out",
+    )
+    server.add_argument(
+        "--triton-backend",
+        choices=["python", "onnxruntime"],
+        default="python",
+        help="who runs the graphs: the runtime in the server's Python backend, or the server's ONNX Runtime backend "
+        "(default: python)",
+    )
+    server.add_argument(
+        "--triton-batch",
+        type=from_1_to(64),
+        metavar="N",
+        help="pictures to sample together at most (default: by the model's picture size)",
+    )
+    server.add_argument(
+        "--triton-instances",
+        type=from_1_to(64),
+        default=1,
+        metavar="N",
+        help="pipelines on each GPU, or on the CPU (default: 1)",
+    )
+    server.add_argument(
+        "--triton-filters",
+        type=Path,
+        metavar="FILE",
+        help="Python with the content filters input_filter and output_filter",
+    )
+    result.add_argument("--force", action="store_true", help="replace OUT if it is a bundle, REPO if it is a repository")
     result.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
     return result
 
 
-def positive(text: str) -> int:
-    """Steps: a whole number from 1 to 1000."""
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps from 1 to 1000")
-    return int(text)
+def from_1_to(largest: int) -> Callable[[str], int]:
+    """An argument's type: a whole number from 1 to `largest`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= largest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {largest}")
+        return int(text)
+
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def kept(options: argparse.Namespace | None) -> str:
     """What an interrupted export leaves, in words."""
-    if options is None:
+    if options is None or options.output is None:
         return ""
     output = options.output.absolute()
     partial = output.with_name(output.name + ".partial")
@@ -132,13 +170,39 @@ def kept(options: argparse.Namespace | None) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.output is None:
+        if options.triton is None:
+            raise KontextError("say where to: -o OUT writes a bundle, --triton REPO a model repository")
+        lay_out(Path(options.model or EMBEDDED), options)
+        return 0
+    export(options)
+    if options.triton is not None:
+        lay_out(options.output, options)
+    return 0
+
+
+def lay_out(bundle: Path, options: argparse.Namespace) -> None:
+    """A bundle as a model repository."""
+    from .triton_repository import Settings, write_repository
+
+    if (bundle / "model_index.json").exists() or bundle.is_file():
+        raise KontextError(f"{bundle} is a checkpoint: --triton takes a bundle, or -o OUT as well to make one")
+    settings = Settings(
+        options.triton_backend, options.triton_batch, options.triton_instances, options.triton_filters
+    )
+    write_repository(bundle, options.triton, settings, force=options.force)
+    if not options.quiet:
+        print(f"wrote {options.triton}; its README.md says how to start it")
+
+
+def export(options: argparse.Namespace) -> None:
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
     from ..model.networks import NETWORKS
     from ..quant.recipe import choose
-    from .bundle import export
+    from . import bundle
     from .summary import render
 
-    summary = export(
+    summary = bundle.export(
         origin(options),
         options.output,
         lambda checkpoint: choose(
@@ -150,7 +214,6 @@ def run(options: argparse.Namespace) -> int:
     )
     if not options.quiet:
         print(render(summary))
-    return 0
 
 
 def origin(options: argparse.Namespace) -> Origin:

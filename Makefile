@@ -1,4 +1,4 @@
-# make demo | test | check | bench | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
+# make demo | server | test | check | bench | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

@@ -88,15 +88,20 @@ class LocalServer:
 
     Args:
         models: the model repository.
-        options: more of the server's own options.
+        backends: a folder of backends, for others than the wheel's one.
     """
 
     def __init__(
-        self, models: Path, *, environment: Path = ENVIRONMENT, log: Path | None = None, options: Sequence[str] = ()
+        self,
+        models: Path,
+        *,
+        environment: Path = ENVIRONMENT,
+        log: Path | None = None,
+        backends: Path | None = None,
     ) -> None:
         self.models = models.resolve()
         self.environment = environment
-        self.options = list(options)
+        self.backends = backends or environment / "backends"
         self.scratch = Path(tempfile.mkdtemp(prefix="kontext-server-"))
         self.log = log or self.scratch / "log"
         self.http = self.grpc = self.metrics = ""
@@ -120,7 +125,7 @@ class LocalServer:
         ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
         site = packages(self.environment)
         command = [str(site / "pytriton/tritonserver/bin/tritonserver"), f"--model-repository={self.models}"]
-        command += [f"--backend-directory={self.environment / 'backends'}", "--allow-gpu-metrics=false"]
+        command += [f"--backend-directory={self.backends}", "--allow-gpu-metrics=false"]
         command += [f"--backend-config=python,shm-region-prefix-name={self.scratch.name}"]
         for name, port in ports.items():
             command += [f"--{name}-address=127.0.0.1", f"--{name}-port={port}"]
@@ -134,7 +139,7 @@ class LocalServer:
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, *self.options],
+                command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

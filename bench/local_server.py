@@ -21,11 +21,12 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import KontextError
+from ..runtime.server_client import Client, connect
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / "build" / "server"
@@ -68,10 +69,7 @@ def make_environment(environment: Path = ENVIRONMENT, requirements: Path = REQUI
         wheel = packages(environment) / "pytriton" / "tritonserver"
         shutil.copytree(wheel / "backends" / "python", backends)
         stub = (
-            wheel
-            / "python_backend_stubs"
-            / "{}.{}".format(*sys.version_info)
-            / "triton_python_backend_stub"
+            wheel / "python_backend_stubs" / "{}.{}".format(*sys.version_info) / "triton_python_backend_stub"
         )
         if not stub.exists():
             raise KontextError(f"the server's wheel has no Python backend for Python {stub.parent.name}")
@@ -174,6 +172,26 @@ class LocalServer:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def connected(server: str) -> Iterator[tuple[Client, bool]]:
+    """The client of a server's URL, or of a server that is started here over the bundle of that name; and which it is.
+
+    Raises:
+        KontextError: neither; or there is no environment to start one in.
+    """
+    if "://" in server:
+        yield connect(server), False
+        return
+    from ..export.triton_repository import Settings, write_repository
+
+    if not is_ready():
+        raise KontextError("the server's environment is not there: `make server` makes it; or give a URL")
+    with tempfile.TemporaryDirectory(dir=ENVIRONMENT) as folder:  # the disk of the bundle, as likely as not
+        repository = write_repository(Path(server), Path(folder) / "repository", Settings())
+        with LocalServer(repository / "models") as running:
+            yield connect(running.http), True
+
+
 def end_with_parent() -> None:
     """In the child: have the kernel end it when this process dies, even by SIGKILL (prctl, PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -204,7 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given:
             models = Path(given[0]) / "models"
             if not models.is_dir():
-                raise KontextError(f"{given[0]} is not what `kontext-export BUNDLE --triton` wrote: it has no models/")
+                raise KontextError(
+                    f"{given[0]} is not what `kontext-export BUNDLE --triton` wrote: it has no models/"
+                )
             with LocalServer(models, log=Path("/dev/stderr")) as server:
                 print(f"serving at {server.http} and {server.grpc}, metrics at {server.metrics}", flush=True)
                 signal.pause()

@@ -123,7 +123,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="Python with the content filters input_filter and output_filter",
     )
-    result.add_argument("--force", action="store_true", help="replace OUT if it is a bundle, REPO if it is a repository")
+    result.add_argument(
+        "--force", action="store_true", help="replace OUT if it is a bundle, REPO if it is a repository"
+    )
     result.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
     return result
 
@@ -186,7 +188,9 @@ def lay_out(bundle: Path, options: argparse.Namespace) -> None:
     from .triton_repository import Settings, write_repository
 
     if (bundle / "model_index.json").exists() or bundle.is_file():
-        raise KontextError(f"{bundle} is a checkpoint: --triton takes a bundle, or -o OUT as well to make one")
+        raise KontextError(
+            f"{bundle} is a checkpoint: --triton takes a bundle, or -o OUT as well to make one"
+        )
     settings = Settings(
         options.triton_backend, options.triton_batch, options.triton_instances, options.triton_filters
     )

@@ -134,7 +134,11 @@ def write(path: Path, text: str) -> None:
 
 def copy_runtime(folder: Path) -> None:
     """The lean runtime as the package `kontext`, so that the server needs no installation of this one."""
-    for source in (PACKAGE / "__init__.py", PACKAGE / "errors.py", *sorted((PACKAGE / "runtime").rglob("*.py"))):
+    for source in (
+        PACKAGE / "__init__.py",
+        PACKAGE / "errors.py",
+        *sorted((PACKAGE / "runtime").rglob("*.py")),
+    ):
         target = folder / "kontext" / source.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, source.read_bytes())
@@ -201,12 +205,16 @@ def check_output(output: Path, force: bool) -> None:
         raise KontextError(f"{output} exists and is not a folder")
     listed = listed_files(output)
     if listed is None and any(output.iterdir()):
-        raise KontextError(f"{output} exists and is not a model repository of kontext-export: choose another folder")
+        raise KontextError(
+            f"{output} exists and is not a model repository of kontext-export: choose another folder"
+        )
     if not force:
         raise KontextError(f"{output} exists: give --force to replace it, or choose another folder")
     for path in own_files(output):
         if path.relative_to(output).as_posix() not in (listed or ()):
-            raise KontextError(f"{path} is not the repository's: move it away, then --force will replace {output}")
+            raise KontextError(
+                f"{path} is not the repository's: move it away, then --force will replace {output}"
+            )
 
 
 def clear(partial: Path) -> None:

@@ -60,7 +60,11 @@ class Edit:
         check_seed(self.seed)
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise KontextError(f"guidance must be a finite number, not {self.guidance}")
-        for name, number in (("steps", self.steps), ("width", self.size and self.size[0]), ("height", self.size and self.size[1])):
+        for name, number in (
+            ("steps", self.steps),
+            ("width", self.size and self.size[0]),
+            ("height", self.size and self.size[1]),
+        ):
             if number is not None and not 0 <= number < 2**31:
                 raise KontextError(f"{name} {number} is out of range")
         given: dict[str, list[Any] | None] = {
@@ -107,7 +111,9 @@ def connect(url: str) -> Client:
         raise KontextError(f"{url!r} is not a URL: {fault}") from None
     if parts.scheme not in PORTS or not parts.hostname:
         raise KontextError(f"{url!r} is not a server's URL: http://HOST:8000 or grpc://HOST:8001 would be")
-    address = Address(parts.hostname, port or PORTS[parts.scheme], parts.scheme.endswith("s"), parts.path.rstrip("/"))
+    address = Address(
+        parts.hostname, port or PORTS[parts.scheme], parts.scheme.endswith("s"), parts.path.rstrip("/")
+    )
     return HttpClient(address) if parts.scheme.startswith("http") else GrpcClient(address)
 
 
@@ -193,7 +199,8 @@ class HttpClient:
                 if contract.IMAGE.name in event:
                     warned = event.get(contract.WARNINGS.name, [])
                     return answer(
-                        base64.b64decode(event[contract.IMAGE.name]), [warned] if isinstance(warned, str) else warned
+                        base64.b64decode(event[contract.IMAGE.name]),
+                        [warned] if isinstance(warned, str) else warned,
                     )
                 if progress is not None and contract.DONE.name in event:
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
@@ -220,11 +227,15 @@ class HttpClient:
                 try:
                     event = json.loads(text)
                 except ValueError:
-                    raise KontextError(f"{self.address} is not an inference server: {status(response)}") from None
+                    raise KontextError(
+                        f"{self.address} is not an inference server: {status(response)}"
+                    ) from None
                 if not isinstance(event, dict):
                     raise KontextError(f"{self.address} is not an inference server: {status(response)}")
                 if response.status not in (200, 400):  # 400 is about the request, the others about the server
-                    raise KontextError(f"{self.address} says {status(response)}: {event.get('error', text.decode())}")
+                    raise KontextError(
+                        f"{self.address} says {status(response)}: {event.get('error', text.decode())}"
+                    )
                 yield event
             if response.status != 200:
                 raise KontextError(f"{self.address} says {status(response)}")

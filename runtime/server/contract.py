@@ -49,7 +49,9 @@ SIZE = Tensor(
 INPUTS = (PROMPT, IMAGES, STEPS, GUIDANCE, SEED, SIZE)
 
 IMAGE = Tensor("IMAGE", "BYTES", (1,), "the edited picture, a PNG file")
-WARNINGS = Tensor("WARNINGS", "BYTES", (-1,), "what the user should know, such as how much of the prompt was cut")
+WARNINGS = Tensor(
+    "WARNINGS", "BYTES", (-1,), "what the user should know, such as how much of the prompt was cut"
+)
 DONE = Tensor("STEP", "INT32", (1,), "steps done")
 TOTAL = Tensor("TOTAL", "INT32", (1,), "steps in all")
 OUTPUTS = {PLAIN: (IMAGE, WARNINGS), STREAM: (DONE, TOTAL, IMAGE, WARNINGS)}
@@ -77,4 +79,6 @@ class Limits:
     @classmethod
     def from_parameters(cls, parameters: dict[str, str]) -> Limits:
         """From config.pbtxt's parameters; those that are not there keep their defaults."""
-        return cls(**{each.name: int(parameters[each.name]) for each in fields(cls) if each.name in parameters})
+        return cls(
+            **{each.name: int(parameters[each.name]) for each in fields(cls) if each.name in parameters}
+        )

@@ -91,7 +91,11 @@ def read(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array]) -> tuple[R
         check(tensor, arrays.get(tensor.name))
     prompt = read_prompt(arrays[contract.PROMPT.name].flat[0], limits)
     pictures = read_pictures(arrays.get(contract.IMAGES.name), limits)
-    values = {name: arrays[name].ravel().tolist() for name in ("STEPS", "GUIDANCE", "SEED", "SIZE") if name in arrays}
+    values = {
+        name: arrays[name].ravel().tolist()
+        for name in ("STEPS", "GUIDANCE", "SEED", "SIZE")
+        if name in arrays
+    }
     steps = values.get("STEPS", [None])[0]
     if steps is not None and steps > limits.max_steps:
         raise KontextError(f"STEPS may be at most {limits.max_steps} here, not {steps}")
@@ -130,7 +134,9 @@ def check(tensor: contract.Tensor, array: Array | None) -> None:
             f"{tensor.name} has a batch of {array.shape[0]}: send one request for each picture, "
             "the server runs together what it can"
         )
-    if array.ndim != len(shape) or any(want not in (-1, side) for want, side in zip(shape, array.shape, strict=True)):
+    if array.ndim != len(shape) or any(
+        want not in (-1, side) for want, side in zip(shape, array.shape, strict=True)
+    ):
         raise KontextError(f"{tensor.name} must have the shape {shape}, not {list(array.shape)}")
 
 
@@ -146,9 +152,13 @@ def read_prompt(value: object, limits: Limits) -> str:
 
 def read_pictures(array: Array | None, limits: Limits) -> list[Image.Image]:
     """The decoded references; the sizes in the files' headers are added up before anything is decoded."""
-    files = [] if array is None else [picture_bytes(value, i) for i, value in enumerate(array.ravel().tolist())]
+    files = (
+        [] if array is None else [picture_bytes(value, i) for i, value in enumerate(array.ravel().tolist())]
+    )
     if len(files) > limits.max_references:
-        raise KontextError(f"IMAGES has {len(files)} pictures; at most {limits.max_references} are taken here")
+        raise KontextError(
+            f"IMAGES has {len(files)} pictures; at most {limits.max_references} are taken here"
+        )
     pictures, left = [], limits.max_megapixels * 1_000_000
     for i, data in enumerate(files):
         picture = read_picture(io.BytesIO(data), f"IMAGES[{i}]", formats=FORMATS, max_pixels=left)

@@ -103,7 +103,9 @@ def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:
         if response.has_error():
             return pb_utils.InferenceResponse(error=response.error())
         # The tensors lie in memory that goes with the response.
-        outputs += [pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in response.output_tensors()]
+        outputs += [
+            pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in response.output_tensors()
+        ]
     return pb_utils.InferenceResponse(outputs) if outputs else failed(f"{contract.STREAM} gave no picture")
 
 

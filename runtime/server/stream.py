@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -111,7 +112,9 @@ class Response:
         self.cancel_file = cancel_file(str(parameters.get(contract.CANCEL_FILE, "")))
 
     def cancelled(self) -> bool:
-        return bool(self.sender.is_cancelled()) or (self.cancel_file is not None and self.cancel_file.exists())
+        return bool(self.sender.is_cancelled()) or (
+            self.cancel_file is not None and self.cancel_file.exists()
+        )
 
     def progress(self, step: int, total: int) -> None:
         if self.shows_progress:
@@ -160,7 +163,7 @@ def explain(fault: BaseException | None) -> tuple[str, Any, str]:
 
 def cancel_file(name: str) -> Path | None:
     """Where the plain model leaves word that a caller has gone; None for anything but a name of its making."""
-    return Path(tempfile.gettempdir()) / name if name.startswith("kontext-cancel-") and name.isascii() and "/" not in name else None
+    return Path(tempfile.gettempdir()) / name if re.fullmatch("kontext-cancel-[0-9a-f]{32}", name) else None
 
 
 def count(step: int, total: int) -> list[Any]:

@@ -66,7 +66,9 @@ class Served(LocalServer):
     def read_metrics(self) -> dict[str, float]:
         """The server's metrics by name and labels."""
         with urllib.request.urlopen(self.metrics, timeout=60) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if line and not line.startswith("#")]
+            lines = [
+                line for line in answer.read().decode().splitlines() if line and not line.startswith("#")
+            ]
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     def outcomes(self, outcome: str) -> int:

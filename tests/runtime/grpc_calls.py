@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
 from kontext.errors import KontextError
 from kontext.runtime.server_client import Answer, Edit, connect, picture_file
-from tritonclient.utils import InferenceServerException
 
 LONG = Edit("draw a circle", steps=200, size=(512, 512))
 

@@ -36,9 +36,7 @@ def infer(server: Any, model: str, inputs: Sequence[tuple[str, str, list[int], b
     ]
     head = json.dumps({"inputs": listed, "parameters": {"base64": True}}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
-    status, body = server.post(
-        f"models/{model}/infer", head + b"".join(data for *_, data in inputs), headers
-    )
+    status, body = server.post(f"models/{model}/infer", head + b"".join(data for *_, data in inputs), headers)
     assert status == 200, body
     return {output["name"]: output["data"] for output in json.loads(body)["outputs"]}
 
@@ -53,7 +51,7 @@ def test_a_plain_request_is_the_local_edit(server: Any, local: Pipeline, picture
         server,
         "kontext",
         [
-            ("PROMPT", "BYTES", [1, 1], string("make it blue".encode())),
+            ("PROMPT", "BYTES", [1, 1], string(b"make it blue")),
             ("IMAGES", "BYTES", [1, 2], string(*files)),
             ("STEPS", "INT32", [1, 1], np.int32(3).tobytes()),
             ("GUIDANCE", "FP32", [1, 1], np.float32(3.5).tobytes()),
@@ -85,9 +83,7 @@ def test_a_stream_shows_each_step_and_then_the_picture(
     assert np.array_equal(pixels(answer.picture), pixels(expected))
 
 
-def test_grpc_gives_the_same(
-    server: Any, local: Pipeline, pictures: list[Path], tmp_path: Path
-) -> None:
+def test_grpc_gives_the_same(server: Any, local: Pipeline, pictures: list[Path], tmp_path: Path) -> None:
     expected = pixels(local.edit(Image.open(pictures[0]), "make it blue", steps=3, seed=5))
     streamed, plain = tmp_path / "streamed.png", tmp_path / "plain.png"
     seen = server.call_grpc("edit", str(pictures[0]), "3", "5", str(streamed))["seen"]
@@ -105,16 +101,25 @@ def test_the_command_with_a_server_is_the_command_with_a_bundle(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = ["-i", str(pictures[0]), "-p", "make it blue " * 20, "--steps", "2", "--seed", "3", "--num-images", "3"]
+    flags = [
+        "-i",
+        str(pictures[0]),
+        "-p",
+        "make it blue " * 20,
+        "--steps",
+        "2",
+        "--seed",
+        "3",
+        "--num-images",
+        "3",
+    ]
     here, there = tmp_path / "here.png", tmp_path / "there.png"
     assert cli.main([str(tiny_bundle), *flags, "-o", str(here)]) == 0
     warned_here = sorted(capsys.readouterr().err.splitlines())
     assert cli.main(["--server", server.http, *flags, "-o", str(there)]) == 0
     assert sorted(capsys.readouterr().err.splitlines()) == warned_here
     for index in range(3):
-        assert np.array_equal(
-            pixels(tmp_path / f"here-{index}.png"), pixels(tmp_path / f"there-{index}.png")
-        )
+        assert np.array_equal(pixels(tmp_path / f"here-{index}.png"), pixels(tmp_path / f"there-{index}.png"))
 
 
 def test_fifty_callers_at_once_each_get_their_picture(
@@ -155,7 +160,10 @@ def test_the_servers_own_backend_runs_the_graphs(
     from kontext.export.cli import main
 
     repository = tmp_path / "repository"
-    assert main([str(tiny_bundle), "--triton", str(repository), "--triton-backend", "onnxruntime", "--quiet"]) == 0
+    assert (
+        main([str(tiny_bundle), "--triton", str(repository), "--triton-backend", "onnxruntime", "--quiet"])
+        == 0
+    )
     backends = tmp_path / "backends"
     (backends / "onnxruntime").mkdir(parents=True)
     (backends / "python").symlink_to(server.backends / "python")

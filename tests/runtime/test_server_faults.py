@@ -32,7 +32,12 @@ def bomb() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 50000, 50000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def png(width: int = 32, height: int = 32, kind: str = "PNG") -> bytes:
@@ -61,11 +66,23 @@ BAD_EDITS: dict[str, tuple[dict[str, Any], str]] = {
     "no size": ({"PROMPT": "x", "SIZE": [0, 0]}, "must be multiples of 16"),
     "huge size": ({"PROMPT": "x", "SIZE": [1 << 20, 1 << 20]}, "times as large as this model's pictures"),
     "a megabyte of prompt": ({"PROMPT": "word " * 200000}, "PROMPT has 1000000 bytes; at most 16384"),
-    "no picture": ({"PROMPT": "x", "IMAGES": text(b"no picture at all")}, "IMAGES[0] is not a picture that is PNG"),
-    "no base64": ({"PROMPT": "x", "IMAGES": "?!"}, "IMAGES[0] is neither a PNG, JPEG or WebP file nor base64"),
-    "another format": ({"PROMPT": "x", "IMAGES": text(png(kind="TIFF"))}, "IMAGES[0] is not a picture that is PNG"),
+    "no picture": (
+        {"PROMPT": "x", "IMAGES": text(b"no picture at all")},
+        "IMAGES[0] is not a picture that is PNG",
+    ),
+    "no base64": (
+        {"PROMPT": "x", "IMAGES": "?!"},
+        "IMAGES[0] is neither a PNG, JPEG or WebP file nor base64",
+    ),
+    "another format": (
+        {"PROMPT": "x", "IMAGES": text(png(kind="TIFF"))},
+        "IMAGES[0] is not a picture that is PNG",
+    ),
     "a bomb": ({"PROMPT": "x", "IMAGES": text(bomb())}, "IMAGES[0] has more than 64 million pixels"),
-    "half a picture": ({"PROMPT": "x", "IMAGES": text(png(300, 300)[:200])}, "IMAGES[0] cannot be read as a picture"),
+    "half a picture": (
+        {"PROMPT": "x", "IMAGES": text(png(300, 300)[:200])},
+        "IMAGES[0] cannot be read as a picture",
+    ),
     "the second is bad": ({"PROMPT": "x", "IMAGES": [text(png()), text(bomb())]}, "IMAGES[1] has more than"),
     "many pictures": ({"PROMPT": "x", "IMAGES": [text(png())] * 9}, "IMAGES has 9 pictures; at most 8"),
     "a filter's refusal": ({"PROMPT": "forbidden"}, "this prompt is not allowed here"),
@@ -85,7 +102,10 @@ def test_a_bad_edit_gets_one_line(server: Any, name: str) -> None:
 
 BAD_TENSORS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "none": ([], "inputs"),
-    "unknown": ([PROMPT, tensor("SHARPNESS", "FP32", [1, 1], [3.0])], "unexpected inference input 'SHARPNESS'"),
+    "unknown": (
+        [PROMPT, tensor("SHARPNESS", "FP32", [1, 1], [3.0])],
+        "unexpected inference input 'SHARPNESS'",
+    ),
     "dtype": ([PROMPT, tensor("STEPS", "FP32", [1, 1], [3.0])], "'STEPS' data-type is 'FP32'"),
     "dtype of the prompt": ([tensor("PROMPT", "INT32", [1, 1], [3])], "'PROMPT' data-type is 'INT32'"),
     "shape": ([PROMPT, tensor("SIZE", "INT32", [1, 3], [64, 64, 64])], "'SIZE'"),
@@ -134,7 +154,9 @@ def test_a_prompt_that_is_no_text(server: Any) -> None:
         }
     ).encode()
     body = head + struct.pack("<I", len(value)) + value
-    status, answer = server.post("models/kontext/infer", body, {"Inference-Header-Content-Length": str(len(head))})
+    status, answer = server.post(
+        "models/kontext/infer", body, {"Inference-Header-Content-Length": str(len(head))}
+    )
     assert (status, json.loads(answer)["error"]) == (400, "PROMPT is not UTF-8")
 
 
@@ -150,7 +172,10 @@ def test_what_breaks_inside_stays_inside(server: Any) -> None:
 
 def test_codes_over_grpc(server: Any) -> None:
     found = server.call_grpc("refused")
-    assert found["steps"] == ["StatusCode.INVALID_ARGUMENT", "steps must be a whole number of 1 or more, not 0"]
+    assert found["steps"] == [
+        "StatusCode.INVALID_ARGUMENT",
+        "steps must be a whole number of 1 or more, not 0",
+    ]
     assert found["size"][0] == "StatusCode.INVALID_ARGUMENT"
     assert found["stream"] == "steps must be a whole number of 1 or more, not 0"
 

@@ -99,9 +99,9 @@ class LocalServer:
     ) -> None:
         self.models = models.resolve()
         self.environment = environment
-        self.backends = backends or environment / "backends"
+        self.backends = (backends or environment / "backends").resolve()
         self.scratch = Path(tempfile.mkdtemp(prefix="kontext-server-"))
-        self.log = log or self.scratch / "log"
+        self.log = self.scratch / "log" if log is None else log.absolute()
         self.http = self.grpc = self.metrics = ""
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -138,6 +138,7 @@ class LocalServer:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
+                cwd=self.scratch,  # Python backends look for modules here first
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

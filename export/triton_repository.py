@@ -90,9 +90,10 @@ def fill(root: Path, bundle: Bundle, settings: Settings) -> None:
     write(plain / "config.pbtxt", triton_config.plain())
     filters = template("filters.py.txt") if settings.filters is None else settings.filters.read_text("utf-8")
     write(stream / "1" / "filters.py", filters)
-    (stream / "warmup").mkdir()
-    for name, data in warmup_inputs().items():
-        write_atomic(stream / "warmup" / name, data)
+    if not in_server:
+        (stream / "warmup").mkdir()
+        for name, data in warmup_inputs().items():
+            write_atomic(stream / "warmup" / name, data)
     for name in (MANIFEST_NAME, *bundle.files):
         place(bundle.folder / name, stream / "1" / "bundle" / name)
     if in_server:

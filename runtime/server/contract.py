@@ -65,6 +65,9 @@ PROGRESS = "progress"
 CANCEL_FILE = "cancel_file"
 """Request parameter from PLAIN to STREAM: the name of a file that appears when the caller has gone."""
 
+ERROR_CODES = ("INVALID_ARG", "CANCELLED", "UNAVAILABLE", "INTERNAL")
+BROKEN = "the edit failed inside the server; its log says why"
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -49,7 +49,7 @@ class PlainModel:
 
     def forward(self, inputs: list[Any], parameters: dict[str, Any], identity: str, sender: Any) -> None:
         """Answers one request, with the picture or the error of `kontext_stream`."""
-        response = failed("the edit failed inside the server; its log says why")
+        response = failed("INTERNAL", contract.BROKEN)
         try:
             with self.watched(sender) as cancel_file:
                 response = edit(inputs, {**parameters, contract.CANCEL_FILE: cancel_file.name}, identity)
@@ -101,13 +101,23 @@ def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:
     outputs = []
     for response in request.exec(decoupled=True):
         if response.has_error():
-            return pb_utils.InferenceResponse(error=response.error())
+            return failed(*code_and_message(response.error().message()))
         # The tensors lie in memory that goes with the response.
         outputs += [
             pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in response.output_tensors()
         ]
-    return pb_utils.InferenceResponse(outputs) if outputs else failed(f"{contract.STREAM} gave no picture")
+    return pb_utils.InferenceResponse(outputs) if outputs else failed("INTERNAL", contract.BROKEN)
 
 
-def failed(message: str) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
+def code_and_message(text: str) -> tuple[str, str]:
+    """An error of `kontext_stream`, which has its code in front, or of the server in between, which has none."""
+    code, _, message = text.partition(": ")
+    if code in contract.ERROR_CODES:
+        return code, message
+    return ("UNAVAILABLE" if "maximum queue size" in text else "INTERNAL"), text
+
+
+def failed(code: str, message: str) -> Any:
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    )

@@ -131,7 +131,10 @@ class Response:
 
     def fail(self, fault: BaseException | None) -> None:
         outcome, code, message = explain(fault)
-        error = pb_utils.TritonError(" ".join(message.split()), code)
+        line = " ".join(message.split())
+        if self.cancel_file is not None:
+            line = f"{code}: {line}"  # the server drops the code of errors between models; `plain` takes it from here
+        error = pb_utils.TritonError(line, getattr(pb_utils.TritonError, code))
         self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
         self.end(outcome, message)
 
@@ -145,20 +148,19 @@ class Response:
             pb_utils.Logger.log_info(line)
 
 
-def explain(fault: BaseException | None) -> tuple[str, Any, str]:
-    """A fault as the metrics' outcome, the server's code, and a message for the caller."""
-    errors = pb_utils.TritonError
+def explain(fault: BaseException | None) -> tuple[str, str, str]:
+    """A fault as the metrics' outcome, the name of the server's code, and a message for the caller."""
     if fault is None:
-        return "cancelled", errors.CANCELLED, "cancelled"
+        return "cancelled", "CANCELLED", "cancelled"
     if isinstance(fault, jobs.Refused):
-        return "refused", errors.INVALID_ARG, str(fault)
+        return "refused", "INVALID_ARG", str(fault)
     if isinstance(fault, KontextError):
-        return "invalid", errors.INVALID_ARG, str(fault)
+        return "invalid", "INVALID_ARG", str(fault)
     if isinstance(fault, MemoryError):
-        return "failed", errors.UNAVAILABLE, "not enough memory: try a smaller SIZE, or later"
+        return "failed", "UNAVAILABLE", "not enough memory: try a smaller SIZE, or later"
     # What went wrong inside is for the log, not for strangers.
     pb_utils.Logger.log_error(f"{type(fault).__name__}: {fault}")
-    return "failed", errors.INTERNAL, "the edit failed inside the server; its log says why"
+    return "failed", "INTERNAL", contract.BROKEN
 
 
 def cancel_file(name: str) -> Path | None:

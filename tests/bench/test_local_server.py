@@ -44,7 +44,7 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(tmp_path: Path
     if not local_server.is_ready():
         pytest.skip("the server's environment is not there: `make server` makes build/server")
     server = LocalServer(tmp_path / "nowhere", log=tmp_path / "log")
-    with pytest.raises(KontextError, match="the server did not start: .*nowhere"), server:
+    with pytest.raises(KontextError, match=r"the server did not start: .*nowhere"), server:
         pass
     assert server.process is None
     assert not server.scratch.exists()

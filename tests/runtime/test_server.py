@@ -7,6 +7,8 @@ import base64
 import io
 import json
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,7 @@ from PIL import Image
 
 from kontext.bench.local_server import LocalServer
 from kontext.runtime import Pipeline, cli
-from kontext.runtime.server_client import Edit, connect, edit_all, picture_file
+from kontext.runtime.server_client import Edit, connect, picture_file
 
 
 def pixels(source: Image.Image | Path | bytes) -> np.ndarray[Any, Any]:
@@ -164,13 +166,31 @@ def test_the_servers_own_backend_runs_the_graphs(
         main([str(tiny_bundle), "--triton", str(repository), "--triton-backend", "onnxruntime", "--quiet"])
         == 0
     )
+    config = repository / "models/kontext_stream/config.pbtxt"
+    config.write_text(config.read_text().replace("max_queue_size: 256", "max_queue_size: 1"))
     backends = tmp_path / "backends"
     (backends / "onnxruntime").mkdir(parents=True)
     (backends / "python").symlink_to(server.backends / "python")
     shutil.copy(Path(__file__).with_name("onnxruntime_backend.py"), backends / "onnxruntime" / "model.py")
     with LocalServer(repository / "models", log=tmp_path / "log", backends=backends) as second:
         asked = [Edit("make it blue", [picture_file(pictures[0])], 2), Edit("a circle", steps=2)]
-        answers = edit_all(connect(second.http), asked)
+        answers = [connect(second.http).edit(edit) for edit in asked]
+        with ThreadPoolExecutor(12) as callers:
+            statuses = list(callers.map(plain_status, [second.http] * 12))
     for answer, image, edit in zip(answers, [Image.open(pictures[0]), None], asked, strict=True):
         expected = local.edit(image, edit.prompt, steps=2)
         assert np.array_equal(pixels(answer.picture), pixels(expected))
+    assert set(statuses) == {200, 503}  # the queue of one was full, and nobody was left without an answer
+
+
+def plain_status(url: str) -> int:
+    inputs = [
+        {"name": "PROMPT", "datatype": "BYTES", "shape": [1, 1], "data": ["a circle"]},
+        {"name": "SIZE", "datatype": "INT32", "shape": [1, 2], "data": [256, 256]},
+    ]
+    body = json.dumps({"inputs": inputs, "parameters": {"base64": True}}).encode()
+    try:
+        with urllib.request.urlopen(f"{url}/v2/models/kontext/infer", body, timeout=300) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as fault:
+        return fault.code

@@ -134,9 +134,10 @@ def test_what_is_not_a_request_is_refused(server: Any, body: bytes) -> None:
 
 def test_a_batch_is_for_the_server_to_make(server: Any) -> None:
     two = [tensor("PROMPT", "BYTES", [2, 1], ["x", "y"])]
-    status, answer = server.post("models/kontext_stream/infer", {"inputs": two})
+    status, answer = server.post("models/kontext_stream/generate", {"PROMPT": ["x", "y"]})
     assert status == 400
-    assert "decoupled" in json.loads(answer)["error"]
+    assert "PROMPT" in json.loads(answer)["error"]
+    assert server.post("models/kontext_stream/infer", {"inputs": two})[0] >= 400
 
 
 def test_a_prompt_that_is_no_text(server: Any) -> None:
@@ -162,7 +163,9 @@ def test_a_prompt_that_is_no_text(server: Any) -> None:
 
 def test_what_breaks_inside_stays_inside(server: Any) -> None:
     before = server.outcomes("failed")
-    status, answer = server.post(GENERATE, {"PROMPT": "broken filter", "STEPS": 1})
+    status, answer = server.post(
+        "models/kontext/infer", {"inputs": [tensor("PROMPT", "BYTES", [1, 1], ["broken filter"])]}
+    )
     assert status == 500
     assert b"secret" not in answer
     assert b"its log says why" in answer

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -155,9 +156,13 @@ class LocalServer:
             time.sleep(0.1)
 
     def last_error(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        errors = [line for line in lines if line.startswith("E")] or lines
-        return " ".join(errors[-1].split()) if errors else "it left no log"
+        """The last line of the log that says what went wrong."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
+        told = [
+            line for line in lines if re.match(r"error: |E\d{4} ", line) and "CudaDriverHelper" not in line
+        ]
+        ends = [line for line in told if not line.startswith("error: ")] or told or lines
+        return " ".join(ends[-1].split()) if ends else "it left no log"
 
     def stop(self) -> None:
         if self.process is not None:

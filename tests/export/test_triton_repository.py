@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from kontext.errors import KontextError
-from kontext.export import triton_repository
+from kontext.export import triton_config, triton_repository
 from kontext.export.cli import main
 from kontext.export.triton_repository import Settings, write_repository
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.server import contract
 
+onnx = pytest.importorskip("onnx")
 yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,6 +136,21 @@ def test_filters_that_are_none(tiny_bundle: Path, tmp_path: Path, text: str | No
     with pytest.raises(KontextError, match=message):
         write_repository(tiny_bundle, tmp_path / "repository", Settings(filters=path))
     assert not (tmp_path / "repository").exists()
+
+
+def test_pictures_share_a_batch_where_it_does_not_change_them(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    assert triton_config.default_batch(bundle) == 8
+    large = dataclasses.replace(bundle.sampler, preferred_sizes=((1024, 1024),))
+    assert triton_config.default_batch(dataclasses.replace(bundle, sampler=large)) == 1
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])], "g", [], []
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "graph.onnx")
+    entry = dataclasses.replace(bundle.graphs["transformer"], path=tmp_path / "graph.onnx")
+    graphs = {**bundle.graphs, "transformer": entry}
+    assert triton_config.default_batch(dataclasses.replace(bundle, graphs=graphs)) == 1
 
 
 # -- what is there is left alone --

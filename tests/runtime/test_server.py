@@ -186,7 +186,7 @@ def test_the_servers_own_backend_runs_the_graphs(
 def plain_status(url: str) -> int:
     inputs = [
         {"name": "PROMPT", "datatype": "BYTES", "shape": [1, 1], "data": ["a circle"]},
-        {"name": "SIZE", "datatype": "INT32", "shape": [1, 2], "data": [256, 256]},
+        {"name": "STEPS", "datatype": "INT32", "shape": [1, 1], "data": [10]},
     ]
     body = json.dumps({"inputs": inputs, "parameters": {"base64": True}}).encode()
     try:

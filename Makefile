@@ -61,6 +61,8 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
 	$(BIN)/kontext-bench fidelity $(addprefix build/kontext-tiny-,fp8 int8 int4) --reference build/kontext-tiny-fp32 \
 		--json bench/results/fidelity.json
+	-$(BIN)/python -m kontext.bench.local_server && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
+		--json bench/results/serving.json --plot bench/results/serving.svg
 	$(BIN)/kontext-bench readme
 
 edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32

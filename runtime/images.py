@@ -36,7 +36,7 @@ def read_picture(
     file: str | Path | IO[bytes],
     name: str,
     *,
-    formats: Sequence[str] | None = None,
+    formats: list[str] | tuple[str, ...] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Reads a picture whole from a path or an open file; `name` is what messages call it.

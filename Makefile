@@ -1,14 +1,15 @@
-# make demo | test | check | bench | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
+# make demo | server | test | check | bench | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check bench edits fullsize clean
+.PHONY: help demo install server test check bench edits fullsize clean
 
 help:
 	@echo "make demo    environment, FP8 export of the embedded model, edits, a contact sheet (demo/contact-sheet.png)"
+	@echo "make server  NVIDIA Triton Inference Server from a wheel, in build/server, for tests and benchmarks of serving"
 	@echo "make test    every test, with coverage; tests that need a GPU are skipped where there is none"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   latency, cold start, export time and fidelity of the embedded model, into bench/results/ and README.md"
@@ -36,7 +37,12 @@ demo: $(VENV)/.kontext-demo
 	$(BIN)/kontext-export --fp8 --output demo/kontext-tiny-fp8 --force
 	$(BIN)/kontext-bench demo demo/kontext-tiny-fp8 --output demo
 
+server: $(VENV)/.kontext-demo
+	$(BIN)/python -m kontext.bench.local_server
+
+# Where the wheel cannot be had, the tests that need it are skipped and say so.
 test: install
+	-$(BIN)/python -m kontext.bench.local_server
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term $(PYTEST_ARGS)
 
 check: install
@@ -55,6 +61,8 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
 	$(BIN)/kontext-bench fidelity $(addprefix build/kontext-tiny-,fp8 int8 int4) --reference build/kontext-tiny-fp32 \
 		--json bench/results/fidelity.json
+	-$(BIN)/python -m kontext.bench.local_server && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
+		--json bench/results/serving.json --plot bench/results/serving.svg
 	$(BIN)/kontext-bench readme
 
 edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32

@@ -71,6 +71,20 @@ def parser() -> argparse.ArgumentParser:
     fidelity.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
     fidelity.add_argument("--seed", type=int, default=0)
 
+    serving = add("serving", "Throughput and latency of a server against the number of callers.", run_serving)
+    serving.add_argument(
+        "server",
+        metavar="URL|BUNDLE",
+        help="http://HOST:8000, grpc://HOST:8001, or a bundle, which is then served here (needs `make server`)",
+    )
+    serving.add_argument("--concurrency", default="1,2,4,8,16", help="callers at once (1,2,4,8,16)")
+    serving.add_argument("--requests", type=int, default=32, help="edits at each concurrency, at least (32)")
+    serving.add_argument("-i", "--image", type=Path, help="the picture to edit (a scene)")
+    serving.add_argument("--prompt", help="the instruction (the scene's)")
+    serving.add_argument("--steps", type=int, default=4, help="(4)")
+    serving.add_argument("--size", metavar="WxH", help="of the output (the server's choice)")
+    serving.add_argument("--plot", type=Path, metavar="FILE", help="draw the result there, as SVG")
+
     readme = commands.add_parser("readme", help="Rewrite the README's measured sections from bench/results.")
     readme.set_defaults(run=run_readme)
     readme.add_argument("readme", type=Path, nargs="?", default=Path("README.md"), metavar="FILE")
@@ -194,6 +208,23 @@ def run_fidelity(arguments: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     return finish(arguments, result, fidelity.tables(result), fidelity.footer(result))
+
+
+def run_serving(arguments: argparse.Namespace) -> int:
+    from . import serving
+    from .local_server import connected
+    from .report import write_text
+
+    at_least(arguments, requests=1, steps=1)
+    concurrency = parse_counts(arguments.concurrency, "--concurrency")
+    size = parse_size(arguments.size) if arguments.size else None
+    edit = serving.edit_of(arguments.image, arguments.prompt, arguments.steps, size)
+    with connected(arguments.server) as (client, local):
+        result = serving.measure(client, edit, concurrency, requests=arguments.requests)
+    result["local"] = local
+    if arguments.plot is not None:
+        write_text(arguments.plot, serving.plot(result))
+    return finish(arguments, result, serving.tables(result), serving.footer(result))
 
 
 def run_readme(arguments: argparse.Namespace) -> int:

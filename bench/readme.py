@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import KontextError
-from . import coldstart, edits, exporting, fidelity, fullsize, latency
+from . import coldstart, edits, exporting, fidelity, fullsize, latency, serving
 from .report import Table, replace_section
 
 
@@ -45,6 +45,7 @@ SECTIONS: dict[str, list[Part]] = {
     ],
     "fidelity": [Part("fidelity.json", fidelity.tables, fidelity.footer)],
     "fullsize": [Part("fullsize.json", fullsize.tables, fullsize.footer)],
+    "serving": [Part("serving.json", serving.tables, serving.footer)],
 }
 
 

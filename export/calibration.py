@@ -29,8 +29,8 @@ from ..quant.formats import FORMATS
 from ..quant.recipe import Recipe
 from ..quant.statistics import RANGES, InputStatistics, Statistics
 from ..runtime import request
-from ..runtime.backends.onnxruntime import cache_folder
 from ..runtime.bundle import Bundle
+from ..runtime.cache import cache_folder
 from ..runtime.pipeline import Pipeline
 from .attention import OPERANDS
 from .graphs import constants, linear_weights, signature

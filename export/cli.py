@@ -1,6 +1,7 @@
 """`kontext-export [MODEL] -o OUT [--fp32|--fp16|--bf16] [--fp8] [--lora FILE]…`: a checkpoint in, a bundle out.
 
-`kontext-export inspect FILE…` says what a checkpoint is, `kontext-export BUNDLE --engine rtx` compiles its graphs.
+`kontext-export inspect FILE…` says what a checkpoint is, `kontext-export BUNDLE --engine rtx` compiles its graphs,
+`kontext-export BUNDLE --triton REPO` lays it out for NVIDIA Triton Inference Server.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import KontextError
-from . import engine_flags
+from . import engine_flags, server_flags
+from .server_flags import from_1_to
 
 if TYPE_CHECKING:
     from ..model.checkpoint import Origin
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
 """The model that comes with the package."""
+
+ABOUT_EXPORTS = (
+    "vae", "clip", "t5", "base", "lora", "lora_partial", "name", "steps", "compute", "quantization",
+    "rank", "calibrate", "weight_only", "fp8_attention", "link_weights",
+)  # fmt: skip
+"""Options that say how a bundle is made; they go with --output."""
 
 BRANCHED = ("int4", "nvfp4")
 """Formats that get a low-rank branch unless told otherwise; bitsandbytes' kernels for NF4 know none."""
@@ -60,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     sources.add_argument("--name", help="name of the model in the bundle")
     sources.add_argument(
         "--steps",
-        type=positive,
+        type=from_1_to(1000),
         metavar="N",
         help="the bundle's default steps (default: the model's or the LoRA's)",
     )
@@ -122,16 +130,12 @@ def parser() -> argparse.ArgumentParser:
         "bundle then needs where they are now",
     )
     engine_flags.add_engine_flags(result)
-    result.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
+    server_flags.add_server_flags(result)
+    result.add_argument(
+        "--force", action="store_true", help="replace OUT if it is a bundle, REPO if it is a repository"
+    )
     result.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
     return result
-
-
-def positive(text: str) -> int:
-    """Steps: a whole number from 1 to 1000."""
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps from 1 to 1000")
-    return int(text)
 
 
 def rank(text: str) -> int | str:
@@ -147,10 +151,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options, and in `bundle` the bundle that is there already if nothing is exported."""
     flags = parser()
     options = flags.parse_args(arguments)
-    options.bundle = engine_flags.bundle_of(options, flags)
+    engine_flags.check_together(options, flags)
+    options.bundle = bundle_of(options, flags)
     if options.bundle is None and options.output is None:
-        flags.error("the following arguments are required: -o/--output")
+        flags.error(
+            "say where to: -o OUT writes a bundle, --triton REPO a model repository of one that is there"
+        )
     return options
+
+
+def bundle_of(options: argparse.Namespace, flags: argparse.ArgumentParser) -> Path | None:
+    """The bundle that only gets engines or a repository; exits for flags that come too late for it."""
+    if (options.engine is None and options.triton is None) or options.output is not None:
+        return None
+    if options.model is None:
+        return None
+    strangers = [
+        f"--{name.replace('_', '-')}"
+        for name in ABOUT_EXPORTS
+        if getattr(options, name, None) != flags.get_default(name)
+    ]
+    if strangers:
+        flags.error(
+            f"without -o, MODEL is a bundle that is there already, and {', '.join(strangers)} comes too late"
+        )
+    return Path(options.model)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def kept(options: argparse.Namespace | None) -> str:
     """What an interrupted export leaves, in words."""
-    if options is None:
+    if options is None or options.output is None:
         return ""
     if options.bundle is not None:
         return "; engines that are finished are kept, and the same command goes on from there"
@@ -192,6 +217,8 @@ def run(options: argparse.Namespace) -> int:
         run_export(options)
     if options.engine is not None:
         engine_flags.build(options.bundle or options.output, options)
+    if options.triton is not None:
+        server_flags.lay_out(options.bundle or options.output, options)
     return 0
 
 

@@ -8,12 +8,6 @@ from pathlib import Path
 
 from ..errors import KontextError
 
-ABOUT_EXPORTS = (
-    "vae", "clip", "t5", "base", "lora", "lora_partial", "name", "steps", "compute", "quantization",
-    "rank", "calibrate", "weight_only", "link_weights", "force",
-)  # fmt: skip
-"""Options that say how a bundle is made; they go with --output."""
-
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("compiled engines")
@@ -46,24 +40,12 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def bundle_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | None:
-    """The bundle that only gets engines, where nothing is exported; exits for flags that do not go together."""
+def check_together(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Exits for flags that only --engine makes sense of."""
     if options.engine is None:
         for name in ("target", "engine_weights", "engine_batch", "engines_from"):
             if getattr(options, name) is not None:
                 parser.error(f"--{name.replace('_', '-')} goes with --engine")
-    if options.engine is None or options.output is not None or options.model is None:
-        return None
-    strangers = [
-        f"--{name.replace('_', '-')}"
-        for name in ABOUT_EXPORTS
-        if getattr(options, name, None) != parser.get_default(name)
-    ]
-    if strangers:
-        parser.error(
-            f"without -o, MODEL is a bundle that is there already, and {', '.join(strangers)} comes too late"
-        )
-    return Path(options.model)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import KontextError
 from ..runtime.bundle import MANIFEST_NAME, Bundle
+from ..runtime.cache import cache_folder
 from ..runtime.cuda_driver import CudaDriver, has_gpu
 from ..runtime.engines import LIBRARIES, WEIGHTS, load_library, platform_name, read_engines
 from .engine_formats import best_weights, check_bundle, formats_of
@@ -247,8 +248,7 @@ def file_digest(file: Any) -> str:
 def job(bundle: Bundle, entry: dict[str, Any], options: EngineOptions) -> dict[str, Any]:
     """What the compiler's process is told."""
     graph, target = entry["graph"], entry["target"]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    timings = base / "kontext-export" / "timings" / f"{options.library}-{entry['version']}-{target}.cache"
+    timings = cache_folder() / "timings" / f"{options.library}-{entry['version']}-{target}.cache"
     return {
         "graph": str(bundle.graphs[graph].path.absolute()),
         "output": str((bundle.folder / entry["file"]).absolute()),

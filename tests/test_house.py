@@ -29,15 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiny": {"tiny", "model"},
     "quant": {"quant", "model"},
     "kernels": {"kernels"},
-    "export": {
-        "export",
-        "model",
-        "quant",
-        "kernels",
-        "runtime.bundle",
-        "runtime.engines",
-        "runtime.cuda_driver",
-    },
+    "export": {"export", "model", "quant", "kernels", "runtime", "tiny"},  # calibration runs edits
     "runtime": {"runtime"},
     "bench": set(FOLDERS),
 }
@@ -195,7 +187,8 @@ def test_documented_commands_and_flags_exist(document: Path) -> None:
             missing = flags - known
             assert not missing, f"{document.name}: `{' '.join(words)}` uses {sorted(missing)}"
         else:
-            assert program in {"pip", "python", "pytest", "git", "cd", "ruff", "mypy"}, words
+            known = {"pip", "python", "pytest", "git", "cd", "ruff", "mypy", "curl", "docker", "kubectl"}
+            assert program in known, words
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=label)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import KontextError
+from ..cache import cache_folder
 from ..cuda_driver import CapturedRun, CudaDriver, DeviceMemory
 from ..engines import EngineEntry
 from .tensorrt_weights import WeightFile
@@ -189,8 +190,7 @@ class Stage:
     @property
     def cache_file(self) -> Path:
         """Kernels that TensorRT for RTX has compiled for this GPU, kept between processes."""
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return base / "kontext-export" / "engines" / f"{self.entry.path.stem}-{self.entry.sha256[:16]}.cache"
+        return cache_folder() / "engines" / f"{self.entry.path.stem}-{self.entry.sha256[:16]}.cache"
 
     def prepare(self, inputs: Mapping[str, Any]) -> int:
         """Uploads the inputs, tells the engine their shapes; returns the bytes of activation memory it needs."""

@@ -88,7 +88,7 @@ void to_rgb(Pixels& pixels, bool inverted) {
         std::uint8_t rgb[3];
         for (std::size_t k = 0; k < 3; ++k) {
             const int product = ink(k) * light + 128;
-            rgb[k] = static_cast<std::uint8_t>(std::max(light - ((product >> 8) + product >> 8), 0));
+            rgb[k] = static_cast<std::uint8_t>(std::max(light - (((product >> 8) + product) >> 8), 0));
         }
         std::memcpy(&pixels.data[3 * i], rgb, 3);
     }

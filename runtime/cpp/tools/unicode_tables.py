@@ -71,9 +71,10 @@ def combining_classes(decomposed: dict[int, str]) -> Iterator[tuple[int, int]]:
     """Seen in how decomposition reorders a mark and one mark of each class."""
     normalize = normalizers.NFD().normalize_str
     marks: dict[int, str] = {}
-    for code in CODES:
-        if code not in decomposed:
-            marks.setdefault(unicodedata.combining(chr(code)), chr(code))
+    for known in (unicodedata.ucd_3_2_0.combining, unicodedata.combining):  # old marks first: these the package knows
+        for code in CODES:
+            if code not in decomposed:
+                marks.setdefault(known(chr(code)), chr(code))
     del marks[0]
     lowest, high = marks[1], marks[232]
     for code in CODES:

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ROOT / "runtime" / "cpp"
 SDK = ROOT / "build" / "onnxruntime-sdk"
-"""Made by `make cpp-sdk`."""
+"""Made by `make sdk`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def need_tools() -> None:
     if sys.platform != "linux":
         pytest.skip("the C++ runtime is built on Linux")
     if not (SDK / "lib").exists():
-        pytest.skip("ONNX Runtime's headers are not there: `make cpp-sdk` could not fetch them")
+        pytest.skip("ONNX Runtime's headers are not there: `make sdk` could not fetch them")
 
 
 def built(folder: Path) -> CppBuild:

@@ -58,7 +58,7 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_bundle(kept_folder: Path) -> Callable[[str], Path]:
-    """The embedded model's bundle in a precision: fp32, fp8, int4. Only fp32 is traced; it lends its graphs to the rest."""
+    """The embedded model's bundle in a precision: fp32, fp8, int4. Only fp32 is traced; the rest takes its graphs."""
     pytest.importorskip("torch")
     from kontext.export.cli import main
 
@@ -91,13 +91,20 @@ def untraced(bundle: Path) -> Callable[[str, object, str], object]:
 
 def cmake(*words: object) -> None:
     done = subprocess.run(["cmake", *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == 0, f"cmake {' '.join(map(str, words))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, (
+        f"cmake {' '.join(map(str, words))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    )
 
 
 def build(folder: Path, *options: str) -> None:
     """Configures, builds and installs into `folder`. One translation unit for many files: half the time."""
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    options = (f"-DONNXRUNTIME_ROOT={SDK}", f"-DCMAKE_INSTALL_PREFIX={folder}", "-DCMAKE_UNITY_BUILD=ON", *options)
+    options = (
+        f"-DONNXRUNTIME_ROOT={SDK}",
+        f"-DCMAKE_INSTALL_PREFIX={folder}",
+        "-DCMAKE_UNITY_BUILD=ON",
+        *options,
+    )
     cmake("-S", SOURCES, "-B", folder / "build", *generator, *options)
     cmake("--build", folder / "build")
     cmake("--install", folder / "build")
@@ -134,5 +141,5 @@ def cpp(kept_folder: Path) -> CppBuild:
 def sanitized(kept_folder: Path) -> CppBuild:
     """With AddressSanitizer and UndefinedBehaviorSanitizer, and a static library."""
     need_tools()
-    options = ("-DKONTEXT_SANITIZE=address,undefined", "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1")
+    options = ("-DKONTEXT_SANITIZE=address,undefined", "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -g1 -D_GLIBCXX_ASSERTIONS")
     return built(once(kept_folder / "cpp-sanitized", lambda folder: build(folder, *options)))

@@ -58,8 +58,28 @@ TRICKY = [
     "word" * 60,
 ]
 ALPHABET = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
-SNIPPETS = st.sampled_from(["'s", "'LL", " ", "  ", "\r\n", "▁", "</s>", "<|endoftext|>", "e\u0301", "\u200d", "\u0301", "ﬁ", "가", "\u1100"])
-PROMPTS = st.lists(st.one_of(st.text(ALPHABET), st.lists(st.one_of(SNIPPETS, st.text(ALPHABET, max_size=2))).map("".join)), max_size=30)
+SNIPPETS = st.sampled_from(
+    [
+        "'s",
+        "'LL",
+        " ",
+        "  ",
+        "\r\n",
+        "▁",
+        "</s>",
+        "<|endoftext|>",
+        "e\u0301",
+        "\u200d",
+        "\u0301",
+        "ﬁ",
+        "가",
+        "\u1100",
+    ]
+)
+PROMPTS = st.lists(
+    st.one_of(st.text(ALPHABET), st.lists(st.one_of(SNIPPETS, st.text(ALPHABET, max_size=2))).map("".join)),
+    max_size=30,
+)
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +107,17 @@ def full_t5(folder: Path) -> str:
     """A unigram model trained here, with the normalization that T5's has, as transformers converts it."""
     sentencepiece: Any = pytest.importorskip("sentencepiece")
     from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     corpus = folder / "t5-corpus.txt"
-    corpus.write_text("\n".join([*TRICKY, *(f"draw {n} stars above the {c} house" for n in range(9) for c in ("red", "blue"))]))
+    corpus.write_text(
+        "\n".join(
+            [*TRICKY, *(f"draw {n} stars above the {c} house" for n in range(9) for c in ("red", "blue"))]
+        )
+    )
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "t5-full"), vocab_size=160, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        normalization_rule_name="nmt_nfkc", hard_vocab_limit=False, minloglevel=2,
+        input=str(corpus), model_prefix=str(folder / "t5-full"), vocab_size=160, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, normalization_rule_name="nmt_nfkc", hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString((folder / "t5-full.model").read_bytes())
@@ -104,9 +128,10 @@ def full_t5(folder: Path) -> str:
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
-    tokenizer.add_special_tokens([AddedToken(f"<extra_id_{n}>", lstrip=n % 2 == 0, rstrip=n < 2) for n in range(4)])
+    tokenizer.add_special_tokens(
+        [AddedToken(f"<extra_id_{n}>", lstrip=n % 2 == 0, rstrip=n < 2) for n in range(4)]
+    )
     tokenizer.add_tokens([AddedToken("Red House", normalized=True)])
-    assert Regex is not None
     return tokenizer.to_str()
 
 
@@ -125,7 +150,12 @@ def python_ids(file: Path, prompts: list[str]) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", ["clip", "t5", "t5-full", "t5-chained"])
 def test_ids_of_tricky_prompts(cpp: CppBuild, tokenizer_files: dict[str, Path], name: str) -> None:
-    prompts = [*TRICKY, "", " ", "Red House <extra_id_0> a <extra_id_1> b<extra_id_2> <extra_id_3> c Red  House"]
+    prompts = [
+        *TRICKY,
+        "",
+        " ",
+        "Red House <extra_id_0> a <extra_id_1> b<extra_id_2> <extra_id_3> c Red  House",
+    ]
     ids = cpp_ids(cpp, tokenizer_files[name], prompts)
     assert [row[1:] for row in ids] == python_ids(tokenizer_files[name], prompts)
     assert not any(row[0] for row in ids)
@@ -147,9 +177,13 @@ def test_ids_of_every_character(cpp: CppBuild, tokenizer_files: dict[str, Path],
     """Side by side, so that neighbours may join; the tables of unicode_tables.inc are those of the package."""
     codes = [code for code in [*range(1, 0x32000), *range(0xE0000, 0xE0200)] if not 0xD800 <= code < 0xE000]
     prompts = ["a" + "".join(map(chr, codes[start : start + 60])) for start in range(0, len(codes), 60)]
-    prompts += ["".join(f"e{chr(code)} " for code in codes[start : start + 60]) for start in range(0, 0x3000, 60)]
+    prompts += [
+        "".join(f"e{chr(code)} " for code in codes[start : start + 60]) for start in range(0, 0x3000, 60)
+    ]
     expected = python_ids(tokenizer_files[name], prompts)
-    for prompt, ours, theirs in zip(prompts, cpp_ids(cpp, tokenizer_files[name], prompts), expected, strict=True):
+    for prompt, ours, theirs in zip(
+        prompts, cpp_ids(cpp, tokenizer_files[name], prompts), expected, strict=True
+    ):
         assert ours[1:] == theirs, f"from U+{ord(prompt[1]):04X}"
 
 
@@ -171,7 +205,9 @@ def test_the_noise_is_the_same_bit_by_bit(cpp: CppBuild, seed: int, size: int) -
 def test_the_schedule_and_the_rope_tables(cpp: CppBuild, tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     for steps, tokens in ((1, 64), (4, 96), (28, 4096), (50, 300)):
-        assert cpp.ask("times", tiny_bundle, steps, tokens) == schedule(steps, tokens, bundle.sampler).tobytes()
+        assert (
+            cpp.ask("times", tiny_bundle, steps, tokens) == schedule(steps, tokens, bundle.sampler).tobytes()
+        )
     tables = np.frombuffer(cpp.ask("rope", tiny_bundle, 24, 6, 9, 4, 7), np.float32)
     transformer = bundle.transformer
     expected = rope_tables(positions(24, [(6, 9), (4, 7)]), transformer.axes_dim, transformer.theta)
@@ -197,7 +233,9 @@ def cpp_pixels(cpp: CppBuild, path: Path, *size: int) -> np.ndarray:
 
 def drawing(width: int, height: int) -> Image.Image:
     rows = np.random.default_rng(width * height).integers(0, 256, (height, width, 4), np.uint8)
-    rows[: height // 2] = np.asarray(Image.linear_gradient("L").resize((width, height)))[: height // 2, :, None]
+    rows[: height // 2] = np.asarray(Image.linear_gradient("L").resize((width, height)))[
+        : height // 2, :, None
+    ]
     rows[:, : width // 3, 3] = 255
     rows[:, -width // 3 :, 3] = 0
     return Image.fromarray(rows, "RGBA")
@@ -228,7 +266,11 @@ def grey16(image: Image.Image) -> Image.Image:
     ],
 )
 def test_files_are_read_as_pillow_reads_them(
-    cpp: CppBuild, tmp_path: Path, name: str, convert: Callable[[Image.Image], Image.Image], options: dict[str, Any]
+    cpp: CppBuild,
+    tmp_path: Path,
+    name: str,
+    convert: Callable[[Image.Image], Image.Image],
+    options: dict[str, Any],
 ) -> None:
     convert(drawing(67, 45)).save(tmp_path / name, **options)
     expected = np.asarray(upright_rgb(open_picture(tmp_path / name)))
@@ -264,7 +306,12 @@ def test_resizing_is_pillows_pixel_by_pixel(cpp: CppBuild, tmp_path: Path) -> No
 @pytest.mark.parametrize("precision", ["fp32", "fp8", "int4"])
 @pytest.mark.parametrize(("references", "size"), [(0, (96, 160)), (1, None), (2, (144, 112))])
 def test_latents_and_pictures_are_those_of_python(
-    cpp: CppBuild, embedded_bundle: Callable[[str], Path], tmp_path: Path, precision: str, references: int, size: Any
+    cpp: CppBuild,
+    embedded_bundle: Callable[[str], Path],
+    tmp_path: Path,
+    precision: str,
+    references: int,
+    size: Any,
 ) -> None:
     bundle = embedded_bundle(precision)
     paths = []
@@ -282,7 +329,19 @@ def test_latents_and_pictures_are_those_of_python(
     latents = np.frombuffer(cpp.ask("latents", bundle, steps, seed, text, prompt, *paths), np.float32)
     np.testing.assert_allclose(latents, taken[-1].ravel(), atol=1e-4, rtol=0)
     output = tmp_path / "out.png"
-    words = [cpp.edit, bundle, "--prompt", prompt, "--seed", seed, f"--steps={steps}", "-o", output, "--threads", 1]
+    words = [
+        cpp.edit,
+        bundle,
+        "--prompt",
+        prompt,
+        "--seed",
+        seed,
+        f"--steps={steps}",
+        "-o",
+        output,
+        "--threads",
+        1,
+    ]
     words += [word for path in paths for word in ("-i", path)] + (["--size", text] if size else [])
     subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=300)
     with Image.open(output) as image:
@@ -291,7 +350,9 @@ def test_latents_and_pictures_are_those_of_python(
     assert np.mean(difference**2) <= 255**2 * 10**-5.0  # 50 dB
 
 
-def test_a_bundle_over_linked_weights(cpp: CppBuild, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_over_linked_weights(
+    cpp: CppBuild, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     from kontext.export.cli import main
 
     folder = tmp_path / "linked"
@@ -364,7 +425,12 @@ def test_a_prompt_of_a_megabyte(cpp: CppBuild, tokenizer_files: dict[str, Path])
     ],
 )
 def test_what_can_go_wrong_is_one_line(
-    cpp: CppBuild, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[Any], message: str
+    cpp: CppBuild,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[Any],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = [str(each) if isinstance(each, str) else each.decode(errors="surrogateescape") for each in more]
@@ -407,10 +473,17 @@ def png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
 
 
-def test_an_edit_under_the_sanitizers(sanitized: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+def test_an_edit_under_the_sanitizers(
+    sanitized: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
     more = ["-i", picture, "--image", picture, "--verify", "--prompt", TRICKY[6] + TRICKY[5]]
     done = program(sanitized, tiny_bundle, tmp_path / "out.png", *more)
     assert done.returncode == 0, done.stderr
@@ -418,7 +491,9 @@ def test_an_edit_under_the_sanitizers(sanitized: CppBuild, tiny_bundle: Path, pi
         assert image.size == (176, 96)
 
 
-def test_damaged_pictures_under_the_sanitizers(sanitized: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+def test_damaged_pictures_under_the_sanitizers(
+    sanitized: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
     jpeg = tmp_path / "in.jpg"
     Image.open(picture).convert("RGB").save(jpeg)
     cases = {
@@ -433,7 +508,9 @@ def test_damaged_pictures_under_the_sanitizers(sanitized: CppBuild, tiny_bundle:
     }
     for name, (data, message) in cases.items():
         (tmp_path / name).write_bytes(data)
-        assert message in refused(program(sanitized, tiny_bundle, tmp_path / "out.png", "-i", tmp_path / name)), name
+        assert message in refused(
+            program(sanitized, tiny_bundle, tmp_path / "out.png", "-i", tmp_path / name)
+        ), name
     assert not (tmp_path / "out.png").exists()
 
 
@@ -504,12 +581,23 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (damaged_graph, "cannot be loaded"),
     (tokenizer("clip", "{}"), "is not a tokenizer"),
     (tokenizer("clip", "nonsense"), "is not a tokenizer"),
-    (tokenizer("clip", lambda content: content["model"].update(type="WordPiece")), "does not know the model WordPiece"),
+    (
+        tokenizer("clip", lambda content: content["model"].update(type="WordPiece")),
+        "does not know the model WordPiece",
+    ),
     (tokenizer("clip", lambda content: content["model"].update(merges=[["qq", "zz"]])), "is not a tokenizer"),
     (tokenizer("t5", lambda content: content["model"].update(unk_id=10**6)), "is not a tokenizer"),
-    (tokenizer("t5", lambda content: content.update(normalizer={"type": "BertNormalizer"})), "does not know the normalizer"),
     (
-        tokenizer("t5", lambda content: content.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+        tokenizer("t5", lambda content: content.update(normalizer={"type": "BertNormalizer"})),
+        "does not know the normalizer",
+    ),
+    (
+        tokenizer(
+            "t5",
+            lambda content: content.update(
+                normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+            ),
+        ),
         "precompiled_charsmap is damaged",
     ),
 ]
@@ -530,18 +618,29 @@ def test_a_tampered_file(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> No
     data[-1] ^= 1
     path.write_bytes(data)
     assert program(cpp, folder, tmp_path / "out.png").returncode == 0
-    assert "its SHA-256 is not the manifest's" in refused(program(cpp, folder, tmp_path / "out.png", "--verify"))
+    assert "its SHA-256 is not the manifest's" in refused(
+        program(cpp, folder, tmp_path / "out.png", "--verify")
+    )
 
 
 # -- the C API, and embedding --
 
 
 class CImage(ctypes.Structure):
-    _fields_ = [("width", ctypes.c_int32), ("height", ctypes.c_int32), ("rgb", ctypes.POINTER(ctypes.c_uint8))]
+    _fields_ = [
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("rgb", ctypes.POINTER(ctypes.c_uint8)),
+    ]
 
 
 PROGRESS = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_size_t)
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_int32,
+    ctypes.c_int32,
+    ctypes.POINTER(ctypes.c_float),
+    ctypes.POINTER(ctypes.c_size_t),
 )
 
 
@@ -588,10 +687,14 @@ def test_the_c_api(c_api: ctypes.CDLL, tiny_bundle: Path, picture: Path, tmp_pat
             c_api.kontext_cancel(pipeline)  # as another thread would
         return int(step == 3)
 
-    options = CEditOptions(references=ctypes.pointer(reference), reference_count=1, steps=2, seed=4, progress=progress)
+    options = CEditOptions(
+        references=ctypes.pointer(reference), reference_count=1, steps=2, seed=4, progress=progress
+    )
     assert c_api.kontext_edit(pipeline, b"make it blue", ctypes.byref(options), ctypes.byref(result)) == OK
     assert steps == [(1, 2, 16 * 12 * 22), (2, 2, 16 * 12 * 22)]
-    expected = Pipeline.load(tiny_bundle, device="cpu").edit(Image.open(picture), "make it blue", steps=2, seed=4)
+    expected = Pipeline.load(tiny_bundle, device="cpu").edit(
+        Image.open(picture), "make it blue", steps=2, seed=4
+    )
     pixels = np.ctypeslib.as_array(result.rgb, (result.height, result.width, 3)).astype(int)
     assert np.abs(pixels - np.asarray(expected)).max() <= 1
     assert c_api.kontext_image_write(ctypes.byref(result), str(tmp_path / "out.png").encode()) == OK
@@ -616,7 +719,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_the_documents_examples_are_built_and_run(cpp: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+def test_the_documents_examples_are_built_and_run(
+    cpp: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
     (lists,), (main,), (c_main,) = blocks("cmake"), blocks("cpp"), blocks("c")
     assert len(main.splitlines()) <= 20
     (tmp_path / "CMakeLists.txt").write_text(lists)
@@ -634,6 +739,8 @@ def test_the_documents_examples_are_built_and_run(cpp: CppBuild, tiny_bundle: Pa
         done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert Image.open(output).size == (176, 96)
-        done = subprocess.run([str(words[0]), "nowhere", *map(str, words[2:])], capture_output=True, text=True)
+        done = subprocess.run(
+            [str(words[0]), "nowhere", *map(str, words[2:])], capture_output=True, text=True
+        )
         assert done.returncode == 1
         assert "nowhere does not exist" in done.stderr

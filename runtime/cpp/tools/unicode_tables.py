@@ -1,7 +1,7 @@
 """Writes src/unicode_tables.inc: what the tokenizers need to know of Unicode, as the `tokenizers` package knows it.
 
 `python unicode_tables.py > ../src/unicode_tables.inc`. Each table comes from asking that package about every code
-point, so that a prompt in any script gets the same ids; grapheme classes come from `regex`, as nothing there tells them.
+point, so that a prompt in any script gets the same ids; grapheme classes come from `regex`, as nothing there tells.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def combining_classes(decomposed: dict[int, str]) -> Iterator[tuple[int, int]]:
     """Seen in how decomposition reorders a mark and one mark of each class."""
     normalize = normalizers.NFD().normalize_str
     marks: dict[int, str] = {}
-    for known in (unicodedata.ucd_3_2_0.combining, unicodedata.combining):  # old marks first: these the package knows
+    for known in (
+        unicodedata.ucd_3_2_0.combining,
+        unicodedata.combining,
+    ):  # old marks first: these the package knows
         for code in CODES:
             if code not in decomposed:
                 marks.setdefault(known(chr(code)), chr(code))
@@ -103,7 +106,9 @@ def ranges(values: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
     return result
 
 
-def table(kind: str, name: str, rows: Iterable[Iterable[int | str]], form: Callable[[int], str] = hex) -> None:
+def table(
+    kind: str, name: str, rows: Iterable[Iterable[int | str]], form: Callable[[int], str] = hex
+) -> None:
     print(f"constexpr {kind} {name}[] = {{")
     line = "   "
     for row in rows:

@@ -141,5 +141,8 @@ def cpp(kept_folder: Path) -> CppBuild:
 def sanitized(kept_folder: Path) -> CppBuild:
     """With AddressSanitizer and UndefinedBehaviorSanitizer, and a static library."""
     need_tools()
-    options = ("-DKONTEXT_SANITIZE=address,undefined", "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -g1 -D_GLIBCXX_ASSERTIONS")
+    options = (
+        "-DKONTEXT_SANITIZE=address,undefined",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -g1 -D_GLIBCXX_ASSERTIONS",
+    )
     return built(once(kept_folder / "cpp-sanitized", lambda folder: build(folder, *options)))

@@ -1,7 +1,7 @@
 """Writes src/unicode_tables.inc: what the tokenizers need to know of Unicode, as the `tokenizers` package knows it.
 
 `python unicode_tables.py > ../src/unicode_tables.inc`. Each table comes from asking that package about every code
-point, so that a prompt in any script gets the same ids; grapheme classes come from `regex`, as nothing there tells.
+point, so that a prompt in any script gets the same ids; grapheme classes, which nothing there tells, come from `regex`.
 """
 
 from __future__ import annotations

@@ -418,6 +418,7 @@ def test_a_prompt_of_a_megabyte(cpp: CppBuild, tokenizer_files: dict[str, Path])
         (["-i", "nowhere.png"], "nowhere.png does not exist"),
         (["-i", __file__], "is not a PNG or JPEG picture"),
         (["-i", "."], "is a folder"),
+        (["-i", "/dev/zero"], "is not a PNG or JPEG picture"),
         (["-o", "/nowhere/out.png"], "/nowhere does not exist: make the folder first"),
         (["-o", "out.jpg"], "cannot write pictures of type '.jpg'"),
         (["-o", "."], "cannot write pictures of type"),

@@ -30,7 +30,6 @@ Edits a picture with a bundle that kontext-export wrote.
   --seed N             seed of the noise (default: 0)
   --size WxH           output size in pixels (default: the reference's aspect, at a size the model prefers)
   --threads N          cores to use (default: all that this process may use)
-  --low-memory         drop each network after its part (the default from 2 GiB of weights on)
   --verify             check the bundle's files by their SHA-256 first
   --quiet              no progress, no messages
   -h, --help           show this
@@ -105,14 +104,14 @@ Arguments parse(const std::vector<std::string>& words) {
         if (flag == "-h" || flag == "--help") result.help = true;
         else if (flag == "--quiet") result.quiet = true;
         else if (flag == "--verify") result.load.verify = true;
-        else if (flag == "--low-memory") result.load.low_memory = true;
         else if (flag.size() > 1 && flag[0] == '-') {
             std::optional<std::string> value;
             if (const std::size_t equals = flag.find('='); flag[1] == '-' && equals != std::string::npos) {
                 value = flag.substr(equals + 1);
                 flag.resize(equals);
             }
-            if (with_values.find(" " + flag + " ") == std::string::npos) throw Error("unrecognized arguments: " + words[i] + advice);
+            if (with_values.find(" " + flag + " ") == std::string::npos)
+                throw Error("unrecognized arguments: " + words[i] + advice);
             if (!value && ++i == words.size()) throw Error("argument " + flag + ": expected one argument" + advice);
             take(result, flag, value ? *value : words[i]);
             has_prompt = has_prompt || flag == "-p" || flag == "--prompt";
@@ -135,7 +134,8 @@ void check_writable(const fs::path& path) {
     std::string suffix = path.extension().string();
     for (char& c : suffix) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
     if (suffix != ".png")
-        throw Error(path.string() + ": cannot write pictures of type '" + (suffix.empty() ? "(none)" : suffix) + "': use .png");
+        throw Error(path.string() + ": cannot write pictures of type '" + (suffix.empty() ? "(none)" : suffix) +
+                    "': use .png");
     if (fs::is_directory(path)) throw Error(path.string() + " is a folder: name a file");
     const fs::path folder = fs::absolute(path).parent_path();
     if (!fs::exists(folder)) throw Error(folder.string() + " does not exist: make the folder first");
@@ -181,7 +181,8 @@ void run(Arguments& asked) {
     const std::lock_guard<std::mutex> lock(writing);
     kontext::write_png(picture, asked.output);
     if (!asked.quiet)
-        std::cout << "wrote " << asked.output.string() << " (" << picture.size.width << "x" << picture.size.height << ")\n";
+        std::cout << "wrote " << asked.output.string() << " (" << picture.size.width << "x" << picture.size.height
+                  << ")\n";
 }
 
 int failed(std::string text) {

@@ -58,9 +58,8 @@ void check_format(const Fields& root, const fs::path& folder) {
 
 // `folder/name`, if `name` is a plain relative path.
 fs::path inside(const fs::path& folder, const std::string& name, const std::string& where) {
-    const bool odd = std::any_of(name.begin(), name.end(), [](char c) {
-        return static_cast<unsigned char>(c) < 0x20 || c == '\\' || c == ':';
-    });
+    const bool odd = std::any_of(name.begin(), name.end(),
+                                 [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\\' || c == ':'; });
     bool plain = !name.empty() && !odd;
     for (std::size_t at = 0; plain && at <= name.size();) {
         const std::size_t end = std::min(name.find('/', at), name.size());

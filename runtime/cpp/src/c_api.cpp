@@ -41,7 +41,8 @@ void require(bool there, const char* what) {
 
 kontext::Picture picture_of(const kontext_image& image) {
     if (image.rgb == nullptr || image.width < 1 || image.height < 1) throw kontext::Error("a picture has no pixels");
-    const std::size_t size = std::size_t{3} * static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.height);
+    const std::size_t size =
+        std::size_t{3} * static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.height);
     return {{image.width, image.height}, {image.rgb, image.rgb + size}};
 }
 
@@ -62,7 +63,9 @@ kontext::EditOptions options_of(const kontext_edit_options& from) {
             return call(user, at.step, at.steps, at.latents, at.extents.data()) == 0;
         };
     if (from.warning != nullptr)
-        options.warning = [call = from.warning, user = from.user](const std::string& text) { call(user, text.c_str()); };
+        options.warning = [call = from.warning, user = from.user](const std::string& text) {
+            call(user, text.c_str());
+        };
     return options;
 }
 

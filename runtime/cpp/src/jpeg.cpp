@@ -53,9 +53,9 @@ bool guarded_start(Reader& reader) {
     if (setjmp(reader.jump)) return false;
     jpeg_decompress_struct& decoder = reader.decoder;
     const J_COLOR_SPACE space = decoder.jpeg_color_space;
-    decoder.out_color_space = space == JCS_GRAYSCALE                     ? JCS_GRAYSCALE
+    decoder.out_color_space = space == JCS_GRAYSCALE                   ? JCS_GRAYSCALE
                               : space == JCS_CMYK || space == JCS_YCCK ? JCS_CMYK
-                                                                        : JCS_RGB;
+                                                                       : JCS_RGB;
     jpeg_start_decompress(&decoder);
     return true;
 }
@@ -63,7 +63,8 @@ bool guarded_start(Reader& reader) {
 bool guarded_rows(Reader& reader, std::uint8_t* data) {
     if (setjmp(reader.jump)) return false;
     jpeg_decompress_struct& decoder = reader.decoder;
-    const std::size_t row_bytes = std::size_t{decoder.output_width} * static_cast<std::size_t>(decoder.output_components);
+    const std::size_t row_bytes =
+        std::size_t{decoder.output_width} * static_cast<std::size_t>(decoder.output_components);
     while (decoder.output_scanline < decoder.output_height) {
         JSAMPROW row = data + row_bytes * decoder.output_scanline;
         jpeg_read_scanlines(&decoder, &row, 1);
@@ -83,7 +84,9 @@ int orientation(const Reader& reader) {
 void to_rgb(Pixels& pixels, bool inverted) {
     const std::size_t count = pixels.data.size() / 4;
     for (std::size_t i = 0; i < count; ++i) {
-        const auto ink = [&](std::size_t k) { return inverted ? 255 - pixels.data[4 * i + k] : int{pixels.data[4 * i + k]}; };
+        const auto ink = [&](std::size_t k) {
+            return inverted ? 255 - pixels.data[4 * i + k] : int{pixels.data[4 * i + k]};
+        };
         const int light = 255 - ink(3);
         std::uint8_t rgb[3];
         for (std::size_t k = 0; k < 3; ++k) {

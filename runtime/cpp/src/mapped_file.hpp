@@ -31,8 +31,7 @@ public:
     ~MappedFile() {
         if (bytes != MAP_FAILED) ::munmap(bytes, length);
     }
-    MappedFile(MappedFile&& other) noexcept
-        : bytes(std::exchange(other.bytes, MAP_FAILED)), length(other.length) {}
+    MappedFile(MappedFile&& other) noexcept : bytes(std::exchange(other.bytes, MAP_FAILED)), length(other.length) {}
     MappedFile& operator=(MappedFile&&) = delete;
 
     char* data() const { return static_cast<char*>(bytes); }

@@ -1,4 +1,5 @@
-// Normalizers of a tokenizer.json: NFC, Lowercase, Replace, Strip, SentencePiece's precompiled character map, sequences.
+// Normalizers of a tokenizer.json: NFC, Lowercase, Replace, Strip, SentencePiece's precompiled character map,
+// sequences.
 #include <nlohmann/json.hpp>
 
 #include "kontext/kontext.hpp"

@@ -17,14 +17,22 @@
 namespace kontext {
 namespace {
 
+constexpr std::string_view png_magic = "\x89PNG\r\n\x1a\n", jpeg_magic = "\xFF\xD8\xFF";
+
+bool begins(const std::string& file, std::string_view magic) { return file.compare(0, magic.size(), magic) == 0; }
+
+// The bytes of a file that begins as a picture does.
 std::string read_file(const std::filesystem::path& path) {
     std::error_code code;
     if (!std::filesystem::exists(path, code)) throw Error(path.string() + " does not exist");
     if (std::filesystem::is_directory(path, code)) throw Error(path.string() + " is a folder, not a picture");
     std::ifstream file(path, std::ios::binary);
-    std::string data{std::istreambuf_iterator<char>(file), {}};
     if (!file) throw Error(path.string() + " cannot be read as a picture: " + std::strerror(errno));
-    return data;
+    std::string data(png_magic.size(), '\0');
+    file.read(data.data(), static_cast<std::streamsize>(data.size()));
+    if (!file || (!begins(data, png_magic) && !begins(data, jpeg_magic)))
+        throw Error(path.string() + " is not a PNG or JPEG picture");
+    return data.append(std::istreambuf_iterator<char>(file), {});
 }
 
 // Grey to RGB; alpha over white, by Pillow's integers.
@@ -58,7 +66,8 @@ Picture upright(Picture picture, int orientation) {
             int x = transposed ? row : column, y = transposed ? column : row;  // in the picture as it is stored
             if (mirror_x) x = width - 1 - x;
             if (mirror_y) y = height - 1 - y;
-            const std::size_t from = 3 * (static_cast<std::size_t>(y) * static_cast<std::size_t>(width) + static_cast<std::size_t>(x));
+            const std::size_t from =
+                3 * (static_cast<std::size_t>(y) * static_cast<std::size_t>(width) + static_cast<std::size_t>(x));
             for (std::size_t k = 0; k < 3; ++k) result.rgb[at++] = picture.rgb[from + k];
         }
     return result;
@@ -129,22 +138,16 @@ int exif_orientation(const unsigned char* data, std::size_t size) {
 
 Picture read_picture(const std::filesystem::path& path) {
     const std::string file = read_file(path);
-    const auto begins = [&file](std::string_view magic) { return file.compare(0, magic.size(), magic) == 0; };
-    Pixels pixels;
-    if (begins("\x89PNG\r\n\x1a\n")) {
-        pixels = decode_png(file, path.string());
-    } else if (begins("\xFF\xD8\xFF")) {
-        pixels = decode_jpeg(file, path.string());
-    } else {
-        throw Error(path.string() + " is not a PNG or JPEG picture");
-    }
+    const Pixels pixels = begins(file, png_magic) ? decode_png(file, path.string()) : decode_jpeg(file, path.string());
     return upright(flatten(pixels), pixels.orientation);
 }
 
 void write_png(const Picture& picture, const std::filesystem::path& path) {
     if (std::filesystem::is_directory(path)) throw Error(path.string() + " is a folder: name a file");
-    const auto pixels = static_cast<std::size_t>(std::max(picture.size.width, 0)) * static_cast<std::size_t>(std::max(picture.size.height, 0));
-    if (pixels == 0 || picture.rgb.size() != 3 * pixels) throw Error("the picture has not as many pixels as its size says");
+    const auto pixels = static_cast<std::size_t>(std::max(picture.size.width, 0)) *
+                        static_cast<std::size_t>(std::max(picture.size.height, 0));
+    if (pixels == 0 || picture.rgb.size() != 3 * pixels)
+        throw Error("the picture has not as many pixels as its size says");
     PartialFile(path).write(encode_png(picture));
 }
 

@@ -43,7 +43,8 @@ Tensor take(Outputs outputs, const std::string& graph, const char* name, const s
     const auto found = outputs.find(name);
     bool good = found != outputs.end() && found->second.shape.size() == shape.size();
     for (std::size_t i = 0; good && i < shape.size(); ++i) good = shape[i] < 0 || shape[i] == found->second.shape[i];
-    if (!good) throw Error(graph + " is not a graph of this format: its output " + name + " is missing or of another shape");
+    if (!good)
+        throw Error(graph + " is not a graph of this format: its output " + name + " is missing or of another shape");
     return std::move(found->second);
 }
 
@@ -57,7 +58,8 @@ struct Request {
 
 Request build(const SamplerSettings& settings, const std::vector<Picture>& references, const EditOptions& options) {
     Request request{options.steps.value_or(settings.steps), options.guidance.value_or(settings.guidance), {}, {}};
-    if (request.steps < 1) throw Error("steps must be a whole number of 1 or more, not " + std::to_string(request.steps));
+    if (request.steps < 1)
+        throw Error("steps must be a whole number of 1 or more, not " + std::to_string(request.steps));
     if (!std::isfinite(request.guidance)) throw Error("guidance must be a finite number");
     for (const Picture& picture : references) {
         const auto [width, height] = picture.size;
@@ -108,8 +110,9 @@ struct Pipeline::State {
         Ids ids = tokenizer.encode(prompt, entry.max_length, lost);
         ids.resize(std::max(ids.size(), entry.max_length), entry.pad_id);
         if (lost > 0 && options.warning)
-            options.warning("the prompt is longer than " + std::string(encoder) + "'s " + std::to_string(entry.max_length) +
-                            " tokens: its last " + std::to_string(lost) + " tokens are ignored there");
+            options.warning("the prompt is longer than " + std::string(encoder) + "'s " +
+                            std::to_string(entry.max_length) + " tokens: its last " + std::to_string(lost) +
+                            " tokens are ignored there");
         return ids;
     }
 
@@ -167,8 +170,8 @@ struct Pipeline::State {
         const Floats latents = unpack(target, bundle.latent_channels, shape);
         inputs = {};
         inputs.add("latents", view(latents, {1, bundle.latent_channels, 2 * shape.rows, 2 * shape.columns}));
-        const Tensor image = take(last("vae_decoder", inputs), "vae_decoder", "image",
-                                  {1, 3, request.size.height, request.size.width});
+        const Tensor image =
+            take(last("vae_decoder", inputs), "vae_decoder", "image", {1, 3, request.size.height, request.size.width});
         return to_picture(image.data, request.size);
     }
 
@@ -178,7 +181,8 @@ struct Pipeline::State {
         const Grid shape = grid(request.size);
         const std::int64_t channels = bundle.in_channels, text_tokens = text.shape[1];
         const std::int64_t tokens = std::int64_t{shape.rows} * shape.columns;
-        Floats target = pack(randn(options.seed, static_cast<std::size_t>(tokens * channels)), bundle.latent_channels, shape);
+        Floats target =
+            pack(randn(options.seed, static_cast<std::size_t>(tokens * channels)), bundle.latent_channels, shape);
         const Floats times = schedule(request.steps, static_cast<int>(tokens), bundle.sampler);
         const Outputs modulations = this->modulations(times, request, pooled);
         std::vector<Grid> grids = {shape};
@@ -188,23 +192,27 @@ struct Pipeline::State {
         for (std::size_t step = 0; step + 1 < times.size(); ++step) {
             Inputs inputs;
             inputs.add("target", view(target, {1, tokens, channels}));
-            inputs.add("reference", view(reference, {1, static_cast<std::int64_t>(reference.size()) / channels, channels}));
+            inputs.add("reference",
+                       view(reference, {1, static_cast<std::int64_t>(reference.size()) / channels, channels}));
             inputs.add("text", view(text.data, text.shape));
             inputs.add("rope_cos", view(cos, {sequence, half}));
             inputs.add("rope_sin", view(sin, {sequence, half}));
             for (const auto& [name, value] : modulations) {
                 std::vector<std::int64_t> row = value.shape;
                 row[0] = 1;
-                inputs.add(name.c_str(), view(value.data.data() + step * (value.data.size() / (times.size() - 1)), row));
+                inputs.add(name.c_str(),
+                           view(value.data.data() + step * (value.data.size() / (times.size() - 1)), row));
             }
-            const Tensor velocity = take(sessions.run("transformer", inputs), "transformer", "velocity", {1, tokens, channels});
+            const Tensor velocity =
+                take(sessions.run("transformer", inputs), "transformer", "velocity", {1, tokens, channels});
             const float interval = times[step + 1] - times[step];
             for (std::size_t i = 0; i < target.size(); ++i) target[i] += interval * velocity.data[i];
             tell(options, static_cast<int>(step) + 1, request.steps, target, shape);
         }
         if (low_memory) sessions.release("transformer");
         if (!std::all_of(target.begin(), target.end(), [](float x) { return std::isfinite(x); }))
-            throw Error("the model's output is not finite: its weights are damaged, or its number format is too narrow");
+            throw Error(
+                "the model's output is not finite: its weights are damaged, or its number format is too narrow");
         return target;
     }
 
@@ -213,13 +221,16 @@ struct Pipeline::State {
         if (!options.progress) return;
         const Floats latents = unpack(target, bundle.latent_channels, shape);
         const auto extent = [](int value) { return static_cast<std::size_t>(value); };
-        const Progress progress{step, steps, latents.data(),
+        const Progress progress{step,
+                                steps,
+                                latents.data(),
                                 {extent(bundle.latent_channels), extent(2 * shape.rows), extent(2 * shape.columns)}};
         if (!options.progress(progress)) throw Cancelled("the edit was cancelled");
     }
 };
 
-Pipeline::Pipeline(const fs::path& bundle, const LoadOptions& options) : state(std::make_unique<State>(bundle, options)) {}
+Pipeline::Pipeline(const fs::path& bundle, const LoadOptions& options)
+    : state(std::make_unique<State>(bundle, options)) {}
 Pipeline::~Pipeline() = default;
 Pipeline::Pipeline(Pipeline&&) noexcept = default;
 Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;

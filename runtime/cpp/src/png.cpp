@@ -105,11 +105,13 @@ int orientation(Reader& reader) {
 bool guarded_write(Writer& writer, const Picture& picture, std::string& out) {
     if (setjmp(png_jmpbuf(writer.png))) return false;
     png_set_write_fn(writer.png, &out, on_write, on_flush);
-    const auto width = static_cast<png_uint_32>(picture.size.width), height = static_cast<png_uint_32>(picture.size.height);
+    const auto width = static_cast<png_uint_32>(picture.size.width),
+               height = static_cast<png_uint_32>(picture.size.height);
     png_set_IHDR(writer.png, writer.info, width, height, 8, PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
                  PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
     png_write_info(writer.png, writer.info);
-    for (png_uint_32 row = 0; row < height; ++row) png_write_row(writer.png, picture.rgb.data() + std::size_t{3} * width * row);
+    for (png_uint_32 row = 0; row < height; ++row)
+        png_write_row(writer.png, picture.rgb.data() + std::size_t{3} * width * row);
     png_write_end(writer.png, writer.info);
     return true;
 }

@@ -65,7 +65,8 @@ std::vector<Alternative> parse(const std::string& pattern) {
 
 // Keeps what the pattern matches, drops the rest: behavior "Removed", inverted.
 PreTokenizer read_split(const Json& settings) {
-    if (settings.at("behavior") != "Removed" || settings.at("invert") != true) refuse("split that keeps what is between");
+    if (settings.at("behavior") != "Removed" || settings.at("invert") != true)
+        refuse("split that keeps what is between");
     const auto alternatives = parse(settings.at("pattern").at("Regex"));
     return [alternatives](const Text& text, const Part& part) {
         for (std::size_t at = 0; at < text.size();) {
@@ -102,7 +103,8 @@ char32_t byte_character(unsigned char byte) {
 Text bytes_of(const Text& text) {
     static const auto table = [] {
         std::array<char32_t, 256> values{};
-        for (int b = 0; b < 256; ++b) values[static_cast<std::size_t>(b)] = byte_character(static_cast<unsigned char>(b));
+        for (int b = 0; b < 256; ++b)
+            values[static_cast<std::size_t>(b)] = byte_character(static_cast<unsigned char>(b));
         return values;
     }();
     Text out;

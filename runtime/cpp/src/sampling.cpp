@@ -7,8 +7,9 @@ namespace kontext {
 namespace {
 
 // Cephes' single-precision polynomials, as avx_mathfun (Giovanni Garberoglio, after Julien Pommier) has them.
-constexpr float log_terms[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
-                               -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+constexpr float log_terms[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                               -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                               2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
 constexpr float cos_terms[] = {2.443315711809948e-5f, -1.388731625493765e-3f, 4.166664568298827e-2f};
 constexpr float sin_terms[] = {-1.9515295891e-4f, 8.3321608736e-3f, -1.6666654611e-1f};
 constexpr float quarter_turn[] = {-0.78515625f, -2.4187564849853515625e-4f, -3.77489497744594108e-8f};
@@ -110,7 +111,8 @@ Floats schedule(int steps, int target_tokens, const SamplerSettings& settings) {
 Floats pack(const Floats& latents, int channels, Grid grid) {
     Floats tokens;
     tokens.reserve(latents.size());
-    const std::size_t width = 2 * static_cast<std::size_t>(grid.columns), area = 2 * width * static_cast<std::size_t>(grid.rows);
+    const std::size_t width = 2 * static_cast<std::size_t>(grid.columns),
+                      area = 2 * width * static_cast<std::size_t>(grid.rows);
     for (std::size_t row = 0; row < static_cast<std::size_t>(grid.rows); ++row)
         for (std::size_t column = 0; column < static_cast<std::size_t>(grid.columns); ++column)
             for (std::size_t channel = 0; channel < static_cast<std::size_t>(channels); ++channel)
@@ -122,7 +124,8 @@ Floats pack(const Floats& latents, int channels, Grid grid) {
 
 Floats unpack(const Floats& tokens, int channels, Grid grid) {
     Floats latents(tokens.size());
-    const std::size_t width = 2 * static_cast<std::size_t>(grid.columns), area = 2 * width * static_cast<std::size_t>(grid.rows);
+    const std::size_t width = 2 * static_cast<std::size_t>(grid.columns),
+                      area = 2 * width * static_cast<std::size_t>(grid.rows);
     std::size_t at = 0;
     for (std::size_t row = 0; row < static_cast<std::size_t>(grid.rows); ++row)
         for (std::size_t column = 0; column < static_cast<std::size_t>(grid.columns); ++column)

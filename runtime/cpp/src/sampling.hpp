@@ -1,4 +1,5 @@
-// Noise, schedule, packing and RoPE tables: the same float32 numbers as the Python runtime's noise.py, sampler.py, tokens.py.
+// Noise, schedule, packing and RoPE tables: the same float32 numbers as the Python runtime's noise.py, sampler.py,
+// tokens.py.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,8 @@ struct Grid {
     int rows, columns;
 };
 
-// Standard normal noise as torch.randn with torch.Generator("cpu").manual_seed(seed) gives it; only the seed's low 32 bits
-// count there.
+// Standard normal noise as torch.randn with torch.Generator("cpu").manual_seed(seed) gives it; only the seed's low 32
+// bits count there.
 Floats randn(std::uint64_t seed, std::size_t size);
 
 // Times [steps + 1] from 1 (noise) to 0 (picture), shifted as the settings say for that many target tokens.

@@ -55,7 +55,8 @@ Ort::Value view(const std::vector<float>& data, const std::vector<std::int64_t>&
 
 Ort::Value view(const std::vector<std::int64_t>& ids) {
     const std::int64_t shape[] = {1, static_cast<std::int64_t>(ids.size())};
-    return Ort::Value::CreateTensor<std::int64_t>(host_memory(), const_cast<std::int64_t*>(ids.data()), ids.size(), shape, 2);
+    return Ort::Value::CreateTensor<std::int64_t>(host_memory(), const_cast<std::int64_t*>(ids.data()), ids.size(),
+                                                  shape, 2);
 }
 
 Sessions::Sessions(const Bundle& bundle, int threads)

@@ -27,7 +27,8 @@ void read_special(const Json& settings, Ids& before, Ids& after, int depth = 0) 
                 continue;
             }
             const std::string name = item.at("SpecialToken").at("id");
-            for (const Json& id : settings.at("special_tokens").at(name).at("ids")) (seen ? after : before).push_back(id);
+            for (const Json& id : settings.at("special_tokens").at(name).at("ids"))
+                (seen ? after : before).push_back(id);
         }
     } else if (type == "Sequence" && depth < 4) {
         for (const Json& each : settings.at("processors")) read_special(each, before, after, depth + 1);
@@ -80,9 +81,8 @@ Tokenizer::Tokenizer(const std::filesystem::path& path) {
         throw Error(path.string() + " is not a tokenizer: " + fault.what());
     }
     for (auto* list : {&raw, &normalized})
-        std::stable_sort(list->begin(), list->end(), [](const AddedToken& a, const AddedToken& b) {
-            return a.content.size() > b.content.size();
-        });
+        std::stable_sort(list->begin(), list->end(),
+                         [](const AddedToken& a, const AddedToken& b) { return a.content.size() > b.content.size(); });
 }
 
 void Tokenizer::part(const std::vector<AddedToken>& tokens, const Text& text,

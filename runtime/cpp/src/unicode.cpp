@@ -92,10 +92,8 @@ char32_t composed(char32_t a, char32_t b) {
         return hangul_first + ((a - l_first) * v_count + (b - v_first)) * t_count;
     if (is_hangul(a) && (a - hangul_first) % t_count == 0 && b > t_before && b < t_before + t_count)
         return a + (b - t_before);
-    const auto* found =
-        std::lower_bound(std::begin(compositions), std::end(compositions), b, [a](const Composition& entry, char32_t) {
-            return entry.first < a;
-        });
+    const auto* found = std::lower_bound(std::begin(compositions), std::end(compositions), b,
+                                         [a](const Composition& entry, char32_t) { return entry.first < a; });
     for (; found != std::end(compositions) && found->first == a; ++found)
         if (found->second == b) return found->composed;
     return 0;
@@ -204,9 +202,11 @@ std::u32string decode(std::string_view utf8) {
     out.reserve(utf8.size());
     for (std::size_t i = 0; i < utf8.size();) {
         const auto lead = static_cast<unsigned char>(utf8[i]);
-        const std::size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3
-                                   : lead >= 0xF0 && lead < 0xF5                 ? 4
-                                                                                 : 0;
+        const std::size_t length = lead < 0x80                   ? 1
+                                   : lead >= 0xC2 && lead < 0xE0 ? 2
+                                   : lead >= 0xE0 && lead < 0xF0 ? 3
+                                   : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                                 : 0;
         bool good = length != 0 && i + length <= utf8.size();
         char32_t c = length == 1 ? lead : lead & (0x7Fu >> length);
         for (std::size_t k = 1; good && k < length; ++k) {

@@ -26,7 +26,8 @@ public:
             worst = std::min(worst, scores.back());
             insert(piece.at(0).get_ref<const std::string&>(), id);
         }
-        if (unknown < 0 || unknown >= static_cast<std::int64_t>(scores.size())) throw Error("unk_id is not in the vocabulary");
+        if (unknown < 0 || unknown >= static_cast<std::int64_t>(scores.size()))
+            throw Error("unk_id is not in the vocabulary");
         unknown_score = worst - unknown_penalty;
     }
 

@@ -18,7 +18,8 @@ using Words = std::vector<std::string>;
 
 template <typename Value>
 void raw(const std::vector<Value>& values) {
-    std::cout.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(Value)));
+    std::cout.write(reinterpret_cast<const char*>(values.data()),
+                    static_cast<std::streamsize>(values.size() * sizeof(Value)));
 }
 
 std::string standard_input() { return {std::istreambuf_iterator<char>(std::cin), {}}; }
@@ -49,7 +50,8 @@ void times(const Words& words) {
 // BUNDLE TEXT_TOKENS [ROWS COLUMNS]…
 void rope(const Words& words) {
     std::vector<Grid> grids;
-    for (std::size_t i = 2; i + 1 < words.size(); i += 2) grids.push_back({std::stoi(words[i]), std::stoi(words[i + 1])});
+    for (std::size_t i = 2; i + 1 < words.size(); i += 2)
+        grids.push_back({std::stoi(words[i]), std::stoi(words[i + 1])});
     const auto [cos, sin] = rope_tables(std::stoi(words.at(1)), grids, Bundle::open(words.at(0)));
     raw(cos);
     raw(sin);
@@ -85,7 +87,8 @@ void digest(const Words&) { std::cout << sha256(standard_input()) << '\n'; }
 
 int main(int count, char** arguments) {
     const std::map<std::string, void (*)(const Words&)> commands = {
-        {"ids", ids}, {"noise", noise}, {"times", times}, {"rope", rope}, {"pixels", pixels}, {"latents", latents}, {"digest", digest}};
+        {"ids", ids},       {"noise", noise},     {"times", times},  {"rope", rope},
+        {"pixels", pixels}, {"latents", latents}, {"digest", digest}};
     try {
         const Words words(arguments + 1, arguments + count);
         commands.at(words.at(0))({words.begin() + 1, words.end()});

@@ -32,7 +32,7 @@ typedef struct kontext_pipeline kontext_pipeline;
 typedef struct kontext_image {
     int32_t width;
     int32_t height;
-    uint8_t *rgb;
+    uint8_t* rgb;
 } kontext_image;
 
 typedef struct kontext_load_options {
@@ -42,45 +42,44 @@ typedef struct kontext_load_options {
 } kontext_load_options;
 
 /* After each step; latents are float [channels, height, width]. Not 0 stops the edit. */
-typedef int (*kontext_progress)(void *user, int32_t step, int32_t steps, const float *latents,
-                                const size_t extents[3]);
+typedef int (*kontext_progress)(void* user, int32_t step, int32_t steps, const float* latents, const size_t extents[3]);
 
 /* Told of a prompt that is cut. */
-typedef void (*kontext_warning)(void *user, const char *message);
+typedef void (*kontext_warning)(void* user, const char* message);
 
 typedef struct kontext_edit_options {
-    const kontext_image *references; /* may be NULL: draw from the prompt alone */
+    const kontext_image* references; /* may be NULL: draw from the prompt alone */
     size_t reference_count;
-    int32_t steps;          /* 0: as the bundle says */
-    int32_t has_guidance;   /* 0: as the bundle says */
+    int32_t steps;        /* 0: as the bundle says */
+    int32_t has_guidance; /* 0: as the bundle says */
     double guidance;
     uint64_t seed;
-    int32_t width;          /* 0: the preferred size nearest to the first reference's aspect */
+    int32_t width; /* 0: the preferred size nearest to the first reference's aspect */
     int32_t height;
     kontext_progress progress;
     kontext_warning warning;
-    void *user; /* handed to both callbacks */
+    void* user; /* handed to both callbacks */
 } kontext_edit_options;
 
 /* Opens a bundle; `options` may be NULL. The pipeline is freed with kontext_free. */
-KONTEXT_API kontext_status kontext_load(const char *bundle, const kontext_load_options *options,
-                                        kontext_pipeline **pipeline);
-KONTEXT_API void kontext_free(kontext_pipeline *pipeline);
+KONTEXT_API kontext_status kontext_load(const char* bundle, const kontext_load_options* options,
+                                        kontext_pipeline** pipeline);
+KONTEXT_API void kontext_free(kontext_pipeline* pipeline);
 
 /* Edits as the prompt (UTF-8) says; `options` may be NULL. `image` is freed with kontext_image_free. */
-KONTEXT_API kontext_status kontext_edit(kontext_pipeline *pipeline, const char *prompt,
-                                        const kontext_edit_options *options, kontext_image *image);
+KONTEXT_API kontext_status kontext_edit(kontext_pipeline* pipeline, const char* prompt,
+                                        const kontext_edit_options* options, kontext_image* image);
 
 /* Stops the edit that is running, from any thread, also within a step. */
-KONTEXT_API void kontext_cancel(kontext_pipeline *pipeline);
+KONTEXT_API void kontext_cancel(kontext_pipeline* pipeline);
 
 /* PNG or JPEG in, PNG out. */
-KONTEXT_API kontext_status kontext_image_read(const char *path, kontext_image *image);
-KONTEXT_API kontext_status kontext_image_write(const kontext_image *image, const char *path);
-KONTEXT_API void kontext_image_free(kontext_image *image);
+KONTEXT_API kontext_status kontext_image_read(const char* path, kontext_image* image);
+KONTEXT_API kontext_status kontext_image_write(const kontext_image* image, const char* path);
+KONTEXT_API void kontext_image_free(kontext_image* image);
 
 /* What the last failure in this thread was: one line, valid until the next call in this thread. */
-KONTEXT_API const char *kontext_error(void);
+KONTEXT_API const char* kontext_error(void);
 
 #ifdef __cplusplus
 }

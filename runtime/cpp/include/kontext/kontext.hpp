@@ -68,11 +68,11 @@ struct Progress {
 };
 
 struct EditOptions {
-    std::optional<int> steps;        // unset: as the bundle says
-    std::optional<double> guidance;  // likewise
-    std::uint64_t seed = 0;          // the noise of torch.Generator("cpu").manual_seed(seed)
-    std::optional<Size> size;        // unset: the preferred size nearest to the first reference's aspect
-    std::function<bool(const Progress&)> progress;    // false stops the edit
+    std::optional<int> steps;                       // unset: as the bundle says
+    std::optional<double> guidance;                 // likewise
+    std::uint64_t seed = 0;                         // the noise of torch.Generator("cpu").manual_seed(seed)
+    std::optional<Size> size;                       // unset: the preferred size nearest to the first reference's aspect
+    std::function<bool(const Progress&)> progress;  // false stops the edit
     std::function<void(const std::string&)> warning;  // told of a prompt that is cut
 };
 

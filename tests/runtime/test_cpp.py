@@ -84,7 +84,8 @@ PROMPTS = st.lists(
 
 @pytest.fixture(scope="session")
 def tokenizer_files(kept_folder: Path, embedded_bundle: Callable[[str], Path]) -> dict[str, Path]:
-    """The embedded model's, and T5's as it is in full: SentencePiece's own character map, extra tokens."""
+    """The embedded model's, and T5's as it is in full: SentencePiece's own character map, extra tokens; both ways in
+    which transformers has written what comes before and after that map."""
     folder = embedded_bundle("fp32") / "tokenizers"
     full = kept_folder / "t5-full.json"
     if not full.exists():
@@ -99,6 +100,7 @@ def tokenizer_files(kept_folder: Path, embedded_bundle: Callable[[str], Path]) -
             {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"},
         ],
     }
+    content["pre_tokenizer"] = content["pre_tokenizer"]["pretokenizers"][1]
     chained.write_text(json.dumps(content))
     return {"clip": folder / "clip.json", "t5": folder / "t5.json", "t5-full": full, "t5-chained": chained}
 

@@ -116,6 +116,14 @@ def need_tools() -> None:
             pytest.skip(f"the C++ runtime needs {tool}")
     if sys.platform != "linux":
         pytest.skip("the C++ runtime is built on Linux")
+    headers = "#include <cstdio>\n#include <png.h>\n#include <jpeglib.h>\n"
+    found = subprocess.run(
+        ["c++", "-fsyntax-only", "-x", "c++", "-"], input=headers, text=True, capture_output=True
+    )
+    if found.returncode != 0:
+        pytest.skip(
+            "the C++ runtime needs libpng's and libjpeg's headers: apt-get install libpng-dev libjpeg-dev"
+        )
     if not (SDK / "lib").exists():
         pytest.skip("ONNX Runtime's headers are not there: `make sdk` could not fetch them")
 

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install server test check bench edits fullsize clean
+.PHONY: help demo install sdk server test check bench edits fullsize clean
 
 help:
 	@echo "make demo    environment, FP8 export of the embedded model, edits, a contact sheet (demo/contact-sheet.png)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   latency, cold start, export time and fidelity of the embedded model, into bench/results/ and README.md"
 	@echo "make edits   success of each kind of edit at 28 and at 4 steps, likewise"
 	@echo "make fullsize   the export at FLUX.1 Kontext's full size, synthetic weights, likewise; needs 70 GB of disk"
+	@echo "make sdk     ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
 	@echo "make clean   removes what the above made, except $(VENV)"
 
 # One environment, grown by extras. The stamps say which extras are in; an existing environment is reused as it is.
@@ -30,7 +31,13 @@ $(VENV)/.kontext-all: $(VENV)/.kontext-demo
 	$(PIP) --editable '.[export,bench,rtx,test]'
 	@touch $@
 
-install: $(VENV)/.kontext-all
+install: $(VENV)/.kontext-all sdk
+
+# What the C++ runtime is built against; downloads two packages of Debian's. Where that fails, its tests are skipped.
+sdk: build/onnxruntime-sdk/lib
+
+build/onnxruntime-sdk/lib: runtime/cpp/fetch-onnxruntime.sh $(VENV)/.kontext-all
+	-runtime/cpp/fetch-onnxruntime.sh build/onnxruntime-sdk $(BIN)/python
 
 demo: $(VENV)/.kontext-demo
 	@mkdir -p demo

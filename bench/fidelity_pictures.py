@@ -117,6 +117,7 @@ def make_lpips() -> Compare:
 
 def make_clip() -> Compare:
     """Cosine of the two pictures' CLIP embeddings."""
+    check_cached(CLIP_MODEL)
     from transformers import CLIPVisionModelWithProjection
 
     model = local(CLIPVisionModelWithProjection, CLIP_MODEL)
@@ -126,6 +127,7 @@ def make_clip() -> Compare:
 
 def make_dino() -> Compare:
     """Cosine of the two pictures' DINOv2 class tokens."""
+    check_cached(DINO_MODEL)
     from transformers import Dinov2Model
 
     model = local(Dinov2Model, DINO_MODEL)
@@ -160,12 +162,20 @@ def available() -> tuple[dict[str, Compare], dict[str, str]]:
     return found, absent
 
 
+def check_cached(name: str) -> None:
+    """Raises Absent where a model is not in the hub's cache; before its library is loaded, which takes seconds."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise Absent(f"{name} is not in the hub's cache")
+
+
 def local(kind: Any, name: str) -> Any:
-    """A model out of the hub's cache. Raises Absent where it is not there."""
+    """A model out of the hub's cache. Raises Absent where it is not whole there."""
     try:
         return kind.from_pretrained(name, local_files_only=True).eval()
     except (OSError, ValueError):
-        raise Absent(f"{name} is not in the hub's cache") from None
+        raise Absent(f"{name} is not whole in the hub's cache") from None
 
 
 def cosine(

@@ -95,7 +95,9 @@ def quanto(kind: str, bits: int) -> Quantizer:
         from optimum.quanto.library import unpack
         from optimum.quanto.library.extensions import cpp
 
-        if cpp.ext._lib is None:  # it would be compiled now, for minutes; quanto's own PyTorch code does the same
+        if (
+            cpp.ext._lib is None
+        ):  # it would be compiled now, for minutes; quanto's own PyTorch code does the same
             cpp.ext._lib = SimpleNamespace(unpack=unpack.unpack)
         network = linear(weight, torch.float16)
         own.quantize(network, weights=getattr(own, kind))

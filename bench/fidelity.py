@@ -103,7 +103,7 @@ def free_run(pipe: Pipeline, edit: Edit, steps: int, seed: int) -> Run:
     picture = pipe.edit(
         source, edit.prompt, steps=steps, seed=seed, callback=lambda _step, _total, x: latents.append(x)
     )
-    return Run(picture, latents, judge(picture, edit).success)
+    return Run(picture, latents, bool(judge(picture, edit).success))
 
 
 @dataclass

@@ -135,6 +135,11 @@ def why_not(name: str) -> str | None:
             f"{name}: the gguf package reads Q4_K and does not write it, and its blocks of 256 fit no layer of "
             "the embedded model; gguf-q4_0 and gguf-q4_1 are its 4-bit formats"
         )
+    try:  # now rather than after an hour of measuring the others
+        with quiet():
+            peer.quantize(torch.ones(64, 64))
+    except Exception as fault:  # each library has exceptions of its own
+        return f"{name}: {peer.version()} does not work here: {first_line(fault)}"
     return None
 
 
@@ -181,11 +186,16 @@ def replaced(name: str, peer: Peer, where: str, original: Tensor) -> tuple[Tenso
             with quiet():
                 quantized = peer.quantize(part.contiguous())
         except Exception as fault:  # each library has exceptions of its own
-            first = str(fault).strip().splitlines() or [type(fault).__name__]
-            raise KontextError(f"{name} cannot quantize {where} {list(part.shape)}: {first[0]}") from fault
+            raise KontextError(
+                f"{name} cannot quantize {where} {list(part.shape)}: {first_line(fault)}"
+            ) from fault
         values.append(quantized.values)
         bits += quantized.bits
     return torch.cat(values).t().to(original.dtype).contiguous().flatten(), bits
+
+
+def first_line(fault: Exception) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
 
 def parts(where: str, shape: Sequence[int]) -> list[int]:

@@ -69,6 +69,8 @@ def measure(
         raise KontextError(f"--formats takes {', '.join(FORMATS)}; not {', '.join(map(repr, unknown))}")
     if tokens & (tokens - 1):
         raise KontextError(f"--tokens must be a power of two, not {tokens}")
+    if folder is not None and not folder.is_dir():
+        raise KontextError(f"{folder} is not a folder: --folder takes one with room for the bundles")
     config = config_of(hidden)
     with tempfile.TemporaryDirectory(dir=folder, prefix="kontext-quantspeed-") as temporary:
         root = Path(temporary)

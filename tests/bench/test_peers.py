@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from kontext.bench import fidelity_bits, peers
+import torch
+
+from kontext.bench import fidelity_bits, peers, peers_libraries
 from kontext.bench.fidelity_pictures import decibels
 from kontext.errors import KontextError
 from kontext.runtime.bundle import Bundle
@@ -123,6 +125,17 @@ def test_names() -> None:
     assert peers.parse("bnb-nf4, gguf-q4_0,bnb-nf4") == ["bnb-nf4", "gguf-q4_0"]
     with pytest.raises(KontextError, match="no peer is called 'awq': there are"):
         peers.parse("awq,bnb-nf4")
+
+
+def test_a_library_that_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def quantize(_: torch.Tensor) -> peers_libraries.Quantized:
+        raise RuntimeError("no kernel\nfor this device")
+
+    monkeypatch.setitem(peers.PEERS, "broken", peers.Peer("torch", "torch", "nothing", quantize))
+    why = peers.why_not("broken")
+    assert why is not None
+    assert why.startswith("broken: torch ")
+    assert why.endswith("does not work here: no kernel")
 
 
 def test_an_absent_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

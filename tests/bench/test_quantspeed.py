@@ -66,6 +66,7 @@ def test_ratios_are_of_medians() -> None:
         (["--hidden", "600"], "--hidden must be a multiple of 128"),
         (["--tokens", "1000"], "--tokens must be a power of two"),
         (["--formats", "int8,int5"], "not 'int5'"),
+        (["--folder", "not-there"], "not-there is not a folder"),
         (["--repeat", "0"], "--repeat must be at least 1"),
     ],
 )

@@ -120,7 +120,8 @@ def reference_runs(
     pipe: Pipeline, steps: int, count: int, seed: int, done: Callable[[], object]
 ) -> list[Reference]:
     """`count` held-out edits of each kind."""
-    result, backend = [], pipe.backend
+    result: list[Reference] = []
+    backend = pipe.backend
     edits = [edit for kind in KINDS for edit in held_out(kind, count, seed)]
     for number, edit in enumerate(edits):
         recorder = Recorder(backend)

@@ -180,7 +180,8 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
 def replaced(name: str, peer: Peer, where: str, original: Tensor) -> tuple[Tensor, int]:
     """What a weight [in, out] becomes, in its own format and flat, and its bits."""
     weight = original.t().float().contiguous()
-    values, bits = [], 0
+    values: list[Tensor] = []
+    bits = 0
     for part in weight.split(parts(where, weight.shape)):
         try:
             with quiet():

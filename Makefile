@@ -1,11 +1,11 @@
-# make demo | server | test | check | bench | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
+# make demo | sdk | server | test | check | bench | fidelity | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install sdk server test check bench edits fullsize clean
+.PHONY: help demo install sdk server test check bench fidelity edits fullsize clean
 
 help:
 	@echo "make demo    environment, FP8 export of the embedded model, edits, a contact sheet (demo/contact-sheet.png)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    every test, with coverage; tests that need a GPU are skipped where there is none"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   latency, cold start, export time and fidelity of the embedded model, into bench/results/ and README.md"
+	@echo "make fidelity   that part of it, beside other libraries' quantization, and the speed of quantized steps"
 	@echo "make edits   success of each kind of edit at 28 and at 4 steps, likewise"
 	@echo "make fullsize   the export at FLUX.1 Kontext's full size, synthetic weights, likewise; needs 70 GB of disk"
 	@echo "make sdk     ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
@@ -66,10 +67,22 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench export --json bench/results/export.json
 	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
-	$(BIN)/kontext-bench fidelity $(addprefix build/kontext-tiny-,fp8 int8 int4) --reference build/kontext-tiny-fp32 \
-		--json bench/results/fidelity.json
 	-$(BIN)/python -m kontext.bench.local_server && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
 		--json bench/results/serving.json --plot bench/results/serving.svg
+	$(MAKE) fidelity
+
+# The peers come after the latencies: diffusers imports torchao where it finds it, which slows its start.
+$(VENV)/.kontext-peers: $(VENV)/.kontext-demo
+	$(PIP) --editable '.[export,bench,peers]'
+	@touch $@
+
+QUANTIZED := $(addprefix build/kontext-tiny-,fp8 int8 int4 nf4)
+
+fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
+	$(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 --peers all --count 4 \
+		--json bench/results/fidelity.json
+	$(BIN)/python -m kontext.bench.methods --json bench/results/methods.json
+	$(BIN)/kontext-bench quantspeed --json bench/results/quantspeed.json
 	$(BIN)/kontext-bench readme
 
 edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32

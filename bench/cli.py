@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
     fidelity.add_argument(
         "--reference", type=Path, required=True, metavar="BUNDLE", help="the same model in full precision"
     )
+    fidelity.add_argument(
+        "--peers",
+        metavar="NAME,…",
+        help="measure other libraries' quantization of the same weights too, such as torchao-int4,bnb-nf4,gguf-q4_0; "
+        "all: those whose library is installed",
+    )
     fidelity.add_argument("--steps", type=int, default=28, help="(28)")
     fidelity.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
     fidelity.add_argument("--seed", type=int, default=0)
@@ -85,7 +91,24 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument("--size", metavar="WxH", help="of the output (the server's choice)")
     serving.add_argument("--plot", type=Path, metavar="FILE", help="draw the result there, as SVG")
 
-    readme = commands.add_parser("readme", help="Rewrite the README's measured sections from bench/results.")
+    speed = add(
+        "quantspeed",
+        "Time of a step and memory of quantized bundles beside fp32 and diffusers in bf16, on random weights.",
+        run_quantspeed,
+    )
+    speed.add_argument("--formats", default="int8,int4", help="comma-separated, beside fp32 (int8,int4)")
+    speed.add_argument("--hidden", type=int, default=1024, help="width, a multiple of 128 from 512 on (1024)")
+    speed.add_argument(
+        "--tokens", type=int, default=1024, help="of the target, and as many of the reference (1024)"
+    )
+    speed.add_argument("--repeat", type=int, default=7, help="measured steps of each side (7)")
+    speed.add_argument("--warmup", type=int, default=2, help="steps of each side before the clock counts (2)")
+    speed.add_argument("--folder", type=Path, default=None, help="for bundles, 2 GB of them (the system's)")
+    speed.add_argument("--without-diffusers", action="store_true", help="leave the peer out")
+
+    readme = commands.add_parser(
+        "readme", help="Rewrite the documents' measured sections from bench/results."
+    )
     readme.set_defaults(run=run_readme)
     readme.add_argument("readme", type=Path, nargs="?", default=Path("README.md"), metavar="FILE")
     readme.add_argument("--results", type=Path, default=Path("bench/results"), metavar="FOLDER")
@@ -196,18 +219,45 @@ def run_edits(arguments: argparse.Namespace) -> int:
 
 
 def run_fidelity(arguments: argparse.Namespace) -> int:
-    from . import fidelity
+    from . import fidelity, fidelity_report, peers
 
     at_least(arguments, steps=1, count=1)
+    names = peers.parse(arguments.peers)
+    missing = {name: why for name in names if (why := peers.why_not(name)) is not None}
+    if missing and arguments.peers != "all":
+        raise KontextError("; ".join(missing.values()))
+    for why in missing.values():
+        print(f"left out: {why}", file=sys.stderr)
     result = fidelity.measure(
         arguments.reference,
         arguments.bundles,
         steps=arguments.steps,
         count=arguments.count,
         seed=arguments.seed,
+        peer_names=[name for name in names if name not in missing],
         progress=sys.stderr.isatty(),
     )
-    return finish(arguments, result, fidelity.tables(result), fidelity.footer(result))
+    for line in fidelity_report.absences(result):
+        print(line)
+    shown = [*fidelity_report.tables(result), *fidelity_report.detail_tables(result)]
+    return finish(arguments, result, shown, fidelity_report.footer(result))
+
+
+def run_quantspeed(arguments: argparse.Namespace) -> int:
+    from . import quantspeed
+
+    at_least(arguments, repeat=1, warmup=0, hidden=512, tokens=16)
+    result = quantspeed.measure(
+        [name.strip() for name in arguments.formats.split(",")],
+        hidden=arguments.hidden,
+        tokens=arguments.tokens,
+        repeat=arguments.repeat,
+        warmup=arguments.warmup,
+        folder=arguments.folder,
+        diffusers=not arguments.without_diffusers,
+        progress=sys.stderr.isatty(),
+    )
+    return finish(arguments, result, quantspeed.tables(result), quantspeed.footer(result))
 
 
 def run_serving(arguments: argparse.Namespace) -> int:
@@ -230,8 +280,10 @@ def run_serving(arguments: argparse.Namespace) -> int:
 def run_readme(arguments: argparse.Namespace) -> int:
     from . import readme
 
-    sections = readme.rewrite(arguments.readme, arguments.results)
-    print(f"{arguments.readme}: {', '.join(sections) or 'no results, no section'} rewritten")
+    for document, sections in readme.rewrite_all(arguments.readme, arguments.results).items():
+        print(f"{document}: {', '.join(sections) or 'no results, no section'} rewritten")
+    for plot in readme.draw(arguments.readme.parent, arguments.results):
+        print(f"{plot} drawn")
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import KontextError
-from . import fidelity
+from . import fidelity, fidelity_report
 from .report import Table, write_json
 
 VARIANTS: dict[str, tuple[str, list[str]]] = {
@@ -76,7 +76,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def footer(result: dict[str, Any]) -> str:
-    return fidelity.footer(result)
+    return fidelity_report.footer(result)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -77,13 +77,13 @@ def finish_tile(  # type: ignore[no-untyped-def]
     acc,
     rows,
     columns,
-    M,
+    batch,
+    tokens,
     N,
     out,
     bias,
     gate,
     out_scale,
-    tokens,
     out_batch,
     out_token,
     gate_batch,
@@ -92,15 +92,15 @@ def finish_tile(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr,
     INTEGER: tl.constexpr,
 ):
-    """Stores a tile of products: acc fp32 [BLOCK_M, BLOCK_N] of the given rows and columns."""
+    """Stores a tile of products of one picture: acc fp32 [BLOCK_M, BLOCK_N] of the given rows and columns."""
+    within = columns < N
     if BIAS:
-        acc += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-    batch = (rows // tokens).to(tl.int64)
-    at = out + (batch * out_batch + (rows % tokens).to(tl.int64) * out_token)[:, None] + columns[None, :]
-    inside = (rows < M)[:, None] & (columns < N)[None, :]
+        acc += tl.load(bias + columns, mask=within, other=0.0).to(tl.float32)[None, :]
+    at = out + batch * out_batch + (rows[:, None] * out_token + columns[None, :])
+    inside = (rows < tokens)[:, None] & within[None, :]
     if EPILOGUE == 2:
-        by = tl.load(gate + (batch * gate_batch)[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-        acc = tl.load(at, mask=inside, other=0.0).to(tl.float32) + by * acc
+        by = tl.load(gate + batch * gate_batch + columns, mask=within, other=0.0).to(tl.float32)
+        acc = tl.load(at, mask=inside, other=0.0).to(tl.float32) + by[None, :] * acc
         tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
     elif EPILOGUE == 1:
         acc = tl.minimum(tl.maximum(gelu_tile(acc) / tl.load(out_scale), -LIMIT), LIMIT)
@@ -109,6 +109,48 @@ def finish_tile(  # type: ignore[no-untyped-def]
         tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
     else:
         tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
+
+
+@jit()
+def finish_halves(  # type: ignore[no-untyped-def]
+    acc,
+    rows,
+    column,
+    batch,
+    tokens,
+    N,
+    out,
+    bias,
+    gate,
+    out_scale,
+    out_batch,
+    out_token,
+    gate_batch,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    BIAS: tl.constexpr,
+    LIMIT: tl.constexpr,
+    INTEGER: tl.constexpr,
+):
+    """`finish_tile` of the columns from `column` on; in halves where the residual would not fit the registers beside 256
+    columns of sums."""
+    if BLOCK_N > 128 and EPILOGUE == 2:
+        left, right = tl.split(tl.permute(tl.reshape(acc, [BLOCK_M, 2, BLOCK_N // 2]), (0, 2, 1)))
+        columns = column + tl.arange(0, BLOCK_N // 2)
+        finish_tile(
+            left, rows, columns, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token, gate_batch,
+            EPILOGUE, BIAS, LIMIT, INTEGER,
+        )  # fmt: skip
+        finish_tile(
+            right, rows, columns + BLOCK_N // 2, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token,
+            gate_batch, EPILOGUE, BIAS, LIMIT, INTEGER,
+        )  # fmt: skip
+    else:
+        finish_tile(
+            acc, rows, column + tl.arange(0, BLOCK_N), batch, tokens, N, out, bias, gate, out_scale, out_batch,
+            out_token, gate_batch, EPILOGUE, BIAS, LIMIT, INTEGER,
+        )  # fmt: skip
 
 
 @jit()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
-from .epilogue import finish_tile, rows_of, tile_of
+from .epilogue import finish_halves, rows_of, tile_of
 from .launch import FP8_CAPABILITY, MIN_CAPABILITY, Launch, capability, cdiv, jit, require, tl
 
 
@@ -41,7 +41,7 @@ def scaled_linear(
     epilogue.finish(out, product * a_scale[..., None] * w_scale.float(), bias, gate, out_scale)
 
 
-@jit(do_not_specialize=["M", "tokens"])
+@jit(do_not_specialize=["tokens"])
 def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
     a,
     weight,
@@ -51,7 +51,6 @@ def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
     bias,
     gate,
     out_scale,
-    M,
     tokens,
     out_batch,
     out_token,
@@ -69,15 +68,15 @@ def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
     INTEGER: tl.constexpr,
     IMPRECISE: tl.constexpr,
 ):
-    """One program a tile of the output."""
-    down, across = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    rows = down * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = across * BLOCK_N + tl.arange(0, BLOCK_N)
+    """One program a tile of one picture's output."""
+    down, across = tile_of(tl.program_id(0), tokens, N, BLOCK_M, BLOCK_N, GROUP_M)
+    batch = tl.program_id(1).to(tl.int64)
     ks = tl.arange(0, BLOCK_K)
-    # Rows and columns beyond the end take the last ones' operands and are not stored: no masks in the loop.
-    a_start = a + (down * BLOCK_M).to(tl.int64) * K
+    # Rows and columns beyond the end take the last ones' operands and are not stored: no masks in the loop. A scalar
+    # address and offsets of 32 bits: 64-bit addresses of every element would spill.
+    a_start = a + (batch * tokens + down * BLOCK_M) * K
     w_start = weight + (across * BLOCK_N).to(tl.int64) * K
-    a_at = tl.minimum(tl.arange(0, BLOCK_M), M - 1 - down * BLOCK_M)[:, None] * K + ks[None, :]
+    a_at = tl.minimum(tl.arange(0, BLOCK_M), tokens - 1 - down * BLOCK_M)[:, None] * K + ks[None, :]
     w_at = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - across * BLOCK_N)[None, :] * K + ks[:, None]
     acc_type: tl.constexpr = tl.int32 if a.dtype.element_ty == tl.int8 else tl.float32
     acc = tl.zeros([BLOCK_M, BLOCK_N], acc_type)
@@ -89,12 +88,14 @@ def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
             a_tile = tl.load(a_start + k + a_at, mask=(ks < K - k)[None, :], other=0.0)
             w_tile = tl.load(w_start + k + w_at, mask=(ks < K - k)[:, None], other=0.0)
         acc = tl.dot(a_tile, w_tile, acc, out_dtype=acc_type, max_num_imprecise_acc=IMPRECISE)
-    by_row = tl.load(a_scale + rows, mask=rows < M, other=0.0)
+    rows = down * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = across * BLOCK_N + tl.arange(0, BLOCK_N)
+    by_row = tl.load(a_scale + batch * tokens + rows, mask=rows < tokens, other=0.0)
     by_column = tl.load(w_scale + columns, mask=columns < N, other=0.0).to(tl.float32)
     product = acc.to(tl.float32) * by_row[:, None] * by_column[None, :]
-    finish_tile(
-        product, rows, columns, M, N, out, bias, gate, out_scale, tokens, out_batch, out_token, gate_batch,
-        EPILOGUE, BIAS, LIMIT, INTEGER,
+    finish_halves(
+        product, rows, across * BLOCK_N, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token, gate_batch,
+        BLOCK_M, BLOCK_N, EPILOGUE, BIAS, LIMIT, INTEGER,
     )  # fmt: skip
 
 
@@ -145,18 +146,17 @@ def plan(
         arch >= FP8_CAPABILITY or a.dtype == torch.int8,
         f"FP8 products need compute capability 8.9 (Ada), this GPU has {arch / 10}: use INT8 activations",
     )
-    rows, (channels, depth) = rows_of(a), weight.shape
+    (batch, tokens, depth), channels = a.shape, weight.shape[0]
     large = arch in (90, 100, 103)
     m, n, k, warps, stages = INT8_TILE if large and a.dtype == torch.int8 else TILES[90 if large else 80]
     return Launch(
         scaled_gemm_kernel,
-        (cdiv(rows, m) * cdiv(channels, n), 1, 1),
+        (cdiv(tokens, m) * cdiv(channels, n), batch, 1),
         {
             "a": a,
             "weight": weight,
             "a_scale": a_scale,
             "w_scale": w_scale,
-            "M": rows,
             **epilogue.arguments(out, bias, gate, out_scale),
         },
         {
@@ -172,7 +172,7 @@ def plan(
         },
         warps=warps,
         stages=stages,
-        varying=("M", "tokens"),
+        varying=("tokens",),
     )
 
 

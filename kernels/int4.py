@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
-from .epilogue import finish_tile, rows_of, tile_of
+from .epilogue import finish_halves, rows_of, tile_of
 from .launch import FP8_CAPABILITY, MIN_CAPABILITY, Launch, capability, cdiv, jit, power_of_two, require, tl
 
 GROUP = 64
@@ -66,7 +66,7 @@ def unpack_tile(bytes, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: igno
     return tl.reshape(tl.join(low, high), [ROWS, COLUMNS])
 
 
-@jit(do_not_specialize=["M", "tokens"])
+@jit(do_not_specialize=["tokens"])
 def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     a,
     packed,
@@ -78,7 +78,6 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     bias,
     gate,
     out_scale,
-    M,
     tokens,
     out_batch,
     out_token,
@@ -97,16 +96,16 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr,
     INTEGER: tl.constexpr,
 ):
-    """One program a tile of the output; a step of the loop is a group of 64 input rows."""
-    down, across = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    rows = down * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = across * BLOCK_N + tl.arange(0, BLOCK_N)
+    """One program a tile of one picture's output; a step of the loop is a group of 64 input rows."""
+    down, across = tile_of(tl.program_id(0), tokens, N, BLOCK_M, BLOCK_N, GROUP_M)
+    batch = tl.program_id(1).to(tl.int64)
+    first = batch * tokens + down * BLOCK_M
     ks = tl.arange(0, GROUP)
-    # Rows and columns beyond the end take the last ones' operands and are not stored: no masks in the loop.
-    a_start = a + (down * BLOCK_M).to(tl.int64) * K
+    # As in `gemm`: the last rows and columns again beyond the end, a scalar address and offsets of 32 bits.
+    a_start = a + first * K
     w_start = packed + across * (BLOCK_N // 2)
     s_start = scales + across * BLOCK_N
-    row_at = tl.minimum(tl.arange(0, BLOCK_M), M - 1 - down * BLOCK_M)
+    row_at = tl.minimum(tl.arange(0, BLOCK_M), tokens - 1 - down * BLOCK_M)
     column_at = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - across * BLOCK_N)
     half_at = tl.minimum(tl.arange(0, BLOCK_N // 2), N // 2 - 1 - across * (BLOCK_N // 2))
     a_at = row_at[:, None] * K + ks[None, :]
@@ -121,22 +120,23 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
             acc += tl.dot(a_tile, integers.to(a_tile.dtype)) * by[None, :]
         else:
             acc = tl.dot(a_tile, (integers * by[None, :]).to(a_tile.dtype), acc)
+    rows = down * BLOCK_M + tl.arange(0, BLOCK_M)
     if CODES:
-        acc = acc * tl.load(a_scale + rows, mask=rows < M, other=0.0)[:, None]
+        acc = acc * tl.load(a_scale + batch * tokens + rows, mask=rows < tokens, other=0.0)[:, None]
     if RANK > 0:
         ranks = tl.arange(0, RANKS)
-        low_at = low + (down * BLOCK_M).to(tl.int64) * RANK + (row_at[:, None] * RANK + ranks[None, :])
+        low_at = low + first * RANK + (row_at[:, None] * RANK + ranks[None, :])
         up_at = up + across * BLOCK_N + (ranks[:, None] * N + column_at[None, :])
         low_tile = tl.load(low_at, mask=(ranks < RANK)[None, :], other=0.0)
         up_tile = tl.load(up_at, mask=(ranks < RANK)[:, None], other=0.0)
         acc = tl.dot(low_tile, up_tile, acc)
-    finish_tile(
-        acc, rows, columns, M, N, out, bias, gate, out_scale, tokens, out_batch, out_token, gate_batch,
-        EPILOGUE, BIAS, LIMIT, INTEGER,
+    finish_halves(
+        acc, rows, across * BLOCK_N, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token, gate_batch,
+        BLOCK_M, BLOCK_N, EPILOGUE, BIAS, LIMIT, INTEGER,
     )  # fmt: skip
 
 
-TILES = {90: (128, 256, 8, 3), 80: (128, 128, 8, 3)}
+TILES = {90: (128, 128, 8, 4), 80: (128, 128, 8, 3)}
 """Rows, columns, warps, stages."""
 
 
@@ -194,16 +194,14 @@ def plan(
         arch >= FP8_CAPABILITY or a.dtype != torch.float8_e4m3fn,
         f"FP8 products need compute capability 8.9 (Ada), this GPU has {arch / 10}: use 16-bit activations",
     )
-    rows, depth, channels = rows_of(a), packed.shape[0], 2 * packed.shape[1]
+    (batch, tokens, depth), channels = a.shape, 2 * packed.shape[1]
     m, n, warps, stages = TILES[90 if arch in (90, 100, 103) else 80]
-    if a_scale is not None:  # a second accumulator, of one group
-        n = min(n, 128)
     if a.dtype == torch.float32:
         m, n, stages = 64, 64, 1
     rank = up.shape[0] if up is not None else 0
     return Launch(
         int4_gemm_kernel,
-        (cdiv(rows, m) * cdiv(channels, n), 1, 1),
+        (cdiv(tokens, m) * cdiv(channels, n), batch, 1),
         {
             "a": a,
             "packed": packed,
@@ -211,7 +209,6 @@ def plan(
             "a_scale": a_scale,
             "low": low,
             "up": up,
-            "M": rows,
             **epilogue.arguments(out, bias, gate, out_scale),
         },
         {
@@ -228,7 +225,7 @@ def plan(
         },
         warps=warps,
         stages=stages,
-        varying=("M", "tokens"),
+        varying=("tokens",),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import KontextError
-from .backends import DEVICES
+from .backends import BACKENDS, DEVICES
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -62,6 +62,17 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
     result.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="onnxruntime",
+        help="what runs the networks; torch needs PyTorch (default: onnxruntime)",
+    )
+    result.add_argument(
+        "--offload",
+        action="store_true",
+        help="with --backend torch: keep the transformer in host memory, for GPUs smaller than it",
+    )
+    result.add_argument(
         "--verify", action="store_true", help="check the bundle's files by their SHA-256 first"
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
@@ -101,7 +112,9 @@ def run(options: argparse.Namespace) -> None:
     if options.verify:
         verify(bundle, show)
     # One edit needs every network once, or as long as it lasts: keeping them would only cost memory.
-    pipe = Pipeline.load(bundle, device=options.device, low_memory=True)
+    pipe = Pipeline.load(
+        bundle, device=options.device, backend=options.backend, offload=options.offload, low_memory=True
+    )
     pictures = pipe.edit(
         [images],
         [options.prompt],

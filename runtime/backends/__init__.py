@@ -10,3 +10,5 @@ PROVIDERS = {
 """Device → ONNX Runtime's execution providers, the first of which must be there."""
 
 DEVICES = ("auto", *PROVIDERS)
+
+BACKENDS = ("onnxruntime", "torch")

@@ -20,7 +20,8 @@ MAX_WIDTH = 16384
 
 
 def adaln(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """The plain meaning: x [batch, tokens, width], shift and scale [batch, width] → the dtype of x, computed in fp32."""
+    """The plain meaning: x [batch, tokens, width], shift and scale [batch, width] → the dtype of x, computed in
+    fp32."""
     y = F.layer_norm(x.float(), x.shape[-1:], eps=EPS)
     return (y * (1 + scale.float()[:, None]) + shift.float()[:, None]).to(x.dtype)
 
@@ -74,7 +75,9 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
         tl.store(out + row * WIDTH + columns, y.to(out.dtype.element_ty), mask=inside)
 
 
-def plan(x: Tensor, shift: Tensor, scale: Tensor, out: Tensor, out_scale: Tensor | None, format: str) -> Launch:
+def plan(
+    x: Tensor, shift: Tensor, scale: Tensor, out: Tensor, out_scale: Tensor | None, format: str
+) -> Launch:
     batch, tokens, width = x.shape
     require(width <= MAX_WIDTH, f"AdaLN takes up to {MAX_WIDTH} channels, not {width}")
     require(x.stride(2) == 1, "AdaLN takes rows whose channels lie next to each other")

@@ -2,10 +2,11 @@
 
     out = softmax(q k^T / sqrt(d)) v
 
-Online softmax in base 2 (FlashAttention-2, Dao 2023). Quantized operands come from `rope.norm_rope_quantize`: Q with a scale a
-token and K with one per block of 128, so the product is descaled by one factor a row and block, which the softmax's own
-multiplication takes in. V's block scales ride on the accumulator's rescaling as ratios. P is at most 448, E4M3's largest
-number, because the maximum is lowered by log2(448); the row sum carries the same factor, which cancels.
+Online softmax in base 2 (FlashAttention-2, Dao 2023). Quantized operands come from `rope.norm_rope_quantize`: Q
+with a scale a token and K with one per block of 128, so the product is descaled by one factor a row and block,
+which the softmax's own multiplication takes in. V's block scales ride on the accumulator's rescaling as ratios. P
+is at most 448, E4M3's largest number, because the maximum is lowered by log2(448); the row sum carries the same
+factor, which cancels.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def softmax_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The plain meaning: q, k, v [batch, heads, tokens, head_dim] of one dtype → [batch, q tokens, heads * head_dim]."""
+    """The plain meaning: q, k, v [batch, heads, tokens, head_dim] of one dtype → [batch, q tokens, heads *
+    head_dim]."""
     check(q, k, v)
     return softmax_product(q, k, v)
 
@@ -210,15 +212,18 @@ def check(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raises KontextError for operands that no kernel takes."""
     require(q.ndim == k.ndim == v.ndim == 4, "attention takes [batch, heads, tokens, head_dim]")
     head_dim = q.shape[3]
-    require(head_dim in HEAD_DIMS, f"attention takes heads of {', '.join(map(str, HEAD_DIMS))} channels, not {head_dim}")
+    require(
+        head_dim in HEAD_DIMS,
+        f"attention takes heads of {', '.join(map(str, HEAD_DIMS))} channels, not {head_dim}",
+    )
     require(q.shape[:2] == k.shape[:2] == v.shape[:2], "q, k and v must have the same pictures and heads")
     require(k.shape[2] > 0, "attention needs a key at least")
     quantized = q.dtype in (torch.float8_e4m3fn, torch.int8)
     require(
         q.dtype == k.dtype and (v.dtype == torch.float8_e4m3fn if quantized else v.dtype == q.dtype)
         and (quantized or q.dtype in FLOATS),
-        f"attention takes 16-bit or fp32 operands of one dtype, E4M3, or INT8 with E4M3 values, not {q.dtype}, {k.dtype}, "
-        f"{v.dtype}",
+        "attention takes 16-bit or fp32 operands of one dtype, E4M3, or INT8 with E4M3 values, "
+        f"not {q.dtype}, {k.dtype}, {v.dtype}",
     )  # fmt: skip
 
 
@@ -233,8 +238,8 @@ def plan(
 ) -> Launch:
     """The launch for compute capability `arch` (0: that of the tensors' device).
 
-    `fast` leaves sums of FP8 products in the tensor cores' own accumulators, which on Ada and Hopper keep about 14 bits;
-    otherwise they are added up in fp32 for every block of keys.
+    `fast` leaves sums of FP8 products in the tensor cores' own accumulators, which on Ada and Hopper keep about 14
+    bits; otherwise they are added up in fp32 for every block of keys.
     """
     arch = arch or capability(q)
     check(q, k, v)
@@ -291,7 +296,9 @@ def plan(
 
 def launch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     check(q, k, v)
-    require(q.stride(3) == k.stride(3) == v.stride(3) == 1, "attention takes heads whose channels lie together")
+    require(
+        q.stride(3) == k.stride(3) == v.stride(3) == 1, "attention takes heads whose channels lie together"
+    )
     batch, heads, tokens, head_dim = q.shape
     out = q.new_empty((batch, tokens, heads * head_dim))
     if out.numel():

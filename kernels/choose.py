@@ -1,6 +1,7 @@
 """Chooses between ways to compute one thing by measuring them, once for each shape, and keeps the measurements.
 
-Nothing is measured on a CPU, or while a CUDA graph is captured: there the first way that was not measured slower is taken.
+Nothing is measured on a CPU, or while a CUDA graph is captured: there the first way that was not measured slower is
+taken.
 """
 
 from __future__ import annotations

@@ -123,7 +123,9 @@ def faults(report: Report, patterns: Sequence[re.Pattern[str]], arch: int) -> li
     if report.spilled:
         found.append(f"spills {report.spilled} bytes a thread")
     if report.shared > SHARED_LIMITS[arch] * 1024:
-        found.append(f"needs {report.shared / 1024:.0f} KiB of shared memory, sm_{arch} has {SHARED_LIMITS[arch]}")
+        found.append(
+            f"needs {report.shared / 1024:.0f} KiB of shared memory, sm_{arch} has {SHARED_LIMITS[arch]}"
+        )
     for pattern in patterns:
         if not any(pattern.search(name) for name in report.instructions):
             found.append(f"has no {pattern.pattern.strip(chr(92) + 'b')}")
@@ -160,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kontext.kernels.compile", description=__doc__)
     every = ",".join(f"sm_{arch}" for arch in ARCHITECTURES)
     parser.add_argument("--arch", default=every, help=f"architectures (default: {every})")
-    parser.add_argument("--only", metavar="PATTERN", help="kernels whose name matches, such as 'attention fp8'")
+    parser.add_argument(
+        "--only", metavar="PATTERN", help="kernels whose name matches, such as 'attention fp8'"
+    )
     options = parser.parse_args(arguments)
     wrong = 0
     try:
@@ -169,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{'':8}{'kernel':36}{'registers':>10}{'spilled':>9}{'shared':>9}  tensor cores")
             for arch in parse_architectures(options.arch):
                 for name, report, found in check(arch, options.only):
-                    cores = ", ".join(f"{count} {kind}" for kind, count in sorted(report.instructions.items()))
+                    cores = ", ".join(
+                        f"{count} {kind}" for kind, count in sorted(report.instructions.items())
+                    )
                     line = f"sm_{arch:<5}{name:36}{report.registers:>10}{report.spilled:>9}{report.shared:>9}  {cores}"
                     print(line.rstrip() + (f"  FAULT: {'; '.join(found)}" if found else ""), flush=True)
                     wrong += bool(found)

@@ -1,9 +1,10 @@
-"""What a matrix product does on its way to memory: bias, then one of nothing, GELU and quantization, or gate and residual.
+"""What a matrix product does on its way to memory: bias, then one of nothing, GELU and quantization, or gate and
+residual.
 
     out = product + bias;   out = quantize(gelu(product + bias), out_scale);   out += gate * (product + bias)
 
-Outputs are [batch, tokens, channels] views with strides of their own, so the text's and the picture's products land side by
-side in one joint buffer.
+Outputs are [batch, tokens, channels] views with strides of their own, so the text's and the picture's products land
+side by side in one joint buffer.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def check(out: Tensor, rows: tuple[int, ...], channels: int, out_scale: Tensor |
     require(list(out.shape) == expected, f"an output of {list(out.shape)} for a product of {expected}")
     require(out.stride(2) == 1, "an output's channels must lie next to each other")
     coded = out.dtype in CODES.values()
-    require(coded == (out_scale is not None), f"an output in {out.dtype} goes with a scale, and no other does")
+    require(
+        coded == (out_scale is not None), f"an output in {out.dtype} goes with a scale, and no other does"
+    )
 
 
 def finish(
@@ -47,9 +50,13 @@ def finish(
         out.copy_(product)
 
 
-def constants(out: Tensor, bias: Tensor | None, gate: Tensor | None, out_scale: Tensor | None) -> dict[str, object]:
+def constants(
+    out: Tensor, bias: Tensor | None, gate: Tensor | None, out_scale: Tensor | None, columns: int
+) -> dict[str, object]:
+    """For tiles of so many columns."""
     format = next((name for name, dtype in CODES.items() if dtype == out.dtype), "")
     return {
+        "PIECES": 4 if gate is not None and columns > 128 else 1,
         "EPILOGUE": kind(gate, out_scale),
         "BIAS": bias is not None,
         "LIMIT": LIMITS.get(format, 0.0),
@@ -112,7 +119,7 @@ def finish_tile(  # type: ignore[no-untyped-def]
 
 
 @jit()
-def finish_halves(  # type: ignore[no-untyped-def]
+def finish_split(  # type: ignore[no-untyped-def]
     acc,
     rows,
     column,
@@ -128,35 +135,37 @@ def finish_halves(  # type: ignore[no-untyped-def]
     gate_batch,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PIECES: tl.constexpr,
     EPILOGUE: tl.constexpr,
     BIAS: tl.constexpr,
     LIMIT: tl.constexpr,
     INTEGER: tl.constexpr,
 ):
-    """`finish_tile` of the columns from `column` on; in halves where the residual would not fit the registers beside 256
-    columns of sums."""
-    if BLOCK_N > 128 and EPILOGUE == 2:
-        left, right = tl.split(tl.permute(tl.reshape(acc, [BLOCK_M, 2, BLOCK_N // 2]), (0, 2, 1)))
-        columns = column + tl.arange(0, BLOCK_N // 2)
-        finish_tile(
-            left, rows, columns, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token, gate_batch,
-            EPILOGUE, BIAS, LIMIT, INTEGER,
-        )  # fmt: skip
-        finish_tile(
-            right, rows, columns + BLOCK_N // 2, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token,
-            gate_batch, EPILOGUE, BIAS, LIMIT, INTEGER,
-        )  # fmt: skip
-    else:
+    """`finish_tile` of the columns from `column` on, in 1, 2 or 4 pieces: beside 256 columns of sums, a whole tile of the
+    residual does not fit the registers."""
+    if PIECES == 1:
         finish_tile(
             acc, rows, column + tl.arange(0, BLOCK_N), batch, tokens, N, out, bias, gate, out_scale, out_batch,
             out_token, gate_batch, EPILOGUE, BIAS, LIMIT, INTEGER,
         )  # fmt: skip
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(acc, [BLOCK_M, 2, BLOCK_N // 2]), (0, 2, 1)))
+        finish_split(
+            left, rows, column, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token, gate_batch,
+            BLOCK_M, BLOCK_N // 2, PIECES // 2, EPILOGUE, BIAS, LIMIT, INTEGER,
+        )  # fmt: skip
+        finish_split(
+            right, rows, column + BLOCK_N // 2, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token,
+            gate_batch, BLOCK_M, BLOCK_N // 2, PIECES // 2, EPILOGUE, BIAS, LIMIT, INTEGER,
+        )  # fmt: skip
 
 
 @jit()
-def tile_of(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):  # type: ignore[no-untyped-def]
+def tile_of(  # type: ignore[no-untyped-def]
+    program, rows, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr
+):
     """Row and column of a program's tile: GROUP_M tiles of rows go along the columns together, for L2's sake."""
-    down = tl.cdiv(M, BLOCK_M)
+    down = tl.cdiv(rows, BLOCK_M)
     across = tl.cdiv(N, BLOCK_N)
     group = program // (GROUP_M * across)
     height = tl.minimum(down - group * GROUP_M, GROUP_M)
@@ -166,7 +175,7 @@ def tile_of(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M
 
 def rows_of(x: Tensor) -> int:
     """Rows of [batch, tokens, channels]; raises KontextError unless they lie one after the other."""
-    require(x.ndim == 3 and x.is_contiguous(), "a product's input must be contiguous [batch, tokens, channels]")
+    require(
+        x.ndim == 3 and x.is_contiguous(), "a product's input must be contiguous [batch, tokens, channels]"
+    )
     return x.shape[0] * x.shape[1]
-
-

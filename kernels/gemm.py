@@ -2,8 +2,8 @@
 
     product[m, n] = (sum_k a[m, k] * weight[n, k]) * a_scale[m] * w_scale[n]
 
-Weights are [out, in] here, transposed from the bundle's when they are loaded: FP8 tensor cores want both operands along k.
-INT8 sums are exact in int32; FP8 sums are in fp32.
+Weights are [out, in] here, transposed from the bundle's when they are loaded: FP8 tensor cores want both operands
+along k. INT8 sums are exact in int32; FP8 sums are in fp32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
-from .epilogue import finish_halves, rows_of, tile_of
+from .epilogue import finish_split, rows_of, tile_of
 from .launch import FP8_CAPABILITY, MIN_CAPABILITY, Launch, capability, cdiv, jit, require, tl
 
 
@@ -62,6 +62,7 @@ def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     WHOLE: tl.constexpr,
+    PIECES: tl.constexpr,
     EPILOGUE: tl.constexpr,
     BIAS: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -93,9 +94,9 @@ def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
     by_row = tl.load(a_scale + batch * tokens + rows, mask=rows < tokens, other=0.0)
     by_column = tl.load(w_scale + columns, mask=columns < N, other=0.0).to(tl.float32)
     product = acc.to(tl.float32) * by_row[:, None] * by_column[None, :]
-    finish_halves(
+    finish_split(
         product, rows, across * BLOCK_N, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token, gate_batch,
-        BLOCK_M, BLOCK_N, EPILOGUE, BIAS, LIMIT, INTEGER,
+        BLOCK_M, BLOCK_N, PIECES, EPILOGUE, BIAS, LIMIT, INTEGER,
     )  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def plan(
             "GROUP_M": 8,
             "WHOLE": depth % k == 0,
             "IMPRECISE": None if fast else k,
-            **epilogue.constants(out, bias, gate, out_scale),
+            **epilogue.constants(out, bias, gate, out_scale, n),
         },
         warps=warps,
         stages=stages,

@@ -3,9 +3,9 @@
     product = a @ (int4 * scale) + low @ up        a 16-bit: weights become 16-bit
     product = a_scale * (codes @ int4 * scale) + low @ up    a E4M3: groups are summed apart, then scaled
 
-Weights are as the bundle has them (`quant.int4`): uint8 [in, out / 2], two a byte along a row, the first in the low half,
-scales [in / 64, out]. `low` = x @ down [batch, tokens, rank] is a small product of the caller's (SVDQuant, Li et al. 2025).
-Integers from -8 to 7 are exact in E4M3.
+Weights are as the bundle has them (`quant.int4`): uint8 [in, out / 2], two a byte along a row, the first in the low
+half, scales [in / 64, out]. `low` = x @ down [batch, tokens, rank] is a small product of the caller's (SVDQuant, Li
+et al. 2025). Integers from -8 to 7 are exact in E4M3.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
-from .epilogue import finish_halves, rows_of, tile_of
+from .epilogue import finish_split, rows_of, tile_of
 from .launch import FP8_CAPABILITY, MIN_CAPABILITY, Launch, capability, cdiv, jit, power_of_two, require, tl
 
 GROUP = 64
@@ -91,6 +91,7 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     GROUP_M: tl.constexpr,
     CODES: tl.constexpr,
+    PIECES: tl.constexpr,
     EPILOGUE: tl.constexpr,
     BIAS: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -111,7 +112,7 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     a_at = row_at[:, None] * K + ks[None, :]
     w_at = ks[:, None] * (N // 2) + half_at[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for group in range(0, K // GROUP):
+    for group in range(K // GROUP):
         a_tile = tl.load(a_start + group * GROUP + a_at)
         bytes = tl.load(w_start + group.to(tl.int64) * (GROUP * (N // 2)) + w_at)
         integers = unpack_tile(bytes, GROUP, BLOCK_N).to(tl.float32)
@@ -130,9 +131,9 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
         low_tile = tl.load(low_at, mask=(ranks < RANK)[None, :], other=0.0)
         up_tile = tl.load(up_at, mask=(ranks < RANK)[:, None], other=0.0)
         acc = tl.dot(low_tile, up_tile, acc)
-    finish_halves(
+    finish_split(
         acc, rows, across * BLOCK_N, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token, gate_batch,
-        BLOCK_M, BLOCK_N, EPILOGUE, BIAS, LIMIT, INTEGER,
+        BLOCK_M, BLOCK_N, PIECES, EPILOGUE, BIAS, LIMIT, INTEGER,
     )  # fmt: skip
 
 
@@ -162,7 +163,9 @@ def check(
         f"INT4 scales must be {[depth // GROUP, channels]}, not {list(scales.shape)}",
     )
     require(a.dtype != torch.int8, "INT4 weights go with 16-bit or FP8 activations, not with INT8")
-    require((a.dtype == torch.float8_e4m3fn) == (a_scale is not None), f"an input in {a.dtype} and its scales")
+    require(
+        (a.dtype == torch.float8_e4m3fn) == (a_scale is not None), f"an input in {a.dtype} and its scales"
+    )
     require((low is None) == (up is None), "a low-rank branch has two factors")
     if low is not None and up is not None:
         require(rows_of(low) == rows_of(a) and up.is_contiguous(), "a low-rank factor for every row")
@@ -221,7 +224,7 @@ def plan(
             "GROUP": GROUP,
             "GROUP_M": 8,
             "CODES": a_scale is not None,
-            **epilogue.constants(out, bias, gate, out_scale),
+            **epilogue.constants(out, bias, gate, out_scale, n),
         },
         warps=warps,
         stages=stages,

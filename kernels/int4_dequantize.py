@@ -34,11 +34,15 @@ def int4_dequantize_kernel(  # type: ignore[no-untyped-def]
     rows = (group * GROUP + tl.arange(0, GROUP)).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     halves = tl.program_id(1) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
-    bytes = tl.load(packed + rows[:, None] * (N // 2) + halves[None, :], mask=(halves < N // 2)[None, :], other=0)
+    bytes = tl.load(
+        packed + rows[:, None] * (N // 2) + halves[None, :], mask=(halves < N // 2)[None, :], other=0
+    )
     by = tl.load(scales + group * N + columns, mask=columns < N, other=0.0).to(tl.float32)
     weights = unpack_tile(bytes, GROUP, COLUMNS).to(tl.float32) * by[None, :]
     tl.store(
-        out + rows[:, None] * N + columns[None, :], weights.to(out.dtype.element_ty), mask=(columns < N)[None, :]
+        out + rows[:, None] * N + columns[None, :],
+        weights.to(out.dtype.element_ty),
+        mask=(columns < N)[None, :],
     )
 
 

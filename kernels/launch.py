@@ -1,7 +1,7 @@
 """Triton where it is installed, and a kernel's launch as data: run by Triton's JIT, or compiled ahead of time.
 
-A launcher makes a `Launch` from its tensors. The ahead-of-time compiler makes the same one from `meta` tensors and reads
-the signature off it, so what it checks is what runs.
+A launcher makes a `Launch` from its tensors. The ahead-of-time compiler makes the same one from `meta` tensors and
+reads the signature off it, so what it checks is what runs.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ def capability(tensor: Tensor) -> int:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises KontextError with `message` unless `condition` holds: what a kernel cannot take is never computed wrong."""
+    """Raises KontextError with `message` unless `condition` holds: what a kernel cannot take is never computed
+    wrong."""
     if not condition:
         raise KontextError(message)

@@ -1,6 +1,7 @@
 """Number formats of the kernels: scales by token, E4M3 and INT8 codes, GELU; in PyTorch and for use inside kernels.
 
-E4M3 saturates at 448 and INT8 is symmetric, so a scale is amax / 448 or amax / 127. Codes round to nearest, ties to even.
+E4M3 saturates at 448 and INT8 is symmetric, so a scale is amax / 448 or amax / 127. Codes round to nearest, ties to
+even.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     q = rotate(q / rms(q) * w_q);   k = rotate(k / rms(k) * w_k) - mean;   codes and scales of q, k, v
 
-qkv is [batch, tokens, 3 * heads * head_dim] as the network's linear gives it (q, then k, then v), text tokens first; they
-have norm weights of their own. Tables are half-width and pairs interleaved, as in `model.rope`. Scales are fp32: one a token
-for Q, one per block of 128 tokens for K and for V, which attention then multiplies by as by a scalar. FP8 V is
-written transposed, [batch, heads, head_dim, padded tokens]: the tensor cores of Hopper want it along the keys.
-Smoothing: softmax does not change when one vector is taken from all keys; without their mean, INT8 keeps the
-differences (SageAttention, Zhang et al. 2024).
+qkv is [batch, tokens, 3 * heads * head_dim] as the network's linear gives it (q, then k, then v), text tokens
+first; they have norm weights of their own. Tables are half-width and pairs interleaved, as in `model.rope`. Scales
+are fp32: one a token for Q, one per block of 128 tokens for K and for V, which attention then multiplies by as by a
+scalar. FP8 V is written transposed, [batch, heads, head_dim, padded tokens]: the tensor cores of Hopper want it
+along the keys. Smoothing: softmax does not change when one vector is taken from all keys; without their mean, INT8
+keeps the differences (SageAttention, Zhang et al. 2024).
 """
 
 from __future__ import annotations
@@ -216,13 +216,18 @@ def key_sum_kernel(  # type: ignore[no-untyped-def]
 
 def check(qkv: Tensor, cos: Tensor, heads: int, format: str = "") -> None:
     """Raises KontextError for shapes and formats that no kernel takes."""
-    require(not format or format in CODES, f"attention can be quantized to {' or '.join(CODES)}, not {format!r}")
+    require(
+        not format or format in CODES, f"attention can be quantized to {' or '.join(CODES)}, not {format!r}"
+    )
     require(
         qkv.ndim == 3 and qkv.shape[2] % (3 * heads) == 0 and qkv.stride(2) == 1,
         f"qkv must be [batch, tokens, 3 * {heads} * head_dim], not {list(qkv.shape)}",
     )
     head_dim = qkv.shape[2] // 3 // heads
-    require(head_dim in HEAD_DIMS, f"attention takes heads of {', '.join(map(str, HEAD_DIMS))} channels, not {head_dim}")
+    require(
+        head_dim in HEAD_DIMS,
+        f"attention takes heads of {', '.join(map(str, HEAD_DIMS))} channels, not {head_dim}",
+    )
     require(
         tuple(cos.shape) == (qkv.shape[1], head_dim // 2),
         f"RoPE tables must be {[qkv.shape[1], head_dim // 2]}, not {list(cos.shape)}",
@@ -329,8 +334,7 @@ def launch_norm_rope(
     check(qkv, cos, heads)
     outputs = allocate(qkv, heads, "")
     plan(qkv, cos, sin, norms, heads, text_tokens, "", None, outputs).run()
-    q, k = outputs["q"], outputs["k"]
-    assert q is not None and k is not None
+    q, k = filled(outputs)
     return q, k
 
 
@@ -350,13 +354,20 @@ def launch_norm_rope_quantize(
     return quantized(outputs)
 
 
+def filled(outputs: dict[str, Tensor | None]) -> list[Tensor]:
+    """The outputs that there are: q, k, or in the order of `Quantized`."""
+    return [tensor for tensor in outputs.values() if tensor is not None]
+
+
 def quantized(outputs: dict[str, Tensor | None]) -> Quantized:
-    q, q_scale, k, k_scale, v, v_scale = (
-        outputs[name] for name in ("q", "q_scale", "k", "k_scale", "v", "v_scale")
-    )
-    assert q is not None and k is not None and v is not None
-    assert q_scale is not None and k_scale is not None and v_scale is not None
+    q, q_scale, k, k_scale, v, v_scale = filled(outputs)
     return q, q_scale, k, k_scale, v, v_scale
+
+
+def unfilled(qkv: Tensor, cos: Tensor, heads: int, format: str) -> tuple[Tensor, ...]:
+    """What the fake implementations give: checked, allocated, not computed."""
+    check(qkv, cos, heads, format)
+    return tuple(filled(allocate(qkv, heads, format)))
 
 
 norm_rope_op = torch.library.custom_op(
@@ -367,18 +378,7 @@ norm_rope_op = torch.library.custom_op(
     schema="(Tensor qkv, Tensor cos, Tensor sin, Tensor[] norms, int heads, int text_tokens) -> (Tensor, Tensor)",
 )
 norm_rope_op.register_kernel("cpu")(norm_rope)
-
-
-@norm_rope_op.register_fake
-def _(
-    qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], heads: int, text_tokens: int
-) -> tuple[Tensor, Tensor]:
-    check(qkv, cos, heads)
-    outputs = allocate(qkv, heads, "")
-    q, k = outputs["q"], outputs["k"]
-    assert q is not None and k is not None
-    return q, k
-
+norm_rope_op.register_fake(lambda qkv, cos, sin, norms, heads, text: unfilled(qkv, cos, heads, ""))
 
 norm_rope_quantize_op = torch.library.custom_op(
     "kontext::norm_rope_quantize",
@@ -389,11 +389,6 @@ norm_rope_quantize_op = torch.library.custom_op(
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 norm_rope_quantize_op.register_kernel("cpu")(norm_rope_quantize)
-
-
-@norm_rope_quantize_op.register_fake
-def _(
-    qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], heads: int, text_tokens: int, format: str
-) -> Quantized:
-    check(qkv, cos, heads, format)
-    return quantized(allocate(qkv, heads, format))
+norm_rope_quantize_op.register_fake(
+    lambda qkv, cos, sin, norms, heads, text, format: unfilled(qkv, cos, heads, format)
+)

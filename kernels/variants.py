@@ -89,15 +89,16 @@ def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
         )
         out = meta(*joint, dtype=codes)
         yield Variant(f"gelu_join {format}, both", gelu.plan(x, fused, out, scale, format))
-        yield Variant(f"gelu_join {format}, plain", gelu.plan(x, None, meta(*x.shape, dtype=codes), scale, format))
+        yield Variant(
+            f"gelu_join {format}, plain", gelu.plan(x, None, meta(*x.shape, dtype=codes), scale, format)
+        )
         middle = meta(1, tokens, sizes.mlp, dtype=kind)
         yield Variant(
-            f"gelu_join {format}, mlp", gelu.plan(None, middle, meta(*middle.shape, dtype=codes), scale, format)
+            f"gelu_join {format}, mlp",
+            gelu.plan(None, middle, meta(*middle.shape, dtype=codes), scale, format),
         )
     packed, scales = int4_weight(hidden, hidden, kind)
-    yield Variant(
-        "int4_dequantize", int4_dequantize.plan(packed, scales, meta(hidden, hidden, dtype=kind))
-    )
+    yield Variant("int4_dequantize", int4_dequantize.plan(packed, scales, meta(hidden, hidden, dtype=kind)))
 
 
 def rope_variants(arch: int, sizes: Sizes) -> Iterator[Variant]:
@@ -110,7 +111,15 @@ def rope_variants(arch: int, sizes: Sizes) -> Iterator[Variant]:
         for format in ("", *(formats(arch) if arch >= FP8_CAPABILITY else ())):
             mean = meta(1, sizes.heads, head_dim, dtype=torch.float32) if format == "int8" else None
             launch = rope.plan(
-                qkv, table, table, norms, sizes.heads, text, format, mean, rope.allocate(qkv, sizes.heads, format)
+                qkv,
+                table,
+                table,
+                norms,
+                sizes.heads,
+                text,
+                format,
+                mean,
+                rope.allocate(qkv, sizes.heads, format),
             )
             yield Variant(f"norm_rope {format or '16-bit'}, {where}", launch)
             if format == "int8":
@@ -128,7 +137,9 @@ def attention_variants(arch: int, sizes: Sizes, head_dims: tuple[int, ...] = ())
         qkv = meta(1, tokens, 3 * heads * head_dim, dtype=sizes.compute)
         values = rope.split(qkv, heads)[2]
         q = meta(1, heads, tokens, head_dim, dtype=sizes.compute)
-        yield Variant(f"attention 16-bit, {head_dim}", attention.plan(q, q, values, out, arch=arch), ("16-bit",))
+        yield Variant(
+            f"attention 16-bit, {head_dim}", attention.plan(q, q, values, out, arch=arch), ("16-bit",)
+        )
         for format in formats(arch) if arch >= FP8_CAPABILITY else ():
             q, q_scale, k, k_scale, v, v_scale = rope.quantized(rope.allocate(qkv, heads, format))
             launch = attention.plan(q, k, v, out, (q_scale, k_scale, v_scale), arch=arch)

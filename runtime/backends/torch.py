@@ -1,8 +1,9 @@
 """The torch backend: a bundle's networks in PyTorch, the transformer on our kernels.
 
-The only part of the runtime that needs PyTorch; nothing else imports it. Weights go from the safetensors files to the device.
-On a GPU the transformer stays there and its step is a CUDA graph; the other networks are brought in from host memory when an
-edit needs them, and go again, and so do the modulation's weights once all steps' modulations are computed.
+The only part of the runtime that needs PyTorch; nothing else imports it. Weights go from the safetensors files to
+the device. On a GPU the transformer stays there and its step is a CUDA graph; the other networks are brought in
+from host memory when an edit needs them, and go again, and so do the modulation's weights once all steps'
+modulations are computed.
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ class TorchBackend:
             return COMPUTE[name]
         except (KeyError, TypeError):
             raise KontextError(
-                f"{self.bundle.folder / MANIFEST_NAME}: precision of {graph} is none that the torch backend computes in "
-                f"({', '.join(COMPUTE)})"
+                f"{self.bundle.folder / MANIFEST_NAME}: precision of {graph} is none that the torch backend computes "
+                f"in ({', '.join(COMPUTE)})"
             ) from None
 
     def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -166,7 +167,9 @@ class TorchBackend:
         file = WeightFile(self.bundle.graphs[graph].weights, torch.device("cpu"), dtype)
         host = read_network(module, file)
         if self.device.type == "cuda":
-            host = {name: each_tensor(value, lambda tensor: tensor.pin_memory()) for name, value in host.items()}
+            host = {
+                name: each_tensor(value, lambda tensor: tensor.pin_memory()) for name, value in host.items()
+            }
         return Network(module.eval(), host, dtype)
 
     def run_network(self, graph: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -217,14 +220,18 @@ class TorchBackend:
     def advice(self, graph: str) -> str:
         """What would fit on a device that `graph` does not fit."""
         size = self.bundle.graphs[graph].weights.stat().st_size / 2**30
-        total = torch.cuda.get_device_properties(self.device).total_memory / 2**30 if self.device.type == "cuda" else 0
+        total = (
+            torch.cuda.get_device_properties(self.device).total_memory / 2**30
+            if self.device.type == "cuda"
+            else 0
+        )
         ways = [] if self.options.offload else ["--offload, which keeps two blocks of it on the GPU"]
         if self.bundle.manifest["precision"].get("weights") not in ("int4", "nf4", "nvfp4"):
             ways.append("an export with --int4 or --fit")
         ways += ["a smaller --size", "fewer --num-images"]
         return (
-            f"the GPU's memory ({total:.0f} GiB) is not enough for {graph} ({size:.1f} GiB of weights, and activations): "
-            f"try {', or '.join(ways)}"
+            f"the GPU's memory ({total:.0f} GiB) is not enough for {graph} ({size:.1f} GiB of weights, and "
+            f"activations): try {', or '.join(ways)}"
         )
 
 
@@ -252,7 +259,9 @@ def read_config(bundle: Bundle) -> KontextConfig:
         ("text_encoder", ClipConfig),
         ("text_encoder_2", T5Config),
     ):
-        known = {field: value for field, value in model.get(name, {}).items() if field in kind.__dataclass_fields__}
+        known = {
+            field: value for field, value in model.get(name, {}).items() if field in kind.__dataclass_fields__
+        }
         known = {field: tuple(value) if isinstance(value, list) else value for field, value in known.items()}
         try:
             parts[name] = kind(**known)
@@ -260,5 +269,7 @@ def read_config(bundle: Bundle) -> KontextConfig:
             raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.{name}: {fault}") from None
     transformer = parts["transformer"]
     if transformer.hidden_size % transformer.num_heads or sum(transformer.axes_dim) != transformer.head_dim:
-        raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.transformer: its sizes do not go together")
+        raise KontextError(
+            f"{bundle.folder / MANIFEST_NAME}: model.transformer: its sizes do not go together"
+        )
     return KontextConfig(name=bundle.name, **parts)

@@ -38,7 +38,11 @@ def ramp(tile: int, overlap: int, first: bool, last: bool) -> Tensor:
 
 
 def decode_tiled(
-    decode: Callable[[Tensor], Tensor], latents: Tensor, downscale: int, tile: int = TILE, overlap: int = OVERLAP
+    decode: Callable[[Tensor], Tensor],
+    latents: Tensor,
+    downscale: int,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
 ) -> Tensor:
     """Pictures [batch, 3, downscale * h, downscale * w] of latents [batch, channels, h, w]."""
     batch, _, height, width = latents.shape

@@ -68,7 +68,9 @@ class KernelLinear:
     @property
     def static(self) -> bool:
         """Whether its input can be quantized before all of a row is known."""
-        return self.activations != "16-bit" and self.stored.input_scale is not None and self.stored.down is None
+        return (
+            self.activations != "16-bit" and self.stored.input_scale is not None and self.stored.down is None
+        )
 
     def normalized(self, x: Tensor, shift: Tensor, scale: Tensor) -> Input:
         """AdaLN of x [batch, tokens, in], as this linear's input."""
@@ -102,7 +104,8 @@ class KernelLinear:
     def product(
         self, given: Input, out: Tensor, gate: Tensor | None = None, out_scale: Tensor | None = None
     ) -> None:
-        """out = product + bias, out += gate * (product + bias), or out = codes of gelu(product + bias) at `out_scale`."""
+        """out = product + bias, out += gate * (product + bias), or out = codes of gelu(product + bias) at
+        `out_scale`."""
         stored = self.stored
         if self.activations != "16-bit" and stored.format != "int4":
             self.scaled(given, out, gate, out_scale)
@@ -115,7 +118,8 @@ class KernelLinear:
         """FP8 or INT8 operands: our kernel, or cuBLAS through torch._scaled_mm where that is faster."""
         stored = self.stored
         scale, weight_scale = given.scale, stored.scale
-        assert scale is not None and weight_scale is not None
+        if scale is None or weight_scale is None:
+            raise RuntimeError("codes go with scales")
 
         def ours() -> None:
             scaled_linear_op(
@@ -158,7 +162,16 @@ class KernelLinear:
 
         def fused() -> None:
             int4_linear_op(
-                out, given.values, given.scale, packed, scales, given.low, stored.up, stored.bias, gate, out_scale
+                out,
+                given.values,
+                given.scale,
+                packed,
+                scales,
+                given.low,
+                stored.up,
+                stored.bias,
+                gate,
+                out_scale,
             )
 
         def unpacked() -> None:
@@ -174,7 +187,9 @@ class KernelLinear:
     def wide(self, given: Input, weight: Tensor, out: Tensor, gate: Tensor | None) -> None:
         """16-bit operands through cuBLAS (or the CPU's library); straight into `out` where it can."""
         bias = self.stored.bias
-        direct = gate is None and given.low is None and out.shape[0] == 1 and not torch.compiler.is_compiling()
+        direct = (
+            gate is None and given.low is None and out.shape[0] == 1 and not torch.compiler.is_compiling()
+        )
         if direct and bias is not None:
             torch.addmm(bias, given.values[0], weight, out=out[0])
             return
@@ -201,8 +216,8 @@ def add(y: Tensor, out: Tensor, gate: Tensor | None, replace: bool = False) -> N
 def choose_activations(asked: str, weights: set[str], device: torch.device) -> str:
     """What the inputs of quantized linears are turned to.
 
-    "auto" keeps 16 bits on a CPU, as ONNX Runtime does with these bundles; on a GPU that has FP8 tensor cores FP8 weights
-    get FP8 activations, INT8 weights INT8 ones, and INT4 weights 16-bit ones.
+    "auto" keeps 16 bits on a CPU, as ONNX Runtime does with these bundles; on a GPU that has FP8 tensor cores FP8
+    weights get FP8 activations, INT8 weights INT8 ones, and INT4 weights 16-bit ones.
 
     Raises:
         KontextError: asked for what the weights or the GPU do not have.
@@ -226,4 +241,3 @@ def choose_activations(asked: str, weights: set[str], device: torch.device) -> s
     if "fp8" in weights and not old:
         return "fp8"
     return "int8" if "int8" in weights else "16-bit"
-

@@ -1,7 +1,7 @@
 """Where weights are while they are not in use, and a step as a CUDA graph.
 
-`resident` blocks stay on the device; `swapped` ones stay in pinned host memory, and while one computes, the next is copied
-on a stream of its own, so that of all blocks two are on the device.
+`resident` blocks stay on the device; `swapped` ones stay in pinned host memory, and while one computes, the next is
+copied on a stream of its own, so that of all blocks two are on the device.
 """
 
 from __future__ import annotations
@@ -97,9 +97,7 @@ class GraphedStep:
         graph.replay()
         return output.clone()
 
-    def capture(
-        self, inputs: dict[str, Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
+    def capture(self, inputs: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
         static = {name: tensor.clone() for name, tensor in inputs.items()}
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -1,7 +1,7 @@
 """The denoiser's step on our kernels: text and picture in one buffer from end to end, so nothing is ever concatenated.
 
-The same function as `model.transformer.Transformer`; products write into views of the joint buffers, residuals are added in
-place, and every input of a linear is made in one pass.
+The same function as `model.transformer.Transformer`; products write into views of the joint buffers, residuals are
+added in place, and every input of a linear is made in one pass.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def choose_attention(asked: str, head_dim: int, device: torch.device) -> str:
             "use --backend onnxruntime"
         )
     if asked in ("fp8", "int8") and arch < FP8_CAPABILITY:
-        raise KontextError(f"{asked} attention needs compute capability 8.9 (Ada), this GPU has {major}.{minor}")
+        raise KontextError(
+            f"{asked} attention needs compute capability 8.9 (Ada), this GPU has {major}.{minor}"
+        )
     if asked == "auto":
         return "fp8" if arch >= FP8_CAPABILITY else "16-bit"
     return asked
@@ -270,8 +272,7 @@ class Step:
         q, k = norm_rope_op(qkv, cos, sin, norms, heads, text_tokens)
         v = split(qkv, heads)[2]
         if not qkv.is_cuda:
-            attended = attention_op(q, k, v)
-            return attended
+            return attention_op(q, k, v)  # type: ignore[no-any-return]
         out: list[Tensor] = []
 
         def ours() -> None:

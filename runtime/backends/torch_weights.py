@@ -1,8 +1,8 @@
-"""A bundle's weights for the torch backend: safetensors straight to the device, and linears in whatever format they are.
+"""A bundle's weights for the torch backend: safetensors straight to the device, linears in whatever format.
 
-Bundles store the weights of linears as [in, out]; E4M3 and INT8 go with a scale for each output channel, INT4 (two a byte)
-with one for each group of 64 inputs, and any of them may have a low-rank branch `_down` [in, rank], `_up` [rank, out] and a
-static scale of its input, `_input_scale`.
+Bundles store the weights of linears as [in, out]; E4M3 and INT8 go with a scale for each output channel, INT4 (two a
+byte) with one for each group of 64 inputs, and any of them may have a low-rank branch `_down` [in, rank], `_up`
+[rank, out] and a static scale of its input, `_input_scale`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class StoredLinear:
-    """A linear as the bundle has it: `weight` [in, out] in its format (INT4: uint8 [in, out / 2]) and what goes with it."""
+    """A linear as the bundle has it: `weight` [in, out] in its format (INT4: uint8 [in, out / 2]) and what goes
+    with it."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -55,7 +56,11 @@ class StoredLinear:
         if self.format == "int4":
             dense: Tensor = int4_dequantize_op(self.weight, self.scale, dtype)
             return dense
-        return (self.weight.to(dtype) if dtype != torch.float16 else self.weight.float()).mul(self.scale).to(dtype)
+        return (
+            (self.weight.to(dtype) if dtype != torch.float16 else self.weight.float())
+            .mul(self.scale)
+            .to(dtype)
+        )
 
     def apply(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out] with activations as they are."""
@@ -125,7 +130,9 @@ class WeightFile:
         weight = self.read(key)
         format = FORMATS.get(weight.dtype, "16-bit")
         if format == "16-bit" and not weight.is_floating_point():
-            raise KontextError(f"{self.path}: {key} is in {weight.dtype}, which the torch backend does not compute")
+            raise KontextError(
+                f"{self.path}: {key} is in {weight.dtype}, which the torch backend does not compute"
+            )
         packed = format == "int4"
         self.expect(key, weight, (rows, columns // 2 if packed else columns))
         scale = None
@@ -144,7 +151,9 @@ class WeightFile:
         step = optional["_input_scale"]
         if step is not None:
             if step.numel() != 1:
-                raise KontextError(f"{self.path}: {key}_input_scale must be one number, not {list(step.shape)}")
+                raise KontextError(
+                    f"{self.path}: {key}_input_scale must be one number, not {list(step.shape)}"
+                )
             step = step.float().reshape(1)
         offsets = self.read(f"{name}.bias", (columns,)) if bias else None
         return StoredLinear(weight, offsets, scale, step, down, up)
@@ -154,7 +163,8 @@ class WeightFile:
             raise KontextError(f"{self.path}: {name} is {list(tensor.shape)}, expected {list(shape)}")
 
     def close(self) -> None:
-        """Raises KontextError if a tensor was not used: its meaning is not known here, and leaving it out would be wrong."""
+        """Raises KontextError if a tensor was not used: its meaning is not known here, and leaving it out would be
+        wrong."""
         if self.unread:
             names = ", ".join(sorted(self.unread)[:3])
             raise KontextError(
@@ -185,7 +195,9 @@ def read_network(network: nn.Module, file: WeightFile) -> dict[str, Tensor | Sto
     weights: dict[str, Tensor | StoredLinear] = {}
     for path, module in list(network.named_modules()):
         if isinstance(module, nn.Linear):
-            weights[path] = file.linear(path, module.in_features, module.out_features, module.bias is not None)
+            weights[path] = file.linear(
+                path, module.in_features, module.out_features, module.bias is not None
+            )
             parent, _, child = path.rpartition(".")
             setattr(network.get_submodule(parent), child, LinearModule())
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:

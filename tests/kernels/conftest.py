@@ -15,15 +15,17 @@ triton = pytest.importorskip("triton")
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds to E4M3 as the hardware does.
 
-    Triton's interpreter (3.6 and 3.9) drops the carry of a mantissa that rounds up to the next power of two (127.6 becomes 64)
-    and cuts subnormal numbers off instead of rounding them.
+    Triton's interpreter (3.9) drops the carry of a mantissa that rounds up to the next power of two (127.6 becomes
+    64) and cuts subnormal numbers off instead of rounding them.
     """
     from triton.runtime import interpreter
 
     from kontext.kernels import adaln
 
     if type(adaln.adaln_kernel).__name__ != "InterpretedFunction":
-        pytest.skip("kernels run in the interpreter only where TRITON_INTERPRET is set before they are imported")
+        pytest.skip(
+            "kernels run in the interpreter only where TRITON_INTERPRET is set before they are imported"
+        )
     plain = interpreter._convert_float
 
     def convert(values: Any, source: Any, target: Any, rounding: Any) -> Any:

@@ -24,7 +24,9 @@ def rope(x: Any, weight: Any, cos: Any, sin: Any) -> Any:
     """x [..., tokens, head_dim] with weight [tokens, head_dim]: complex multiplication of pairs."""
     x = x.double()
     x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
-    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.complex(cos.double(), sin.double())
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.complex(
+        cos.double(), sin.double()
+    )
     return torch.view_as_real(turned).flatten(-2)
 
 

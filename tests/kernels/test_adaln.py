@@ -14,7 +14,8 @@ from .conftest import error
 from .reference import adaln as reference
 
 BOUNDS = {"fp8": 0.04, "int8": 0.012}
-"""Of codes times scales: half a step of E4M3 is 2^-4 of the number at worst, 2.6 % on average; of INT8 0.4 % of the largest."""
+"""Of codes times scales: half a step of E4M3 is 2^-4 of the number at worst, 2.6 % on average; of INT8 0.4 % of the
+largest."""
 
 
 def draw(seed: int, batch: int, tokens: int, width: int, size: float) -> tuple[torch.Tensor, ...]:
@@ -25,8 +26,16 @@ def draw(seed: int, batch: int, tokens: int, width: int, size: float) -> tuple[t
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 99), st.sampled_from([1, 2]), st.sampled_from([1, 3, 5]), st.integers(8, 200), st.sampled_from([1e-2, 1, 1e4]))
-def test_it_is_layernorm_with_shift_and_scale(seed: int, batch: int, tokens: int, width: int, size: float) -> None:
+@given(
+    st.integers(0, 99),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 3, 5]),
+    st.integers(8, 200),
+    st.sampled_from([1e-2, 1, 1e4]),
+)
+def test_it_is_layernorm_with_shift_and_scale(
+    seed: int, batch: int, tokens: int, width: int, size: float
+) -> None:
     x, shift, scale = draw(seed, batch, tokens, width, size)
     expected = reference(x, shift, scale)
     assert error(adaln.launch_adaln(x, shift, scale), expected) < 1e-5

@@ -98,7 +98,9 @@ def test_the_operators_and_their_refusals() -> None:
     with pytest.raises(KontextError, match="needs a key"):
         attention.launch_attention(q, q[:, :, :0], q[:, :, :0])
     q_codes, q_scale, k_codes, k_scale, v_codes, v_scale = operands
-    with pytest.raises(KontextError, match=r"FP8 attention needs compute capability 8.9 \(Ada\), this GPU has 8.0"):
+    with pytest.raises(
+        KontextError, match=r"FP8 attention needs compute capability 8.9 \(Ada\), this GPU has 8.0"
+    ):
         attention.plan(q_codes, k_codes, v_codes, q, (q_scale, k_scale, v_scale), arch=80)
     with pytest.raises(KontextError, match=r"need compute capability 8.0, this GPU has 7.5"):
         attention.plan(q, q, q, q, arch=75)

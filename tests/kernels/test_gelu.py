@@ -17,7 +17,12 @@ BOUNDS = {"fp8": 0.04, "int8": 0.02}
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 99), st.sampled_from([0, 1, 24, 70]), st.sampled_from([0, 5, 130]), st.sampled_from([0.1, 1, 30]))
+@given(
+    st.integers(0, 99),
+    st.sampled_from([0, 1, 24, 70]),
+    st.sampled_from([0, 5, 130]),
+    st.sampled_from([0.1, 1, 30]),
+)
 def test_concatenation_gelu_and_quantization(seed: int, plain: int, mlp: int, size: float) -> None:
     if plain + mlp == 0:
         return

@@ -19,10 +19,19 @@ def draw(seed: int, format: str, rows: int, depth: int, channels: int) -> tuple[
     g = torch.Generator().manual_seed(seed)
     a, a_scale = quantize_rows(torch.randn(2, rows, depth, generator=g), format)
     weight, w_scale = quantize_rows(torch.randn(channels, depth, generator=g), format)
-    return a, a_scale, weight, w_scale, torch.randn(channels, generator=g), torch.randn(2, channels, generator=g)
+    return (
+        a,
+        a_scale,
+        weight,
+        w_scale,
+        torch.randn(channels, generator=g),
+        torch.randn(2, channels, generator=g),
+    )
 
 
-def product(a: torch.Tensor, a_scale: torch.Tensor, weight: torch.Tensor, w_scale: torch.Tensor) -> torch.Tensor:
+def product(
+    a: torch.Tensor, a_scale: torch.Tensor, weight: torch.Tensor, w_scale: torch.Tensor
+) -> torch.Tensor:
     dense = weight.double() * w_scale.double()[:, None]
     return (a.double() * a_scale.double()[..., None]) @ dense.t()
 

@@ -33,10 +33,14 @@ def draw(seed: int, depth: int, channels: int) -> tuple[torch.Generator, torch.T
     st.sampled_from([8, 130]),
     st.sampled_from([0, 1, 20]),
 )
-def test_products_and_epilogues(seed: int, format: str, rows: int, depth: int, channels: int, rank: int) -> None:
+def test_products_and_epilogues(
+    seed: int, format: str, rows: int, depth: int, channels: int, rank: int
+) -> None:
     g, packed, scales = draw(seed, depth, channels)
     x = torch.randn(2, rows, depth, generator=g)
-    a, a_scale = (x, None) if format == "fp32" else (x.half(), None) if format == "fp16" else quantize_rows(x, format)
+    a, a_scale = (
+        (x, None) if format == "fp32" else (x.half(), None) if format == "fp16" else quantize_rows(x, format)
+    )
     if format == "fp16":
         scales = scales.half()
     wide = a.double() if a_scale is None else a.double() * a_scale.double()[..., None]
@@ -69,7 +73,7 @@ def test_the_operators_and_their_refusals() -> None:
     out, a = torch.zeros(1, 3, 16), torch.randn(1, 3, 64)
     torch.library.opcheck(int4.int4_linear_op, (out, a, None, packed, scales, None, None, None, None, None))
     torch.library.opcheck(int4_dequantize.int4_dequantize_op, (packed, scales, torch.float16))
-    with pytest.raises(KontextError, match="half|two factors"):
+    with pytest.raises(KontextError, match="two factors"):
         int4.launch_int4_linear(out, a, None, packed, scales, torch.randn(1, 3, 4))
     with pytest.raises(KontextError, match="16-bit or FP8 activations, not with INT8"):
         int4.launch_int4_linear(out, a.to(torch.int8), torch.ones(1, 3), packed, scales)

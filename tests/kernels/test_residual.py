@@ -11,12 +11,17 @@ from kontext.kernels import residual
 from .conftest import error
 
 
-@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), [(1, 8, torch.float32, 1e-6), (5, 123, torch.float16, 1e-3)])
+@pytest.mark.parametrize(
+    ("tokens", "width", "dtype", "bound"), [(1, 8, torch.float32, 1e-6), (5, 123, torch.float16, 1e-3)]
+)
 def test_only_the_view_changes(tokens: int, width: int, dtype: torch.dtype, bound: float) -> None:
     g = torch.Generator().manual_seed(tokens)
     joint = torch.randn(2, tokens + 3, width, generator=g).to(dtype)
     before = joint.clone()
-    gate, y = torch.randn(2, width, generator=g).to(dtype), torch.randn(2, tokens, width, generator=g).to(dtype)
+    gate, y = (
+        torch.randn(2, width, generator=g).to(dtype),
+        torch.randn(2, tokens, width, generator=g).to(dtype),
+    )
     residual.launch_gate_residual(joint[:, 1 : 1 + tokens], gate, y)
     expected = before[:, 1 : 1 + tokens].double() + gate.double()[:, None] * y.double()
     assert error(joint[:, 1 : 1 + tokens], expected) < bound

@@ -20,7 +20,9 @@ Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
 def draw(seed: int, batch: int, tokens: int, heads: int, head_dim: int, size: float = 1.0) -> Case:
     g = torch.Generator().manual_seed(seed)
     width = 3 * heads * head_dim
-    qkv = (torch.randn(batch, tokens, width + 16, generator=g) * size)[..., :width]  # a view, as in single blocks
+    qkv = (torch.randn(batch, tokens, width + 16, generator=g) * size)[
+        ..., :width
+    ]  # a view, as in single blocks
     axes = {32: (8, 12, 12), 64: (8, 28, 28), 128: (16, 56, 56)}[head_dim]
     cos, sin = rope_tables(position_ids(1, 1, tokens), axes, 10_000.0)
     return qkv, cos, sin, [1 + torch.randn(head_dim, generator=g) / 4 for _ in range(4)]
@@ -32,11 +34,20 @@ def expected(case: Case, heads: int, text: int) -> list[torch.Tensor]:
     parts = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     is_text = (torch.arange(qkv.shape[1]) < text)[:, None]
     weights = [torch.where(is_text, norms[0], norms[2]), torch.where(is_text, norms[1], norms[3])]
-    return [*(reference(part, weight, cos, sin) for part, weight in zip(parts, weights, strict=False)), parts[2].double()]
+    return [
+        *(reference(part, weight, cos, sin) for part, weight in zip(parts, weights, strict=False)),
+        parts[2].double(),
+    ]
 
 
 @settings(max_examples=5, deadline=None)
-@given(st.integers(0, 99), st.sampled_from([1, 5, 128, 131]), st.sampled_from([32, 64]), st.sampled_from([0, 3, 200]), st.sampled_from([1e-3, 1.0, 1e3]))
+@given(
+    st.integers(0, 99),
+    st.sampled_from([1, 5, 128, 131]),
+    st.sampled_from([32, 64]),
+    st.sampled_from([0, 3, 200]),
+    st.sampled_from([1e-3, 1.0, 1e3]),
+)
 def test_norm_and_rotation(seed: int, tokens: int, head_dim: int, text: int, size: float) -> None:
     case = draw(seed, 2, tokens, 2, head_dim, size)
     q, k, _ = expected(case, 2, text)

@@ -141,8 +141,8 @@ def finish_split(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr,
     INTEGER: tl.constexpr,
 ):
-    """`finish_tile` of the columns from `column` on, in 1, 2 or 4 pieces: beside 256 columns of sums, a whole tile of the
-    residual does not fit the registers."""
+    """`finish_tile` of the columns from `column` on, in 1, 2 or 4 pieces: beside 256 columns of sums, a whole tile
+    of the residual does not fit the registers."""
     if PIECES == 1:
         finish_tile(
             acc, rows, column + tl.arange(0, BLOCK_N), batch, tokens, N, out, bias, gate, out_scale, out_batch,

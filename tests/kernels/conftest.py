@@ -43,3 +43,8 @@ def error(out: Any, reference: Any) -> float:
     if not torch.isfinite(out).all():
         return float("nan")
     return float((out - reference).norm() / reference.norm().clamp(min=1e-300))
+
+
+def check_operator(operator: Any, operands: tuple[Any, ...]) -> None:
+    """What it says it changes is what it changes, and its fake implementation has the real one's shapes and formats."""
+    torch.library.opcheck(operator, operands, test_utils=("test_schema", "test_faketensor"))

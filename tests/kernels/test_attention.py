@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kontext.errors import KontextError
 from kontext.kernels import attention, rope
 
-from .conftest import error
+from .conftest import check_operator, error
 from .reference import attention as reference
 from .test_rope import draw, expected
 
@@ -87,10 +87,10 @@ def test_large_scores_do_not_overflow() -> None:
 
 def test_the_operators_and_their_refusals() -> None:
     q = torch.randn(1, 1, 4, 32)
-    torch.library.opcheck(attention.attention_op, (q, q, q))
+    check_operator(attention.attention_op, (q, q, q))
     case = draw(0, 1, 7, 1, 32)
     operands = rope.norm_rope_quantize(*case, 1, 0, "int8")
-    torch.library.opcheck(attention.attention_quantized_op, (*operands, torch.float32))
+    check_operator(attention.attention_quantized_op, (*operands, torch.float32))
     with pytest.raises(KontextError, match="heads of 32, 64, 128 channels, not 48"):
         attention.launch_attention(*[torch.randn(1, 1, 4, 48)] * 3)
     with pytest.raises(KontextError, match="E4M3, or INT8 with E4M3 values"):

@@ -12,7 +12,7 @@ from kontext.kernels import int4, int4_dequantize
 from kontext.kernels.numeric import quantize_rows
 from kontext.quant import int4 as stored
 
-from .conftest import error
+from .conftest import check_operator, error
 from .reference import int4 as reference
 
 BOUNDS = {"fp32": 1e-5, "fp16": 2e-3, "fp8": 1e-5}
@@ -71,8 +71,8 @@ def test_unpacking_is_that_of_the_bundle(channels: int) -> None:
 def test_the_operators_and_their_refusals() -> None:
     _, packed, scales = draw(1, 64, 16)
     out, a = torch.zeros(1, 3, 16), torch.randn(1, 3, 64)
-    torch.library.opcheck(int4.int4_linear_op, (out, a, None, packed, scales, None, None, None, None, None))
-    torch.library.opcheck(int4_dequantize.int4_dequantize_op, (packed, scales, torch.float16))
+    check_operator(int4.int4_linear_op, (out, a, None, packed, scales, None, None, None, None, None))
+    check_operator(int4_dequantize.int4_dequantize_op, (packed, scales, torch.float16))
     with pytest.raises(KontextError, match="two factors"):
         int4.launch_int4_linear(out, a, None, packed, scales, torch.randn(1, 3, 4))
     with pytest.raises(KontextError, match="16-bit or FP8 activations, not with INT8"):

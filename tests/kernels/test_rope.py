@@ -11,7 +11,7 @@ from kontext.errors import KontextError
 from kontext.kernels import rope
 from kontext.model.rope import position_ids, rope_tables
 
-from .conftest import error
+from .conftest import check_operator, error
 from .reference import rope as reference
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
@@ -86,8 +86,8 @@ def test_a_row_of_zeros_has_scales_and_no_nan() -> None:
 
 def test_the_operators_and_their_refusals() -> None:
     qkv, cos, sin, norms = draw(0, 1, 7, 2, 32)
-    torch.library.opcheck(rope.norm_rope_op, (qkv, cos, sin, norms, 2, 3))
-    torch.library.opcheck(rope.norm_rope_quantize_op, (qkv, cos, sin, norms, 2, 3, "fp8"))
+    check_operator(rope.norm_rope_op, (qkv, cos, sin, norms, 2, 3))
+    check_operator(rope.norm_rope_quantize_op, (qkv, cos, sin, norms, 2, 3, "fp8"))
     with pytest.raises(KontextError, match="heads of 32, 64, 128 channels, not 16"):
         rope.launch_norm_rope(qkv, cos, sin, norms, 4, 3)
     with pytest.raises(KontextError, match=r"tables must be \[7, 16\], not \[6, 16\]"):

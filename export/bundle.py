@@ -58,6 +58,7 @@ def export(
     force: bool = False,
     show_progress: bool = False,
     link_weights: bool = False,
+    kernels: Sequence[int] = (),
 ) -> Summary:
     """Exports the checkpoint `model` as the bundle `output`.
 
@@ -69,6 +70,7 @@ def export(
         force: replace a bundle.
         show_progress: draw progress bars on stderr.
         link_weights: leave weights that need no conversion in the checkpoint's own files.
+        kernels: architectures to compile the torch backend's kernels for, 89 for sm_89.
 
     Raises:
         KontextError: the checkpoint is faulty, `output` is in the way, or the disk is full.
@@ -87,9 +89,12 @@ def export(
     summary.linked = layout.linked_bytes()
     partial = output.with_name(output.name + ".partial")
     try:
-        with Journal.open(partial, export_key(checkpoint, recipe, link_weights)) as journal:
+        key = export_key(checkpoint, recipe, link_weights) | {"kernels": list(kernels)}
+        with Journal.open(partial, key) as journal:
             try:
                 fill(journal, checkpoint, recipe, layout, summary, Progress(show_progress))
+                if kernels:
+                    compile_kernels(journal, checkpoint, recipe, kernels, Progress(show_progress))
                 finish(journal, checkpoint, recipe, layout, tokenizers, summary)
             # the checkpoint or the disk has to change, and nothing made so far would fit
             except KontextError:
@@ -189,6 +194,22 @@ def fill(
                 journal.add(file, binding.serialize(model))
             step(1)
     summary.seconds["graphs"] = time.perf_counter() - begin
+
+
+def compile_kernels(
+    journal: Journal, checkpoint: Checkpoint, recipe: Recipe, architectures: Sequence[int], progress: Progress
+) -> None:
+    """Writes the torch backend's kernels, compiled for the transformer's sizes."""
+    from ..kernels.archive import archive, sizes_of  # Triton is needed only here
+
+    sizes = sizes_of(dataclasses.asdict(checkpoint.config.transformer), recipe.compute["transformer"])
+    for arch in architectures:
+        folder = f"kernels/sm_{arch}"
+        (journal.folder / folder).mkdir(parents=True, exist_ok=True)
+        with progress.steps(f"kernels sm_{arch}", None) as step:
+            for name, data in archive(arch, sizes, advance=step):
+                journal.add(f"{folder}/{name}", data)
+        fsync_folder(journal.folder / folder)
 
 
 def read_tokenizers(checkpoint: Checkpoint) -> dict[str, TokenizerFile]:

@@ -89,6 +89,12 @@ def parser() -> argparse.ArgumentParser:
         help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
         "bundle then needs where they are now",
     )
+    result.add_argument(
+        "--kernels",
+        metavar="SM[,SM]",
+        help="compile the torch backend's kernels for these architectures (sm_80, sm_86, sm_89, sm_90, sm_100, sm_120) "
+        "into the bundle, for machines without Triton",
+    )
     result.add_argument("--force", action="store_true", help="replace OUT if it is a bundle")
     result.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
     return result
@@ -138,6 +144,11 @@ def run(options: argparse.Namespace) -> int:
     from .bundle import export
     from .summary import render
 
+    kernels: tuple[int, ...] = ()
+    if options.kernels is not None:
+        from ..kernels.compile import parse_architectures
+
+        kernels = parse_architectures(options.kernels)
     summary = export(
         origin(options),
         options.output,
@@ -147,6 +158,7 @@ def run(options: argparse.Namespace) -> int:
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,
         link_weights=options.link_weights,
+        kernels=kernels,
     )
     if not options.quiet:
         print(render(summary))

@@ -50,6 +50,7 @@ class Sizes:
     heads: int = 24
     mlp: int = 12288
     rank: int = 32
+    """Of INT4's low-rank branch; with 0 there is none, and kernels for both are compiled otherwise."""
     compute: torch.dtype = torch.bfloat16
     text_tokens: int = 512
     image_tokens: int = 8192
@@ -80,6 +81,8 @@ def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
     fused = meta(1, tokens, 3 * hidden + sizes.mlp, dtype=kind)[..., 3 * hidden :]
     yield Variant("adaln", adaln.plan(x, vector, vector, x, None, ""))
     yield Variant("gate_residual", residual.plan(x, vector, x))
+    middle = meta(1, tokens, sizes.mlp, dtype=kind)
+    yield Variant("gelu_join, mlp", gelu.plan(None, middle, middle, None, ""))
     joint = (1, tokens, hidden + sizes.mlp)
     yield Variant("gelu_join", gelu.plan(x, fused, meta(*joint, dtype=kind), None, ""))
     for format in formats(arch):
@@ -92,7 +95,6 @@ def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
         yield Variant(
             f"gelu_join {format}, plain", gelu.plan(x, None, meta(*x.shape, dtype=codes), scale, format)
         )
-        middle = meta(1, tokens, sizes.mlp, dtype=kind)
         yield Variant(
             f"gelu_join {format}, mlp",
             gelu.plan(None, middle, meta(*middle.shape, dtype=codes), scale, format),
@@ -182,12 +184,14 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
             continue
         packed, scales = int4_weight(depth, channels, kind)
         out = meta(1, tokens, channels, dtype=kind)
-        low, up = meta(1, tokens, sizes.rank, dtype=kind), meta(sizes.rank, channels, dtype=kind)
         for format in ("16-bit", "fp8") if arch >= FP8_CAPABILITY else ("16-bit",):
             coded = format != "16-bit"
             a = meta(1, tokens, depth, dtype=CODES[format] if coded else kind)
-            scale = meta(1, tokens, dtype=torch.float32)
-            launch = int4.plan(
-                out, a, scale if coded else None, packed, scales, low, up, bias, gate, arch=arch
-            )
-            yield Variant(f"int4_gemm {format}, {name}", launch, ("fp8", "16-bit") if coded else ("16-bit",))
+            scale = meta(1, tokens, dtype=torch.float32) if coded else None
+            for rank in sorted({0, sizes.rank}):
+                low = meta(1, tokens, rank, dtype=kind) if rank else None
+                up = meta(rank, channels, dtype=kind) if rank else None
+                launch = int4.plan(out, a, scale, packed, scales, low, up, bias, gate, arch=arch)
+                kinds = (("fp8",) if coded else ("16-bit",)) + (("16-bit",) if coded and rank else ())
+                branch = f", rank {rank}" if rank else ""
+                yield Variant(f"int4_gemm {format}, {name}{branch}", launch, kinds)

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import KontextError
+from ...kernels.archive import INDEX
+from ...kernels.driver import register
+from ...kernels.launch import triton
 from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
 from ...model.networks import build_network
 from ..bundle import MANIFEST_NAME, Bundle
@@ -91,8 +94,21 @@ class TorchBackend:
         self.attention = torch_transformer.choose_attention(
             self.options.attention, self.config.transformer.head_dim, self.device
         )
+        if self.device.type == "cuda" and triton is None:
+            self.register_kernels()
         self.networks: dict[str, Network] = {}
         self.step: torch_memory.GraphedStep | None = None
+
+    def register_kernels(self) -> None:
+        """Without Triton, kernels are the bundle's own compiled ones for this GPU."""
+        major, minor = torch.cuda.get_device_capability(self.device)
+        folder = self.bundle.folder / "kernels" / f"sm_{major}{minor}"
+        if f"kernels/sm_{major}{minor}/{INDEX}" not in self.bundle.files:
+            raise KontextError(
+                f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels for this GPU: "
+                f"pip install 'kontext-export[gpu]', or export with --kernels sm_{major}{minor}"
+            )
+        register(folder)
 
     def dtype(self, graph: str) -> torch.dtype:
         """What a network computes in."""
@@ -144,8 +160,7 @@ class TorchBackend:
         config = self.config.transformer
         dtype = self.dtype("transformer")
         file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
-        layers = self.bundle.manifest["precision"].get("layers", {}).get("transformer", {})
-        activations = choose_activations(self.options.activations, set(layers.values()), self.device)
+        activations = choose_activations(self.options.activations, file.formats(), self.device)
         if self.options.offload:
             weights = torch_transformer.read_weights(
                 file, config, activations, lambda block: torch_memory.pinned(block, self.device)

@@ -21,9 +21,7 @@ from ...kernels import int4
 from ...kernels.int4_dequantize import int4_dequantize_op
 
 COMPUTE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SUFFIXES = ("_scale", "_input_scale", "_down", "_up")
-"""Of what lies beside a linear's weight."""
-
+STORED = {"F8_E4M3": "fp8", "I8": "int8", "U8": "int4"}
 FORMATS = {torch.float8_e4m3fn: "fp8", torch.int8: "int8", torch.uint8: "int4"}
 
 Part = TypeVar("Part")
@@ -104,6 +102,13 @@ class WeightFile:
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
+
+    def formats(self) -> set[str]:
+        """Of the quantized weights that it holds: "fp8", "int8", "int4"."""
+        stored = {
+            str(self.file.get_slice(name).get_dtype()) for name in self.names if name.endswith(".weight")
+        }
+        return {STORED[dtype] for dtype in stored & set(STORED)}
 
     def read(self, name: str, shape: Iterable[int] | None = None) -> Tensor:
         """One tensor, floating point ones in the format that is computed in.

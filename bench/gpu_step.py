@@ -83,12 +83,9 @@ def stored(linear: nn.Linear, format: str) -> StoredLinear:
         values, scale = fp8.quantize(weight, weight.dtype)
         return StoredLinear(values.contiguous(), bias, scale)
     if format == "int4" and int4.fits(tuple(weight.shape)):
-        return StoredLinear(*reordered(*round_int4(weight), bias))
+        packed, scales = round_int4(weight)
+        return StoredLinear(packed, bias, scales)
     return StoredLinear(weight.contiguous(), bias)
-
-
-def reordered(values: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-    return values, bias, scale
 
 
 def round_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +94,7 @@ def round_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     groups = weight.float().unflatten(0, (-1, int4.GROUP))
     scale = (groups.abs().amax(1) / 7).clamp(min=1e-12)
     values = (groups / scale[:, None]).round().clamp(-8, 7).to(torch.int8).flatten(0, 1)
-    return int4.pack(values), scale.to(weight.dtype)
+    return int4.pack(values).contiguous(), scale.to(weight.dtype).contiguous()
 
 
 def on_kernels(model: Transformer, format: str, attention: str, free: bool = False) -> Step:
@@ -107,7 +104,7 @@ def on_kernels(model: Transformer, format: str, attention: str, free: bool = Fal
 
     def kernel(linear: nn.Linear) -> KernelLinear:
         result = KernelLinear.of(stored(linear, format), activations)
-        if free and format != "bf16":
+        if free:
             linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         return result
 

@@ -79,7 +79,7 @@ def attend(  # type: ignore[no-untyped-def]
     # A scalar address and offsets of 32 bits that stay the same: 64-bit addresses of every element would spill.
     ahead = tl.arange(0, BLOCK_N)
     there = start + ahead < k_tokens
-    k_tile_at = k + start.to(tl.int64) * k_token + (ahead[None, :] * k_token + channels[:, None])
+    k_tile_at = k + start * k_token.to(tl.int64) + (ahead[None, :] * k_token + channels[:, None])
     if MASKED:
         k_tile = tl.load(k_tile_at, mask=there[None, :], other=0.0)
     else:
@@ -101,7 +101,7 @@ def attend(  # type: ignore[no-untyped-def]
         # Stored transposed and padded with zeros to whole blocks.
         v_tile = tl.load(v + start + (channels[None, :] * v_stride + ahead[:, None]))
     else:
-        v_tile_at = v + start.to(tl.int64) * v_stride + (ahead[:, None] * v_stride + channels[None, :])
+        v_tile_at = v + start * v_stride.to(tl.int64) + (ahead[:, None] * v_stride + channels[None, :])
         if MASKED:
             v_tile = tl.load(v_tile_at, mask=there[:, None], other=0.0)
         else:

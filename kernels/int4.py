@@ -114,7 +114,7 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for group in range(K // GROUP):
         a_tile = tl.load(a_start + group * GROUP + a_at)
-        bytes = tl.load(w_start + group.to(tl.int64) * (GROUP * (N // 2)) + w_at)
+        bytes = tl.load(w_start + group * (GROUP * (N // 2)) + w_at)
         integers = unpack_tile(bytes, GROUP, BLOCK_N).to(tl.float32)
         by = tl.load(s_start + group * N + column_at).to(tl.float32)
         if CODES:

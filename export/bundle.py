@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -30,6 +31,9 @@ from .journal import Journal, fsync_folder, write_atomic
 from .manifest import build_manifest, manifest_bytes
 from .progress import Progress
 from .tokenizer_files import TokenizerFile, clip_file, t5_file
+
+if TYPE_CHECKING:
+    from ..kernels.variants import Sizes
 
 SPARE_BYTES = 16 << 20
 """Room on the disk for what is not weights: graphs, tokenizers, manifest."""
@@ -85,6 +89,10 @@ def export(
     recipe = choose_recipe(checkpoint)
     summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe, checkpoint.loras)
     summary.seconds["checkpoint"] = time.perf_counter() - begin
+    if kernels:
+        kernel_sizes(
+            checkpoint, recipe
+        )  # a format that there are none for is refused before anything is written
     layout = lay_out(checkpoint, recipe, link_weights)
     summary.linked = layout.linked_bytes()
     partial = output.with_name(output.name + ".partial")
@@ -196,18 +204,24 @@ def fill(
     summary.seconds["graphs"] = time.perf_counter() - begin
 
 
+def kernel_sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
+    from ..kernels.archive import sizes_of  # here, since most exports need none of it
+
+    return sizes_of(dataclasses.asdict(checkpoint.config.transformer), recipe.compute["transformer"])
+
+
 def compile_kernels(
     journal: Journal, checkpoint: Checkpoint, recipe: Recipe, architectures: Sequence[int], progress: Progress
 ) -> None:
     """Writes the torch backend's kernels, compiled for the transformer's sizes."""
-    from ..kernels.archive import archive, sizes_of  # Triton is needed only here
+    from ..kernels import archive
 
-    sizes = sizes_of(dataclasses.asdict(checkpoint.config.transformer), recipe.compute["transformer"])
+    sizes = kernel_sizes(checkpoint, recipe)
     for arch in architectures:
         folder = f"kernels/sm_{arch}"
         (journal.folder / folder).mkdir(parents=True, exist_ok=True)
         with progress.steps(f"kernels sm_{arch}", None) as step:
-            for name, data in archive(arch, sizes, advance=step):
+            for name, data in archive.archive(arch, sizes, advance=step):
                 journal.add(f"{folder}/{name}", data)
         fsync_folder(journal.folder / folder)
 

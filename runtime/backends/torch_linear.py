@@ -178,7 +178,9 @@ class KernelLinear:
             self.wide(given, int4_dequantize_op(packed, scales, given.values.dtype), out, gate)
 
         rows = given.values.shape[0] * given.values.shape[1]
-        if given.values.is_cuda and self.activations == "16-bit" and out_scale is None:
+        if given.values.is_cuda and given.values.dtype == torch.float32:  # not tf32
+            unpacked()
+        elif given.values.is_cuda and self.activations == "16-bit" and out_scale is None:
             key = f"int4 {rows}x{packed.shape[0]}x{self.channels} {'gate' if gate is not None else 'bias'}"
             fastest(key, {"triton": fused, "unpacked": unpacked}, changes=out if gate is not None else None)()
         else:

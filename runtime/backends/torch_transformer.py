@@ -282,6 +282,9 @@ class Step:
             product = torch.nn.functional.scaled_dot_product_attention(q, k, v)
             out[:] = [product.transpose(1, 2).flatten(-2)]
 
+        if q.dtype == torch.float32:  # a Triton product of fp32 is one of tf32, with errors of 3e-4
+            library()
+            return out[0]
         key = f"attention {'x'.join(map(str, q.shape))} {q.dtype}"
         fastest(key, {"triton": ours, "sdpa": library})()
         return out[0]

@@ -87,6 +87,8 @@ def test_the_operator_and_its_refusals() -> None:
     a, a_scale, weight, w_scale, bias, gate = draw(1, "fp8", 4, 32, 16)
     out = torch.zeros(2, 4, 16)
     check_operator(gemm.scaled_linear_op, (out, a, a_scale, weight, w_scale, bias, gate, None))
+    integers = draw(1, "int8", 4, 32, 16)
+    check_operator(gemm.scaled_linear_op, (out, *integers, None))
     with pytest.raises(KontextError, match="both alike"):
         gemm.launch_scaled_linear(out, a, a_scale, weight.to(torch.int8), w_scale)
     with pytest.raises(KontextError, match=r"a weight of \[16, 31\]"):

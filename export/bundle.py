@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint, Origin
@@ -30,6 +31,9 @@ from .manifest import build_manifest, manifest_bytes
 from .progress import Progress
 from .samples import Samples
 from .tokenizer_files import TokenizerFile, clip_file, t5_file
+
+if TYPE_CHECKING:
+    from ..kernels.variants import Sizes
 
 SPARE_BYTES = 16 << 20
 """Room on the disk for what is not weights: graphs, tokenizers, manifest."""
@@ -63,6 +67,7 @@ def export(
     show_progress: bool = False,
     link_weights: bool = False,
     samples: Samples | None = None,
+    kernels: Sequence[int] = (),
 ) -> Summary:
     """Exports the checkpoint `model` as the bundle `output`.
 
@@ -75,6 +80,7 @@ def export(
         show_progress: draw progress bars on stderr.
         link_weights: leave weights that need no conversion in the checkpoint's own files.
         samples: edits to calibrate quantization on; None to round every weight to the nearest.
+        kernels: architectures to compile the torch backend's kernels for, 89 for sm_89.
 
     Raises:
         KontextError: the checkpoint is faulty, `output` is in the way, or the disk is full.
@@ -89,6 +95,10 @@ def export(
     recipe = choose_recipe(checkpoint)
     summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe, checkpoint.loras)
     summary.seconds["checkpoint"] = time.perf_counter() - begin
+    if kernels:
+        kernel_sizes(
+            checkpoint, recipe
+        )  # a format that there are none for is refused before anything is written
     statistics = None
     if samples is not None and recipe.rules:
         begin_calibration = time.perf_counter()
@@ -102,9 +112,12 @@ def export(
     summary.linked = layout.linked_bytes()
     partial = output.with_name(output.name + ".partial")
     try:
-        with Journal.open(partial, export_key(checkpoint, recipe, link_weights)) as journal:
+        key = export_key(checkpoint, recipe, link_weights) | {"kernels": list(kernels)}
+        with Journal.open(partial, key) as journal:
             try:
                 fill(journal, checkpoint, recipe, layout, summary, Progress(show_progress))
+                if kernels:
+                    compile_kernels(journal, checkpoint, recipe, kernels, Progress(show_progress))
                 finish(journal, checkpoint, recipe, layout, tokenizers, summary)
             # the checkpoint or the disk has to change, and nothing made so far would fit
             except KontextError:
@@ -218,6 +231,28 @@ def fill(
                 journal.add(file, binding.serialize(model))
             step(1)
     summary.seconds["graphs"] = time.perf_counter() - begin
+
+
+def kernel_sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
+    from ..kernels.archive import sizes_of  # here, since most exports need none of it
+
+    return sizes_of(dataclasses.asdict(checkpoint.config.transformer), recipe.compute["transformer"])
+
+
+def compile_kernels(
+    journal: Journal, checkpoint: Checkpoint, recipe: Recipe, architectures: Sequence[int], progress: Progress
+) -> None:
+    """Writes the torch backend's kernels, compiled for the transformer's sizes."""
+    from ..kernels import archive
+
+    sizes = kernel_sizes(checkpoint, recipe)
+    for arch in architectures:
+        folder = f"kernels/sm_{arch}"
+        (journal.folder / folder).mkdir(parents=True, exist_ok=True)
+        with progress.steps(f"kernels sm_{arch}", None) as step:
+            for name, data in archive.archive(arch, sizes, advance=step):
+                journal.add(f"{folder}/{name}", data)
+        fsync_folder(journal.folder / folder)
 
 
 def read_tokenizers(checkpoint: Checkpoint) -> dict[str, TokenizerFile]:

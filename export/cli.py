@@ -129,6 +129,12 @@ def parser() -> argparse.ArgumentParser:
         help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
         "bundle then needs where they are now",
     )
+    result.add_argument(
+        "--kernels",
+        metavar="SM[,SM]",
+        help="compile the torch backend's kernels for these architectures (sm_80, sm_86, sm_89, sm_90, sm_100, sm_120) "
+        "into the bundle, for machines without Triton",
+    )
     engine_flags.add_engine_flags(result)
     server_flags.add_server_flags(result)
     result.add_argument(
@@ -234,6 +240,11 @@ def run_export(options: argparse.Namespace) -> None:
         raise KontextError(
             "--fp8-attention goes with --fp8 and a calibration: name a folder with --calibrate"
         )
+    kernels: tuple[int, ...] = ()
+    if options.kernels is not None:
+        from ..kernels.compile import parse_architectures
+
+        kernels = parse_architectures(options.kernels)
     summary = export(
         origin(options),
         options.output,
@@ -251,6 +262,7 @@ def run_export(options: argparse.Namespace) -> None:
         show_progress=sys.stderr.isatty() and not options.quiet,
         link_weights=options.link_weights,
         samples=samples,
+        kernels=kernels,
     )
     if not options.quiet:
         print(render(summary))

@@ -64,7 +64,11 @@ def build_manifest(
             for name, tokenizer in tokenizers.items()
         },
         "engines": [],
-        "kernels": [],
+        "kernels": [
+            {"architecture": name.split("/")[1], "index": name}
+            for name in sorted(files)
+            if name.startswith("kernels/") and name.endswith("/kernels.json")
+        ],
         "files": {name: dict(entry) for name, entry in files.items()},
     }
 

@@ -23,7 +23,7 @@ class Progress:
             yield bar.update
 
     @contextlib.contextmanager
-    def steps(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
+    def steps(self, name: str, total: int | None) -> Iterator[Callable[[int], object]]:
         with tqdm(total=total, desc=name, disable=not self.shown, leave=False) as bar:
             yield bar.update
 

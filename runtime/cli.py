@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import KontextError
-from .backends import DEVICES
+from .backends import BACKENDS, DEVICES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,6 +74,17 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
     result.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="onnxruntime",
+        help="what runs the networks; torch needs PyTorch (default: onnxruntime)",
+    )
+    result.add_argument(
+        "--offload",
+        action="store_true",
+        help="with --backend torch: keep the transformer in host memory, for GPUs smaller than it",
+    )
+    result.add_argument(
         "--verify", action="store_true", help="check the bundle's files by their SHA-256 first"
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
@@ -128,7 +139,13 @@ def edit_here(options: argparse.Namespace) -> list[Image.Image]:
     if options.verify:
         verify(bundle, shows_progress(options))
     # One edit needs every network once, or as long as it lasts: keeping them would only cost memory.
-    pipe = Pipeline.load(bundle, device=options.device or "auto", low_memory=True)
+    pipe = Pipeline.load(
+        bundle,
+        device=options.device or "auto",
+        backend=options.backend,
+        offload=options.offload,
+        low_memory=True,
+    )
     return pipe.edit(
         [images],
         [options.prompt],

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import KontextError
 from . import noise, request
-from .backends import ENGINE_DEVICES
+from .backends import BACKENDS, ENGINE_DEVICES
 from .bundle import Bundle
 from .images import Size, to_array, to_pictures
 from .request import Images, Reference, Request, Row
@@ -71,6 +71,8 @@ class Pipeline:
         bundle: str | Path | Bundle,
         *,
         device: str = "auto",
+        backend: str = "onnxruntime",
+        offload: bool = False,
         verify: bool = False,
         low_memory: bool | None = None,
         threads: int | None = None,
@@ -82,6 +84,9 @@ class Pipeline:
         Args:
             bundle: its folder.
             device: auto, cpu, cuda, or rtx or tensorrt for the bundle's compiled engines.
+            backend: onnxruntime, or torch, which needs PyTorch and runs the transformer on Triton kernels.
+            offload: with the torch backend, keep the transformer in host memory and copy each block to the GPU while
+                the one before it computes.
             verify: compare every file's SHA-256 first.
             low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
                 instead of the sum; the next edit loads them again. None: from 2 GiB of weights on.
@@ -90,14 +95,14 @@ class Pipeline:
                 them; none is built in.
 
         Raises:
-            KontextError: not a bundle, or not whole; no such device.
+            KontextError: not a bundle, or not whole; no such device or backend.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if verify:
             opened.verify()
         return cls(
             opened,
-            make_backend(opened, device, threads),
+            make_backend(opened, backend, device, threads, offload),
             low_memory=opened.weight_bytes >= LARGE_WEIGHTS if low_memory is None else low_memory,
             input_filter=input_filter,
             output_filter=output_filter,
@@ -238,9 +243,13 @@ class Pipeline:
         transformer = self.bundle.transformer
         cos, sin = rope_tables(positions(text.shape[1], grids), transformer.axes_dim, transformer.theta)
         held = self.backend.hold({"reference": reference, "text": text, "rope_cos": cos, "rope_sin": sin})
+        steps = [
+            self.backend.hold({name: each[step] for name, each in modulations.items()})
+            for step in range(asked.steps)
+        ]
 
         def velocity(step: int, x: Array) -> Array:
-            inputs = {"target": x, **held, **{name: each[step] for name, each in modulations.items()}}
+            inputs = {"target": x, **held, **steps[step]}
             result: Array = self.backend.run("transformer", inputs)["velocity"]
             return result
 
@@ -306,8 +315,22 @@ class Pipeline:
         return outputs
 
 
-def make_backend(bundle: Bundle, device: str, threads: int | None) -> Backend:
-    """What runs on `device`; nothing of another backend is imported."""
+def make_backend(bundle: Bundle, backend: str, device: str, threads: int | None, offload: bool) -> Backend:
+    """The engine called `backend` on `device`; nothing of another one is imported."""
+    if backend not in BACKENDS:
+        raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
+    if backend == "torch":
+        try:
+            from .backends.torch import Options, TorchBackend
+        except ModuleNotFoundError as fault:
+            if fault.name != "torch":
+                raise
+            raise KontextError(
+                "the torch backend needs PyTorch: pip install 'kontext-export[export,gpu]'"
+            ) from None
+        return TorchBackend(bundle, device, Options(offload=offload))
+    if offload:
+        raise KontextError("offload is the torch backend's: add --backend torch")
     if device in ENGINE_DEVICES:
         from .backends.tensorrt import TensorRTBackend
 

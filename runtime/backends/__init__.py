@@ -12,3 +12,5 @@ ENGINE_DEVICES = ("rtx", "tensorrt")
 """Devices that run the bundle's compiled engines, with TensorRT for RTX or TensorRT."""
 
 DEVICES = ("auto", *PROVIDERS, *ENGINE_DEVICES)
+
+BACKENDS = ("onnxruntime", "torch")

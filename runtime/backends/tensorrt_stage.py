@@ -295,5 +295,5 @@ class Stage:
 
 
 def stored_bytes(count: int, dtype: Any) -> int:
-    """Bytes of `count` values of the library's `dtype`; of 4 bits two are a byte, where its own `nbytes` is negative."""
+    """Bytes of `count` values of the library's `dtype`. Two of 4 bits are a byte; its own `nbytes` is negative there."""
     return math.ceil(count * dtype.itemsize)

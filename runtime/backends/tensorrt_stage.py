@@ -120,7 +120,7 @@ class Stage:
         refitter = trt.Refitter(self.engine, self.logger)
         for name in refitter.get_all_weights():
             prototype = refitter.get_weights_prototype(name)
-            place = weights.place(name, prototype.nbytes)
+            place = weights.place(name, stored_bytes(prototype.size, prototype.dtype))
             values = trt.Weights(prototype.dtype, weights.address(place), prototype.size)
             if not refitter.set_named_weights(name, values):
                 raise self.fault(f"does not take the weight {name}")
@@ -140,8 +140,7 @@ class Stage:
 
     def bytes_of(self, name: str) -> int:
         """Bytes of a tensor of fixed shape; 4-bit values are two a byte."""
-        count = math.prod(self.engine.get_tensor_shape(name))
-        return math.ceil(count * self.engine.get_tensor_dtype(name).itemsize)
+        return stored_bytes(math.prod(self.engine.get_tensor_shape(name)), self.engine.get_tensor_dtype(name))
 
     def stream(self, budget: int | None) -> None:
         """Weight streaming: what does not fit stays in the host's memory and comes over for every run."""
@@ -293,3 +292,8 @@ class Stage:
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
+
+
+def stored_bytes(count: int, dtype: Any) -> int:
+    """Bytes of `count` values of the library's `dtype`. Two of 4 bits are a byte; its own `nbytes` is negative there."""
+    return math.ceil(count * dtype.itemsize)

@@ -21,6 +21,7 @@ from PIL import Image
 from kontext.errors import KontextError
 from kontext.runtime import cuda_driver, engines
 from kontext.runtime.backends.tensorrt import TensorRTBackend
+from kontext.runtime.backends.tensorrt_stage import stored_bytes
 from kontext.runtime.backends.tensorrt_weights import WeightFile
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.cuda_driver import CudaDriver
@@ -141,7 +142,7 @@ class HostLibrary:
 
         dtype = np.dtype(np.float32)
         prototypes = {
-            name: SimpleNamespace(dtype=dtype, size=math.prod(shape), nbytes=4 * math.prod(shape))
+            name: SimpleNamespace(dtype=dtype, size=math.prod(shape))
             for name, shape in engine.weights.items()
         }
         return SimpleNamespace(
@@ -539,3 +540,9 @@ def test_engines_on_a_gpu(tiny_checkpoint: Path, tmp_path: Path, device: str, we
             for each in (device, "cpu")
         )
         assert 10 * np.log10(255**2 / max(np.mean((ours - theirs) ** 2), 1e-9)) > 35
+
+
+def test_bytes_of_weights_are_those_of_the_file() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    for dtype, count, size in (("INT4", 129, 65), ("FP8", 7, 7), ("BF16", 7, 14), ("FLOAT", 7, 28)):
+        assert stored_bytes(count, getattr(trt.DataType, dtype)) == size

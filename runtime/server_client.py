@@ -16,7 +16,7 @@ import queue
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,7 +144,10 @@ def edit_all(
 
     pool = ThreadPoolExecutor(min(len(edits), MAX_AT_ONCE))
     try:
-        return [future.result() for future in [pool.submit(client.edit, each, told) for each in edits]]
+        futures = [pool.submit(client.edit, each, told) for each in edits]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()  # the first fault is everybody's: nobody waits for the others
+        return [future.result() for future in futures]
     except BaseException:
         client.close()  # so that no thread waits on
         raise
@@ -198,10 +201,11 @@ class HttpClient:
                     raise KontextError(str(event["error"]))
                 if contract.IMAGE.name in event:
                     warned = event.get(contract.WARNINGS.name, [])
-                    return answer(
-                        base64.b64decode(event[contract.IMAGE.name]),
-                        [warned] if isinstance(warned, str) else warned,
-                    )
+                    try:
+                        image = base64.b64decode(event[contract.IMAGE.name])
+                    except (ValueError, TypeError):
+                        raise KontextError(f"{self.address} sent a picture that is not in base64") from None
+                    return answer(image, [warned] if isinstance(warned, str) else warned)
                 if progress is not None and contract.DONE.name in event:
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
         except (OSError, http.client.HTTPException) as fault:

@@ -1,6 +1,6 @@
 """`kontext-edit --server URL`: edits on an inference server that serves what `kontext-export BUNDLE --triton` wrote.
 
-http(s):// needs nothing beyond Python; grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'), and there a
+http(s):// needs nothing beyond Python; grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'). Either way a
 caller who goes away stops the sampler.
 """
 
@@ -95,7 +95,7 @@ class Client(Protocol):
         """Raises KontextError with what the server says, or that it cannot be reached."""
 
     def close(self) -> None:
-        """Ends what is still running, on the server too where the protocol can say so."""
+        """Ends what is still running, on the server too."""
 
 
 def connect(url: str) -> Client:

@@ -1,7 +1,7 @@
 """`kontext-edit --server URL`: edits on an inference server that serves what `kontext-export BUNDLE --triton` wrote.
 
-http(s):// needs nothing beyond Python; grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'). Either way a
-caller who goes away stops the sampler.
+http(s):// needs nothing beyond Python; grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'). Either way
+a caller who goes away stops the sampler.
 """
 
 from __future__ import annotations

@@ -177,6 +177,14 @@ def run(options: argparse.Namespace) -> int:
             raise KontextError("say where to: -o OUT writes a bundle, --triton REPO a model repository")
         lay_out(Path(options.model or EMBEDDED), options)
         return 0
+    if (
+        options.triton is not None
+    ):  # an export takes long: what is in the way of the repository is said before
+        from .triton_repository import check_filters, check_output
+
+        check_output(options.triton, options.force)
+        if options.triton_filters is not None:
+            check_filters(options.triton_filters)
     export(options)
     if options.triton is not None:
         lay_out(options.output, options)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import KontextError
 from ..export import binding, graphs, weights
-from ..export.bundle import network_constants, weights_file
+from ..export.bundle import weights_file
 from ..export.engine_process import BuilderProcess
 from ..export.engine_profiles import profiles
 from ..export.engines import parse_targets
@@ -51,7 +51,7 @@ def write_graph(folder: Path, config: KontextConfig, network: str, formats: str)
         NetworkWeights(network, shapes, {}, {}),
         recipe,
         graphs.linear_weights(network, config),
-        network_constants(network, config),
+        graphs.constants(network, config),
     )
     model = graphs.trace(network, config, recipe.compute[network])
     binding.bind(model, plan, weights_file(network))

@@ -219,6 +219,8 @@ def kept(options: argparse.Namespace | None) -> str:
 def run(options: argparse.Namespace) -> int:
     if options.engine is not None:
         engine_flags.check(options)
+    if options.triton is not None:
+        server_flags.check(options)
     if options.bundle is None:
         run_export(options)
     if options.engine is not None:

@@ -56,6 +56,15 @@ def from_1_to(largest: int) -> Callable[[str], int]:
     return number
 
 
+def check(options: argparse.Namespace) -> None:
+    """An export takes long: what is in the way of the repository is said before. Raises KontextError."""
+    from .triton_repository import check_filters, check_output
+
+    check_output(options.triton, options.force)
+    if options.triton_filters is not None:
+        check_filters(options.triton_filters)
+
+
 def lay_out(bundle: Path, options: argparse.Namespace) -> None:
     """Writes a bundle as a model repository."""
     from .triton_repository import Settings, write_repository

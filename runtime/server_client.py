@@ -1,7 +1,7 @@
 """`kontext-edit --server URL`: edits on an inference server that serves what `kontext-export BUNDLE --triton` wrote.
 
-http(s):// needs nothing beyond Python; grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'), and there a
-caller who goes away stops the sampler.
+http(s):// needs nothing beyond Python; grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'). Either way
+a caller who goes away stops the sampler.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import queue
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,7 +95,7 @@ class Client(Protocol):
         """Raises KontextError with what the server says, or that it cannot be reached."""
 
     def close(self) -> None:
-        """Ends what is still running, on the server too where the protocol can say so."""
+        """Ends what is still running, on the server too."""
 
 
 def connect(url: str) -> Client:
@@ -144,7 +144,10 @@ def edit_all(
 
     pool = ThreadPoolExecutor(min(len(edits), MAX_AT_ONCE))
     try:
-        return [future.result() for future in [pool.submit(client.edit, each, told) for each in edits]]
+        futures = [pool.submit(client.edit, each, told) for each in edits]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()  # the first fault is everybody's: nobody waits for the others
+        return [future.result() for future in futures]
     except BaseException:
         client.close()  # so that no thread waits on
         raise
@@ -198,10 +201,11 @@ class HttpClient:
                     raise KontextError(str(event["error"]))
                 if contract.IMAGE.name in event:
                     warned = event.get(contract.WARNINGS.name, [])
-                    return answer(
-                        base64.b64decode(event[contract.IMAGE.name]),
-                        [warned] if isinstance(warned, str) else warned,
-                    )
+                    try:
+                        image = base64.b64decode(event[contract.IMAGE.name])
+                    except (ValueError, TypeError):
+                        raise KontextError(f"{self.address} sent a picture that is not in base64") from None
+                    return answer(image, [warned] if isinstance(warned, str) else warned)
                 if progress is not None and contract.DONE.name in event:
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
         except (OSError, http.client.HTTPException) as fault:

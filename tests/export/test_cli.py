@@ -24,7 +24,7 @@ def test_help_needs_no_torch() -> None:
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["-o", "x", "--fp16", "--bf16"], ["a", "b", "-o", "x"]])
+@pytest.mark.parametrize("arguments", [["-o", "x", "--fp16", "--bf16"], ["a", "b", "-o", "x"]])
 def test_wrong_flags(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

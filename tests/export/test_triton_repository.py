@@ -46,6 +46,24 @@ def test_the_command_writes_it(tiny_bundle: Path, tmp_path: Path, capsys: pytest
     assert sorted(path.name for path in (output / "models").iterdir()) == ["kontext", "kontext_stream"]
 
 
+@pytest.mark.usefixtures("fast_trace")
+def test_a_checkpoint_becomes_a_bundle_and_a_repository(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, output = tmp_path / "bundle", tmp_path / "repository"
+    words = [str(tiny_checkpoint), "-o", str(bundle), "--triton", str(output), "--quiet"]
+    output.mkdir()
+    (output / "file").write_text("mine")
+    assert main(words) == 2
+    assert "is not a model repository" in capsys.readouterr().err
+    assert not bundle.exists()  # said before the work, not after it
+    (output / "file").unlink()
+    output.rmdir()
+    assert main(words) == 0
+    copy = Bundle.open(output / "models/kontext_stream/1/bundle")
+    assert copy.manifest == Bundle.open(bundle).manifest
+
+
 def test_the_bundle_in_it_is_the_bundle(repository: Path, tiny_bundle: Path) -> None:
     copy = Bundle.open(repository / "models/kontext_stream/1/bundle")
     copy.verify()

@@ -119,6 +119,7 @@ def test_several_pictures_are_asked_for_at_once(
         (502, [], "says 502 Bad Gateway"),
         (200, [], "ended its answer without a picture"),
         (200, [{"STEP": 1, "TOTAL": 2}], "ended its answer without a picture"),
+        (200, [{"IMAGE": "?"}], "sent a picture that is not in base64"),
         (200, [{"IMAGE": base64.b64encode(b"no picture").decode()}], "the server's answer is not a picture"),
     ],
 )
@@ -170,6 +171,12 @@ def test_grpc_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         KontextError, match=r"grpc:// needs tritonclient: pip install 'kontext-export\[serve\]'"
     ):
         connect("grpc://127.0.0.1:8001")
+
+
+def test_the_first_fault_is_not_waited_for(url: str) -> None:
+    Fake.answers = [(200, ["wait"]), (400, [{"error": "no"}])]
+    with pytest.raises(KontextError, match=r"^no$"):
+        edit_all(connect(url), [Edit("x"), Edit("y")])
 
 
 def test_one_fault_ends_the_others(url: str) -> None:

@@ -232,6 +232,29 @@ def test_a_cancelled_stream_stops_the_sampler(server: Any) -> None:
     assert "outcome=cancelled" in server.log.read_text()
 
 
+def test_a_closed_http_stream_stops_the_sampler(server: Any) -> None:
+    cancelled, before = server.outcomes("cancelled"), steps_done(server)
+    client, two, faults = connect(server.http), threading.Event(), []
+
+    def call() -> None:
+        try:
+            client.edit(
+                Edit("draw a circle", steps=200, size=(512, 512)),
+                lambda step, total: two.set() if step == 2 else None,
+            )
+        except KontextError as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert two.wait(120)
+    client.close()
+    thread.join(60)
+    assert len(faults) == 1
+    until(lambda: server.outcomes("cancelled") == cancelled + 1)
+    assert steps_done(server) - before < 200
+
+
 def test_a_cancelled_plain_request_stops_the_sampler(server: Any) -> None:
     cancelled, before = server.outcomes("cancelled"), steps_done(server)
     process = server.grpc_process("cancel-plain")

@@ -92,13 +92,13 @@ def quanto(kind: str, bits: int) -> Quantizer:
 
     def quantize(weight: Tensor) -> Quantized:
         from optimum import quanto as own
-        from optimum.quanto.library import unpack
         from optimum.quanto.library.extensions import cpp
+        from optimum.quanto.library.unpack import unpack
 
         if (
             cpp.ext._lib is None
         ):  # it would be compiled now, for minutes; quanto's own PyTorch code does the same
-            cpp.ext._lib = SimpleNamespace(unpack=unpack.unpack)
+            cpp.ext._lib = SimpleNamespace(unpack=unpack)
         network = linear(weight, torch.float16)
         own.quantize(network, weights=getattr(own, kind))
         own.freeze(network)

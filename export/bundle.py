@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint, Origin
 from ..model.lora import LoraFile
@@ -63,6 +62,7 @@ def export(
     show_progress: bool = False,
     link_weights: bool = False,
     samples: Samples | None = None,
+    plan: Mapping[str, object] | None = None,
 ) -> Summary:
     """Exports the checkpoint `model` as the bundle `output`.
 
@@ -75,6 +75,7 @@ def export(
         show_progress: draw progress bars on stderr.
         link_weights: leave weights that need no conversion in the checkpoint's own files.
         samples: edits to calibrate quantization on; None to round every weight to the nearest.
+        plan: the memory plan that the recipe is of, for the manifest.
 
     Raises:
         KontextError: the checkpoint is faulty, `output` is in the way, or the disk is full.
@@ -105,7 +106,7 @@ def export(
         with Journal.open(partial, export_key(checkpoint, recipe, link_weights)) as journal:
             try:
                 fill(journal, checkpoint, recipe, layout, summary, Progress(show_progress))
-                finish(journal, checkpoint, recipe, layout, tokenizers, summary)
+                finish(journal, checkpoint, recipe, layout, tokenizers, summary, plan)
             # the checkpoint or the disk has to change, and nothing made so far would fit
             except KontextError:
                 journal.discard()
@@ -234,6 +235,7 @@ def finish(
     layout: Layout,
     tokenizers: dict[str, TokenizerFile],
     summary: Summary,
+    plan: Mapping[str, object] | None,
 ) -> None:
     """Writes tokenizers and manifest: the last files."""
     for name, tokenizer in tokenizers.items():
@@ -243,6 +245,8 @@ def finish(
     manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
     if layout.calibration:
         manifest["calibration"] = layout.calibration
+    if plan is not None:
+        manifest["plan"] = plan
     if layout.locations:
         manifest["links"] = linking.manifest_links(checkpoint, layout.locations)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))

@@ -84,7 +84,8 @@ class Pipeline:
             device: auto, cpu, cuda or tensorrt.
             verify: compare every file's SHA-256 first.
             low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
-                instead of the sum; the next edit loads them again. None: from 2 GiB of weights on.
+                instead of the sum; the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
+                to fit a memory budget.
             threads: cores to use on the CPU; None for all that this process may use.
             input_filter, output_filter: content filters. FLUX.1 [dev]'s licence asks those who deploy it for
                 them; none is built in.
@@ -98,12 +99,21 @@ class Pipeline:
         if verify:
             opened.verify()
         graphs = {name: entry.path for name, entry in opened.graphs.items()}
+        if low_memory is None:  # a bundle made for a memory budget was planned so
+            low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
         # The manifest has every file's digest, so its own tells bundles apart.
         key = hashlib.sha256((opened.folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
         return cls(
             opened,
-            OnnxRuntimeBackend(graphs, device, threads=threads, cache_key=key, files=opened.linked_files),
-            low_memory=opened.weight_bytes >= LARGE_WEIGHTS if low_memory is None else low_memory,
+            OnnxRuntimeBackend(
+                graphs,
+                device,
+                threads=threads,
+                cache_key=key,
+                files=opened.linked_files,
+                low_memory=low_memory,
+            ),
+            low_memory=low_memory,
             input_filter=input_filter,
             output_filter=output_filter,
         )

@@ -61,6 +61,8 @@ class OnnxRuntimeBackend:
         cache_key: names the folder of TensorRT's compiled engines, apart from those of every other bundle.
         files: the files that graphs take weights from, by the names that the graphs know them by; needed where
             they are not all beside the graphs.
+        low_memory: on a CPU, hold no memory between the operators of a run: ONNX Runtime's arena keeps several times
+            what is alive at once.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class OnnxRuntimeBackend:
         threads: int | None = None,
         cache_key: str = "",
         files: Mapping[str, Path] | None = None,
+        low_memory: bool = False,
     ) -> None:
         import onnxruntime
 
@@ -79,6 +82,7 @@ class OnnxRuntimeBackend:
         self.threads = allowed_cores() if threads is None else threads
         self.cache_key = cache_key
         self.files = dict(files or {})
+        self.low_memory = low_memory
         self.memory = "cpu" if self.device == "cpu" else "cuda"
         self.bound = self.device != "cpu"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
@@ -102,6 +106,8 @@ class OnnxRuntimeBackend:
         options.log_severity_level = FATAL_ONLY
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        if self.low_memory:
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         try:
             if self.files:
                 maps = [map_file(path) for path in self.files.values()]

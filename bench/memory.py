@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ..errors import KontextError
-from ..export.planning_text import TITLES
 from ..export.planning import stored_layers
+from ..export.planning_text import TITLES
 from ..model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
 from ..quant.memory import Workload, demands, engine_of, resident_bytes
 from ..quant.targets import find_target
@@ -87,7 +87,14 @@ def run_edit(bundle: Path) -> dict[str, int]:
     """Network → peak of resident memory in bytes."""
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "peaks.json"
-        words = [sys.executable, "-m", "kontext.bench.memory_child", str(bundle), f"{SIDE}x{SIDE}", str(STEPS)]
+        words = [
+            sys.executable,
+            "-m",
+            "kontext.bench.memory_child",
+            str(bundle),
+            f"{SIDE}x{SIDE}",
+            str(STEPS),
+        ]
         run_process(["sh", "-c", f'exec "$@" > "{output}"', "sh", *words])
         peaks: dict[str, int] = json.loads(output.read_text())
         return peaks
@@ -126,7 +133,10 @@ def part(kind: type[Config], data: Mapping[str, Any]) -> Config:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    header = ["peak [MB]", *(f"{name}, {what}" for name in result["bundles"] for what in ("measured", "predicted"))]
+    header = [
+        "peak [MB]",
+        *(f"{name}, {what}" for name in result["bundles"] for what in ("measured", "predicted")),
+    ]
     rows = []
     for network, title in TITLES.items():
         row = [title]
@@ -144,8 +154,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def footer(result: dict[str, Any]) -> str:
     width, height = result["size"]
     return (
-        f"Resident memory of one edit at {width}x{height} with a reference, {result['steps']} steps, each network dropped "
-        f"after its stage; random weights, 428 million parameters.\n{one_line(result['machine'])}"
+        f"Resident memory of one edit at {width}x{height} with a reference, {result['steps']} steps, each network "
+        f"dropped after its stage; random weights, 428 million parameters.\n{one_line(result['machine'])}"
     )
 
 

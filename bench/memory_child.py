@@ -1,4 +1,4 @@
-"""One edit with the peak resident memory of each of its stages: `python -m kontext.bench.memory_child BUNDLE WxH STEPS`.
+"""One edit, with the peak memory of each stage: `python -m kontext.bench.memory_child BUNDLE WxH STEPS`.
 
 A process of its own, since memory that was ever taken shows in what comes after. Prints one line of JSON.
 """

@@ -74,7 +74,7 @@ def draw(made: list[Plan], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise KontextError("the picture needs matplotlib: pip install 'kontext-export[bench]'") from None
+        raise KontextError("the picture needs matplotlib: pip install 'kontext-export[export]'") from None
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(made), sharey=True)

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import KontextError
 from ..model.config import KontextConfig
 from ..model.networks import NETWORKS, weight_shapes
-from ..quant.memory import Demand, Workload, demands, engine_of
+from ..quant.memory import Demand, Workload, demands, engine_of, resident_bytes
 from ..quant.methods import FORMATS
 from ..quant.options import Option
 from ..quant.planner import Allocation, Choice, Item, allocate
@@ -35,6 +35,8 @@ class Stage:
 
     network: str
     weights: int
+    stored: int
+    """Bytes on disk; in memory, `weights`, an engine may hold more."""
     demand: Demand
     counts: Mapping[str, tuple[int, int]]
     error: float
@@ -74,7 +76,7 @@ class Plan:
     @property
     def size(self) -> int:
         """Bytes of all weights."""
-        return sum(stage.weights for stage in self.stages)
+        return sum(stage.stored for stage in self.stages)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -170,7 +172,8 @@ def make_plan(
         wide = BYTES[base.compute[network]]
         items = []
         for weight, shape in layers.get(network, {}).items():
-            choices = [Choice(COMPUTE, wide * math.prod(shape), 0.0)]
+            plain = wide * math.prod(shape)
+            choices = [Choice(COMPUTE, plain, 0.0, plain)]
             for option in options:
                 if option.fits(shape):
                     if report is not None:
@@ -178,12 +181,12 @@ def make_plan(
                     else:
                         error = gain(network, weight, counts[kind_of(network, weight)])
                         error *= normal_error(option, shape, wide)
-                    choices.append(Choice(str(option), option.stored_bytes(shape, wide), error))
+                    stored = option.stored_bytes(shape, wide)
+                    size = resident_bytes([(option.format, stored)], target)
+                    choices.append(Choice(str(option), size, error, stored))
             items.append(Item(weight, tuple(choices)))
         fixed = fixed_bytes(config, network, shapes[network], layers.get(network, {}), wide)
-        stage, least = fit_stage(
-            network, items, layers.get(network, {}), fixed, needs[network], budget, target, wide
-        )
+        stage, least = fit_stage(network, items, layers.get(network, {}), fixed, needs[network], budget, wide)
         smallest = max(smallest, least)
         if stage is not None:
             allocation, made = stage
@@ -227,6 +230,24 @@ def fixed_bytes(
     return tables + sum(wide * math.prod(shape) for weight, shape in shapes.items() if weight not in layers)
 
 
+def stored_layers(config: KontextConfig, network: str, precision: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(format, bytes) of every weight and table of a bundle's network, by the `precision` of its manifest."""
+    compute = precision["networks"][network]
+    layers = precision["layers"].get(network, {})
+    result = [
+        (compute, table.numel() * table.element_size()) for table in constants(network, config).values()
+    ]
+    for weight, shape in weight_shapes(network, config).items():
+        layer = layers.get(weight, compute)
+        layer = {"format": layer} if isinstance(layer, str) else layer
+        if layer["format"] in FORMATS:
+            option = Option(layer["format"], layer.get("rank", 0))
+            result.append((option.format, option.stored_bytes((shape[1], shape[0]), BYTES[compute])))
+        else:
+            result.append((layer["format"], BYTES[layer["format"]] * math.prod(shape)))
+    return result
+
+
 def fit_stage(
     network: str,
     items: Sequence[Item],
@@ -234,7 +255,6 @@ def fit_stage(
     fixed: int,
     demand: Demand,
     budget: int,
-    target: Target,
     wide: int,
 ) -> tuple[tuple[Allocation, Stage] | None, int]:
     """The stage with the least error within the budget, or None, and the smallest budget that it fits into."""
@@ -256,10 +276,11 @@ def stage_of(network: str, allocation: Allocation, fixed: int, demand: Demand) -
     counts: dict[str, tuple[int, int]] = {}
     for choice in allocation.choices:
         layers, size = counts.get(choice.name, (0, 0))
-        counts[choice.name] = (layers + 1, size + choice.bytes)
+        counts[choice.name] = (layers + 1, size + choice.stored)
     return Stage(
         network,
         allocation.bytes + fixed,
+        sum(choice.stored for choice in allocation.choices) + fixed,
         demand,
         counts,
         allocation.error,

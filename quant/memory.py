@@ -6,6 +6,7 @@ an edit's peak is that of its largest stage. Weights are added by the planner.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..model.config import AutoencoderConfig, KontextConfig
@@ -82,6 +83,17 @@ CPU = Engine(
     fused_attention=False,
     host=True,
 )
+
+
+RESIDENT = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0, "fp8": 1.0, "int8": 2.2, "int4": 2.2, "nf4": 1.0}
+"""Format → bytes that ONNX Runtime holds on a CPU for each byte stored, after its own packing for its kernels."""
+
+
+def resident_bytes(stored: Iterable[tuple[str, int]], target: Target) -> int:
+    """Bytes in memory of weights of (format, bytes on disk) each."""
+    if not target.is_cpu:
+        return sum(size for _, size in stored)
+    return int(sum(RESIDENT[name] * size for name, size in stored))
 
 
 def engine_of(target: Target) -> Engine:

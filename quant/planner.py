@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to store a layer, bytes in all, and `error`, the relative energy that it adds to the velocity's error."""
+    """One way to store a layer: bytes in memory, `error`, the relative energy that it adds to the velocity's error, and
+    bytes on disk."""
 
     name: str
     bytes: int
     error: float
+    stored: int = 0
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ def test_architectures_get_what_they_run() -> None:
 
 
 def test_too_small_a_budget_names_the_smallest_that_does() -> None:
-    with pytest.raises(KontextError, match=r"nothing fits .* into 3\.00 GB on sm_89: the smallest budget .* is (.*)GB") as fault:
+    with pytest.raises(
+        KontextError, match=r"nothing fits .* into 3\.00 GB on sm_89: the smallest budget .* is (.*)GB"
+    ) as fault:
         flux(3)
     smallest = float(str(fault.value).split(" is ")[1].removesuffix("GB"))
     assert flux(smallest).peak <= smallest * 1e9
@@ -93,7 +95,9 @@ def test_a_model_that_fits_whole_is_left_alone() -> None:
 
 def test_the_plan_in_words(cards: dict[int, Plan]) -> None:
     text = render(cards[12])
-    assert "FLUX.1-Kontext-dev in 12.00 GB on sm_89: an edit at 1024x1024 with one reference, 28 steps" in text
+    assert (
+        "FLUX.1-Kontext-dev in 12.00 GB on sm_89: an edit at 1024x1024 with one reference, 28 steps" in text
+    )
     assert "T5" in text
     assert "dB signal to noise" in text
     assert "nothing lost" in render(cards[32])

@@ -31,9 +31,13 @@ def test_the_real_model_s_activations() -> None:
     assert all(demand.overhead == CUDA.overhead for demand in need.values())
 
 
-@pytest.mark.parametrize("more", [Workload(1024, 1024, references=2), Workload(1024, 1024, batch=2), Workload(1344, 1024)])
+@pytest.mark.parametrize(
+    "more", [Workload(1024, 1024, references=2), Workload(1024, 1024, batch=2), Workload(1344, 1024)]
+)
 def test_more_work_needs_more(more: Workload) -> None:
-    least, most = (demands(FLUX, BF16, work, CUDA)["transformer"].bytes for work in (Workload(1024, 1024), more))
+    least, most = (
+        demands(FLUX, BF16, work, CUDA)["transformer"].bytes for work in (Workload(1024, 1024), more)
+    )
     assert most > least
 
 

@@ -18,10 +18,16 @@ from kontext.quant.recipe import Layer  # noqa: E402
 
 @pytest.mark.parametrize(
     ("text", "option", "shown"),
-    [("fp8", Option("fp8", 0), "fp8"), ("int4", Option("int4", None), "int4"), ("int4:0", Option("int4", 0), "int4:0"),
-     ("INT4:auto", Option("int4", None), "int4"), ("int8:32", Option("int8", 32), "int8:32"),
-     ("fp8:auto", Option("fp8", None), "fp8:auto"), ("nf4", Option("nf4", None), "nf4")],
-)  # fmt: skip
+    [
+        ("fp8", Option("fp8", 0), "fp8"),
+        ("int4", Option("int4", None), "int4"),
+        ("int4:0", Option("int4", 0), "int4:0"),
+        ("INT4:auto", Option("int4", None), "int4"),
+        ("int8:32", Option("int8", 32), "int8:32"),
+        ("fp8:auto", Option("fp8", None), "fp8:auto"),
+        ("nf4", Option("nf4", None), "nf4"),
+    ],
+)
 def test_parsing(text: str, option: Option, shown: str) -> None:
     assert Option.parse(text) == option
     assert str(option) == shown
@@ -56,8 +62,10 @@ def test_bytes_are_those_of_the_file(name: str, rank: int, compute: str) -> None
 
 def test_bits_per_weight() -> None:
     shape = (3072, 9216)
-    bits = {str(option): 8 * option.stored_bytes(shape, 2) / math.prod(shape)
-            for option in parse_options("fp8,int4:0,int4,nf4:0,nvfp4:0")}  # fmt: skip
+    bits = {
+        str(option): 8 * option.stored_bytes(shape, 2) / math.prod(shape)
+        for option in parse_options("fp8,int4:0,int4,nf4:0,nvfp4:0")
+    }
     assert bits["int4:0"] == pytest.approx(4.25)
     assert bits["nvfp4:0"] == pytest.approx(4.5)
     assert bits["nf4:0"] == pytest.approx(4.5)

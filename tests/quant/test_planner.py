@@ -13,7 +13,10 @@ from kontext.quant.planner import Choice, Item, allocate, frontier, hull
 
 def items_of(sizes: list[list[tuple[int, int]]]) -> list[Item]:
     return [
-        Item(f"layer {number}", tuple(Choice(str(index), size, error) for index, (size, error) in enumerate(each)))
+        Item(
+            f"layer {number}",
+            tuple(Choice(str(index), size, error) for index, (size, error) in enumerate(each)),
+        )
         for number, each in enumerate(sizes)
     ]
 
@@ -28,7 +31,9 @@ def best(items: list[Item], budget: int) -> float | None:
     return min(fitting, default=None)
 
 
-layers = st.lists(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), min_size=1, max_size=4), max_size=5)
+layers = st.lists(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), min_size=1, max_size=4), max_size=5
+)
 
 
 @settings(max_examples=300, deadline=None)

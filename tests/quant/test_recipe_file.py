@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kontext.errors import KontextError  # noqa: E402
-from kontext.quant.recipe import SPARED, Layer, choose  # noqa: E402
-from kontext.quant.recipe_file import check_patterns, read_recipe  # noqa: E402
+from kontext.errors import KontextError
+from kontext.quant.recipe import SPARED, Layer, choose
+from kontext.quant.recipe_file import check_patterns, read_recipe
 
 NETWORKS = ("transformer", "modulation")
 BF16 = dict.fromkeys(NETWORKS, "bf16")
@@ -57,16 +57,27 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [("[", "is not JSON"), ([], "expected an object with rules"), ({}, "at least one rule"), ({"rules": []}, "at least one"),
-     ({"rules": [{"format": "int3"}]}, "rule 1: format is 'int3', expected fp8, int8, int4.* or compute"),
-     ({"rules": [{"format": "int8"}, {"format": "int8", "wieght": "x"}]}, "rule 2: 'wieght' is not known"),
-     ({"rules": [{"format": "int4", "rank": -1}]}, "rank is -1"), ({"rules": [{"format": "int4", "rank": True}]}, "rank is True"),
-     ({"rules": [{"format": "fp8", "activations": "int8"}]}, "activations is 'int8'"), ({"rules": [3]}, "rule 1 is no object"),
-     ({"rules": [{"format": "int8", "weight": 3}]}, "names or patterns"), ({"rules": [{"format": "int8"}], "spare": 1}, "spare"),
-     ({"rules": [{"format": "int8"}], "compute": "int8"}, "compute of transformer is 'int8'"),
-     ({"rules": [{"format": "int8"}], "compute": {"transformer": "bf16"}}, "one of them for each of transformer, modulation"),
-     ({"rulez": []}, "'rulez' is not known")],
-)  # fmt: skip
+    [
+        ("[", "is not JSON"),
+        ([], "expected an object with rules"),
+        ({}, "at least one rule"),
+        ({"rules": []}, "at least one"),
+        ({"rules": [{"format": "int3"}]}, "rule 1: format is 'int3', expected fp8, int8, int4.* or compute"),
+        ({"rules": [{"format": "int8"}, {"format": "int8", "wieght": "x"}]}, "rule 2: 'wieght' is not known"),
+        ({"rules": [{"format": "int4", "rank": -1}]}, "rank is -1"),
+        ({"rules": [{"format": "int4", "rank": True}]}, "rank is True"),
+        ({"rules": [{"format": "fp8", "activations": "int8"}]}, "activations is 'int8'"),
+        ({"rules": [3]}, "rule 1 is no object"),
+        ({"rules": [{"format": "int8", "weight": 3}]}, "names or patterns"),
+        ({"rules": [{"format": "int8"}], "spare": 1}, "spare"),
+        ({"rules": [{"format": "int8"}], "compute": "int8"}, "compute of transformer is 'int8'"),
+        (
+            {"rules": [{"format": "int8"}], "compute": {"transformer": "bf16"}},
+            "one of them for each of transformer, modulation",
+        ),
+        ({"rulez": []}, "'rulez' is not known"),
+    ],
+)
 def test_faults_are_named(tmp_path: Path, data: Any, message: str) -> None:
     with pytest.raises(KontextError, match=message):
         read_recipe(write(tmp_path, data), BF16)

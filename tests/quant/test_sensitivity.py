@@ -25,11 +25,18 @@ from kontext.quant.sensitivity import (  # noqa: E402
 
 
 def report() -> Sensitivity:
-    layer = LayerSensitivity((64, 32), {"int8": 1e-4, "int4": 1e-2}, {"int8": 2e-4}, {"int8": [1e-4, 1e-4, 1e-4]})
+    layer = LayerSensitivity(
+        (64, 32), {"int8": 1e-4, "int4": 1e-2}, {"int8": 2e-4}, {"int8": [1e-4, 1e-4, 1e-4]}
+    )
     return Sensitivity(
-        "model", "velocity", ["int8", "int4"], {"transformer": {"a.weight": layer}},
-        {"int8": {"sum": 1e-4, "whole": 1.1e-4}}, [{"network": "transformer", "psnr": 40.0}], {"count": 2},
-    )  # fmt: skip
+        "model",
+        "velocity",
+        ["int8", "int4"],
+        {"transformer": {"a.weight": layer}},
+        {"int8": {"sum": 1e-4, "whole": 1.1e-4}},
+        [{"network": "transformer", "psnr": 40.0}],
+        {"count": 2},
+    )
 
 
 def test_a_report_survives_a_file(tmp_path: Path) -> None:
@@ -48,9 +55,16 @@ def damage(data: dict[str, Any], *keys: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("keys", "value"),
-    [(("format",), "other"), (("format_version",), 99), (("method",), "guess"), (("layers",), []), (("options",), ["int3"]),
-     (("layers", "transformer", "a.weight", "errors"), {"int8": -1}), (("layers", "transformer", "a.weight", "shape"), [1])],
-)  # fmt: skip
+    [
+        (("format",), "other"),
+        (("format_version",), 99),
+        (("method",), "guess"),
+        (("layers",), []),
+        (("options",), ["int3"]),
+        (("layers", "transformer", "a.weight", "errors"), {"int8": -1}),
+        (("layers", "transformer", "a.weight", "shape"), [1]),
+    ],
+)
 def test_what_is_no_report_is_refused(tmp_path: Path, keys: tuple[str, ...], value: Any) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(damage(report().as_json(), *keys, value=value)))
@@ -72,7 +86,9 @@ def test_relative_error_is_that_of_the_layer_s_output() -> None:
     expected = float(((inputs @ noise).norm() / (inputs @ weight).norm()) ** 2)
     moments = (inputs.t() @ inputs)[None]
     assert relative_error(weight, weight + noise, moments) == pytest.approx(expected, rel=1e-4)
-    assert relative_error(weight, weight + noise, None) == pytest.approx(float((noise.norm() / weight.norm()) ** 2))
+    assert relative_error(weight, weight + noise, None) == pytest.approx(
+        float((noise.norm() / weight.norm()) ** 2)
+    )
     assert relative_error(torch.zeros(4, 4), torch.zeros(4, 4), None) == 0
 
 
@@ -92,7 +108,10 @@ def test_a_branch_takes_its_share_of_a_normal_weight() -> None:
 
 
 def test_kinds_have_no_block_numbers() -> None:
-    assert kind_of("transformer", "double_blocks.11.img_mlp.2.weight") == "transformer/double_blocks.img_mlp.2.weight"
+    assert (
+        kind_of("transformer", "double_blocks.11.img_mlp.2.weight")
+        == "transformer/double_blocks.img_mlp.2.weight"
+    )
     assert kind_of("text_encoder_2", "encoder.block.3.layer.0.SelfAttention.q.weight") == (
         "text_encoder_2/encoder.block.layer.0.SelfAttention.q.weight"
     )

@@ -10,9 +10,20 @@ from kontext.quant.targets import find_target, gigabytes, parse_size
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("sm_89", "sm_89"), ("SM89", "sm_89"), ("8.9", "sm_89"), ("RTX 4090", "sm_89"), ("NVIDIA GeForce RTX 3090", "sm_86"),
-     ("h100", "sm_90"), ("sm_90a", "sm_90"), ("12.0", "sm_120"), ("rtx5090", "sm_120"), ("T4", "sm_75"), ("CPU", "cpu")],
-)  # fmt: skip
+    [
+        ("sm_89", "sm_89"),
+        ("SM89", "sm_89"),
+        ("8.9", "sm_89"),
+        ("RTX 4090", "sm_89"),
+        ("NVIDIA GeForce RTX 3090", "sm_86"),
+        ("h100", "sm_90"),
+        ("sm_90a", "sm_90"),
+        ("12.0", "sm_120"),
+        ("rtx5090", "sm_120"),
+        ("T4", "sm_75"),
+        ("CPU", "cpu"),
+    ],
+)
 def test_targets(text: str, name: str) -> None:
     assert find_target(text).name == name
 
@@ -32,10 +43,24 @@ def test_unknown_gpus_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("12GB", 12 * 10**9), ("12 gb", 12 * 10**9), ("7.5GiB", int(7.5 * 2**30)), ("900MB", 900 * 10**6), ("1.5e", None),
-     ("16g", 16 * 10**9), ("4096", 4096), (".5GB", 5 * 10**8), ("12 parsecs", None), ("", None), ("-3GB", None),
-     ("GB", None), ("1,5GB", None), ("nan", None), ("inf", None)],
-)  # fmt: skip
+    [
+        ("12GB", 12 * 10**9),
+        ("12 gb", 12 * 10**9),
+        ("7.5GiB", int(7.5 * 2**30)),
+        ("900MB", 900 * 10**6),
+        ("1.5e", None),
+        ("16g", 16 * 10**9),
+        ("4096", 4096),
+        (".5GB", 5 * 10**8),
+        ("12 parsecs", None),
+        ("", None),
+        ("-3GB", None),
+        ("GB", None),
+        ("1,5GB", None),
+        ("nan", None),
+        ("inf", None),
+    ],
+)
 def test_sizes(text: str, size: int | None) -> None:
     if size is not None:
         assert parse_size(text) == size

@@ -35,16 +35,16 @@ MIDDLE = KontextConfig(
     TransformerConfig(
         hidden_size=1024, num_heads=8, num_double_blocks=4, num_single_blocks=8, text_dim=1024, pooled_dim=512
     ),
-    AutoencoderConfig((64, 128, 256, 256), sample_size=512),
+    AutoencoderConfig((64, 128, 256, 256), sample_size=256),
     ClipConfig(768, 512, 2048, num_layers=6, num_heads=8),
     T5Config(512, 1024, 64, 2816, num_layers=8, num_heads=16, max_length=128),
 )
 """428 million parameters: large enough for weights and activations to outweigh the process around them."""
 
-SIDE, STEPS = 512, 2
+SIDE, STEPS = 256, 2
 """Of the edit. A second step shows what the runtime keeps from the first."""
 
-BUDGET = "1GB"
+BUDGET = "700MB"
 
 VARIANTS = {
     "fp32": ["--fp32"],

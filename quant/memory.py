@@ -54,7 +54,9 @@ class Engine:
     """What runs the graphs, as far as memory goes.
 
     `overhead` is always there; `workspace` is what its libraries ask for; `slack` is the share of activations that the
-    allocator wastes; with `fused_attention` no matrix of scores exists; `staging` is whether the host's copies count.
+    allocator wastes; with `fused_attention` no matrix of scores exists; on a `host` what waits for later stages counts.
+    `spread` is by how much an executor holds more of the transformer's activations than are alive, `planes` how many
+    tensors of a picture's full size the autoencoder's blocks hold.
     """
 
     overhead: int
@@ -62,6 +64,8 @@ class Engine:
     slack: float
     fused_attention: bool
     host: bool
+    spread: float
+    planes: float
 
 
 CUDA = Engine(
@@ -73,20 +77,27 @@ CUDA = Engine(
     slack=0.1,
     fused_attention=True,
     host=False,
+    spread=1.0,
+    planes=4.0,
 )
 
 CPU = Engine(
     # Interpreter, numpy, ONNX Runtime, tokenizers, Pillow; session state of six graphs comes and goes.
     overhead=110_000_000,
     workspace=16 << 20,
-    slack=0.1,
+    # The three below were measured without an arena, on a transformer of 12 blocks and hidden size 1024 with 544 and
+    # 1632 tokens (99 and 413 MiB, scores of 9 and 81 MiB among them) and an autoencoder of 64 to 256 channels.
+    slack=0.0,
     fused_attention=False,
     host=True,
+    spread=3.0,
+    planes=5.25,
 )
 
 
-RESIDENT = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0, "fp8": 1.0, "int8": 2.2, "int4": 2.2, "nf4": 1.0}
-"""Format → bytes that ONNX Runtime holds on a CPU for each byte stored, after its own packing for its kernels."""
+RESIDENT = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0, "fp8": 1.0, "int8": 2.2, "int4": 1.0, "nf4": 1.0}
+"""Format → bytes that ONNX Runtime holds on a CPU for each byte stored: fp32 and INT4 are packed for its kernels and
+the file's pages let go, INT8 weights stay beside their packed copies (measured, ONNX Runtime 1.32)."""
 
 
 def resident_bytes(stored: Iterable[tuple[str, int]], target: Target) -> int:
@@ -109,8 +120,8 @@ def demands(
     live = {
         "text_encoder": clip_numbers(config, engine),
         "text_encoder_2": t5_numbers(config, engine),
-        "vae_encoder": encoder_numbers(config.autoencoder, pixels),
-        "vae_decoder": decoder_numbers(config.autoencoder, pixels),
+        "vae_encoder": encoder_numbers(config.autoencoder, pixels, engine),
+        "vae_decoder": decoder_numbers(config.autoencoder, pixels, engine),
         "modulation": modulation_numbers(config, work),
         "transformer": work.batch * transformer_numbers(config, tokens, engine),
     }
@@ -158,15 +169,15 @@ def transformer_numbers(config: KontextConfig, tokens: Tokens, engine: Engine) -
     """
     model = config.transformer
     hidden, mlp = model.hidden_size, model.mlp_size
-    scores = 0 if engine.fused_attention else model.num_heads * tokens.all**2
     joined = 7 * tokens.all * hidden
-    attending = 5 * tokens.all * hidden + scores
     widened = (tokens.all + tokens.text + tokens.image) * hidden + 2 * tokens.image * mlp
     split = (hidden + 2 * (3 * hidden + mlp)) * tokens.all
-    single_attending = (5 * hidden + mlp) * tokens.all + scores
     # The inputs in the compute format: tokens, text, modulations.
     inputs = tokens.image * model.in_channels + tokens.text * model.text_dim + modulation_width(config)
-    return inputs + max(joined, attending, widened, split, single_attending)
+    if engine.fused_attention:
+        return inputs + max(joined, widened, split)
+    # While scores exist less else does, but what an executor holds on to is there as well.
+    return inputs + int(engine.spread * max(joined, widened, split)) + model.num_heads * tokens.all**2
 
 
 def modulation_width(config: KontextConfig) -> int:
@@ -196,16 +207,16 @@ def clip_numbers(config: KontextConfig, engine: Engine) -> int:
     return model.max_length * (2 * model.hidden_size + 3 * model.intermediate_size) + scores
 
 
-def encoder_numbers(model: AutoencoderConfig, pixels: int) -> int:
+def encoder_numbers(model: AutoencoderConfig, pixels: int, engine: Engine) -> int:
     """The first level, at full resolution: a block's input, its norm, the SiLU's two factors; or the attention."""
-    first = 4 * model.block_channels[0] * pixels
+    first = int(engine.planes * model.block_channels[0] * pixels)
     return max(first, middle_numbers(model, pixels))
 
 
-def decoder_numbers(model: AutoencoderConfig, pixels: int) -> int:
+def decoder_numbers(model: AutoencoderConfig, pixels: int, engine: Engine) -> int:
     """The last level's first block, which still has the channels of the level before; or the attention."""
     wide = model.block_channels[1] if len(model.block_channels) > 1 else model.block_channels[0]
-    return max(4 * wide * pixels, middle_numbers(model, pixels))
+    return max(int(engine.planes * wide * pixels), middle_numbers(model, pixels))
 
 
 def middle_numbers(model: AutoencoderConfig, pixels: int) -> int:

@@ -118,7 +118,7 @@ class Sensitivity:
             )
         except OSError as fault:
             raise KontextError(f"cannot read {path}: {fault.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, KontextError) as fault:
             raise KontextError(f"{path} is no report of kontext-export sensitivity: {fault}") from None
 
     def error(self, network: str, weight: str, shape: tuple[int, int], option: Option) -> float:

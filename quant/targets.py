@@ -94,7 +94,7 @@ def parse_size(text: str) -> int:
     Raises:
         KontextError: it is no size, or nothing.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmg]i?)b?|b)\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmg]i?)b?|b)?\s*", text.lower())
     if not match:
         raise KontextError(f"{text!r} is not a size of memory: write 12GB, 11.5GiB or 900MB")
     size = float(match[1]) * UNITS[match[2] or ""]

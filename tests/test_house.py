@@ -33,7 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"runtime"},
     "bench": set(FOLDERS),
 }
-HEAVY = {"torch", "transformers", "diffusers", "triton", "onnx", "onnx_ir", "onnxscript", "scipy", "skimage", "matplotlib"}
+HEAVY = {
+    *("torch", "transformers", "diffusers", "triton", "onnx", "onnx_ir", "onnxscript"),
+    *("scipy", "skimage", "matplotlib"),
+}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

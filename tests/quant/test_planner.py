@@ -91,8 +91,8 @@ def test_nothing_to_choose() -> None:
 
 
 def test_frontier_and_hull() -> None:
-    choices = [Choice(name, size, error) for name, size, error in
-               (("a", 16, 0.0), ("b", 8, 2.0), ("c", 9, 3.0), ("d", 4, 10.0), ("e", 6, 9.0), ("f", 4, 12.0))]  # fmt: skip
+    sizes = {"a": (16, 0.0), "b": (8, 2.0), "c": (9, 3.0), "d": (4, 10.0), "e": (6, 9.0), "f": (4, 12.0)}
+    choices = [Choice(name, size, error) for name, (size, error) in sizes.items()]
     kept = frontier(choices)
     assert [choice.name for choice in kept] == ["d", "e", "b", "a"]  # c and f are beaten
     assert [kept[index].name for index in hull(kept)] == ["d", "b", "a"]  # e lies above the line from d to b

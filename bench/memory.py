@@ -28,7 +28,7 @@ from . import synthetic
 from .inputs import command
 from .machine import describe, one_line
 from .measure import run_process
-from .report import Table, write_json
+from .report import Table, replace_section, write_json
 
 MIDDLE = KontextConfig(
     "kontext-middle",
@@ -108,8 +108,7 @@ def predict(folder: Path, work: Workload) -> dict[str, int]:
     cpu = find_target("cpu")
     needs = demands(config, precision["networks"], work, engine_of(cpu))
     return {
-        name: demand.bytes
-        + resident_bytes(stored_layers(config, name, precision), precision["networks"][name], cpu)
+        name: demand.bytes + resident_bytes(stored_layers(config, name, precision), cpu)
         for name, demand in needs.items()
     }
 
@@ -168,6 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--bundles", default=",".join(VARIANTS), help="which, by name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="rewrite this page's section of memory")
     options = parser.parse_args(arguments)
     try:
         names = options.bundles.split(",")
@@ -175,11 +175,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise KontextError(f"--bundles takes {', '.join(VARIANTS)}, not {unknown[0]!r}")
         with tempfile.TemporaryDirectory(prefix="kontext-memory-") as temporary:
             result = measure(options.folder or Path(temporary), names, sys.stderr.isatty())
+        if options.json is not None:
+            write_json(options.json, result)
+        if options.page is not None:
+            text = "\n\n".join([*(each.markdown() for each in tables(result)), footer(result)])
+            replace_section(options.page, "memory", text)
     except KontextError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
-    if options.json is not None:
-        write_json(options.json, result)
     for each in tables(result):
         print(each.text(), end="\n\n")
     print(footer(result))

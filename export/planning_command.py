@@ -100,7 +100,9 @@ def plan_for(options: argparse.Namespace, chosen: Origin) -> Plan:
         width, height = parse_pixels(options.size, multiple)
     references = 1 if options.references is None else options.references
     batch = 1 if options.batch is None else options.batch
-    work = Workload(width, height, references, max(batch, 1), config.sampler.steps)
+    if batch == 0:
+        raise KontextError("--batch must be at least 1")
+    work = Workload(width, height, references, batch, config.sampler.steps)
     return make_plan(config, budget, target, work, options.compute, asked, report)
 
 

@@ -95,16 +95,16 @@ CPU = Engine(
 )
 
 
-RESIDENT = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0, "fp8": 1.0, "int8": 2.2, "int4": 1.0, "nf4": 1.0}
-"""Format → bytes that ONNX Runtime holds on a CPU for each byte stored: fp32 and INT4 are packed for its kernels and
-the file's pages let go, INT8 weights stay beside their packed copies (measured, ONNX Runtime 1.32)."""
+RESIDENT = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0, "fp8": 1.0, "int8": 2.2, "int4": 1.0}
+"""Format → bytes that ONNX Runtime holds on a CPU for each byte stored (1 for others): fp32 and INT4 are packed for its
+kernels and the file's pages let go, INT8 weights stay beside their packed copies (measured, ONNX Runtime 1.32)."""
 
 
 def resident_bytes(stored: Iterable[tuple[str, int]], target: Target) -> int:
     """Bytes in memory of weights of (format, bytes on disk) each."""
     if not target.is_cpu:
         return sum(size for _, size in stored)
-    return int(sum(RESIDENT[name] * size for name, size in stored))
+    return int(sum(RESIDENT.get(name, 1.0) * size for name, size in stored))
 
 
 def engine_of(target: Target) -> Engine:

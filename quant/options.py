@@ -47,7 +47,7 @@ class Option:
         Raises:
             KontextError: no such format or rank.
         """
-        match = re.fullmatch(r"([a-z]+\d)(?::(auto|\d{1,3}))?", text.strip().lower())
+        match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(auto|\d{1,3}))?", text.strip().lower())
         if not match or match[1] not in COSTS:
             raise KontextError(
                 f"{text.strip()!r} is no number format: choose from {', '.join(COSTS)}, with the rank of a low-rank "

@@ -199,6 +199,18 @@ def gain(network: str, weight: str, count: int) -> float:
     return known / count
 
 
+def gains_of(report: Sensitivity, option: str) -> dict[str, float]:
+    """The table `GAINS`, of a report that was measured: kind → sum over its layers of the velocity's error per relative
+    error of the layer's own."""
+    gains: dict[str, float] = {}
+    for network, layers in report.layers.items():
+        for weight, layer in layers.items():
+            if layer.relative.get(option, 0.0) > 0:
+                kind = kind_of(network, weight)
+                gains[kind] = gains.get(kind, 0.0) + layer.errors[option] / layer.relative[option]
+    return gains
+
+
 def normal_error(option: Option, shape: tuple[int, int], wide: int) -> float:
     """The relative error that an option leaves in a normal weight of `shape` [in, out].
 

@@ -113,6 +113,7 @@ def test_an_export_follows_a_recipe(
         (["--fit", "12GB", "--size", "big", "--plan-only"], "'big' is not WIDTHxHEIGHT"),
         (["--fit", "12GB", "--size", "100x128", "--plan-only"], "both sides must be multiples of 16"),
         (["--fit", "12GB", "--sensitivity", "none.json", "--plan-only"], "cannot read none.json"),
+        (["--fit", "12GB", "--batch", "0", "--plan-only"], "--batch must be at least 1"),
         (["--fit", "10MB", "--plan-only"], "the smallest budget that does"),
         (["--fit", "1GB"], "name the bundle's folder: -o OUT"),
     ],

@@ -17,6 +17,7 @@ from kontext.quant.sensitivity import (  # noqa: E402
     LayerSensitivity,
     Sensitivity,
     gain,
+    gains_of,
     kind_of,
     normal_error,
     relative_error,
@@ -115,6 +116,14 @@ def test_kinds_have_no_block_numbers() -> None:
     assert kind_of("text_encoder_2", "encoder.block.3.layer.0.SelfAttention.q.weight") == (
         "text_encoder_2/encoder.block.layer.0.SelfAttention.q.weight"
     )
+
+
+def test_gains_come_from_a_measured_report() -> None:
+    layer = LayerSensitivity((8, 8), {"int8": 2e-4}, {"int8": 1e-4})
+    measured = Sensitivity(
+        "model", "velocity", ["int8"], {"transformer": {"b.0.c.weight": layer, "b.1.c.weight": layer}}
+    )
+    assert gains_of(measured, "int8") == {"transformer/b.c.weight": pytest.approx(4.0)}
 
 
 def test_each_block_adds_its_part() -> None:

@@ -69,9 +69,9 @@ class Engine:
 
 
 CUDA = Engine(
-    # A context with the modules of cuBLAS and cuDNN: 400 to 600 MB on Ampere, Ada and Hopper, whatever the model.
+    # None of this was measured here. A context with the modules of cuBLAS and cuDNN, whatever the model.
     overhead=600_000_000,
-    # cuBLASLt's recommendation is 32 MiB on Hopper and less before; two streams.
+    # cuBLASLt's recommendation is 32 MiB on Hopper and less before; twice that, for convolutions.
     workspace=64 << 20,
     # Arenas that grow by what is asked for: rounding to 2 MiB and holes between tensors of different sizes.
     slack=0.1,
@@ -118,8 +118,8 @@ def demands(
     tokens = tokens_of(config, work)
     pixels = work.width * work.height
     live = {
-        "text_encoder": clip_numbers(config, engine),
-        "text_encoder_2": t5_numbers(config, engine),
+        "text_encoder": work.batch * clip_numbers(config, engine),  # as if every prompt were another
+        "text_encoder_2": work.batch * t5_numbers(config, engine),
         "vae_encoder": encoder_numbers(config.autoencoder, pixels, engine),
         "vae_decoder": decoder_numbers(config.autoencoder, pixels, engine),
         "modulation": modulation_numbers(config, work),

@@ -94,9 +94,9 @@ def allocate(items: Sequence[Item], budget: int) -> Allocation | None:
             state.take(number, after)
     while improve(state):
         pass
-    choices = tuple(each[index] for each, index in zip(state.frontiers, state.chosen, strict=True))
+    final = tuple(each[index] for each, index in zip(state.frontiers, state.chosen, strict=True))
     # Without a step too large to take, every layer is at its best.
-    return Allocation(choices, sum(choice.error for choice in choices) if bound is None else max(bound, 0.0))
+    return Allocation(final, sum(choice.error for choice in final) if bound is None else max(bound, 0.0))
 
 
 def improve(state: State) -> bool:

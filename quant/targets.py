@@ -80,7 +80,7 @@ def find_target(text: str) -> Target:
         raise KontextError(
             f"GPU {text!r} is not known: name an architecture ({known}), a card such as RTX 4090, or cpu"
         )
-    formats = ANYWHERE
+    formats: tuple[str, ...] = ANYWHERE
     if capability >= FP8_FROM:
         formats = ("fp8", *formats)
     if capability >= FP4_FROM:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
-from ..export.cli import EMBEDDED
+from ..export.source_flags import EMBEDDED
 from ..runtime.cli import parse_size
 from .inputs import parse_counts
 from .report import Table, write_json

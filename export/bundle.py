@@ -68,6 +68,7 @@ def export(
     link_weights: bool = False,
     samples: Samples | None = None,
     kernels: Sequence[int] = (),
+    plan: Mapping[str, object] | None = None,
 ) -> Summary:
     """Exports the checkpoint `model` as the bundle `output`.
 
@@ -81,6 +82,7 @@ def export(
         link_weights: leave weights that need no conversion in the checkpoint's own files.
         samples: edits to calibrate quantization on; None to round every weight to the nearest.
         kernels: architectures to compile the torch backend's kernels for, 89 for sm_89.
+        plan: the memory plan that the recipe is of, for the manifest.
 
     Raises:
         KontextError: the checkpoint is faulty, `output` is in the way, or the disk is full.
@@ -118,7 +120,7 @@ def export(
                 fill(journal, checkpoint, recipe, layout, summary, Progress(show_progress))
                 if kernels:
                     compile_kernels(journal, checkpoint, recipe, kernels, Progress(show_progress))
-                finish(journal, checkpoint, recipe, layout, tokenizers, summary)
+                finish(journal, checkpoint, recipe, layout, tokenizers, summary, plan)
             # the checkpoint or the disk has to change, and nothing made so far would fit
             except KontextError:
                 journal.discard()
@@ -271,6 +273,7 @@ def finish(
     layout: Layout,
     tokenizers: dict[str, TokenizerFile],
     summary: Summary,
+    plan: Mapping[str, object] | None,
 ) -> None:
     """Writes tokenizers and manifest: the last files."""
     for name, tokenizer in tokenizers.items():
@@ -280,6 +283,8 @@ def finish(
     manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
     if layout.statistics.about:
         manifest["calibration"] = layout.statistics.about
+    if plan is not None:
+        manifest["plan"] = plan
     if layout.locations:
         manifest["links"] = linking.manifest_links(checkpoint, layout.locations)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import KontextError
+from .source_flags import from_1_to
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,17 +43,6 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Python with the content filters input_filter and output_filter",
     )
-
-
-def from_1_to(largest: int) -> Callable[[str], int]:
-    """An argument's type: a whole number from 1 to `largest`."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= largest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {largest}")
-        return int(text)
-
-    return number
 
 
 def check(options: argparse.Namespace) -> None:

@@ -89,7 +89,8 @@ class Pipeline:
                 the one before it computes.
             verify: compare every file's SHA-256 first.
             low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
-                instead of the sum; the next edit loads them again. None: from 2 GiB of weights on.
+                instead of the sum; the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
+                to fit a memory budget.
             threads: cores to use on the CPU; None for all that this process may use.
             input_filter, output_filter: content filters. FLUX.1 [dev]'s licence asks those who deploy it for
                 them; none is built in.
@@ -100,10 +101,12 @@ class Pipeline:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if verify:
             opened.verify()
+        if low_memory is None:  # a bundle made for a memory budget was planned so
+            low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
         return cls(
             opened,
-            make_backend(opened, backend, device, threads, offload),
-            low_memory=opened.weight_bytes >= LARGE_WEIGHTS if low_memory is None else low_memory,
+            make_backend(opened, backend, device, threads, offload, low_memory),
+            low_memory=low_memory,
             input_filter=input_filter,
             output_filter=output_filter,
         )
@@ -315,7 +318,9 @@ class Pipeline:
         return outputs
 
 
-def make_backend(bundle: Bundle, backend: str, device: str, threads: int | None, offload: bool) -> Backend:
+def make_backend(
+    bundle: Bundle, backend: str, device: str, threads: int | None, offload: bool, low_memory: bool
+) -> Backend:
     """The engine called `backend` on `device`; nothing of another one is imported."""
     if backend not in BACKENDS:
         raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
@@ -338,7 +343,9 @@ def make_backend(bundle: Bundle, backend: str, device: str, threads: int | None,
     from .backends.onnxruntime import OnnxRuntimeBackend
 
     graphs = {name: entry.path for name, entry in bundle.graphs.items()}
-    return OnnxRuntimeBackend(graphs, device, threads=threads, files=bundle.linked_files)
+    return OnnxRuntimeBackend(
+        graphs, device, threads=threads, files=bundle.linked_files, low_memory=low_memory
+    )
 
 
 def key(reference: Reference) -> tuple[int, Size]:

@@ -33,7 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"runtime"},
     "bench": set(FOLDERS),
 }
-HEAVY = {"torch", "transformers", "diffusers", "triton", "onnx", "onnx_ir", "onnxscript", "scipy", "skimage"}
+HEAVY = {
+    *("torch", "transformers", "diffusers", "triton", "onnx", "onnx_ir", "onnxscript"),
+    *("scipy", "skimage", "matplotlib"),
+}
 TORCH_BACKEND = "runtime/backends/torch"
 """What the files of the one part of the runtime that needs PyTorch begin with; they may import
 TORCH_BACKEND_IMPORTS too."""
@@ -172,6 +175,10 @@ def shell_commands(document: Path) -> list[list[str]]:
     return commands
 
 
+SUBCOMMANDS = (["inspect"], ["sensitivity"])
+"""Of kontext-export, which have flags of their own."""
+
+
 @cache
 def help_of(module: str, *subcommand: str) -> str:
     words = [sys.executable, "-m", module, *subcommand, "--help"]
@@ -189,7 +196,7 @@ def test_documented_commands_and_flags_exist(document: Path) -> None:
             assert set(goals) <= targets, words
         elif program in scripts:
             module = scripts[program].partition(":")[0]
-            subcommand = words[1:2] if program == "kontext-bench" else []
+            subcommand = words[1:2] if program == "kontext-bench" or words[1:2] in SUBCOMMANDS else []
             text = help_of(module, *subcommand)
             flags = {word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
             known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text))

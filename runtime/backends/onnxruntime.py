@@ -58,6 +58,8 @@ class OnnxRuntimeBackend:
         threads: cores that one run may use; None for all that this process may use.
         files: the files that graphs take weights from, by the names that the graphs know them by; needed where
             they are not all beside the graphs.
+        low_memory: on a CPU, hold no memory between the operators of a run: ONNX Runtime's arena keeps several times
+            what is alive at once.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class OnnxRuntimeBackend:
         device: str = "auto",
         threads: int | None = None,
         files: Mapping[str, Path] | None = None,
+        low_memory: bool = False,
     ) -> None:
         import onnxruntime
 
@@ -74,6 +77,7 @@ class OnnxRuntimeBackend:
         self.device = choose_device(device, onnxruntime.get_available_providers())
         self.threads = allowed_cores() if threads is None else threads
         self.files = dict(files or {})
+        self.low_memory = low_memory
         self.memory = "cpu" if self.device == "cpu" else "cuda"
         self.bound = self.device != "cpu"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
@@ -97,6 +101,8 @@ class OnnxRuntimeBackend:
         options.log_severity_level = FATAL_ONLY
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        if self.low_memory:
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         try:
             if self.files:
                 maps = [map_file(path) for path in self.files.values()]

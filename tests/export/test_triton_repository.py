@@ -15,7 +15,8 @@ import pytest
 
 from kontext.errors import KontextError
 from kontext.export import triton_config, triton_repository
-from kontext.export.cli import EMBEDDED, main
+from kontext.export.cli import main
+from kontext.export.source_flags import EMBEDDED
 from kontext.export.triton_repository import Settings, write_repository
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.server import contract

@@ -71,6 +71,14 @@ def test_sessions_are_made_when_needed_and_dropped_when_told(tiny_bundle: Path) 
     assert not backend.sessions
 
 
+def test_low_memory_holds_nothing_between_operators(tiny_bundle: Path) -> None:
+    ids = {"input_ids": np.ones((2, 77), np.int64)}
+    plain, lean = (backend_of(tiny_bundle, low_memory=low) for low in (False, True))
+    assert np.array_equal(lean.run("text_encoder", ids)["pooled"], plain.run("text_encoder", ids)["pooled"])
+    options = lean.sessions["text_encoder"].get_session_options()
+    assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, False)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinities here")
 def test_threads_are_the_cores_that_the_process_may_use(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch

@@ -45,7 +45,8 @@ def edited(folder: Path, **options: Any) -> Image.Image:
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The embedded model in three formats."""
-    from kontext.export.cli import EMBEDDED, main
+    from kontext.export.cli import main
+    from kontext.export.source_flags import EMBEDDED
 
     if not (EMBEDDED / "model_index.json").exists():
         pytest.skip("the embedded model is not part of this checkout")

@@ -1,0 +1,3 @@
+"""gains"""
+
+GAINS: dict[str, float] = {}

@@ -1,0 +1,97 @@
+"""Ways to store a layer, as people write them ("int4", "int4:0", "fp8"), and the bytes that each takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import KontextError
+from . import low_rank
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bits of a quantized format: `values` for each weight; one scale for each output channel or, where `group` is
+    not 0, for each group of so many input rows, of `scale` bits or, where that is 0, in the compute format."""
+
+    values: int
+    group: int = 0
+    scale: int = 0
+
+
+COSTS = {
+    "fp8": Cost(8),
+    "int8": Cost(8),
+    "int4": Cost(4, 64),
+    "nf4": Cost(4, 64, 32),
+    "nvfp4": Cost(4, 16, 8),
+}
+"""What the formats take; a test holds those that are exported to the files that come out."""
+
+BRANCHED = ("int4", "nf4", "nvfp4")
+"""Formats that get a low-rank branch unless told otherwise: at eight bits there is little to correct."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A quantized format and the rank of the branch beside it; None: by the weight's size."""
+
+    format: str
+    rank: int | None = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Option:
+        """FORMAT[:RANK], where RANK is a number or auto; auto for four bits, 0 for more, unless given.
+
+        Raises:
+            KontextError: no such format or rank.
+        """
+        match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(auto|\d{1,3}))?", text.strip().lower())
+        if not match or match[1] not in COSTS:
+            raise KontextError(
+                f"{text.strip()!r} is no number format: choose from {', '.join(COSTS)}, with the rank of a low-rank "
+                "branch after a colon (int4:0, int4:32) or without"
+            )
+        if match[2] is None:
+            return cls(match[1], None if match[1] in BRANCHED else 0)
+        return cls(match[1], None if match[2] == "auto" else int(match[2]))
+
+    def __str__(self) -> str:
+        usual = None if self.format in BRANCHED else 0
+        if self.rank == usual:
+            return self.format
+        return f"{self.format}:{'auto' if self.rank is None else self.rank}"
+
+    def rank_of(self, shape: tuple[int, int], wide: int) -> int:
+        """The rank for a weight [in, out] in a network that computes in `wide` bytes a number."""
+        rank = low_rank.rank_for(shape, wide) if self.rank is None else self.rank
+        return min(rank, *shape)
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether a weight [in, out] has whole groups, and whole bytes."""
+        cost = COSTS[self.format]
+        return shape[0] % (cost.group or 1) == 0 and shape[1] * cost.values % 8 == 0
+
+    def stored_bytes(self, shape: tuple[int, int], wide: int) -> int:
+        """Bytes of a weight [in, out]: values, scales and branch."""
+        (rows, columns), cost = shape, COSTS[self.format]
+        scales = columns * (rows // cost.group if cost.group else 1)
+        rank = self.rank_of(shape, wide)
+        return (
+            rows * columns * cost.values // 8
+            + scales * (cost.scale // 8 or wide)
+            + wide * rank * (rows + columns)
+        )
+
+
+def parse_options(text: str) -> list[Option]:
+    """Options separated by commas. Raises KontextError for one that is none, and where there is none."""
+    options = list(dict.fromkeys(Option.parse(part) for part in text.split(",") if part.strip()))
+    if not options:
+        raise KontextError("name at least one number format, such as int8,int4")
+    return options
+
+
+def labels(options: Sequence[Option]) -> str:
+    return ", ".join(map(str, options))

@@ -1,0 +1,128 @@
+"""Recipes as JSON files: ordered rules that say which weight is stored as what.
+
+{"compute": "bf16", "rules": [{"network": "transformer", "weight": "single_*", "format": "int4", "rank": "auto"}]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import KontextError
+from .methods import FORMATS
+from .recipe import BYTES, SPARED, Recipe, Rule
+
+MAX_BYTES = 16 << 20
+"""Of a recipe; what is larger is something else."""
+
+MAX_RANK = 512
+
+FIELDS = ("compute", "rules", "spare", "weights", "calibration")
+"""Of the file. The last two are what a bundle's manifest has in `precision.recipe` too; they say nothing here."""
+
+RULE_FIELDS = ("network", "weight", "format", "rank", "activations")
+
+ACTIVATIONS = ("", "fp8")
+
+
+def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> Recipe:
+    """The recipe in `path`.
+
+    Args:
+        path: a JSON object with `rules`; `compute` (one format, or one for each network) and `spare` (false: layers
+            that every other quantized export leaves alone may be quantized too) are optional.
+        compute: network → what it computes in where the file does not say.
+        fixed: the user asked for this `compute`, so that the file must not say otherwise.
+
+    Raises:
+        KontextError: it is no recipe; the message says what is wrong and where.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise KontextError(f"{path} is too large for a recipe")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+    except (ValueError, RecursionError) as fault:
+        raise KontextError(f"{path} is not JSON: {fault}") from None
+    if not isinstance(data, dict):
+        raise KontextError(f"{path} is no recipe: expected an object with rules")
+    known(data, FIELDS, str(path))
+    rules = data.get("rules")
+    if not isinstance(rules, list) or not rules:
+        raise KontextError(f"{path}: rules must be a list of at least one rule")
+    spare = data.get("spare", True)
+    if not isinstance(spare, bool):
+        raise KontextError(f"{path}: spare must be true or false")
+    own = tuple(read_rule(rule, f"{path}: rule {number}") for number, rule in enumerate(rules, 1))
+    formats = read_compute(data.get("compute", compute), tuple(compute), str(path))
+    if fixed and formats != compute:
+        raise KontextError(f"{path} says what to compute in: it does not go with --fp32, --fp16 or --bf16")
+    return Recipe(path.stem, formats, (*SPARED, *own) if spare else own)
+
+
+def read_compute(data: Any, networks: tuple[str, ...], where: str) -> dict[str, str]:
+    """Network → format."""
+    if isinstance(data, str):
+        data = dict.fromkeys(networks, data)
+    listed = ", ".join(BYTES)
+    if not isinstance(data, Mapping) or set(data) != set(networks):
+        raise KontextError(
+            f"{where}: compute must be {listed}, or an object with one of them for each of {', '.join(networks)}"
+        )
+    for network, name in data.items():
+        if name not in BYTES:
+            raise KontextError(f"{where}: compute of {network} is {name!r}, expected {listed}")
+    return {name: data[name] for name in networks}
+
+
+def read_rule(data: Any, where: str) -> Rule:
+    if not isinstance(data, dict):
+        raise KontextError(f"{where} is no object")
+    known(data, RULE_FIELDS, where)
+    network, weight = data.get("network", "*"), data.get("weight", "*")
+    if not isinstance(network, str) or not isinstance(weight, str):
+        raise KontextError(f"{where}: network and weight must be names or patterns")
+    name = data.get("format")
+    if name not in FORMATS and name != "compute":
+        raise KontextError(f"{where}: format is {name!r}, expected {', '.join(FORMATS)} or compute")
+    rank = data.get("rank", 0)
+    automatic = rank is None or rank == "auto"
+    whole = isinstance(rank, int) and not isinstance(rank, bool)
+    if not automatic and not (whole and 0 <= rank <= MAX_RANK):
+        raise KontextError(f"{where}: rank is {rank!r}, expected auto or a number from 0 to {MAX_RANK}")
+    activations = data.get("activations", "")
+    if activations not in ACTIVATIONS:
+        raise KontextError(f"{where}: activations is {activations!r}, expected fp8 or nothing")
+    return Rule(network, weight, name, None if automatic else rank, activations)
+
+
+def known(data: Mapping[str, object], fields: tuple[str, ...], where: str) -> None:
+    for field in data:
+        if field not in fields:
+            raise KontextError(f"{where}: {field!r} is not known; there are {', '.join(fields)}")
+
+
+def check_patterns(recipe: Recipe, linears: Mapping[str, set[str]]) -> None:
+    """Every rule of the user's matches some layer.
+
+    Args:
+        recipe: what to check.
+        linears: network → weights that may be quantized.
+
+    Raises:
+        KontextError: names the pattern that matches nothing.
+    """
+    for rule in recipe.rules:
+        if rule in SPARED:
+            continue
+        if not any(
+            rule.matches(network, weight) for network, weights in linears.items() for weight in weights
+        ):
+            some = next(iter(sorted(linears.get(rule.network, linears["transformer"]))))
+            raise KontextError(
+                f"no layer of this model matches network {rule.network!r}, weight {rule.weight!r}: networks are "
+                f"{', '.join(linears)}, and a layer is called, for example, {some}"
+            )

@@ -1,0 +1,80 @@
+"""Options as text, and their bytes against the files that an export lays out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kontext.errors import KontextError  # noqa: E402
+from kontext.export.weights import stored_as  # noqa: E402
+from kontext.model.safetensors_file import DTYPES  # noqa: E402
+from kontext.quant.methods import FORMATS  # noqa: E402
+from kontext.quant.options import COSTS, Option, parse_options  # noqa: E402
+from kontext.quant.recipe import Layer  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "shown"),
+    [
+        ("fp8", Option("fp8", 0), "fp8"),
+        ("int4", Option("int4", None), "int4"),
+        ("int4:0", Option("int4", 0), "int4:0"),
+        ("INT4:auto", Option("int4", None), "int4"),
+        ("int8:32", Option("int8", 32), "int8:32"),
+        ("fp8:auto", Option("fp8", None), "fp8:auto"),
+        ("nf4", Option("nf4", None), "nf4"),
+    ],
+)
+def test_parsing(text: str, option: Option, shown: str) -> None:
+    assert Option.parse(text) == option
+    assert str(option) == shown
+    assert Option.parse(shown) == option
+
+
+@pytest.mark.parametrize("text", ["int5", "fp16", "int4:", "int4:x", "int4:-1", "", "int4:9999"])
+def test_what_is_no_option(text: str) -> None:
+    with pytest.raises(KontextError, match="is no number format: choose from fp8, int8, int4"):
+        Option.parse(text)
+
+
+def test_lists() -> None:
+    assert parse_options("int8, int4,int8") == [Option("int8"), Option("int4", None)]
+    with pytest.raises(KontextError, match="at least one"):
+        parse_options(" , ")
+
+
+def test_every_exported_format_has_a_cost() -> None:
+    assert set(FORMATS) <= set(COSTS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_bytes_are_those_of_the_file(name: str, rank: int, compute: str) -> None:
+    shape, wide = (192, 320), {"fp32": 4, "bf16": 2}[compute]
+    entries = stored_as("w", shape, Layer(name, rank), compute)
+    stored = sum(math.prod(each) * DTYPES[dtype].itemsize for _, dtype, each in entries)
+    assert Option(name, rank).stored_bytes(shape, wide) == stored
+
+
+def test_bits_per_weight() -> None:
+    shape = (3072, 9216)
+    bits = {
+        str(option): 8 * option.stored_bytes(shape, 2) / math.prod(shape)
+        for option in parse_options("fp8,int4:0,int4,nf4:0,nvfp4:0")
+    }
+    assert bits["int4:0"] == pytest.approx(4.25)
+    assert bits["nvfp4:0"] == pytest.approx(4.5)
+    assert bits["nf4:0"] == pytest.approx(4.5)
+    assert 4.25 < bits["int4"] <= 4.5
+    assert 8 < bits["fp8"] < 8.01
+
+
+def test_what_fits() -> None:
+    assert Option("int4").fits((128, 6))
+    assert not Option("int4").fits((100, 6))
+    assert not Option("int4").fits((128, 5))
+    assert Option("int8").fits((100, 5))

@@ -1,0 +1,108 @@
+"""Recipes in files: what they say, and every way to get them wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from kontext.errors import KontextError
+from kontext.quant.recipe import SPARED, Layer, choose
+from kontext.quant.recipe_file import check_patterns, read_recipe
+
+NETWORKS = ("transformer", "modulation")
+BF16 = dict.fromkeys(NETWORKS, "bf16")
+
+
+def write(folder: Path, data: Any) -> Path:
+    path = folder / "mine.json"
+    path.write_text(data if isinstance(data, str) else json.dumps(data))
+    return path
+
+
+def test_the_first_rule_that_matches_wins(tmp_path: Path) -> None:
+    rules = [
+        {"network": "transformer", "weight": "*.0.*", "format": "compute"},
+        {"network": "transformer", "weight": "single_blocks.*", "format": "int4", "rank": "auto"},
+        {"weight": "double_*", "format": "fp8", "activations": "fp8"},
+    ]
+    recipe = read_recipe(write(tmp_path, {"rules": rules}), BF16)
+    assert recipe.weights == "mine"
+    assert recipe.compute == BF16
+    shape = (3072, 9216)
+    assert recipe.layer_of("transformer", "double_blocks.0.img_mlp.0.weight", shape, True) == Layer("bf16")
+    assert recipe.layer_of("transformer", "single_blocks.1.linear1.weight", shape, True) == Layer("int4", 32)
+    assert recipe.layer_of("modulation", "double_blocks.1.img_mod.lin.weight", shape, True) == Layer(
+        "fp8", 0, "fp8"
+    )
+    assert recipe.layer_of("transformer", "img_in.weight", shape, True) == Layer("bf16")  # spared
+
+
+def test_what_is_spared_can_be_taken(tmp_path: Path) -> None:
+    data = {"spare": False, "compute": "fp16", "rules": [{"format": "int8"}]}
+    recipe = read_recipe(write(tmp_path, data), BF16)
+    assert recipe.layer_of("transformer", "img_in.weight", (64, 64), True) == Layer("int8")
+    assert recipe.compute["transformer"] == "fp16"
+
+
+def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
+    recipe = choose(NETWORKS, 1, "bf16", "int4", None)
+    again = read_recipe(write(tmp_path, recipe.as_json()), BF16)
+    assert again.rules == (*SPARED, *recipe.rules)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("[", "is not JSON"),
+        ([], "expected an object with rules"),
+        ({}, "at least one rule"),
+        ({"rules": []}, "at least one"),
+        ({"rules": [{"format": "int3"}]}, "rule 1: format is 'int3', expected fp8, int8, int4.* or compute"),
+        ({"rules": [{"format": "int8"}, {"format": "int8", "wieght": "x"}]}, "rule 2: 'wieght' is not known"),
+        ({"rules": [{"format": "int4", "rank": -1}]}, "rank is -1"),
+        ({"rules": [{"format": "int4", "rank": True}]}, "rank is True"),
+        ({"rules": [{"format": "fp8", "activations": "int8"}]}, "activations is 'int8'"),
+        ({"rules": [3]}, "rule 1 is no object"),
+        ({"rules": [{"format": "int8", "weight": 3}]}, "names or patterns"),
+        ({"rules": [{"format": "int8"}], "spare": 1}, "spare"),
+        ({"rules": [{"format": "int8"}], "compute": "int8"}, "compute of transformer is 'int8'"),
+        (
+            {"rules": [{"format": "int8"}], "compute": {"transformer": "bf16"}},
+            "one of them for each of transformer, modulation",
+        ),
+        ({"rulez": []}, "'rulez' is not known"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, data: Any, message: str) -> None:
+    with pytest.raises(KontextError, match=message):
+        read_recipe(write(tmp_path, data), BF16)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KontextError, match="cannot read"):
+        read_recipe(tmp_path / "none.json", BF16)
+
+
+def test_one_thing_to_compute_in(tmp_path: Path) -> None:
+    path = write(tmp_path, {"compute": "fp16", "rules": [{"format": "int8"}]})
+    with pytest.raises(KontextError, match="does not go with --fp32"):
+        read_recipe(path, BF16, fixed=True)
+
+
+def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
+    linears = {"transformer": {"single_blocks.0.linear1.weight"}, "modulation": {"time_in.in_layer.weight"}}
+    good = read_recipe(write(tmp_path, {"rules": [{"weight": "single_*", "format": "int8"}]}), BF16)
+    check_patterns(good, linears)
+    for rule in (
+        {"weight": "singel_*", "format": "int8"},
+        {"network": "transformr", "format": "int8"},
+        {"network": "modulation", "weight": "single_blocks.0.linear1.weight", "format": "int8"},
+    ):
+        bad = read_recipe(write(tmp_path, {"rules": [{"format": "int8"}, rule]}), BF16)
+        with pytest.raises(KontextError, match=r"no layer of this model matches network .*, for example, "):
+            check_patterns(bad, linears)

@@ -1,19 +1,22 @@
-# make demo | test | check | bench | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
+# make demo | sdk | server | test | check | bench | fidelity | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check bench edits fullsize clean
+.PHONY: help demo install sdk server test check bench fidelity edits fullsize clean
 
 help:
 	@echo "make demo    environment, FP8 export of the embedded model, edits, a contact sheet (demo/contact-sheet.png)"
+	@echo "make server  NVIDIA Triton Inference Server from a wheel, in build/server, for tests and benchmarks of serving"
 	@echo "make test    every test, with coverage; tests that need a GPU are skipped where there is none"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   latency, cold start, export time and fidelity of the embedded model, into bench/results/ and README.md"
+	@echo "make fidelity   that part of it, beside other libraries' quantization, and the speed of quantized steps"
 	@echo "make edits   success of each kind of edit at 28 and at 4 steps, likewise"
 	@echo "make fullsize   the export at FLUX.1 Kontext's full size, synthetic weights, likewise; needs 70 GB of disk"
+	@echo "make sdk     ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
 	@echo "make clean   removes what the above made, except $(VENV)"
 
 # One environment, grown by extras. The stamps say which extras are in; an existing environment is reused as it is.
@@ -26,17 +29,28 @@ $(VENV)/.kontext-demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.kontext-all: $(VENV)/.kontext-demo
-	$(PIP) --editable '.[export,bench,test]'
+	$(PIP) --editable '.[export,bench,rtx,test]'
 	@touch $@
 
-install: $(VENV)/.kontext-all
+install: $(VENV)/.kontext-all sdk
+
+# What the C++ runtime is built against; downloads two packages of Debian's. Where that fails, its tests are skipped.
+sdk: build/onnxruntime-sdk/lib
+
+build/onnxruntime-sdk/lib: runtime/cpp/fetch-onnxruntime.sh $(VENV)/.kontext-all
+	-runtime/cpp/fetch-onnxruntime.sh build/onnxruntime-sdk $(BIN)/python
 
 demo: $(VENV)/.kontext-demo
 	@mkdir -p demo
 	$(BIN)/kontext-export --fp8 --output demo/kontext-tiny-fp8 --force
 	$(BIN)/kontext-bench demo demo/kontext-tiny-fp8 --output demo
 
+server: $(VENV)/.kontext-demo
+	$(BIN)/python -m kontext.bench.local_server
+
+# Where the wheel cannot be had, the tests that need it are skipped and say so.
 test: install
+	-$(BIN)/python -m kontext.bench.local_server
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term $(PYTEST_ARGS)
 
 check: install
@@ -53,8 +67,22 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench export --json bench/results/export.json
 	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
-	$(BIN)/kontext-bench fidelity $(addprefix build/kontext-tiny-,fp8 int8 int4) --reference build/kontext-tiny-fp32 \
+	-$(BIN)/python -m kontext.bench.local_server && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
+		--json bench/results/serving.json --plot bench/results/serving.svg
+	$(MAKE) fidelity
+
+# The peers come after the latencies: diffusers imports torchao where it finds it, which slows its start.
+$(VENV)/.kontext-peers: $(VENV)/.kontext-demo
+	$(PIP) --editable '.[export,bench,peers]'
+	@touch $@
+
+QUANTIZED := $(addprefix build/kontext-tiny-,fp8 int8 int4 nf4)
+
+fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
+	$(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 --peers all --count 4 \
 		--json bench/results/fidelity.json
+	$(BIN)/python -m kontext.bench.methods --json bench/results/methods.json
+	$(BIN)/kontext-bench quantspeed --json bench/results/quantspeed.json
 	$(BIN)/kontext-bench readme
 
 edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
-from ..export.cli import EMBEDDED
+from ..export.source_flags import EMBEDDED
 from ..runtime.cli import parse_size
 from .inputs import parse_counts
 from .report import Table, write_json
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     latency.add_argument("bundle", type=Path)
     latency.add_argument("--against", choices=["diffusers"], help="measure this peer in turn, same weights")
-    latency.add_argument("--device", default="cpu", choices=["cpu", "cuda", "tensorrt"])
+    latency.add_argument("--device", default="cpu", choices=["cpu", "cuda", "rtx", "tensorrt"])
     latency.add_argument(
         "--warmup", type=int, default=2, help="edits of each side before the clock counts (2)"
     )
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     edits.add_argument("--guidance", type=float, default=None, help="(the bundle's)")
     edits.add_argument("--seed", type=int, default=0)
     edits.add_argument("--batch", type=int, default=25, help="edits run at once (25)")
-    edits.add_argument("--device", default="cpu", choices=["cpu", "cuda", "tensorrt"])
+    edits.add_argument("--device", default="cpu", choices=["cpu", "cuda", "rtx", "tensorrt"])
 
     fidelity = add(
         "fidelity", "How close bundles stay to a reference bundle, on held-out edits.", run_fidelity
@@ -67,11 +67,48 @@ def parser() -> argparse.ArgumentParser:
     fidelity.add_argument(
         "--reference", type=Path, required=True, metavar="BUNDLE", help="the same model in full precision"
     )
+    fidelity.add_argument(
+        "--peers",
+        metavar="NAME,…",
+        help="measure other libraries' quantization of the same weights too, such as torchao-int4,bnb-nf4,gguf-q4_0; "
+        "all: those whose library is installed",
+    )
     fidelity.add_argument("--steps", type=int, default=28, help="(28)")
     fidelity.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
     fidelity.add_argument("--seed", type=int, default=0)
 
-    readme = commands.add_parser("readme", help="Rewrite the README's measured sections from bench/results.")
+    serving = add("serving", "Throughput and latency of a server against the number of callers.", run_serving)
+    serving.add_argument(
+        "server",
+        metavar="URL|BUNDLE",
+        help="http://HOST:8000, grpc://HOST:8001, or a bundle, which is then served here (needs `make server`)",
+    )
+    serving.add_argument("--concurrency", default="1,2,4,8,16", help="callers at once (1,2,4,8,16)")
+    serving.add_argument("--requests", type=int, default=32, help="edits at each concurrency, at least (32)")
+    serving.add_argument("-i", "--image", type=Path, help="the picture to edit (a scene)")
+    serving.add_argument("--prompt", help="the instruction (the scene's)")
+    serving.add_argument("--steps", type=int, default=4, help="(4)")
+    serving.add_argument("--size", metavar="WxH", help="of the output (the server's choice)")
+    serving.add_argument("--plot", type=Path, metavar="FILE", help="draw the result there, as SVG")
+
+    speed = add(
+        "quantspeed",
+        "Time of a step and memory of quantized bundles beside fp32 and diffusers in bf16, on random weights.",
+        run_quantspeed,
+    )
+    speed.add_argument("--formats", default="int8,int4", help="comma-separated, beside fp32 (int8,int4)")
+    speed.add_argument("--hidden", type=int, default=1024, help="width, a multiple of 128 from 512 on (1024)")
+    speed.add_argument(
+        "--tokens", type=int, default=1024, help="of the target, and as many of the reference (1024)"
+    )
+    speed.add_argument("--repeat", type=int, default=7, help="measured steps of each side (7)")
+    speed.add_argument("--warmup", type=int, default=2, help="steps of each side before the clock counts (2)")
+    speed.add_argument("--folder", type=Path, default=None, help="for bundles, 2 GB of them (the system's)")
+    speed.add_argument("--without-diffusers", action="store_true", help="leave the peer out")
+
+    readme = commands.add_parser(
+        "readme", help="Rewrite the documents' measured sections from bench/results."
+    )
     readme.set_defaults(run=run_readme)
     readme.add_argument("readme", type=Path, nargs="?", default=Path("README.md"), metavar="FILE")
     readme.add_argument("--results", type=Path, default=Path("bench/results"), metavar="FOLDER")
@@ -182,25 +219,71 @@ def run_edits(arguments: argparse.Namespace) -> int:
 
 
 def run_fidelity(arguments: argparse.Namespace) -> int:
-    from . import fidelity
+    from . import fidelity, fidelity_report, peers
 
     at_least(arguments, steps=1, count=1)
+    names = peers.parse(arguments.peers)
+    missing = {name: why for name in names if (why := peers.why_not(name)) is not None}
+    if missing and arguments.peers != "all":
+        raise KontextError("; ".join(missing.values()))
+    for why in missing.values():
+        print(f"left out: {why}", file=sys.stderr)
     result = fidelity.measure(
         arguments.reference,
         arguments.bundles,
         steps=arguments.steps,
         count=arguments.count,
         seed=arguments.seed,
+        peer_names=[name for name in names if name not in missing],
         progress=sys.stderr.isatty(),
     )
-    return finish(arguments, result, fidelity.tables(result), fidelity.footer(result))
+    for line in fidelity_report.absences(result):
+        print(line)
+    shown = [*fidelity_report.tables(result), *fidelity_report.detail_tables(result)]
+    return finish(arguments, result, shown, fidelity_report.footer(result))
+
+
+def run_quantspeed(arguments: argparse.Namespace) -> int:
+    from . import quantspeed
+
+    at_least(arguments, repeat=1, warmup=0, hidden=512, tokens=16)
+    result = quantspeed.measure(
+        [name.strip() for name in arguments.formats.split(",")],
+        hidden=arguments.hidden,
+        tokens=arguments.tokens,
+        repeat=arguments.repeat,
+        warmup=arguments.warmup,
+        folder=arguments.folder,
+        diffusers=not arguments.without_diffusers,
+        progress=sys.stderr.isatty(),
+    )
+    return finish(arguments, result, quantspeed.tables(result), quantspeed.footer(result))
+
+
+def run_serving(arguments: argparse.Namespace) -> int:
+    from . import serving
+    from .local_server import connected
+    from .report import write_text
+
+    at_least(arguments, requests=1, steps=1)
+    concurrency = parse_counts(arguments.concurrency, "--concurrency")
+    size = parse_size(arguments.size) if arguments.size else None
+    edit = serving.edit_of(arguments.image, arguments.prompt, arguments.steps, size)
+    with connected(arguments.server) as (client, local):
+        result = serving.measure(client, edit, concurrency, requests=arguments.requests)
+    result["local"] = local
+    if arguments.plot is not None:
+        write_text(arguments.plot, serving.plot(result))
+    return finish(arguments, result, serving.tables(result), serving.footer(result))
 
 
 def run_readme(arguments: argparse.Namespace) -> int:
     from . import readme
 
-    sections = readme.rewrite(arguments.readme, arguments.results)
-    print(f"{arguments.readme}: {', '.join(sections) or 'no results, no section'} rewritten")
+    for document, sections in readme.rewrite_all(arguments.readme, arguments.results).items():
+        print(f"{document}: {', '.join(sections) or 'no results, no section'} rewritten")
+    for plot in readme.draw(arguments.readme.parent, arguments.results):
+        print(f"{plot} drawn")
     return 0
 
 

@@ -2,17 +2,18 @@
 
 (a) The velocity's signal-to-noise ratio in dB along the reference's own trajectory ("teacher forced": every step starts
     from the reference's latents, so errors do not add up and steps can be compared).
-(b) The final picture of a free run: PSNR and SSIM, and the latents' distance from the reference's after every step.
+(b) The final picture of a free run by every measure of `fidelity_pictures`, and the latents' distance from the
+    reference's after every step.
 (c) The edits that the embedded judge accepts.
 
-A whole trajectory's PSNR alone says little: it mostly measures how fast two runs part.
+A whole trajectory's PSNR alone says little: it mostly measures how fast two runs part. Peers (`peers`) go through the
+same as our bundles.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from ..runtime.bundle import Bundle
 from ..tiny.edits import KINDS, Edit
 from ..tiny.judge import judge
 from ..tiny.scenes import render
+from . import fidelity_bits, fidelity_pictures, peers
 from .edits import held_out
-from .machine import describe, one_line
-from .report import Table
+from .fidelity_pictures import decibels
+from .machine import describe
 
 Array = NDArray[Any]
 
@@ -101,141 +103,181 @@ def free_run(pipe: Pipeline, edit: Edit, steps: int, seed: int) -> Run:
     picture = pipe.edit(
         source, edit.prompt, steps=steps, seed=seed, callback=lambda _step, _total, x: latents.append(x)
     )
-    return Run(picture, latents, judge(picture, edit).success)
+    return Run(picture, latents, bool(judge(picture, edit).success))
 
 
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), at most 200: what fp32 itself cannot tell from equal."""
-    return min(10 * math.log10(signal / noise), 200.0) if noise > 0 else 200.0
+@dataclass
+class Reference:
+    """What the reference made of one edit."""
+
+    edit: Edit
+    seed: int
+    run: Run
+    trajectory: Trajectory
 
 
-def psnr(ours: PIL.Image.Image, theirs: PIL.Image.Image) -> float:
-    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    return min(decibels(255.0**2, float(np.square(difference).mean())), 100.0)
+def reference_runs(
+    pipe: Pipeline, steps: int, count: int, seed: int, done: Callable[[], object]
+) -> list[Reference]:
+    """`count` held-out edits of each kind."""
+    result: list[Reference] = []
+    backend = pipe.backend
+    edits = [edit for kind in KINDS for edit in held_out(kind, count, seed)]
+    for number, edit in enumerate(edits):
+        recorder = Recorder(backend)
+        pipe.backend = recorder
+        result.append(
+            Reference(edit, seed + number, free_run(pipe, edit, steps, seed + number), recorder.trajectory)
+        )
+        done()
+    pipe.backend = backend
+    return result
 
 
-def ssim(ours: PIL.Image.Image, theirs: PIL.Image.Image) -> float:
-    """Structural similarity (Wang et al. 2004), by scikit-image."""
-    from skimage.metrics import structural_similarity
+@dataclass
+class Candidate:
+    """A bundle to be measured, ours or a peer's."""
 
-    return float(structural_similarity(np.asarray(ours), np.asarray(theirs), channel_axis=2, data_range=255))
+    name: str
+    about: dict[str, Any]
+    pipe: Pipeline
+    layer_bits: float | None
+    file_bits: float | None
 
 
-def bits_per_weight(bundle: Bundle) -> float:
-    """Of the transformer and its modulation, scales and low-rank branches included."""
-    manifest = bundle.manifest
-    names = ("weights/transformer.safetensors", "weights/modulation.safetensors")
-    size = sum(manifest["files"][name]["size"] for name in names)
-    count = 0
-    for name in names:
-        with (bundle.folder / name).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for key, entry in header.items():
-            if not key.endswith(("_scale", "_down", "_up")):
-                packed = 2 if entry["dtype"] == "U8" else 1
-                count += packed * math.prod(entry["shape"])
-    return 8 * size / count
+def compare(
+    candidate: Candidate,
+    references: Sequence[Reference],
+    pictures: Mapping[str, fidelity_pictures.Compare],
+    done: Callable[[], object],
+) -> dict[str, Any]:
+    """Everything that is measured of one candidate, as JSON."""
+    pipe, backend = candidate.pipe, candidate.pipe.backend
+    steps = len(references[0].trajectory.velocities)
+    noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
+    each: dict[str, list[float]] = {name: [] for name in pictures}
+    successes: list[bool] = []
+    for known in references:
+        found = free_run(pipe, known.edit, steps, known.seed)
+        successes.append(found.success)
+        for name, measure in pictures.items():
+            each[name].append(measure(found.picture, known.run.picture))
+        for step, (ours, theirs) in enumerate(zip(found.latents, known.run.latents, strict=True)):
+            apart, whole = (np.square(x, dtype=np.float64).sum() for x in (ours - theirs, theirs))
+            distances[step] += np.sqrt(apart / whole) / len(references)
+        forced = TeacherForced(backend, known.trajectory)
+        pipe.backend = forced
+        free_run(pipe, known.edit, steps, known.seed)
+        pipe.backend = backend
+        noise += forced.noise
+        signal += forced.signal
+        done()
+    expected = [known.run.success for known in references]
+    result = {
+        **candidate.about,
+        "bits_per_weight": rounded(candidate.layer_bits, 3),
+        "bits_per_weight_files": rounded(candidate.file_bits, 3),
+        "velocity_snr": round(decibels(signal.sum(), noise.sum()), 2),
+        "velocity_snr_steps": [round(decibels(*pair), 2) for pair in zip(signal, noise, strict=True)],
+        "latent_distance_steps": [round(float(distance), 6) for distance in distances],
+        "lost_edits": round((sum(expected) - sum(successes)) / len(references), 4),
+        "success_each": successes,
+    }
+    for name, values in each.items():
+        digits = fidelity_pictures.MEASURES[name].digits + 1
+        result[name] = round(float(np.mean(values)), digits)
+        result[f"{name}_each"] = [round(value, digits) for value in values]
+    return result
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def measure(
-    reference: Path, bundles: Sequence[Path], *, steps: int, count: int, seed: int, progress: bool = False
+    reference: Path,
+    bundles: Sequence[Path],
+    *,
+    steps: int,
+    count: int,
+    seed: int,
+    peer_names: Sequence[str] = (),
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """Runs `count` held-out edits of each kind through the reference and every bundle.
+    """Runs `count` held-out edits of each kind through the reference, every bundle, and every peer.
 
     Raises:
-        KontextError: a bundle is not of the reference's model.
+        KontextError: a bundle is not of the reference's model, or two have one name; a peer cannot quantize it.
     """
     teacher = Pipeline.load(reference)
-    pipes = {path.name: Pipeline.load(path) for path in bundles}
-    for name, pipe in pipes.items():
-        if pipe.bundle.manifest["model"] != teacher.bundle.manifest["model"]:
-            raise KontextError(f"{name} is not an export of {reference}'s model")
-    edits = [edit for kind in KINDS for edit in held_out(kind, count, seed)]
-    noise, signal = (dict.fromkeys(pipes, np.zeros(steps)) for _ in range(2))
-    distances = dict.fromkeys(pipes, np.zeros(steps))
-    figures: dict[str, dict[str, list[float]]] = {name: {"psnr": [], "ssim": []} for name in pipes}
-    successes = dict.fromkeys([reference.name, *pipes], 0)
-    with tqdm(total=len(edits), desc="edits", unit="edit", disable=not progress) as bar:
-        for number, edit in enumerate(edits):
-            recorder = Recorder(teacher.backend)
-            teacher.backend = recorder
-            expected = free_run(teacher, edit, steps, seed + number)
-            teacher.backend = recorder.backend
-            successes[reference.name] += expected.success
-            energy = np.array([np.square(x, dtype=np.float64).sum() for x in expected.latents])
-            for name, pipe in pipes.items():
-                found = free_run(pipe, edit, steps, seed + number)
-                successes[name] += found.success
-                figures[name]["psnr"].append(psnr(found.picture, expected.picture))
-                figures[name]["ssim"].append(ssim(found.picture, expected.picture))
-                apart = [
-                    np.square(x - y, dtype=np.float64).sum()
-                    for x, y in zip(found.latents, expected.latents, strict=True)
-                ]
-                distances[name] = distances[name] + np.sqrt(np.array(apart) / energy) / len(edits)
-                forced = TeacherForced(pipe.backend, recorder.trajectory)
-                pipe.backend = forced
-                free_run(pipe, edit, steps, seed + number)
-                pipe.backend = forced.backend
-                noise[name] = noise[name] + forced.noise
-                signal[name] = signal[name] + forced.signal
-            bar.update()
-    results = {
-        name: {
-            "precision": pipe.bundle.manifest["precision"]["weights"],
-            "bits_per_weight": round(bits_per_weight(pipe.bundle), 3),
-            "velocity_snr": round(decibels(signal[name].sum(), noise[name].sum()), 2),
-            "velocity_snr_steps": [
-                round(decibels(*pair), 2) for pair in zip(signal[name], noise[name], strict=True)
-            ],
-            "latent_distance_steps": [round(float(distance), 6) for distance in distances[name]],
-            "psnr": round(float(np.mean(figures[name]["psnr"])), 2),
-            "psnr_each": [round(value, 2) for value in figures[name]["psnr"]],
-            "ssim": round(float(np.mean(figures[name]["ssim"])), 4),
-            "lost_edits": round((successes[reference.name] - successes[name]) / len(edits), 4),
-        }
-        for name, pipe in pipes.items()
-    }
+    opened = open_bundles(teacher.bundle, bundles)
+    layers = fidelity_bits.common_layers(teacher.bundle, list(opened.values()))
+    if peer_names and not any(layers[graph] for graph in fidelity_bits.COUNTED):
+        raise KontextError(
+            "none of the bundles is quantized: peers quantize the layers that one of ours does"
+        )
+    pictures, absent = fidelity_pictures.available()
+    entries: dict[str, dict[str, Any]] = {"bundles": {}, "peers": {}}
+    runs = (1 + len(opened) + len(peer_names)) * len(KINDS) * count
+    with tqdm(total=runs, desc="edits", unit="edit", disable=not progress) as bar:
+        references = reference_runs(teacher, steps, count, seed, bar.update)
+        # One candidate at a time: a peer's bundle is as large as the reference.
+        for name, bundle in opened.items():
+            entries["bundles"][name] = compare(
+                ours(name, bundle, teacher.bundle, layers), references, pictures, bar.update
+            )
+        for name in peer_names:
+            with theirs(name, teacher.bundle, layers) as candidate:
+                entries["peers"][name] = compare(candidate, references, pictures, bar.update)
+    successes = [known.run.success for known in references]
     return {
         "what": "fidelity",
         "model": teacher.bundle.name,
-        "reference": {"name": reference.name, "success": round(successes[reference.name] / len(edits), 4)},
+        "reference": {
+            "name": reference.name,
+            "success": round(sum(successes) / len(successes), 4),
+            "success_each": successes,
+        },
         "steps": steps,
-        "edits": len(edits),
+        "edits": len(references),
+        "kinds": [known.edit.kind for known in references],
         "seed": seed,
-        "bundles": results,
+        **entries,
+        "absent_measures": absent,
         "machine": describe(),
     }
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
-    rows = [
-        [
-            name,
-            f"{entry['bits_per_weight']:.1f}",
-            f"{entry['velocity_snr']:.1f}",
-            f"{min(entry['velocity_snr_steps']):.1f}",
-            f"{entry['psnr']:.1f}",
-            f"{entry['ssim']:.4f}",
-            f"{100 * entry['lost_edits']:+.1f}",
-        ]
-        for name, entry in result["bundles"].items()
-    ]
-    header = [
-        "bundle",
-        "bits/weight",
-        "velocity SNR [dB]",
-        "worst step",
-        "PSNR [dB]",
-        "SSIM",
-        "lost edits [points]",
-    ]
-    return [Table(header, rows)]
+def open_bundles(reference: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
+    """By the names of their folders."""
+    opened: dict[str, Bundle] = {}
+    for path in paths:
+        bundle = Bundle.open(path)
+        if bundle.manifest["model"] != reference.manifest["model"]:
+            raise KontextError(f"{path} is not an export of {reference.folder}'s model")
+        if path.name in opened or path.name in peers.PEERS:
+            raise KontextError(f"two bundles are called {path.name}: rename the folder of one")
+        opened[path.name] = bundle
+    return opened
 
 
-def footer(result: dict[str, Any]) -> str:
-    success = result["reference"]["success"]
-    return (
-        f"{result['model']}, {result['edits']} held-out edits at {result['steps']} steps against "
-        f"{result['reference']['name']}, which succeeds in {success:.0%} of them.\n{one_line(result['machine'])}"
+def ours(name: str, bundle: Bundle, reference: Bundle, layers: fidelity_bits.Layers) -> Candidate:
+    return Candidate(
+        name,
+        {"precision": bundle.manifest["precision"]["weights"]},
+        Pipeline.load(bundle),
+        fidelity_bits.layer_bits(bundle, reference, layers),
+        fidelity_bits.file_bits(bundle, reference),
     )
+
+
+@contextlib.contextmanager
+def theirs(name: str, reference: Bundle, layers: fidelity_bits.Layers) -> Iterator[Candidate]:
+    with peers.quantized(name, reference, layers) as quantized:
+        yield Candidate(
+            name,
+            peers.describe(name),
+            Pipeline.load(quantized.bundle),
+            quantized.layer_bits(),
+            quantized.file_bits(reference),
+        )

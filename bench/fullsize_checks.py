@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from ..export.weights import Plan
 
-QUANTIZED = {"F8_E4M3": "fp8", "I8": "int8", "U8": "int4"}
-"""safetensors' formats of weights that have scales → ours."""
-
 TOKENS = 256
 """Target tokens, and reference tokens, that the blocks are run on."""
 
@@ -89,10 +86,8 @@ def blocks(folder: Path) -> dict[str, object]:
     fields |= {"num_double_blocks": 1, "num_single_blocks": 1, "axes_dim": tuple(stated["axes_dim"])}
     small = TransformerConfig(**fields)
     config = KontextConfig("blocks", small, AutoencoderConfig(), ClipConfig(), T5Config())
-    compute = bundle.manifest["precision"]["compute"]
-    probe = graphs.trace("transformer", config, compute)
-    entry = bundle.graphs["transformer"]
-    stored = StoredNetwork(entry.weights, compute)
+    entry, stored = bundle.graphs["transformer"], StoredNetwork(bundle)
+    probe = graphs.trace("transformer", config, stored.compute)
     binding.bind(
         probe, stored.plan(list(probe.graph.initializers)), entry.weights.relative_to(folder).as_posix()
     )
@@ -135,12 +130,25 @@ def axis_size(dimension: int | str) -> int:
 
 
 class StoredNetwork:
-    """A bundle's weights file as its header describes it."""
+    """A bundle's file of the transformer's weights, as its header and the manifest describe it."""
 
-    def __init__(self, path: Path, compute: str) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         from ..model.safetensors_file import read_header
+        from ..quant.recipe import Layer
 
-        self.tensors, self.compute = read_header(path).tensors, compute
+        precision = bundle.manifest["precision"]
+        self.tensors = read_header(bundle.graphs["transformer"].weights).tensors
+        self.compute: str = precision["networks"]["transformer"]
+        quantized = precision["layers"].get("transformer", {})
+        self.layers = {name: Layer.from_json(entry) for name, entry in quantized.items()}
+
+    def parts(self, name: str) -> list[str]:
+        """Names of the tensors that a weight is stored as."""
+        from ..quant.methods import layout
+
+        if name not in self.layers:
+            return [name]
+        return [name + ending for ending, *_ in layout(self.layers[name], (1 << 10, 2))]
 
     def plan(self, wanted: list[str]) -> Plan:
         """The part of the file that a graph with the weights `wanted` needs, as `binding.bind` takes it."""
@@ -148,36 +156,22 @@ class StoredNetwork:
         from ..quant.recipe import Layer
 
         items = []
-        for name in wanted:
-            if name in self.tensors:
-                rank = self.tensors[f"{name}_down"].shape[1] if f"{name}_down" in self.tensors else 0
-                endings = ("", "_scale", "_down", "_up")
-                names = [name + ending for ending in endings if name + ending in self.tensors]
-                parts = tuple(
-                    StoredTensor(part, info.dtype, info.shape, info.start, info.stop)
-                    for part in names
-                    for info in [self.tensors[part]]
-                )
-                items.append(Item(name, Layer(self.format_of(name), rank), False, parts))
+        for name in (name for name in wanted if name in self.tensors):
+            parts = tuple(
+                StoredTensor(part, info.dtype, info.shape, info.start, info.stop)
+                for part in self.parts(name)
+                for info in [self.tensors[part]]
+            )
+            items.append(Item(name, self.layers.get(name, Layer(self.compute)), False, parts))
         return Plan("transformer", self.compute, b"", tuple(items), {}, {})
-
-    def format_of(self, name: str) -> str:
-        if f"{name}_scale" not in self.tensors:
-            return self.compute
-        return QUANTIZED[self.tensors[name].dtype]
 
     def read(self, name: str) -> Tensor:
         """A weight in fp32 as PyTorch has it: dequantized, linears [out, in]."""
-        from ..quant.methods import FORMATS
+        from ..quant.methods import dequantize
 
-        value = self.tensors[name].read()
-        if self.format_of(name) in QUANTIZED.values():
-            scale = self.tensors[f"{name}_scale"].read().float()
-            value = FORMATS[self.format_of(name)].dequantize(value, scale)
-            if f"{name}_down" in self.tensors:
-                down, up = (self.tensors[f"{name}_{part}"].read().float() for part in ("down", "up"))
-                value = value + down @ up
-        return value.float().t() if value.ndim == 2 else value.float()
+        stored = [self.tensors[part].read() for part in self.parts(name)]
+        value = dequantize(stored, self.layers[name]) if name in self.layers else stored[0].float()
+        return value.t() if value.ndim == 2 else value
 
 
 def main() -> int:

@@ -19,11 +19,11 @@ def command(name: str, module: str) -> list[str]:
     return [str(script)] if script.is_file() else [sys.executable, "-m", module]
 
 
-def parse_counts(text: str) -> list[int]:
+def parse_counts(text: str, flag: str = "--steps") -> list[int]:
     """`28,4` as [28, 4]. Raises KontextError unless each is a positive whole number."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise KontextError(f"--steps takes positive whole numbers, such as 28 or 28,4; not {text!r}")
+        raise KontextError(f"{flag} takes positive whole numbers, such as 28 or 28,4; not {text!r}")
     return [int(word) for word in words]
 
 

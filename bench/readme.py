@@ -1,14 +1,14 @@
-"""The README's measured sections, made of the results in bench/results: `kontext-bench readme`."""
+"""The documents' measured sections and plots, made of the results in bench/results: `kontext-bench readme`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import KontextError
-from . import coldstart, edits, exporting, fidelity, fullsize, latency
+from . import coldstart, edits, exporting, fidelity_report, fullsize, latency, methods, quantspeed, serving
 from .report import Table, replace_section
 
 
@@ -43,32 +43,76 @@ SECTIONS: dict[str, list[Part]] = {
             "Exporting the embedded model (`kontext-bench export`):",
         ),
     ],
-    "fidelity": [Part("fidelity.json", fidelity.tables, fidelity.footer)],
+    "fidelity": [Part("fidelity.json", fidelity_report.tables, fidelity_report.footer)],
+    "quantspeed": [Part("quantspeed.json", quantspeed.tables, quantspeed.footer)],
     "fullsize": [Part("fullsize.json", fullsize.tables, fullsize.footer)],
+    "serving": [Part("serving.json", serving.tables, serving.footer)],
 }
+"""Of the README."""
+
+DOCUMENTS: dict[str, dict[str, list[Part]]] = {
+    "docs/fidelity.md": {
+        "fidelity": [
+            Part("fidelity.json", fidelity_report.tables, fidelity_report.footer),
+            Part("fidelity.json", lambda _: [], fidelity_report.plot_link),
+        ],
+        "details": [Part("fidelity.json", fidelity_report.detail_tables, fidelity_report.detail_footer)],
+    },
+    "docs/quantization.md": {"methods": [Part("methods.json", methods.tables, methods.footer)]},
+}
+"""Those beside it."""
+
+PLOTS = {f"docs/images/{fidelity_report.PLOT}": ("fidelity.json", fidelity_report.draw)}
 
 
-def rewrite(readme: Path, results: Path) -> list[str]:
-    """Rewrites every section of `readme` whose results are all in the folder `results`; returns their names.
+def rewrite(document: Path, results: Path, sections: Mapping[str, Sequence[Part]] = SECTIONS) -> list[str]:
+    """Rewrites every section of `document` whose results are all in the folder `results`; returns their names.
 
     Raises:
-        KontextError: a result cannot be read, or the README lacks a section.
+        KontextError: a result cannot be read, or the document lacks a section.
     """
     done = []
-    for name, parts in SECTIONS.items():
+    for name, parts in sections.items():
         if all((results / part.file).exists() for part in parts):
             replace_section(
-                readme, name, "\n\n".join(text for part in parts for text in render(part, results))
+                document, name, "\n\n".join(text for part in parts for text in render(part, results))
             )
             done.append(name)
     return done
 
 
+def rewrite_all(readme: Path, results: Path) -> dict[Path, list[str]]:
+    """The README and, where they are there, the documents beside it: path → sections rewritten."""
+    done = {readme: rewrite(readme, results)}
+    for name, sections in DOCUMENTS.items():
+        if (document := readme.parent / name).exists():
+            done[document] = rewrite(document, results, sections)
+    return done
+
+
+def draw(root: Path, results: Path) -> list[Path]:
+    """Draws the plots that the documents under `root` show, of those results that there are."""
+    done = []
+    for name, (file, plot) in PLOTS.items():
+        if (results / file).exists():
+            plot(read(results / file), root / name)
+            done.append(root / name)
+    return done
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise KontextError(f"{path} cannot be read as a result: {fault}; measure again") from None
+    return result
+
+
 def render(part: Part, results: Path) -> list[str]:
     path = results / part.file
+    result = read(path)
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
         tables, footer = part.tables(result), part.footer(result)
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise KontextError(f"{path} is not a result of kontext-bench: {fault!r}; measure again") from None
     return [*([part.title] if part.title else []), *(table.markdown() for table in tables), footer]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
-from ..export.cli import EMBEDDED
+from ..export.source_flags import EMBEDDED
 from ..model.config import KontextConfig
 from ..model.diffusers_config import config_files
 from ..model.diffusers_folder import WEIGHT_FILES

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint, Origin
@@ -23,12 +24,16 @@ from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import FORMAT, MANIFEST_NAME, Bundle
 from . import binding, graphs, linking, weights
+from .attention import quantize_attention
 from .calibration import calibrate
 from .journal import Journal, fsync_folder, write_atomic
 from .manifest import build_manifest, manifest_bytes
 from .progress import Progress
 from .samples import Samples
 from .tokenizer_files import TokenizerFile, clip_file, t5_file
+
+if TYPE_CHECKING:
+    from ..kernels.variants import Sizes
 
 SPARE_BYTES = 16 << 20
 """Room on the disk for what is not weights: graphs, tokenizers, manifest."""
@@ -62,6 +67,7 @@ def export(
     show_progress: bool = False,
     link_weights: bool = False,
     samples: Samples | None = None,
+    kernels: Sequence[int] = (),
     plan: Mapping[str, object] | None = None,
 ) -> Summary:
     """Exports the checkpoint `model` as the bundle `output`.
@@ -75,6 +81,7 @@ def export(
         show_progress: draw progress bars on stderr.
         link_weights: leave weights that need no conversion in the checkpoint's own files.
         samples: edits to calibrate quantization on; None to round every weight to the nearest.
+        kernels: architectures to compile the torch backend's kernels for, 89 for sm_89.
         plan: the memory plan that the recipe is of, for the manifest.
 
     Raises:
@@ -90,6 +97,10 @@ def export(
     recipe = choose_recipe(checkpoint)
     summary = Summary(output, checkpoint.config.name, checkpoint.parameters(), recipe, checkpoint.loras)
     summary.seconds["checkpoint"] = time.perf_counter() - begin
+    if kernels:
+        kernel_sizes(
+            checkpoint, recipe
+        )  # a format that there are none for is refused before anything is written
     statistics = None
     if samples is not None and recipe.rules:
         begin_calibration = time.perf_counter()
@@ -103,9 +114,12 @@ def export(
     summary.linked = layout.linked_bytes()
     partial = output.with_name(output.name + ".partial")
     try:
-        with Journal.open(partial, export_key(checkpoint, recipe, link_weights)) as journal:
+        key = export_key(checkpoint, recipe, link_weights) | {"kernels": list(kernels)}
+        with Journal.open(partial, key) as journal:
             try:
                 fill(journal, checkpoint, recipe, layout, summary, Progress(show_progress))
+                if kernels:
+                    compile_kernels(journal, checkpoint, recipe, kernels, Progress(show_progress))
                 finish(journal, checkpoint, recipe, layout, tokenizers, summary, plan)
             # the checkpoint or the disk has to change, and nothing made so far would fit
             except KontextError:
@@ -130,8 +144,8 @@ class Layout:
     plans: dict[str, weights.Plan]
     links: dict[str, dict[str, linking.Link]]
     locations: dict[Path, str]
-    calibration: Mapping[str, object]
-    """For the manifest; empty without."""
+    statistics: Statistics
+    """Of the calibration; empty without."""
 
     def linked_bytes(self) -> int:
         parts = {part for linked in self.links.values() for link in linked.values() for part in link.parts}
@@ -156,7 +170,7 @@ def lay_out(
             statistics.inputs.get(name),
         )
     paths = {part.path for linked in links.values() for link in linked.values() for part in link.parts}
-    return Layout(plans, links, linking.locations(paths), statistics.about)
+    return Layout(plans, links, linking.locations(paths), statistics)
 
 
 def export_key(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> dict[str, object]:
@@ -212,11 +226,35 @@ def fill(
                 summary.resumed.append(file)
             else:
                 model = graphs.trace(name, config, recipe.compute[name])
+                if name == "transformer" and recipe.attention:
+                    quantize_attention(model, config.transformer, layout.statistics)
                 linking.bind_links(model, layout.links[name], layout.locations)
                 binding.bind(model, plan, weights_file(name))
                 journal.add(file, binding.serialize(model))
             step(1)
     summary.seconds["graphs"] = time.perf_counter() - begin
+
+
+def kernel_sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
+    from ..kernels.archive import sizes_of  # here, since most exports need none of it
+
+    return sizes_of(dataclasses.asdict(checkpoint.config.transformer), recipe.compute["transformer"])
+
+
+def compile_kernels(
+    journal: Journal, checkpoint: Checkpoint, recipe: Recipe, architectures: Sequence[int], progress: Progress
+) -> None:
+    """Writes the torch backend's kernels, compiled for the transformer's sizes."""
+    from ..kernels import archive
+
+    sizes = kernel_sizes(checkpoint, recipe)
+    for arch in architectures:
+        folder = f"kernels/sm_{arch}"
+        (journal.folder / folder).mkdir(parents=True, exist_ok=True)
+        with progress.steps(f"kernels sm_{arch}", None) as step:
+            for name, data in archive.archive(arch, sizes, advance=step):
+                journal.add(f"{folder}/{name}", data)
+        fsync_folder(journal.folder / folder)
 
 
 def read_tokenizers(checkpoint: Checkpoint) -> dict[str, TokenizerFile]:
@@ -243,8 +281,8 @@ def finish(
     fsync_folder(journal.folder / "weights")
     fsync_folder(journal.folder / "tokenizers")
     manifest = build_manifest(checkpoint, recipe, tokenizers, journal.files)
-    if layout.calibration:
-        manifest["calibration"] = layout.calibration
+    if layout.statistics.about:
+        manifest["calibration"] = layout.statistics.about
     if plan is not None:
         manifest["plan"] = plan
     if layout.locations:

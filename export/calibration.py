@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint, NetworkWeights
 from ..model.networks import build_network
-from ..quant.methods import FORMATS
+from ..model.transformer import JointAttention
+from ..quant.formats import FORMATS
 from ..quant.recipe import Recipe
 from ..quant.statistics import RANGES, InputStatistics, Statistics
 from ..runtime import request
-from ..runtime.backends.onnxruntime import cache_folder
 from ..runtime.bundle import Bundle
+from ..runtime.cache import cache_folder
 from ..runtime.pipeline import Pipeline
+from .attention import OPERANDS
 from .graphs import constants, linear_weights, signature
 from .manifest import build_manifest
 from .progress import Progress
@@ -116,21 +118,32 @@ class WatchedNetworks:
         shapes = self.checkpoint.networks[graph].shapes
         watched = self.statistics.inputs.setdefault(graph, {})
         for path, module in network.named_modules():
+            if self.recipe.attention and isinstance(module, JointAttention):
+                head_dim = self.checkpoint.config.transformer.head_dim
+                names = [f"{path}.{operand}" for operand in OPERANDS]
+                for name in names:
+                    watched.setdefault(name, InputStatistics.empty(head_dim, moments=False))
+                module.register_forward_pre_hook(
+                    partial(self.see, f"{graph}: {path}", [watched[name] for name in names])
+                )
             weight = f"{path}.weight"
             if weight not in linears:
                 continue
             layer = self.recipe.layer_of(graph, weight, shapes[weight][::-1], True)
             if layer.format in FORMATS:
                 watched.setdefault(weight, InputStatistics.empty(shapes[weight][1]))
-                module.register_forward_pre_hook(partial(self.see, f"{graph}: {weight}", watched[weight]))
+                module.register_forward_pre_hook(partial(self.see, f"{graph}: {weight}", [watched[weight]]))
 
-    def see(self, name: str, statistics: InputStatistics, _module: nn.Module, inputs: tuple[Tensor]) -> None:
+    def see(
+        self, name: str, statistics: Sequence[InputStatistics], _module: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> None:
         try:
-            if isinstance(self.parts, int):
-                statistics.add(inputs[0], self.parts)
-            else:
-                for part in range(RANGES):
-                    statistics.add(inputs[0][self.parts == part], part)
+            for each, values in zip(statistics, inputs, strict=True):
+                if isinstance(self.parts, int):
+                    each.add(values, self.parts)
+                else:
+                    for part in range(RANGES):
+                        each.add(values[self.parts == part], part)
         except KontextError as fault:
             raise KontextError(
                 f"calibration stopped at {name}: {fault}; the checkpoint is damaged, or a LoRA too strong"
@@ -262,6 +275,7 @@ def digest(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> str:
         "samples": samples.digest(),
         "sampler": repr(checkpoint.config.sampler),
         "watched": watched,
+        "attention": recipe.attention,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

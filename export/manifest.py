@@ -64,7 +64,11 @@ def build_manifest(
             for name, tokenizer in tokenizers.items()
         },
         "engines": [],
-        "kernels": [],
+        "kernels": [
+            {"architecture": name.split("/")[1], "index": name}
+            for name in sorted(files)
+            if name.startswith("kernels/") and name.endswith("/kernels.json")
+        ],
         "files": {name: dict(entry) for name, entry in files.items()},
     }
 
@@ -79,11 +83,11 @@ def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
             linear = weight in linears
             layer = recipe.layer_of(name, weight, shape[::-1] if linear else shape, linear)
             if layer != Layer(compute):
-                more = {key: value for key, value in dataclasses.asdict(layer).items() if value}
-                layers.setdefault(name, {})[weight] = layer.format if len(more) == 1 else more
+                layers.setdefault(name, {})[weight] = layer.as_json()
     return {
         "weights": recipe.weights,
         "compute": recipe.compute["transformer"],
+        **({"attention": recipe.attention} if recipe.attention else {}),
         "networks": recipe.compute,
         "layers": layers,
         "recipe": recipe.as_json(),

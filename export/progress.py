@@ -23,6 +23,19 @@ class Progress:
             yield bar.update
 
     @contextlib.contextmanager
-    def steps(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
+    def steps(self, name: str, total: int | None) -> Iterator[Callable[[int], object]]:
         with tqdm(total=total, desc=name, disable=not self.shown, leave=False) as bar:
             yield bar.update
+
+    @contextlib.contextmanager
+    def phases(self, name: str) -> Iterator[Callable[[str, int, int], object]]:
+        """A bar of steps whose number is told as they come, with the name of what is going on."""
+        with tqdm(total=0, desc=name, disable=not self.shown, leave=False) as bar:
+
+            def told(phase: str, done: int, total: int) -> None:
+                bar.total = total
+                bar.set_postfix_str(phase, refresh=False)
+                bar.n = done
+                bar.refresh()
+
+            yield told

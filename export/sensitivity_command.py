@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import KontextError
-from .cli import add_sources, calibration_folder, origin
+from .format_flags import calibration_folder
+from .source_flags import add_sources, origin
 
 
 def parser() -> argparse.ArgumentParser:

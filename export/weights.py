@@ -21,12 +21,13 @@ from torch import Tensor
 from ..errors import KontextError
 from ..model.checkpoint import NetworkWeights
 from ..model.safetensors_file import DTYPES as STORED_DTYPES
-from ..quant import int4, methods
+from ..quant import methods
+from ..quant.formats import FORMATS, WIDE
 from ..quant.recipe import Layer, Recipe
 from ..quant.statistics import InputStatistics
 
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8", "int4": "U8"}
-"""Our number formats → safetensors', which has no 4-bit integers: two lie in a byte."""
+STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+"""Formats to compute in → safetensors' names; `quant.formats` has those of quantized weights."""
 
 Entry = tuple[str, str, tuple[int, ...]]
 """A tensor before it has a place: name, format as safetensors names it, shape."""
@@ -143,22 +144,13 @@ def plan(
 
 def stored_as(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[Entry]:
     """Name, safetensors format and shape of each tensor that a weight of `shape` is stored as."""
-    if layer.format not in methods.FORMATS:
+    if layer.format not in FORMATS:
         return [(name, STORED[layer.format], shape)]
     rows, columns = shape
-    wide = STORED[compute]
-    if layer.format == "int4":
-        entries: list[Entry] = [
-            (name, STORED["int4"], (rows, columns // 2)),
-            (f"{name}_scale", wide, (rows // int4.GROUP, columns)),
-        ]
-    else:
-        entries = [(name, STORED[layer.format], shape), (f"{name}_scale", wide, (columns,))]
-    if layer.rank:
-        entries += [(f"{name}_down", wide, (rows, layer.rank)), (f"{name}_up", wide, (layer.rank, columns))]
-    if layer.activations:
-        entries.append((f"{name}_input_scale", wide, ()))
-    return entries
+    return [
+        (name + ending, STORED[compute] if dtype == WIDE else dtype, part)
+        for ending, dtype, part in methods.layout(layer, (rows, columns))
+    ]
 
 
 def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
@@ -172,7 +164,7 @@ def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
     weight = network.read(item.weight)
     if item.transpose:
         weight = weight.t()
-    if item.layer.format in methods.FORMATS:
+    if item.layer.format in FORMATS:
         wide = STORED_DTYPES[STORED[plan.compute]]
         return methods.quantize(weight, item.layer, wide, plan.statistics.get(item.weight))
     stored = weight.to(STORED_DTYPES[STORED[item.layer.format]]).contiguous()

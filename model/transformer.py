@@ -155,14 +155,17 @@ def split_heads(qkv: Tensor, num_heads: int, norm: QKNorm) -> tuple[Tensor, Tens
     return norm.query_norm(q), norm.key_norm(k), v
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Full attention of [batch, heads, tokens, head_dim], returned as [batch, tokens, hidden]."""
-    if q.requires_grad and q.device.type == "cpu":
-        # Written out, a training step of the embedded model takes 0.91 s of one core instead of 1.31 s: PyTorch's
-        # fused attention is slow backwards on a CPU.
-        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
-        return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(-2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+class JointAttention(nn.Module):
+    """Full attention; a module, so that calibration can look at its operands."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All of [batch, heads, tokens, head_dim]; returns [batch, tokens, hidden]."""
+        if q.requires_grad and q.device.type == "cpu":
+            # Written out, a training step of the embedded model takes 0.91 s of one core instead of 1.31 s: PyTorch's
+            # fused attention is slow backwards on a CPU.
+            weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
+            return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(-2)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -200,6 +203,7 @@ class DoubleBlock(nn.Module):
         self.txt_attn = StreamAttention(config)
         self.img_mlp = feed_forward(config)
         self.txt_mlp = feed_forward(config)
+        self.attention = JointAttention()
 
     def forward(
         self, image: Tensor, text: Tensor, cos: Tensor, sin: Tensor, modulation: Tensor
@@ -213,7 +217,7 @@ class DoubleBlock(nn.Module):
             self.txt_attn.qkv(modulate(text, txt[0], txt[1])), self.num_heads, self.txt_attn.norm
         )
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(text_qkv, image_qkv, strict=True))
-        joint = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        joint = self.attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
         # Two slices: a split into varying sizes is an ONNX sequence, which engines do not take.
         text_attended, image_attended = joint[:, : text.shape[1]], joint[:, text.shape[1] :]
 
@@ -234,13 +238,14 @@ class SingleBlock(nn.Module):
         self.linear1 = nn.Linear(config.hidden_size, sum(self.split))
         self.linear2 = nn.Linear(config.hidden_size + config.mlp_size, config.hidden_size)
         self.norm = QKNorm(config.head_dim)
+        self.attention = JointAttention()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, modulation: Tensor) -> Tensor:
         """x: [batch, tokens, hidden]; modulation [batch, 3, hidden]."""
         shift, scale, gate = modulation.unbind(1)
         qkv, mlp = self.linear1(modulate(x, shift, scale)).split(self.split, dim=-1)
         q, k, v = split_heads(qkv, self.num_heads, self.norm)
-        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        attended = self.attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
         return x + gate[:, None] * self.linear2(
             torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1)
         )

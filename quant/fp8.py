@@ -51,14 +51,53 @@ def channel_scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(weight.abs().amax(dim=0) == 0, torch.ones_like(scale), scale.clamp(min=tiny))
 
 
+def fits(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2
+
+
+def layout(shape: tuple[int, int]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [("", "F8_E4M3", shape), ("_scale", "wide", shape[1:])]
+
+
+def scales(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
+    return (channel_scales(weight, dtype),)
+
+
+def step(scale: Tensor) -> Tensor:
+    return scale.float()[None]
+
+
+def offset(_scale: Tensor) -> None:
+    return None
+
+
+def nearest(units: Tensor, _offset: Tensor | None = None) -> Tensor:
+    return pack(units).float()
+
+
+def pack(units: Tensor, *_scales: Tensor) -> Tensor:
+    return units.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
 def quantize(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`weight` [in, out] as E4M3 and its scales [out]: weight ≈ values * scales.
 
     The division is by the scale as it is stored, so rounding it to 16 bits costs range and not accuracy.
     """
     scale = channel_scales(weight, scale_dtype)
-    values = (weight.float() / scale.float()).clamp(-E4M3_MAX, E4M3_MAX)
-    return values.to(torch.float8_e4m3fn), scale
+    return pack(weight.float() / scale.float()), scale
+
+
+def quantize_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` as E4M3 with one fp32 scale [] for all of it."""
+    scale = (x.abs().amax().float() / E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    return pack(x.float() / scale), scale
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` [..., channels] as E4M3 with an fp32 scale for each token, [..., 1]: what a dynamic kernel computes."""
+    scale = (x.abs().amax(-1, keepdim=True).float() / E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    return pack(x.float() / scale), scale
 
 
 def dequantize(values: Tensor, scale: Tensor) -> Tensor:

@@ -23,15 +23,20 @@ COLUMNS = 2048
 
 
 def round_with_feedback(
-    weight: Tensor, moments: Tensor, scales: Tensor, nearest: Callable[[Tensor], Tensor]
+    weight: Tensor,
+    moments: Tensor,
+    steps: Tensor,
+    nearest: Callable[[Tensor, Tensor | None], Tensor],
+    offsets: Tensor | None = None,
 ) -> Tensor:
-    """`weight` in units of its scales, every value one that `nearest` gives.
+    """`weight` in units of its steps, every value one that `nearest` gives.
 
     Args:
         weight: [in, out].
         moments: fp32 [blocks, size, size] with blocks * size = in, sums of x^T x over the layer's inputs.
-        scales: fp32 [groups, out], each of in / groups rows.
-        nearest: values in units of the scale → the nearest ones that the number format has.
+        steps: fp32 [groups, out], each of in / groups rows.
+        nearest: values [out] in units of the step, and their offsets → the nearest ones that the number format has.
+        offsets: fp32 [groups, out], of formats with zero points.
 
     Returns:
         fp32 [in, out].
@@ -44,15 +49,16 @@ def round_with_feedback(
     if blocks * size != rows:
         raise ValueError(f"moments of {blocks} x {size} inputs do not fit a weight of {rows}")
     units = torch.empty(rows, columns)
-    group = rows // scales.shape[0]
+    group = rows // steps.shape[0]
     for block in range(blocks):
         start = block * size
         order, factor = inverse_factor(moments[block])
-        row_scales = (torch.arange(start, start + size) // group)[order]
+        groups = (torch.arange(start, start + size) // group)[order]
         for column in range(0, columns, COLUMNS):
             part = slice(column, column + COLUMNS)
             values = weight[start : start + size, part].float()[order]
-            rounded = round_block(values, factor, scales[:, part][row_scales], nearest)
+            shifts = None if offsets is None else offsets[:, part][groups]
+            rounded = round_block(values, factor, steps[:, part][groups], nearest, shifts)
             units[start : start + size, part] = torch.empty_like(rounded).index_copy_(0, order, rounded)
     return units
 
@@ -71,17 +77,21 @@ def inverse_factor(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def round_block(
-    values: Tensor, factor: Tensor, scales: Tensor, nearest: Callable[[Tensor], Tensor]
+    values: Tensor,
+    factor: Tensor,
+    steps: Tensor,
+    nearest: Callable[[Tensor, Tensor | None], Tensor],
+    offsets: Tensor | None,
 ) -> Tensor:
-    """Rounds `values` [size, columns], which it overwrites, row by row; the result is in units of `scales`."""
+    """Rounds `values` [size, columns], which it overwrites, row by row; the result is in units of `steps`."""
     size = len(values)
     units = torch.empty_like(values)
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
         errors = torch.empty(stop - start, values.shape[1])
         for row in range(start, stop):
-            units[row] = nearest(values[row] / scales[row])
-            error = (values[row] - units[row] * scales[row]) / factor[row, row]
+            units[row] = nearest(values[row] / steps[row], None if offsets is None else offsets[row])
+            error = (values[row] - units[row] * steps[row]) / factor[row, row]
             errors[row - start] = error
             values[row + 1 : stop].addr_(factor[row, row + 1 : stop], error, alpha=-1)
         values[stop:] -= factor[start:stop, stop:].t() @ errors

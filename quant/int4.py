@@ -25,6 +25,31 @@ def fits(shape: tuple[int, ...], group: int = GROUP) -> bool:
     return len(shape) == 2 and shape[0] % group == 0 and shape[1] % 2 == 0
 
 
+def check(weight: Tensor, group: int = GROUP) -> None:
+    """Raises ValueError for a weight that does not fit."""
+    if not fits(tuple(weight.shape), group):
+        raise ValueError(
+            f"a weight of {list(weight.shape)} has no whole groups of {group}, or an odd number of columns"
+        )
+
+
+def layout(shape: tuple[int, int]) -> list[tuple[str, str, tuple[int, ...]]]:
+    rows, columns = shape
+    return [("", "U8", (rows, columns // 2)), ("_scale", "wide", (rows // GROUP, columns))]
+
+
+def step(scale: Tensor) -> Tensor:
+    return scale.float()
+
+
+def offset(_scale: Tensor) -> None:
+    return None
+
+
+def nearest(units: Tensor, _offset: Tensor | None = None) -> Tensor:
+    return units.round().clamp_(-8, 7)
+
+
 def quantize(weight: Tensor, scale_dtype: torch.dtype, group: int = GROUP) -> tuple[Tensor, Tensor]:
     """`weight` [in, out] as packed INT4, uint8 [in, out / 2], and its scales [in / group, out].
 
@@ -33,13 +58,10 @@ def quantize(weight: Tensor, scale_dtype: torch.dtype, group: int = GROUP) -> tu
     Raises:
         ValueError: the input rows are no multiple of `group`, or the output channels are odd.
     """
-    if not fits(tuple(weight.shape), group):
-        raise ValueError(
-            f"a weight of {list(weight.shape)} has no whole groups of {group}, or an odd number of columns"
-        )
+    check(weight, group)
     rows, columns = weight.shape
     packed = torch.empty(rows, columns // 2, dtype=torch.uint8)
-    scales = torch.empty(rows // group, columns, dtype=scale_dtype)
+    found = torch.empty(rows // group, columns, dtype=scale_dtype)
     width = max(2, BLOCK // group // 2 * 2)
     for row in range(0, rows, group):
         for column in range(0, columns, width):
@@ -47,13 +69,13 @@ def quantize(weight: Tensor, scale_dtype: torch.dtype, group: int = GROUP) -> tu
             scale = best_scale(block, scale_dtype)
             values = (block / scale.float()).round_().clamp_(-8, 7).to(torch.int8)
             packed[row : row + group, column // 2 : (column + width) // 2] = pack(values)
-            scales[row // group, column : column + width] = scale
-    return packed, scales
+            found[row // group, column : column + width] = scale
+    return packed, found
 
 
-def search_scales(weight: Tensor, scale_dtype: torch.dtype, group: int = GROUP) -> Tensor:
-    """The scales alone, [in / group, out]."""
-    return torch.stack([best_scale(rows.float(), scale_dtype) for rows in weight.split(group)])
+def scales(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
+    """The scales alone, [in / 64, out]."""
+    return (torch.stack([best_scale(rows.float(), dtype) for rows in weight.split(GROUP)]),)
 
 
 def best_scale(block: Tensor, scale_dtype: torch.dtype) -> Tensor:
@@ -70,9 +92,9 @@ def best_scale(block: Tensor, scale_dtype: torch.dtype) -> Tensor:
     return torch.where(largest == 0, torch.ones_like(scale), scale)
 
 
-def pack(values: Tensor) -> Tensor:
-    """int8 [rows, columns] from -8 to 7 → uint8 [rows, columns / 2], the first of two in the low half."""
-    nibbles = values.view(torch.uint8) & 15
+def pack(values: Tensor, *_scales: Tensor) -> Tensor:
+    """Integers [rows, columns] from -8 to 7 → uint8 [rows, columns / 2], the first of two in the low half."""
+    nibbles = values.to(torch.int8).view(torch.uint8) & 15
     return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
 
 

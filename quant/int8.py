@@ -19,14 +19,41 @@ def channel_scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(largest == 0, torch.ones_like(scale), scale)
 
 
+def fits(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2
+
+
+def layout(shape: tuple[int, int]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [("", "I8", shape), ("_scale", "wide", shape[1:])]
+
+
+def scales(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
+    return (channel_scales(weight, dtype),)
+
+
+def step(scale: Tensor) -> Tensor:
+    return scale.float()[None]
+
+
+def offset(_scale: Tensor) -> None:
+    return None
+
+
+def nearest(units: Tensor, _offset: Tensor | None = None) -> Tensor:
+    return units.round().clamp_(-INT8_MAX, INT8_MAX)
+
+
+def pack(units: Tensor, *_scales: Tensor) -> Tensor:
+    return units.to(torch.int8)
+
+
 def quantize(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`weight` [in, out] as int8 and its scales [out]: weight ≈ values * scales.
 
     The division is by the scale as it is stored, so rounding it to 16 bits costs range and not accuracy.
     """
     scale = channel_scales(weight, scale_dtype)
-    values = (weight.float() / scale.float()).round_().clamp_(-INT8_MAX, INT8_MAX)
-    return values.to(torch.int8), scale
+    return pack(nearest(weight.float() / scale.float())), scale
 
 
 def dequantize(values: Tensor, scale: Tensor) -> Tensor:

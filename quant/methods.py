@@ -1,109 +1,111 @@
-"""From one weight to what a bundle stores of it: values, scales, a low-rank branch, the scale of its inputs.
+"""From one weight to what a bundle stores of it: values, scales, a low-rank branch, what its inputs are scaled by.
 
-Without statistics weights are rounded to the nearest; with them, errors are fed back (`gptq`) and a low-rank branch
-corrects what is left.
+Without statistics weights are rounded to the nearest; with them, errors are fed back (`gptq`), a low-rank branch
+corrects what is left, and inputs that will be rounded too are smoothed (`smoothing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import fp8, int4, int8, low_rank
+from . import fp8, low_rank
+from .formats import FORMATS, WIDE, Part
 from .gptq import round_with_feedback
 from .recipe import Layer
+from .smoothing import smoothing_factors
 from .statistics import InputStatistics, bin_edge
 
 E4M3_SMALLEST = 2.0**-9
 """Spacing of E4M3 below its smallest normal number, 2^-6."""
 
 
-@dataclass(frozen=True)
-class Format:
-    """A quantized format as the methods see it.
-
-    `quantize` rounds to the nearest: (weight [in, out], format of the scales) → stored values and scales. `pack` makes
-    stored values of values in units of the scales, `scales` the scales [groups, out] alone, `nearest` rounds in their
-    units, `dequantize` is what the graph computes.
-    """
-
-    quantize: Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
-    scales: Callable[[Tensor, torch.dtype], Tensor]
-    nearest: Callable[[Tensor], Tensor]
-    pack: Callable[[Tensor], Tensor]
-    dequantize: Callable[[Tensor, Tensor], Tensor]
-
-
-FORMATS = {
-    "fp8": Format(
-        fp8.quantize,
-        lambda weight, dtype: fp8.channel_scales(weight, dtype)[None],
-        lambda units: units.clamp(-fp8.E4M3_MAX, fp8.E4M3_MAX).to(torch.float8_e4m3fn).float(),
-        lambda units: units.to(torch.float8_e4m3fn),
-        fp8.dequantize,
-    ),
-    "int8": Format(
-        int8.quantize,
-        lambda weight, dtype: int8.channel_scales(weight, dtype)[None],
-        lambda units: units.round().clamp_(-int8.INT8_MAX, int8.INT8_MAX),
-        lambda units: units.to(torch.int8),
-        int8.dequantize,
-    ),
-    "int4": Format(
-        int4.quantize,
-        int4.search_scales,
-        lambda units: units.round().clamp_(-8, 7),
-        lambda units: int4.pack(units.to(torch.int8)),
-        int4.dequantize,
-    ),
-}
+def layout(layer: Layer, shape: tuple[int, int]) -> list[Part]:
+    """Every tensor that `quantize` makes of a weight [in, out], in its order."""
+    rows, columns = shape
+    parts = list(FORMATS[layer.format].layout(shape))
+    if layer.rank:
+        parts += [("_down", WIDE, (rows, layer.rank)), ("_up", WIDE, (layer.rank, columns))]
+    if layer.smooth:
+        parts.append(("_input_factor", WIDE, (rows,)))
+    if layer.activations == "fp8":
+        parts.append(("_input_scale", WIDE, ()))
+    return parts
 
 
 def quantize(
     weight: Tensor, layer: Layer, dtype: torch.dtype, statistics: InputStatistics | None = None
 ) -> list[Tensor]:
-    """The stored tensors of `weight` [in, out], in the order of `weights.stored_as`.
+    """The stored tensors of `weight` [in, out], in the order of `layout`.
 
     Args:
         weight: any float format.
-        layer: what it becomes; `rank` and `activations` decide which tensors there are beside values and scales.
-        dtype: format of scales and branch.
-        statistics: of the layer's inputs; needed for `activations`.
+        layer: what it becomes.
+        dtype: of scales and branch where the format does not say otherwise.
+        statistics: of the layer's inputs; needed for smoothing and for static scales of activations.
 
     Raises:
         KeyError: no such format.
+        ValueError: the weight does not fit the format, or statistics are missing.
     """
     kind = FORMATS[layer.format]
     moments = None if statistics is None else statistics.moments
+    extra: list[Tensor] = []
+    if layer.smooth:
+        if statistics is None:
+            raise ValueError("smoothing needs statistics")
+        factors = smoothing_factors(weight, statistics).to(dtype)
+        weight = weight.float() / factors.float()[:, None]
+        if moments is not None:
+            moments = scaled_moments(moments, factors.float())
+        extra.append(factors)
+    if layer.activations == "fp8":
+        if statistics is None:
+            raise ValueError("static scales of activations need statistics")
+        extra.append(torch.tensor(static_scale(statistics), dtype=dtype))
     branch: tuple[Tensor, Tensor] | None = None
     if layer.rank and moments is None:
         branch = in_format(low_rank.leading(weight, layer.rank), dtype)
         weight = weight.float() - branch[0].float() @ branch[1].float()
     if moments is None:
-        values, scales = kind.quantize(weight, dtype)
+        values, *scales = kind.quantize(weight, dtype)
     else:
-        scales = kind.scales(weight, dtype)
-        units = round_with_feedback(weight, moments, scales.float(), kind.nearest)
-        values, scales = (
-            kind.pack(units),
-            scales[0] if len(scales) == 1 and layer.format != "int4" else scales,
-        )
+        found = kind.scales(weight, dtype)
+        units = round_with_feedback(weight, moments, kind.step(*found), kind.nearest, kind.offset(*found))
+        values, *scales = kind.pack(units, *found), *found
         if layer.rank:
-            error = weight.float() - kind.dequantize(values, scales.float())
+            error = weight.float() - kind.dequantize(values, *(as_wide(each) for each in scales)).float()
             branch = in_format(low_rank.correction(error, moments, layer.rank), dtype)
-    tensors = [values.contiguous(), scales.contiguous(), *(branch or ())]
-    if layer.activations:
-        if statistics is None:
-            raise ValueError("static scales of activations need statistics")
-        tensors.append(torch.tensor(static_scale(statistics), dtype=dtype))
-    return tensors
+    return [tensor.contiguous() for tensor in (values, *scales, *(branch or ()), *extra)]
+
+
+def dequantize(tensors: Sequence[Tensor], layer: Layer) -> Tensor:
+    """The weight, fp32 [in, out], that the stored tensors of `quantize` stand for, branch and smoothing included."""
+    kind, shape = FORMATS[layer.format], (1 << 10, 2)
+    count = len(kind.layout(shape))
+    found = dict(zip((ending for ending, *_ in layout(layer, shape)), tensors, strict=True))
+    values, *scales = tensors[:count]
+    weight = kind.dequantize(values, *(as_wide(each) for each in scales)).float()
+    if layer.rank:
+        weight = weight + found["_down"].float() @ found["_up"].float()
+    return weight * found["_input_factor"].float()[:, None] if layer.smooth else weight
+
+
+def as_wide(scale: Tensor) -> Tensor:
+    """Scales in 16 bits as fp32; E4M3 and packed ones as they are."""
+    return scale.float() if scale.dtype in (torch.float16, torch.bfloat16) else scale
 
 
 def in_format(branch: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return branch[0].to(dtype).contiguous(), branch[1].to(dtype).contiguous()
+    return branch[0].to(dtype), branch[1].to(dtype)
+
+
+def scaled_moments(moments: Tensor, factors: Tensor) -> Tensor:
+    """The moments of inputs times `factors` [in]."""
+    each = factors.view(moments.shape[0], -1)
+    return moments * each[:, :, None] * each[:, None, :]
 
 
 def static_scale(statistics: InputStatistics) -> float:

@@ -1,4 +1,7 @@
-"""`kontext-edit BUNDLE -i in.png --prompt "…" -o out.png`: one edit from the command line."""
+"""`kontext-edit BUNDLE -i in.png --prompt "…" -o out.png`: one edit from the command line.
+
+With `--server URL` in place of BUNDLE an inference server makes it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import KontextError
-from .backends import DEVICES
+from .backends import BACKENDS, DEVICES
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .bundle import Bundle
 
 
@@ -24,8 +29,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    result = Parser(prog="kontext-edit", description="Edits a picture with a bundle.")
-    result.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder that kontext-export wrote")
+    result = Parser(prog="kontext-edit", description="Edits a picture with a bundle, here or on a server.")
+    result.add_argument(
+        "bundle", type=Path, nargs="?", metavar="BUNDLE", help="a folder that kontext-export wrote"
+    )
+    result.add_argument(
+        "--server",
+        metavar="URL",
+        help="in place of BUNDLE: an inference server that has one, as http://HOST:8000 or grpc://HOST:8001",
+    )
     result.add_argument(
         "-i",
         "--image",
@@ -60,7 +72,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="pictures to make, with seeds counted up, as FILE-0, FILE-1, …",
     )
-    result.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+    result.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
+    result.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="onnxruntime",
+        help="what runs the networks; torch needs PyTorch (default: onnxruntime)",
+    )
+    result.add_argument(
+        "--offload",
+        action="store_true",
+        help="with --backend torch: keep the transformer in host memory, for GPUs smaller than it",
+    )
     result.add_argument(
         "--verify", action="store_true", help="check the bundle's files by their SHA-256 first"
     )
@@ -87,22 +110,43 @@ def run(options: argparse.Namespace) -> None:
     for name, value in (("steps", options.steps), ("num-images", options.num_images)):
         if value is not None and value < 1:
             raise KontextError(f"--{name} must be 1 or more, not {value}")
-    from .images import check_writable, open_picture, save_picture
+    if (options.bundle is None) == (options.server is None):
+        raise KontextError("name a BUNDLE or a --server, one of them (kontext-edit --help shows the flags)")
+    from .images import check_writable, save_picture
 
     paths = output_paths(options.output, options.num_images)
     for path in paths:
         check_writable(path)
+    pictures = edit_here(options) if options.server is None else edit_there(options)
+    for picture, path in zip(pictures, paths, strict=True):
+        save_picture(picture, path)
+        if not options.quiet:
+            print(f"wrote {path} ({picture.width}x{picture.height})")
+
+
+def shows_progress(options: argparse.Namespace) -> bool:
+    return sys.stderr.isatty() and not options.quiet
+
+
+def edit_here(options: argparse.Namespace) -> list[Image.Image]:
+    from .images import open_picture
+
     images = [open_picture(path) for path in options.image]
     from .bundle import Bundle
     from .pipeline import Pipeline
 
-    show = sys.stderr.isatty() and not options.quiet
     bundle = Bundle.open(options.bundle)
     if options.verify:
-        verify(bundle, show)
+        verify(bundle, shows_progress(options))
     # One edit needs every network once, or as long as it lasts: keeping them would only cost memory.
-    pipe = Pipeline.load(bundle, device=options.device, low_memory=True)
-    pictures = pipe.edit(
+    pipe = Pipeline.load(
+        bundle,
+        device=options.device or "auto",
+        backend=options.backend,
+        offload=options.offload,
+        low_memory=True,
+    )
+    return pipe.edit(
         [images],
         [options.prompt],
         steps=options.steps,
@@ -110,12 +154,35 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         size=options.size,
         num_images=options.num_images,
-        progress=show,
+        progress=shows_progress(options),
     )
-    for picture, path in zip(pictures, paths, strict=True):
-        save_picture(picture, path)
-        if not options.quiet:
-            print(f"wrote {path} ({picture.width}x{picture.height})")
+
+
+def edit_there(options: argparse.Namespace) -> list[Image.Image]:
+    """The pictures of the server at `options.server`."""
+    for flag, given in (("--device", options.device is not None), ("--verify", options.verify)):
+        if given:
+            raise KontextError(f"{flag} is for bundles: a --server has its own say in that")
+    from tqdm import tqdm
+
+    from .server_client import Edit, connect, edit_all, picture_file
+
+    images = [picture_file(path) for path in options.image]
+    edits = [
+        Edit(options.prompt, images, options.steps, options.guidance, options.seed + index, options.size)
+        for index in range(options.num_images)
+    ]
+    client = connect(options.server)
+    with tqdm(unit="step", disable=not shows_progress(options)) as bar:
+
+        def told(total: int) -> None:
+            bar.total = total * len(edits)
+            bar.update()
+
+        answers = edit_all(client, edits, told)
+    for text in dict.fromkeys(text for answer in answers for text in answer.warnings):
+        warnings.warn(text, stacklevel=2)
+    return [answer.picture for answer in answers]
 
 
 def verify(bundle: Bundle, show: bool) -> None:

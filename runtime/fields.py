@@ -50,7 +50,13 @@ class Fields:
         return whole_numbers(self.get(name), count, lambda what: self.fault(name, what))
 
 
-def whole_numbers(value: Any, count: int, fault: Callable[[str], KontextError]) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) != count or any(type(v) is not int or v < 1 for v in value):
-        raise fault(f"must be {count} positive whole numbers")
+def whole_numbers(
+    value: Any, count: int, fault: Callable[[str], KontextError], least: int = 1
+) -> tuple[int, ...]:
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or any(type(v) is not int or v < least for v in value)
+    ):
+        raise fault(f"must be {count} {'positive ' if least else ''}whole numbers")
     return tuple(value)

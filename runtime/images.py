@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,35 +29,51 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         KontextError: there is no such file, it is not a picture, it is damaged, or it has more than MAX_PIXELS.
     """
+    return read_picture(path, str(path))
+
+
+def read_picture(
+    file: str | Path | IO[bytes],
+    name: str,
+    *,
+    formats: list[str] | tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Reads a picture whole from a path or an open file; `name` is what messages call it.
+
+    Raises:
+        KontextError: as `open_picture`; or it is in none of `formats` (Pillow's names), if those are given.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        check_pixels(image, str(path))  # the size is in the header; nothing is decoded yet
+            image = Image.open(file, formats=formats)
+        check_pixels(image, name, max_pixels)  # the size is in the header; nothing is decoded yet
         image.load()
     except KontextError:
         raise
     except FileNotFoundError:
-        raise KontextError(f"{path} does not exist") from None
+        raise KontextError(f"{name} does not exist") from None
     except UnidentifiedImageError:
-        raise KontextError(f"{path} is not a picture that Pillow can read") from None
+        readers = "Pillow can read" if formats is None else f"is {', '.join(formats)}"
+        raise KontextError(f"{name} is not a picture that {readers}") from None
     except Image.DecompressionBombError:
-        raise KontextError(too_large(str(path))) from None
+        raise KontextError(too_large(name, max_pixels)) from None
     except (
         Exception
     ) as fault:  # decoders raise OSError, SyntaxError, struct.error and others on damaged files
         reason = getattr(fault, "strerror", None) or fault
-        raise KontextError(f"{path} cannot be read as a picture: {reason}") from None
+        raise KontextError(f"{name} cannot be read as a picture: {reason}") from None
     return image
 
 
-def too_large(what: str) -> str:
-    return f"{what} has more than {MAX_PIXELS // 1_000_000} million pixels: scale it down first"
+def too_large(what: str, max_pixels: int) -> str:
+    return f"{what} has more than {max_pixels / 1e6:.3g} million pixels: scale it down first"
 
 
-def check_pixels(image: Image.Image, what: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise KontextError(too_large(what))
+def check_pixels(image: Image.Image, what: str, max_pixels: int = MAX_PIXELS) -> None:
+    if image.width * image.height > max_pixels:
+        raise KontextError(too_large(what, max_pixels))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ from PIL import Image
 
 from ..errors import KontextError
 from . import noise, request
-from .bundle import MANIFEST_NAME, Bundle
+from .backends import BACKENDS, ENGINE_DEVICES
+from .bundle import Bundle
 from .images import Size, to_array, to_pictures
 from .request import Images, Reference, Request, Row
 from .sampler import euler, schedule, timesteps
@@ -71,6 +71,8 @@ class Pipeline:
         bundle: str | Path | Bundle,
         *,
         device: str = "auto",
+        backend: str = "onnxruntime",
+        offload: bool = False,
         verify: bool = False,
         low_memory: bool | None = None,
         threads: int | None = None,
@@ -81,7 +83,10 @@ class Pipeline:
 
         Args:
             bundle: its folder.
-            device: auto, cpu, cuda or tensorrt.
+            device: auto, cpu, cuda, or rtx or tensorrt for the bundle's compiled engines.
+            backend: onnxruntime, or torch, which needs PyTorch and runs the transformer on Triton kernels.
+            offload: with the torch backend, keep the transformer in host memory and copy each block to the GPU while
+                the one before it computes.
             verify: compare every file's SHA-256 first.
             low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
                 instead of the sum; the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
@@ -91,28 +96,16 @@ class Pipeline:
                 them; none is built in.
 
         Raises:
-            KontextError: not a bundle, or not whole; no such device.
+            KontextError: not a bundle, or not whole; no such device or backend.
         """
-        from .backends.onnxruntime import OnnxRuntimeBackend
-
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if verify:
             opened.verify()
-        graphs = {name: entry.path for name, entry in opened.graphs.items()}
         if low_memory is None:  # a bundle made for a memory budget was planned so
             low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
-        # The manifest has every file's digest, so its own tells bundles apart.
-        key = hashlib.sha256((opened.folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
         return cls(
             opened,
-            OnnxRuntimeBackend(
-                graphs,
-                device,
-                threads=threads,
-                cache_key=key,
-                files=opened.linked_files,
-                low_memory=low_memory,
-            ),
+            make_backend(opened, backend, device, threads, offload, low_memory),
             low_memory=low_memory,
             input_filter=input_filter,
             output_filter=output_filter,
@@ -253,9 +246,13 @@ class Pipeline:
         transformer = self.bundle.transformer
         cos, sin = rope_tables(positions(text.shape[1], grids), transformer.axes_dim, transformer.theta)
         held = self.backend.hold({"reference": reference, "text": text, "rope_cos": cos, "rope_sin": sin})
+        steps = [
+            self.backend.hold({name: each[step] for name, each in modulations.items()})
+            for step in range(asked.steps)
+        ]
 
         def velocity(step: int, x: Array) -> Array:
-            inputs = {"target": x, **held, **{name: each[step] for name, each in modulations.items()}}
+            inputs = {"target": x, **held, **steps[step]}
             result: Array = self.backend.run("transformer", inputs)["velocity"]
             return result
 
@@ -319,6 +316,36 @@ class Pipeline:
         if self.low_memory:
             self.backend.release(graph)
         return outputs
+
+
+def make_backend(
+    bundle: Bundle, backend: str, device: str, threads: int | None, offload: bool, low_memory: bool
+) -> Backend:
+    """The engine called `backend` on `device`; nothing of another one is imported."""
+    if backend not in BACKENDS:
+        raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
+    if backend == "torch":
+        try:
+            from .backends.torch import Options, TorchBackend
+        except ModuleNotFoundError as fault:
+            if fault.name != "torch":
+                raise
+            raise KontextError(
+                "the torch backend needs PyTorch: pip install 'kontext-export[export,gpu]'"
+            ) from None
+        return TorchBackend(bundle, device, Options(offload=offload))
+    if offload:
+        raise KontextError("offload is the torch backend's: add --backend torch")
+    if device in ENGINE_DEVICES:
+        from .backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(bundle, device)
+    from .backends.onnxruntime import OnnxRuntimeBackend
+
+    graphs = {name: entry.path for name, entry in bundle.graphs.items()}
+    return OnnxRuntimeBackend(
+        graphs, device, threads=threads, files=bundle.linked_files, low_memory=low_memory
+    )
 
 
 def key(reference: Reference) -> tuple[int, Size]:

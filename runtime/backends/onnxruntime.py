@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import KontextError
-from . import DEVICES, PROVIDERS
+from . import ENGINE_DEVICES, PROVIDERS
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,12 +37,10 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def choose_device(device: str, available: Sequence[str]) -> str:
-    """Resolves "auto" (CUDA where this ONNX Runtime has it, else the CPU); refuses what it does not have.
-
-    TensorRT is never chosen by itself: it builds engines for minutes on the first run.
-    """
-    if device not in DEVICES:
-        raise KontextError(f"device {device!r} is not known: choose from {', '.join(DEVICES)}")
+    """Resolves "auto" (CUDA where this ONNX Runtime has it, else the CPU); refuses what it does not have."""
+    if device not in ("auto", *PROVIDERS):
+        known = ", ".join(("auto", *PROVIDERS, *ENGINE_DEVICES))
+        raise KontextError(f"device {device!r} is not known: choose from {known}")
     if device == "auto":
         return "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
     if PROVIDERS[device][0] not in available:
@@ -58,9 +56,8 @@ class OnnxRuntimeBackend:
 
     Args:
         graphs: name → ONNX file.
-        device: auto, cpu, cuda or tensorrt.
+        device: auto, cpu or cuda.
         threads: cores that one run may use; None for all that this process may use.
-        cache_key: names the folder of TensorRT's compiled engines, apart from those of every other bundle.
         files: the files that graphs take weights from, by the names that the graphs know them by; needed where
             they are not all beside the graphs.
         low_memory: on a CPU, hold no memory between the operators of a run: ONNX Runtime's arena keeps several times
@@ -72,7 +69,6 @@ class OnnxRuntimeBackend:
         graphs: Mapping[str, Path],
         device: str = "auto",
         threads: int | None = None,
-        cache_key: str = "",
         files: Mapping[str, Path] | None = None,
         low_memory: bool = False,
     ) -> None:
@@ -82,7 +78,6 @@ class OnnxRuntimeBackend:
         self.automatic = device == "auto"
         self.device = choose_device(device, onnxruntime.get_available_providers())
         self.threads = allowed_cores() if threads is None else threads
-        self.cache_key = cache_key
         self.files = dict(files or {})
         self.low_memory = low_memory
         self.memory = "cpu" if self.device == "cpu" else "cuda"
@@ -139,15 +134,6 @@ class OnnxRuntimeBackend:
                 "cudnn_conv_algo_search": "HEURISTIC",
             }
         }
-        if self.device == "tensorrt" and self.cache_key:
-            folder = cache_folder() / "tensorrt" / self.cache_key
-            folder.mkdir(parents=True, exist_ok=True)
-            settings["TensorrtExecutionProvider"] = {
-                "trt_engine_cache_enable": "1",
-                "trt_timing_cache_enable": "1",
-                "trt_engine_cache_path": str(folder),
-                "trt_timing_cache_path": str(folder),
-            }
         return [(name, settings.get(name, {})) for name in PROVIDERS[self.device]]
 
     def hold(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
@@ -212,11 +198,6 @@ def allowed_cores() -> int | None:
         return None
     allowed = len(os.sched_getaffinity(0))
     return allowed if allowed < (os.cpu_count() or 1) else None
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "kontext-export"
 
 
 def first_line(fault: Exception) -> str:

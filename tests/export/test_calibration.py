@@ -22,7 +22,7 @@ from kontext.export.samples import Sample, Samples  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
-from kontext.quant.statistics import RANGES, Statistics  # noqa: E402
+from kontext.quant.statistics import Statistics  # noqa: E402
 from kontext.runtime import Pipeline  # noqa: E402
 
 

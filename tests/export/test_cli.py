@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kontext.export import cli
+from kontext.export import cli, source_flags
 
 
 def test_help_needs_no_torch() -> None:
@@ -46,7 +46,7 @@ def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_without_the_embedded_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(source_flags, "EMBEDDED", tmp_path)
     assert cli.main(["-o", str(tmp_path / "out")]) == 2
     assert "embedded model" in capsys.readouterr().err
 
@@ -55,7 +55,7 @@ def test_without_the_embedded_model(
 def test_the_embedded_model_is_the_default(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "EMBEDDED", tiny_checkpoint)
+    monkeypatch.setattr(source_flags, "EMBEDDED", tiny_checkpoint)
     assert cli.main(["-o", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "kontext-random: 0.5 M parameters, fp32 weights, fp32 compute" in printed

@@ -10,8 +10,8 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from kontext.errors import KontextError  # noqa: E402
-from kontext.export.samples import FEWEST, read_samples, scenes  # noqa: E402
+from kontext.errors import KontextError
+from kontext.export.samples import FEWEST, read_samples, scenes
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from kontext.export import weights  # noqa: E402
 from kontext.export.graphs import linear_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
-from kontext.quant.methods import FORMATS, quantize  # noqa: E402
+from kontext.quant.formats import FORMATS  # noqa: E402
+from kontext.quant.methods import quantize  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 
 

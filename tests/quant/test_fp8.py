@@ -108,3 +108,19 @@ def test_quantize_is_idempotent() -> None:
     torch.testing.assert_close(again[1], first[1], rtol=1e-6, atol=0)
     restored = fp8.dequantize(*first)
     torch.testing.assert_close(fp8.dequantize(*again), restored, rtol=1e-6, atol=0)
+
+
+def test_one_scale_for_all_and_one_for_each_token() -> None:
+    x = (
+        torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(7))
+        * torch.tensor([1.0, 100.0])[:, None, None]
+    )
+    for values, scale in (fp8.quantize_tensor(x), fp8.quantize_tokens(x)):
+        assert values.dtype == torch.float8_e4m3fn
+        assert (values.float() * scale - x).norm() / x.norm() < 0.04
+    assert fp8.quantize_tensor(x)[1].shape == ()
+    scales = fp8.quantize_tokens(x)[1]
+    assert torch.equal(scales, x.abs().amax(-1, keepdim=True) / 448)
+    values, scale = fp8.quantize_tokens(torch.zeros(3, 8))
+    assert (values.float() == 0).all()
+    assert torch.isfinite(scale).all()

@@ -16,7 +16,7 @@ from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend, choose_devi
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.pipeline import Pipeline
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 @pytest.mark.parametrize(
@@ -24,23 +24,22 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
     [
         ("auto", [CPU], "cpu"),
         ("auto", [CUDA, CPU], "cuda"),
-        ("auto", [TENSORRT, CUDA, CPU], "cuda"),  # engines take minutes to build: only when asked for
         ("cpu", [CUDA, CPU], "cpu"),
-        ("tensorrt", [TENSORRT, CUDA, CPU], "tensorrt"),
     ],
 )
 def test_the_device_is_one_that_is_there(asked: str, available: list[str], chosen: str) -> None:
     assert choose_device(asked, available) == chosen
 
 
-@pytest.mark.parametrize("asked", ["cuda", "tensorrt"])
-def test_a_device_that_is_not_there_is_refused(asked: str) -> None:
+def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(KontextError, match="ExecutionProvider, which this installation does not have"):
-        choose_device(asked, [CPU])
+        choose_device("cuda", [CPU])
 
 
 def test_a_device_that_nobody_knows() -> None:
-    with pytest.raises(KontextError, match="'abacus' is not known: choose from auto, cpu, cuda, tensorrt"):
+    with pytest.raises(
+        KontextError, match="'abacus' is not known: choose from auto, cpu, cuda, rtx, tensorrt"
+    ):
         choose_device("abacus", [CPU])
 
 
@@ -125,16 +124,3 @@ def test_cuda_that_cannot_start(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
     pipe = Pipeline.load(tiny_bundle, device="auto")
     with pytest.warns(UserWarning, match="no usable GPU"):
         pipe.edit(None, "x", steps=1)
-
-
-def test_tensorrt_keeps_the_engines_of_bundles_apart(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    backend = backend_of(tiny_bundle, cache_key="0123abcd")
-    backend.device = "tensorrt"
-    providers = dict(backend.providers())
-    assert list(providers) == [TENSORRT, CUDA, CPU]
-    folder = tmp_path / "kontext-export" / "tensorrt" / "0123abcd"
-    assert providers[TENSORRT]["trt_engine_cache_path"] == str(folder)
-    assert folder.is_dir()

@@ -89,7 +89,7 @@ def test_text_to_image_and_a_long_prompt(
         (["--size", "16x-16"], "--size takes WIDTHxHEIGHT"),
         (["--size", "160000x160000"], "times as large"),
         (["--device", "abacus"], "invalid choice: 'abacus'"),
-        (["--device", "tensorrt"], "TensorrtExecutionProvider"),
+        (["--device", "tensorrt"], "TensorRT"),
         (["--sharpness", "3"], "unrecognized arguments"),
         (["-i", "nowhere.png"], "nowhere.png does not exist"),
         (["-i", __file__], "is not a picture"),
@@ -113,7 +113,7 @@ def test_what_can_go_wrong_is_one_line(
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a bundle" in refused(capsys, command(tmp_path, tmp_path / "out.png"))
-    assert "required: BUNDLE" in refused(capsys, [])
+    assert "required: -p/--prompt" in refused(capsys, [])
 
 
 def test_a_full_disk(

@@ -1,0 +1,105 @@
+"""What each quantization method is worth on the embedded model: `python -m kontext.bench.methods --json FILE`.
+
+Exports the model once for each variant and measures all of them in one run of `fidelity`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import KontextError
+from . import fidelity, fidelity_report
+from .report import Table, write_json
+
+VARIANTS: dict[str, tuple[str, list[str]]] = {
+    "fp8-nearest": ("rounded to the nearest", ["--fp8", "--calibrate", "none"]),
+    "fp8-feedback": ("error feedback", ["--fp8", "--weight-only"]),
+    "fp8": ("error feedback, static E4M3 inputs (`--fp8`)", ["--fp8"]),
+    "fp8-attention": ("the same, FP8 attention", ["--fp8", "--fp8-attention"]),
+    "int8-nearest": ("rounded to the nearest", ["--int8", "--weight-only", "--calibrate", "none"]),
+    "int8-feedback": ("error feedback", ["--int8", "--weight-only"]),
+    "int8-inputs": ("rounded to the nearest, INT8 inputs", ["--int8", "--calibrate", "none"]),
+    "int8": ("error feedback, INT8 inputs, smoothed (`--int8`)", ["--int8"]),
+    "int4-nearest": ("scale search", ["--int4", "--rank", "0", "--calibrate", "none"]),
+    "int4-svd16": (
+        "scale search, branch of the weight, rank 16",
+        ["--int4", "--rank", "16", "--calibrate", "none"],
+    ),
+    "int4": ("scale search, error feedback (`--int4`)", ["--int4"]),
+    "int4-feedback16": ("the same, low-rank correction, rank 16", ["--int4", "--rank", "16"]),
+    "nf4-nearest": ("rounded to the nearest", ["--nf4", "--calibrate", "none"]),
+    "nf4": ("error feedback (`--nf4`)", ["--nf4"]),
+}
+"""Name → what it is called in the table, and the exporter's flags."""
+
+
+def measure(steps: int, count: int, seed: int, progress: bool) -> dict[str, Any]:
+    """Exports every variant into a temporary folder and compares them with the fp32 export."""
+    from ..export.cli import main as export
+
+    with tempfile.TemporaryDirectory(prefix="kontext-methods-") as name:
+        folder = Path(name)
+        wanted = {"fp32": ["--fp32"], **{key: flags for key, (_, flags) in VARIANTS.items()}}
+        for key, flags in tqdm(wanted.items(), desc="exports", disable=not progress):
+            if export(["-o", str(folder / key), "--quiet", *flags]) != 0:
+                raise KontextError(f"the export {key} failed")
+        bundles = [folder / key for key in VARIANTS]
+        result = fidelity.measure(
+            folder / "fp32", bundles, steps=steps, count=count, seed=seed, progress=progress
+        )
+    return result | {"what": "methods"}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    rows = [
+        [
+            entry["precision"],
+            VARIANTS[name][0],
+            f"{entry['velocity_snr']:.1f}",
+            f"{min(entry['velocity_snr_steps']):.1f}",
+            f"{entry['psnr']:.1f}",
+            f"{100 * entry['lost_edits']:+.1f}",
+        ]
+        for name, entry in result["bundles"].items()
+    ]
+    return [
+        Table(
+            ["weights", "method", "velocity SNR [dB]", "worst step", "PSNR [dB]", "lost edits [points]"], rows
+        )
+    ]
+
+
+def footer(result: dict[str, Any]) -> str:
+    return fidelity_report.footer(result)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m kontext.bench.methods", description=(__doc__ or "").split(":")[0]
+    )
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("-n", "--count", type=int, default=2, help="edits of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    options = parser.parse_args(arguments)
+    try:
+        result = measure(options.steps, options.count, options.seed, sys.stderr.isatty())
+        if options.json is not None:
+            write_json(options.json, result)
+    except KontextError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    for table in tables(result):
+        print(table.text(), end="\n\n")
+    print(footer(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

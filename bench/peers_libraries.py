@@ -1,0 +1,142 @@
+"""Other people's quantizers, each by its own code on one linear's weight: what the weight becomes, and its bits.
+
+Weights go in as nn.Linear has them, [out, in]; what comes out is what the library multiplies with, in fp32. Where a
+library keeps scales in the weight's format it is handed a 16-bit weight, as its users do, so that scales cost 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+GROUP = 64
+"""Inputs that share a scale wherever a library lets its user choose: as many as in our INT4."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """`values` fp32 [out, in]; `bits` stored for them, scales and zero points included."""
+
+    values: Tensor
+    bits: int
+
+
+Quantizer = Callable[[Tensor], Quantized]
+
+
+def linear(weight: Tensor, dtype: torch.dtype) -> nn.Sequential:
+    """A network of one linear: libraries quantize a network's children."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    return nn.Sequential(layer)
+
+
+def bits_of(*tensors: Tensor | None) -> int:
+    return sum(8 * tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def torchao_eight_bits(config: str) -> Quantizer:
+    """`config` is the name of one of torchao's weight-only configurations; scales per output channel."""
+
+    def quantize(weight: Tensor) -> Quantized:
+        from torchao import quantization
+
+        network = linear(weight, torch.float32)
+        quantization.quantize_(network, getattr(quantization, config)(set_inductor_config=False))
+        stored: Any = network[0].weight
+        # Both are symmetric: zero points that it keeps for INT8 are all zero and not counted.
+        return Quantized(stored.dequantize().float(), 8 * weight.numel() + bits_of(stored.scale))
+
+    return quantize
+
+
+def torchao_int4(weight: Tensor) -> Quantized:
+    """INT4 with bf16 scales and zero points: the steps of its INT4 weight-only tensors, whose packed forms can be
+    multiplied with but not read back."""
+    from torchao.quantization import quant_primitives as own
+
+    weight, block = weight.bfloat16(), [1, GROUP]
+    scales, zeros = own._choose_qparams_affine_tinygemm(
+        weight, own.MappingType.ASYMMETRIC, block, torch.int32, 0, 15, 1e-6, None, torch.bfloat16
+    )
+    levels = own._quantize_affine_tinygemm(weight, block, scales, zeros, torch.int32, 0, 15)
+    values = own._dequantize_affine_tinygemm(
+        levels, block, scales, zeros, torch.int32, 0, 15, output_dtype=torch.float32
+    )
+    return Quantized(values, 4 * weight.numel() + bits_of(scales.bfloat16(), zeros.bfloat16()))
+
+
+def bitsandbytes_nf4(double: bool) -> Quantizer:
+    """NF4 in blocks of 64 with an fp32 maximum each, or with these in 8 bits (`double` quantization)."""
+
+    def quantize(weight: Tensor) -> Quantized:
+        from bitsandbytes import functional
+
+        packed, state = functional.quantize_4bit(
+            weight.float().contiguous(), blocksize=GROUP, compress_statistics=double, quant_type="nf4"
+        )
+        second = (state.state2.absmax, state.offset) if double else ()
+        values = functional.dequantize_4bit(packed, state)
+        return Quantized(values.float(), bits_of(packed, state.absmax, *second))
+
+    return quantize
+
+
+def quanto(kind: str, bits: int) -> Quantizer:
+    """optimum-quanto's weights in groups of its own choice (4 bits) or per output channel (8), uncalibrated."""
+
+    def quantize(weight: Tensor) -> Quantized:
+        from optimum import quanto as own
+        from optimum.quanto.library.extensions import cpp
+        from optimum.quanto.library.unpack import unpack
+
+        if (
+            cpp.ext._lib is None
+        ):  # it would be compiled now, for minutes; quanto's own PyTorch code does the same
+            cpp.ext._lib = SimpleNamespace(unpack=unpack)
+        network = linear(weight, torch.float16)
+        own.quantize(network, weights=getattr(own, kind))
+        own.freeze(network)
+        stored: Any = network[0].weight
+        scales = [getattr(stored, name, None) for name in ("_scale", "_shift")]
+        return Quantized(stored.dequantize().float(), bits * weight.numel() + bits_of(*scales))
+
+    return quantize
+
+
+def gguf(kind: str) -> Quantizer:
+    """llama.cpp's block formats as the gguf package writes them; their scales are fp16."""
+
+    def quantize(weight: Tensor) -> Quantized:
+        from gguf import GGMLQuantizationType, quants
+
+        form = GGMLQuantizationType[kind]
+        stored = quants.quantize(weight.float().contiguous().numpy(), form)
+        values = torch.from_numpy(quants.dequantize(stored, form)).reshape(weight.shape)
+        return Quantized(values, 8 * stored.nbytes)
+
+    return quantize
+
+
+def modelopt(bits: int | tuple[int, int], group: int | None) -> Quantizer:
+    """NVIDIA Model Optimizer's weight quantizer: one scale for each q, k, v or other matrix, or for each `group`.
+
+    Its scales are counted at 16 bits, as it exports them for a 16-bit model.
+    """
+
+    def quantize(weight: Tensor) -> Quantized:
+        from modelopt.torch.quantization.config import QuantizerAttributeConfig
+        from modelopt.torch.quantization.nn import TensorQuantizer
+
+        blocks = None if group is None else {-1: group}
+        own = TensorQuantizer(QuantizerAttributeConfig(num_bits=bits, block_sizes=blocks, axis=None))
+        scales = 1 if group is None else weight.numel() // group
+        width = bits if isinstance(bits, int) else 1 + sum(bits)
+        return Quantized(own(weight.float()).float(), width * weight.numel() + 16 * scales)
+
+    return quantize

@@ -1,0 +1,243 @@
+"""`kontext-export BUNDLE --triton REPO`: a bundle as a model repository of NVIDIA Triton Inference Server.
+
+REPO.partial is filled and renamed to REPO. Its `models/` goes to the server; beside it lie a README, a Dockerfile, a
+compose file and a Kubernetes manifest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from PIL import Image
+
+from ..errors import KontextError
+from ..runtime.bundle import MANIFEST_NAME, Bundle
+from ..runtime.server import contract
+from . import triton_config
+from .journal import fsync_folder, write_atomic
+
+TEMPLATES = Path(__file__).resolve().parent / "triton"
+PACKAGE = Path(__file__).resolve().parent.parent
+MARKER = "repository.json"
+FORMAT = "kontext-triton-repository"
+
+BACKENDS = ("python", "onnxruntime")
+"""Who runs the graphs: the runtime inside the server's Python backend, or the server's ONNX Runtime backend."""
+
+WARMUP_PROMPT = "warm up"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a repository is laid out."""
+
+    backend: str = "python"
+    batch: int | None = None
+    """Pictures sampled together at most; None: by the bundle's picture size."""
+    instances: int = 1
+    """Pipelines on each GPU, or on the CPU."""
+    filters: Path | None = None
+    """A Python file with `input_filter` and `output_filter`; None: one that allows everything."""
+
+
+def write_repository(folder: Path, output: Path, settings: Settings, *, force: bool = False) -> Path:
+    """Lays out the bundle in `folder` as `output`; its files become hard links where the disk allows, else copies.
+
+    Returns:
+        `output`.
+
+    Raises:
+        KontextError: not a bundle, one with links, or `output` is in use; the message says by what.
+    """
+    bundle = Bundle.open(folder)
+    if bundle.links:
+        raise KontextError(
+            f"{folder} takes weights from files outside it: export it without --link-weights to serve it"
+        )
+    if settings.filters is not None:
+        check_filters(settings.filters)
+    check_output(output, force)
+    partial = output.with_name(output.name + ".partial")
+    try:
+        clear(partial)
+        partial.mkdir()
+        write_marker(partial)
+        fill(partial, bundle, settings)
+        write_marker(partial)
+        publish(partial, output, force)
+    except OSError as fault:
+        raise KontextError(f"cannot write {fault.filename or partial}: {fault.strerror}") from None
+    return output
+
+
+def fill(root: Path, bundle: Bundle, settings: Settings) -> None:
+    """Writes everything but the marker."""
+    batch = triton_config.default_batch(bundle) if settings.batch is None else settings.batch
+    in_server = settings.backend == "onnxruntime"
+    stream, plain = (root / "models" / name for name in (contract.STREAM, contract.PLAIN))
+    for model, kind in ((stream, "stream"), (plain, "plain")):
+        copy_runtime(model / "1")
+        write(model / "1" / "model.py", template(f"{kind}_model.py.txt"))
+    write(stream / "config.pbtxt", triton_config.stream(batch, settings.instances, in_server))
+    write(plain / "config.pbtxt", triton_config.plain())
+    filters = template("filters.py.txt") if settings.filters is None else settings.filters.read_text("utf-8")
+    write(stream / "1" / "filters.py", filters)
+    if not in_server:
+        (stream / "warmup").mkdir()
+        for name, data in warmup_inputs().items():
+            write_atomic(stream / "warmup" / name, data)
+    for name in (MANIFEST_NAME, *bundle.files):
+        place(bundle.folder / name, stream / "1" / "bundle" / name)
+    if in_server:
+        for name, entry in bundle.graphs.items():
+            model = root / "models" / f"{contract.PLAIN}_{name}"
+            place(entry.path, model / "1" / "model.onnx")
+            place(entry.weights, model / "1" / entry.weights.relative_to(bundle.folder))
+            write(model / "config.pbtxt", triton_config.graph(bundle, name))
+    values = {"name": bundle.name, "batch": batch, "plain": contract.PLAIN, "stream": contract.STREAM}
+    for name in ("README.md", "Dockerfile", "requirements.txt", "compose.yaml", "kubernetes.yaml"):
+        write(root / name, Template(template(name)).substitute(values))
+
+
+def warmup_inputs() -> dict[str, bytes]:
+    """The tensors of the edit that the server makes before it says that it is ready, as the server reads them."""
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(picture, "PNG")
+    one_step = struct.pack("<i", 1)
+    return {
+        contract.PROMPT.name: string(WARMUP_PROMPT.encode()),
+        contract.IMAGES.name: string(picture.getvalue()),
+        contract.STEPS.name: one_step,
+    }
+
+
+def string(data: bytes) -> bytes:
+    """A string as an element of a tensor."""
+    return struct.pack("<I", len(data)) + data
+
+
+def template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.encode("utf-8"))
+
+
+def copy_runtime(folder: Path) -> None:
+    """The lean runtime as the package `kontext`, so that the server needs no installation of this one."""
+    for source in (
+        PACKAGE / "__init__.py",
+        PACKAGE / "errors.py",
+        *sorted((PACKAGE / "runtime").rglob("*.py")),
+    ):
+        target = folder / "kontext" / source.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, source.read_bytes())
+
+
+def place(source: Path, target: Path) -> None:
+    """A hard link, or a copy on another disk. A bundle's files are never changed in place, so sharing is safe."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def check_filters(path: Path) -> None:
+    """Raises KontextError unless `path` is Python that defines the two filters; nothing in it is run."""
+    import ast
+
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+    except (SyntaxError, ValueError) as fault:
+        raise KontextError(f"{path} is not Python: {fault}") from None
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if missing := [name for name in ("input_filter", "output_filter") if name not in functions]:
+        raise KontextError(f"{path} defines no {' and no '.join(missing)}")
+
+
+# -- the folder: refused unless it is ours, replaced whole --
+
+
+def own_files(root: Path) -> Iterator[Path]:
+    """Every file below `root`, but what Python leaves beside modules that were imported."""
+    for path in sorted(root.rglob("*")):
+        if (path.is_symlink() or not path.is_dir()) and path.parent.name != "__pycache__":
+            yield path
+
+
+def write_marker(root: Path) -> None:
+    files = [path.relative_to(root).as_posix() for path in own_files(root)]
+    text = json.dumps({"format": FORMAT, "files": sorted({*files, MARKER})}, indent=2) + "\n"
+    write_atomic(root / MARKER, text.encode("utf-8"))
+
+
+def listed_files(root: Path) -> set[str] | None:
+    """What the repository at `root` consists of; None where it is not one."""
+    try:
+        marker = json.loads((root / MARKER).read_text(encoding="utf-8"))
+        return set(marker["files"]) if marker["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Raises KontextError if `output` is anything but new, empty, or, with `force`, a repository and nothing else."""
+    if not output.absolute().parent.is_dir():
+        raise KontextError(f"{output.absolute().parent} is not a folder: make it first")
+    if not os.path.lexists(output):
+        return
+    if not output.is_dir():
+        raise KontextError(f"{output} exists and is not a folder")
+    listed = listed_files(output)
+    if listed is None and any(output.iterdir()):
+        raise KontextError(
+            f"{output} exists and is not a model repository of kontext-export: choose another folder"
+        )
+    if not force:
+        raise KontextError(f"{output} exists: give --force to replace it, or choose another folder")
+    for path in own_files(output):
+        if path.relative_to(output).as_posix() not in (listed or ()):
+            raise KontextError(
+                f"{path} is not the repository's: move it away, then --force will replace {output}"
+            )
+
+
+def clear(partial: Path) -> None:
+    """Removes what a killed export left; anything else there is an error."""
+    if not os.path.lexists(partial):
+        return
+    if not partial.is_dir() or (any(partial.iterdir()) and listed_files(partial) is None):
+        raise KontextError(f"{partial} is in the way and is not an unfinished repository: move it away")
+    shutil.rmtree(partial)
+
+
+def publish(partial: Path, output: Path, force: bool) -> None:
+    """REPO.partial becomes REPO; an old repository stays whole until the new one is."""
+    fsync_folder(partial)
+    if os.path.lexists(output):
+        check_output(output, force)
+        replaced = output.with_name(output.name + ".replaced")
+        if replaced.exists():
+            raise KontextError(f"{replaced} is in the way: an earlier export was killed; move it away")
+        output.rename(replaced)
+        partial.rename(output)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(output)
+    fsync_folder(output.absolute().parent)

@@ -1,0 +1,357 @@
+"""Full (non-causal) attention in one pass over the keys: 16-bit, FP8, or INT8 Q and K with FP8 V.
+
+    out = softmax(q k^T / sqrt(d)) v
+
+Online softmax in base 2 (FlashAttention-2, Dao 2023). Quantized operands come from `rope.norm_rope_quantize`: Q
+with a scale a token and K with one per block of 128, so the product is descaled by one factor a row and block,
+which the softmax's own multiplication takes in. V's block scales ride on the accumulator's rescaling as ratios. P
+is at most 448, E4M3's largest number, because the maximum is lowered by log2(448); the row sum carries the same
+factor, which cancels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .launch import FP8_CAPABILITY, MIN_CAPABILITY, Launch, capability, cdiv, jit, require, tl
+from .rope import BLOCK, HEAD_DIMS
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FP8_OFFSET = math.log2(448.0)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """fp32 of codes [batch, heads, tokens, head_dim] with a scale for each token or for each block of 128."""
+    if scale.shape[2] != codes.shape[2]:
+        scale = scale.repeat_interleave(BLOCK, 2)[:, :, : codes.shape[2]]
+    return codes.float() * scale[..., None]
+
+
+def softmax_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v by PyTorch, [batch, heads, tokens, head_dim] → [batch, tokens, heads * head_dim]."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The plain meaning: q, k, v [batch, heads, tokens, head_dim] of one dtype → [batch, q tokens, heads *
+    head_dim]."""
+    check(q, k, v)
+    return softmax_product(q, k, v)
+
+
+def attention_quantized(
+    q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The plain meaning of quantized operands, but for P, which only the kernel rounds; `dtype` is the output's."""
+    check(q, k, v)
+    values = dequantize(v.transpose(2, 3)[:, :, : k.shape[2]], v_scale)
+    return softmax_product(dequantize(q, q_scale), dequantize(k, k_scale), values).to(dtype)
+
+
+@jit()
+def attend(  # type: ignore[no-untyped-def]
+    acc,
+    total,
+    largest,
+    v_before,
+    q,
+    row_scale,
+    k,
+    k_scale,
+    k_token,
+    v,
+    v_scale,
+    v_stride,
+    start,
+    k_tokens,
+    channels,
+    MASKED: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
+    OFFSET: tl.constexpr,
+    IMPRECISE: tl.constexpr,
+):
+    """One block of keys: the new accumulator, row sums, row maxima and scale of V."""
+    # A scalar address and offsets of 32 bits that stay the same: 64-bit addresses of every element would spill.
+    ahead = tl.arange(0, BLOCK_N)
+    there = start + ahead < k_tokens
+    k_tile_at = k + start * k_token.to(tl.int64) + (ahead[None, :] * k_token + channels[:, None])
+    if MASKED:
+        k_tile = tl.load(k_tile_at, mask=there[None, :], other=0.0)
+    else:
+        k_tile = tl.load(k_tile_at)
+    scores = tl.dot(q, k_tile, out_dtype=tl.int32 if q.dtype == tl.int8 else tl.float32).to(tl.float32)
+    factor = row_scale
+    if QUANTIZED:
+        factor = row_scale * tl.load(k_scale + start // KEY_BLOCK)
+    if MASKED:
+        scores = tl.where(there[None, :], scores, float("-inf"))
+    now = tl.maximum(largest, tl.max(scores, 1) * factor)
+    weights = tl.exp2(scores * factor[:, None] - (now - OFFSET)[:, None])
+    decay = tl.exp2(largest - now)
+    total = total * decay + tl.sum(weights, 1)
+    if QUANTIZED:
+        v_now = tl.load(v_scale + start // KEY_BLOCK)
+        decay = decay * (v_before / v_now)
+        v_before = v_now
+        # Stored transposed and padded with zeros to whole blocks.
+        v_tile = tl.load(v + start + (channels[None, :] * v_stride + ahead[:, None]))
+    else:
+        v_tile_at = v + start * v_stride.to(tl.int64) + (ahead[:, None] * v_stride + channels[None, :])
+        if MASKED:
+            v_tile = tl.load(v_tile_at, mask=there[:, None], other=0.0)
+        else:
+            v_tile = tl.load(v_tile_at)
+    acc = acc * decay[:, None]
+    acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc, max_num_imprecise_acc=IMPRECISE)
+    return acc, total, now, v_before
+
+
+@jit(do_not_specialize=["q_tokens", "k_tokens"])
+def attention_kernel(  # type: ignore[no-untyped-def]
+    q,
+    k,
+    v,
+    out,
+    q_scale,
+    k_scale,
+    v_scale,
+    q_tokens,
+    k_tokens,
+    q_batch,
+    q_head,
+    q_token,
+    k_batch,
+    k_head,
+    k_token,
+    v_batch,
+    v_head,
+    v_stride,
+    softmax_scale,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
+    OFFSET: tl.constexpr,
+    IMPRECISE: tl.constexpr,
+):
+    """One program a block of queries of one head; `softmax_scale` is log2(e) / sqrt(d)."""
+    pair = tl.program_id(1).to(tl.int64)
+    batch = pair // HEADS
+    head = pair % HEADS
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channels = tl.arange(0, D)
+    inside = rows < q_tokens
+    q_start = q + batch * q_batch + head * q_head
+    q_tile = tl.load(
+        q_start + rows.to(tl.int64)[:, None] * q_token + channels[None, :], mask=inside[:, None], other=0.0
+    )
+    k_start = k + batch * k_batch + head * k_head
+    v_start = v + batch * v_batch + head * v_head
+    blocks = tl.cdiv(k_tokens, KEY_BLOCK)
+    row_scale = tl.full([BLOCK_M], 1.0, tl.float32) * softmax_scale
+    v_before = 1.0
+    k_scales = k_scale
+    v_scales = v_scale
+    if QUANTIZED:
+        row_scale *= tl.load(q_scale + pair * q_tokens + rows, mask=inside, other=1.0)
+        k_scales = k_scale + pair * blocks
+        v_scales = v_scale + pair * blocks
+        v_before = tl.load(v_scales)
+    acc = tl.zeros([BLOCK_M, D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    whole = k_tokens // BLOCK_N * BLOCK_N
+    for start in tl.range(0, whole, BLOCK_N):
+        acc, total, largest, v_before = attend(
+            acc, total, largest, v_before, q_tile, row_scale, k_start, k_scales, k_token, v_start, v_scales,
+            v_stride, start, k_tokens, channels, False, QUANTIZED, BLOCK_N, KEY_BLOCK, OFFSET, IMPRECISE,
+        )  # fmt: skip
+    if whole < k_tokens:
+        acc, total, largest, v_before = attend(
+            acc, total, largest, v_before, q_tile, row_scale, k_start, k_scales, k_token, v_start, v_scales,
+            v_stride, whole, k_tokens, channels, True, QUANTIZED, BLOCK_N, KEY_BLOCK, OFFSET, IMPRECISE,
+        )  # fmt: skip
+    by = 1.0 / total
+    if QUANTIZED:
+        by = by * v_before
+    to = out + ((batch * q_tokens + rows) * HEADS + head)[:, None] * D + channels[None, :]
+    tl.store(to, (acc * by[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+
+
+TILES = {
+    # (16-bit or not, head_dim): queries, keys, warps, stages. Hopper: two warpgroups of 64 queries each.
+    90: {
+        (True, 32): (128, 128, 8, 3),
+        (True, 64): (128, 128, 8, 3),
+        (True, 128): (128, 64, 8, 3),
+        (False, 32): (128, 128, 8, 3),
+        (False, 64): (128, 128, 8, 3),
+        (False, 128): (128, 128, 8, 3),
+    },
+    # Ampere to Ada and consumer Blackwell: 100 KB of shared memory, registers hold the scores.
+    80: {
+        (True, 32): (128, 64, 4, 3),
+        (True, 64): (128, 64, 4, 3),
+        (True, 128): (128, 32, 8, 3),
+        (False, 32): (128, 64, 4, 3),
+        (False, 64): (128, 64, 4, 3),
+        (False, 128): (128, 64, 8, 3),
+    },
+}
+"""By the oldest architecture that they are for."""
+
+
+def check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises KontextError for operands that no kernel takes."""
+    require(q.ndim == k.ndim == v.ndim == 4, "attention takes [batch, heads, tokens, head_dim]")
+    head_dim = q.shape[3]
+    require(
+        head_dim in HEAD_DIMS,
+        f"attention takes heads of {', '.join(map(str, HEAD_DIMS))} channels, not {head_dim}",
+    )
+    require(q.shape[:2] == k.shape[:2] == v.shape[:2], "q, k and v must have the same pictures and heads")
+    require(k.shape[2] > 0, "attention needs a key at least")
+    quantized = q.dtype in (torch.float8_e4m3fn, torch.int8)
+    require(
+        q.dtype == k.dtype and (v.dtype == torch.float8_e4m3fn if quantized else v.dtype == q.dtype)
+        and (quantized or q.dtype in FLOATS),
+        "attention takes 16-bit or fp32 operands of one dtype, E4M3, or INT8 with E4M3 values, "
+        f"not {q.dtype}, {k.dtype}, {v.dtype}",
+    )  # fmt: skip
+
+
+def plan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    scales: tuple[Tensor, Tensor, Tensor] | None = None,
+    fast: bool = True,
+    arch: int = 0,
+) -> Launch:
+    """The launch for compute capability `arch` (0: that of the tensors' device).
+
+    `fast` leaves sums of FP8 products in the tensor cores' own accumulators, which on Ada and Hopper keep about 14
+    bits; otherwise they are added up in fp32 for every block of keys.
+    """
+    arch = arch or capability(q)
+    check(q, k, v)
+    require(arch >= MIN_CAPABILITY, f"these kernels need compute capability 8.0, this GPU has {arch / 10}")
+    require(
+        scales is None or arch >= FP8_CAPABILITY,
+        f"FP8 attention needs compute capability 8.9 (Ada), this GPU has {arch / 10}: use 16-bit attention",
+    )
+    batch, heads, q_tokens, head_dim = q.shape
+    wide = scales is None
+    m, n, warps, stages = TILES[90 if arch in (90, 100, 103) else 80][wide, head_dim]
+    if q.dtype == torch.float32:  # for the interpreter and for fp32 models: twice the bytes
+        m, n, stages = 64, 32, 1
+    q_scale, k_scale, v_scale = scales or (None, None, None)
+    return Launch(
+        attention_kernel,
+        (cdiv(q_tokens, m), batch * heads, 1),
+        {
+            "q": q,
+            "k": k,
+            "v": v,
+            "out": out,
+            "q_scale": q_scale,
+            "k_scale": k_scale,
+            "v_scale": v_scale,
+            "q_tokens": q_tokens,
+            "k_tokens": k.shape[2],
+            "q_batch": q.stride(0),
+            "q_head": q.stride(1),
+            "q_token": q.stride(2),
+            "k_batch": k.stride(0),
+            "k_head": k.stride(1),
+            "k_token": k.stride(2),
+            "v_batch": v.stride(0),
+            "v_head": v.stride(1),
+            "v_stride": v.stride(2),
+            "softmax_scale": math.log2(math.e) / math.sqrt(head_dim),
+        },
+        {
+            "HEADS": heads,
+            "D": head_dim,
+            "BLOCK_M": m,
+            "BLOCK_N": n,
+            "QUANTIZED": scales is not None,
+            "KEY_BLOCK": BLOCK,
+            "OFFSET": FP8_OFFSET if scales is not None else 0.0,
+            "IMPRECISE": None if fast else n,
+        },
+        warps=warps,
+        stages=stages,
+        varying=("q_tokens", "k_tokens"),
+    )
+
+
+def launch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    check(q, k, v)
+    require(
+        q.stride(3) == k.stride(3) == v.stride(3) == 1, "attention takes heads whose channels lie together"
+    )
+    batch, heads, tokens, head_dim = q.shape
+    out = q.new_empty((batch, tokens, heads * head_dim))
+    if out.numel():
+        plan(q, k, v, out).run()
+    return out
+
+
+def launch_attention_quantized(
+    q: Tensor,
+    q_scale: Tensor,
+    k: Tensor,
+    k_scale: Tensor,
+    v: Tensor,
+    v_scale: Tensor,
+    dtype: torch.dtype,
+    fast: bool = True,
+) -> Tensor:
+    batch, heads, tokens, head_dim = q.shape
+    out = q.new_empty((batch, tokens, heads * head_dim), dtype=dtype)
+    if out.numel():
+        plan(q, k, v, out, (q_scale, k_scale, v_scale), fast).run()
+    return out
+
+
+attention_op = torch.library.custom_op(
+    "kontext::attention",
+    launch_attention,
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor q, Tensor k, Tensor v) -> Tensor",
+)
+attention_op.register_kernel("cpu")(lambda q, k, v: attention(q, k, v).contiguous())
+
+
+@attention_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    check(q, k, v)
+    return q.new_empty((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]))
+
+
+attention_quantized_op = torch.library.custom_op(
+    "kontext::attention_quantized",
+    launch_attention_quantized,
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor v, Tensor v_scale, ScalarType dtype) -> Tensor",
+)
+attention_quantized_op.register_kernel("cpu")(lambda *operands: attention_quantized(*operands).contiguous())
+
+
+@attention_quantized_op.register_fake
+def _(
+    q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    check(q, k, v)
+    return q.new_empty((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]), dtype=dtype)

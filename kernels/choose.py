@@ -1,0 +1,55 @@
+"""Chooses between ways to compute one thing by measuring them, once for each shape, and keeps the measurements.
+
+Nothing is measured on a CPU, or while a CUDA graph is captured: there the first way that was not measured slower is
+taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+MEASURED: dict[str, dict[str, float]] = {}
+"""What was measured: key → way → milliseconds."""
+
+REPEATS = 5
+
+
+def fastest(
+    key: str, ways: Mapping[str, Callable[[], None]], changes: Tensor | None = None
+) -> Callable[[], None]:
+    """The fastest of `ways`; measured at the first call with `key`.
+
+    Args:
+        key: the computation and its sizes.
+        ways: name → what computes it, the preferred one first.
+        changes: a tensor that every run adds to: it is put back after measuring.
+    """
+    if key not in MEASURED:
+        if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+            return next(iter(ways.values()))
+        kept = None if changes is None else changes.clone()
+        MEASURED[key] = {name: milliseconds(way) for name, way in ways.items()}
+        if changes is not None and kept is not None:
+            changes.copy_(kept)
+    times = MEASURED[key]
+    return ways[min(times, key=lambda name: times[name])]
+
+
+def milliseconds(way: Callable[[], None]) -> float:
+    """The median of a few runs, by device events, after one that compiles; infinite if it cannot run here."""
+    try:
+        way()
+    except (RuntimeError, NotImplementedError):  # a library may lack this format on this GPU
+        return float("inf")
+    times = []
+    for _ in range(REPEATS):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        way()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return sorted(times)[REPEATS // 2]

@@ -1,0 +1,143 @@
+"""Starts a bundle's compiled kernels through CUDA's driver, where there is no Triton.
+
+`register(folder)` reads kernels.json; from then on `Launch.run` finds its kernel by `Launch.key`. PyTorch has made the
+context, and its current stream is the one that kernels are started on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import KontextError
+from .archive import FORMAT, INDEX
+from .launch import COMPILED, Launch
+
+MAX_DYNAMIC_SHARED = 8
+"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES of cuda.h."""
+
+INTEGERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64}
+
+
+class Driver:
+    """The few calls of libcuda that a launch takes."""
+
+    def __init__(self, library: Any = None) -> None:
+        if library is None:
+            try:
+                library = ctypes.CDLL("libcuda.so.1")
+            except OSError:
+                raise KontextError("compiled kernels need NVIDIA's driver (libcuda.so.1)") from None
+        self.library = library
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Raises KontextError with the driver's own words for anything but success."""
+        code = getattr(self.library, name)(*arguments)
+        if code:
+            text = ctypes.c_char_p()
+            self.library.cuGetErrorString(code, ctypes.byref(text))
+            said = text.value.decode() if text.value else f"error {code}"
+            raise KontextError(f"CUDA's {name} failed: {said}")
+
+    def load(self, image: bytes, symbol: str, shared: int) -> ctypes.c_void_p:
+        """The function `symbol` of a cubin, allowed its shared memory."""
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        self.call("cuModuleLoadData", ctypes.byref(module), image)
+        self.call("cuModuleGetFunction", ctypes.byref(function), module, symbol.encode())
+        self.call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED, shared)
+        return function
+
+    def start(
+        self,
+        function: ctypes.c_void_p,
+        grid: Sequence[int],
+        threads: int,
+        shared: int,
+        stream: int,
+        values: Sequence[Any],
+    ) -> None:
+        """One launch; `values` are ctypes objects in the order of the kernel's parameters."""
+        addresses = (ctypes.c_void_p * len(values))(
+            *(ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in values)
+        )
+        self.call(
+            "cuLaunchKernel",
+            function,
+            *grid,
+            *(threads, 1, 1),
+            shared,
+            ctypes.c_void_p(stream),
+            addresses,
+            None,
+        )
+
+
+class CompiledKernel:
+    """One entry of kernels.json; loaded when it is first started."""
+
+    def __init__(self, entry: Mapping[str, Any], folder: Path, driver: Driver) -> None:
+        self.entry = entry
+        self.folder = folder
+        self.driver = driver
+        self.function: ctypes.c_void_p | None = None
+
+    def __call__(self, launch: Launch) -> None:
+        if self.function is None:
+            image = (self.folder / self.entry["file"]).read_bytes()
+            self.function = self.driver.load(image, self.entry["symbol"], self.entry["shared"])
+        values = [packed(launch.arguments[name], kind) for name, kind in self.entry["arguments"]]
+        values += [ctypes.c_void_p(None)] * self.entry["nulls"]
+        stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else 0
+        threads = 32 * self.entry["warps"]
+        self.driver.start(self.function, launch.grid, threads, self.entry["shared"], stream, values)
+
+
+def packed(value: Any, kind: str) -> Any:
+    """An argument as the kernel's parameter takes it."""
+    if kind.startswith("*"):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if kind == "fp32" else INTEGERS[kind](value)
+
+
+def register(folder: Path, driver: Driver | None = None) -> int:
+    """Makes the kernels in `folder` those that launches find; returns how many.
+
+    Raises:
+        KontextError: the index is damaged or of another format.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise KontextError(
+                f"{path} has format {index['format']}, this reads {FORMAT}: export the bundle again"
+            )
+        entries = [check(entry, path) for entry in index["kernels"]]
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise KontextError(f"{path} is not an index of compiled kernels: {fault}") from None
+    driver = driver or Driver()
+    for entry in entries:
+        COMPILED[entry["key"]] = CompiledKernel(entry, folder, driver)
+    return len(entries)
+
+
+def check(entry: dict[str, Any], path: Path) -> dict[str, Any]:
+    """An entry whose fields are all there and plain."""
+    file = entry["file"]
+    if Path(file).name != file or not file.endswith(".cubin"):
+        raise KontextError(f"{path}: {file!r} is not the name of a cubin beside it")
+    known = {"fp32", *INTEGERS}
+    for name, kind in entry["arguments"]:
+        if not isinstance(name, str) or not (kind.startswith("*") or kind in known):
+            raise KontextError(f"{path}: {entry['name']} has an argument of type {kind!r}")
+    for name, least in (("shared", 0), ("warps", 1), ("nulls", 0)):
+        if not isinstance(entry[name], int) or entry[name] < least:
+            raise KontextError(f"{path}: {name} of {entry['name']} must be a whole number of {least} or more")
+    if not isinstance(entry["key"], str) or not isinstance(entry["symbol"], str):
+        raise KontextError(f"{path}: key and symbol must be text")
+    return entry

@@ -1,0 +1,174 @@
+"""What a linear's input is made of: values as they are, values through GELU (tanh), side by side, quantized by token.
+
+    y = concat(plain, gelu(mlp));   codes, s = quantize(y)
+
+One kernel for the attention's output (plain alone), the MLP's middle (mlp alone) and the single block's second linear
+(both): there, the concatenation costs no pass of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .launch import Launch, jit, power_of_two, require, tl
+from .numeric import CODES, LIMITS, MIN_AMAX, check_format, encode_tile, gelu, gelu_tile, quantize_rows
+
+MAX_WIDTH = 32768
+
+
+def joined(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
+    """concat(plain, gelu(mlp)) in fp32; either may be None, not both."""
+    parts = [] if plain is None else [plain.float()]
+    if mlp is not None:
+        parts.append(gelu(mlp.float()))
+    require(bool(parts), "there is nothing to join")
+    return torch.cat(parts, dim=-1)
+
+
+def gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
+    """The plain meaning: [batch, tokens, plain + mlp channels] in the inputs' dtype."""
+    first = plain if plain is not None else mlp
+    return joined(plain, mlp).to(first.dtype if first is not None else torch.float32)
+
+
+def gelu_join_quantize(plain: Tensor | None, mlp: Tensor | None, format: str) -> tuple[Tensor, Tensor]:
+    """The plain meaning with `format` "fp8" or "int8": codes and fp32 scales [batch, tokens]."""
+    return quantize_rows(joined(plain, mlp), format)
+
+
+@jit(do_not_specialize=["tokens"])
+def gelu_join_kernel(  # type: ignore[no-untyped-def]
+    plain,
+    mlp,
+    out,
+    out_scale,
+    tokens,
+    plain_batch,
+    plain_token,
+    mlp_batch,
+    mlp_token,
+    PLAIN: tl.constexpr,
+    MLP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    INTEGER: tl.constexpr,
+    LIMIT: tl.constexpr,
+    MIN_AMAX: tl.constexpr,
+):
+    """One program a row."""
+    row = tl.program_id(0).to(tl.int64)
+    batch = row // tokens
+    token = row % tokens
+    columns = tl.arange(0, BLOCK)
+    inside = columns < PLAIN + MLP
+    y = tl.zeros([BLOCK], tl.float32)
+    if PLAIN > 0:
+        start = plain + batch * plain_batch + token * plain_token
+        y = tl.load(start + columns, mask=columns < PLAIN, other=0.0).to(tl.float32)
+    if MLP > 0:
+        start = mlp + batch * mlp_batch + token * mlp_token
+        from_mlp = inside & (columns >= PLAIN)
+        y += gelu_tile(tl.load(start + (columns - PLAIN), mask=from_mlp, other=0.0).to(tl.float32))
+    if QUANTIZE:
+        step = tl.maximum(tl.max(tl.abs(y), 0), MIN_AMAX) / LIMIT
+        tl.store(out_scale + row, step)
+        y = tl.minimum(tl.maximum(y / step, -LIMIT), LIMIT)
+        tl.store(out + row * (PLAIN + MLP) + columns, encode_tile(y, INTEGER), mask=inside)
+    else:
+        tl.store(out + row * (PLAIN + MLP) + columns, y.to(out.dtype.element_ty), mask=inside)
+
+
+def plan(
+    plain: Tensor | None, mlp: Tensor | None, out: Tensor, out_scale: Tensor | None, format: str
+) -> Launch:
+    batch, tokens, width = out.shape
+    require(width <= MAX_WIDTH, f"GELU with quantization takes up to {MAX_WIDTH} channels, not {width}")
+    for part in (plain, mlp):
+        require(part is None or part.stride(2) == 1, "GELU takes rows whose channels lie next to each other")
+    block = power_of_two(width)
+    return Launch(
+        gelu_join_kernel,
+        (batch * tokens, 1, 1),
+        {
+            "plain": plain,
+            "mlp": mlp,
+            "out": out,
+            "out_scale": out_scale,
+            "tokens": tokens,
+            "plain_batch": plain.stride(0) if plain is not None else 0,
+            "plain_token": plain.stride(1) if plain is not None else 0,
+            "mlp_batch": mlp.stride(0) if mlp is not None else 0,
+            "mlp_token": mlp.stride(1) if mlp is not None else 0,
+        },
+        {
+            "PLAIN": plain.shape[2] if plain is not None else 0,
+            "MLP": mlp.shape[2] if mlp is not None else 0,
+            "BLOCK": block,
+            "QUANTIZE": out_scale is not None,
+            "INTEGER": format == "int8",
+            "LIMIT": LIMITS.get(format, 0.0),
+            "MIN_AMAX": MIN_AMAX,
+        },
+        warps=min(max(block // 1024, 1), 16),
+        stages=1,
+        varying=("tokens",),
+    )
+
+
+def shape_of(plain: Tensor | None, mlp: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+    """The tensor that decides device and dtype, and the output's shape."""
+    given = [part for part in (plain, mlp) if part is not None]
+    require(bool(given), "there is nothing to join")
+    return given[0], (*given[0].shape[:2], sum(part.shape[2] for part in given))
+
+
+def launch_gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
+    first, shape = shape_of(plain, mlp)
+    out = torch.empty(shape, dtype=first.dtype, device=first.device)
+    if out.numel():
+        plan(plain, mlp, out, None, "").run()
+    return out
+
+
+def launch_gelu_join_quantize(plain: Tensor | None, mlp: Tensor | None, format: str) -> tuple[Tensor, Tensor]:
+    check_format(format)
+    first, shape = shape_of(plain, mlp)
+    out = torch.empty(shape, dtype=CODES[format], device=first.device)
+    out_scale = torch.empty(shape[:2], dtype=torch.float32, device=first.device)
+    if out.numel():
+        plan(plain, mlp, out, out_scale, format).run()
+    return out, out_scale
+
+
+gelu_join_op = torch.library.custom_op(
+    "kontext::gelu_join",
+    launch_gelu_join,
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor? plain, Tensor? mlp) -> Tensor",
+)
+gelu_join_op.register_kernel("cpu")(gelu_join)
+
+
+@gelu_join_op.register_fake
+def _(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
+    first, shape = shape_of(plain, mlp)
+    return first.new_empty(shape)
+
+
+gelu_join_quantize_op = torch.library.custom_op(
+    "kontext::gelu_join_quantize",
+    launch_gelu_join_quantize,
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor? plain, Tensor? mlp, str format) -> (Tensor, Tensor)",
+)
+gelu_join_quantize_op.register_kernel("cpu")(gelu_join_quantize)
+
+
+@gelu_join_quantize_op.register_fake
+def _(plain: Tensor | None, mlp: Tensor | None, format: str) -> tuple[Tensor, Tensor]:
+    check_format(format)
+    first, shape = shape_of(plain, mlp)
+    return first.new_empty(shape, dtype=CODES[format]), first.new_empty(shape[:2], dtype=torch.float32)

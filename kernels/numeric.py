@@ -1,0 +1,64 @@
+"""Number formats of the kernels: scales by token, E4M3 and INT8 codes, GELU; in PyTorch and for use inside kernels.
+
+E4M3 saturates at 448 and INT8 is symmetric, so a scale is amax / 448 or amax / 127. Codes round to nearest, ties to
+even.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .launch import jit, require, tl
+
+LIMITS = {"fp8": 448.0, "int8": 127.0}
+CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+"""What activations may be quantized to."""
+
+MIN_AMAX = 1e-12
+"""Amax of a row of zeros, so that no scale is zero."""
+
+GELU_SCALE = math.sqrt(2 / math.pi)
+
+
+def check_format(format: str) -> None:
+    require(format in CODES, f"activations can be quantized to {' or '.join(CODES)}, not to {format!r}")
+
+
+def encode(values: Tensor, format: str) -> Tensor:
+    """fp32 values, already divided by their scale, as codes."""
+    limit = LIMITS[format]
+    values = values.clamp(-limit, limit)
+    return (values.round() if format == "int8" else values).to(CODES[format])
+
+
+def quantize_rows(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    """fp32 x [..., width] → codes of the same shape and fp32 scales [...]: x ≈ codes * scales."""
+    scale = x.abs().amax(-1).clamp(min=MIN_AMAX) / LIMITS[format]
+    return encode(x / scale[..., None], format), scale
+
+
+def gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+# -- the same inside kernels --
+
+
+@jit()
+def encode_tile(values, INTEGER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Codes of fp32 values within the format's limits. Adding 1.5 * 2^23 leaves no bit below one."""
+    if INTEGER:
+        return ((values + 12582912.0) - 12582912.0).to(tl.int8)
+    else:
+        return values.to(tl.float8e4nv)
+
+
+@jit()
+def gelu_tile(x):  # type: ignore[no-untyped-def]
+    """x * sigmoid(2u) = x / 2 * (1 + tanh u) with u = sqrt(2 / pi) * (x + 0.044715 x^3)."""
+    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return x / (1.0 + tl.exp2(u * -2.8853900817779268))

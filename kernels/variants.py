@@ -1,0 +1,197 @@
+"""Every kernel in every format, as a transformer of given sizes launches it: what is compiled ahead of time.
+
+Launches are made from `meta` tensors, so that they are the runtime's own to the last stride.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import adaln, attention, gelu, gemm, int4, int4_dequantize, residual, rope
+from .launch import FP8_CAPABILITY, Launch
+from .numeric import CODES
+
+TENSOR_CORES = {
+    # What the SASS calls the instructions, by operand: Hopper's warpgroup and Blackwell's tcgen05 forms, or a warp's.
+    "16-bit": {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"},
+    "fp8": {80: "QMMA", 90: "QGMMA", 100: "UTCQMMA", 120: "QMMA"},
+    "int8": {80: "IMMA", 90: "IGMMA", 100: "IMMA", 120: "IMMA"},
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A launch to compile, and the kinds of tensor-core instruction that it must come out with."""
+
+    name: str
+    launch: Launch
+    operands: tuple[str, ...] = ()
+
+    def instructions(self, arch: int) -> tuple[re.Pattern[str], ...]:
+        """What the SASS for compute capability `arch` must hold, one pattern for each kind of operand."""
+        patterns = []
+        for operand in self.operands:
+            table = TENSOR_CORES[operand]
+            oldest = max(key for key in table if key <= arch)
+            patterns.append(re.compile(rf"\b{table[oldest]}\b"))
+        return tuple(patterns)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the transformer that kernels are compiled for; the defaults are FLUX.1 Kontext's."""
+
+    hidden: int = 3072
+    heads: int = 24
+    mlp: int = 12288
+    rank: int = 32
+    """Of INT4's low-rank branch; with 0 there is none, and kernels for both are compiled otherwise."""
+    compute: torch.dtype = torch.bfloat16
+    text_tokens: int = 512
+    image_tokens: int = 8192
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def formats(arch: int) -> tuple[str, ...]:
+    return ("fp8", "int8") if arch >= FP8_CAPABILITY else ("int8",)
+
+
+def variants(arch: int, sizes: Sizes | None = None) -> Iterator[Variant]:
+    """All launches of a transformer's step for compute capability `arch`, as 90 for 9.0."""
+    sizes = sizes or Sizes()
+    yield from elementwise(arch, sizes)
+    yield from rope_variants(arch, sizes)
+    yield from attention_variants(arch, sizes)
+    yield from products(arch, sizes)
+
+
+def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
+    hidden, tokens, kind = sizes.hidden, sizes.text_tokens + sizes.image_tokens, sizes.compute
+    x = meta(1, tokens, hidden, dtype=kind)
+    vector = meta(1, 6, hidden, dtype=kind)[:, 0]
+    scale = meta(1, tokens, dtype=torch.float32)
+    fused = meta(1, tokens, 3 * hidden + sizes.mlp, dtype=kind)[..., 3 * hidden :]
+    yield Variant("adaln", adaln.plan(x, vector, vector, x, None, ""))
+    yield Variant("gate_residual", residual.plan(x, vector, x))
+    middle = meta(1, tokens, sizes.mlp, dtype=kind)
+    yield Variant("gelu_join, mlp", gelu.plan(None, middle, middle, None, ""))
+    joint = (1, tokens, hidden + sizes.mlp)
+    yield Variant("gelu_join", gelu.plan(x, fused, meta(*joint, dtype=kind), None, ""))
+    for format in formats(arch):
+        codes = CODES[format]
+        yield Variant(
+            f"adaln {format}", adaln.plan(x, vector, vector, meta(*x.shape, dtype=codes), scale, format)
+        )
+        out = meta(*joint, dtype=codes)
+        yield Variant(f"gelu_join {format}, both", gelu.plan(x, fused, out, scale, format))
+        yield Variant(
+            f"gelu_join {format}, plain", gelu.plan(x, None, meta(*x.shape, dtype=codes), scale, format)
+        )
+        yield Variant(
+            f"gelu_join {format}, mlp",
+            gelu.plan(None, middle, meta(*middle.shape, dtype=codes), scale, format),
+        )
+    packed, scales = int4_weight(hidden, hidden, kind)
+    yield Variant("int4_dequantize", int4_dequantize.plan(packed, scales, meta(hidden, hidden, dtype=kind)))
+
+
+def rope_variants(arch: int, sizes: Sizes) -> Iterator[Variant]:
+    tokens, head_dim = sizes.text_tokens + sizes.image_tokens, sizes.hidden // sizes.heads
+    table = meta(tokens, head_dim // 2, dtype=torch.float32)
+    norms = [meta(head_dim, dtype=sizes.compute)] * 4
+    for where, width in (("double", 3 * sizes.hidden), ("single", 3 * sizes.hidden + sizes.mlp)):
+        qkv = meta(1, tokens, width, dtype=sizes.compute)[..., : 3 * sizes.hidden]
+        text = sizes.text_tokens if where == "double" else 0
+        for format in ("", *(formats(arch) if arch >= FP8_CAPABILITY else ())):
+            mean = meta(1, sizes.heads, head_dim, dtype=torch.float32) if format == "int8" else None
+            launch = rope.plan(
+                qkv,
+                table,
+                table,
+                norms,
+                sizes.heads,
+                text,
+                format,
+                mean,
+                rope.allocate(qkv, sizes.heads, format),
+            )
+            yield Variant(f"norm_rope {format or '16-bit'}, {where}", launch)
+            if format == "int8":
+                sums = meta(1, sizes.heads, tokens // rope.BLOCK, head_dim, dtype=torch.float32)
+                yield Variant(
+                    f"key_sum, {where}",
+                    rope.plan_key_sum(qkv, table, table, norms, sizes.heads, text, sums),
+                )
+
+
+def attention_variants(arch: int, sizes: Sizes, head_dims: tuple[int, ...] = ()) -> Iterator[Variant]:
+    tokens, heads = sizes.text_tokens + sizes.image_tokens, sizes.heads
+    for head_dim in head_dims or (sizes.hidden // sizes.heads,):
+        out = meta(1, tokens, heads * head_dim, dtype=sizes.compute)
+        qkv = meta(1, tokens, 3 * heads * head_dim, dtype=sizes.compute)
+        values = rope.split(qkv, heads)[2]
+        q = meta(1, heads, tokens, head_dim, dtype=sizes.compute)
+        yield Variant(
+            f"attention 16-bit, {head_dim}", attention.plan(q, q, values, out, arch=arch), ("16-bit",)
+        )
+        for format in formats(arch) if arch >= FP8_CAPABILITY else ():
+            q, q_scale, k, k_scale, v, v_scale = rope.quantized(rope.allocate(qkv, heads, format))
+            launch = attention.plan(q, k, v, out, (q_scale, k_scale, v_scale), arch=arch)
+            kinds = ("fp8",) if format == "fp8" else ("int8", "fp8")
+            yield Variant(f"attention {format}, {head_dim}", launch, kinds)
+
+
+def int4_weight(depth: int, channels: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    return meta(depth, channels // 2, dtype=torch.uint8), meta(depth // int4.GROUP, channels, dtype=kind)
+
+
+def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
+    """A block's linears with the epilogue that each has."""
+    hidden, mlp, kind = sizes.hidden, sizes.mlp, sizes.compute
+    tokens = sizes.image_tokens
+    linears = {
+        "qkv": (hidden, 3 * hidden, "plain"),
+        "proj": (hidden, hidden, "residual"),
+        "mlp.0": (hidden, mlp, "plain"),
+        "mlp.0, gelu": (hidden, mlp, "gelu"),
+        "mlp.2": (mlp, hidden, "residual"),
+        "linear1": (hidden, 3 * hidden + mlp, "plain"),
+        "linear2": (hidden + mlp, hidden, "residual"),
+    }
+    for name, (depth, channels, ending) in linears.items():
+        bias = meta(channels, dtype=kind)
+        gate = meta(1, 6, hidden, dtype=kind)[:, 0] if ending == "residual" else None
+        for format in formats(arch):
+            out = meta(1, tokens, channels, dtype=CODES[format] if ending == "gelu" else kind)
+            out_scale = meta(1, dtype=torch.float32) if ending == "gelu" else None
+            scale = meta(1, tokens, dtype=torch.float32)
+            a = meta(1, tokens, depth, dtype=CODES[format])
+            weight, w_scale = meta(channels, depth, dtype=CODES[format]), meta(channels, dtype=kind)
+            yield Variant(
+                f"scaled_gemm {format}, {name}",
+                gemm.plan(out, a, scale, weight, w_scale, bias, gate, out_scale, arch=arch),
+                (format,),
+            )
+        if ending == "gelu":
+            continue
+        packed, scales = int4_weight(depth, channels, kind)
+        out = meta(1, tokens, channels, dtype=kind)
+        for format in ("16-bit", "fp8") if arch >= FP8_CAPABILITY else ("16-bit",):
+            coded = format != "16-bit"
+            a = meta(1, tokens, depth, dtype=CODES[format] if coded else kind)
+            scale = meta(1, tokens, dtype=torch.float32) if coded else None
+            for rank in sorted({0, sizes.rank}):
+                low = meta(1, tokens, rank, dtype=kind) if rank else None
+                up = meta(rank, channels, dtype=kind) if rank else None
+                launch = int4.plan(out, a, scale, packed, scales, low, up, bias, gate, arch=arch)
+                kinds = (("fp8",) if coded else ("16-bit",)) + (("16-bit",) if coded and rank else ())
+                branch = f", rank {rank}" if rank else ""
+                yield Variant(f"int4_gemm {format}, {name}{branch}", launch, kinds)

@@ -1,0 +1,294 @@
+"""The torch backend: a bundle's networks in PyTorch, the transformer on our kernels.
+
+The only part of the runtime that needs PyTorch; nothing else imports it. Weights go from the safetensors files to
+the device. On a GPU the transformer stays there and its step is a CUDA graph; the other networks are brought in
+from host memory when an edit needs them, and go again, and so do the modulation's weights once all steps'
+modulations are computed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...errors import KontextError
+from ...kernels.archive import INDEX
+from ...kernels.driver import register
+from ...kernels.launch import triton
+from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
+from ...model.networks import build_network
+from ..bundle import MANIFEST_NAME, Bundle
+from . import torch_memory, torch_transformer
+from .torch_decode import decode_tiled
+from .torch_linear import choose_activations
+from .torch_transformer import Step
+from .torch_weights import COMPUTE, StoredLinear, WeightFile, each_tensor, place, read_network
+
+OUTPUTS = {
+    "text_encoder": ("pooled",),
+    "text_encoder_2": ("text",),
+    "vae_encoder": ("latents",),
+    "vae_decoder": ("image",),
+    "modulation": ("double_modulation", "single_modulation", "final_modulation"),
+    "transformer": ("velocity",),
+}
+WIDE = ("timestep", "guidance", "rope_cos", "rope_sin")
+"""Inputs that stay in fp32: half precision alone would move the output."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; the defaults are chosen by the device.
+
+    Args:
+        activations: of linears with quantized weights: auto, 16-bit, fp8 or int8.
+        attention: auto, 16-bit, fp8 or int8.
+        offload: keep the transformer's blocks in host memory and copy each while the one before it computes.
+        graphs: capture the step as a CUDA graph; not with `offload`.
+        tiled: decode pictures in tiles; else only where the device has no room for a whole one.
+        compute: fp32, fp16 or bf16 for networks that compute in another format; None for the bundle's own.
+    """
+
+    activations: str = "auto"
+    attention: str = "auto"
+    offload: bool = False
+    graphs: bool = True
+    tiled: bool = False
+    compute: str | None = None
+
+
+@dataclass
+class Network:
+    """A network that is not the transformer: its weights in host memory, on the device while it runs."""
+
+    module: nn.Module
+    host: dict[str, Tensor | StoredLinear]
+    runs: int = 0
+
+    def pin(self) -> None:
+        """Moves its weights to memory that a GPU reads by itself; worth the copy from the second run on."""
+        self.host = {
+            name: each_tensor(value, lambda tensor: tensor.pin_memory()) for name, value in self.host.items()
+        }
+
+
+class TorchBackend:
+    """Runs a bundle's networks; `device` is auto, cpu or cuda.
+
+    Raises:
+        KontextError: no such device, or formats, sizes or options that it cannot compute with.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "auto", options: Options | None = None) -> None:
+        self.bundle = bundle
+        self.options = options or Options()
+        self.device = choose_device(device)
+        if bundle.links:
+            raise KontextError(
+                f"{bundle.folder} was exported with --link-weights, which only the ONNX Runtime backend reads: "
+                "use --backend onnxruntime, or export it without"
+            )
+        self.config = read_config(bundle)
+        self.attention = torch_transformer.choose_attention(
+            self.options.attention, self.config.transformer.head_dim, self.device
+        )
+        if self.device.type == "cuda" and triton is None:
+            self.register_kernels()
+        self.networks: dict[str, Network] = {}
+        self.step: torch_memory.GraphedStep | None = None
+
+    def register_kernels(self) -> None:
+        """Without Triton, kernels are the bundle's own compiled ones for this GPU."""
+        major, minor = torch.cuda.get_device_capability(self.device)
+        folder = self.bundle.folder / "kernels" / f"sm_{major}{minor}"
+        if f"kernels/sm_{major}{minor}/{INDEX}" not in self.bundle.files:
+            raise KontextError(
+                f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels for this GPU: "
+                f"pip install 'kontext-export[gpu]', or export with --kernels sm_{major}{minor}"
+            )
+        register(folder)
+
+    def dtype(self, graph: str) -> torch.dtype:
+        """What a network computes in."""
+        try:
+            name = self.options.compute or self.bundle.manifest["precision"]["networks"][graph]
+            return COMPUTE[name]
+        except (KeyError, TypeError):
+            raise KontextError(
+                f"{self.bundle.folder / MANIFEST_NAME}: precision of {graph} is none that the torch backend computes "
+                f"in ({', '.join(COMPUTE)})"
+            ) from None
+
+    def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Puts inputs that several runs share on the device, once."""
+        return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
+
+    def tensor(self, graph: str, name: str, value: Any) -> Tensor:
+        """An input on the device, in the format that its network takes it in."""
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        wide = name in WIDE or not tensor.is_floating_point()
+        return tensor.to(self.device, None if wide else self.dtype(graph))
+
+    @torch.inference_mode()
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Runs a network on arrays or held tensors and returns its outputs as fp32 arrays, by name."""
+        with self.memory(graph):
+            tensors = {name: self.tensor(graph, name, value) for name, value in inputs.items()}
+            if graph == "transformer":
+                self.step = self.step or self.load_step()
+                outputs: tuple[Tensor, ...] = (self.step(tensors),)
+            else:
+                outputs = self.run_network(graph, tensors)
+        arrays = [output.float().cpu().numpy() for output in outputs]
+        return dict(zip(OUTPUTS[graph], arrays, strict=True))
+
+    def release(self, *graphs: str) -> None:
+        """Drops networks with their weights, in host memory too."""
+        for graph in graphs:
+            self.networks.pop(graph, None)
+            if graph == "transformer":
+                self.step = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # -- the transformer --
+
+    def load_step(self) -> torch_memory.GraphedStep:
+        """Reads the transformer; block by block into host memory where it is offloaded."""
+        config = self.config.transformer
+        dtype = self.dtype("transformer")
+        file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
+        activations = choose_activations(self.options.activations, file.formats(), self.device)
+        if self.options.offload:
+            weights = torch_transformer.read_weights(
+                file, config, activations, lambda block: torch_memory.pinned(block, self.device)
+            )
+            blocks = torch_memory.swapped([*weights.double, *weights.single], self.device)
+        else:
+            weights = torch_transformer.read_weights(file, config, activations, lambda block: block)
+            blocks = torch_memory.resident([*weights.double, *weights.single])
+        step = Step(config, weights, dtype, self.attention, blocks)
+        graphs = self.options.graphs and not self.options.offload
+        return torch_memory.GraphedStep(step, self.device, graphs)
+
+    # -- the other networks --
+
+    def load_network(self, graph: str) -> Network:
+        with torch.device("meta"):
+            module = build_network(graph, self.config)
+        dtype = self.dtype(graph)
+        file = WeightFile(self.bundle.graphs[graph].weights, torch.device("cpu"), dtype)
+        return Network(module.eval(), read_network(module, file))
+
+    def run_network(self, graph: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Brings a network's weights to the device, runs it, and takes them off again."""
+        if graph not in self.networks:
+            self.networks[graph] = self.load_network(graph)
+        network = self.networks[graph]
+        if network.runs == 1 and self.device.type == "cuda":
+            network.pin()
+        network.runs += 1
+        place(
+            network.module,
+            {
+                name: each_tensor(value, lambda tensor: tensor.to(self.device, non_blocking=True))
+                for name, value in network.host.items()
+            },
+        )
+        try:
+            if graph == "vae_decoder":
+                return (self.decode(network.module, inputs["latents"]),)
+            outputs = network.module(**inputs)
+        finally:
+            if self.device.type == "cuda":
+                place(network.module, network.host)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def decode(self, decoder: nn.Module, latents: Tensor) -> Tensor:
+        """The whole picture at once, or in tiles where that was asked for or the device has no room."""
+        downscale = self.config.autoencoder.downscale
+        if not self.options.tiled:
+            try:
+                whole: Tensor = decoder(latents)
+                return whole
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                warnings.warn(
+                    "the GPU has no room to decode the whole picture: it is decoded in tiles", stacklevel=2
+                )
+        return decode_tiled(decoder, latents, downscale)
+
+    @contextmanager
+    def memory(self, graph: str) -> Iterator[None]:
+        """Turns an exhausted device into a message that says what would fit."""
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError:
+            self.step = None
+            torch.cuda.empty_cache()
+            raise KontextError(self.advice(graph)) from None
+
+    def advice(self, graph: str) -> str:
+        """What would fit on a device that `graph` does not fit."""
+        size = self.bundle.graphs[graph].weights.stat().st_size / 2**30
+        total = (
+            torch.cuda.get_device_properties(self.device).total_memory / 2**30
+            if self.device.type == "cuda"
+            else 0
+        )
+        ways = [] if self.options.offload else ["--offload, which keeps two blocks of it on the GPU"]
+        if self.bundle.manifest["precision"].get("weights") not in ("int4", "nf4", "nvfp4"):
+            ways.append("an export with --int4 or --fit")
+        ways += ["a smaller --size", "fewer --num-images"]
+        return (
+            f"the GPU's memory ({total:.0f} GiB) is not enough for {graph} ({size:.1f} GiB of weights, and "
+            f"activations): try {', or '.join(ways)}"
+        )
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolves "auto" (CUDA where PyTorch has it, else the CPU).
+
+    Raises:
+        KontextError: not known here, or not there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise KontextError(f"the torch backend runs on cpu or cuda, not on {device!r}")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise KontextError("device 'cuda' needs a PyTorch with CUDA and an NVIDIA driver: use --device cpu")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def read_config(bundle: Bundle) -> KontextConfig:
+    """The networks' sizes from the manifest's `model`."""
+    model = bundle.manifest["model"]
+    parts: dict[str, Any] = {}
+    for name, kind in (
+        ("transformer", TransformerConfig),
+        ("autoencoder", AutoencoderConfig),
+        ("text_encoder", ClipConfig),
+        ("text_encoder_2", T5Config),
+    ):
+        known = {
+            field: value for field, value in model.get(name, {}).items() if field in kind.__dataclass_fields__
+        }
+        known = {field: tuple(value) if isinstance(value, list) else value for field, value in known.items()}
+        try:
+            parts[name] = kind(**known)
+        except TypeError as fault:
+            raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.{name}: {fault}") from None
+    transformer = parts["transformer"]
+    if transformer.hidden_size % transformer.num_heads or sum(transformer.axes_dim) != transformer.head_dim:
+        raise KontextError(
+            f"{bundle.folder / MANIFEST_NAME}: model.transformer: its sizes do not go together"
+        )
+    return KontextConfig(name=bundle.name, **parts)

@@ -1,0 +1,65 @@
+"""The autoencoder's decoder in overlapping tiles, for pictures whose activations do not fit the device at once.
+
+Tiles are an approximation: the decoder's normalizations and its attention see a tile and not the picture. Where tiles
+overlap they are blended linearly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+TILE = 64
+"""Latents of a tile's side: 512 pixels in FLUX."""
+
+OVERLAP = 16
+"""Latents that neighbours share."""
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along one axis, so that the last one ends with it."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+def ramp(tile: int, overlap: int, first: bool, last: bool) -> Tensor:
+    """Weights of a tile's pixels along one axis: rising over the overlap unless it is the picture's border."""
+    weights = torch.ones(tile)
+    if overlap:
+        rising = (torch.arange(overlap) + 0.5) / overlap
+        if not first:
+            weights[:overlap] = rising
+        if not last:
+            weights[-overlap:] = torch.minimum(weights[-overlap:], rising.flip(0))
+    return weights
+
+
+def decode_tiled(
+    decode: Callable[[Tensor], Tensor],
+    latents: Tensor,
+    downscale: int,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+) -> Tensor:
+    """Pictures [batch, 3, downscale * h, downscale * w] of latents [batch, channels, h, w]."""
+    batch, _, height, width = latents.shape
+    tile_height, tile_width = min(tile, height), min(tile, width)
+    out = torch.zeros(batch, 3, height * downscale, width * downscale, device=latents.device)
+    total = torch.zeros(height * downscale, width * downscale, device=latents.device)
+    rows, columns = starts(height, tile_height, overlap), starts(width, tile_width, overlap)
+    for row in rows:
+        for column in columns:
+            piece = latents[:, :, row : row + tile_height, column : column + tile_width]
+            across = ramp(
+                tile_width * downscale, overlap * downscale, column == 0, column + tile_width == width
+            )
+            down = ramp(tile_height * downscale, overlap * downscale, row == 0, row + tile_height == height)
+            weights = (down[:, None] * across[None, :]).to(latents.device)
+            y = slice(row * downscale, (row + tile_height) * downscale)
+            x = slice(column * downscale, (column + tile_width) * downscale)
+            out[:, :, y, x] += decode(piece).float() * weights
+            total[y, x] += weights
+    return out / total

@@ -1,0 +1,111 @@
+"""Where weights are while they are not in use, and a step as a CUDA graph.
+
+`resident` blocks stay on the device; `swapped` ones stay in pinned host memory, and while one computes, the next is
+copied on a stream of its own, so that of all blocks two are on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from .torch_transformer import Block
+from .torch_weights import each_tensor
+
+WARMUPS = 2
+"""Runs of a step before it is captured: kernels are compiled, libraries set up, and ways of computing chosen."""
+
+
+def resident(blocks: Sequence[Block]) -> Callable[[], Iterator[AbstractContextManager[Block]]]:
+    return lambda: (nullcontext(block) for block in blocks)
+
+
+def pinned(block: Block, device: torch.device) -> Block:
+    """A copy in host memory that a GPU can read by itself."""
+
+    def to_host(tensor: Tensor) -> Tensor:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=device.type == "cuda")
+        return host.copy_(tensor)
+
+    return each_tensor(block, to_host)
+
+
+def swapped(
+    blocks: Sequence[Block], device: torch.device
+) -> Callable[[], Iterator[AbstractContextManager[Block]]]:
+    """Hands out blocks from host memory, each copied while the one before it computes."""
+    copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def fetch(block: Block) -> tuple[Block, torch.cuda.Event | None]:
+        if copies is None:
+            return each_tensor(block, lambda tensor: tensor.to(device, copy=True)), None
+        with torch.cuda.stream(copies):
+            there = each_tensor(block, lambda tensor: tensor.to(device, non_blocking=True))
+            return there, copies.record_event()
+
+    @contextmanager
+    def use(there: Block, arrived: torch.cuda.Event | None) -> Iterator[Block]:
+        if arrived is not None:
+            compute = torch.cuda.current_stream(device)
+            compute.wait_event(arrived)
+            # The memory was taken on the other stream: it must not be given away before this one is done with it.
+            each_tensor(there, lambda tensor: (tensor.record_stream(compute), tensor)[1])
+        yield there
+
+    def hand_out() -> Iterator[AbstractContextManager[Block]]:
+        done: torch.cuda.Event | None = None
+        ahead = fetch(blocks[0]) if blocks else None
+        for number in range(len(blocks)):
+            assert ahead is not None
+            now = ahead
+            if number + 1 < len(blocks):
+                if copies is not None and done is not None:
+                    copies.wait_event(done)  # not more than two blocks at once: the one before last is done
+                ahead = fetch(blocks[number + 1])
+            yield use(*now)
+            if copies is not None:
+                done = torch.cuda.current_stream(device).record_event()
+
+    return hand_out
+
+
+class GraphedStep:
+    """A step captured once for each shape of its inputs, and replayed: no launch waits for Python.
+
+    On a CPU it calls the step.
+    """
+
+    def __init__(self, step: Callable[..., Tensor], device: torch.device, enabled: bool = True) -> None:
+        self.step = step
+        self.enabled = enabled and device.type == "cuda"
+        self.graphs: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        if not self.enabled:
+            return self.step(**inputs)
+        shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(inputs.items()))
+        if shapes not in self.graphs:
+            # Another shape's graph holds memory for all its activations: one at a time.
+            self.graphs.clear()
+            self.graphs[shapes] = self.capture(inputs)
+        graph, static, output = self.graphs[shapes]
+        for name, tensor in inputs.items():
+            static[name].copy_(tensor, non_blocking=True)
+        graph.replay()
+        return output.clone()
+
+    def capture(self, inputs: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
+        static = {name: tensor.clone() for name, tensor in inputs.items()}
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARMUPS):
+                self.step(**static)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self.step(**static)
+        return graph, static, output

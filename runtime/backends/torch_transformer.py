@@ -1,0 +1,290 @@
+"""The denoiser's step on our kernels: text and picture in one buffer from end to end, so nothing is ever concatenated.
+
+The same function as `model.transformer.Transformer`; products write into views of the joint buffers, residuals are
+added in place, and every input of a linear is made in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import KontextError
+from ...kernels.adaln import adaln_op
+from ...kernels.attention import attention_op, attention_quantized_op
+from ...kernels.choose import fastest
+from ...kernels.launch import FP8_CAPABILITY, MIN_CAPABILITY
+from ...kernels.rope import HEAD_DIMS, norm_rope_op, norm_rope_quantize_op, split
+from ...model.config import TransformerConfig
+from .torch_linear import KernelLinear
+from .torch_weights import WeightFile
+
+ATTENTIONS = ("auto", "16-bit", "fp8", "int8")
+STREAMS = ("img", "txt")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream's weights of a double block."""
+
+    qkv: KernelLinear
+    query_norm: Tensor
+    key_norm: Tensor
+    proj: KernelLinear
+    mlp_in: KernelLinear
+    mlp_out: KernelLinear
+
+
+@dataclass(frozen=True)
+class DoubleBlock:
+    image: Stream
+    text: Stream
+
+
+@dataclass(frozen=True)
+class SingleBlock:
+    linear1: KernelLinear
+    query_norm: Tensor
+    key_norm: Tensor
+    linear2: KernelLinear
+
+
+Block = DoubleBlock | SingleBlock
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All of the transformer's; the blocks in the order they run."""
+
+    image_in: KernelLinear
+    text_in: KernelLinear
+    double: tuple[DoubleBlock, ...]
+    single: tuple[SingleBlock, ...]
+    final: KernelLinear
+
+
+def read_weights(
+    file: WeightFile, config: TransformerConfig, activations: str, keep: Callable[[Block], Block]
+) -> Weights:
+    """Reads the transformer of a bundle; `keep` puts each block where it is to stay, before the next one is read.
+
+    Raises:
+        KontextError: a tensor is missing, has another shape, or means nothing here.
+    """
+    hidden, mlp, head_dim = config.hidden_size, config.mlp_size, config.head_dim
+
+    def linear(name: str, rows: int, columns: int) -> KernelLinear:
+        return KernelLinear.of(file.linear(name, rows, columns), activations)
+
+    def stream(prefix: str, name: str) -> Stream:
+        attention = f"{prefix}.{name}_attn"
+        return Stream(
+            qkv=linear(f"{attention}.qkv", hidden, 3 * hidden),
+            query_norm=file.read(f"{attention}.norm.query_norm.scale", (head_dim,)),
+            key_norm=file.read(f"{attention}.norm.key_norm.scale", (head_dim,)),
+            proj=linear(f"{attention}.proj", hidden, hidden),
+            mlp_in=linear(f"{prefix}.{name}_mlp.0", hidden, mlp),
+            mlp_out=linear(f"{prefix}.{name}_mlp.2", mlp, hidden),
+        )
+
+    double: list[DoubleBlock] = []
+    for index in range(config.num_double_blocks):
+        prefix = f"double_blocks.{index}"
+        kept = keep(DoubleBlock(*(stream(prefix, name) for name in STREAMS)))
+        assert isinstance(kept, DoubleBlock)
+        double.append(kept)
+    single: list[SingleBlock] = []
+    for index in range(config.num_single_blocks):
+        prefix = f"single_blocks.{index}"
+        block = SingleBlock(
+            linear1=linear(f"{prefix}.linear1", hidden, 3 * hidden + mlp),
+            query_norm=file.read(f"{prefix}.norm.query_norm.scale", (head_dim,)),
+            key_norm=file.read(f"{prefix}.norm.key_norm.scale", (head_dim,)),
+            linear2=linear(f"{prefix}.linear2", hidden + mlp, hidden),
+        )
+        held = keep(block)
+        assert isinstance(held, SingleBlock)
+        single.append(held)
+    weights = Weights(
+        image_in=KernelLinear.of(file.linear("img_in", config.in_channels, hidden), "16-bit"),
+        text_in=KernelLinear.of(file.linear("txt_in", config.text_dim, hidden), "16-bit"),
+        double=tuple(double),
+        single=tuple(single),
+        final=KernelLinear.of(file.linear("final_layer.linear", hidden, config.in_channels), "16-bit"),
+    )
+    file.close()
+    return weights
+
+
+def choose_attention(asked: str, head_dim: int, device: torch.device) -> str:
+    """What attention computes in: "auto" is FP8 where the GPU has it, else 16 bits (on a CPU: the model's format).
+
+    Raises:
+        KontextError: not known, or not possible with these heads or this GPU.
+    """
+    if asked not in ATTENTIONS:
+        raise KontextError(f"attention {asked!r} is not known: choose from {', '.join(ATTENTIONS)}")
+    if head_dim not in HEAD_DIMS:
+        raise KontextError(
+            f"the kernels take heads of {', '.join(map(str, HEAD_DIMS))} channels, this model's have {head_dim}: "
+            "use --backend onnxruntime"
+        )
+    if device.type != "cuda":
+        return "16-bit" if asked == "auto" else asked
+    major, minor = torch.cuda.get_device_capability(device)
+    arch = 10 * major + minor
+    if arch < MIN_CAPABILITY:
+        raise KontextError(
+            f"the kernels need compute capability 8.0 (Ampere), this GPU has {major}.{minor}: "
+            "use --backend onnxruntime"
+        )
+    if asked in ("fp8", "int8") and arch < FP8_CAPABILITY:
+        raise KontextError(
+            f"{asked} attention needs compute capability 8.9 (Ada), this GPU has {major}.{minor}"
+        )
+    if asked == "auto":
+        return "fp8" if arch >= FP8_CAPABILITY else "16-bit"
+    return asked
+
+
+class Step:
+    """Velocity at noisy latents.
+
+    Args:
+        config: the transformer's sizes.
+        weights: as `read_weights` gives them.
+        dtype: of activations that are not quantized.
+        attention: "16-bit", "fp8" or "int8".
+        blocks: hands out the blocks one after the other, each on the device while it is in use.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        weights: Weights,
+        dtype: torch.dtype,
+        attention: str,
+        blocks: Callable[[], Iterator[AbstractContextManager[Block]]],
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = dtype
+        self.attention = attention
+        self.blocks = blocks
+
+    def __call__(
+        self,
+        target: Tensor,
+        reference: Tensor,
+        text: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        double_modulation: Tensor,
+        single_modulation: Tensor,
+        final_modulation: Tensor,
+    ) -> Tensor:
+        """As `model.transformer.Transformer.forward`, inputs in `dtype` but for the tables; fp32 out."""
+        batch, text_tokens, targets = target.shape[0], text.shape[1], target.shape[1]
+        tokens = text_tokens + targets + reference.shape[1]
+        x = target.new_empty((batch, tokens, self.config.hidden_size))
+        weights = self.weights
+        for part, linear, start in (
+            (text, weights.text_in, 0),
+            (target, weights.image_in, text_tokens),
+            (reference, weights.image_in, text_tokens + targets),
+        ):
+            if part.shape[1]:
+                linear.product(linear.prepared(part), x[:, start : start + part.shape[1]])
+        double = 0
+        for number, held in enumerate(self.blocks()):
+            with held as block:
+                if isinstance(block, DoubleBlock):
+                    self.double_block(block, x, text_tokens, rope_cos, rope_sin, double_modulation[:, number])
+                    double += 1
+                else:
+                    modulation = single_modulation[:, number - double]
+                    self.single_block(block, x, rope_cos, rope_sin, modulation)
+        shift, scale = final_modulation.unbind(1)
+        final = adaln_op(x[:, text_tokens : text_tokens + targets], shift, scale)
+        velocity = final.new_empty((batch, targets, self.config.in_channels))
+        weights.final.product(weights.final.prepared(final), velocity)
+        return velocity.float()
+
+    def double_block(
+        self, block: DoubleBlock, x: Tensor, text_tokens: int, cos: Tensor, sin: Tensor, modulation: Tensor
+    ) -> None:
+        """Changes x [batch, text + image tokens, hidden] in place; modulation [batch, 2 (image, text), 6, hidden]."""
+        batch, tokens, hidden = x.shape
+        views = (
+            (block.image, slice(text_tokens, tokens), modulation[:, 0].unbind(1)),
+            (block.text, slice(0, text_tokens), modulation[:, 1].unbind(1)),
+        )
+        qkv = x.new_empty((batch, tokens, 3 * hidden))
+        for stream, part, (shift, scale, *_) in views:
+            stream.qkv.product(stream.qkv.normalized(x[:, part], shift, scale), qkv[:, part])
+        norms = [
+            block.text.query_norm,
+            block.text.key_norm,
+            block.image.query_norm,
+            block.image.key_norm,
+        ]
+        attended = self.attend(qkv, cos, sin, norms, text_tokens)
+        for stream, part, (_, _, gate, mlp_shift, mlp_scale, mlp_gate) in views:
+            residual = x[:, part]
+            stream.proj.product(stream.proj.joined(attended[:, part], None), residual, gate)
+            given = stream.mlp_in.normalized(residual, mlp_shift, mlp_scale)
+            step = stream.mlp_out.stored.input_scale
+            if stream.mlp_out.static and stream.mlp_in.activations != "16-bit":
+                codes = torch.empty(
+                    (*residual.shape[:2], self.config.mlp_size), dtype=given.values.dtype, device=x.device
+                )
+                stream.mlp_in.product(given, codes, None, step)
+                middle = stream.mlp_out.coded(codes)
+            else:
+                wide = x.new_empty((*residual.shape[:2], self.config.mlp_size))
+                stream.mlp_in.product(given, wide)
+                middle = stream.mlp_out.joined(None, wide)
+            stream.mlp_out.product(middle, residual, mlp_gate)
+
+    def single_block(
+        self, block: SingleBlock, x: Tensor, cos: Tensor, sin: Tensor, modulation: Tensor
+    ) -> None:
+        """Changes x in place; modulation [batch, 3, hidden]."""
+        batch, tokens, hidden = x.shape
+        shift, scale, gate = modulation.unbind(1)
+        fused = x.new_empty((batch, tokens, block.linear1.channels))
+        block.linear1.product(block.linear1.normalized(x, shift, scale), fused)
+        norms = [block.query_norm, block.key_norm] * 2
+        attended = self.attend(fused[..., : 3 * hidden], cos, sin, norms, 0)
+        block.linear2.product(block.linear2.joined(attended, fused[..., 3 * hidden :]), x, gate)
+
+    def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], text_tokens: int) -> Tensor:
+        """Attention over all tokens: qkv [batch, tokens, 3 * hidden] → [batch, tokens, hidden]."""
+        heads = self.config.num_heads
+        if self.attention != "16-bit":
+            operands = norm_rope_quantize_op(qkv, cos, sin, norms, heads, text_tokens, self.attention)
+            attended: Tensor = attention_quantized_op(*operands, qkv.dtype)
+            return attended
+        q, k = norm_rope_op(qkv, cos, sin, norms, heads, text_tokens)
+        v = split(qkv, heads)[2]
+        if not qkv.is_cuda:
+            return attention_op(q, k, v)  # type: ignore[no-any-return]
+        out: list[Tensor] = []
+
+        def ours() -> None:
+            out[:] = [attention_op(q, k, v)]
+
+        def library() -> None:
+            product = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            out[:] = [product.transpose(1, 2).flatten(-2)]
+
+        if q.dtype == torch.float32:  # a Triton product of fp32 is one of tf32, with errors of 3e-4
+            library()
+            return out[0]
+        key = f"attention {'x'.join(map(str, q.shape))} {q.dtype}"
+        fastest(key, {"triton": ours, "sdpa": library})()
+        return out[0]

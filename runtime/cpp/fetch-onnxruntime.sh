@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Makes an SDK that CMake takes as -DONNXRUNTIME_ROOT: the library of the onnxruntime wheel that PYTHON has, and headers
+# (ONNX Runtime's and nlohmann's JSON) from Debian's packages, unpacked here and not installed.
+#
+#     fetch-onnxruntime.sh FOLDER [PYTHON]
+#
+# ONNX Runtime's C interface only grows, so headers may be older than the library.
+set -euo pipefail
+folder=$(realpath -m "$1")
+python=${2:-python3}
+
+library=$("$python" - <<'END'
+from importlib.util import find_spec
+from pathlib import Path
+
+spec = find_spec("onnxruntime")
+found = sorted(Path(spec.origin).parent.glob("capi/libonnxruntime.so.*")) if spec else []
+print(found[-1] if found else "")
+END
+)
+[ -n "$library" ] || { echo "this Python has no onnxruntime wheel with a library: pip install onnxruntime" >&2; exit 1; }
+command -v apt-get >/dev/null || { echo "apt-get is needed for the headers; or use an ONNX Runtime SDK" >&2; exit 1; }
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+mkdir -p lists/partial cache debs
+
+# What the system's own release lacks comes from Debian 13, through the mirror that the system has, and leaves the system's
+# own lists as they are.
+download() {
+    (cd debs && apt-get -qq download "$1" 2>/dev/null) && return
+    local mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | head -n 1)
+    [ -n "$mirror" ] || { echo "no Debian mirror is set up here, and $1 cannot be had otherwise" >&2; return 1; }
+    echo "deb [signed-by=$keyring] $mirror trixie main" > sources.list
+    local own=(-qq -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$work/lists"
+               -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=)
+    apt-get "${own[@]}" update && (cd debs && apt-get "${own[@]}" download "$1")
+}
+
+download nlohmann-json3-dev
+download libonnxruntime-dev
+for package in debs/*.deb; do dpkg -x "$package" unpacked; done
+
+rm -rf "$folder.partial"
+mkdir -p "$folder.partial/lib" "$folder.partial/share"
+cp -r unpacked/usr/include "$folder.partial/"
+cp -r unpacked/usr/share/cmake "$folder.partial/share/"
+ln -s "$library" "$folder.partial/lib/libonnxruntime.so.1"
+ln -s libonnxruntime.so.1 "$folder.partial/lib/libonnxruntime.so"
+rm -rf "$folder"
+mv "$folder.partial" "$folder"

@@ -1,0 +1,88 @@
+/* The C API of libkontext. Every function is safe to call from C and from other languages: nothing is thrown.
+ *
+ *     kontext_pipeline *pipeline;
+ *     if (kontext_load("my-bundle", NULL, &pipeline) != KONTEXT_OK) puts(kontext_error());
+ *
+ * Structures are zeroed before they are filled in: zero means the default in every field. */
+#ifndef KONTEXT_H
+#define KONTEXT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define KONTEXT_API
+#else
+#define KONTEXT_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum kontext_status {
+    KONTEXT_OK = 0,
+    KONTEXT_ERROR = 1,    /* kontext_error() says what is wrong */
+    KONTEXT_CANCELLED = 2 /* by the progress callback or kontext_cancel */
+} kontext_status;
+
+typedef struct kontext_pipeline kontext_pipeline;
+
+/* 8 bits each of red, green, blue; row by row from the top, no padding. */
+typedef struct kontext_image {
+    int32_t width;
+    int32_t height;
+    uint8_t* rgb;
+} kontext_image;
+
+typedef struct kontext_load_options {
+    int32_t threads;    /* cores that a network may use; 0: all that this process may use */
+    int32_t low_memory; /* drop each network after its part of an edit: 1 yes, -1 no, 0 from 2 GiB of weights on */
+    int32_t verify;     /* not 0: compare every file's SHA-256 first */
+} kontext_load_options;
+
+/* After each step; latents are float [channels, height, width]. Not 0 stops the edit. */
+typedef int (*kontext_progress)(void* user, int32_t step, int32_t steps, const float* latents, const size_t extents[3]);
+
+/* Told of a prompt that is cut. */
+typedef void (*kontext_warning)(void* user, const char* message);
+
+typedef struct kontext_edit_options {
+    const kontext_image* references; /* may be NULL: draw from the prompt alone */
+    size_t reference_count;
+    int32_t steps;        /* 0: as the bundle says */
+    int32_t has_guidance; /* 0: as the bundle says */
+    double guidance;
+    uint64_t seed;
+    int32_t width; /* 0: the preferred size nearest to the first reference's aspect */
+    int32_t height;
+    kontext_progress progress;
+    kontext_warning warning;
+    void* user; /* handed to both callbacks */
+} kontext_edit_options;
+
+/* Opens a bundle; `options` may be NULL. The pipeline is freed with kontext_free. */
+KONTEXT_API kontext_status kontext_load(const char* bundle, const kontext_load_options* options,
+                                        kontext_pipeline** pipeline);
+KONTEXT_API void kontext_free(kontext_pipeline* pipeline);
+
+/* Edits as the prompt (UTF-8) says; `options` may be NULL. `image` is freed with kontext_image_free. */
+KONTEXT_API kontext_status kontext_edit(kontext_pipeline* pipeline, const char* prompt,
+                                        const kontext_edit_options* options, kontext_image* image);
+
+/* Stops the edit that is running, from any thread, also within a step. */
+KONTEXT_API void kontext_cancel(kontext_pipeline* pipeline);
+
+/* PNG or JPEG in, PNG out. */
+KONTEXT_API kontext_status kontext_image_read(const char* path, kontext_image* image);
+KONTEXT_API kontext_status kontext_image_write(const kontext_image* image, const char* path);
+KONTEXT_API void kontext_image_free(kontext_image* image);
+
+/* What the last failure in this thread was: one line, valid until the next call in this thread. */
+KONTEXT_API const char* kontext_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

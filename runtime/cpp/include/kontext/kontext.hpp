@@ -1,0 +1,98 @@
+// FLUX.1 Kontext from C++: edits pictures with a bundle that kontext-export wrote, through ONNX Runtime.
+//
+//     kontext::Pipeline pipeline("my-bundle");
+//     kontext::Picture edited = pipeline.edit({kontext::read_picture("in.png")}, "make the circle red");
+//     kontext::write_png(edited, "out.png");
+//
+// What can go wrong is a kontext::Error, whose text is one line for the user. Link kontext::kontext.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kontext/kontext.h"
+
+namespace kontext {
+
+class KONTEXT_API Error : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+// Thrown by an edit that its progress callback or Pipeline::cancel stopped.
+class KONTEXT_API Cancelled : public Error {
+public:
+    using Error::Error;
+};
+
+struct Size {
+    int width = 0;
+    int height = 0;
+    bool operator==(const Size& other) const { return width == other.width && height == other.height; }
+    bool operator!=(const Size& other) const { return !(*this == other); }
+};
+
+// 8 bits each of red, green, blue; row by row from the top, no padding.
+struct Picture {
+    Size size;
+    std::vector<std::uint8_t> rgb;
+};
+
+// Reads a PNG or JPEG file: turned as its EXIF data says, transparency over white, 16 bits to 8.
+KONTEXT_API Picture read_picture(const std::filesystem::path& path);
+
+// The file appears whole or not at all.
+KONTEXT_API void write_png(const Picture& picture, const std::filesystem::path& path);
+
+struct LoadOptions {
+    int threads = 0;                 // cores that a network may use; 0: all that this process may use
+    std::optional<bool> low_memory;  // drop each network after its part of an edit; unset: from 2 GiB of weights on
+    bool verify = false;             // compare every file's SHA-256 first
+};
+
+// After each step.
+struct Progress {
+    int step;  // done, from 1
+    int steps;
+    const float* latents;                // [channels, height, width], valid during the call
+    std::array<std::size_t, 3> extents;  // channels, height, width
+};
+
+struct EditOptions {
+    std::optional<int> steps;                       // unset: as the bundle says
+    std::optional<double> guidance;                 // likewise
+    std::uint64_t seed = 0;                         // the noise of torch.Generator("cpu").manual_seed(seed)
+    std::optional<Size> size;                       // unset: the preferred size nearest to the first reference's aspect
+    std::function<bool(const Progress&)> progress;  // false stops the edit
+    std::function<void(const std::string&)> warning;  // told of a prompt that is cut
+};
+
+// A bundle ready to edit. One edit at a time; networks are loaded when the first edit needs them.
+class KONTEXT_API Pipeline {
+public:
+    explicit Pipeline(const std::filesystem::path& bundle, const LoadOptions& options = {});
+    ~Pipeline();
+    Pipeline(Pipeline&&) noexcept;
+    Pipeline& operator=(Pipeline&&) noexcept;
+
+    // Edits the first reference as the prompt (UTF-8) says; more references are more to look at, none draws from text.
+    Picture edit(const std::vector<Picture>& references, std::string_view prompt, const EditOptions& options = {});
+
+    // Stops the edit that is running, from any thread, also within a step; it throws Cancelled.
+    void cancel() noexcept;
+
+private:
+    struct State;
+    std::unique_ptr<State> state;
+};
+
+}  // namespace kontext

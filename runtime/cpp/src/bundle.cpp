@@ -1,0 +1,260 @@
+#include "bundle.hpp"
+
+#include <algorithm>
+#include <fstream>
+
+#include "fields.hpp"
+#include "sha256.hpp"
+
+namespace kontext {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* manifest_name = "manifest.json";
+constexpr const char* format_name = "kontext-bundle";
+constexpr std::uint64_t format_version = 1;
+constexpr std::uintmax_t max_manifest_bytes = 64u << 20;
+constexpr std::uint64_t max_header_bytes = 100'000'000;  // of a safetensors file; the format's own limit
+constexpr const char* graph_names[] = {"text_encoder", "text_encoder_2", "vae_encoder",
+                                       "vae_decoder",  "modulation",     "transformer"};
+
+Error cannot_read(const fs::path& path, const std::error_code& code) {
+    return Error("cannot read " + path.string() + ": " + code.message());
+}
+
+Json read_manifest(const fs::path& folder) {
+    const fs::path path = folder / manifest_name;
+    std::error_code code;
+    if (!fs::is_directory(folder, code))
+        throw Error(folder.string() + (fs::exists(folder, code) ? " is not a folder" : " does not exist"));
+    const auto size = fs::file_size(path, code);
+    if (code == std::errc::no_such_file_or_directory)
+        throw Error(folder.string() + " is not a bundle: it has no " + manifest_name);
+    if (code) throw cannot_read(path, code);
+    if (size > max_manifest_bytes) throw Error(path.string() + " is too large for a manifest");
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw cannot_read(path, {errno, std::generic_category()});
+    Json data;
+    try {
+        data = Json::parse(file);
+    } catch (const Json::exception& fault) {
+        throw Error(path.string() + " is not JSON: " + fault.what());
+    }
+    if (!data.is_object()) throw Error(path.string() + " is not a JSON object");
+    return data;
+}
+
+void check_format(const Fields& root, const fs::path& folder) {
+    const auto found = root.data.find("format");
+    if (found == root.data.end() || *found != format_name)
+        throw Error(folder.string() + " is not a bundle: " + manifest_name + " does not say '" + format_name + "'");
+    const auto version = root.whole("format_version");
+    if (version != format_version)
+        throw Error(folder.string() + " has bundle format " + std::to_string(version) + ", this reads " +
+                    std::to_string(format_version) + ": " +
+                    (version > format_version ? "update libkontext" : "export the model again"));
+}
+
+// `folder/name`, if `name` is a plain relative path.
+fs::path inside(const fs::path& folder, const std::string& name, const std::string& where) {
+    const bool odd = std::any_of(name.begin(), name.end(),
+                                 [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\\' || c == ':'; });
+    bool plain = !name.empty() && !odd;
+    for (std::size_t at = 0; plain && at <= name.size();) {
+        const std::size_t end = std::min(name.find('/', at), name.size());
+        const std::string part = name.substr(at, end - at);
+        plain = !part.empty() && part != "." && part != "..";
+        at = end + 1;
+    }
+    if (!plain) throw Error(where + "'" + name.substr(0, 80) + "' is not a path inside the bundle");
+    return folder / name;
+}
+
+std::map<std::string, FileEntry> read_files(const Fields& root, const fs::path& folder) {
+    const Fields group = root.group("files");
+    std::map<std::string, FileEntry> files;
+    const std::string real_folder = fs::canonical(folder).string() + "/";
+    for (const auto& item : group.data.items()) {
+        const Fields entry = group.group(item.key());
+        const std::uint64_t size = entry.whole("size", 0);
+        const std::string sha256 = entry.text("sha256");
+        if (sha256.size() != 64 || sha256.find_first_not_of("0123456789abcdef") != std::string::npos)
+            throw entry.fault("sha256", "must be 64 hexadecimal digits");
+        const fs::path path = inside(folder, item.key(), group.where);
+        std::error_code code;
+        const fs::path real = fs::canonical(path, code);
+        if (code == std::errc::no_such_file_or_directory)
+            throw Error(path.string() + " is missing: the bundle is incomplete");
+        if (code) throw cannot_read(path, code);
+        if (real.string().compare(0, real_folder.size(), real_folder) != 0)
+            throw Error(path.string() + " is a link that leaves the bundle");
+        if (!fs::is_regular_file(path, code)) throw Error(path.string() + " is not a file");
+        const std::uint64_t actual = fs::file_size(path, code);
+        if (code) throw cannot_read(path, code);
+        if (actual != size)
+            throw Error(path.string() + " has " + std::to_string(actual) + " bytes, the manifest says " +
+                        std::to_string(size) + ": the bundle is damaged");
+        files[item.key()] = {size, sha256};
+    }
+    return files;
+}
+
+// The entries of `links`: each a safetensors file with the header that it was linked with. Only such a file is ever
+// opened, so a bundle from elsewhere cannot make anything else its weights.
+std::map<std::string, LinkEntry> read_links(const Fields& root, const fs::path& folder) {
+    std::map<std::string, LinkEntry> links;
+    if (!root.data.contains("links")) return links;
+    const Fields group = root.group("links");
+    for (const auto& item : group.data.items()) {
+        const Fields entry = group.group(item.key());
+        inside(folder, item.key(), group.where);
+        const fs::path path = entry.text("path");
+        const std::uint64_t size = entry.whole("size", 8);
+        const std::string expected = entry.text("header_sha256");
+        std::error_code code;
+        if (!path.is_absolute() || !fs::is_regular_file(path, code))
+            throw Error(path.string() + " is not there: the bundle takes its weights from it; export it again");
+        std::ifstream file(path, std::ios::binary);
+        std::array<unsigned char, 8> bytes{};
+        file.read(reinterpret_cast<char*>(bytes.data()), 8);
+        std::uint64_t length = 0;
+        for (std::size_t k = 8; k-- > 0;) length = length << 8 | bytes[k];
+        std::string header(file && length <= max_header_bytes && length <= size ? length : 0, '\0');
+        file.read(header.data(), static_cast<std::streamsize>(header.size()));
+        if (!file || fs::file_size(path, code) != size || sha256(header) != expected)
+            throw Error(path.string() + " is not the file that " + folder.string() +
+                        " was exported over; export it again");
+        links[item.key()] = {path, size};
+    }
+    return links;
+}
+
+// The path in field `name`, which must be one of `files`.
+fs::path listed(const Fields& entry, const std::string& name, const Bundle& bundle) {
+    const std::string value = entry.text(name);
+    fs::path path = inside(bundle.folder, value, entry.where + name + ": ");
+    if (bundle.files.count(value) == 0)
+        throw entry.fault(name, "is '" + value + "', which is not among the bundle's files");
+    return path;
+}
+
+void read_transformer(const Fields& entry, Bundle& bundle) {
+    const Json& axes = entry.get("axes_dim");
+    const auto positive = [](const Json& each) { return each.is_number_unsigned() && each > 0 && each <= 1 << 20; };
+    if (!axes.is_array() || axes.size() != 3 || !std::all_of(axes.begin(), axes.end(), positive))
+        throw entry.fault("axes_dim", "must be 3 positive whole numbers");
+    bundle.axes_dim = {axes[0], axes[1], axes[2]};
+    bundle.head_dim = entry.small("head_dim");
+    int sum = 0;
+    bool even = true;
+    for (int axis : bundle.axes_dim) {
+        sum += axis;
+        even = even && axis % 2 == 0;
+    }
+    if (!even || sum != bundle.head_dim)
+        throw entry.fault("axes_dim", "must be even and add up to head_dim (" + std::to_string(bundle.head_dim) + ")");
+    bundle.theta = entry.number("theta");
+    if (bundle.theta <= 1) throw entry.fault("theta", "must be above 1");
+    bundle.in_channels = entry.small("in_channels");
+    bundle.text_dim = entry.small("text_dim");
+    bundle.pooled_dim = entry.small("pooled_dim");
+}
+
+SamplerSettings read_sampler(const Fields& entry) {
+    SamplerSettings result;
+    result.size_multiple = entry.small("size_multiple");
+    const Json& sizes = entry.get("preferred_sizes");
+    if (!sizes.is_array() || sizes.empty()) throw entry.fault("preferred_sizes", "must be a list of sizes");
+    for (const Json& item : sizes) {
+        const auto side = [](const Json& each) { return each.is_number_unsigned() && each > 0 && each <= 1 << 20; };
+        if (!item.is_array() || item.size() != 2 || !side(item[0]) || !side(item[1]))
+            throw entry.fault("preferred_sizes", "each must be 2 positive whole numbers");
+        const Size size{item[0], item[1]};
+        if (size.width % result.size_multiple != 0 || size.height % result.size_multiple != 0)
+            throw entry.fault("preferred_sizes",
+                              "must be multiples of size_multiple (" + std::to_string(result.size_multiple) + ")");
+        result.preferred_sizes.push_back(size);
+    }
+    result.steps = entry.small("steps");
+    result.guidance = entry.number("guidance");
+    result.base_shift = entry.number("base_shift");
+    result.max_shift = entry.number("max_shift");
+    result.base_tokens = entry.small("base_tokens");
+    result.max_tokens = entry.small("max_tokens", result.base_tokens + 1);
+    return result;
+}
+
+// What no single field can say.
+void check_consistency(const Bundle& bundle) {
+    const std::string where = (bundle.folder / manifest_name).string();
+    if (bundle.in_channels != 4 * std::int64_t{bundle.latent_channels})
+        throw Error(where + ": model.transformer.in_channels is " + std::to_string(bundle.in_channels) +
+                    ", but 2x2 latents of " + std::to_string(bundle.latent_channels) + " channels make " +
+                    std::to_string(4 * std::int64_t{bundle.latent_channels}));
+    const std::int64_t patch = 2 * std::int64_t{bundle.downscale};
+    if (bundle.sampler.size_multiple % patch != 0)
+        throw Error(where + ": sampler.size_multiple must be a multiple of " + std::to_string(patch) +
+                    " pixels, a token's side");
+}
+
+}  // namespace
+
+Bundle Bundle::open(const fs::path& folder) {
+    const Json manifest = read_manifest(folder);
+    const Fields root(manifest, (folder / manifest_name).string() + ": ");
+    check_format(root, folder);
+    Bundle bundle{};
+    bundle.folder = folder;
+    bundle.files = read_files(root, folder);
+    const Fields model = root.group("model"), graphs = root.group("graphs"), tokenizers = root.group("tokenizers");
+    read_transformer(model.group("transformer"), bundle);
+    bundle.latent_channels = model.group("autoencoder").small("latent_channels");
+    bundle.downscale = model.group("autoencoder").small("downscale");
+    bundle.sampler = read_sampler(root.group("sampler"));
+    for (const char* name : graph_names) {
+        const Fields entry = graphs.group(name);
+        bundle.graphs[name] = {listed(entry, "file", bundle), listed(entry, "weights", bundle)};
+    }
+    for (const char* name : {"clip", "t5"}) {
+        const Fields entry = tokenizers.group(name);
+        bundle.tokenizers[name] = {listed(entry, "file", bundle), entry.whole("max_length", 2, 1 << 20),
+                                   static_cast<std::int64_t>(entry.whole("pad_id", 0))};
+    }
+    bundle.links = read_links(root, folder);
+    check_consistency(bundle);
+    return bundle;
+}
+
+void Bundle::verify() const {
+    for (const auto& [name, entry] : files) {
+        const fs::path path = folder / name;
+        std::ifstream file(path, std::ios::binary);
+        Sha256 digest;
+        std::vector<char> block(1 << 20);
+        while (file.read(block.data(), static_cast<std::streamsize>(block.size())) || file.gcount() > 0)
+            digest.update(block.data(), static_cast<std::size_t>(file.gcount()));
+        if (!file.eof()) throw cannot_read(path, std::make_error_code(std::errc::io_error));
+        if (digest.hex() != entry.sha256)
+            throw Error(path.string() + " is damaged: its SHA-256 is not the manifest's; export it again");
+    }
+}
+
+std::uint64_t Bundle::weight_bytes() const {
+    std::uint64_t sum = 0;
+    for (const auto& [name, entry] : files)
+        if (name.compare(0, 8, "weights/") == 0) sum += entry.size;
+    for (const auto& [name, link] : links) sum += link.size;
+    return sum;
+}
+
+std::map<std::string, fs::path> Bundle::linked_files() const {
+    std::map<std::string, fs::path> result;
+    if (links.empty()) return result;
+    for (const auto& [name, entry] : graphs)
+        result[entry.weights.lexically_relative(folder).generic_string()] = entry.weights;
+    for (const auto& [name, link] : links) result[name] = link.path;
+    return result;
+}
+
+}  // namespace kontext

@@ -1,0 +1,69 @@
+// The bundle's manifest (docs/bundle.md): what it says as data, and a reader that trusts nothing in it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kontext/kontext.hpp"
+
+namespace kontext {
+
+namespace fs = std::filesystem;
+
+struct FileEntry {
+    std::uint64_t size;
+    std::string sha256;  // hexadecimal
+};
+
+struct GraphEntry {
+    fs::path path, weights;
+};
+
+// A file of the user's that graphs take weights from.
+struct LinkEntry {
+    fs::path path;
+    std::uint64_t size;
+};
+
+struct TokenizerEntry {
+    fs::path path;
+    std::size_t max_length;
+    std::int64_t pad_id;
+};
+
+struct SamplerSettings {
+    int steps;
+    double guidance, base_shift, max_shift;
+    int base_tokens, max_tokens, size_multiple;
+    std::vector<Size> preferred_sizes;
+};
+
+struct Bundle {
+    fs::path folder;
+    int in_channels, head_dim, text_dim, pooled_dim;  // of the transformer
+    std::array<int, 3> axes_dim;
+    double theta;
+    int latent_channels, downscale;  // of the autoencoder
+    SamplerSettings sampler;
+    std::map<std::string, GraphEntry> graphs;
+    std::map<std::string, TokenizerEntry> tokenizers;
+    std::map<std::string, FileEntry> files;
+    std::map<std::string, LinkEntry> links;
+
+    // Reads and checks the bundle in `folder`; throws Error, which says what is wrong and where.
+    static Bundle open(const fs::path& folder);
+
+    // Checks every file's digest; throws Error for the first that is not what the manifest says.
+    void verify() const;
+
+    std::uint64_t weight_bytes() const;
+
+    // Every file that graphs take weights from, by the name they know it by; empty for a bundle without links.
+    std::map<std::string, fs::path> linked_files() const;
+};
+
+}  // namespace kontext

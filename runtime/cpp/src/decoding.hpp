@@ -1,0 +1,26 @@
+// PNG and JPEG files to pixels, before they are made upright RGB.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kontext/kontext.hpp"
+
+namespace kontext {
+
+// Of 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
+struct Pixels {
+    Size size;
+    int channels = 0;
+    int orientation = 1;  // EXIF's: 1 to 8
+    std::vector<std::uint8_t> data;
+};
+
+// `name` is the file's, for messages. Both throw Error.
+Pixels decode_png(const std::string& file, const std::string& name);
+Pixels decode_jpeg(const std::string& file, const std::string& name);
+
+// The orientation in EXIF data (a TIFF file: "II*\0…"), or 1.
+int exif_orientation(const unsigned char* data, std::size_t size);
+
+}  // namespace kontext

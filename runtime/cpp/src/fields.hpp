@@ -1,0 +1,66 @@
+// Typed access to JSON objects from outside: every fault names the field by its path.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include "kontext/kontext.hpp"
+
+namespace kontext {
+
+class Fields {
+public:
+    Fields(const nlohmann::json& object, std::string where) : data(object), where(std::move(where)) {}
+
+    const nlohmann::json& data;
+    const std::string where;
+
+    Error fault(const std::string& name, const std::string& what) const { return Error(where + name + " " + what); }
+
+    const nlohmann::json& get(const std::string& name) const {
+        const auto found = data.find(name);
+        if (found == data.end()) throw fault(name, "is missing");
+        return *found;
+    }
+
+    Fields group(const std::string& name) const {
+        const auto& value = get(name);
+        if (!value.is_object()) throw fault(name, "must be an object");
+        return {value, where + name + "."};
+    }
+
+    std::string text(const std::string& name) const {
+        const auto& value = get(name);
+        if (!value.is_string() || value.get_ref<const std::string&>().empty()) throw fault(name, "must be a text");
+        return value;
+    }
+
+    std::uint64_t whole(const std::string& name, std::uint64_t least = 1, std::uint64_t most = INT64_MAX) const {
+        const auto& value = get(name);
+        if (!value.is_number_unsigned() || value < least)
+            throw fault(name, "must be a whole number of at least " + std::to_string(least) + ", not " + shown(value));
+        if (value > most) throw fault(name, "is " + shown(value) + ", which is too large");
+        return value;
+    }
+
+    int small(const std::string& name, int least = 1) const {
+        return static_cast<int>(whole(name, static_cast<std::uint64_t>(least), INT32_MAX));
+    }
+
+    double number(const std::string& name) const {
+        const auto& value = get(name);
+        if (!value.is_number() || !(std::fabs(value.get<double>()) < 1e30))
+            throw fault(name, "must be a number, not " + shown(value));
+        return value;
+    }
+
+private:
+    static std::string shown(const nlohmann::json& value) {
+        return value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).substr(0, 40);
+    }
+};
+
+}  // namespace kontext

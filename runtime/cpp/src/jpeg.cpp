@@ -1,0 +1,123 @@
+// JPEG through libjpeg. It reports errors by longjmp: functions that it may leave so hold nothing with a destructor.
+#include <cstddef>
+#include <cstdio>
+
+#include <jpeglib.h>
+#include <jerror.h>
+
+#include <csetjmp>
+#include <cstring>
+
+#include "decoding.hpp"
+#include "resize.hpp"
+
+namespace kontext {
+namespace {
+
+struct Reader {
+    jpeg_error_mgr errors;  // first: libjpeg hands its address back
+    std::jmp_buf jump;
+    char text[JMSG_LENGTH_MAX] = "";
+    jpeg_decompress_struct decoder{};
+    bool made = false;
+    ~Reader() {
+        if (made) jpeg_destroy_decompress(&decoder);
+    }
+};
+
+[[noreturn]] void on_error(j_common_ptr common) {
+    auto* reader = reinterpret_cast<Reader*>(common->err);
+    (*common->err->format_message)(common, reader->text);
+    std::longjmp(reader->jump, 1);
+}
+
+// The one warning that means lost pixels; libjpeg would fill them with grey.
+void on_message(j_common_ptr common, int level) {
+    if (level < 0 && common->err->msg_code == JWRN_JPEG_EOF) on_error(common);
+}
+
+bool guarded_header(Reader& reader, const std::string& file) {
+    reader.decoder.err = jpeg_std_error(&reader.errors);
+    reader.errors.error_exit = on_error;
+    reader.errors.emit_message = on_message;
+    if (setjmp(reader.jump)) return false;
+    jpeg_create_decompress(&reader.decoder);
+    reader.made = true;
+    jpeg_mem_src(&reader.decoder, reinterpret_cast<const unsigned char*>(file.data()), file.size());
+    jpeg_save_markers(&reader.decoder, JPEG_APP0 + 1, 0xFFFF);
+    jpeg_read_header(&reader.decoder, TRUE);
+    return true;
+}
+
+bool guarded_start(Reader& reader) {
+    if (setjmp(reader.jump)) return false;
+    jpeg_decompress_struct& decoder = reader.decoder;
+    const J_COLOR_SPACE space = decoder.jpeg_color_space;
+    decoder.out_color_space = space == JCS_GRAYSCALE                   ? JCS_GRAYSCALE
+                              : space == JCS_CMYK || space == JCS_YCCK ? JCS_CMYK
+                                                                       : JCS_RGB;
+    jpeg_start_decompress(&decoder);
+    return true;
+}
+
+bool guarded_rows(Reader& reader, std::uint8_t* data) {
+    if (setjmp(reader.jump)) return false;
+    jpeg_decompress_struct& decoder = reader.decoder;
+    const std::size_t row_bytes =
+        std::size_t{decoder.output_width} * static_cast<std::size_t>(decoder.output_components);
+    while (decoder.output_scanline < decoder.output_height) {
+        JSAMPROW row = data + row_bytes * decoder.output_scanline;
+        jpeg_read_scanlines(&decoder, &row, 1);
+    }
+    jpeg_finish_decompress(&decoder);
+    return true;
+}
+
+int orientation(const Reader& reader) {
+    for (auto* marker = reader.decoder.marker_list; marker != nullptr; marker = marker->next)
+        if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0)
+            return exif_orientation(marker->data + 6, marker->data_length - 6);
+    return 1;
+}
+
+// CMYK to RGB without profiles, rounded as Pillow does; Adobe's files store the inks inverted.
+void to_rgb(Pixels& pixels, bool inverted) {
+    const std::size_t count = pixels.data.size() / 4;
+    for (std::size_t i = 0; i < count; ++i) {
+        const auto ink = [&](std::size_t k) {
+            return inverted ? 255 - pixels.data[4 * i + k] : int{pixels.data[4 * i + k]};
+        };
+        const int light = 255 - ink(3);
+        std::uint8_t rgb[3];
+        for (std::size_t k = 0; k < 3; ++k) {
+            const int product = ink(k) * light + 128;
+            rgb[k] = static_cast<std::uint8_t>(std::max(light - (((product >> 8) + product) >> 8), 0));
+        }
+        std::memcpy(&pixels.data[3 * i], rgb, 3);
+    }
+    pixels.data.resize(3 * count);
+    pixels.channels = 3;
+}
+
+}  // namespace
+
+Pixels decode_jpeg(const std::string& file, const std::string& name) {
+    Reader reader;
+    const auto check = [&](bool good) {
+        if (!good) throw Error(name + " cannot be read as a picture: " + reader.text);
+    };
+    check(guarded_header(reader, file));
+    const std::uint64_t width = reader.decoder.image_width, height = reader.decoder.image_height;
+    if (width * height > max_pixels) throw too_large(name);
+    check(guarded_start(reader));
+    Pixels pixels;
+    pixels.size = {static_cast<int>(width), static_cast<int>(height)};
+    pixels.channels = reader.decoder.output_components;
+    pixels.orientation = orientation(reader);
+    pixels.data.resize(width * height * static_cast<std::size_t>(pixels.channels));
+    check(guarded_rows(reader, pixels.data.data()));
+    if (pixels.channels == 4) to_rgb(pixels, reader.decoder.saw_Adobe_marker != 0);
+    return pixels;
+}
+
+}  // namespace kontext

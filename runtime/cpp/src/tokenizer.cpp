@@ -1,0 +1,126 @@
+#include "tokenizer.hpp"
+
+#include <algorithm>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
+#include "kontext/kontext.hpp"
+#include "unicode.hpp"
+
+namespace kontext {
+namespace {
+
+// The special tokens that a post-processor puts before and after a single text.
+void read_special(const Json& settings, Ids& before, Ids& after, int depth = 0) {
+    if (settings.is_null()) return;
+    const std::string type = settings.at("type");
+    if (type == "RobertaProcessing" || type == "BertProcessing") {
+        before.insert(before.begin(), settings.at("cls").at(1).get<std::int64_t>());
+        after.push_back(settings.at("sep").at(1).get<std::int64_t>());
+    } else if (type == "TemplateProcessing") {
+        bool seen = false;
+        for (const Json& item : settings.at("single")) {
+            if (item.contains("Sequence")) {
+                if (seen) refuse("template with two texts");
+                seen = true;
+                continue;
+            }
+            const std::string name = item.at("SpecialToken").at("id");
+            for (const Json& id : settings.at("special_tokens").at(name).at("ids"))
+                (seen ? after : before).push_back(id);
+        }
+    } else if (type == "Sequence" && depth < 4) {
+        for (const Json& each : settings.at("processors")) read_special(each, before, after, depth + 1);
+    } else if (type != "ByteLevel") {  // which changes offsets alone
+        refuse("post-processor " + type);
+    }
+}
+
+std::size_t spaces_before(const Text& text, std::size_t end) {
+    while (end > 0 && unicode::is_space(text[end - 1])) --end;
+    return end;
+}
+
+std::size_t spaces_after(const Text& text, std::size_t start) {
+    while (start < text.size() && unicode::is_space(text[start])) ++start;
+    return start;
+}
+
+}  // namespace
+
+void refuse(const std::string& component) { throw Error("this reader does not know the " + component); }
+
+Model read_model(const Json& settings) {
+    const std::string type = settings.at("type");
+    if (type == "BPE") return read_bpe(settings);
+    if (type == "Unigram") return read_unigram(settings);
+    refuse("model " + type);
+}
+
+Tokenizer::Tokenizer(const std::filesystem::path& path) {
+    try {
+        std::ifstream file(path, std::ios::binary);
+        const Json root = Json::parse(file);
+        normalizer = read_normalizer(root.at("normalizer"));
+        pre_tokenizer = read_pre_tokenizer(root.at("pre_tokenizer"));
+        model = read_model(root.at("model"));
+        read_special(root.at("post_processor"), before, after);
+        for (const Json& item : root.at("added_tokens")) {
+            const Text content = unicode::decode(item.at("content").get<std::string>());
+            if (content.empty()) continue;
+            if (item.at("single_word").get<bool>()) refuse("added token that is a single word");
+            const AddedToken token{content, item.at("id"), item.at("lstrip"), item.at("rstrip")};
+            if (item.at("normalized").get<bool>()) {
+                normalized.push_back({normalizer(token.content), token.id, token.strip_left, token.strip_right});
+            } else {
+                raw.push_back(token);
+            }
+        }
+    } catch (const std::exception& fault) {  // the JSON library's, or ours
+        throw Error(path.string() + " is not a tokenizer: " + fault.what());
+    }
+    for (auto* list : {&raw, &normalized})
+        std::stable_sort(list->begin(), list->end(),
+                         [](const AddedToken& a, const AddedToken& b) { return a.content.size() > b.content.size(); });
+}
+
+void Tokenizer::part(const std::vector<AddedToken>& tokens, const Text& text,
+                     const std::function<void(std::int64_t)>& token, const std::function<void(const Text&)>& rest) {
+    std::size_t done = 0;
+    const auto give = [&](std::size_t end) {
+        if (done < end) rest(text.substr(done, end - done));
+    };
+    for (std::size_t at = 0; at < text.size();) {
+        const auto found = std::find_if(tokens.begin(), tokens.end(), [&](const AddedToken& each) {
+            return text[at] == each.content[0] && text.compare(at, each.content.size(), each.content) == 0;
+        });
+        if (found == tokens.end()) {
+            ++at;
+            continue;
+        }
+        const std::size_t end = at + found->content.size();
+        give(found->strip_left ? spaces_before(text, at) : at);
+        token(found->id);
+        done = found->strip_right ? spaces_after(text, end) : end;
+        at = end;
+    }
+    give(text.size());
+}
+
+Ids Tokenizer::encode(std::string_view utf8, std::size_t max_length, std::size_t& lost) const {
+    Ids ids;
+    const auto add = [&ids](std::int64_t id) { ids.push_back(id); };
+    const auto piece = [&](const Text& text) { model(text, ids); };
+    const auto plain = [&](const Text& text) { pre_tokenizer(text, piece); };
+    part(raw, unicode::decode(utf8), add, [&](const Text& text) { part(normalized, normalizer(text), add, plain); });
+    const std::size_t special = before.size() + after.size();
+    const std::size_t room = max_length > special ? max_length - special : 0;
+    lost = ids.size() > room ? ids.size() - room : 0;
+    ids.resize(ids.size() - lost);
+    ids.insert(ids.begin(), before.begin(), before.end());
+    ids.insert(ids.end(), after.begin(), after.end());
+    return ids;
+}
+
+}  // namespace kontext

@@ -1,0 +1,100 @@
+// Intermediate results for the tests, which hold them against the Python runtime: kontext-probe WHAT ARGUMENTS…
+#include <cstdlib>
+#include <iostream>
+#include <iterator>
+
+#include <nlohmann/json.hpp>
+
+#include "bundle.hpp"
+#include "resize.hpp"
+#include "sampling.hpp"
+#include "sha256.hpp"
+#include "tokenizer.hpp"
+
+namespace {
+
+using namespace kontext;
+using Words = std::vector<std::string>;
+
+template <typename Value>
+void raw(const std::vector<Value>& values) {
+    std::cout.write(reinterpret_cast<const char*>(values.data()),
+                    static_cast<std::streamsize>(values.size() * sizeof(Value)));
+}
+
+std::string standard_input() { return {std::istreambuf_iterator<char>(std::cin), {}}; }
+
+// FILE MAX_LENGTH: prompts from stdin, each ended by a NUL, to lines of "lost id id …".
+void ids(const Words& words) {
+    const Tokenizer tokenizer(words.at(0));
+    const std::string text = standard_input();
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t end = std::min(text.find('\0', at), text.size());
+        std::size_t lost = 0;
+        const Ids ids = tokenizer.encode(std::string_view(text).substr(at, end - at), std::stoul(words.at(1)), lost);
+        std::cout << lost;
+        for (std::int64_t id : ids) std::cout << ' ' << id;
+        std::cout << '\n';
+        at = end + 1;
+    }
+}
+
+// SEED SIZE
+void noise(const Words& words) { raw(randn(std::stoull(words.at(0)), std::stoul(words.at(1)))); }
+
+// BUNDLE STEPS TOKENS
+void times(const Words& words) {
+    raw(schedule(std::stoi(words.at(1)), std::stoi(words.at(2)), Bundle::open(words.at(0)).sampler));
+}
+
+// BUNDLE TEXT_TOKENS [ROWS COLUMNS]…
+void rope(const Words& words) {
+    std::vector<Grid> grids;
+    for (std::size_t i = 2; i + 1 < words.size(); i += 2)
+        grids.push_back({std::stoi(words[i]), std::stoi(words[i + 1])});
+    const auto [cos, sin] = rope_tables(std::stoi(words.at(1)), grids, Bundle::open(words.at(0)));
+    raw(cos);
+    raw(sin);
+}
+
+// FILE [WIDTH HEIGHT]
+void pixels(const Words& words) {
+    Picture picture = read_picture(words.at(0));
+    if (words.size() > 1) picture = resize(picture, {std::stoi(words.at(1)), std::stoi(words.at(2))});
+    std::cout << picture.size.width << ' ' << picture.size.height << '\n';
+    raw(picture.rgb);
+}
+
+// BUNDLE STEPS SEED WIDTHxHEIGHT PROMPT [FILE]…: the latents after the last step
+void latents(const Words& words) {
+    EditOptions options;
+    options.steps = std::stoi(words.at(1));
+    options.seed = std::stoull(words.at(2));
+    const std::size_t cross = words.at(3).find('x');
+    options.size = Size{std::stoi(words.at(3)), std::stoi(words.at(3).substr(cross + 1))};
+    options.progress = [](const Progress& at) {
+        if (at.step == at.steps) raw(Floats(at.latents, at.latents + at.extents[0] * at.extents[1] * at.extents[2]));
+        return true;
+    };
+    std::vector<Picture> references;
+    for (std::size_t i = 5; i < words.size(); ++i) references.push_back(read_picture(words[i]));
+    Pipeline(words.at(0)).edit(references, words.at(4), options);
+}
+
+void digest(const Words&) { std::cout << sha256(standard_input()) << '\n'; }
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const std::map<std::string, void (*)(const Words&)> commands = {
+        {"ids", ids},       {"noise", noise},     {"times", times},  {"rope", rope},
+        {"pixels", pixels}, {"latents", latents}, {"digest", digest}};
+    try {
+        const Words words(arguments + 1, arguments + count);
+        commands.at(words.at(0))({words.begin() + 1, words.end()});
+        return 0;
+    } catch (const std::exception& fault) {
+        std::cerr << "error: " << fault.what() << '\n';
+        return 2;
+    }
+}

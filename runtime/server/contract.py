@@ -1,0 +1,87 @@
+"""The tensors, parameters and limits that clients and the server agree on; config.pbtxt is written from this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+STREAM = "kontext_stream"
+"""The model that has the pipeline: a response after each step and one with the picture (decoupled)."""
+
+PLAIN = "kontext"
+"""The model that passes requests on to STREAM and answers once, for clients that take no streams."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output; `shape` is without the batch dimension, which is always 1, and -1 is any number."""
+
+    name: str
+    datatype: str
+    """In the server's protocol: BYTES, INT32, …"""
+    shape: tuple[int, ...]
+    meaning: str
+    optional: bool = False
+
+    @property
+    def config_type(self) -> str:
+        """The datatype as config.pbtxt spells it."""
+        return "TYPE_STRING" if self.datatype == "BYTES" else f"TYPE_{self.datatype}"
+
+
+PROMPT = Tensor("PROMPT", "BYTES", (1,), "the instruction, in UTF-8")
+IMAGES = Tensor(
+    "IMAGES",
+    "BYTES",
+    (-1,),
+    "reference pictures: PNG, JPEG or WebP files, or base64 of them; without it the prompt alone is drawn",
+    optional=True,
+)
+STEPS = Tensor("STEPS", "INT32", (1,), "sampler steps; the bundle's default", optional=True)
+GUIDANCE = Tensor("GUIDANCE", "FP32", (1,), "guidance scale; the bundle's default", optional=True)
+SEED = Tensor("SEED", "UINT64", (1,), "seed of the noise; 0", optional=True)
+SIZE = Tensor(
+    "SIZE",
+    "INT32",
+    (2,),
+    "width and height of the output; by default the first reference's aspect at a size the model prefers",
+    optional=True,
+)
+INPUTS = (PROMPT, IMAGES, STEPS, GUIDANCE, SEED, SIZE)
+
+IMAGE = Tensor("IMAGE", "BYTES", (1,), "the edited picture, a PNG file")
+WARNINGS = Tensor(
+    "WARNINGS", "BYTES", (-1,), "what the user should know, such as how much of the prompt was cut"
+)
+DONE = Tensor("STEP", "INT32", (1,), "steps done")
+TOTAL = Tensor("TOTAL", "INT32", (1,), "steps in all")
+OUTPUTS = {PLAIN: (IMAGE, WARNINGS), STREAM: (DONE, TOTAL, IMAGE, WARNINGS)}
+
+BASE64 = "base64"
+"""Request parameter: true for IMAGE in base64, which JSON can carry."""
+
+PROGRESS = "progress"
+"""Request parameter of STREAM: false for the picture alone."""
+
+CANCEL_FILE = "cancel_file"
+"""Request parameter from PLAIN to STREAM: the name of a file that appears when the caller has gone."""
+
+ERROR_CODES = ("INVALID_ARG", "CANCELLED", "UNAVAILABLE", "INTERNAL")
+BROKEN = "the edit failed inside the server; its log says why"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for; each is a parameter of config.pbtxt under its own name."""
+
+    max_steps: int = 200
+    max_references: int = 8
+    max_megapixels: int = 64
+    """Of all references of a request together, before they are scaled to the model's sizes."""
+    max_prompt_bytes: int = 16384
+
+    @classmethod
+    def from_parameters(cls, parameters: dict[str, str]) -> Limits:
+        """From config.pbtxt's parameters; those that are not there keep their defaults."""
+        return cls(
+            **{each.name: int(parameters[each.name]) for each in fields(cls) if each.name in parameters}
+        )

@@ -1,0 +1,49 @@
+"""A pipeline's backend whose graphs are models of the server: each run is a request inside the server.
+
+Takes the place of the runtime's own sessions where the repository was laid out for the server's ONNX Runtime backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+OUTPUTS = {
+    "text_encoder": ("pooled",),
+    "text_encoder_2": ("text",),
+    "vae_encoder": ("latents",),
+    "vae_decoder": ("image",),
+    "modulation": ("double_modulation", "single_modulation", "final_modulation"),
+    "transformer": ("velocity",),
+}
+"""As docs/bundle.md names them."""
+
+
+class ServerGraphs:
+    """The graphs of a bundle as the server's models `PREFIX_GRAPH`."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def hold(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(arrays)
+
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises RuntimeError with what the server says, if the model fails."""
+        request = pb_utils.InferenceRequest(
+            model_name=f"{self.prefix}_{graph}",
+            requested_output_names=list(OUTPUTS[graph]),
+            inputs=[pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()],
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+        )
+        response = request.exec()
+        if response.has_error():
+            raise RuntimeError(f"{graph}: {response.error().message()}")
+        # The arrays lie in memory that goes back to the server with the response.
+        return {tensor.name(): tensor.as_numpy().copy() for tensor in response.output_tensors()}
+
+    def release(self, *graphs: str) -> None:
+        """The server decides how long its models stay."""

@@ -1,0 +1,123 @@
+"""The server's model `kontext`: hands each request on to `kontext_stream` and answers once, with the picture.
+
+The server takes streams over gRPC and server-sent events only; this model is for every other client. It has no
+weights: a request waits in a thread here and in the queue of `kontext_stream`, where it joins others in a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from . import contract
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+THREADS = 256
+"""Requests that wait in the batcher's sight at once; the others wait for a thread."""
+
+POLL_SECONDS = 0.05
+
+
+class PlainModel:
+    """One instance is enough: its threads only wait."""
+
+    def __init__(self) -> None:
+        self.threads = ThreadPoolExecutor(THREADS)
+        self.waiting: dict[Path, Any] = {}
+        self.lock = threading.Lock()
+        self.stopped = threading.Event()
+        self.watcher = threading.Thread(target=self.watch, daemon=True)
+        self.watcher.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            # The request's own tensors are gone when this returns.
+            inputs = [pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in request.inputs()]
+            parameters = json.loads(request.parameters() or "{}")
+            self.threads.submit(
+                self.forward, inputs, parameters, request.request_id(), request.get_response_sender()
+            )
+
+    def forward(self, inputs: list[Any], parameters: dict[str, Any], identity: str, sender: Any) -> None:
+        """Answers one request, with the picture or the error of `kontext_stream`."""
+        response = failed("INTERNAL", contract.BROKEN)
+        try:
+            with self.watched(sender) as cancel_file:
+                response = edit(inputs, {**parameters, contract.CANCEL_FILE: cancel_file.name}, identity)
+        except Exception as fault:
+            pb_utils.Logger.log_error(f"{type(fault).__name__}: {fault}")
+        finally:
+            sender.send(response, flags=FINAL)
+
+    @contextlib.contextmanager
+    def watched(self, sender: Any) -> Iterator[Path]:
+        """A file's name; the file appears if the caller goes away meanwhile.
+
+        A model cannot cancel the requests that it makes inside this server (2.51), hence the file, which
+        `kontext_stream` looks for after every step.
+        """
+        file = Path(tempfile.gettempdir()) / f"kontext-cancel-{secrets.token_hex(16)}"
+        with self.lock:
+            self.waiting[file] = sender
+        try:
+            yield file
+        finally:
+            with self.lock:
+                del self.waiting[file]
+                file.unlink(missing_ok=True)
+
+    def watch(self) -> None:
+        while not self.stopped.wait(POLL_SECONDS):
+            with self.lock:
+                for file, sender in self.waiting.items():
+                    if sender.is_cancelled():
+                        file.touch()
+
+    def finalize(self) -> None:
+        self.stopped.set()
+        self.watcher.join()
+        self.threads.shutdown(wait=True)
+
+
+def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:
+    """The one response to a request with these tensors."""
+    names = [tensor.name for tensor in contract.OUTPUTS[contract.PLAIN]]
+    request = pb_utils.InferenceRequest(
+        model_name=contract.STREAM,
+        requested_output_names=names,
+        inputs=inputs,
+        request_id=identity,
+        parameters={**parameters, contract.PROGRESS: False},
+    )
+    outputs = []
+    for response in request.exec(decoupled=True):
+        if response.has_error():
+            return failed(*code_and_message(response.error().message()))
+        # The tensors lie in memory that goes with the response.
+        outputs += [
+            pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in response.output_tensors()
+        ]
+    return pb_utils.InferenceResponse(outputs) if outputs else failed("INTERNAL", contract.BROKEN)
+
+
+def code_and_message(text: str) -> tuple[str, str]:
+    """An error of `kontext_stream`, which has its code in front, or of the server in between, which has none."""
+    code, _, message = text.partition(": ")
+    if code in contract.ERROR_CODES:
+        return code, message
+    return ("UNAVAILABLE" if "maximum queue size" in text else "INTERNAL"), text
+
+
+def failed(code: str, message: str) -> Any:
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    )

@@ -1,0 +1,182 @@
+"""The server's model `kontext_stream`: one pipeline, the server's batches in, a response a step and then the picture.
+
+Runs inside the Python backend of NVIDIA Triton Inference Server, whose batcher hands `execute` up to max_batch_size
+requests at once. `1/model.py` of the repository makes the class known to the server.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from PIL import Image
+
+from ...errors import KontextError
+from ..bundle import Bundle
+from ..pipeline import InputFilter, OutputFilter, Pipeline
+from . import contract, jobs
+from .graphs import ServerGraphs
+from .metrics import Metrics
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class StreamModel:
+    """One instance; `args` are those of the Python backend's `initialize`."""
+
+    def __init__(
+        self, args: Mapping[str, str], input_filter: InputFilter | None, output_filter: OutputFilter | None
+    ) -> None:
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        self.name = args["model_name"]
+        self.largest = int(config["max_batch_size"])
+        self.limits = contract.Limits.from_parameters(parameters)
+        self.metrics = Metrics(self.name)
+        folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
+        try:
+            self.pipe = load(folder, parameters, args, input_filter, output_filter)
+        except KontextError as fault:
+            raise pb_utils.TritonModelException(str(fault)) from None
+
+    def execute(self, requests: list[Any]) -> None:
+        waiting = []
+        for request in requests:
+            listener = Response(request, self.metrics)
+            try:
+                arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                asked, warned = jobs.read(self.pipe, self.limits, arrays)
+            except Exception as fault:
+                listener.fail(fault)
+            else:
+                listener.warnings = warned
+                waiting.append(jobs.Job(asked, listener))
+        for batch in jobs.groups(waiting, self.largest):
+            self.metrics.batch(len(batch))
+            jobs.run(self.pipe, batch, self.metrics.steps)
+
+
+def load(
+    folder: Path,
+    parameters: Mapping[str, str],
+    args: Mapping[str, str],
+    input_filter: InputFilter | None,
+    output_filter: OutputFilter | None,
+) -> Pipeline:
+    """The pipeline that config.pbtxt's parameters ask for, on the device of this instance."""
+    filters: dict[str, Any] = {"input_filter": input_filter, "output_filter": output_filter}
+    bundle = Bundle.open(folder)
+    if parameters.get("verify") == "true":
+        bundle.verify()
+    if parameters.get("graphs") == "server":
+        return Pipeline(bundle, ServerGraphs(contract.PLAIN), **filters)
+    device = parameters.get("device") or ("cuda" if args["model_instance_kind"] == "GPU" else "cpu")
+    if args["model_instance_kind"] == "GPU":
+        show_only_gpu(int(args["model_instance_device_id"]))
+    return Pipeline.load(
+        bundle,
+        device=device,
+        low_memory=parameters.get("low_memory") == "true",
+        threads=int(parameters["threads"]) if parameters.get("threads") else None,
+        **filters,
+    )
+
+
+def show_only_gpu(device: int) -> None:
+    """Makes the GPU that the server chose for this process the only one, and so the backend's first."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device] if visible else str(device)
+
+
+class Response:
+    """Tells one request's caller; every response goes through here."""
+
+    def __init__(self, request: Any, metrics: Metrics) -> None:
+        self.sender = request.get_response_sender()
+        self.metrics = metrics
+        self.id = request.request_id()
+        self.started = time.monotonic()
+        self.warnings: list[str] = []
+        parameters = json.loads(request.parameters() or "{}")
+        self.base64 = parameters.get(contract.BASE64) is True
+        self.shows_progress = parameters.get(contract.PROGRESS) is not False
+        self.cancel_file = cancel_file(str(parameters.get(contract.CANCEL_FILE, "")))
+
+    def cancelled(self) -> bool:
+        return bool(self.sender.is_cancelled()) or (
+            self.cancel_file is not None and self.cancel_file.exists()
+        )
+
+    def progress(self, step: int, total: int) -> None:
+        if self.shows_progress:
+            self.sender.send(pb_utils.InferenceResponse(count(step, total)))
+
+    def finish(self, picture: Image.Image) -> None:
+        file = jobs.png(picture)
+        tensors = [
+            strings(contract.IMAGE.name, [base64.b64encode(file) if self.base64 else file]),
+            strings(contract.WARNINGS.name, [text.encode() for text in self.warnings]),
+        ]
+        self.sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
+        self.end("ok")
+
+    def fail(self, fault: BaseException | None) -> None:
+        outcome, code, message = explain(fault)
+        line = " ".join(message.split())
+        if self.cancel_file is not None:
+            line = f"{code}: {line}"  # the server drops the code of errors between models; `plain` takes it from here
+        error = pb_utils.TritonError(line, getattr(pb_utils.TritonError, code))
+        self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+        self.end(outcome, message)
+
+    def end(self, outcome: str, message: str = "") -> None:
+        seconds = time.monotonic() - self.started
+        self.metrics.edit(outcome, seconds)
+        line = f"edit id={self.id or '-'} outcome={outcome} seconds={seconds:.3f}"
+        if outcome == "failed":
+            pb_utils.Logger.log_error(f"{line} error={message!r}")
+        else:
+            pb_utils.Logger.log_info(line)
+
+
+def explain(fault: BaseException | None) -> tuple[str, str, str]:
+    """A fault as the metrics' outcome, the name of the server's code, and a message for the caller."""
+    if fault is None:
+        return "cancelled", "CANCELLED", "cancelled"
+    if isinstance(fault, jobs.Refused):
+        return "refused", "INVALID_ARG", str(fault)
+    if isinstance(fault, KontextError):
+        return "invalid", "INVALID_ARG", str(fault)
+    if isinstance(fault, MemoryError):
+        return "failed", "UNAVAILABLE", "not enough memory: try a smaller SIZE, or later"
+    # What went wrong inside is for the log, not for strangers.
+    pb_utils.Logger.log_error(f"{type(fault).__name__}: {fault}")
+    return "failed", "INTERNAL", contract.BROKEN
+
+
+def cancel_file(name: str) -> Path | None:
+    """Where the plain model leaves word that a caller has gone; None for anything but a name of its making."""
+    return Path(tempfile.gettempdir()) / name if re.fullmatch("kontext-cancel-[0-9a-f]{32}", name) else None
+
+
+def count(step: int, total: int) -> list[Any]:
+    return [
+        pb_utils.Tensor(contract.DONE.name, np.array([[step]], np.int32)),
+        pb_utils.Tensor(contract.TOTAL.name, np.array([[total]], np.int32)),
+    ]
+
+
+def strings(name: str, values: list[bytes]) -> Any:
+    """A tensor of bytes, [1, len(values)]."""
+    array = np.empty((1, len(values)), dtype=object)
+    array[0, :] = values
+    return pb_utils.Tensor(name, array)

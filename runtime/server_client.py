@@ -1,0 +1,333 @@
+"""`kontext-edit --server URL`: edits on an inference server that serves what `kontext-export BUNDLE --triton` wrote.
+
+http(s):// needs nothing beyond Python; grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'). Either way
+a caller who goes away stops the sampler.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import math
+import queue
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from ..errors import KontextError
+from .images import open_picture, read_picture, upright_rgb
+from .noise import check_seed
+from .server import contract
+
+CONNECT_SECONDS = 10
+SILENCE_SECONDS = 1800
+"""Between two responses, time in the server's queue included: longer, and nobody is there."""
+
+MAX_AT_ONCE = 32
+"""Edits that one command has under way."""
+
+PORTS = {"http": 8000, "https": 443, "grpc": 8001, "grpcs": 443}
+SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One picture to ask for; None leaves a choice to the bundle."""
+
+    prompt: str
+    images: Sequence[bytes] = ()
+    """Reference pictures as PNG, JPEG or WebP files."""
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    size: tuple[int, int] | None = None
+
+    def values(self) -> dict[str, list[Any]]:
+        """Its tensors by name, without those that are left to the bundle.
+
+        Raises KontextError for what no tensor can hold; what makes no sense otherwise, the server says.
+        """
+        check_seed(self.seed)
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise KontextError(f"guidance must be a finite number, not {self.guidance}")
+        for name, number in (
+            ("steps", self.steps),
+            ("width", self.size and self.size[0]),
+            ("height", self.size and self.size[1]),
+        ):
+            if number is not None and not 0 <= number < 2**31:
+                raise KontextError(f"{name} {number} is out of range")
+        given: dict[str, list[Any] | None] = {
+            contract.PROMPT.name: [prompt_bytes(self.prompt)],
+            contract.IMAGES.name: list(self.images) or None,
+            contract.STEPS.name: None if self.steps is None else [self.steps],
+            contract.GUIDANCE.name: None if self.guidance is None else [self.guidance],
+            contract.SEED.name: [self.seed],
+            contract.SIZE.name: None if self.size is None else list(self.size),
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of an edit."""
+
+    picture: Image.Image
+    warnings: tuple[str, ...]
+
+
+Progress = Callable[[int, int], object]
+"""Told (steps done, steps in all) of one edit."""
+
+
+class Client(Protocol):
+    def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
+        """Raises KontextError with what the server says, or that it cannot be reached."""
+
+    def close(self) -> None:
+        """Ends what is still running, on the server too."""
+
+
+def connect(url: str) -> Client:
+    """The client for a URL; nothing is sent yet.
+
+    Raises:
+        KontextError: not a URL of one of the four kinds; tritonclient is missing.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as fault:
+        raise KontextError(f"{url!r} is not a URL: {fault}") from None
+    if parts.scheme not in PORTS or not parts.hostname:
+        raise KontextError(f"{url!r} is not a server's URL: http://HOST:8000 or grpc://HOST:8001 would be")
+    address = Address(
+        parts.hostname, port or PORTS[parts.scheme], parts.scheme.endswith("s"), parts.path.rstrip("/")
+    )
+    return HttpClient(address) if parts.scheme.startswith("http") else GrpcClient(address)
+
+
+@dataclass(frozen=True)
+class Address:
+    host: str
+    port: int
+    encrypted: bool
+    path: str = ""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def edit_all(
+    client: Client, edits: Sequence[Edit], progress: Callable[[int], object] | None = None
+) -> list[Answer]:
+    """All edits at once, so that the server can batch them; the answers in the edits' order.
+
+    Args:
+        progress: told an edit's steps in all, after each step of each edit.
+    """
+
+    def told(step: int, total: int) -> None:
+        if progress is not None:
+            progress(total)
+
+    pool = ThreadPoolExecutor(min(len(edits), MAX_AT_ONCE))
+    try:
+        futures = [pool.submit(client.edit, each, told) for each in edits]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()  # the first fault is everybody's: nobody waits for the others
+        return [future.result() for future in futures]
+    except BaseException:
+        client.close()  # so that no thread waits on
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def picture_file(path: Path) -> bytes:
+    """A picture's file as servers take it: as it is where the format is one of theirs, else as PNG.
+
+    Raises KontextError where there is no picture; nothing is sent then.
+    """
+    picture = open_picture(path)
+    if picture.format in SENT_AS_THEY_ARE:
+        return path.read_bytes()
+    file = io.BytesIO()
+    upright_rgb(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def prompt_bytes(prompt: str) -> bytes:
+    try:
+        return prompt.encode("utf-8")
+    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8 arrive as lone surrogates
+        raise KontextError("the prompt is not valid Unicode text") from None
+
+
+def answer(image: bytes, warnings: Sequence[bytes | str]) -> Answer:
+    texts = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in warnings)
+    return Answer(read_picture(io.BytesIO(image), "the server's answer", formats=["PNG"]), tuple(texts))
+
+
+class HttpClient:
+    """Server-sent events over HTTP (the server's `generate_stream`); several edits may run in several threads."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.open: set[socket.socket] = set()
+
+    def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
+        values = edit.values()
+        body: dict[str, Any] = {name: value if len(value) > 1 else value[0] for name, value in values.items()}
+        body[contract.PROMPT.name] = edit.prompt
+        if edit.images:
+            files = [base64.b64encode(image).decode() for image in edit.images]
+            body[contract.IMAGES.name] = files if len(files) > 1 else files[0]
+        body["parameters"] = {contract.BASE64: True}
+        try:
+            for event in self.events(json.dumps(body).encode()):
+                if "error" in event:
+                    raise KontextError(str(event["error"]))
+                if contract.IMAGE.name in event:
+                    warned = event.get(contract.WARNINGS.name, [])
+                    try:
+                        image = base64.b64decode(event[contract.IMAGE.name])
+                    except (ValueError, TypeError):
+                        raise KontextError(f"{self.address} sent a picture that is not in base64") from None
+                    return answer(image, [warned] if isinstance(warned, str) else warned)
+                if progress is not None and contract.DONE.name in event:
+                    progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
+        except (OSError, http.client.HTTPException) as fault:
+            raise KontextError(f"{self.address}: {reason(fault)}") from None
+        raise KontextError(f"{self.address} ended its answer without a picture")
+
+    def events(self, body: bytes) -> Iterator[dict[str, Any]]:
+        """The responses to one request, as they come."""
+        make = http.client.HTTPSConnection if self.address.encrypted else http.client.HTTPConnection
+        connection = make(self.address.host, self.address.port, timeout=CONNECT_SECONDS)
+        connection.connect()
+        line = connection.sock
+        self.open.add(line)
+        try:
+            line.settimeout(SILENCE_SECONDS)
+            path = f"{self.address.path}/v2/models/{contract.STREAM}/generate_stream"
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            for row in response:
+                text = row.removeprefix(b"data: ").strip()
+                if not text:
+                    continue
+                try:
+                    event = json.loads(text)
+                except ValueError:
+                    raise KontextError(
+                        f"{self.address} is not an inference server: {status(response)}"
+                    ) from None
+                if not isinstance(event, dict):
+                    raise KontextError(f"{self.address} is not an inference server: {status(response)}")
+                if response.status not in (200, 400):  # 400 is about the request, the others about the server
+                    raise KontextError(
+                        f"{self.address} says {status(response)}: {event.get('error', text.decode())}"
+                    )
+                yield event
+            if response.status != 200:
+                raise KontextError(f"{self.address} says {status(response)}")
+        finally:
+            self.open.discard(line)
+            connection.close()
+
+    def close(self) -> None:
+        for line in list(self.open):
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it, which close() does not
+
+
+def status(response: http.client.HTTPResponse) -> str:
+    return f"{response.status} {response.reason}"
+
+
+def reason(fault: BaseException) -> str:
+    """Why a server cannot be reached, in words."""
+    if isinstance(fault, TimeoutError):
+        return "no answer in time"
+    if isinstance(fault, ssl.SSLError):
+        return f"no encrypted connection: {fault.reason}"
+    return str(getattr(fault, "strerror", None) or fault or type(fault).__name__).lower()
+
+
+class GrpcClient:
+    """Streams over gRPC, one an edit; several edits may run in several threads."""
+
+    def __init__(self, address: Address) -> None:
+        try:
+            import tritonclient.grpc
+        except (ImportError, RuntimeError):  # RuntimeError: tritonclient without its extra `grpc`
+            raise KontextError(
+                "grpc:// needs tritonclient: pip install 'kontext-export[serve]', or use http://"
+            ) from None
+        self.library = tritonclient.grpc
+        self.address = address
+        self.open: set[Any] = set()
+
+    def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
+        from tritonclient.utils import InferenceServerException
+
+        inputs = self.inputs(edit)
+        received: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        client = self.library.InferenceServerClient(str(self.address), ssl=self.address.encrypted)
+        self.open.add(client)
+        try:
+            client.start_stream(callback=lambda result, error: received.put((result, error)))
+            client.async_stream_infer(contract.STREAM, inputs)
+            while True:
+                result, error = received.get(timeout=SILENCE_SECONDS)
+                if error is not None:
+                    raise KontextError(f"{self.where(error)}{error.message()}")
+                image = result.as_numpy(contract.IMAGE.name)
+                if image is not None:
+                    warned = result.as_numpy(contract.WARNINGS.name)
+                    return answer(image.flat[0], [] if warned is None else warned.ravel().tolist())
+                step, total = (result.as_numpy(each.name) for each in (contract.DONE, contract.TOTAL))
+                if progress is not None and step is not None and total is not None:
+                    progress(int(step.flat[0]), int(total.flat[0]))
+        except queue.Empty:
+            raise KontextError(f"{self.address}: no answer in time") from None
+        except InferenceServerException as fault:  # the stream broke; why, the callback has been told
+            error = fault if received.empty() else received.get()[1] or fault
+            raise KontextError(f"{self.address}: {error.message()}") from None
+        finally:
+            self.open.discard(client)
+            client.stop_stream(cancel_requests=True)
+            client.close()
+
+    def where(self, error: Any) -> str:
+        """The address before what the connection says; nothing before what the server says."""
+        return f"{self.address}: " if error.status() else ""
+
+    def inputs(self, edit: Edit) -> list[Any]:
+        import numpy as np
+
+        from .server.jobs import NUMPY_TYPES
+
+        tensors = []
+        for tensor in contract.INPUTS:
+            if (value := edit.values().get(tensor.name)) is not None:
+                array = np.array([value], dtype=NUMPY_TYPES[tensor.datatype])
+                tensors.append(self.library.InferInput(tensor.name, list(array.shape), tensor.datatype))
+                tensors[-1].set_data_from_numpy(array)
+        return tensors
+
+    def close(self) -> None:
+        for client in list(self.open):
+            client.stop_stream(cancel_requests=True)

@@ -1,0 +1,78 @@
+"""AdaLN with and without quantization, in the interpreter against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kontext.errors import KontextError
+from kontext.kernels import adaln
+
+from .conftest import check_operator, error
+from .reference import adaln as reference
+
+BOUNDS = {"fp8": 0.04, "int8": 0.012}
+"""Of codes times scales: half a step of E4M3 is 2^-4 of the number at worst, 2.6 % on average; of INT8 0.4 % of the
+largest."""
+
+
+def draw(seed: int, batch: int, tokens: int, width: int, size: float) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, tokens, width, generator=g) * size
+    both = torch.randn(batch, 2, width, generator=g)
+    return x, both[:, 0], both[:, 1]
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 3, 5]),
+    st.integers(8, 200),
+    st.sampled_from([1e-2, 1, 1e4]),
+)
+def test_it_is_layernorm_with_shift_and_scale(
+    seed: int, batch: int, tokens: int, width: int, size: float
+) -> None:
+    x, shift, scale = draw(seed, batch, tokens, width, size)
+    expected = reference(x, shift, scale)
+    assert error(adaln.launch_adaln(x, shift, scale), expected) < 1e-5
+    assert error(adaln.adaln(x, shift, scale), expected) < 1e-5
+    for format, bound in BOUNDS.items():
+        codes, scales = adaln.launch_adaln_quantize(x, shift, scale, format)
+        assert error(codes.float() * scales[..., None], expected) < bound
+        plain_codes, plain_scales = adaln.adaln_quantize(x, shift, scale, format)
+        assert error(scales, plain_scales) < 1e-5
+        assert (codes.float() != plain_codes.float()).float().mean() < 0.02  # ties that fp32 breaks otherwise
+
+
+def test_views_of_a_joint_buffer_and_half_precision() -> None:
+    x, shift, scale = draw(1, 2, 9, 48, 1)
+    part = x.half()[:, 2:7]
+    out = adaln.launch_adaln(part, shift.half(), scale.half())
+    assert out.dtype == torch.float16
+    assert error(out, reference(part, shift.half(), scale.half())) < 1e-3
+
+
+def test_rows_of_one_number_and_extremes_are_finite() -> None:
+    x = torch.stack((torch.full((1, 64), 7.0), torch.linspace(-1e18, 1e18, 64)[None]))
+    codes, scales = adaln.launch_adaln_quantize(x, torch.zeros(2, 64), torch.zeros(2, 64), "fp8")
+    assert torch.isfinite(codes.float()).all()
+    assert (scales > 0).all()
+
+
+def test_the_operator_is_its_meaning_on_a_cpu_and_has_a_fake() -> None:
+    x, shift, scale = draw(2, 1, 4, 40, 1)
+    assert torch.equal(torch.ops.kontext.adaln(x, shift, scale), adaln.adaln(x, shift, scale))
+    check_operator(adaln.adaln_op, (x, shift, scale))
+    check_operator(adaln.adaln_quantize_op, (x, shift, scale, "int8"))
+
+
+def test_what_it_does_not_take_is_refused() -> None:
+    x, shift, scale = draw(3, 1, 2, 16, 1)
+    with pytest.raises(KontextError, match="fp8 or int8, not to 'fp4'"):
+        adaln.launch_adaln_quantize(x, shift, scale, "fp4")
+    with pytest.raises(KontextError, match="up to 16384 channels, not 16385"):
+        adaln.launch_adaln(torch.zeros(1, 1, 16385), torch.zeros(1, 16385), torch.zeros(1, 16385))

@@ -1,0 +1,106 @@
+"""Attention in every format and head size, any length, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kontext.errors import KontextError
+from kontext.kernels import attention, rope
+
+from .conftest import check_operator, error
+from .reference import attention as reference
+from .test_rope import draw, expected
+
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3}
+QUANTIZED = {"fp8": 0.08, "int8": 0.05}
+"""Of the whole: Q, K, V and P rounded, for normal values; what the rounding of P alone may add is in its own test."""
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.sampled_from([1, 17, 128]),
+    st.sampled_from([1, 31, 129, 200]),
+    st.sampled_from([32, 64]),
+    st.sampled_from(list(BOUNDS)),
+)
+def test_any_length(seed: int, queries: int, keys: int, head_dim: int, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, 2, queries, head_dim, generator=g).to(dtype)
+    k, v = (torch.randn(1, keys, 2, head_dim, generator=g).to(dtype).transpose(1, 2) for _ in range(2))
+    out = attention.launch_attention(q, k, v)
+    assert tuple(out.shape) == (1, queries, 2 * head_dim)
+    assert error(out, reference(q, k, v)) < BOUNDS[dtype]
+    assert error(attention.attention(q, k, v), reference(q, k, v)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+@pytest.mark.parametrize(("tokens", "head_dim"), [(5, 32), (257, 64), (130, 128)])
+def test_quantized(format: str, tokens: int, head_dim: int) -> None:
+    case = draw(tokens, 1, tokens, 2, head_dim)
+    operands = rope.launch_norm_rope_quantize(*case, 2, 3, format)
+    out = attention.launch_attention_quantized(*operands, torch.float32)
+    assert error(out, reference(*expected(case, 2, 3))) < QUANTIZED[format]
+    # The same operands without rounding P: half a step of E4M3 at most in each weight.
+    assert error(out, attention.attention_quantized(*operands, torch.float32)) < 0.035
+
+
+def test_scales_that_differ_between_blocks_by_far() -> None:
+    """V's block scales ride on the accumulator's rescaling: from large to small and back."""
+    case = draw(3, 1, 384, 1, 64)
+    qkv = case[0]
+    qkv[:, 128:256, 128:] *= 1e-4
+    qkv[:, 256:, 128:] *= 1e3
+    operands = rope.launch_norm_rope_quantize(*case, 1, 0, "fp8")
+    out = attention.launch_attention_quantized(*operands, torch.float32)
+    assert error(out, attention.attention_quantized(*operands, torch.float32)) < 0.035
+
+
+def test_smoothing_keeps_what_a_common_offset_would_drown() -> None:
+    """Keys that share a large vector: INT8 with the mean taken out, and FP8 without."""
+    case = draw(4, 1, 140, 1, 64)
+    case[0][..., 64:128] += 8 * torch.randn(64, generator=torch.Generator().manual_seed(1))
+    case[1].fill_(1), case[2].fill_(0)  # no rotation, so that the offset is common to all
+    wanted = reference(*expected(case, 1, 0))
+    errors = {
+        format: error(
+            attention.launch_attention_quantized(
+                *rope.launch_norm_rope_quantize(*case, 1, 0, format), torch.float32
+            ),
+            wanted,
+        )
+        for format in ("fp8", "int8")
+    }
+    assert errors["int8"] < 0.06
+    assert errors["int8"] < errors["fp8"]
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q = torch.full((1, 1, 3, 32), 200.0)
+    k = torch.linspace(-200, 200, 40)[None, None, :, None].expand(1, 1, 40, 32).contiguous()
+    v = torch.randn(1, 1, 40, 32)
+    assert error(attention.launch_attention(q, k, v), v[:, :, -1].expand(1, 3, 32)) < 1e-5
+
+
+def test_the_operators_and_their_refusals() -> None:
+    q = torch.randn(1, 1, 4, 32)
+    check_operator(attention.attention_op, (q, q, q))
+    case = draw(0, 1, 7, 1, 32)
+    operands = rope.norm_rope_quantize(*case, 1, 0, "int8")
+    check_operator(attention.attention_quantized_op, (*operands, torch.float32))
+    with pytest.raises(KontextError, match="heads of 32, 64, 128 channels, not 48"):
+        attention.launch_attention(*[torch.randn(1, 1, 4, 48)] * 3)
+    with pytest.raises(KontextError, match="E4M3, or INT8 with E4M3 values"):
+        attention.launch_attention(q.to(torch.int8), q.to(torch.int8), q)
+    with pytest.raises(KontextError, match="needs a key"):
+        attention.launch_attention(q, q[:, :, :0], q[:, :, :0])
+    q_codes, q_scale, k_codes, k_scale, v_codes, v_scale = operands
+    with pytest.raises(
+        KontextError, match=r"FP8 attention needs compute capability 8.9 \(Ada\), this GPU has 8.0"
+    ):
+        attention.plan(q_codes, k_codes, v_codes, q, (q_scale, k_scale, v_scale), arch=80)
+    with pytest.raises(KontextError, match=r"need compute capability 8.0, this GPU has 7.5"):
+        attention.plan(q, q, q, q, arch=75)

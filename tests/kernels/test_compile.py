@@ -1,0 +1,70 @@
+"""The ahead-of-time compiler: a kernel of each kind for two architectures, and what its checks find."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kontext.errors import KontextError
+from kontext.kernels import compile, variants
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    line = [sys.executable, "-m", "kontext.kernels.compile", *words]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize(
+    ("arch", "pattern", "instructions"),
+    [
+        ("sm_90", "^attention fp8, 128$|^adaln fp8$|^scaled_gemm fp8, qkv$", "QGMMA"),
+        ("sm_89", "^norm_rope fp8, double$|^int4_gemm 16-bit, proj, rank 32$", "HMMA"),
+        ("sm_120", "^attention int8, 128$", "IMMA"),
+    ],
+)
+def test_kernels_compile_without_spilling(arch: str, pattern: str, instructions: str) -> None:
+    done = command("--arch", arch, "--only", pattern)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()[1:]
+    assert len(lines) == pattern.count("|") + 1
+    assert all(line.startswith(arch) for line in lines)
+    assert instructions in done.stdout
+
+
+def test_what_counts_as_a_fault() -> None:
+    patterns = (re.compile(r"\bQGMMA\b"),)
+    good = compile.Report(200, 0, 100_000, {"QGMMA": 8})
+    assert compile.faults(good, patterns, 90) == []
+    bad = compile.Report(255, 64, 240_000, {"HMMA": 8})
+    assert compile.faults(bad, patterns, 90) == [
+        "spills 64 bytes a thread",
+        "needs 234 KiB of shared memory, sm_90 has 227",
+        "has no QGMMA",
+    ]
+
+
+def test_every_architecture_has_its_variants() -> None:
+    """FP8 from Ada on; every product names the instructions that it must come out with."""
+    for arch in compile.ARCHITECTURES:
+        listed = list(variants.variants(arch))
+        assert any("fp8" in each.name for each in listed) == (arch >= 89)
+        for each in listed:
+            assert bool(each.operands) == ("gemm" in each.name or each.name.startswith("attention")), (
+                each.name
+            )
+            assert len(each.instructions(arch)) == len(each.operands)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    done = command("--arch", "sm_70")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    launch = next(iter(variants.variants(90))).launch
+    if type(launch.kernel).__name__ == "InterpretedFunction":
+        with pytest.raises(KontextError, match="while TRITON_INTERPRET is set"):
+            compile.compile_launch(launch, 90)

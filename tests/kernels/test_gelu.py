@@ -1,0 +1,58 @@
+"""Joined inputs of linears, through GELU, quantized; and gate with residual."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kontext.errors import KontextError
+from kontext.kernels import gelu
+
+from .conftest import check_operator, error
+from .reference import gelu as reference
+
+BOUNDS = {"fp8": 0.04, "int8": 0.02}
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.sampled_from([0, 1, 24, 70]),
+    st.sampled_from([0, 5, 130]),
+    st.sampled_from([0.1, 1, 30]),
+)
+def test_concatenation_gelu_and_quantization(seed: int, plain: int, mlp: int, size: float) -> None:
+    if plain + mlp == 0:
+        return
+    g = torch.Generator().manual_seed(seed)
+    fused = torch.randn(2, 3, plain + mlp + 4, generator=g) * size  # views with strides of their own
+    first = fused[..., :plain] if plain else None
+    second = fused[..., plain : plain + mlp] if mlp else None
+    parts = [first.double()] if first is not None else []
+    parts += [reference(second)] if second is not None else []
+    expected = torch.cat(parts, -1)
+    assert error(gelu.launch_gelu_join(first, second), expected) < 1e-5
+    assert error(gelu.gelu_join(first, second), expected) < 1e-5
+    for format, bound in BOUNDS.items():
+        codes, scales = gelu.launch_gelu_join_quantize(first, second, format)
+        assert error(codes.float() * scales[..., None], expected) < bound
+        plain_codes, plain_scales = gelu.gelu_join_quantize(first, second, format)
+        assert error(scales, plain_scales) < 1e-5
+        assert (codes.float() != plain_codes.float()).float().mean() < 0.02
+
+
+def test_far_tails_are_zero_and_the_identity() -> None:
+    x = torch.tensor([[[-1e30, -100.0, 0.0, 100.0, 1e10]]])
+    assert gelu.launch_gelu_join(None, x).flatten().tolist() == pytest.approx([0.0, 0.0, 0.0, 100.0, 1e10])
+
+
+def test_the_operator_and_its_refusals() -> None:
+    x = torch.randn(1, 4, 20)
+    check_operator(gelu.gelu_join_op, (x, None))
+    check_operator(gelu.gelu_join_quantize_op, (x, x, "fp8"))
+    with pytest.raises(KontextError, match="nothing to join"):
+        gelu.launch_gelu_join(None, None)
+    with pytest.raises(KontextError, match="channels lie next to each other"):
+        gelu.launch_gelu_join(x.transpose(1, 2), None)

@@ -1,0 +1,99 @@
+"""FP8 and INT8 products with every epilogue."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kontext.errors import KontextError
+from kontext.kernels import gemm
+from kontext.kernels.numeric import CODES, quantize_rows
+
+from .conftest import check_operator, error
+from .reference import gelu
+
+
+def draw(seed: int, format: str, rows: int, depth: int, channels: int) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    a, a_scale = quantize_rows(torch.randn(2, rows, depth, generator=g), format)
+    weight, w_scale = quantize_rows(torch.randn(channels, depth, generator=g), format)
+    return (
+        a,
+        a_scale,
+        weight,
+        w_scale,
+        torch.randn(channels, generator=g),
+        torch.randn(2, channels, generator=g),
+    )
+
+
+def product(
+    a: torch.Tensor, a_scale: torch.Tensor, weight: torch.Tensor, w_scale: torch.Tensor
+) -> torch.Tensor:
+    dense = weight.double() * w_scale.double()[:, None]
+    return (a.double() * a_scale.double()[..., None]) @ dense.t()
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.sampled_from(["fp8", "int8"]),
+    st.sampled_from([1, 5, 70]),
+    st.sampled_from([16, 123, 256]),
+    st.sampled_from([8, 123]),
+)
+def test_products_and_epilogues(seed: int, format: str, rows: int, depth: int, channels: int) -> None:
+    """Exact integers, and fp32 sums of exact products: 1e-5 whatever the operands' format."""
+    a, a_scale, weight, w_scale, bias, gate = draw(seed, format, rows, depth, channels)
+    wanted = product(a, a_scale, weight, w_scale)
+    joint = torch.randn(2, rows + 3, channels + 5, generator=torch.Generator().manual_seed(seed))
+    for run in (gemm.launch_scaled_linear, gemm.scaled_linear):
+        buffer = joint.clone()
+        view = buffer[:, 2 : 2 + rows, :channels]
+        run(view, a, a_scale, weight, w_scale)
+        assert error(view, wanted) < 1e-5
+        run(view, a, a_scale, weight, w_scale, bias, gate)
+        assert error(view, wanted + gate.double()[:, None] * (wanted + bias.double())) < 1e-5
+        view.copy_(joint[:, 2 : 2 + rows, :channels])
+        assert torch.equal(buffer, joint)  # nothing around the view was touched
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_gelu_and_quantization_in_the_epilogue(format: str) -> None:
+    a, a_scale, weight, w_scale, bias, _ = draw(7, format, 33, 64, 40)
+    wanted = gelu(product(a, a_scale, weight, w_scale) + bias.double())
+    step = (wanted.abs().max() / {"fp8": 448, "int8": 127}[format]).float().reshape(1)
+    out = torch.empty(2, 33, 40, dtype=CODES[format])
+    gemm.launch_scaled_linear(out, a, a_scale, weight, w_scale, bias, None, step)
+    assert error(out.float() * step, wanted) < {"fp8": 0.03, "int8": 0.03}[format]
+    plain = torch.empty_like(out)
+    gemm.scaled_linear(plain, a, a_scale, weight, w_scale, bias, None, step)
+    assert (out.float() != plain.float()).float().mean() < 0.02
+
+
+def test_the_largest_codes() -> None:
+    """448 * 448 * 256 and 127 * 127 * 256: no overflow anywhere."""
+    for format, largest in (("fp8", 448.0), ("int8", 127.0)):
+        a = torch.full((1, 3, 256), largest).to(CODES[format])
+        weight = torch.full((8, 256), -largest).to(CODES[format])
+        out = torch.empty(1, 3, 8)
+        gemm.launch_scaled_linear(out, a, torch.ones(1, 3), weight, torch.ones(8))
+        assert (out == -256 * largest**2).all()
+
+
+def test_the_operator_and_its_refusals() -> None:
+    a, a_scale, weight, w_scale, bias, gate = draw(1, "fp8", 4, 32, 16)
+    out = torch.zeros(2, 4, 16)
+    check_operator(gemm.scaled_linear_op, (out, a, a_scale, weight, w_scale, bias, gate, None))
+    integers = draw(1, "int8", 4, 32, 16)
+    check_operator(gemm.scaled_linear_op, (out, *integers, None))
+    with pytest.raises(KontextError, match="both alike"):
+        gemm.launch_scaled_linear(out, a, a_scale, weight.to(torch.int8), w_scale)
+    with pytest.raises(KontextError, match=r"a weight of \[16, 31\]"):
+        gemm.launch_scaled_linear(out, a, a_scale, weight[:, :31].contiguous(), w_scale)
+    with pytest.raises(KontextError, match=r"an output of \[2, 4, 15\]"):
+        gemm.launch_scaled_linear(out[..., :15], a, a_scale, weight, w_scale)
+    with pytest.raises(KontextError, match=r"8.9 \(Ada\), this GPU has 8.6: use INT8 activations"):
+        gemm.plan(out, a, a_scale, weight, w_scale, arch=86)

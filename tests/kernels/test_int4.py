@@ -1,0 +1,83 @@
+"""INT4 weights: unpacked in registers or all at once, with the low-rank branch and every epilogue."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kontext.errors import KontextError
+from kontext.kernels import int4, int4_dequantize
+from kontext.kernels.numeric import quantize_rows
+from kontext.quant import int4 as stored
+
+from .conftest import check_operator, error
+from .reference import int4 as reference
+
+BOUNDS = {"fp32": 1e-5, "fp16": 2e-3, "fp8": 1e-5}
+"""fp16 rounds the unpacked weights; FP8 codes times integers are exact, and their scales fp32."""
+
+
+def draw(seed: int, depth: int, channels: int) -> tuple[torch.Generator, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return g, *stored.quantize(torch.randn(depth, channels, generator=g), torch.float32)
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.sampled_from(list(BOUNDS)),
+    st.sampled_from([1, 5, 70]),
+    st.sampled_from([64, 192]),
+    st.sampled_from([8, 130]),
+    st.sampled_from([0, 1, 20]),
+)
+def test_products_and_epilogues(
+    seed: int, format: str, rows: int, depth: int, channels: int, rank: int
+) -> None:
+    g, packed, scales = draw(seed, depth, channels)
+    x = torch.randn(2, rows, depth, generator=g)
+    a, a_scale = (
+        (x, None) if format == "fp32" else (x.half(), None) if format == "fp16" else quantize_rows(x, format)
+    )
+    if format == "fp16":
+        scales = scales.half()
+    wide = a.double() if a_scale is None else a.double() * a_scale.double()[..., None]
+    wanted = wide @ reference(packed, scales)
+    low = up = None
+    if rank:
+        low, up = torch.randn(2, rows, rank, generator=g), torch.randn(rank, channels, generator=g)
+        wanted = wanted + low.double() @ up.double()
+    bias, gate = torch.randn(channels, generator=g), torch.randn(2, channels, generator=g)
+    for run in (int4.launch_int4_linear, int4.int4_linear):
+        out = torch.zeros(2, rows, channels)
+        run(out, a, a_scale, packed, scales, low, up, bias)
+        assert error(out, wanted + bias.double()) < BOUNDS[format]
+        run(out, a, a_scale, packed, scales, low, up, bias, gate)
+        assert error(out, (1 + gate.double()[:, None]) * (wanted + bias.double())) < BOUNDS[format]
+
+
+@pytest.mark.parametrize("channels", [2, 40, 200])
+def test_unpacking_is_that_of_the_bundle(channels: int) -> None:
+    packed = torch.randint(0, 256, (128, channels // 2), dtype=torch.uint8)
+    scales = torch.rand(2, channels)
+    dense = int4_dequantize.launch_int4_dequantize(packed, scales, torch.float32)
+    assert torch.equal(dense.double(), reference(packed, scales).float().double())
+    assert torch.equal(dense, stored.dequantize(packed, scales))
+    assert torch.equal(dense, int4_dequantize.int4_dequantize(packed, scales, torch.float32))
+
+
+def test_the_operators_and_their_refusals() -> None:
+    _, packed, scales = draw(1, 64, 16)
+    out, a = torch.zeros(1, 3, 16), torch.randn(1, 3, 64)
+    check_operator(int4.int4_linear_op, (out, a, None, packed, scales, None, None, None, None, None))
+    check_operator(int4_dequantize.int4_dequantize_op, (packed, scales, torch.float16))
+    with pytest.raises(KontextError, match="two factors"):
+        int4.launch_int4_linear(out, a, None, packed, scales, torch.randn(1, 3, 4))
+    with pytest.raises(KontextError, match="16-bit or FP8 activations, not with INT8"):
+        int4.launch_int4_linear(out, a.to(torch.int8), torch.ones(1, 3), packed, scales)
+    with pytest.raises(KontextError, match=r"scales must be \[1, 16\]"):
+        int4.launch_int4_linear(out, a, None, packed, scales[:, :8].contiguous())
+    with pytest.raises(KontextError, match="groups of 64"):
+        int4.launch_int4_linear(out, a[..., :32].contiguous(), None, packed[:32], scales)

@@ -1,0 +1,124 @@
+"""A real server over the random checkpoint's bundle, with a content filter, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kontext.bench import local_server
+from kontext.bench.local_server import LocalServer
+from kontext.runtime import Pipeline
+
+GRPC_CALLS = Path(__file__).with_name("grpc_calls.py")
+
+FILTERS = """
+from kontext.errors import KontextError
+
+
+def input_filter(references, prompt):
+    if "forbidden" in prompt:
+        raise KontextError("this prompt is not allowed here")
+    if "broken filter" in prompt:
+        raise ZeroDivisionError("secret of the filter")
+
+
+def output_filter(picture):
+    return picture
+"""
+
+
+@pytest.fixture(scope="session")
+def server_environment() -> Path:
+    if not local_server.is_ready():
+        pytest.skip("the server's environment is not there: `make server` makes build/server")
+    return local_server.ENVIRONMENT
+
+
+@pytest.fixture(scope="session")
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+class Served(LocalServer):
+    """A local server, and how tests talk to it; fixtures hand it out, since test modules cannot import each other."""
+
+    def post(
+        self, path: str, body: bytes | dict[str, Any], headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """The status and the body of an answer, whatever the status."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.http}/v2/{path}", data, headers or {})
+        try:
+            with urllib.request.urlopen(request, timeout=300) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as fault:
+            return fault.code, fault.read()
+
+    def read_metrics(self) -> dict[str, float]:
+        """The server's metrics by name and labels."""
+        with urllib.request.urlopen(self.metrics, timeout=60) as answer:
+            lines = [
+                line for line in answer.read().decode().splitlines() if line and not line.startswith("#")
+            ]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def outcomes(self, outcome: str) -> int:
+        """Edits that have ended so."""
+        return int(self.read_metrics()[f'kontext_edits_total{{model="kontext_stream",outcome="{outcome}"}}'])
+
+    def grpc_process(self, *words: str) -> subprocess.Popen[str]:
+        """grpc_calls.py in the server's environment, which has the gRPC client, with the repository's own runtime."""
+        return subprocess.Popen(
+            [str(self.environment / "bin/python"), str(GRPC_CALLS), self.grpc, *words],
+            env={**os.environ, "PYTHONPATH": str(self.models / "kontext_stream" / "1")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def call_grpc(self, *words: str) -> dict[str, Any]:
+        """What grpc_calls.py prints."""
+        process = self.grpc_process(*words)
+        try:
+            output, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert process.returncode == 0, errors
+        result: dict[str, Any] = json.loads(output)
+        return result
+
+
+@pytest.fixture(scope="session")
+def server(server_environment: Path, tiny_bundle: Path, server_folder: Path) -> Iterator[Served]:
+    from kontext.export.cli import main
+
+    filters, repository = server_folder / "my_filters.py", server_folder / "repository"
+    filters.write_text(FILTERS)
+    arguments = [str(tiny_bundle), "--triton", str(repository), "--triton-filters", str(filters), "--quiet"]
+    assert main(arguments) == 0
+    with Served(repository / "models", log=server_folder / "log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def local(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pictures(server_folder: Path) -> list[Path]:
+    """A PNG, and a JPEG of another shape."""
+    paths = [server_folder / "in.png", server_folder / "in.jpg"]
+    Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(paths[0])
+    Image.effect_mandelbrot((176, 96), (-2, -1, 1, 1), 50).convert("RGB").save(paths[1])
+    return paths

@@ -1,0 +1,749 @@
+"""The C++ runtime against the Python one: ids, noise, schedule, pixels, latents, pictures; the program; the C API."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kontext.runtime import Pipeline, noise
+from kontext.runtime.bundle import Bundle
+from kontext.runtime.images import open_picture, upright_rgb
+from kontext.runtime.sampler import schedule
+from kontext.runtime.tokens import positions, rope_tables
+
+if TYPE_CHECKING:
+    from .conftest import CppBuild
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENT = ROOT / "docs" / "cpp.md"
+MANY = 1_000_000
+"""Tokens: nothing is cut."""
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "in.png"
+    Image.effect_mandelbrot((176, 96), (-2, -1.5, 1, 1.5), 50).save(path)
+    return path
+
+
+# -- token ids, against the tokenizers package --
+
+TRICKY = [
+    "make the red circle blue",
+    "  MAKE\tthe \n\n Red   Circle BLUE  ",
+    "don't, it's 3 o'clock: we'll see; they've I'm you'd 'S 'LL",
+    "naïve café — e\u0301 vs \u00e9, ﬁne ½ ² \u1e9b\u0323 \u0344 \uac01 \u1100\u1161\u11a8",
+    "Straße İstanbul ΑΣΣ ǅ ΐ",
+    "画像を赤くする 한국어 עברית हिन्दी க்ஷி ไทย",
+    "emoji 🙂👩‍👩‍👧 🇩🇪🇫🇷🇮 👍🏽 ©\u200d🙂 and \u200b zero \u00ad width\ufeff",
+    "<|startoftext|> in <|ENDOFTEXT|> the <|endoftext|>text",
+    "</s> <pad>▁▁ ▁ tri▁cky<unk></s>",
+    "a\u00a0b\u3000c\u0085d\u2028e\u001cf\u180eg",
+    "\r\n x\u0301\r\u0301\n \u0600a",
+    "word" * 60,
+]
+ALPHABET = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+SNIPPETS = st.sampled_from(
+    [
+        "'s",
+        "'LL",
+        " ",
+        "  ",
+        "\r\n",
+        "▁",
+        "</s>",
+        "<|endoftext|>",
+        "e\u0301",
+        "\u200d",
+        "\u0301",
+        "ﬁ",
+        "가",
+        "\u1100",
+    ]
+)
+PROMPTS = st.lists(
+    st.one_of(st.text(ALPHABET), st.lists(st.one_of(SNIPPETS, st.text(ALPHABET, max_size=2))).map("".join)),
+    max_size=30,
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files(kept_folder: Path, embedded_bundle: Callable[[str], Path]) -> dict[str, Path]:
+    """The embedded model's, and T5's as it is in full: SentencePiece's own character map, extra tokens; both ways in
+    which transformers has written what comes before and after that map."""
+    folder = embedded_bundle("fp32") / "tokenizers"
+    full = kept_folder / "t5-full.json"
+    if not full.exists():
+        full.write_text(full_t5(kept_folder))
+    chained = kept_folder / "t5-chained.json"
+    content = json.loads(full.read_text())
+    content["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [
+            content["normalizer"],
+            {"type": "Strip", "strip_left": False, "strip_right": True},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"},
+        ],
+    }
+    content["pre_tokenizer"] = content["pre_tokenizer"]["pretokenizers"][1]
+    chained.write_text(json.dumps(content))
+    return {"clip": folder / "clip.json", "t5": folder / "t5.json", "t5-full": full, "t5-chained": chained}
+
+
+def full_t5(folder: Path) -> str:
+    """A unigram model trained here, with the normalization that T5's has, as transformers converts it."""
+    sentencepiece: Any = pytest.importorskip("sentencepiece")
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    corpus = folder / "t5-corpus.txt"
+    corpus.write_text(
+        "\n".join(
+            [*TRICKY, *(f"draw {n} stars above the {c} house" for n in range(9) for c in ("red", "blue"))]
+        )
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "t5-full"), vocab_size=160, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, normalization_rule_name="nmt_nfkc", hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString((folder / "t5-full.model").read_bytes())
+    tokenizer = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], unk_id=2))
+    tokenizer.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.add_special_tokens(
+        [AddedToken(f"<extra_id_{n}>", lstrip=n % 2 == 0, rstrip=n < 2) for n in range(4)]
+    )
+    tokenizer.add_tokens([AddedToken("Red House", normalized=True)])
+    return tokenizer.to_str()
+
+
+def cpp_ids(cpp: CppBuild, file: Path, prompts: list[str], max_length: int = MANY) -> list[list[int]]:
+    given_bytes = b"".join(prompt.encode() + b"\0" for prompt in prompts)
+    lines = cpp.ask("ids", file, max_length, given=given_bytes).decode().splitlines()
+    return [[int(word) for word in line.split()] for line in lines]
+
+
+def python_ids(file: Path, prompts: list[str]) -> list[list[int]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    return [tokenizer.encode(prompt).ids for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ["clip", "t5", "t5-full", "t5-chained"])
+def test_ids_of_tricky_prompts(cpp: CppBuild, tokenizer_files: dict[str, Path], name: str) -> None:
+    prompts = [
+        *TRICKY,
+        "",
+        " ",
+        "Red House <extra_id_0> a <extra_id_1> b<extra_id_2> <extra_id_3> c Red  House",
+    ]
+    ids = cpp_ids(cpp, tokenizer_files[name], prompts)
+    assert [row[1:] for row in ids] == python_ids(tokenizer_files[name], prompts)
+    assert not any(row[0] for row in ids)
+
+
+@pytest.mark.parametrize("name", ["clip", "t5", "t5-full", "t5-chained"])
+def test_ids_of_any_text(cpp: CppBuild, tokenizer_files: dict[str, Path], name: str) -> None:
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(prompts=PROMPTS)
+    def check(prompts: list[str]) -> None:
+        ids = cpp_ids(cpp, tokenizer_files[name], prompts)
+        assert [row[1:] for row in ids] == python_ids(tokenizer_files[name], prompts)
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["clip", "t5-full"])
+def test_ids_of_every_character(cpp: CppBuild, tokenizer_files: dict[str, Path], name: str) -> None:
+    """Side by side, so that neighbours may join; the tables of unicode_tables.inc are those of the package."""
+    codes = [code for code in [*range(1, 0x32000), *range(0xE0000, 0xE0200)] if not 0xD800 <= code < 0xE000]
+    prompts = ["a" + "".join(map(chr, codes[start : start + 60])) for start in range(0, len(codes), 60)]
+    prompts += [
+        "".join(f"e{chr(code)} " for code in codes[start : start + 60]) for start in range(0, 0x3000, 60)
+    ]
+    expected = python_ids(tokenizer_files[name], prompts)
+    for prompt, ours, theirs in zip(
+        prompts, cpp_ids(cpp, tokenizer_files[name], prompts), expected, strict=True
+    ):
+        assert ours[1:] == theirs, f"from U+{ord(prompt[1]):04X}"
+
+
+def test_what_is_cut_is_counted(cpp: CppBuild, tokenizer_files: dict[str, Path]) -> None:
+    (whole,) = cpp_ids(cpp, tokenizer_files["t5"], ["make the circle red " * 40])
+    (cut,) = cpp_ids(cpp, tokenizer_files["t5"], ["make the circle red " * 40], 24)
+    assert cut[0] == len(whole[1:]) - 24
+    assert cut[1:] == [*whole[1:24], whole[-1]]
+
+
+# -- numbers --
+
+
+@pytest.mark.parametrize(("seed", "size"), [(0, 4096), (2**64 - 1, 1000), (7, 17), (3, 5), (12, 4000)])
+def test_the_noise_is_the_same_bit_by_bit(cpp: CppBuild, seed: int, size: int) -> None:
+    assert cpp.ask("noise", seed, size) == noise.randn(seed, (size,)).tobytes()
+
+
+def test_the_schedule_and_the_rope_tables(cpp: CppBuild, tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    for steps, tokens in ((1, 64), (4, 96), (28, 4096), (50, 300)):
+        assert (
+            cpp.ask("times", tiny_bundle, steps, tokens) == schedule(steps, tokens, bundle.sampler).tobytes()
+        )
+    tables = np.frombuffer(cpp.ask("rope", tiny_bundle, 24, 6, 9, 4, 7), np.float32)
+    transformer = bundle.transformer
+    expected = rope_tables(positions(24, [(6, 9), (4, 7)]), transformer.axes_dim, transformer.theta)
+    np.testing.assert_allclose(tables, np.concatenate([each.ravel() for each in expected]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, 5000])
+def test_digests(cpp: CppBuild, size: int) -> None:
+    import hashlib
+
+    data = bytes(i * 7 % 251 for i in range(size))
+    assert cpp.ask("digest", given=data).decode().strip() == hashlib.sha256(data).hexdigest()
+
+
+# -- pictures, against Pillow --
+
+
+def cpp_pixels(cpp: CppBuild, path: Path, *size: int) -> np.ndarray:
+    header, _, data = cpp.ask("pixels", path, *size).partition(b"\n")
+    width, height = map(int, header.split())
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def drawing(width: int, height: int) -> Image.Image:
+    rows = np.random.default_rng(width * height).integers(0, 256, (height, width, 4), np.uint8)
+    rows[: height // 2] = np.asarray(Image.linear_gradient("L").resize((width, height)))[
+        : height // 2, :, None
+    ]
+    rows[:, : width // 3, 3] = 255
+    rows[:, -width // 3 :, 3] = 0
+    return Image.fromarray(rows, "RGBA")
+
+
+def grey16(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 251)
+
+
+@pytest.mark.parametrize(
+    ("name", "convert", "options"),
+    [
+        ("rgb.png", lambda image: image.convert("RGB"), {}),
+        ("rgba.png", lambda image: image, {}),
+        ("grey.png", lambda image: image.convert("L"), {}),
+        ("grey-alpha.png", lambda image: image.convert("LA"), {}),
+        ("grey-16.png", grey16, {}),
+        ("one-bit.png", lambda image: image.convert("1"), {}),
+        ("palette.png", lambda image: image.convert("RGB").quantize(31), {}),
+        ("palette-clear.png", lambda image: image.convert("RGB").quantize(7), {"transparency": 3}),
+        ("rgb-clear.png", lambda image: image.convert("RGB"), {"transparency": (0, 0, 0)}),
+        ("grey-clear.png", lambda image: image.convert("L"), {"transparency": 9}),
+        ("colour.jpg", lambda image: image.convert("RGB"), {"quality": 80}),
+        ("sharp.jpeg", lambda image: image.convert("RGB"), {"quality": 95, "subsampling": 0}),
+        ("progressive.jpg", lambda image: image.convert("RGB"), {"progressive": True}),
+        ("grey.jpg", lambda image: image.convert("L"), {}),
+        ("cmyk.jpg", lambda image: image.convert("RGB").convert("CMYK"), {}),
+    ],
+)
+def test_files_are_read_as_pillow_reads_them(
+    cpp: CppBuild,
+    tmp_path: Path,
+    name: str,
+    convert: Callable[[Image.Image], Image.Image],
+    options: dict[str, Any],
+) -> None:
+    convert(drawing(67, 45)).save(tmp_path / name, **options)
+    expected = np.asarray(upright_rgb(open_picture(tmp_path / name)))
+    np.testing.assert_array_equal(cpp_pixels(cpp, tmp_path / name), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(cpp: CppBuild, tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    drawing(37, 22).convert("RGB").save(path, exif=exif)
+    np.testing.assert_array_equal(cpp_pixels(cpp, path), np.asarray(upright_rgb(open_picture(path))))
+
+
+def test_resizing_is_pillows_pixel_by_pixel(cpp: CppBuild, tmp_path: Path) -> None:
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(*[st.integers(1, 150)] * 4)
+    def check(width: int, height: int, to_width: int, to_height: int) -> None:
+        path = tmp_path / "sized.png"
+        picture = drawing(width, height).convert("RGB")
+        picture.save(path, compress_level=1)
+        expected = picture.resize((to_width, to_height), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(cpp_pixels(cpp, path, to_width, to_height), np.asarray(expected))
+
+    check()
+
+
+# -- edits, against the Python pipeline --
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp8", "int4"])
+@pytest.mark.parametrize(("references", "size"), [(0, (96, 160)), (1, None), (2, (144, 112))])
+def test_latents_and_pictures_are_those_of_python(
+    cpp: CppBuild,
+    embedded_bundle: Callable[[str], Path],
+    tmp_path: Path,
+    precision: str,
+    references: int,
+    size: Any,
+) -> None:
+    bundle = embedded_bundle(precision)
+    paths = []
+    for index, extent in enumerate([(200, 120), (90, 131)][:references]):
+        paths.append(tmp_path / f"in-{index}.png")
+        drawing(*extent).save(paths[-1])
+    prompt, seed, steps = "make the red circle blue, café 日本", 5, 3
+    taken: list[np.ndarray] = []
+    pipe = Pipeline.load(bundle, device="cpu", threads=1)
+    expected = pipe.edit(
+        [open_picture(path) for path in paths], prompt, steps=steps, seed=seed, size=size,
+        callback=lambda step, total, latents: taken.append(latents.copy()),
+    )  # fmt: skip
+    text = f"{expected.width}x{expected.height}"
+    latents = np.frombuffer(cpp.ask("latents", bundle, steps, seed, text, prompt, *paths), np.float32)
+    np.testing.assert_allclose(latents, taken[-1].ravel(), atol=1e-4, rtol=0)
+    output = tmp_path / "out.png"
+    words = [
+        cpp.edit,
+        bundle,
+        "--prompt",
+        prompt,
+        "--seed",
+        seed,
+        f"--steps={steps}",
+        "-o",
+        output,
+        "--threads",
+        1,
+    ]
+    words += [word for path in paths for word in ("-i", path)] + (["--size", text] if size else [])
+    subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=300)
+    with Image.open(output) as image:
+        difference = np.asarray(image, np.float64) - np.asarray(expected, np.float64)
+    assert image.size == expected.size
+    assert np.mean(difference**2) <= 255**2 * 10**-5.0  # 50 dB
+
+
+def test_a_bundle_over_linked_weights(
+    cpp: CppBuild, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from kontext.export.cli import main
+
+    folder = tmp_path / "linked"
+    assert main([str(tiny_checkpoint), "-o", str(folder), "--fp32", "--link-weights", "--quiet"]) == 0
+    ours, linked = (cpp.ask("latents", each, 1, 3, "64x96", "make it blue") for each in (tiny_bundle, folder))
+    np.testing.assert_allclose(np.frombuffer(linked, np.float32), np.frombuffer(ours, np.float32), atol=1e-5)
+
+
+# -- the program --
+
+
+def program(build: CppBuild, bundle: Path, output: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    words = [build.edit, bundle, "--prompt", "make it blue", "--steps", "1", "-o", output, *more]
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_help_and_a_long_prompt(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = subprocess.run([cpp.edit, "--help"], capture_output=True, text=True, check=True)
+    assert "--guidance" in done.stdout
+    done = program(cpp, tiny_bundle, tmp_path / "out.png", "--verify", "--prompt", "x y" * 40_000)
+    assert done.returncode == 0
+    assert done.stdout == f"wrote {tmp_path / 'out.png'} (128x128)\n"
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2  # one for each encoder
+    assert all(line.startswith("warning: the prompt is longer than") for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_a_prompt_of_a_megabyte(cpp: CppBuild, tokenizer_files: dict[str, Path]) -> None:
+    """In one word and in many: neither takes time that grows faster than the prompt."""
+    for name in ("clip", "t5-full"):
+        for prompt in ("a" * 1_000_000, "ab 'll " * 150_000):
+            (ids,) = cpp_ids(cpp, tokenizer_files[name], [prompt], 77)
+            assert len(ids) <= 78
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "0"], "--steps must be 1 or more"),
+        (["--steps", "four"], "invalid int value: 'four'"),
+        (["--guidance", "nan"], "guidance must be a finite number"),
+        (["--guidance", "much"], "invalid float value"),
+        (["--seed", "-1"], "a seed is a whole number"),
+        (["--seed", "18446744073709551616"], "a seed is a whole number"),
+        (["--size", "100x128"], "must be multiples of 16"),
+        (["--size", "0x0"], "must be multiples of 16"),
+        (["--size", "1024"], "--size takes WIDTHxHEIGHT"),
+        (["--size", "16x-16"], "--size takes WIDTHxHEIGHT"),
+        (["--size", "160000x160000"], "times as large"),
+        (["--threads", "0"], "--threads must be 1 or more"),
+        (["--sharpness", "3"], "unrecognized arguments: --sharpness"),
+        (["stray"], "unrecognized arguments: stray"),
+        (["--size"], "expected one argument"),
+        (["-i", "nowhere.png"], "nowhere.png does not exist"),
+        (["-i", __file__], "is not a PNG or JPEG picture"),
+        (["-i", "."], "is a folder"),
+        (["-i", "/dev/zero"], "is not a PNG or JPEG picture"),
+        (["-o", "/nowhere/out.png"], "/nowhere does not exist: make the folder first"),
+        (["-o", "out.jpg"], "cannot write pictures of type '.jpg'"),
+        (["-o", "."], "cannot write pictures of type"),
+        (["--prompt", b"a\xff"], "not valid Unicode"),
+    ],
+)
+def test_what_can_go_wrong_is_one_line(
+    cpp: CppBuild,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[Any],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(each) if isinstance(each, str) else each.decode(errors="surrogateescape") for each in more]
+    assert message in refused(program(cpp, tiny_bundle, tmp_path / "out.png", *words))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_required_arguments_and_folders_that_are_no_bundle(cpp: CppBuild, tmp_path: Path) -> None:
+    assert "is not a bundle" in refused(program(cpp, tmp_path, tmp_path / "out.png"))
+    done = subprocess.run([cpp.edit], capture_output=True, text=True)
+    assert "required: BUNDLE" in refused(done)
+
+
+def test_control_c_leaves_nothing(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    output.write_bytes(b"an older picture")
+    words = [cpp.edit, tiny_bundle, "--prompt", "x", "--size", "512x512", "--steps", "100000", "-o", output]
+    process = subprocess.Popen(
+        list(map(str, words)), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "\ninterrupted\n"
+    assert process.returncode == 130
+    assert output.read_bytes() == b"an older picture"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+# -- bad input, under the sanitizers --
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG file's header that promises a picture of that size."""
+    import struct
+    import zlib
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_an_edit_under_the_sanitizers(
+    sanitized: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    more = ["-i", picture, "--image", picture, "--verify", "--prompt", TRICKY[6] + TRICKY[5]]
+    done = program(sanitized, tiny_bundle, tmp_path / "out.png", *more)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (176, 96)
+
+
+def test_damaged_pictures_under_the_sanitizers(
+    sanitized: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    jpeg = tmp_path / "in.jpg"
+    Image.open(picture).convert("RGB").save(jpeg)
+    cases = {
+        "bomb.png": (png(60_000, 60_000), "has more than 100 million pixels"),
+        "short.png": (png(100, 100), "cannot be read as a picture"),
+        "cut.png": (picture.read_bytes()[:-400], "cannot be read as a picture"),
+        "head.png": (picture.read_bytes()[:20], "cannot be read as a picture"),
+        "flipped.png": (picture.read_bytes().replace(b"IDAT", b"IDAU"), "cannot be read as a picture"),
+        "cut.jpg": (jpeg.read_bytes()[: jpeg.stat().st_size // 2], "cannot be read as a picture"),
+        "head.jpg": (jpeg.read_bytes()[:30], "cannot be read as a picture"),
+        "empty.png": (b"", "is not a PNG or JPEG picture"),
+    }
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        assert message in refused(
+            program(sanitized, tiny_bundle, tmp_path / "out.png", "-i", tmp_path / name)
+        ), name
+    assert not (tmp_path / "out.png").exists()
+
+
+def edited(**changes: Any) -> Callable[[Path], None]:
+    """Sets fields of the manifest, named a__b__c; ... deletes one."""
+
+    def change(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            group = manifest
+            for parent in parents:
+                group = group[parent]
+            if value is ...:
+                del group[last]
+            else:
+                group[last] = value
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return change
+
+
+def tokenizer(name: str, change: Callable[[dict[str, Any]], object] | str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "tokenizers" / f"{name}.json"
+        if isinstance(change, str):
+            path.write_text(change)
+        else:
+            content = json.loads(path.read_text())
+            change(content)
+            path.write_text(json.dumps(content))
+        edited(files=files_of(folder))(folder)
+
+    return damage
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    return {name: {"size": (folder / name).stat().st_size, "sha256": "0" * 64} for name in files}
+
+
+def damaged_graph(folder: Path) -> None:
+    (folder / "transformer.onnx").write_bytes(b"nonsense")
+    edited(files=files_of(folder))(folder)
+
+
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda folder: (folder / "manifest.json").write_text("{"), "is not JSON"),
+    (lambda folder: (folder / "manifest.json").write_bytes(b"\xff{}"), "is not JSON"),
+    (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "is not JSON"),
+    (lambda folder: (folder / "manifest.json").write_text("[]"), "is not a JSON object"),
+    (lambda folder: (folder / "manifest.json").write_text("{}"), "is not a bundle"),
+    (lambda folder: (folder / "manifest.json").unlink(), "is not a bundle"),
+    (edited(format_version=2), "update"),
+    (edited(format_version="1"), "format_version must be a whole number"),
+    (edited(graphs__transformer=...), "graphs.transformer is missing"),
+    (edited(graphs__transformer__file="../x.onnx"), "is not a path inside the bundle"),
+    (edited(graphs__transformer__file="x.onnx"), "not among the bundle's files"),
+    (edited(model__transformer__head_dim=-4), "head_dim must be a whole number"),
+    (edited(model__transformer__axes_dim=[2, 2]), "must be 3 positive whole numbers"),
+    (edited(model__transformer__in_channels=63), "make"),
+    (edited(model__autoencoder__downscale=7), "must be a multiple of 14"),
+    (edited(sampler__preferred_sizes=[]), "must be a list of sizes"),
+    (edited(sampler__guidance="much"), "must be a number"),
+    (edited(tokenizers__clip__max_length=0), "must be a whole number of at least 2"),
+    (lambda folder: (folder / "transformer.onnx").unlink(), "is missing"),
+    (lambda folder: (folder / "transformer.onnx").write_bytes(b"x"), "the bundle is damaged"),
+    (damaged_graph, "cannot be loaded"),
+    (tokenizer("clip", "{}"), "is not a tokenizer"),
+    (tokenizer("clip", "nonsense"), "is not a tokenizer"),
+    (
+        tokenizer("clip", lambda content: content["model"].update(type="WordPiece")),
+        "does not know the model WordPiece",
+    ),
+    (tokenizer("clip", lambda content: content["model"].update(merges=[["qq", "zz"]])), "is not a tokenizer"),
+    (tokenizer("t5", lambda content: content["model"].update(unk_id=10**6)), "is not a tokenizer"),
+    (
+        tokenizer("t5", lambda content: content.update(normalizer={"type": "BertNormalizer"})),
+        "does not know the normalizer",
+    ),
+    (
+        tokenizer(
+            "t5",
+            lambda content: content.update(
+                normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+            ),
+        ),
+        "precompiled_charsmap is damaged",
+    ),
+]
+
+
+def test_damaged_bundles_under_the_sanitizers(sanitized: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
+    for index, (damage, message) in enumerate(DAMAGE):
+        folder = Path(shutil.copytree(tiny_bundle, tmp_path / str(index)))
+        damage(folder)
+        assert message in refused(program(sanitized, folder, tmp_path / "out.png")), message
+        shutil.rmtree(folder)
+
+
+def test_a_tampered_file(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    path = folder / "weights" / "vae_decoder.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert program(cpp, folder, tmp_path / "out.png").returncode == 0
+    assert "its SHA-256 is not the manifest's" in refused(
+        program(cpp, folder, tmp_path / "out.png", "--verify")
+    )
+
+
+# -- the C API, and embedding --
+
+
+class CImage(ctypes.Structure):
+    _fields_ = [
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("rgb", ctypes.POINTER(ctypes.c_uint8)),
+    ]
+
+
+PROGRESS = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_int32,
+    ctypes.c_int32,
+    ctypes.POINTER(ctypes.c_float),
+    ctypes.POINTER(ctypes.c_size_t),
+)
+
+
+class CEditOptions(ctypes.Structure):
+    _fields_ = [
+        ("references", ctypes.POINTER(CImage)),
+        ("reference_count", ctypes.c_size_t),
+        ("steps", ctypes.c_int32),
+        ("has_guidance", ctypes.c_int32),
+        ("guidance", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("progress", PROGRESS),
+        ("warning", ctypes.c_void_p),
+        ("user", ctypes.c_void_p),
+    ]
+
+
+OK, ERROR, CANCELLED = range(3)
+
+
+@pytest.fixture
+def c_api(cpp: CppBuild) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(cpp.library))
+    library.kontext_error.restype = ctypes.c_char_p
+    return library
+
+
+def test_the_c_api(c_api: ctypes.CDLL, tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    pipeline, reference, result = ctypes.c_void_p(), CImage(), CImage()
+    assert c_api.kontext_load(str(tmp_path).encode(), None, ctypes.byref(pipeline)) == ERROR
+    assert b"is not a bundle" in c_api.kontext_error()
+    assert not pipeline
+    assert c_api.kontext_load(str(tiny_bundle).encode(), None, ctypes.byref(pipeline)) == OK
+    assert c_api.kontext_image_read(b"nowhere.png", ctypes.byref(reference)) == ERROR
+    assert c_api.kontext_image_read(str(picture).encode(), ctypes.byref(reference)) == OK
+    steps: list[tuple[int, int, int]] = []
+
+    @PROGRESS
+    def progress(_user: object, step: int, total: int, _latents: object, extents: Any) -> int:
+        steps.append((step, total, extents[0] * extents[1] * extents[2]))
+        if total == 100:
+            c_api.kontext_cancel(pipeline)  # as another thread would
+        return int(step == 3)
+
+    options = CEditOptions(
+        references=ctypes.pointer(reference), reference_count=1, steps=2, seed=4, progress=progress
+    )
+    assert c_api.kontext_edit(pipeline, b"make it blue", ctypes.byref(options), ctypes.byref(result)) == OK
+    assert steps == [(1, 2, 16 * 12 * 22), (2, 2, 16 * 12 * 22)]
+    expected = Pipeline.load(tiny_bundle, device="cpu").edit(
+        Image.open(picture), "make it blue", steps=2, seed=4
+    )
+    pixels = np.ctypeslib.as_array(result.rgb, (result.height, result.width, 3)).astype(int)
+    assert np.abs(pixels - np.asarray(expected)).max() <= 1
+    assert c_api.kontext_image_write(ctypes.byref(result), str(tmp_path / "out.png").encode()) == OK
+    assert Image.open(tmp_path / "out.png").size == (176, 96)
+    c_api.kontext_image_free(ctypes.byref(result))
+    assert not result.rgb
+    for total, last in ((8, 3), (100, 1)):  # by the callback's answer, and by kontext_cancel
+        steps.clear()
+        options.steps = total
+        assert c_api.kontext_edit(pipeline, b"x", ctypes.byref(options), ctypes.byref(result)) == CANCELLED
+        assert steps[-1][0] == last
+    options.steps, options.width = 1, 100
+    assert c_api.kontext_edit(pipeline, b"x", ctypes.byref(options), ctypes.byref(result)) == ERROR
+    assert b"must be multiples of 16" in c_api.kontext_error()
+    assert c_api.kontext_edit(pipeline, None, None, ctypes.byref(result)) == ERROR
+    c_api.kontext_image_free(ctypes.byref(reference))
+    c_api.kontext_free(pipeline)
+    c_api.kontext_free(None)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_documents_examples_are_built_and_run(
+    cpp: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    (lists,), (main,), (c_main,) = blocks("cmake"), blocks("cpp"), blocks("c")
+    assert len(main.splitlines()) <= 20
+    (tmp_path / "CMakeLists.txt").write_text(lists)
+    (tmp_path / "main.cpp").write_text(main)
+    (tmp_path / "main.c").write_text(c_main)
+    for words in (
+        ["-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={cpp.prefix}"],
+        ["--build", tmp_path / "build"],
+    ):
+        done = subprocess.run(["cmake", *map(str, words)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("my-editor", "my-c-editor"):
+        output = tmp_path / f"{name}.png"
+        words = [tmp_path / "build" / name, tiny_bundle, picture, "make it blue", output]
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert Image.open(output).size == (176, 96)
+        done = subprocess.run(
+            [str(words[0]), "nowhere", *map(str, words[2:])], capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert "nowhere does not exist" in done.stderr

@@ -1,0 +1,211 @@
+"""`kontext-edit --server`: what is sent, what comes back, and one line for each thing that can go wrong on the way."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from PIL import Image
+
+from kontext.errors import KontextError
+from kontext.runtime import cli
+from kontext.runtime.server_client import Edit, connect, edit_all, picture_file
+
+
+def png(colour: str = "red", kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 16), colour).save(file, kind)
+    return file.getvalue()
+
+
+class Fake(BaseHTTPRequestHandler):
+    """Answers with `answers`, one after another, and remembers what it was asked."""
+
+    answers: ClassVar[list[tuple[int, list[Any]]]] = []
+    asked: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+    hold: ClassVar[threading.Event] = threading.Event()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append((self.path, json.loads(body)))
+        status, events = self.answers.pop(0)
+        self.send_response(status)
+        self.end_headers()
+        for event in events:
+            if event == "wait":
+                self.wfile.flush()
+                self.hold.wait(60)
+            else:
+                self.wfile.write(
+                    event if isinstance(event, bytes) else b"data: %s\n\n" % json.dumps(event).encode()
+                )
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Fake.answers, Fake.asked, Fake.hold = [], [], threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    Fake.hold.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def done(colour: str = "red", warnings: Any = ()) -> dict[str, Any]:
+    return {"IMAGE": base64.b64encode(png(colour)).decode(), "WARNINGS": warnings}
+
+
+def test_what_is_sent_is_what_was_given(url: str) -> None:
+    Fake.answers = [(200, [done()]), (200, [done()])]
+    client = connect(url + "/behind/a/proxy/")
+    client.edit(Edit("ä circle", [png("blue"), png("green")], 5, 3.5, 2**64 - 1, (64, 32)))
+    client.edit(Edit("x"))
+    (path, full), (_, least) = Fake.asked
+    assert path == "/behind/a/proxy/v2/models/kontext_stream/generate_stream"
+    images = [base64.b64encode(png(colour)).decode() for colour in ("blue", "green")]
+    settings = {
+        "STEPS": 5,
+        "GUIDANCE": 3.5,
+        "SEED": 2**64 - 1,
+        "SIZE": [64, 32],
+        "parameters": {"base64": True},
+    }
+    assert full == {"PROMPT": "ä circle", "IMAGES": images, **settings}
+    assert least == {"PROMPT": "x", "SEED": 0, "parameters": {"base64": True}}
+
+
+def test_steps_and_warnings_come_through(url: str) -> None:
+    Fake.answers = [(200, [{"STEP": 1, "TOTAL": 2}, {"STEP": 2, "TOTAL": 2}, done("blue", ["one", "two"])])]
+    seen: list[tuple[int, int]] = []
+    answer = connect(url).edit(Edit("x"), lambda step, total: seen.append((step, total)))
+    assert seen == [(1, 2), (2, 2)]
+    assert answer.picture.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
+    assert answer.warnings == ("one", "two")
+
+
+def test_several_pictures_are_asked_for_at_once(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Fake.answers = [(200, [done(warnings="cut")])] * 3
+    output = tmp_path / "out.png"
+    assert cli.main(["--server", url, "-p", "x", "--seed", "7", "--num-images", "3", "-o", str(output)]) == 0
+    assert sorted(asked["SEED"] for _, asked in Fake.asked) == [7, 8, 9]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-0.png", "out-1.png", "out-2.png"]
+    assert capsys.readouterr().err == "warning: cut\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "events", "message"),
+    [
+        (400, [{"error": "SIZE is odd"}], "^SIZE is odd$"),
+        (200, [{"STEP": 1, "TOTAL": 2}, {"error": "broken"}], "^broken$"),
+        (503, [{"error": "the queue is full"}], "503 Service Unavailable: the queue is full"),
+        (404, [{"error": "unknown model"}], "404 Not Found: unknown model"),
+        (200, [b"<html>hello</html>\n"], "is not an inference server: 200 OK"),
+        (200, [b"[]\n"], "is not an inference server"),
+        (502, [], "says 502 Bad Gateway"),
+        (200, [], "ended its answer without a picture"),
+        (200, [{"STEP": 1, "TOTAL": 2}], "ended its answer without a picture"),
+        (200, [{"IMAGE": "?"}], "sent a picture that is not in base64"),
+        (200, [{"IMAGE": base64.b64encode(b"no picture").decode()}], "the server's answer is not a picture"),
+    ],
+)
+def test_what_a_server_may_say(url: str, status: int, events: list[Any], message: str) -> None:
+    Fake.answers = [(status, events)]
+    with pytest.raises(KontextError, match=message):
+        connect(url).edit(Edit("x"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--server", "http://127.0.0.1:9"], "127.0.0.1:9: connection refused"),
+        (["--server", "localhost:8000"], "is not a server's URL"),
+        (["--server", "http://"], "is not a server's URL"),
+        (["--server", "http://host:port"], "is not a URL"),
+        (["--server", "ftp://host"], "is not a server's URL: http://HOST:8000 or grpc://HOST:8001 would be"),
+        (["--server", "http://127.0.0.1:9", "--device", "cpu"], "--device is for bundles"),
+        (["--server", "http://127.0.0.1:9", "--verify"], "--verify is for bundles"),
+        (["--server", "http://127.0.0.1:9", "some-bundle"], "name a BUNDLE or a --server, one of them"),
+        ([], "name a BUNDLE or a --server, one of them"),
+        (["--server", "http://127.0.0.1:9", "--steps", str(2**31)], f"steps {2**31} is out of range"),
+        (["--server", "http://127.0.0.1:9", "--seed", "-1"], "a seed is a whole number"),
+        (["--server", "http://127.0.0.1:9", "--guidance", "inf"], "guidance must be a finite number"),
+        (["--server", "http://127.0.0.1:9", "-i", "nowhere.png"], "nowhere.png does not exist"),
+        (["--server", "http://127.0.0.1:9", "-i", __file__], "is not a picture"),
+        (["--server", "http://127.0.0.1:9", "-p", "\udcff"], "the prompt is not valid Unicode text"),
+    ],
+)
+def test_what_can_go_wrong_is_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["-p", "x", "-o", "out.png", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_grpc_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tritonclient.grpc", None)
+    with pytest.raises(
+        KontextError, match=r"grpc:// needs tritonclient: pip install 'kontext-export\[serve\]'"
+    ):
+        connect("grpc://127.0.0.1:8001")
+
+
+def test_the_first_fault_is_not_waited_for(url: str) -> None:
+    Fake.answers = [(200, ["wait"]), (400, [{"error": "no"}])]
+    with pytest.raises(KontextError, match=r"^no$"):
+        edit_all(connect(url), [Edit("x"), Edit("y")])
+
+
+def test_one_fault_ends_the_others(url: str) -> None:
+    """No thread stays behind with a request that nobody wants any more."""
+    Fake.answers = [(200, [{"STEP": 1, "TOTAL": 2}, "wait"]), (400, [{"error": "no"}])]
+    client = connect(url)
+    waits = threading.Event()
+    threads = threading.active_count()
+    held = threading.Thread(target=lambda: quietly(client, waits), daemon=True)
+    held.start()
+    assert waits.wait(30)
+    with pytest.raises(KontextError, match=r"^no$"):
+        edit_all(client, [Edit("x")])
+    held.join(30)
+    assert not held.is_alive()
+    Fake.hold.set()
+    assert threading.active_count() <= threads + 2  # the fake server's own
+
+
+def quietly(client: Any, waits: threading.Event) -> None:
+    with contextlib.suppress(KontextError):
+        client.edit(Edit("x"), lambda step, total: waits.set())
+
+
+def test_pictures_go_as_they_are_or_as_png(tmp_path: Path) -> None:
+    for kind, same in (("PNG", True), ("JPEG", True), ("WEBP", True), ("TIFF", False), ("BMP", False)):
+        path = tmp_path / f"picture.{kind.lower()}"
+        path.write_bytes(png(kind=kind))
+        sent = picture_file(path)
+        assert (sent == path.read_bytes()) is same
+        if not same:
+            assert sent.startswith(b"\x89PNG")

@@ -1,0 +1,221 @@
+"""A server's requests as edits, without a server: arrays in, rows and batches, what each listener is told."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kontext.errors import KontextError
+from kontext.runtime import Pipeline
+from kontext.runtime.server import contract, jobs
+from kontext.runtime.server.contract import Limits
+from kontext.runtime.server.jobs import Job, Refused
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Recorder:
+    """Remembers what it is told; `leaves_at` is the step at which nobody waits any more."""
+
+    def __init__(self, leaves_at: int | None = None) -> None:
+        self.leaves_at = leaves_at
+        self.steps: list[tuple[int, int]] = []
+        self.picture: Image.Image | None = None
+        self.faults: list[BaseException | None] = []
+
+    def cancelled(self) -> bool:
+        return self.leaves_at is not None and len(self.steps) >= self.leaves_at
+
+    def progress(self, step: int, total: int) -> None:
+        self.steps.append((step, total))
+
+    def finish(self, picture: Image.Image) -> None:
+        assert self.picture is None
+        self.picture = picture
+
+    def fail(self, fault: BaseException | None) -> None:
+        self.faults.append(fault)
+
+
+@pytest.fixture
+def pipe(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, device="cpu")
+
+
+def strings(*values: bytes) -> np.ndarray[Any, Any]:
+    array = np.empty((1, len(values)), dtype=object)
+    array[0, :] = values
+    return array
+
+
+def arrays(prompt: str = "make it blue", steps: int = 2, **more: Any) -> Arrays:
+    return {"PROMPT": strings(prompt.encode()), "STEPS": np.array([[steps]], np.int32), **more}
+
+
+def picture(width: int = 128, height: int = 128) -> Image.Image:
+    return Image.effect_mandelbrot((width, height), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def job(pipe: Pipeline, leaves_at: int | None = None, **asked: Any) -> Job:
+    return Job(jobs.read(pipe, Limits(), arrays(**asked))[0], Recorder(leaves_at))
+
+
+def run(pipe: Pipeline, *batch: Job) -> int:
+    """Runs a batch; returns the rows that were stepped."""
+    rows: list[int] = []
+    jobs.run(pipe, batch, rows.append)
+    return sum(rows)
+
+
+def same(one: Image.Image | None, other: Image.Image) -> bool:
+    return one is not None and np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_a_batch_is_its_edits_bit_for_bit(pipe: Pipeline) -> None:
+    images, prompts = (
+        [picture(), picture(200, 190), picture(64, 64)],
+        ["make it blue", "add a star", "make it blue"],
+    )
+    batch = [
+        job(pipe, prompt=prompt, IMAGES=strings(png(image)), SEED=np.array([[seed]], np.uint64))
+        for seed, (prompt, image) in enumerate(zip(prompts, images, strict=True))
+    ]
+    (group,) = jobs.groups(batch, 8)
+    assert group == batch
+    assert run(pipe, *batch) == 3 * 2
+    for seed, each in enumerate(batch):
+        assert each.listener.steps == [(1, 2), (2, 2)]
+        assert same(each.listener.picture, pipe.edit(images[seed], prompts[seed], steps=2, seed=seed))
+
+
+def test_groups_are_what_can_run_together(pipe: Pipeline) -> None:
+    wide, two = np.array([[96, 64]], np.int32), strings(png(picture()), png(picture()))
+    batch = [
+        job(pipe),
+        job(pipe, SIZE=wide),
+        job(pipe, prompt="add a star"),
+        job(pipe, steps=3),
+        job(pipe, GUIDANCE=np.array([[3.5]], np.float32)),
+        job(pipe, IMAGES=two),
+        job(pipe, SEED=np.array([[9]], np.uint64)),
+    ]
+    numbers = [[batch.index(each) for each in group] for group in jobs.groups(batch, 2)]
+    assert numbers == [[0, 2], [6], [1], [3], [4], [5]]
+
+
+def test_the_last_to_leave_stops_the_sampler(pipe: Pipeline) -> None:
+    batch = [job(pipe, leaves_at=1, steps=50), job(pipe, leaves_at=3, steps=50)]
+    assert run(pipe, *batch) == 2 * 4
+    assert [each.listener.faults for each in batch] == [[None], [None]]
+    assert [len(each.listener.steps) for each in batch] == [1, 3]
+    assert batch[0].listener.picture is None
+
+
+def test_those_who_stay_get_their_picture(pipe: Pipeline) -> None:
+    batch = [job(pipe, leaves_at=1, steps=3), job(pipe, steps=3)]
+    run(pipe, *batch)
+    assert batch[0].listener.faults == [None]
+    assert same(batch[1].listener.picture, pipe.edit(None, "make it blue", steps=3))
+
+
+def test_who_left_before_the_start_costs_nothing(pipe: Pipeline) -> None:
+    waiting = job(pipe, leaves_at=0)
+    assert run(pipe, waiting) == 0
+    assert waiting.listener.faults == [None]
+
+
+def test_one_fault_in_a_batch_is_one_fault(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = pipe.make
+
+    def fragile(asked: Any, callback: Any, progress: bool) -> Any:
+        if any(row.prompt == "break" for row in asked.rows):
+            raise MemoryError
+        return make(asked, callback, progress)
+
+    monkeypatch.setattr(pipe, "make", fragile)
+    batch = [job(pipe), job(pipe, prompt="break")]
+    run(pipe, *batch)
+    assert same(batch[0].listener.picture, pipe.edit(None, "make it blue", steps=2))
+    assert [type(fault) for fault in batch[1].listener.faults] == [MemoryError]
+
+
+def test_filters(pipe: Pipeline) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def input_filter(references: Any, prompt: str) -> None:
+        seen.append((len(references), prompt))
+        if prompt == "forbidden":
+            raise KontextError("not here")
+
+    def output_filter(made: Image.Image) -> Image.Image:
+        if made.width != made.height:
+            raise KontextError("squares only")
+        return Image.new("RGB", made.size, "white")
+
+    pipe.input_filter, pipe.output_filter = input_filter, output_filter
+    with pytest.raises(Refused, match="not here"):
+        job(pipe, prompt="forbidden")
+    shown, wide = job(pipe, IMAGES=strings(png(picture()))), job(pipe, SIZE=np.array([[96, 64]], np.int32))
+    run(pipe, shown)
+    run(pipe, wide)
+    assert seen == [(0, "forbidden"), (1, "make it blue"), (0, "make it blue")]
+    assert shown.listener.picture is not None
+    assert shown.listener.picture.getpixel((0, 0)) == (255, 255, 255)
+    assert [str(fault) for fault in wide.listener.faults] == ["squares only"]
+    assert isinstance(wide.listener.faults[0], Refused)
+
+
+def test_warnings_are_of_the_prompt(pipe: Pipeline) -> None:
+    assert jobs.read(pipe, Limits(), arrays())[1] == []
+    warned = jobs.read(pipe, Limits(), arrays(prompt="make it blue " * 40))[1]
+    assert [text.startswith("the prompt is longer than") for text in warned] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"PROMPT": np.array([["x", "y"]], object)}, r"PROMPT must have the shape \[1, 1\], not \[1, 2\]"),
+        ({"PROMPT": np.array([["x"], ["y"]], object)}, "PROMPT has a batch of 2: send one request for each"),
+        ({"PROMPT": np.array(["x"], object)}, r"PROMPT must have the shape \[1, 1\], not \[1\]"),
+        ({"PROMPT": np.array([[1]], np.int32)}, "PROMPT must be BYTES, not int32"),
+        ({"STEPS": np.array([[2]], np.int64)}, "STEPS must be INT32, not int64"),
+        ({"STEPS": np.zeros((1, 0), np.int32)}, "STEPS must have the shape"),
+        ({"GUIDANCE": np.array([[np.nan]], np.float32)}, "guidance must be a finite number"),
+        ({"SIZE": np.array([[64, 64, 64]], np.int32)}, r"SIZE must have the shape \[1, 2\]"),
+        ({"IMAGES": strings(b"\x89PNG nothing")}, r"IMAGES\[0\] is not a picture"),
+        ({"IMAGES": strings(b"GIF89a")}, r"IMAGES\[0\] is neither"),
+    ],
+)
+def test_arrays_that_are_no_edit(pipe: Pipeline, more: Arrays, message: str) -> None:
+    with pytest.raises(KontextError, match=message):
+        jobs.read(pipe, Limits(), arrays(**more))
+
+
+def test_limits_are_the_servers(pipe: Pipeline) -> None:
+    limits = Limits.from_parameters({"max_steps": "3", "max_megapixels": "1", "other": "x"})
+    assert limits == Limits(max_steps=3, max_megapixels=1)
+    with pytest.raises(KontextError, match="at most 3"):
+        jobs.read(pipe, limits, arrays(steps=4))
+    two = strings(png(picture(800, 800)), png(picture(800, 800)))  # together more than a million pixels
+    with pytest.raises(KontextError, match=r"IMAGES\[1\] has more than 0\.36 million pixels"):
+        jobs.read(pipe, limits, arrays(IMAGES=two))
+
+
+def test_png_keeps_every_pixel() -> None:
+    with Image.open(io.BytesIO(jobs.png(picture()))) as read:
+        assert same(read, picture())
+
+
+def test_the_plain_model_has_a_part_of_the_streams_outputs() -> None:
+    assert set(contract.OUTPUTS[contract.PLAIN]) < set(contract.OUTPUTS[contract.STREAM])

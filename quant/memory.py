@@ -83,7 +83,7 @@ CUDA = Engine(
 
 CPU = Engine(
     # Interpreter, numpy, ONNX Runtime, tokenizers, Pillow; session state of six graphs comes and goes.
-    overhead=110_000_000,
+    overhead=85_000_000,
     workspace=16 << 20,
     # The three below were measured without an arena, on a transformer of 12 blocks and hidden size 1024 with 544 and
     # 1632 tokens (99 and 413 MiB, scores of 9 and 81 MiB among them) and an autoencoder of 64 to 256 channels.
@@ -95,7 +95,7 @@ CPU = Engine(
 )
 
 
-RESIDENT = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0, "fp8": 1.0, "int8": 2.2, "int4": 1.0}
+RESIDENT = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0, "fp8": 1.0, "int8": 1.8, "int4": 1.0}
 """Format → bytes that ONNX Runtime holds on a CPU for each byte stored (1 for others): fp32 and INT4 are packed for its
 kernels and the file's pages let go, INT8 weights stay beside their packed copies (measured, ONNX Runtime 1.32)."""
 

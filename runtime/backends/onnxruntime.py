@@ -6,6 +6,8 @@ they are.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 import os
 import warnings
@@ -160,6 +162,8 @@ class OnnxRuntimeBackend:
         """Drops sessions, and with them their weights."""
         for graph in graphs:
             self.sessions.pop(graph, None)
+        if self.low_memory:
+            return_freed()
 
 
 def run_bound(
@@ -176,6 +180,13 @@ def run_bound(
         binding.bind_output(name)
     session.run_with_iobinding(binding)
     return list(binding.copy_outputs_to_cpu())
+
+
+def return_freed() -> None:
+    """Gives freed memory back to the system, where the C library is glibc: it keeps the heap of the packed weights,
+    and the next network's stage would begin with the last one's (452 MB instead of 250 in one measured)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def allowed_cores() -> int | None:

@@ -32,6 +32,11 @@ def test_wrong_flags(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "usage:" in capsys.readouterr().err
 
 
+def test_an_output_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == "error: name the bundle's folder: -o OUT\n"
+
+
 def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     assert cli.main([str(tmp_path / "no"), "-o", str(tmp_path / "out")]) == 2

@@ -12,7 +12,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.export import sensitivity  # noqa: E402
+from kontext.export import sensitivity, trajectories  # noqa: E402
 from kontext.export.bundle import read_tokenizers  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
 from kontext.export.progress import Progress  # noqa: E402
@@ -99,10 +99,10 @@ def test_one_layer_by_hand(report: Sensitivity, tiny_checkpoint: Path) -> None:
     """The last linear's error in the velocity, with the runtime's own sampler over a network changed by hand."""
     checkpoint = open_checkpoint(tiny_checkpoint)
     name = "single_blocks.1.linear2.weight"
-    networks = sensitivity.ForcedNetworks(checkpoint)
+    networks = trajectories.ForcedNetworks(checkpoint)
     with sensitivity.outline(checkpoint, networks.recipe, read_tokenizers(checkpoint)) as bundle:
         pipeline = sensitivity.Pipeline(bundle, networks)
-        runs = sensitivity.batches(pipeline, networks, SAMPLES, 2, 2)
+        runs = trajectories.batches(pipeline, networks, SAMPLES, 2, 2)
         before = networks.networks["transformer"].get_parameter(name).data.clone()
         quantized, relative = sensitivity.Quantized(checkpoint, None).read("transformer", name, OPTIONS[1])
         with networks.replaced("transformer", {name: quantized}):

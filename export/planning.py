@@ -14,7 +14,7 @@ from ..model.config import KontextConfig
 from ..model.networks import NETWORKS, weight_shapes
 from ..quant.memory import Demand, Workload, demands, engine_of, resident_bytes
 from ..quant.methods import FORMATS
-from ..quant.options import COSTS, Option
+from ..quant.options import Option
 from ..quant.planner import Allocation, Choice, Item, allocate
 from ..quant.recipe import BYTES, SPARED, Recipe, Rule, choose
 from ..quant.sensitivity import Sensitivity, gain, kind_of, normal_error
@@ -124,9 +124,7 @@ def usable_options(
     if report is not None:
         options = [Option.parse(text) for text in report.options]
     else:
-        options = [
-            option for name in FORMATS if name in COSTS for option in (Option.parse(name), Option(name))
-        ]
+        options = [option for name in FORMATS for option in (Option.parse(name), Option(name))]
     usable = [
         each for each in dict.fromkeys(options) if each.format in FORMATS and each.format in target.formats
     ]

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import KontextError
 from . import low_rank
+from .formats import FORMATS
+from .methods import layout
+from .recipe import Layer
+
+SIZES = {"F32": 4, "U8": 1, "I8": 1, "F8_E4M3": 1}
+"""Bytes of stored formats; the rest is in the one that is computed in."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Bits of a quantized format: `values` for each weight; one scale for each output channel or, where `group` is
-    not 0, for each group of so many input rows, of `scale` bits or, where that is 0, in the compute format."""
-
-    values: int
-    group: int = 0
-    scale: int = 0
-
-
-COSTS = {
-    "fp8": Cost(8),
-    "int8": Cost(8),
-    "int4": Cost(4, 64),
-    "nf4": Cost(4, 64, 32),
-    "nvfp4": Cost(4, 16, 8),
-}
-"""What the formats take; a test holds those that are exported to the files that come out."""
-
-BRANCHED = ("int4", "nf4", "nvfp4")
-"""Formats that get a low-rank branch unless told otherwise: at eight bits there is little to correct."""
+BRANCHED = ("int4", "nvfp4")
+"""Formats that get a low-rank branch unless told otherwise: at eight bits there is little to correct, and
+bitsandbytes' kernels for NF4 know none."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +37,9 @@ class Option:
             KontextError: no such format or rank.
         """
         match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(auto|\d{1,3}))?", text.strip().lower())
-        if not match or match[1] not in COSTS:
+        if not match or match[1] not in FORMATS:
             raise KontextError(
-                f"{text.strip()!r} is no number format: choose from {', '.join(COSTS)}, with the rank of a low-rank "
+                f"{text.strip()!r} is no number format: choose from {', '.join(FORMATS)}, with the rank of a low-rank "
                 "branch after a colon (int4:0, int4:32) or without"
             )
         if match[2] is None:
@@ -70,19 +59,12 @@ class Option:
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether a weight [in, out] has whole groups, and whole bytes."""
-        cost = COSTS[self.format]
-        return shape[0] % (cost.group or 1) == 0 and shape[1] * cost.values % 8 == 0
+        return FORMATS[self.format].fits(shape)
 
     def stored_bytes(self, shape: tuple[int, int], wide: int) -> int:
         """Bytes of a weight [in, out]: values, scales and branch."""
-        (rows, columns), cost = shape, COSTS[self.format]
-        scales = columns * (rows // cost.group if cost.group else 1)
-        rank = self.rank_of(shape, wide)
-        return (
-            rows * columns * cost.values // 8
-            + scales * (cost.scale // 8 or wide)
-            + wide * rank * (rows + columns)
-        )
+        parts = layout(Layer(self.format, self.rank_of(shape, wide)), shape)
+        return sum(SIZES.get(dtype, wide) * math.prod(part) for _, dtype, part in parts)
 
 
 def parse_options(text: str) -> list[Option]:

@@ -115,7 +115,7 @@ def test_an_export_follows_a_recipe(
         (["--fit", "12GB", "--sensitivity", "none.json", "--plan-only"], "cannot read none.json"),
         (["--fit", "12GB", "--batch", "0", "--plan-only"], "--batch must be at least 1"),
         (["--fit", "10MB", "--plan-only"], "the smallest budget that does"),
-        (["--fit", "1GB"], "name the bundle's folder: -o OUT"),
+        (["--fit", "1GB"], "say where to: -o OUT"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint
 from ..model.networks import NETWORKS
-from ..quant.methods import FORMATS
+from ..quant.formats import FORMATS
 from ..quant.options import Option
 from ..quant.recipe import BYTES, Layer, Recipe, choose
 from ..quant.sensitivity import LayerSensitivity, Sensitivity, gain, kind_of, relative_error, round_trip

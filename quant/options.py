@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import KontextError
+from ..model.safetensors_file import DTYPES
 from . import low_rank
+from .formats import FORMATS, WIDE
+from .methods import layout
+from .recipe import Layer
 
-
-@dataclass(frozen=True)
-class Cost:
-    """Bits of a quantized format: `values` for each weight; one scale for each output channel or, where `group` is
-    not 0, for each group of so many input rows, of `scale` bits or, where that is 0, in the compute format."""
-
-    values: int
-    group: int = 0
-    scale: int = 0
-
-
-COSTS = {
-    "fp8": Cost(8),
-    "int8": Cost(8),
-    "int4": Cost(4, 64),
-    "nf4": Cost(4, 64, 32),
-    "nvfp4": Cost(4, 16, 8),
-}
-"""What the formats take; a test holds those that are exported to the files that come out."""
-
-BRANCHED = ("int4", "nf4", "nvfp4")
-"""Formats that get a low-rank branch unless told otherwise: at eight bits there is little to correct."""
+BRANCHED = ("int4", "nvfp4")
+"""Formats that get a low-rank branch unless told otherwise, as on the command line."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +27,15 @@ class Option:
 
     @classmethod
     def parse(cls, text: str) -> Option:
-        """FORMAT[:RANK], where RANK is a number or auto; auto for four bits, 0 for more, unless given.
+        """FORMAT[:RANK], where RANK is a number or auto; auto for `BRANCHED`, 0 for others, unless given.
 
         Raises:
             KontextError: no such format or rank.
         """
         match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(auto|\d{1,3}))?", text.strip().lower())
-        if not match or match[1] not in COSTS:
+        if not match or match[1] not in FORMATS:
             raise KontextError(
-                f"{text.strip()!r} is no number format: choose from {', '.join(COSTS)}, with the rank of a low-rank "
+                f"{text.strip()!r} is no number format: choose from {', '.join(FORMATS)}, with the rank of a low-rank "
                 "branch after a colon (int4:0, int4:32) or without"
             )
         if match[2] is None:
@@ -69,20 +54,20 @@ class Option:
         return min(rank, *shape)
 
     def fits(self, shape: tuple[int, int]) -> bool:
-        """Whether a weight [in, out] has whole groups, and whole bytes."""
-        cost = COSTS[self.format]
-        return shape[0] % (cost.group or 1) == 0 and shape[1] * cost.values % 8 == 0
+        """Whether a weight [in, out] can be stored so."""
+        return FORMATS[self.format].fits(shape)
 
     def stored_bytes(self, shape: tuple[int, int], wide: int) -> int:
         """Bytes of a weight [in, out]: values, scales and branch."""
-        (rows, columns), cost = shape, COSTS[self.format]
-        scales = columns * (rows // cost.group if cost.group else 1)
-        rank = self.rank_of(shape, wide)
-        return (
-            rows * columns * cost.values // 8
-            + scales * (cost.scale // 8 or wide)
-            + wide * rank * (rows + columns)
-        )
+        return layer_bytes(Layer(self.format, self.rank_of(shape, wide)), shape, wide)
+
+
+def layer_bytes(layer: Layer, shape: tuple[int, int], wide: int) -> int:
+    """Bytes that a quantized weight [in, out] is stored in, where the network computes in `wide` bytes a number."""
+    return sum(
+        math.prod(size) * (wide if dtype == WIDE else DTYPES[dtype].itemsize)
+        for _, dtype, size in layout(layer, shape)
+    )
 
 
 def parse_options(text: str) -> list[Option]:

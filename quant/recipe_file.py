@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
-from .methods import FORMATS
+from .formats import FORMATS
 from .recipe import BYTES, SPARED, Recipe, Rule
 
 MAX_BYTES = 16 << 20
@@ -19,12 +19,12 @@ MAX_BYTES = 16 << 20
 
 MAX_RANK = 512
 
-FIELDS = ("compute", "rules", "spare", "weights", "calibration")
+FIELDS = ("compute", "rules", "spare", "attention", "weights", "calibration")
 """Of the file. The last two are what a bundle's manifest has in `precision.recipe` too; they say nothing here."""
 
-RULE_FIELDS = ("network", "weight", "format", "rank", "activations")
+RULE_FIELDS = ("network", "weight", "format", "rank", "activations", "smooth")
 
-ACTIVATIONS = ("", "fp8")
+ACTIVATIONS = ("", "fp8", "int8")
 
 
 def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> Recipe:
@@ -60,7 +60,10 @@ def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> 
     formats = read_compute(data.get("compute", compute), tuple(compute), str(path))
     if fixed and formats != compute:
         raise KontextError(f"{path} says what to compute in: it does not go with --fp32, --fp16 or --bf16")
-    return Recipe(path.stem, formats, (*SPARED, *own) if spare else own)
+    attention = data.get("attention", "")
+    if attention not in ("", "fp8"):
+        raise KontextError(f"{path}: attention is {attention!r}, expected fp8 or nothing")
+    return Recipe(path.stem, formats, (*SPARED, *own) if spare else own, attention=attention)
 
 
 def read_compute(data: Any, networks: tuple[str, ...], where: str) -> dict[str, str]:
@@ -95,8 +98,11 @@ def read_rule(data: Any, where: str) -> Rule:
         raise KontextError(f"{where}: rank is {rank!r}, expected auto or a number from 0 to {MAX_RANK}")
     activations = data.get("activations", "")
     if activations not in ACTIVATIONS:
-        raise KontextError(f"{where}: activations is {activations!r}, expected fp8 or nothing")
-    return Rule(network, weight, name, None if automatic else rank, activations)
+        raise KontextError(f"{where}: activations is {activations!r}, expected fp8, int8 or nothing")
+    smooth = data.get("smooth", False)
+    if not isinstance(smooth, bool):
+        raise KontextError(f"{where}: smooth must be true or false")
+    return Rule(network, weight, name, None if automatic else rank, activations, smooth)
 
 
 def known(data: Mapping[str, object], fields: tuple[str, ...], where: str) -> None:

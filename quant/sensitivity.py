@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import KontextError
 from .gains import GAINS
-from .methods import FORMATS, quantize
+from .methods import dequantize, quantize
 from .options import Option
 from .recipe import Layer
 from .statistics import InputStatistics
@@ -146,20 +146,11 @@ def read_layer(data: Mapping[str, Any]) -> LayerSensitivity:
     )
 
 
-def restored(tensors: Sequence[Tensor], layer: Layer) -> Tensor:
-    """What a graph computes with, fp32 [in, out], of the tensors that `methods.quantize` stores."""
-    values, scales = tensors[:2]
-    weight = FORMATS[layer.format].dequantize(values, scales).float()
-    if layer.rank:
-        weight = weight + tensors[2].float() @ tensors[3].float()
-    return weight
-
-
 def round_trip(
     weight: Tensor, layer: Layer, dtype: torch.dtype, statistics: InputStatistics | None
 ) -> Tensor:
     """`weight` [in, out] quantized and back, fp32."""
-    return restored(quantize(weight, layer, dtype, statistics), layer)
+    return dequantize(quantize(weight, layer, dtype, statistics), layer)
 
 
 def relative_error(weight: Tensor, quantized: Tensor, moments: Tensor | None) -> float:

@@ -28,7 +28,7 @@ from ..quant.options import Option
 from ..quant.recipe import BYTES, Layer, Recipe, choose
 from ..quant.sensitivity import LayerSensitivity, Sensitivity, gain, kind_of, relative_error, round_trip
 from ..quant.statistics import Statistics
-from ..runtime.backends.onnxruntime import cache_folder
+from ..runtime.cache import cache_folder
 from ..runtime.pipeline import Pipeline
 from .calibration import BATCH_PIXELS, RESIDENT, calibrate, compute_dtype, outline
 from .calibration import digest as calibration_digest

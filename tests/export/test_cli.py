@@ -24,17 +24,12 @@ def test_help_needs_no_torch() -> None:
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["-o", "x", "--fp16", "--bf16"], ["a", "b", "-o", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["-o", "x", "--fp16", "--bf16"], ["a", "b", "-o", "x"]])
 def test_wrong_flags(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
-
-
-def test_an_output_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 2
-    assert capsys.readouterr().err == "error: name the bundle's folder: -o OUT\n"
 
 
 def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,3 +51,13 @@ def test_cuda_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("there is a GPU")
     assert gpu.main(["--device", "cuda"]) == 2
     assert capsys.readouterr().err == "error: there is no CUDA device\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_every_kernel_on_the_device() -> None:
+    """Odd lengths, all head sizes, fresh data."""
+    for heads in (2, 4, 8):
+        shape = gpu.gpu_kernels.Shape(hidden=256, heads=heads, mlp=512, text=7, image=300)
+        found = gpu.gpu_kernels.correctness(shape, torch.device("cuda"))
+        assert not [name for name, each in found.items() if not each["passed"]]

@@ -74,6 +74,18 @@ def embedded_bundle(kept_folder: Path) -> Callable[[str], Path]:
     return bundle
 
 
+@pytest.fixture
+def linked_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """`tiny_bundle` over the checkpoint's own files."""
+    from kontext.export.cli import main
+
+    folder = tmp_path / "linked"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kontext.export.graphs.trace", untraced(tiny_bundle))
+        assert main([str(tiny_checkpoint), "-o", str(folder), "--fp32", "--link-weights", "--quiet"]) == 0
+    return folder
+
+
 def untraced(bundle: Path) -> Callable[[str, object, str], object]:
     """A stand-in for tracing, which takes 20 s: the graphs of an fp32 bundle, their weights taken out."""
     import onnx

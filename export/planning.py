@@ -12,11 +12,11 @@ from typing import Any
 from ..errors import KontextError
 from ..model.config import KontextConfig
 from ..model.networks import NETWORKS, weight_shapes
+from ..quant.formats import FORMATS
 from ..quant.memory import Demand, Workload, demands, engine_of, resident_bytes
-from ..quant.methods import FORMATS
-from ..quant.options import Option
+from ..quant.options import Option, layer_bytes
 from ..quant.planner import Allocation, Choice, Item, allocate
-from ..quant.recipe import BYTES, SPARED, Recipe, Rule, choose
+from ..quant.recipe import BYTES, SPARED, Layer, Recipe, Rule, choose
 from ..quant.sensitivity import Sensitivity, gain, kind_of, normal_error
 from ..quant.targets import Target, gigabytes
 from .graphs import constants, linear_weights
@@ -238,13 +238,11 @@ def stored_layers(config: KontextConfig, network: str, precision: Mapping[str, A
         (compute, table.numel() * table.element_size()) for table in constants(network, config).values()
     ]
     for weight, shape in weight_shapes(network, config).items():
-        layer = layers.get(weight, compute)
-        layer = {"format": layer} if isinstance(layer, str) else layer
-        if layer["format"] in FORMATS:
-            option = Option(layer["format"], layer.get("rank", 0))
-            result.append((option.format, option.stored_bytes((shape[1], shape[0]), BYTES[compute])))
+        layer = Layer.from_json(layers.get(weight, compute))
+        if layer.format in FORMATS:
+            result.append((layer.format, layer_bytes(layer, (shape[1], shape[0]), BYTES[compute])))
         else:
-            result.append((layer["format"], BYTES[layer["format"]] * math.prod(shape)))
+            result.append((layer.format, BYTES[layer.format] * math.prod(shape)))
     return result
 
 

@@ -71,8 +71,6 @@ def check_flags(options: argparse.Namespace) -> None:
         for flag in ("plan_only", "gpu", "sensitivity", "formats", "size", "references", "batch"):
             if getattr(options, flag) not in (None, False):
                 raise KontextError(f"--{flag.replace('_', '-')} goes with --fit")
-    if options.output is None and not options.plan_only:
-        raise KontextError("name the bundle's folder: -o OUT")
 
 
 def plan_for(options: argparse.Namespace, chosen: Origin) -> Plan:

@@ -24,6 +24,13 @@ def decibels(error: float) -> float:
     return min(-10 * math.log10(error), FLOOR_DB) if error > 0 else FLOOR_DB
 
 
+def short_name(weight: str) -> str:
+    """A layer's name without what all of its network's have in common."""
+    for part in ("text_model.encoder.layers.", "encoder.block."):
+        weight = weight.removeprefix(part)
+    return weight.removesuffix(".weight")
+
+
 def draw(report: Sensitivity, path: Path) -> None:
     """Writes the plot; the file's ending says as what (png, svg, pdf).
 
@@ -52,12 +59,14 @@ def draw(report: Sensitivity, path: Path) -> None:
         axis.set_title(TITLES[network], fontsize=10)
         axis.grid(alpha=0.3)
         every = max(1, len(layers) // 40)
-        names = [weight.removesuffix(".weight") for weight in layers]
+        names = [short_name(weight) for weight in layers]
         axis.set_xticks(range(0, len(layers), every), names[::every], rotation=90, fontsize=5)
-    axes[0].set_ylabel("the velocity's signal to noise with this layer alone quantized [dB]")
+    axes[0].set_ylabel("signal to noise [dB]")
     axes[0].invert_yaxis()  # what hurts is on top
     axes[-1].legend(loc="best", fontsize=8)
-    figure.suptitle(f"{report.model}: sensitivity of each layer, {METHODS[report.method]}", fontsize=11)
+    figure.suptitle(
+        f"{report.model}: the velocity with one layer quantized, {METHODS[report.method]}", fontsize=11
+    )
     try:
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as fault:

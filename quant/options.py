@@ -8,18 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import KontextError
+from ..model.safetensors_file import DTYPES
 from . import low_rank
-from .formats import FORMATS
+from .formats import FORMATS, WIDE
 from .methods import layout
 from .recipe import Layer
 
-SIZES = {"F32": 4, "U8": 1, "I8": 1, "F8_E4M3": 1}
-"""Bytes of stored formats; the rest is in the one that is computed in."""
-
-
 BRANCHED = ("int4", "nvfp4")
-"""Formats that get a low-rank branch unless told otherwise: at eight bits there is little to correct, and
-bitsandbytes' kernels for NF4 know none."""
+"""Formats that get a low-rank branch unless told otherwise, as on the command line."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Option:
 
     @classmethod
     def parse(cls, text: str) -> Option:
-        """FORMAT[:RANK], where RANK is a number or auto; auto for four bits, 0 for more, unless given.
+        """FORMAT[:RANK], where RANK is a number or auto; auto for `BRANCHED`, 0 for others, unless given.
 
         Raises:
             KontextError: no such format or rank.
@@ -58,13 +54,20 @@ class Option:
         return min(rank, *shape)
 
     def fits(self, shape: tuple[int, int]) -> bool:
-        """Whether a weight [in, out] has whole groups, and whole bytes."""
+        """Whether a weight [in, out] can be stored so."""
         return FORMATS[self.format].fits(shape)
 
     def stored_bytes(self, shape: tuple[int, int], wide: int) -> int:
         """Bytes of a weight [in, out]: values, scales and branch."""
-        parts = layout(Layer(self.format, self.rank_of(shape, wide)), shape)
-        return sum(SIZES.get(dtype, wide) * math.prod(part) for _, dtype, part in parts)
+        return layer_bytes(Layer(self.format, self.rank_of(shape, wide)), shape, wide)
+
+
+def layer_bytes(layer: Layer, shape: tuple[int, int], wide: int) -> int:
+    """Bytes that a quantized weight [in, out] is stored in, where the network computes in `wide` bytes a number."""
+    return sum(
+        math.prod(size) * (wide if dtype == WIDE else DTYPES[dtype].itemsize)
+        for _, dtype, size in layout(layer, shape)
+    )
 
 
 def parse_options(text: str) -> list[Option]:

@@ -19,8 +19,8 @@ MAX_BYTES = 16 << 20
 
 MAX_RANK = 512
 
-FIELDS = ("compute", "rules", "spare", "weights", "calibration", "attention")
-"""Of the file. The last three are what a bundle's manifest has in `precision.recipe` too; they say nothing here."""
+FIELDS = ("compute", "rules", "spare", "attention", "weights", "calibration")
+"""Of the file. The last two are what a bundle's manifest has in `precision.recipe` too; they say nothing here."""
 
 RULE_FIELDS = ("network", "weight", "format", "rank", "activations", "smooth")
 
@@ -60,7 +60,10 @@ def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> 
     formats = read_compute(data.get("compute", compute), tuple(compute), str(path))
     if fixed and formats != compute:
         raise KontextError(f"{path} says what to compute in: it does not go with --fp32, --fp16 or --bf16")
-    return Recipe(path.stem, formats, (*SPARED, *own) if spare else own)
+    attention = data.get("attention", "")
+    if attention not in ("", "fp8"):
+        raise KontextError(f"{path}: attention is {attention!r}, expected fp8 or nothing")
+    return Recipe(path.stem, formats, (*SPARED, *own) if spare else own, attention=attention)
 
 
 def read_compute(data: Any, networks: tuple[str, ...], where: str) -> dict[str, str]:

@@ -52,8 +52,11 @@ GPUS = {
 }  # fmt: skip
 """Cards by name → compute capability times ten (NVIDIA's table of CUDA GPUs)."""
 
-ANYWHERE = ("int8", "int4", "nf4")
+ANYWHERE = ("int8", "int4", "uint4", "nf4")
 """Formats that any target unpacks while it computes."""
+
+ON_CPU = ("int8", "int4")
+"""Formats that ONNX Runtime multiplies on a CPU without unpacking them, and whose memory there was measured."""
 
 FP8_FROM, FP4_FROM = 89, 100
 """The first architectures with E4M3 and with E2M1 in their tensor cores."""
@@ -69,7 +72,7 @@ def find_target(text: str) -> Target:
     """
     word = re.sub(r"[\s_-]|nvidia|geforce", "", text.lower())
     if word == "cpu":
-        return Target("cpu", ANYWHERE)
+        return Target("cpu", ON_CPU)
     number = re.fullmatch(r"(?:sm)?(\d{2,3})[af]?|(\d{1,2})\.(\d)", word)
     if number:
         capability = int("".join(part for part in number.groups() if part))

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt(3): from which size on a block is mapped on its own."""
+
 FATAL_ONLY = 4
 """Severity of ONNX Runtime's log: what goes wrong comes as an exception, and once is enough."""
 
@@ -104,6 +107,7 @@ class OnnxRuntimeBackend:
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if self.low_memory:
+            map_large_blocks()
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         try:
             if self.files:
@@ -182,9 +186,18 @@ def run_bound(
     return list(binding.copy_outputs_to_cpu())
 
 
+def map_large_blocks() -> None:
+    """Has every block of a megabyte mapped on its own from now on, where the C library is glibc.
+
+    Left alone it learns to keep blocks of up to 32 MB in its heap, where tensors of different lifetimes leave holes: an
+    autoencoder of 256x256 pixels took 854 MB where 330 were in use.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
 def return_freed() -> None:
-    """Gives freed memory back to the system, where the C library is glibc: it keeps the heap of the packed weights,
-    and the next network's stage would begin with the last one's (452 MB instead of 250 in one measured)."""
+    """Gives freed memory back to the system, where the C library is glibc."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -66,10 +66,8 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
         ({"rules": [{"format": "int8"}, {"format": "int8", "wieght": "x"}]}, "rule 2: 'wieght' is not known"),
         ({"rules": [{"format": "int4", "rank": -1}]}, "rank is -1"),
         ({"rules": [{"format": "int4", "rank": True}]}, "rank is True"),
-        (
-            {"rules": [{"format": "fp8", "activations": "int8"}]},
-            "int8 activations go with int8 weights, not with fp8",
-        ),
+        ({"rules": [{"format": "fp8", "activations": "int3"}]}, "activations is 'int3'"),
+        ({"rules": [{"format": "fp8", "activations": "int8"}]}, "go with int8 weights, not with fp8"),
         ({"rules": [3]}, "rule 1 is no object"),
         ({"rules": [{"format": "int8", "weight": 3}]}, "names or patterns"),
         ({"rules": [{"format": "int8"}], "spare": 1}, "spare"),
@@ -78,6 +76,8 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
             {"rules": [{"format": "int8"}], "compute": {"transformer": "bf16"}},
             "one of them for each of transformer, modulation",
         ),
+        ({"rules": [{"format": "int8", "smooth": 1}]}, "smooth must be true or false"),
+        ({"rules": [{"format": "int8"}], "attention": "int8"}, "attention is 'int8'"),
         ({"rulez": []}, "'rulez' is not known"),
     ],
 )

@@ -29,10 +29,10 @@ def test_targets(text: str, name: str) -> None:
 
 
 def test_formats_follow_the_architecture() -> None:
-    assert find_target("sm_86").formats == ("int8", "int4", "nf4")
-    assert find_target("sm_89").formats == ("fp8", "int8", "int4", "nf4")
-    assert find_target("sm_120").formats == ("fp8", "int8", "int4", "nf4", "nvfp4")
-    assert "fp8" not in find_target("cpu").formats
+    assert find_target("sm_86").formats == ("int8", "int4", "uint4", "nf4")
+    assert find_target("sm_89").formats == ("fp8", "int8", "int4", "uint4", "nf4")
+    assert find_target("sm_120").formats == ("fp8", "int8", "int4", "uint4", "nf4", "nvfp4")
+    assert find_target("cpu").formats == ("int8", "int4")
 
 
 @pytest.mark.parametrize("text", ["sm_70", "sm_91", "rtx 9999", "", "gpu", "sm_", "89.5"])

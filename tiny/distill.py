@@ -27,8 +27,10 @@ from .train_flow import (
     BATCH,
     FRESH_PER_STEP,
     block_matrices,
+    compile_blocks,
     optimizers_for,
     shifted_time,
+    stance,
 )
 
 GUIDANCE_RANGE = (1.0, 4.0)
@@ -128,6 +130,7 @@ def distill(
     run: Path,
     minutes: float,
     device: str,
+    compiled: bool = False,
 ) -> None:
     """Trains stage "guidance" or "fewstep" from `teacher_state`'s averaged weights; text encoders stay as they are."""
     loss_of, peak_rate = LOSSES[stage]
@@ -137,6 +140,9 @@ def distill(
     for text_encoder in (student.text_encoder, student.text_encoder_2):
         text_encoder.requires_grad_(False)
     average_network = copy.deepcopy(teacher)
+    if compiled:
+        for network in (teacher, student, average_network):
+            compile_blocks(network)
     matrices = [p for p in block_matrices(student) if p.requires_grad]
     session = run_state.Session(path, student, optimizers_for(student, matrices), 0.995)
     prompts = Prompts(run, config)
@@ -157,7 +163,7 @@ def distill(
             pool.add(FRESH_PER_STEP)
             drawn = pool.sample(BATCH)
             clip_ids, t5_ids = (ids.to(device) for ids in prompts(drawn.prompts))
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16), stance(drawn):
                 with torch.no_grad():
                     pooled, text = teacher.encode_text(clip_ids, t5_ids)
                 guidance = low + (high - low) * torch.rand(BATCH, device=device)

@@ -155,7 +155,7 @@ def distill(
             part.expand(BATCH, *part.shape[1:]) for part in teacher.encode_text(*empty)
         )
     low, high = GUIDANCE_RANGE
-    smooth = 0.0
+    smooth = run_state.Smooth()
     with session.training(minutes) as clock:
         while clock.fraction < 1:
             rate = peak_rate * min(1, (session.step + 1) / 100) * (1 - clock.fraction)
@@ -173,9 +173,9 @@ def distill(
                 loss = loss_of(student, average_network, teacher, batch)
             session.update(loss)
             copy_into(average_network, session.average.weights)
-            smooth += (float(loss.detach()) - smooth) * max(0.02, 1 / session.step)
+            smooth.add(float(loss.detach()))
             if session.step % 10 == 0:
-                session.show(loss=f"{smooth:.5f}")
+                session.show(loss=f"{smooth.value:.5f}")
 
 
 @torch.no_grad()

@@ -22,13 +22,14 @@ from .architecture import TINY
 from .distill import distill, load_network
 from .edits import all_prompts_corpus
 from .pool import normalization
-from .train_autoencoder import draw, train_autoencoder
+from .train_autoencoder import draw, train_autoencoder, train_decoder
 from .train_flow import train_flow
 from .vocabulary import train_clip, train_t5
 from .warm_start import start_from
 
-STAGES = ("autoencoder", "flow", "guidance", "fewstep")
-MINUTES = {"autoencoder": 45.0, "flow": 110.0, "guidance": 12.0, "fewstep": 15.0}
+NETWORK_STAGES = ("flow", "guidance", "fewstep")
+STAGES = ("autoencoder", *NETWORK_STAGES, "decoder")
+MINUTES = {"autoencoder": 45.0, "flow": 100.0, "guidance": 10.0, "fewstep": 15.0, "decoder": 12.0}
 """Shares of about three hours on two idle cores; time on slower or busy ones buys fewer steps, not a broken model."""
 
 
@@ -55,13 +56,15 @@ def trained_autoencoder(config: AutoencoderConfig, run: Path) -> Autoencoder:
 
 
 def write_checkpoint(run: Path, folder: Path) -> None:
-    """Writes the averaged weights of the last stage that there is, in bf16, as a diffusers folder."""
+    """Writes the averaged weights of the last stages that there are, in bf16, as a diffusers folder."""
     import shutil
 
     from ..model.diffusers_folder import save_diffusers
 
-    stage = [name for name in STAGES if (run / f"{name}.safetensors").exists()][-1]
+    stage = [name for name in NETWORK_STAGES if (run / f"{name}.safetensors").exists()][-1]
     autoencoder = trained_autoencoder(TINY.autoencoder, run)
+    if (run / "decoder.safetensors").exists():
+        autoencoder.decoder.load_state_dict(run_state.load_average(run / "decoder.safetensors"))
     config = dataclasses.replace(TINY, autoencoder=autoencoder.config)
     network = load_network(config, run / f"{stage}.safetensors", "cpu")
     parts = {
@@ -78,7 +81,7 @@ def write_checkpoint(run: Path, folder: Path) -> None:
     save_diffusers(folder, config, weights)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
-    print(f"wrote stage {stage!r} to {folder}")
+    print(f"wrote {stage!r} to {folder}")
 
 
 def train(
@@ -97,6 +100,8 @@ def train(
         if stage in stages:
             state = run / f"{teacher}.safetensors"
             distill(stage, state, config, encoder, run, minutes[stage], device, compiled)
+    if "decoder" in stages:
+        train_decoder(autoencoder, run, minutes["decoder"], device)
 
 
 def main() -> int:

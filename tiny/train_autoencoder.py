@@ -1,7 +1,12 @@
-"""Stage 1 of training the embedded model: the autoencoder, on scenes drawn on the fly."""
+"""Stages 1 and 5 of training the embedded model: the autoencoder, and at the end its decoder alone, on scenes drawn on
+the fly.
+
+The flow knows the encoder's latents, so whatever is trained after it must leave the encoder as it is.
+"""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +24,10 @@ from .scenes import render
 BATCH = 5
 KL_WEIGHT = 1e-4
 LEARNING_RATE = 2e-3
+DECODER_RATE = 1e-3
+LATENT_NOISE = 0.2
+"""Most noise on the latents, in their standard deviation, that stage 5 trains the decoder to see through, since the
+flow's latents are never quite the encoder's."""
 SHARES = {"effect": 0.35, "style": 0.25, "character": 0.2, "text": 0.08, "move": 0.07, "background": 0.05}
 """How often each kind of edit is drawn: patterns and inverted colours, which are lost first, the most often."""
 
@@ -71,6 +80,11 @@ def reconstruction_loss(output: Tensor, image: Tensor) -> Tensor:
     return F.l1_loss(output, image) + 2 * F.mse_loss(output, image) + F.l1_loss(edges(output), edges(image))
 
 
+def decibels(output: Tensor, image: Tensor) -> float:
+    """PSNR of a batch."""
+    return float(-10 * torch.log10((output.detach().clamp(-1, 1) - image).square().mean() / 4))
+
+
 def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, device: str = "cpu") -> None:
     """Trains for `minutes` in all, over as many calls as it takes; the state is `run`/autoencoder.safetensors."""
     path = run / "autoencoder.safetensors"
@@ -97,5 +111,33 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, devi
             kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             session.update(reconstruction_loss(output, image) + KL_WEIGHT * kl)
             if session.step % 20 == 0:
-                psnr = -10 * torch.log10((output.detach().clamp(-1, 1) - image).square().mean() / 4)
-                session.show(psnr=f"{psnr:.1f}", kl=f"{kl:.2f}")
+                session.show(psnr=f"{decibels(output, image):.1f}", kl=f"{kl:.2f}")
+
+
+def train_decoder(autoencoder: Autoencoder, run: Path, minutes: float, device: str = "cpu") -> None:
+    """Trains the decoder on latents of the frozen encoder, noisy by up to `LATENT_NOISE`, for `minutes` in all.
+
+    Args:
+        autoencoder: of stage 1, its configuration normalizing the latents; left as it is.
+        run: the state is `run`/decoder.safetensors.
+    """
+    torch.manual_seed(0)
+    encoder = autoencoder.encoder.to(device)
+    decoder = copy.deepcopy(autoencoder.decoder).to(device).requires_grad_(True)
+    optimizers = {
+        "adam": torch.optim.AdamW(decoder.parameters(), DECODER_RATE, betas=(0.9, 0.95), weight_decay=0)
+    }
+    session = run_state.Session(run / "decoder.safetensors", decoder, optimizers, 0.998)
+    rng = np.random.default_rng(session.data_seed(4))
+    with session.training(minutes) as clock:
+        while clock.fraction < 1:
+            session.set_learning_rate(DECODER_RATE * min(1, (session.step + 1) / 50) * (1 - clock.fraction))
+            image = draw(rng, BATCH).to(device)
+            with torch.autocast(device, torch.bfloat16):
+                with torch.no_grad():
+                    latents = encoder(image).float()
+                    spread = LATENT_NOISE * torch.rand(BATCH, 1, 1, 1, device=device)
+                output = decoder(latents + spread * torch.randn_like(latents)).float()
+            session.update(reconstruction_loss(output, image))
+            if session.step % 20 == 0:
+                session.show(psnr=f"{decibels(output, image):.1f}")

@@ -22,11 +22,11 @@ POOL = 16_384
 FIRST_FILL = 2_048
 FRESH_PER_STEP = 5
 DROP_PROMPT = 0.05
-CHANGED_WEIGHT = 4.0
+FOREGROUND_WEIGHT = 4.0
 LEARNING_RATE = 1.5e-3
 TIME_SHIFT = 1.6
 """e^mu of the sampler's shift for 64 target tokens."""
-TRAINING_SHIFT = 3.0
+TRAINING_SHIFT = 5.0
 """Training looks closer at noise than sampling does. An edit has one right answer, which must be found from source and
 instruction alone at time 1; at small times the noisy latents show it already, and what is left to learn there is detail
 of the latents that no one sees."""
@@ -91,7 +91,7 @@ def train_flow(
     prompts = Prompts(run, config)
     pool = EditPool(encoder, POOL, session.data_seed(2), device)
     pool.fill(FIRST_FILL)
-    smooth = 0.0
+    smooth = run_state.Smooth()
     with session.training(minutes) as clock:
         while clock.fraction < 1:
             decay = min(1.0, (1 - clock.fraction) / 0.6)  # constant, then linear to zero
@@ -110,16 +110,21 @@ def train_flow(
                 guidance = torch.ones(BATCH, device=device)
                 velocity = network(noisy, batch.source, pooled, text, time, guidance).float()
             error = (velocity - (noise - batch.target)).square().mean(-1)
-            session.update((error * changed_weight(batch.source, batch.target)).mean())
-            smooth += (float(error.detach().mean()) - smooth) * max(0.01, 1 / session.step)
+            session.update((error * foreground_weight(batch.source, batch.target)).mean())
+            smooth.add(float(error.detach().mean()))
             if session.step % 10 == 0:
-                session.show(loss=f"{smooth:.4f}")
+                session.show(loss=f"{smooth.value:.4f}")
 
 
-def changed_weight(source: Tensor, target: Tensor) -> Tensor:
-    """Per-token weight [batch, tokens]: tokens that the edit changes count more than those it only copies."""
-    if source.shape[1] == 0:
-        return torch.ones_like(target[..., 0])
-    changed = ((source - target).square().mean(-1) > 0.05).float()
-    weight = 1 + CHANGED_WEIGHT * changed
+def foreground_weight(source: Tensor, target: Tensor) -> Tensor:
+    """Per-token weight [batch, tokens]: those that change or show more than the background count more than empty ones.
+
+    What is to be kept counts as much as what is to change: they are told apart by the same finding of the object that
+    the instruction means.
+    """
+    background = target.median(dim=1, keepdim=True).values
+    shown = (target - background).square().mean(-1) > 0.05
+    if source.shape[1]:
+        shown |= (source - target).square().mean(-1) > 0.05
+    weight = 1 + FOREGROUND_WEIGHT * shown.float()
     return weight / weight.mean()

@@ -70,12 +70,19 @@ def test_every_stage_trains_resumes_and_ends_in_a_checkpoint(
     name = "text_encoder_2.shared.weight"
     assert torch.equal(flow[name], after[name])
 
+    # The encoder is stage 1's, since the flow knows its latents; the decoder is trained to the end.
+    first = run_state.load_average(run / "autoencoder.safetensors")
+    last = run_state.load_average(run / "decoder.safetensors")
+    assert not torch.equal(first["decoder.conv_out.weight"], last["conv_out.weight"])
+
     train.write_checkpoint(run, tmp_path / "checkpoint")
     from kontext.model.checkpoint import load_state
 
     written = load_state(tmp_path / "checkpoint")
     key = "single_blocks.0.linear1.weight"
     assert torch.equal(written["transformer"][key], after[f"transformer.{key}"].bfloat16())
+    assert torch.equal(written["vae_encoder"]["conv_in.weight"], first["encoder.conv_in.weight"].bfloat16())
+    assert torch.equal(written["vae_decoder"]["conv_out.weight"], last["conv_out.weight"].bfloat16())
 
 
 def test_a_run_state_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -183,3 +183,22 @@ def test_the_embedded_model_stays_below_16_megabytes() -> None:
     parameters = sum(p.numel() for p in network.parameters())
     parameters += sum(p.numel() for p in Autoencoder(config.autoencoder).parameters())
     assert 2 * parameters < 16e6  # bf16
+
+
+def test_the_foreground_weighs_more_whether_it_changes_or_stays() -> None:
+    source = torch.zeros(1, 5, 8)
+    source[:, 1] = 1.0  # an object that stays
+    target = source.clone()
+    target[:, 4] = 1.0  # and one that is added
+    weight = train_flow.foreground_weight(source, target)
+    assert float(weight.mean()) == pytest.approx(1)
+    assert torch.allclose(weight[0, [1, 4]] / weight[0, 0], torch.tensor(1 + train_flow.FOREGROUND_WEIGHT))
+    alone = train_flow.foreground_weight(target[:, :0], target)
+    assert torch.equal(alone, weight)
+
+
+def test_a_shown_mean_starts_at_the_first_value() -> None:
+    smooth = run_state.Smooth()
+    for value in (4.0, 2.0):
+        smooth.add(value)
+    assert smooth.value == 3.0

@@ -34,10 +34,13 @@ from .train_flow import (
 )
 
 GUIDANCE_RANGE = (1.0, 4.0)
+GUIDANCE_STRENGTH = 1 / 3
+"""How much of the scale beyond 1 the student takes to heart. FLUX's default of 2.5 so means 1.5 here, where most edits
+succeed (of 90: 69, against 65 at 1 and 63 at 2.5 undiluted): they have one right answer, which is easily overshot."""
 PHASES = 4
 TEACHER_STEPS_PER_PHASE = 8
 POOL = 8_192
-FIRST_FILL = 2_048
+FIRST_FILL = 1_024
 
 
 @dataclass
@@ -60,14 +63,15 @@ Loss = Callable[[KontextNetwork, KontextNetwork, KontextNetwork, Conditioned], T
 def guidance_loss(
     student: KontextNetwork, _: KontextNetwork, teacher: KontextNetwork, batch: Conditioned
 ) -> Tensor:
-    """Squared distance to the teacher's guided velocity."""
+    """Squared distance to the teacher's guided velocity, v(empty) + w' * (v(prompt) - v(empty)) with w' nearer to 1."""
     time = shifted_time(torch.rand(len(batch.target), device=batch.target.device))
     noisy = torch.lerp(batch.target, torch.randn_like(batch.target), time[:, None, None])
     one = torch.ones_like(batch.guidance)
     with torch.no_grad():
         prompted = teacher(noisy, batch.source, batch.pooled, batch.text, time, one).float()
         empty = teacher(noisy, batch.source, batch.empty_pooled, batch.empty_text, time, one).float()
-        wanted = torch.lerp(empty, prompted, batch.guidance[:, None, None])
+        strength = 1 + GUIDANCE_STRENGTH * (batch.guidance - 1)
+        wanted = torch.lerp(empty, prompted, strength[:, None, None])
     return F.mse_loss(
         student(noisy, batch.source, batch.pooled, batch.text, time, batch.guidance).float(), wanted
     )

@@ -60,16 +60,16 @@ GROUPS: dict[str, str] = {
 KINDS = tuple(GROUPS)
 # How often each kind is drawn for training; the harder ones more often. Tests weigh all KINDS alike.
 TRAINING_SHARES: dict[str, float] = {
-    "recolour": 0.16,
-    "add": 0.06,
-    "remove": 0.13,
-    "move": 0.17,
-    "background": 0.05,
+    "recolour": 0.17,
+    "add": 0.05,
+    "remove": 0.11,
+    "move": 0.15,
+    "background": 0.04,
     "effect": 0.07,
-    "text": 0.12,
-    "character": 0.12,
-    "style": 0.10,
-    "draw": 0.02,
+    "text": 0.08,
+    "character": 0.15,
+    "style": 0.17,
+    "draw": 0.01,
 }
 HELD_OUT_SHARE = 10  # one combination in this many
 

@@ -25,7 +25,7 @@ BATCH = 5
 KL_WEIGHT = 1e-4
 LEARNING_RATE = 2e-3
 DECODER_RATE = 1e-3
-LATENT_NOISE = 0.2
+LATENT_NOISE = 0.1
 """Most noise on the latents, in their standard deviation, that stage 5 trains the decoder to see through, since the
 flow's latents are never quite the encoder's."""
 SHARES = {"effect": 0.35, "style": 0.25, "character": 0.2, "text": 0.08, "move": 0.07, "background": 0.05}

@@ -36,8 +36,8 @@ from .train_flow import (
 GUIDANCE_RANGE = (1.0, 4.0)
 GUIDANCE_STRENGTH = 1 / 3
 """How much of the scale beyond 1 the student takes to heart. FLUX's default of 2.5 so means 1.5 here: halfway through
-the flow's training 69 of 90 edits succeeded at that, 65 at 1 and 63 at 2.5 (8 steps). They have one right answer, easily
-overshot, and the better the flow, the less guidance it needs.
+the flow's training 69 of 90 edits succeeded at that, 65 at 1 and 63 at 2.5 (8 steps). They have one right answer,
+easily overshot, and the better the flow, the less guidance it needs.
 """
 PHASES = 4
 TEACHER_STEPS_PER_PHASE = 8

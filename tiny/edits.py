@@ -60,16 +60,16 @@ GROUPS: dict[str, str] = {
 KINDS = tuple(GROUPS)
 # How often each kind is drawn for training; the harder ones more often. Tests weigh all KINDS alike.
 TRAINING_SHARES: dict[str, float] = {
-    "recolour": 0.11,
-    "add": 0.11,
-    "remove": 0.09,
-    "move": 0.12,
-    "background": 0.09,
+    "recolour": 0.17,
+    "add": 0.05,
+    "remove": 0.11,
+    "move": 0.15,
+    "background": 0.04,
     "effect": 0.07,
-    "text": 0.15,
-    "character": 0.12,
-    "style": 0.11,
-    "draw": 0.03,
+    "text": 0.08,
+    "character": 0.15,
+    "style": 0.17,
+    "draw": 0.01,
 }
 HELD_OUT_SHARE = 10  # one combination in this many
 

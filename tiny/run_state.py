@@ -36,6 +36,17 @@ class Average:
             self.weights[name].lerp_(parameter.detach(), 1 - decay)
 
 
+class Smooth:
+    """A running mean of about the last hundred values, to show; it starts at the first one."""
+
+    def __init__(self) -> None:
+        self.value, self.count = 0.0, 0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.value += (value - self.value) / min(self.count, 100)
+
+
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every tensor of the optimizers' state, as "optimizer/<name>/<parameter index>/<key>"."""
     tensors = {}

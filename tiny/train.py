@@ -15,18 +15,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..errors import KontextError
 from ..model import Autoencoder, AutoencoderConfig, KontextConfig
 from . import run_state
 from .architecture import TINY
 from .distill import distill, load_network
 from .edits import all_prompts_corpus
 from .pool import normalization
-from .train_autoencoder import draw, train_autoencoder
+from .train_autoencoder import draw, train_autoencoder, train_decoder
 from .train_flow import train_flow
 from .vocabulary import train_clip, train_t5
+from .warm_start import start_from
 
-STAGES = ("autoencoder", "flow", "guidance", "fewstep")
-MINUTES = {"autoencoder": 45.0, "flow": 110.0, "guidance": 12.0, "fewstep": 15.0}
+NETWORK_STAGES = ("flow", "guidance", "fewstep")
+STAGES = ("autoencoder", *NETWORK_STAGES, "decoder")
+MINUTES = {"autoencoder": 45.0, "flow": 100.0, "guidance": 10.0, "fewstep": 15.0, "decoder": 12.0}
 """Shares of about three hours on two idle cores; time on slower or busy ones buys fewer steps, not a broken model."""
 
 
@@ -53,13 +56,15 @@ def trained_autoencoder(config: AutoencoderConfig, run: Path) -> Autoencoder:
 
 
 def write_checkpoint(run: Path, folder: Path) -> None:
-    """Writes the averaged weights of the last stage that there is, in bf16, as a diffusers folder."""
+    """Writes the averaged weights of the last stages that there are, in bf16, as a diffusers folder."""
     import shutil
 
     from ..model.diffusers_folder import save_diffusers
 
-    stage = [name for name in STAGES if (run / f"{name}.safetensors").exists()][-1]
+    stage = [name for name in NETWORK_STAGES if (run / f"{name}.safetensors").exists()][-1]
     autoencoder = trained_autoencoder(TINY.autoencoder, run)
+    if (run / "decoder.safetensors").exists():
+        autoencoder.decoder.load_state_dict(run_state.load_average(run / "decoder.safetensors"))
     config = dataclasses.replace(TINY, autoencoder=autoencoder.config)
     network = load_network(config, run / f"{stage}.safetensors", "cpu")
     parts = {
@@ -76,10 +81,12 @@ def write_checkpoint(run: Path, folder: Path) -> None:
     save_diffusers(folder, config, weights)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
-    print(f"wrote stage {stage!r} to {folder}")
+    print(f"wrote {stage!r} to {folder}")
 
 
-def train(run: Path, stages: list[str], minutes: dict[str, float], device: str) -> None:
+def train(
+    run: Path, stages: list[str], minutes: dict[str, float], device: str, compiled: bool = False
+) -> None:
     run.mkdir(parents=True, exist_ok=True)
     tokenizers(run)
     if "autoencoder" in stages:
@@ -88,10 +95,13 @@ def train(run: Path, stages: list[str], minutes: dict[str, float], device: str) 
     config: KontextConfig = dataclasses.replace(TINY, autoencoder=autoencoder.config)
     encoder = autoencoder.encoder.to(device)
     if "flow" in stages:
-        train_flow(config, encoder, run, minutes["flow"], device)
+        train_flow(config, encoder, run, minutes["flow"], device, compiled)
     for stage, teacher in (("guidance", "flow"), ("fewstep", "guidance")):
         if stage in stages:
-            distill(stage, run / f"{teacher}.safetensors", config, encoder, run, minutes[stage], device)
+            state = run / f"{teacher}.safetensors"
+            distill(stage, state, config, encoder, run, minutes[stage], device, compiled)
+    if "decoder" in stages:
+        train_decoder(autoencoder, run, minutes["decoder"], device)
 
 
 def main() -> int:
@@ -100,7 +110,13 @@ def main() -> int:
     parser.add_argument("--stages", default=",".join(STAGES), help="which stages to run, in order")
     for stage in STAGES:
         parser.add_argument(f"--{stage}-minutes", type=float, default=MINUTES[stage])
+    parser.add_argument(
+        "--from", dest="start", type=Path, help="checkpoint whose weights a new run starts from"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the transformer (needs a C++ compiler)"
+    )
     parser.add_argument("--checkpoint", type=Path, help="only write the run as a diffusers folder")
     args = parser.parse_args()
     if args.checkpoint:
@@ -117,8 +133,17 @@ def main() -> int:
     # A scheduler's SIGTERM, and SIGINT to a background job, stop as Ctrl-C does: the state is saved.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    if args.start:
+        try:
+            started = start_from(args.start, args.run, TINY)
+        except KontextError as fault:
+            print(f"error: {fault}", file=sys.stderr)
+            return 2
+        for stage in started:
+            print(f"stage {stage!r} starts from {args.start}")
+    minutes = {stage: getattr(args, f"{stage}_minutes") for stage in STAGES}
     try:
-        train(args.run, stages, {stage: getattr(args, f"{stage}_minutes") for stage in STAGES}, args.device)
+        train(args.run, stages, minutes, args.device, args.compile)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

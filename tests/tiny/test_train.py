@@ -70,12 +70,19 @@ def test_every_stage_trains_resumes_and_ends_in_a_checkpoint(
     name = "text_encoder_2.shared.weight"
     assert torch.equal(flow[name], after[name])
 
+    # The encoder is stage 1's, since the flow knows its latents; the decoder is trained to the end.
+    first = run_state.load_average(run / "autoencoder.safetensors")
+    last = run_state.load_average(run / "decoder.safetensors")
+    assert not torch.equal(first["decoder.conv_out.weight"], last["conv_out.weight"])
+
     train.write_checkpoint(run, tmp_path / "checkpoint")
     from kontext.model.checkpoint import load_state
 
     written = load_state(tmp_path / "checkpoint")
     key = "single_blocks.0.linear1.weight"
     assert torch.equal(written["transformer"][key], after[f"transformer.{key}"].bfloat16())
+    assert torch.equal(written["vae_encoder"]["conv_in.weight"], first["encoder.conv_in.weight"].bfloat16())
+    assert torch.equal(written["vae_decoder"]["conv_out.weight"], last["conv_out.weight"].bfloat16())
 
 
 def test_a_run_state_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -131,6 +138,22 @@ def test_consistency_holds_for_a_straight_flow() -> None:
         assert float(distill.consistency_loss(flow, flow, flow, batch)) < 1e-8
 
 
+def test_guidance_of_1_is_the_instruction_alone_and_more_goes_beyond() -> None:
+    told = torch.tensor([1.0, 2.5, 4.0])
+    one, zero = torch.ones(3, 4), torch.zeros(3, 4)
+    batch = distill.Conditioned(torch.randn(3, 4, 8), torch.empty(0), one, one, zero, zero, told)
+
+    def teacher(x: Any, source: Any, pooled: Any, text: Any, time: Any, guidance: Any) -> Any:
+        assert torch.equal(guidance, torch.ones(3))
+        return pooled[:, :1, None].expand_as(x)  # 1 with the instruction, 0 without
+
+    def student(x: Any, source: Any, pooled: Any, text: Any, time: Any, guidance: Any) -> Any:
+        return torch.tensor([1.0, 1.5, 2.0])[:, None, None].expand_as(x)
+
+    networks: tuple[Any, Any, Any] = (student, None, teacher)
+    assert float(distill.guidance_loss(*networks, batch)) < 1e-12
+
+
 def test_phases_end_where_the_four_step_schedule_steps(tiny_bundle: Path) -> None:
     from kontext.runtime.bundle import Bundle
     from kontext.runtime.sampler import schedule
@@ -176,3 +199,22 @@ def test_the_embedded_model_stays_below_16_megabytes() -> None:
     parameters = sum(p.numel() for p in network.parameters())
     parameters += sum(p.numel() for p in Autoencoder(config.autoencoder).parameters())
     assert 2 * parameters < 16e6  # bf16
+
+
+def test_the_foreground_weighs_more_whether_it_changes_or_stays() -> None:
+    source = torch.zeros(1, 5, 8)
+    source[:, 1] = 1.0  # an object that stays
+    target = source.clone()
+    target[:, 4] = 1.0  # and one that is added
+    weight = train_flow.foreground_weight(source, target)
+    assert float(weight.mean()) == pytest.approx(1)
+    assert torch.allclose(weight[0, [1, 4]] / weight[0, 0], torch.tensor(1 + train_flow.FOREGROUND_WEIGHT))
+    alone = train_flow.foreground_weight(target[:, :0], target)
+    assert torch.equal(alone, weight)
+
+
+def test_a_shown_mean_starts_at_the_first_value() -> None:
+    smooth = run_state.Smooth()
+    for value in (4.0, 2.0):
+        smooth.add(value)
+    assert smooth.value == 3.0

@@ -264,7 +264,10 @@ def open_bundles(reference: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
 def ours(name: str, bundle: Bundle, reference: Bundle, layers: fidelity_bits.Layers) -> Candidate:
     return Candidate(
         name,
-        {"precision": bundle.manifest["precision"]["weights"]},
+        {
+            "precision": bundle.manifest["precision"]["weights"],
+            "activations": fidelity_bits.activation_formats(bundle),
+        },
         Pipeline.load(bundle),
         fidelity_bits.layer_bits(bundle, reference, layers),
         fidelity_bits.file_bits(bundle, reference),

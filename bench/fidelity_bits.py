@@ -39,6 +39,14 @@ def is_quantized(layer: object) -> bool:
     return (layer["format"] if isinstance(layer, Mapping) else layer) not in BYTES
 
 
+def activation_formats(bundle: Bundle) -> list[str]:
+    """The formats that the transformer's graph rounds its linears' inputs to; what a backend does of its own is not
+    among them."""
+    layers: Mapping[str, object] = bundle.manifest["precision"]["layers"].get("transformer", {})
+    found = {layer.get("activations") for layer in layers.values() if isinstance(layer, Mapping)}
+    return sorted(kind for kind in found if kind)
+
+
 def common_layers(reference: Bundle, bundles: Sequence[Bundle]) -> dict[str, list[str]]:
     """The weights that any of `bundles` quantizes, in the order of the reference's files.
 

@@ -72,7 +72,13 @@ def detail_tables(result: dict[str, Any]) -> list[Table]:
         rows.append(
             [
                 names[name],
-                f"{entry['precision']}, {entry.get('library', 'this exporter')}",
+                ", ".join(
+                    [
+                        entry["precision"],
+                        *(f"{kind} activations" for kind in entry.get("activations", [])),
+                        entry.get("library", "this exporter"),
+                    ]
+                ),
                 number(entry["bits_per_weight_files"], 2),
                 *(number(entry[each], MEASURES[each].digits) for each in more),
             ]
@@ -141,6 +147,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes, names = figure.add_subplot(), titles(result)
+    labels: list[tuple[str, tuple[float, float], str]] = []
     for group, color, marker, label in (
         ("bundles", OURS, "o", "kontext-export"),
         ("peers", THEIRS, "s", "other libraries, weights alone"),
@@ -154,14 +161,23 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axes.scatter(
                 *np.array(list(points.values())).T, color=color, marker=marker, label=label, zorder=3
             )
-        for name, place in points.items():
-            axes.annotate(name, place, xytext=(5, 4), textcoords="offset points", fontsize=8, color=color)
+        labels += [(name, place, color) for name, place in points.items()]
     axes.set_xlabel("bits per weight of the quantized layers, scales and branches included")
     axes.set_ylabel("SNR of the velocity along the reference's trajectory [dB]")
     axes.set_title(f"{result['model']}: how much of the fp32 velocity is left")
     axes.margins(x=0.12, y=0.1)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
+    figure.draw_without_rendering()  # the axes' place is known from here on
+    taken: list[tuple[float, float]] = []
+    for name, place, color in sorted(labels, key=lambda label: label[1][1]):
+        x, y = axes.transData.transform(place)
+        height = max([y, *(other + 14 for beside, other in taken if abs(beside - x) < 130)])
+        taken.append((x, height))
+        offset = (7, (height - y) * 72 / figure.dpi)
+        axes.annotate(
+            name, place, xytext=offset, textcoords="offset points", va="center", fontsize=8, color=color
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".png")
     os.close(handle)

@@ -93,12 +93,9 @@ def quanto(kind: str, bits: int) -> Quantizer:
     def quantize(weight: Tensor) -> Quantized:
         from optimum import quanto as own
         from optimum.quanto.library.extensions import cpp
-        from optimum.quanto.library.unpack import unpack
 
-        if (
-            cpp.ext._lib is None
-        ):  # it would be compiled now, for minutes; quanto's own PyTorch code does the same
-            cpp.ext._lib = SimpleNamespace(unpack=unpack)
+        if cpp.ext._lib is None:  # else it is compiled now, for minutes, to shift some bits
+            cpp.ext._lib = SimpleNamespace(unpack=unpack_bits)
         network = linear(weight, torch.float16)
         own.quantize(network, weights=getattr(own, kind))
         own.freeze(network)
@@ -107,6 +104,11 @@ def quanto(kind: str, bits: int) -> Quantizer:
         return Quantized(stored.dequantize().float(), bits * weight.numel() + bits_of(*scales))
 
     return quantize
+
+
+def unpack_bits(packed: Tensor, bits: int) -> Tensor:
+    """quanto's packing undone: the parts of its first axis lie above each other in each byte, the first lowest."""
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
 
 
 def gguf(kind: str) -> Quantizer:

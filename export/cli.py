@@ -50,10 +50,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = flags.parse_args(arguments)
     engine_flags.check_together(options, flags)
     options.bundle = bundle_of(options, flags)
-    if options.bundle is None and options.output is None and not options.plan_only:
-        flags.error(
-            "say where to: -o OUT writes a bundle, --triton REPO a model repository of one that is there"
-        )
     return options
 
 
@@ -112,6 +108,10 @@ def kept(options: argparse.Namespace | None) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.bundle is None and options.output is None and not options.plan_only:
+        raise KontextError(
+            "say where to: -o OUT writes a bundle, --triton REPO a model repository of one that is there"
+        )
     if options.engine is not None:
         engine_flags.check(options)
     if options.triton is not None:

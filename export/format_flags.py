@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from ..quant.recipe import Recipe
     from .samples import Samples
 
-BRANCHED = ("int4", "nvfp4")
-"""Formats that get a low-rank branch unless told otherwise; bitsandbytes' kernels for NF4 know none."""
-
 
 def add_format_flags(parser: argparse.ArgumentParser) -> None:
     formats = parser.add_argument_group("number formats")
@@ -125,6 +122,8 @@ def chosen_recipe(options: argparse.Namespace, checkpoint: Checkpoint, calibrate
 
 def chosen_rank(options: argparse.Namespace) -> int | None:
     """Of the low-rank branches; None for one by each weight's size."""
+    from ..quant.options import BRANCHED
+
     if options.rank is None:
         return None if options.quantization in BRANCHED else 0
     return None if options.rank == "auto" else int(options.rank)

@@ -63,15 +63,3 @@ FORMATS: dict[str, NumberFormat] = {
         ("nvfp4", nvfp4),
     )
 }
-
-
-def bits(name: str, shape: tuple[int, int], wide_bytes: int) -> float:
-    """Bits per weight of a stored weight [in, out], scales included."""
-    sizes = {"F32": 4, "U8": 1, "I8": 1, "F8_E4M3": 1, WIDE: wide_bytes}
-    total = 0
-    for _, dtype, part in FORMATS[name].layout(shape):
-        count = 1
-        for size in part:
-            count *= size
-        total += sizes[dtype] * count
-    return 8 * total / (shape[0] * shape[1])

@@ -99,6 +99,10 @@ def read_rule(data: Any, where: str) -> Rule:
     activations = data.get("activations", "")
     if activations not in ACTIVATIONS:
         raise KontextError(f"{where}: activations is {activations!r}, expected fp8, int8 or nothing")
+    if activations and activations != name:
+        raise KontextError(
+            f"{where}: {activations} activations go with {activations} weights, not with {name}"
+        )
     smooth = data.get("smooth", False)
     if not isinstance(smooth, bool):
         raise KontextError(f"{where}: smooth must be true or false")

@@ -202,7 +202,7 @@ class HttpClient:
                 if contract.IMAGE.name in event:
                     warned = event.get(contract.WARNINGS.name, [])
                     try:
-                        image = base64.b64decode(event[contract.IMAGE.name])
+                        image = base64.b64decode(event[contract.IMAGE.name], validate=True)
                     except (ValueError, TypeError):
                         raise KontextError(f"{self.address} sent a picture that is not in base64") from None
                     return answer(image, [warned] if isinstance(warned, str) else warned)

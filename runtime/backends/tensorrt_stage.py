@@ -295,5 +295,5 @@ class Stage:
 
 
 def stored_bytes(count: int, dtype: Any) -> int:
-    """Bytes of `count` values of the library's `dtype`; two of 4 bits are one, where its own `nbytes` is negative."""
+    """Bytes of `count` values of a `dtype`, two of 4 bits in a byte; the library's own `nbytes` is negative there."""
     return math.ceil(count * dtype.itemsize)

@@ -36,7 +36,10 @@ RESULT: dict[str, Any] = {
     "reference": {"name": "fp32", "success": 0.25},
     "steps": 2,
     "edits": 20,
-    "bundles": {"tiny-int8": entry(8.2, 40, "int8"), "tiny-int4": entry(4.7, 25, "int4")},
+    "bundles": {
+        "tiny-int8": entry(8.2, 40, "int8", activations=["int8"]),
+        "tiny-int4": entry(4.7, 25, "int4"),
+    },
     "peers": {"bnb-nf4": entry(4.5, 20, "NF4, blocks of 64", library="bitsandbytes 0.50.2")},
     "absent_measures": {"lpips": "lpips is not installed"},
     "machine": MACHINE,
@@ -67,6 +70,7 @@ def test_two_bundles_of_one_format_keep_their_names() -> None:
 def test_details_say_who_did_what() -> None:
     details, steps = fidelity_report.detail_tables(RESULT)
     assert details.rows[0] == ["bnb-nf4", "NF4, blocks of 64, bitsandbytes 0.50.2", "5.50", "0.9900"]
+    assert details.rows[2][1] == "int8, int8 activations, this exporter"
     assert steps.header[1:] == ["SNR, step 1", "SNR, step 2", "distance, step 1", "distance, step 2"]
     assert fidelity_report.absences(RESULT) == ["LPIPS: not present (lpips is not installed)"]
     assert "bitsandbytes 0.50.2" in fidelity_report.footer(RESULT)

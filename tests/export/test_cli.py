@@ -24,12 +24,17 @@ def test_help_needs_no_torch() -> None:
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["-o", "x", "--fp16", "--bf16"], ["a", "b", "-o", "x"]])
+@pytest.mark.parametrize("arguments", [["-o", "x", "--fp16", "--bf16"], ["a", "b", "-o", "x"]])
 def test_wrong_flags(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_an_output_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: say where to: -o OUT writes a bundle")
 
 
 def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

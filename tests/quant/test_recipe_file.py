@@ -67,6 +67,7 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
         ({"rules": [{"format": "int4", "rank": -1}]}, "rank is -1"),
         ({"rules": [{"format": "int4", "rank": True}]}, "rank is True"),
         ({"rules": [{"format": "fp8", "activations": "int3"}]}, "activations is 'int3'"),
+        ({"rules": [{"format": "fp8", "activations": "int8"}]}, "go with int8 weights, not with fp8"),
         ({"rules": [3]}, "rule 1 is no object"),
         ({"rules": [{"format": "int8", "weight": 3}]}, "names or patterns"),
         ({"rules": [{"format": "int8"}], "spare": 1}, "spare"),

@@ -39,7 +39,7 @@ Json read_manifest(const fs::path& folder) {
     try {
         data = Json::parse(file);
     } catch (const Json::exception& fault) {
-        throw Error(path.string() + " is not JSON: " + fault.what());
+        throw Error(path.string() + " is not JSON: " + reason(fault));
     }
     if (!data.is_object()) throw Error(path.string() + " is not a JSON object");
     return data;

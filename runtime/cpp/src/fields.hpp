@@ -11,6 +11,14 @@
 
 namespace kontext {
 
+// What the JSON library complains of, without its marks and without the bytes that it stumbled over.
+inline std::string reason(const nlohmann::json::exception& fault) {
+    if (const auto* where = dynamic_cast<const nlohmann::json::parse_error*>(&fault))
+        return "it goes wrong at byte " + std::to_string(where->byte);
+    const std::string text = fault.what();
+    return text.substr(text.find(' ') + 1);  // after "[json.exception.…]"
+}
+
 class Fields {
 public:
     Fields(const nlohmann::json& object, std::string where) : data(object), where(std::move(where)) {}

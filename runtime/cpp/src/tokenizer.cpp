@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "fields.hpp"
 #include "kontext/kontext.hpp"
 #include "unicode.hpp"
 
@@ -77,7 +78,9 @@ Tokenizer::Tokenizer(const std::filesystem::path& path) {
                 raw.push_back(token);
             }
         }
-    } catch (const std::exception& fault) {  // the JSON library's, or ours
+    } catch (const Json::exception& fault) {
+        throw Error(path.string() + " is not a tokenizer: " + reason(fault));
+    } catch (const std::exception& fault) {
         throw Error(path.string() + " is not a tokenizer: " + fault.what());
     }
     for (auto* list : {&raw, &normalized})

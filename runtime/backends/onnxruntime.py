@@ -190,7 +190,7 @@ def map_large_blocks() -> None:
     """Has every block of a megabyte mapped on its own from now on, where the C library is glibc.
 
     Left alone it learns to keep blocks of up to 32 MB in its heap, where tensors of different lifetimes leave holes: an
-    autoencoder of 256x256 pixels took 854 MB where 330 were in use.
+    autoencoder of 64 to 256 channels took 854 MB to decode 256x256 pixels, and takes 284.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)

@@ -36,7 +36,7 @@ def test_every_card_has_a_plan_that_fits(cards: dict[int, Plan]) -> None:
     for size, plan in cards.items():
         assert plan.peak <= size * 1e9
         assert len(plan.stages) == 6
-        assert plan.error <= 1.02 * plan.bound or plan.error == 0  # within 0.1 dB of any plan there is
+        assert plan.error <= 1.05 * plan.bound or plan.error == 0  # within 0.2 dB of any plan there is
     errors = [plan.error for plan in cards.values()]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 0

@@ -92,4 +92,6 @@ def quantize(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
 def dequantize(packed: Tensor, absmax: Tensor) -> Tensor:
     """What the graph computes: fp32 [in, out]."""
     indices = torch.stack((packed >> 4, packed & 15), dim=-1).flatten(-2)
-    return (torch.tensor(CODES)[indices.int()] * absmax.repeat_interleave(GROUP, dim=1)).t()
+    return (
+        torch.tensor(CODES, device=packed.device)[indices.int()] * absmax.repeat_interleave(GROUP, dim=1)
+    ).t()

@@ -83,7 +83,7 @@ def codes(units: Tensor) -> Tensor:
 
 def decode(codes: Tensor) -> Tensor:
     """fp32 values of four-bit codes."""
-    table = torch.tensor(VALUES)
+    table = torch.tensor(VALUES, device=codes.device)
     return torch.cat((table, -table))[codes.int()]
 
 

@@ -6,7 +6,7 @@ writes or adds the product into a view.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,10 +52,7 @@ class KernelLinear:
         chosen = "16-bit"
         if stored.format in ("fp8", "int8") and activations == stored.format:
             chosen = stored.format
-            turned = stored.weight.t().contiguous()
-            stored = StoredLinear(
-                turned, stored.bias, stored.scale, stored.input_scale, stored.down, stored.up
-            )
+            stored = replace(stored, weight=stored.weight.t().contiguous())
         elif stored.format == "int4" and activations == "fp8":
             chosen = "fp8"
         return cls(stored, chosen)
@@ -69,17 +66,26 @@ class KernelLinear:
     def static(self) -> bool:
         """Whether its input can be quantized before all of a row is known."""
         return (
-            self.activations != "16-bit" and self.stored.input_scale is not None and self.stored.down is None
+            self.activations != "16-bit"
+            and self.stored.input_scale is not None
+            and self.stored.down is None
+            and self.stored.input_factor is None
         )
 
     def normalized(self, x: Tensor, shift: Tensor, scale: Tensor) -> Input:
         """AdaLN of x [batch, tokens, in], as this linear's input."""
+        if self.stored.input_factor is not None:  # smoothing costs nothing here
+            shift, scale = shift * self.stored.input_factor, (1 + scale) * self.stored.input_factor - 1
         if self.activations == "16-bit" or self.stored.down is not None:
             return self.prepared(adaln_op(x, shift, scale))
         return Input(*adaln_quantize_op(x, shift, scale, self.activations))
 
     def joined(self, plain: Tensor | None, mlp: Tensor | None) -> Input:
         """concat(plain, gelu(mlp)), as this linear's input."""
+        if self.stored.input_factor is not None:
+            values = plain if mlp is None else gelu_join_op(plain, mlp)
+            assert values is not None
+            return self.prepared(values * self.stored.input_factor)
         if self.activations == "16-bit" or self.stored.down is not None:
             if mlp is None and plain is not None:
                 return self.prepared(plain)

@@ -2,7 +2,8 @@
 
 Bundles store the weights of linears as [in, out]; E4M3 and INT8 go with a scale for each output channel, INT4 (two a
 byte) with one for each group of 64 inputs, and any of them may have a low-rank branch `_down` [in, rank], `_up`
-[rank, out] and a static scale of its input, `_input_scale`.
+[rank, out], a static scale of its input, `_input_scale`, and smoothing factors of it, `_input_factor`. NF4, NVFP4 and
+UINT4 have no kernels here: packed in memory, they are unpacked for each use.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from torch import Tensor, nn
 from ...errors import KontextError
 from ...kernels import int4
 from ...kernels.int4_dequantize import int4_dequantize_op
+from ...quant.formats import FORMATS as NUMBER_FORMATS
+from ...quant.formats import WIDE
 
 COMPUTE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STORED = {"F8_E4M3": "fp8", "I8": "int8", "U8": "int4"}
 FORMATS = {torch.float8_e4m3fn: "fp8", torch.int8: "int8", torch.uint8: "int4"}
+
+CODECS = {"_absmax": "nf4", "_global_scale": "nvfp4", "_zero_point": "uint4"}
+"""What only the weights of a format have beside them."""
 
 Part = TypeVar("Part")
 
@@ -38,17 +44,27 @@ class StoredLinear:
     input_scale: Tensor | None = None
     down: Tensor | None = None
     up: Tensor | None = None
+    input_factor: Tensor | None = None
+    """Smoothing: what the inputs [in] are multiplied by first."""
+    codec: str = ""
+    """A format that has no kernel (NF4, NVFP4, UINT4): unpacked whenever it is needed, with `codec_scales`."""
+    codec_scales: tuple[Tensor, ...] = ()
 
     @property
     def format(self) -> str:
-        return FORMATS.get(self.weight.dtype, "16-bit")
+        """What its kernel computes with: "fp8", "int8", "int4" or "16-bit"."""
+        return "16-bit" if self.codec else FORMATS.get(self.weight.dtype, "16-bit")
 
     @property
     def channels(self) -> int:
+        if self.codec:
+            return self.weight.shape[0] if self.codec == "nf4" else 2 * self.weight.shape[1]
         return self.weight.shape[1] * (2 if self.format == "int4" else 1)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [in, out] in `dtype`, without the low-rank branch."""
+        if self.codec:
+            return NUMBER_FORMATS[self.codec].dequantize(self.weight, *self.codec_scales).to(dtype)
         if self.scale is None:
             return self.weight.to(dtype)
         if self.format == "int4":
@@ -62,6 +78,8 @@ class StoredLinear:
 
     def apply(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out] with activations as they are."""
+        if self.input_factor is not None:
+            x = x * self.input_factor.to(x.dtype)
         y = x @ self.dense(x.dtype)
         if self.down is not None and self.up is not None:
             y = y + (x @ self.down.to(x.dtype)) @ self.up.to(x.dtype)
@@ -110,8 +128,8 @@ class WeightFile:
         }
         return {STORED[dtype] for dtype in stored & set(STORED)}
 
-    def read(self, name: str, shape: Iterable[int] | None = None) -> Tensor:
-        """One tensor, floating point ones in the format that is computed in.
+    def read(self, name: str, shape: Iterable[int] | None = None, convert: bool = True) -> Tensor:
+        """One tensor, floating point ones in the format that is computed in unless `convert` says not to.
 
         Raises:
             KontextError: it is not there, or has another shape.
@@ -123,7 +141,7 @@ class WeightFile:
         if shape is not None and tuple(tensor.shape) != tuple(shape):
             raise KontextError(f"{self.path}: {name} is {list(tensor.shape)}, expected {list(shape)}")
         wide = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        return tensor.to(self.dtype) if wide else tensor
+        return tensor.to(self.dtype) if wide and convert else tensor
 
     def linear(self, name: str, rows: int, columns: int, bias: bool = True) -> StoredLinear:
         """The linear `name` of `rows` inputs and `columns` outputs.
@@ -132,6 +150,18 @@ class WeightFile:
             KontextError: its format is none that this backend computes, or its parts do not go together.
         """
         key = f"{name}.weight"
+        codec = next((each for ending, each in CODECS.items() if f"{key}{ending}" in self.names), "")
+        if codec:
+            (ending, _, shape), *layout = NUMBER_FORMATS[codec].layout((rows, columns))
+            weight = self.read(f"{key}{ending}", shape)
+            scales = tuple(
+                self.read(f"{key}{ending}", shape, dtype == WIDE) for ending, dtype, shape in layout
+            )
+            down, up, factor = self.beside(key, rows, columns)
+            offsets = self.read(f"{name}.bias", (columns,)) if bias else None
+            return StoredLinear(
+                weight, offsets, None, None, down, up, factor, codec=codec, codec_scales=scales
+            )
         weight = self.read(key)
         format = FORMATS.get(weight.dtype, "16-bit")
         if format == "16-bit" and not weight.is_floating_point():
@@ -143,17 +173,8 @@ class WeightFile:
         scale = None
         if format != "16-bit":
             scale = self.read(f"{key}_scale", (rows // int4.GROUP, columns) if packed else (columns,))
-        optional = {
-            suffix: self.read(f"{key}{suffix}") if f"{key}{suffix}" in self.names else None
-            for suffix in ("_input_scale", "_down", "_up")
-        }
-        down, up = optional["_down"], optional["_up"]
-        if (down is None) != (up is None):
-            raise KontextError(f"{self.path}: {key} has half of a low-rank branch")
-        if down is not None and up is not None:
-            self.expect(f"{key}_down", down, (rows, up.shape[0]))
-            self.expect(f"{key}_up", up, (down.shape[1], columns))
-        step = optional["_input_scale"]
+        down, up, factor = self.beside(key, rows, columns)
+        step = self.read(f"{key}_input_scale") if f"{key}_input_scale" in self.names else None
         if step is not None:
             if step.numel() != 1:
                 raise KontextError(
@@ -161,7 +182,22 @@ class WeightFile:
                 )
             step = step.float().reshape(1)
         offsets = self.read(f"{name}.bias", (columns,)) if bias else None
-        return StoredLinear(weight, offsets, scale, step, down, up)
+        return StoredLinear(weight, offsets, scale, step, down, up, factor)
+
+    def beside(self, key: str, rows: int, columns: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The low-rank branch's two halves and the smoothing factors of the weight `key`, where there are any."""
+        down, up, factor = (
+            self.read(f"{key}{suffix}") if f"{key}{suffix}" in self.names else None
+            for suffix in ("_down", "_up", "_input_factor")
+        )
+        if (down is None) != (up is None):
+            raise KontextError(f"{self.path}: {key} has half of a low-rank branch")
+        if down is not None and up is not None:
+            self.expect(f"{key}_down", down, (rows, up.shape[0]))
+            self.expect(f"{key}_up", up, (down.shape[1], columns))
+        if factor is not None:
+            self.expect(f"{key}_input_factor", factor, (rows,))
+        return down, up, factor
 
     def expect(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(tensor.shape) != shape:

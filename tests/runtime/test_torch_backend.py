@@ -296,3 +296,39 @@ def test_on_a_gpu(embedded: dict[str, Path], onnx_pictures: dict[str, Image.Imag
         bundle = Bundle.open(embedded[name])
         picture = Pipeline(bundle, TorchBackend(bundle, "cuda")).edit(photograph(), TEXT, steps=4)
         assert psnr(picture, onnx_pictures[name]) >= 35
+
+
+@pytest.mark.parametrize(
+    "layer", [("nf4", 0), ("nf4", 8), ("nvfp4", 8), ("uint4", 0), ("int8", 4), ("int4", 0)], ids=str
+)
+def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp_path: Path) -> None:
+    """What `quant.methods` stores, smoothed and with a branch, against its own dequantization."""
+    from kontext.quant.methods import dequantize, layout, quantize
+    from kontext.quant.recipe import Layer
+    from kontext.quant.statistics import InputStatistics
+
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(128, 64, generator=generator), torch.randn(2, 5, 128, generator=generator)
+    x[..., 3] *= 40
+    statistics = InputStatistics.empty(128)
+    statistics.add(x, 0)
+    stored = Layer(*layer, smooth=layer[0] == "int8")
+    tensors = quantize(weight, stored, torch.float32, statistics)
+    names = [f"l.weight{ending}" for ending, *_ in layout(stored, (128, 64))]
+    path = tmp_path / "w.safetensors"
+    save_file({**dict(zip(names, tensors, strict=True)), "l.bias": torch.ones(64)}, path)
+    file = torch_weights.WeightFile(path, torch.device("cpu"), torch.float32)
+    linear = file.linear("l", 128, 64)
+    file.close()
+    expected = x @ dequantize(tensors, stored) + 1
+    assert linear.channels == 64
+    assert torch.allclose(linear.apply(x), expected, atol=2e-4)
+    kernel = KernelLinear.of(linear, "16-bit")
+    out = torch.empty(2, 5, 64)
+    kernel.product(kernel.joined(x, None), out)
+    assert torch.allclose(out, expected, atol=2e-4)
+    # Smoothing goes into the modulation: (1 + scale) * f and shift * f of a normalized x.
+    shift, scale = (torch.randn(2, 128, generator=generator) * 0.1 for _ in range(2))
+    normalized = torch.nn.functional.layer_norm(x, (128,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    kernel.product(kernel.normalized(x, shift, scale), out)
+    assert torch.allclose(out, normalized @ dequantize(tensors, stored) + 1, atol=2e-4)

@@ -272,8 +272,7 @@ class Step:
         q, k = norm_rope_op(qkv, cos, sin, norms, heads, text_tokens)
         v = split(qkv, heads)[2]
         if not qkv.is_cuda:
-            attended = attention_op(q, k, v)
-            return attended
+            return attention_op(q, k, v)
         out: list[Tensor] = []
 
         def ours() -> None:

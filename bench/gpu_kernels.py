@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -218,55 +219,62 @@ def attentions(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
     note("ours 16-bit", lambda: attention_op(q, k, v))
     for format in ("fp8", "int8"):
         operands = norm_rope_quantize_op(qkv, cos, sin, norms, heads, 0, format)
-        note(f"ours {format}", lambda operands=operands: attention_quantized_op(*operands, shape.dtype))
+        note(f"ours {format}", partial(attention_quantized_op, *operands, shape.dtype))
         if device.type == "cuda":
-            note(
-                f"ours {format}, fp32 sums per block",
-                lambda operands=operands: launch_attention_quantized(*operands, shape.dtype, fast=False),
-            )
+            exact = partial(launch_attention_quantized, dtype=shape.dtype, fast=False)
+            note(f"ours {format}, fp32 sums per block", partial(exact, *operands))
     return found
 
 
 def products(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
     """A block's linears: cuBLAS in bf16 and FP8, ours in FP8, INT8 and INT4; TFLOP/s of each."""
-    device, tokens, found = clock.device, shape.tokens, {}
+    device, tokens = clock.device, shape.tokens
+    found: dict[str, dict[str, float]] = {}
     sizes = {
         "qkv": (shape.hidden, 3 * shape.hidden),
         "linear1": (shape.hidden, 3 * shape.hidden + shape.mlp),
         "linear2": (shape.hidden + shape.mlp, shape.hidden),
     }
     for name, (depth, channels) in sizes.items():
-        x = random(1, tokens, depth, like=shape, device=device)
-        weight = random(channels, depth, like=shape, device=device)
-        bias = random(channels, like=shape, device=device)
-        out = torch.empty(1, tokens, channels, device=device, dtype=shape.dtype)
-        runs: dict[str, Callable[[], object]] = {
-            "cublas 16-bit": lambda x=x, w=weight, b=bias: F.linear(x, w, b)
-        }
-        for format in ("fp8", "int8"):
-            a, a_scale = quantize_rows(x.float(), format)
-            w, w_scale = quantize_rows(weight.float(), format)
-            runs[f"ours {format}"] = lambda a=a, s=a_scale, w=w, t=w_scale, o=out, b=bias: scaled_linear_op(
-                o, a, s, w, t, b, None, None
-            )
-            if format == "fp8" and device.type == "cuda":
-                runs["cublas fp8"] = lambda a=a, s=a_scale, w=w, t=w_scale, b=bias: torch._scaled_mm(
-                    a[0], w.t(), scale_a=s.reshape(-1, 1), scale_b=t[None], bias=b, out_dtype=shape.dtype,
-                    use_fast_accum=True,
-                )  # fmt: skip
-        packed = torch.randint(0, 256, (depth, channels // 2), device=device, dtype=torch.uint8)
-        steps = torch.rand(depth // GROUP, channels, device=device).to(shape.dtype)
-        runs["ours int4"] = lambda x=x, p=packed, s=steps, o=out, b=bias: int4_linear_op(
-            o, x, None, p, s, None, None, b, None, None
-        )
-        runs["int4 unpacked, cublas"] = lambda x=x, p=packed, s=steps, b=bias: torch.addmm(
-            b, x[0], int4_dequantize_op(p, s, x.dtype)
-        )
         operations = 2 * tokens * depth * channels
-        for way, run in runs.items():
+        for way, run in ways(shape, depth, channels, device).items():
             try:
                 time = clock.replayed(run)
             except RuntimeError:
                 continue
             found[f"{name}, {way}"] = {"ms": time, "tflop_s": operations / time / 1e9}
     return found
+
+
+def ways(shape: Shape, depth: int, channels: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """What computes one linear, by name; all on the same random numbers, in the format of each."""
+    x = random(1, shape.tokens, depth, like=shape, device=device)
+    weight = random(channels, depth, like=shape, device=device)
+    bias = random(channels, like=shape, device=device)
+    out = torch.empty(1, shape.tokens, channels, device=device, dtype=shape.dtype)
+    runs: dict[str, Callable[[], object]] = {"cublas 16-bit": lambda: F.linear(x, weight, bias)}
+
+    def scaled(format: str) -> None:
+        a, a_scale = quantize_rows(x.float(), format)
+        w, w_scale = quantize_rows(weight.float(), format)
+        runs[f"ours {format}"] = lambda: scaled_linear_op(out, a, a_scale, w, w_scale, bias, None, None)
+        if format == "fp8" and device.type == "cuda":
+            runs["cublas fp8"] = lambda: torch._scaled_mm(
+                a[0],
+                w.t(),
+                scale_a=a_scale.reshape(-1, 1),
+                scale_b=w_scale[None],
+                bias=bias,
+                out_dtype=shape.dtype,
+                use_fast_accum=True,
+            )
+
+    scaled("fp8")
+    scaled("int8")
+    packed = torch.randint(0, 256, (depth, channels // 2), device=device, dtype=torch.uint8)
+    steps = torch.rand(depth // GROUP, channels, device=device).to(shape.dtype)
+    runs["ours int4"] = lambda: int4_linear_op(out, x, None, packed, steps, None, None, bias, None, None)
+    runs["int4 unpacked, cublas"] = lambda: torch.addmm(
+        bias, x[0], int4_dequantize_op(packed, steps, x.dtype)
+    )
+    return runs

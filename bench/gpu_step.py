@@ -109,7 +109,8 @@ def on_kernels(model: Transformer, format: str, attention: str, free: bool = Fal
         return result
 
     double, single = [], []
-    for block in model.double_blocks:
+    blocks: Any = model.double_blocks  # modules by attribute are more than the type checker follows
+    for block in blocks:
         streams = [
             Stream(
                 kernel(attn.qkv),
@@ -122,7 +123,8 @@ def on_kernels(model: Transformer, format: str, attention: str, free: bool = Fal
             for attn, mlp in ((block.img_attn, block.img_mlp), (block.txt_attn, block.txt_mlp))
         ]
         double.append(DoubleBlock(*streams))
-    for block in model.single_blocks:
+    blocks = model.single_blocks
+    for block in blocks:
         norm = block.norm
         single.append(
             SingleBlock(

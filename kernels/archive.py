@@ -61,7 +61,8 @@ def archive(
     Raises:
         KontextError: Triton is missing or cannot compile a kernel.
     """
-    entries, seen = [], set()
+    entries: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for variant in variants(arch, sizes):
         key = variant.launch.key()
         if key in seen or (only is not None and not re.search(only, variant.name)):

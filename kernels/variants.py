@@ -187,11 +187,11 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
         for format in ("16-bit", "fp8") if arch >= FP8_CAPABILITY else ("16-bit",):
             coded = format != "16-bit"
             a = meta(1, tokens, depth, dtype=CODES[format] if coded else kind)
-            scale = meta(1, tokens, dtype=torch.float32) if coded else None
+            by_row = meta(1, tokens, dtype=torch.float32) if coded else None
             for rank in sorted({0, sizes.rank}):
                 low = meta(1, tokens, rank, dtype=kind) if rank else None
                 up = meta(rank, channels, dtype=kind) if rank else None
-                launch = int4.plan(out, a, scale, packed, scales, low, up, bias, gate, arch=arch)
+                launch = int4.plan(out, a, by_row, packed, scales, low, up, bias, gate, arch=arch)
                 kinds = (("fp8",) if coded else ("16-bit",)) + (("16-bit",) if coded and rank else ())
                 branch = f", rank {rank}" if rank else ""
                 yield Variant(f"int4_gemm {format}, {name}{branch}", launch, kinds)

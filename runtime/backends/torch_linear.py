@@ -98,7 +98,8 @@ class KernelLinear:
         low = None if self.stored.down is None else values @ self.stored.down
         if self.activations == "16-bit":
             return Input(values, None, low)
-        return Input(*gelu_join_quantize_op(values, None, self.activations), low)
+        codes, scale = gelu_join_quantize_op(values, None, self.activations)
+        return Input(codes, scale, low)
 
     def coded(self, codes: Tensor) -> Input:
         """Codes at the static scale, as `product` with `out_scale` has made them."""

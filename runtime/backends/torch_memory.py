@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,6 +34,11 @@ def pinned(block: Block, device: torch.device) -> Block:
     return each_tensor(block, to_host)
 
 
+def recorded(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
+
+
 def swapped(
     blocks: Sequence[Block], device: torch.device
 ) -> Callable[[], Iterator[AbstractContextManager[Block]]]:
@@ -52,7 +58,7 @@ def swapped(
             compute = torch.cuda.current_stream(device)
             compute.wait_event(arrived)
             # The memory was taken on the other stream: it must not be given away before this one is done with it.
-            each_tensor(there, lambda tensor: (tensor.record_stream(compute), tensor)[1])
+            each_tensor(there, partial(recorded, compute))
         yield there
 
     def hand_out() -> Iterator[AbstractContextManager[Block]]:

@@ -126,9 +126,12 @@ def config_of(model: Mapping[str, Any]) -> KontextConfig:
 
 def part(kind: type[Config], data: Mapping[str, Any]) -> Config:
     known = {field.name for field in fields(kind)}
-    return kind(**{
-        name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in known
-    })  # fmt: skip
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in data.items()
+        if name in known
+    }
+    return kind(**values)
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

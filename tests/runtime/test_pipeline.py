@@ -129,8 +129,9 @@ def test_the_order_of_references_and_their_own_sizes(pipe: Pipeline) -> None:
 
     class Spy:
         def hold(self, arrays: dict[str, Any]) -> dict[str, Any]:
-            tables.append(tuple(arrays["rope_cos"].shape))
-            assert arrays["reference"].shape == (1, 64 + 6 * 11, 64)
+            if "rope_cos" in arrays:  # and not one step's modulation
+                tables.append(tuple(arrays["rope_cos"].shape))
+                assert arrays["reference"].shape == (1, 64 + 6 * 11, 64)
             return arrays
 
         def run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:

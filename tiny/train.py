@@ -55,13 +55,14 @@ def trained_autoencoder(config: AutoencoderConfig, run: Path) -> Autoencoder:
     return model
 
 
-def write_checkpoint(run: Path, folder: Path) -> None:
-    """Writes the averaged weights of the last stages that there are, in bf16, as a diffusers folder."""
+def write_checkpoint(run: Path, folder: Path, stage: str | None = None) -> None:
+    """Writes the averaged weights in bf16 as a diffusers folder: the network's of `stage` (one of NETWORK_STAGES; default:
+    the last that there is), and the decoder's of its own stage where that was trained."""
     import shutil
 
     from ..model.diffusers_folder import save_diffusers
 
-    stage = [name for name in NETWORK_STAGES if (run / f"{name}.safetensors").exists()][-1]
+    stage = stage or [name for name in NETWORK_STAGES if (run / f"{name}.safetensors").exists()][-1]
     autoencoder = trained_autoencoder(TINY.autoencoder, run)
     if (run / "decoder.safetensors").exists():
         autoencoder.decoder.load_state_dict(run_state.load_average(run / "decoder.safetensors"))
@@ -118,9 +119,10 @@ def main() -> int:
         "--compile", action="store_true", help="torch.compile the transformer (needs a C++ compiler)"
     )
     parser.add_argument("--checkpoint", type=Path, help="only write the run as a diffusers folder")
+    parser.add_argument("--network", choices=NETWORK_STAGES, help="the stage that --checkpoint writes (the last)")
     args = parser.parse_args()
     if args.checkpoint:
-        write_checkpoint(args.run, args.checkpoint)
+        write_checkpoint(args.run, args.checkpoint, args.network)
         return 0
     stages = args.stages.split(",")
     unknown = set(stages) - set(STAGES)

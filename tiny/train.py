@@ -1,7 +1,7 @@
-"""Trains the embedded model from nothing: `python -m kontext.tiny.train --run runs/tiny`.
+"""Trains the embedded model: `python -m kontext.tiny.train --run runs/tiny`, from nothing or from a checkpoint.
 
 Stages run in order, each for its share of time, and each goes on where it was stopped (Ctrl-C is safe). A finished run
-is written as a diffusers folder with `--checkpoint FOLDER`, from the last stage that there is.
+is written as a diffusers folder with `--checkpoint FOLDER`, from the last stages that there are.
 """
 
 from __future__ import annotations
@@ -56,8 +56,11 @@ def trained_autoencoder(config: AutoencoderConfig, run: Path) -> Autoencoder:
 
 
 def write_checkpoint(run: Path, folder: Path, stage: str | None = None) -> None:
-    """Writes the averaged weights in bf16 as a diffusers folder: the network's of `stage` (one of NETWORK_STAGES; default:
-    the last that there is), and the decoder's of its own stage where that was trained."""
+    """Writes the averaged weights, in bf16, as a diffusers folder.
+
+    The network's are those of `stage`, one of NETWORK_STAGES (default: the last that there is), the decoder's those of
+    its own stage where that was trained.
+    """
     import shutil
 
     from ..model.diffusers_folder import save_diffusers
@@ -119,7 +122,9 @@ def main() -> int:
         "--compile", action="store_true", help="torch.compile the transformer (needs a C++ compiler)"
     )
     parser.add_argument("--checkpoint", type=Path, help="only write the run as a diffusers folder")
-    parser.add_argument("--network", choices=NETWORK_STAGES, help="the stage that --checkpoint writes (the last)")
+    parser.add_argument(
+        "--network", choices=NETWORK_STAGES, help="the stage that --checkpoint writes (the last)"
+    )
     args = parser.parse_args()
     if args.checkpoint:
         write_checkpoint(args.run, args.checkpoint, args.network)

@@ -81,6 +81,10 @@ def test_every_stage_trains_resumes_and_ends_in_a_checkpoint(
     written = load_state(tmp_path / "checkpoint")
     key = "single_blocks.0.linear1.weight"
     assert torch.equal(written["transformer"][key], after[f"transformer.{key}"].bfloat16())
+    train.write_checkpoint(run, tmp_path / "earlier", "guidance")
+    guided = run_state.load_average(run / "guidance.safetensors")
+    earlier = load_state(tmp_path / "earlier")["transformer"][key]
+    assert torch.equal(earlier, guided[f"transformer.{key}"].bfloat16())
     assert torch.equal(written["vae_encoder"]["conv_in.weight"], first["encoder.conv_in.weight"].bfloat16())
     assert torch.equal(written["vae_decoder"]["conv_out.weight"], last["conv_out.weight"].bfloat16())
 

@@ -97,14 +97,26 @@ def job_of(bundle: Bundle, graph: str, output: Path, weights: str) -> dict[str, 
 
 
 def test_ctrl_c_stops_at_once_and_keeps_what_is_finished(embedded_bundles: Any, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(embedded_bundles("bf16"), tmp_path / "bundle"))
-    words = [sys.executable, "-m", "kontext.export.cli", str(folder), "--engine", "rtx", "--target", "sm89"]
-    process = subprocess.Popen([*words, "--engine-weights", "bound"], stderr=subprocess.PIPE, text=True)
-    while len(json.loads((folder / "manifest.json").read_text())["engines"]) < 1:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
+    for attempt in range(5):  # on a busy machine all may be built before this process gets to look
+        folder = Path(shutil.copytree(embedded_bundles("bf16"), tmp_path / f"bundle-{attempt}"))
+        words = [
+            sys.executable,
+            "-m",
+            "kontext.export.cli",
+            str(folder),
+            "--engine",
+            "rtx",
+            "--target",
+            "sm89",
+        ]
+        process = subprocess.Popen([*words, "--engine-weights", "bound"], stderr=subprocess.PIPE, text=True)
+        while len(json.loads((folder / "manifest.json").read_text())["engines"]) < 1:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+        if process.returncode != 0:
+            break
     assert process.returncode == 130
     assert said.strip() == (
         "interrupted; engines that are finished are kept, and the same command goes on from there"
@@ -266,8 +278,7 @@ def test_bundles_over_other_files(tiny_bundle: Path) -> None:
     ("words", "message"),
     [
         (["--target", "sm89", "-o", "x"], "--target goes with --engine"),
-        (["bundle", "--engine", "rtx", "--fp8", "--force"], "--quantization, --force comes too late"),
-        (["--engine", "rtx"], "required: -o/--output"),
+        (["bundle", "--engine", "rtx", "--fp8", "--force"], "--quantization comes too late"),
     ],
 )
 def test_flags_that_do_not_go_together(

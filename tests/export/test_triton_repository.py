@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,6 +26,12 @@ onnx = pytest.importorskip("onnx")
 yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: repositories link to the bundle's files, and onnx refuses to read files with several links."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("copy") / tiny_bundle.name))
 
 
 @pytest.fixture

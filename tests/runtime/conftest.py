@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -103,8 +104,10 @@ def server(server_environment: Path, tiny_bundle: Path, server_folder: Path) -> 
     from kontext.export.cli import main
 
     filters, repository = server_folder / "my_filters.py", server_folder / "repository"
+    # Of a copy: the repository links to the bundle's files, and onnx refuses to read files with several links.
+    bundle = shutil.copytree(tiny_bundle, server_folder / "bundle")
     filters.write_text(FILTERS)
-    arguments = [str(tiny_bundle), "--triton", str(repository), "--triton-filters", str(filters), "--quiet"]
+    arguments = [str(bundle), "--triton", str(repository), "--triton-filters", str(filters), "--quiet"]
     assert main(arguments) == 0
     with Served(repository / "models", log=server_folder / "log") as running:
         yield running

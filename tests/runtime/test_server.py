@@ -161,11 +161,8 @@ def test_the_servers_own_backend_runs_the_graphs(
     one of the server's backends in Python, takes its place, and the server checks the models' configurations."""
     from kontext.export.cli import main
 
-    repository = tmp_path / "repository"
-    assert (
-        main([str(tiny_bundle), "--triton", str(repository), "--triton-backend", "onnxruntime", "--quiet"])
-        == 0
-    )
+    repository, bundle = tmp_path / "repository", shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    assert main([str(bundle), "--triton", str(repository), "--triton-backend", "onnxruntime", "--quiet"]) == 0
     config = repository / "models/kontext_stream/config.pbtxt"
     config.write_text(config.read_text().replace("max_queue_size: 256", "max_queue_size: 1"))
     backends = tmp_path / "backends"

@@ -22,6 +22,11 @@ SDK = ROOT / "build" / "onnxruntime-sdk"
 """Made by `make sdk`."""
 
 
+FLAGS = {"fp32": ["--fp32"], "fp8": ["--fp8", "--weight-only"], "int4": ["--int4"]}
+"""Weights alone: where inputs are rounded too, the last bit of a sum decides between neighbours a sixteenth apart, and
+two builds of ONNX Runtime's kernels part."""
+
+
 @dataclass(frozen=True)
 class CppBuild:
     """An installed build: its prefix, the program, the tests' probe, the library."""
@@ -66,7 +71,7 @@ def embedded_bundle(kept_folder: Path) -> Callable[[str], Path]:
         with pytest.MonkeyPatch.context() as patch:
             if precision != "fp32":
                 patch.setattr("kontext.export.graphs.trace", untraced(bundle("fp32")))
-            assert main([f"--{precision}", "-o", str(folder), "--quiet", "--force"]) == 0
+            assert main([*FLAGS[precision], "-o", str(folder), "--quiet", "--force"]) == 0
 
     def bundle(precision: str) -> Path:
         return once(kept_folder / f"embedded-{precision}", lambda folder: export(precision, folder))

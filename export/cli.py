@@ -96,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def kept(options: argparse.Namespace | None) -> str:
     """What an interrupted export leaves, in words."""
+    if options is not None and options.bundle is not None and options.engine is not None:
+        return "; engines that are finished are kept, and the same command goes on from there"
     if options is None or options.output is None:
         return ""
-    if options.bundle is not None:
-        return "; engines that are finished are kept, and the same command goes on from there"
     output = options.output.absolute()
     partial = output.with_name(output.name + ".partial")
     if not partial.exists():

@@ -46,9 +46,9 @@ def channel_scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
     Rounded up to a normal number of `dtype` where it would be less: a scale that underflows would turn
     weights to NaN.
     """
-    scale = (weight.abs().amax(dim=0).float() / E4M3_MAX).to(dtype)
-    tiny = torch.finfo(dtype).tiny
-    return torch.where(weight.abs().amax(dim=0) == 0, torch.ones_like(scale), scale.clamp(min=tiny))
+    largest = weight.abs().amax(dim=0).float()
+    scale = (largest / E4M3_MAX).to(dtype).clamp(min=torch.finfo(dtype).tiny)
+    return torch.where(largest == 0, torch.ones_like(scale), scale)
 
 
 def fits(shape: tuple[int, ...]) -> bool:

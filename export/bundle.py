@@ -23,7 +23,7 @@ from ..model.lora import LoraFile
 from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import FORMAT, MANIFEST_NAME, Bundle
-from . import binding, graphs, linking, weights
+from . import binding, graphs, linking, streaming, weights
 from .attention import quantize_attention
 from .calibration import calibrate
 from .journal import Journal, fsync_folder, write_atomic
@@ -31,6 +31,7 @@ from .manifest import build_manifest, manifest_bytes
 from .progress import Progress
 from .samples import Samples
 from .tokenizer_files import TokenizerFile, clip_file, t5_file
+from .tracing import Tracers
 
 if TYPE_CHECKING:
     from ..kernels.variants import Sizes
@@ -197,18 +198,40 @@ def fill(
     progress: Progress,
 ) -> None:
     """Writes weights, then graphs; weights first, since a damaged checkpoint shows there."""
-    config, plans = checkpoint.config, layout.plans
-    check_room(journal, sum(plan.size for plan in plans.values()))
+    check_room(journal, sum(plan.size for plan in layout.plans.values()))
     for folder in ("weights", "tokenizers"):
         (journal.folder / folder).mkdir(exist_ok=True)
-    begin = time.perf_counter()
-    for name, plan in plans.items():
+    untraced = [name for name in layout.plans if not journal.finished(graph_file(name))]
+    with Tracers(untraced, checkpoint.config, recipe.compute) as tracers:
+        begin = time.perf_counter()
+        write_weights(journal, checkpoint, layout, summary, progress)
+        summary.seconds["weights"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        with progress.steps("graphs", len(layout.plans)) as step:
+            for name, plan in layout.plans.items():
+                if name in untraced:
+                    model = tracers.result(name)
+                    if name == "transformer" and recipe.attention:
+                        quantize_attention(model, checkpoint.config.transformer, layout.statistics)
+                    linking.bind_links(model, layout.links[name], layout.locations)
+                    binding.bind(model, plan, weights_file(name))
+                    journal.add(graph_file(name), binding.serialize(model))
+                else:
+                    summary.resumed.append(graph_file(name))
+                step(1)
+        summary.seconds["graphs"] = time.perf_counter() - begin
+
+
+def write_weights(
+    journal: Journal, checkpoint: Checkpoint, layout: Layout, summary: Summary, progress: Progress
+) -> None:
+    for name, plan in layout.plans.items():
         file = weights_file(name)
         if journal.finished(file, plan.size):
             summary.resumed.append(file)
             continue
-        with progress.bytes(f"{name} weights", plan.size) as advance:
-            digest = weights.write(
+        with progress.bytes(f"{name} weights", plan.size) as advance, streaming.reused_memory():
+            digest = streaming.write(
                 plan,
                 checkpoint.networks[name],
                 journal.folder / file,
@@ -217,22 +240,6 @@ def fill(
                 advance,
             )
         journal.finish(file, plan.size, digest)
-    summary.seconds["weights"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    with progress.steps("graphs", len(plans)) as step:
-        for name, plan in plans.items():
-            file = graph_file(name)
-            if journal.finished(file):
-                summary.resumed.append(file)
-            else:
-                model = graphs.trace(name, config, recipe.compute[name])
-                if name == "transformer" and recipe.attention:
-                    quantize_attention(model, config.transformer, layout.statistics)
-                linking.bind_links(model, layout.links[name], layout.locations)
-                binding.bind(model, plan, weights_file(name))
-                journal.add(file, binding.serialize(model))
-            step(1)
-    summary.seconds["graphs"] = time.perf_counter() - begin
 
 
 def kernel_sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,34 @@ def tiny_bundle(shared_folder: Path, tiny_checkpoint: Path) -> Path:
         assert main([str(tiny_checkpoint), "-o", str(folder), "--fp32", "--quiet"]) == 0
 
     return once(shared_folder / "bundle-fp32", make)
+
+
+@pytest.fixture(scope="session")
+def untraced() -> Callable[[Path], AbstractContextManager[None]]:
+    """A context in which exports take a bundle's own graphs, taken apart, for what tracing would give in 20 s."""
+
+    @contextlib.contextmanager
+    def context(bundle: Path) -> Iterator[None]:
+        from kontext.export.tracing import Tracers, unpack
+
+        computes = json.loads((bundle / "manifest.json").read_text())["precision"]["networks"]
+
+        class Untraced(Tracers):
+            def __enter__(self) -> Tracers:
+                return self
+
+            def __exit__(self, *fault: object) -> None:
+                pass
+
+            def result(self, network: str) -> object:
+                assert self.compute[network] == computes[network]
+                return unpack((bundle / f"{network}.onnx").read_bytes())
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kontext.export.bundle.Tracers", Untraced)
+            yield
+
+    return context
 
 
 @pytest.fixture(scope="session", autouse=True)

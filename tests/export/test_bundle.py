@@ -20,7 +20,7 @@ pytest.importorskip("onnx")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from kontext.export import cli, weights  # noqa: E402
+from kontext.export import bundle, cli, streaming, weights  # noqa: E402
 from kontext.export.journal import Journal  # noqa: E402
 from kontext.model.safetensors_file import TensorInfo, read_header  # noqa: E402
 
@@ -62,14 +62,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, network: str, weight: str, fault: BaseException) -> None:
     """Lets the export fail when it comes to one weight."""
-    original = weights.convert
+    original = streaming.convert
 
     def convert(plan: weights.Plan, item: weights.Item, source: object) -> list[torch.Tensor]:
         if (plan.network, item.weight) == (network, weight):
             raise fault
         return original(plan, item, source)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(weights, "convert", convert)
+    monkeypatch.setattr(streaming, "convert", convert)
 
 
 def test_another_process_makes_the_same_bytes(
@@ -217,17 +217,15 @@ def test_ctrl_c_keeps_what_is_finished(
 def test_ctrl_c_while_tracing(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch, reads
 ) -> None:
-    from kontext.export import graphs
-
     with monkeypatch.context() as patch:
-        original = graphs.trace
+        original = bundle.Tracers.result
 
-        def trace(name: str, *rest: object) -> object:
+        def result(self: object, name: str) -> object:
             if name == "vae_decoder":
                 raise KeyboardInterrupt
-            return original(name, *rest)  # type: ignore[arg-type]
+            return original(self, name)
 
-        patch.setattr(graphs, "trace", trace)
+        patch.setattr(bundle.Tracers, "result", result)
         assert export(tiny_checkpoint, "-o", tmp_path / "out") == 130
     reads.clear()
     assert export(tiny_checkpoint, "-o", tmp_path / "out") == 0
@@ -237,7 +235,7 @@ def test_ctrl_c_while_tracing(
 
 def test_killed_at_any_moment(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch) -> None:
     """The state on disk at a sync, with garbage behind it as a power cut may leave, is gone on with."""
-    monkeypatch.setattr(weights, "SYNC_BYTES", 100_000)
+    monkeypatch.setattr(streaming, "SYNC_BYTES", 100_000)
     states: list[Path] = []
     original = Journal.mark
 

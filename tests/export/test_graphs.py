@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 
 import onnxruntime  # noqa: E402
 
-from kontext.export import binding, graphs, weights  # noqa: E402
+from kontext.export import binding, graphs, streaming, weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
 from kontext.model.networks import NETWORKS, build_network  # noqa: E402
@@ -202,7 +202,7 @@ def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: boo
     recipe = choose(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
     linears = graphs.linear_weights(name, opened.config)
     plan = weights.plan(opened.networks[name], recipe, linears, graphs.constants(name, opened.config))
-    weights.write(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
+    streaming.write(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
     model = graphs.trace(name, opened.config, recipe.compute[name])
     binding.bind(model, plan, "w.safetensors")
     path = folder / f"{name}.onnx"

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from kontext.export import weights  # noqa: E402
+from kontext.export import streaming, weights  # noqa: E402
 from kontext.export.graphs import linear_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
@@ -39,7 +39,7 @@ def test_the_file_is_the_plan(
 ) -> None:
     plan, checkpoint = planned(tiny_checkpoint, name, compute, quantization)
     network, path, progress = checkpoint.networks[name], tmp_path / "w.safetensors", []
-    digest = weights.write(plan, network, path, 0, lambda _: None, progress.append)
+    digest = streaming.write(plan, network, path, 0, lambda _: None, progress.append)
     data = path.read_bytes()
     assert digest == hashlib.sha256(data).hexdigest()
     assert len(data) == plan.size == sum(progress)
@@ -65,7 +65,9 @@ def test_the_file_is_the_plan(
 
 def test_the_header_is_aligned_and_has_nothing_but_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
     plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", "fp8")
-    weights.write(plan, checkpoint.networks["modulation"], tmp_path / "w", 0, lambda _: None, lambda _: None)
+    streaming.write(
+        plan, checkpoint.networks["modulation"], tmp_path / "w", 0, lambda _: None, lambda _: None
+    )
     assert len(plan.header) % 8 == 0
     with safe_open(tmp_path / "w", "pt") as file:
         assert file.metadata() is None
@@ -78,17 +80,19 @@ def test_going_on_gives_the_same_file(
 ) -> None:
     plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", None)
     network, path = checkpoint.networks["transformer"], tmp_path / "w"
-    digest = weights.write(plan, network, path, 0, lambda _: None, lambda _: None)
+    digest = streaming.write(plan, network, path, 0, lambda _: None, lambda _: None)
     whole = path.read_bytes()
     position = plan.items[kept].tensors[-1].stop + 3  # in the middle of the next weight
     path.write_bytes(whole[:position] + b"rubbish" * 9)
     converted = []
-    original = weights.convert
+    original = streaming.convert
     monkeypatch.setattr(
-        weights, "convert", lambda plan, item, source: converted.append(item) or original(plan, item, source)
+        streaming,
+        "convert",
+        lambda plan, item, source: converted.append(item) or original(plan, item, source),
     )
     progress: list[int] = []
-    assert weights.write(plan, network, path, position, lambda _: None, progress.append) == digest
+    assert streaming.write(plan, network, path, position, lambda _: None, progress.append) == digest
     assert path.read_bytes() == whole
     assert converted == list(plan.items[kept + 1 :])
     assert sum(progress) == plan.size

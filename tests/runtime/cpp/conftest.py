@@ -5,12 +5,14 @@ KONTEXT_CPP_TEST_FOLDER names a folder that keeps them between runs.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ SOURCES = ROOT / "runtime" / "cpp"
 SDK = ROOT / "build" / "onnxruntime-sdk"
 """Made by `make sdk`."""
 
+Untraced = Callable[[Path], AbstractContextManager[None]]
 
 FLAGS = {"fp32": ["--fp32"], "fp8": ["--fp8", "--weight-only"], "int4": ["--int4"]}
 """Weights alone: where inputs are rounded too, the last bit of a sum decides between neighbours a sixteenth apart, and
@@ -62,15 +65,13 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_bundle(kept_folder: Path) -> Callable[[str], Path]:
+def embedded_bundle(kept_folder: Path, untraced: Untraced) -> Callable[[str], Path]:
     """The embedded model's bundle in a precision: fp32, fp8, int4. Only fp32 is traced; the rest takes its graphs."""
     pytest.importorskip("torch")
     from kontext.export.cli import main
 
     def export(precision: str, folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            if precision != "fp32":
-                patch.setattr("kontext.export.graphs.trace", untraced(bundle("fp32")))
+        with contextlib.nullcontext() if precision == "fp32" else untraced(bundle("fp32")):
             assert main([*FLAGS[precision], "-o", str(folder), "--quiet", "--force"]) == 0
 
     def bundle(precision: str) -> Path:
@@ -80,30 +81,14 @@ def embedded_bundle(kept_folder: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def linked_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> Path:
+def linked_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, untraced: Untraced) -> Path:
     """`tiny_bundle` over the checkpoint's own files."""
     from kontext.export.cli import main
 
     folder = tmp_path / "linked"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kontext.export.graphs.trace", untraced(tiny_bundle))
+    with untraced(tiny_bundle):
         assert main([str(tiny_checkpoint), "-o", str(folder), "--fp32", "--link-weights", "--quiet"]) == 0
     return folder
-
-
-def untraced(bundle: Path) -> Callable[[str, object, str], object]:
-    """A stand-in for tracing, which takes 20 s: the graphs of an fp32 bundle, their weights taken out."""
-    import onnx
-    import onnx_ir as ir
-
-    def trace(name: str, config: object, compute: str) -> ir.Model:
-        model = ir.from_proto(onnx.load(bundle / f"{name}.onnx", load_external_data=False))
-        for value in model.graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = None
-        return model
-
-    return trace
 
 
 def cmake(*words: object) -> None:

@@ -1,0 +1,58 @@
+"""Graphs that were traced in another process against those of this one."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from kontext.export import graphs
+from kontext.export.binding import serialize
+from kontext.export.tracing import Tracers, pack, unpack
+from kontext.model.checkpoint import Checkpoint
+
+
+@pytest.mark.parametrize("network", ["modulation", "text_encoder_2"])
+def test_another_process_traces_the_same_graph(tiny_checkpoint: Path, network: str) -> None:
+    """T5 has a table of constants beside its weights."""
+    config = Checkpoint.open(tiny_checkpoint).config
+    expected = graphs.trace(network, config, "bf16")
+    weights = {
+        name: (value.dtype, value.shape)
+        for name, value in expected.graph.initializers.items()
+        if value.const_value is None
+    }
+    with Tracers([network], config, {network: "bf16"}) as tracers:
+        found = tracers.result(network)
+    unbound = {name: value for name, value in found.graph.initializers.items() if value.const_value is None}
+    assert {name: (value.dtype, value.shape) for name, value in unbound.items()} == weights
+    for name in weights:
+        del expected.graph.initializers[name], found.graph.initializers[name]
+    assert serialize(found) == serialize(unpack(pack(expected)))
+
+
+def test_a_fault_in_the_other_process(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = Checkpoint.open(tiny_checkpoint).config
+    with Tracers(["no network"], config, {"no network": "fp32"}) as tracers:
+        with pytest.raises(RuntimeError, match="no network ended with exit code 1"):
+            tracers.result("no network")
+    assert "no graph is called" in capfd.readouterr().err
+
+
+def test_no_process_is_left_behind(tiny_checkpoint: Path) -> None:
+    config = Checkpoint.open(tiny_checkpoint).config
+    with Tracers(
+        ["transformer", "modulation"], config, dict.fromkeys(["transformer", "modulation"], "fp32")
+    ) as tracers:
+        started = {process.pid for process in tracers.processes.values()}
+        assert len(started) == 2
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not Path(tracers.folder.name).exists()

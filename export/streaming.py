@@ -118,6 +118,9 @@ class Output:
     def sync(self, position: int) -> None:
         os.fsync(self.file.fileno())
         self.synced(position)
+        # As for tensors that are read (`safetensors_file.PASSING`): 1200 MB/s instead of 400.
+        if position >= SYNC_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.file.fileno(), 0, position, os.POSIX_FADV_DONTNEED)
 
     def __exit__(self, *fault: object) -> None:
         """Ctrl-C, a full disk, a damaged weight: what is whole stays."""

@@ -16,7 +16,8 @@ from ..export.planning_text import TITLES, decibels, render
 from ..model.config import KontextConfig
 from ..quant.memory import Workload
 from ..quant.sensitivity import Sensitivity
-from ..quant.targets import find_target, gigabytes, parse_size
+from ..quant.targets import find_target
+from ..runtime.units import gigabytes, parse_size
 from .report import Table, replace_section, write_json
 
 CARDS = ("8GB", "12GB", "16GB", "24GB", "32GB")

@@ -147,8 +147,9 @@ def set_target(trt: Any, config: Any, target: str) -> None:
 
 
 def set_weights(trt: Any, network: Any, config: Any, kind: str, weights: list[str], stream: bool) -> None:
-    """What the engine holds of its weights: nothing, all, or all but those that are put in at load."""
-    if stream and kind != "bound":
+    """What the engine holds of its weights: nothing, all, or all but those that are put in at load; and whether those
+    that it has may be streamed."""
+    if stream:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if kind == "stripped":
         # Only what lies in the bundle's files is left out; the graph's own small constants stay.

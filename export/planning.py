@@ -18,7 +18,8 @@ from ..quant.options import Option, layer_bytes
 from ..quant.planner import Allocation, Choice, Item, allocate
 from ..quant.recipe import BYTES, SPARED, Layer, Recipe, Rule, choose
 from ..quant.sensitivity import Sensitivity, gain, kind_of, normal_error
-from ..quant.targets import Target, gigabytes
+from ..quant.targets import Target
+from ..runtime.units import gigabytes
 from .graphs import constants, linear_weights
 from .sensitivity import count_kinds
 

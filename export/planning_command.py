@@ -84,7 +84,8 @@ def plan_for(options: argparse.Namespace, chosen: Origin) -> Plan:
     from ..quant.memory import Workload
     from ..quant.options import parse_options
     from ..quant.sensitivity import Sensitivity
-    from ..quant.targets import find_target, parse_size
+    from ..quant.targets import find_target
+    from ..runtime.units import parse_size
     from .planning import make_plan
 
     budget = parse_size(options.fit)

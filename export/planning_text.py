@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..quant.sensitivity import METHODS
-from ..quant.targets import gigabytes
+from ..runtime.units import gigabytes
 from .planning import COMPUTE, Plan
 
 TITLES = {

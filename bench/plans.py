@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import KontextError
 from ..export.planning import COMPUTE, Plan, make_plan
-from ..export.planning_text import TITLES, decibels, render
+from ..export.planning_text import TITLES, render, signal_to_noise
 from ..model.config import KontextConfig
 from ..quant.memory import Workload
 from ..quant.sensitivity import Sensitivity
@@ -51,7 +51,7 @@ def table(made: list[Plan]) -> Table:
                 *peaks,
                 chosen["transformer"],
                 chosen["text_encoder_2"],
-                decibels(plan.error),
+                signal_to_noise(plan.error),
             ]
         )
     header = ["card", *(f"{TITLES[name]} [GB]" for name in stages), "transformer in", "T5 in", "expected SNR"]
@@ -87,7 +87,7 @@ def draw(made: list[Plan], path: Path) -> None:
             axis.bar(names, heights, bottom=bottom, color=colour, label=part)
             bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
         axis.axhline(plan.budget / 1e9, color="#c03030", linewidth=1.2, linestyle="--")
-        lost = decibels(plan.error)
+        lost = signal_to_noise(plan.error)
         axis.set_title(f"{plan.budget / 1e9:.0f} GB: {lost}", fontsize=10)
         axis.tick_params(axis="x", rotation=90, labelsize=8)
         axis.grid(axis="y", alpha=0.3)

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from ..errors import KontextError
@@ -32,6 +30,7 @@ from ..runtime.cache import cache_folder
 from ..runtime.pipeline import Pipeline
 from .calibration import BATCH_PIXELS, RESIDENT, calibrate, compute_dtype, outline
 from .calibration import digest as calibration_digest
+from .decibels import psnr
 from .graphs import linear_weights
 from .journal import write_atomic
 from .progress import Progress
@@ -214,12 +213,6 @@ def measure_pictures(
         result.append({"network": network, "weight": weight, "option": str(option), "psnr": psnr_mean})
         advance(1)
     return result
-
-
-def psnr(ours: Image.Image, theirs: Image.Image) -> float:
-    """In dB, at most 100: what equal pictures have."""
-    mean = float(np.square(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).mean())
-    return min(10 * math.log10(255**2 / mean), 100.0) if mean else 100.0
 
 
 def estimate(

@@ -18,6 +18,7 @@ from ..quant.memory import Workload
 from ..quant.sensitivity import Sensitivity
 from ..quant.targets import find_target
 from ..runtime.units import gigabytes, parse_size
+from .command_line import exit_code, module_parser
 from .report import Table, replace_section, write_json
 
 CARDS = ("8GB", "12GB", "16GB", "24GB", "32GB")
@@ -109,33 +110,29 @@ def part_bytes(stage: Any) -> dict[str, int]:
     return dict(zip(PARTS, sizes, strict=True))
 
 
+def run(options: argparse.Namespace) -> None:
+    report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)
+    made = plans(options.gpu, Workload(1024, 1024, options.references, options.batch), report)
+    for plan in made:
+        print(render(plan), end="\n\n")
+    if options.json is not None:
+        write_json(options.json, {"what": "plans", "plans": [plan.as_json() for plan in made]})
+    if options.picture is not None:
+        draw(made, options.picture)
+    if options.page is not None:
+        replace_section(options.page, "plans", table(made).markdown())
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kontext.bench.plans", description=(__doc__ or "").split(":")[0]
-    )
+    parser = module_parser("plans", __doc__)
     parser.add_argument("--gpu", default="sm_89", help="an architecture or a card (sm_89)")
     parser.add_argument("--references", type=int, default=1, help="(1)")
     parser.add_argument("--batch", type=int, default=1, help="(1)")
     parser.add_argument("--sensitivity", type=Path, metavar="FILE", help="a report for the full model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the plans there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them there")
     parser.add_argument("--page", type=Path, metavar="FILE", help="rewrite this page's section of plans")
     options = parser.parse_args(arguments)
-    try:
-        report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)
-        made = plans(options.gpu, Workload(1024, 1024, options.references, options.batch), report)
-        for plan in made:
-            print(render(plan), end="\n\n")
-        if options.json is not None:
-            write_json(options.json, {"what": "plans", "plans": [plan.as_json() for plan in made]})
-        if options.picture is not None:
-            draw(made, options.picture)
-        if options.page is not None:
-            replace_section(options.page, "plans", table(made).markdown())
-    except KontextError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -49,8 +49,9 @@ def gelu(x: Tensor) -> Tensor:
 
 
 @jit()
-def encode_tile(values, INTEGER: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes of fp32 values within the format's limits. Adding 1.5 * 2^23 leaves no bit below one."""
+def quantize_tile(values, step, INTEGER: tl.constexpr, LIMIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Codes of fp32 values in units of `step`. Adding 1.5 * 2^23 leaves no bit below one."""
+    values = tl.minimum(tl.maximum(values / step, -LIMIT), LIMIT)
     if INTEGER:
         return ((values + 12582912.0) - 12582912.0).to(tl.int8)
     else:

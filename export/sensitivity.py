@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint
+from ..model.config import KontextConfig
 from ..model.networks import NETWORKS
 from ..quant.formats import FORMATS
 from ..quant.options import Option
@@ -57,13 +58,20 @@ VERSION = 1
 
 def measured_layers(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, int]]]:
     """Network → weight → [in, out] of every linear that a recipe may quantize."""
-    recipe = candidates(checkpoint)
+    shapes = {name: network.shapes for name, network in checkpoint.networks.items()}
+    return quantizable(checkpoint.config, shapes, candidates(checkpoint))
+
+
+def quantizable(
+    config: KontextConfig, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Network → weight → [in, out] of the linears that `recipe` quantizes."""
     result: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, network in checkpoint.networks.items():
-        linears = linear_weights(name, checkpoint.config)
-        for weight, shape in network.shapes.items():
-            if weight in linears and recipe.layer_of(name, weight, shape[::-1], True).format == "int8":
-                result.setdefault(name, {})[weight] = (shape[1], shape[0])
+    for network, each in shapes.items():
+        linears = linear_weights(network, config)
+        for weight, shape in each.items():
+            if weight in linears and recipe.layer_of(network, weight, shape[::-1], True).format in FORMATS:
+                result.setdefault(network, {})[weight] = (shape[1], shape[0])
     return result
 
 

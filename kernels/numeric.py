@@ -6,8 +6,6 @@ even.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +18,6 @@ CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 MIN_AMAX = 1e-12
 """Amax of a row of zeros, so that no scale is zero."""
-
-GELU_SCALE = math.sqrt(2 / math.pi)
 
 
 def check_format(format: str) -> None:

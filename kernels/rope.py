@@ -50,21 +50,13 @@ def normalized(x: Tensor, text: Tensor, image: Tensor, text_tokens: int, cos: Te
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
 
 
-def rotated(
-    qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], heads: int, text_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """q and k, normalized and rotated, fp32 [batch, heads, tokens, head_dim]."""
-    q, k, _ = split(qkv, heads)
-    q = normalized(q, norms[0], norms[2], text_tokens, cos, sin)
-    k = normalized(k, norms[1], norms[3], text_tokens, cos, sin)
-    return q, k
-
-
 def norm_rope(
     qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], heads: int, text_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """The plain meaning: q, k [batch, heads, tokens, head_dim] in the dtype of qkv."""
-    q, k = rotated(qkv, cos, sin, norms, heads, text_tokens)
+    q, k, _ = split(qkv, heads)
+    q = normalized(q, norms[0], norms[2], text_tokens, cos, sin)
+    k = normalized(k, norms[1], norms[3], text_tokens, cos, sin)
     return q.to(qkv.dtype), k.to(qkv.dtype)
 
 
@@ -80,8 +72,10 @@ def norm_rope_quantize(
 ) -> Quantized:
     """The plain meaning of `format` "fp8" (all E4M3) or "int8" (INT8 Q and smoothed K; V in E4M3)."""
     check(qkv, cos, heads, format)
-    q, k = rotated(qkv, cos, sin, norms, heads, text_tokens)
-    v = split(qkv, heads)[2].float()
+    q, k, v = split(qkv, heads)
+    q = normalized(q, norms[0], norms[2], text_tokens, cos, sin)
+    k = normalized(k, norms[1], norms[3], text_tokens, cos, sin)
+    v = v.float()
     if format == "int8":
         k = k - k.mean(2, keepdim=True)
     tokens = k.shape[2]

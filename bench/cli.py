@@ -114,7 +114,8 @@ def parser() -> argparse.ArgumentParser:
     readme.add_argument("readme", type=Path, nargs="?", default=Path("README.md"), metavar="FILE")
     readme.add_argument("--results", type=Path, default=Path("bench/results"), metavar="FOLDER")
 
-    demo = add("demo", "Edits of scenes and of a photograph, as a contact sheet.", run_demo)
+    demo = commands.add_parser("demo", help="Edits of scenes and of a photograph, as a contact sheet.")
+    demo.set_defaults(run=run_demo)
     demo.add_argument("bundle", type=Path)
     demo.add_argument(
         "-o", "--output", type=Path, default=Path("demo"), help="folder for the pictures (demo)"

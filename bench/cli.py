@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import KontextError
 from ..export.source_flags import EMBEDDED
 from ..runtime.cli import parse_size
+from .command_line import exit_code, show
 from .inputs import parse_counts
 from .report import Table, write_json
 
@@ -113,7 +114,8 @@ def parser() -> argparse.ArgumentParser:
     readme.add_argument("readme", type=Path, nargs="?", default=Path("README.md"), metavar="FILE")
     readme.add_argument("--results", type=Path, default=Path("bench/results"), metavar="FOLDER")
 
-    demo = add("demo", "Edits of scenes and of a photograph, as a contact sheet.", run_demo)
+    demo = commands.add_parser("demo", help="Edits of scenes and of a photograph, as a contact sheet.")
+    demo.set_defaults(run=run_demo)
     demo.add_argument("bundle", type=Path)
     demo.add_argument(
         "-o", "--output", type=Path, default=Path("demo"), help="folder for the pictures (demo)"
@@ -157,9 +159,7 @@ def at_least(arguments: argparse.Namespace, **least: int) -> None:
 def finish(
     arguments: argparse.Namespace, result: dict[str, Any], tables: Sequence[Table], footer: str
 ) -> int:
-    for table in tables:
-        print(table.text(), end="\n\n")
-    print(footer)
+    show(tables, footer)
     if arguments.json is not None:
         write_json(arguments.json, result)
         print(f"written to {arguments.json}")
@@ -296,15 +296,11 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
+    def work() -> int:
         arguments = parser().parse_args(argv)
         return int(arguments.run(arguments))
-    except KontextError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

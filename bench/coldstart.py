@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+from ..export.decibels import psnr
 from .inputs import command, picture_and_prompt, sizes
 from .machine import describe, one_line
 from .measure import ProcessCost, Summary, interleave, run_process
@@ -22,13 +22,6 @@ from .report import Table, mebibytes, ratio
 
 OURS, THEIRS = "kontext-edit", "diffusers"
 IMPORT = {"nothing": "pass", "kontext.runtime": "from kontext.runtime import Pipeline"}
-
-
-def psnr(first: PIL.Image.Image, second: PIL.Image.Image) -> float:
-    """Peak signal to noise ratio of two pictures of one size, in dB; infinite when they are the same."""
-    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    error = float(np.mean(difference**2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 def measure(

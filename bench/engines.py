@@ -34,6 +34,7 @@ from ..runtime.bundle import (
     TokenizerEntry,
     TransformerEntry,
 )
+from .command_line import exit_code, module_parser, show
 from .fullsize import full_size, gigabytes
 from .machine import describe, one_line
 from .report import Table, write_json
@@ -152,10 +153,23 @@ def footer(result: dict[str, Any]) -> str:
     return f"{double} double and {single} single blocks; weights are inputs.\n{one_line(result['machine'])}"
 
 
+def run(options: argparse.Namespace) -> None:
+    config = full_size(options.blocks)
+    blocks = [config.transformer.num_double_blocks, config.transformer.num_single_blocks]
+    result: dict[str, Any] = {"what": "engines", "blocks": blocks, "engines": [], "machine": describe()}
+    for network in options.graphs.split(","):
+        if network not in NETWORKS:
+            raise KontextError(f"--graphs takes {', '.join(NETWORKS)}, not {network!r}")
+        for formats in options.formats.split(","):
+            for target in parse_targets(options.target):
+                result["engines"].append(measure(config, network, formats, target, options))
+                if options.json is not None:  # it may take an hour: what is measured is kept
+                    write_json(options.json, result)
+    show(tables(result), footer(result))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kontext.bench.engines", description=(__doc__ or "").split(":")[0]
-    )
+    parser = module_parser("engines", __doc__)
     parser.add_argument("--engine", default="rtx", choices=["rtx", "tensorrt"])
     parser.add_argument("--target", default="sm89,sm120", metavar="SM,…")
     parser.add_argument(
@@ -168,27 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--profiles", type=int, default=3, help="uses to compile for: one reference, none, several"
     )
     parser.add_argument("--limit", type=float, default=3600, metavar="S", help="seconds for one engine")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     options = parser.parse_args(arguments)
-    try:
-        config = full_size(options.blocks)
-        blocks = [config.transformer.num_double_blocks, config.transformer.num_single_blocks]
-        result: dict[str, Any] = {"what": "engines", "blocks": blocks, "engines": [], "machine": describe()}
-        for network in options.graphs.split(","):
-            if network not in NETWORKS:
-                raise KontextError(f"--graphs takes {', '.join(NETWORKS)}, not {network!r}")
-            for formats in options.formats.split(","):
-                for target in parse_targets(options.target):
-                    result["engines"].append(measure(config, network, formats, target, options))
-                    if options.json is not None:  # it may take an hour: what is measured is kept
-                        write_json(options.json, result)
-    except KontextError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    for table in tables(result):
-        print(table.text(), end="\n\n")
-    print(footer(result))
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

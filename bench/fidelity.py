@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import KontextError
+from ..export.decibels import decibels
 from ..runtime import Pipeline
 from ..runtime.bundle import Bundle
 from ..tiny.edits import KINDS, Edit
@@ -31,7 +32,6 @@ from ..tiny.judge import judge
 from ..tiny.scenes import render
 from . import fidelity_bits, fidelity_pictures, peers
 from .edits import held_out
-from .fidelity_pictures import decibels
 from .machine import describe
 
 Array = NDArray[Any]

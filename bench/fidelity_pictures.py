@@ -7,13 +7,14 @@ weights that are only taken from this machine's caches, never fetched.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
+
+from ..export.decibels import psnr
 
 Compare = Callable[[PIL.Image.Image, PIL.Image.Image], float]
 """(picture, reference) → one number."""
@@ -38,17 +39,6 @@ class Measure:
     label: str
     digits: int
     make: Callable[[], Compare]
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), at most 200: what fp32 itself cannot tell from equal."""
-    return min(10 * math.log10(signal / noise), 200.0) if noise > 0 else 200.0
-
-
-def psnr(ours: PIL.Image.Image, theirs: PIL.Image.Image) -> float:
-    """At most 100 dB, of equal pictures."""
-    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    return min(decibels(255.0**2, float(np.square(difference).mean())), 100.0)
 
 
 def make_ssim() -> Compare:

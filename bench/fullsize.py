@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..errors import KontextError
 from ..model.config import KontextConfig
 from . import synthetic
+from .command_line import exit_code, module_parser, show
 from .inputs import command
 from .machine import describe, one_line
 from .measure import run_process
@@ -196,35 +197,28 @@ def footer(result: dict[str, Any]) -> str:
     return "\n".join([*lines, one_line(result["machine"])])
 
 
+def run(options: argparse.Namespace) -> None:
+    def save(result: dict[str, Any]) -> None:  # it takes a quarter of an hour: what is measured is kept
+        if options.json is not None:
+            write_json(options.json, result)
+
+    config = full_size(options.blocks)
+    names = options.exports.split(",")
+    if unknown := [name for name in names if name not in EXPORTS]:
+        raise KontextError(f"--exports takes {', '.join(map(repr, EXPORTS))}, not {unknown[0]!r}")
+    result = measure(options.folder, config, names, sys.stderr.isatty(), save)
+    show(tables(result), footer(result))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kontext.bench.fullsize", description=(__doc__ or "").split(":")[0]
-    )
+    parser = module_parser("fullsize", __doc__)
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a disk with room"
     )
     parser.add_argument("--blocks", default="19,38", metavar="D,S", help="double and single blocks (19,38)")
     parser.add_argument("--exports", default=",".join(EXPORTS), help="which, by name")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     options = parser.parse_args(arguments)
-
-    def save(result: dict[str, Any]) -> None:  # it takes a quarter of an hour: what is measured is kept
-        if options.json is not None:
-            write_json(options.json, result)
-
-    try:
-        config = full_size(options.blocks)
-        names = options.exports.split(",")
-        if unknown := [name for name in names if name not in EXPORTS]:
-            raise KontextError(f"--exports takes {', '.join(map(repr, EXPORTS))}, not {unknown[0]!r}")
-        result = measure(options.folder, config, names, sys.stderr.isatty(), save)
-    except KontextError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    for table in tables(result):
-        print(table.text(), end="\n\n")
-    print(footer(result))
-    return 0
+    return exit_code(lambda: run(options))
 
 
 def full_size(blocks: str) -> KontextConfig:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..export.engine_builder import weights_as_inputs
 from ..runtime.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -38,22 +39,6 @@ def check(folder: Path) -> dict[str, object]:
         else:
             onnx.checker.check_model(str(entry.path), full_check=True)
     return {"graphs": len(bundle.graphs)}
-
-
-def weights_as_inputs(model: object) -> None:
-    import onnx
-
-    assert isinstance(model, onnx.ModelProto)
-    kept = []
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            model.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
-        else:
-            kept.append(tensor)
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def load(folder: Path) -> dict[str, object]:

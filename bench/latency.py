@@ -13,10 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..export.decibels import psnr
 from ..runtime import Pipeline
 from ..runtime.pipeline import Backend
 from . import reference
-from .coldstart import edit_commands, psnr
+from .coldstart import edit_commands
 from .inputs import picture_and_prompt, sizes
 from .machine import describe, one_line
 from .measure import Clock, Summary, interleave, run_process

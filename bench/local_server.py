@@ -28,6 +28,7 @@ from types import TracebackType
 
 from ..errors import KontextError
 from ..runtime.server_client import Client, connect
+from .command_line import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / "build" / "server"
@@ -223,23 +224,21 @@ def answers(url: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m kontext.bench.local_server [REPO]`: makes the environment, and serves REPO until Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        make_environment()
-        if given:
-            models = Path(given[0]) / "models"
-            if not models.is_dir():
-                raise KontextError(
-                    f"{given[0]} is not what `kontext-export BUNDLE --triton` wrote: it has no models/"
-                )
-            with LocalServer(models, log=Path("/dev/stderr")) as server:
-                print(f"serving at {server.http} and {server.grpc}, metrics at {server.metrics}", flush=True)
-                signal.pause()
-    except KontextError as fault:
-        print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: serve(given))
+
+
+def serve(given: Sequence[str]) -> None:
+    make_environment()
+    if not given:
+        return
+    models = Path(given[0]) / "models"
+    if not models.is_dir():
+        raise KontextError(
+            f"{given[0]} is not what `kontext-export BUNDLE --triton` wrote: it has no models/"
+        )
+    with LocalServer(models, log=Path("/dev/stderr")) as server:
+        print(f"serving at {server.http} and {server.grpc}, metrics at {server.metrics}", flush=True)
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def describe() -> dict[str, Any]:
 
 def one_line(machine: dict[str, Any]) -> str:
     """The machine in a sentence, for the foot of a table."""
-    parts = [f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB", *machine["gpu"]]
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    parts = [f"{machine['cpu']}, {cores}, {machine['memory_gib']:.0f} GiB", *machine["gpu"]]
     shown = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers")
     parts += [f"{name} {machine['libraries'][name]}" for name in shown if name in machine["libraries"]]
     return "; ".join([*parts, f"Python {machine['python']}"])

@@ -25,6 +25,7 @@ from ..quant.memory import Workload, demands, engine_of, resident_bytes
 from ..quant.targets import find_target
 from ..runtime.bundle import Bundle
 from . import synthetic
+from .command_line import exit_code, module_parser, show
 from .inputs import command
 from .machine import describe, one_line
 from .measure import run_process
@@ -161,35 +162,29 @@ def footer(result: dict[str, Any]) -> str:
     )
 
 
+def run(options: argparse.Namespace) -> None:
+    names = options.bundles.split(",")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise KontextError(f"--bundles takes {', '.join(VARIANTS)}, not {unknown[0]!r}")
+    with tempfile.TemporaryDirectory(prefix="kontext-memory-") as temporary:
+        result = measure(options.folder or Path(temporary), names, sys.stderr.isatty())
+    if options.json is not None:
+        write_json(options.json, result)
+    if options.page is not None:
+        text = "\n\n".join([*(each.markdown() for each in tables(result)), footer(result)])
+        replace_section(options.page, "memory", text)
+    show(tables(result), footer(result))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kontext.bench.memory", description=(__doc__ or "").split(":")[0]
-    )
+    parser = module_parser("memory", __doc__)
     parser.add_argument(
         "--folder", type=Path, help="keep checkpoint and bundles there, and use those that are there (6 GB)"
     )
     parser.add_argument("--bundles", default=",".join(VARIANTS), help="which, by name")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--page", type=Path, metavar="FILE", help="rewrite this page's section of memory")
     options = parser.parse_args(arguments)
-    try:
-        names = options.bundles.split(",")
-        if unknown := [name for name in names if name not in VARIANTS]:
-            raise KontextError(f"--bundles takes {', '.join(VARIANTS)}, not {unknown[0]!r}")
-        with tempfile.TemporaryDirectory(prefix="kontext-memory-") as temporary:
-            result = measure(options.folder or Path(temporary), names, sys.stderr.isatty())
-        if options.json is not None:
-            write_json(options.json, result)
-        if options.page is not None:
-            text = "\n\n".join([*(each.markdown() for each in tables(result)), footer(result)])
-            replace_section(options.page, "memory", text)
-    except KontextError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    for each in tables(result):
-        print(each.text(), end="\n\n")
-    print(footer(result))
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..errors import KontextError
 from . import fidelity, fidelity_report
+from .command_line import exit_code, module_parser, show
 from .report import Table, write_json
 
 VARIANTS: dict[str, tuple[str, list[str]]] = {
@@ -79,26 +80,20 @@ def footer(result: dict[str, Any]) -> str:
     return fidelity_report.footer(result)
 
 
+def run(options: argparse.Namespace) -> None:
+    result = measure(options.steps, options.count, options.seed, sys.stderr.isatty())
+    if options.json is not None:
+        write_json(options.json, result)
+    show(tables(result), footer(result))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kontext.bench.methods", description=(__doc__ or "").split(":")[0]
-    )
+    parser = module_parser("methods", __doc__)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("-n", "--count", type=int, default=2, help="edits of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     options = parser.parse_args(arguments)
-    try:
-        result = measure(options.steps, options.count, options.seed, sys.stderr.isatty())
-        if options.json is not None:
-            write_json(options.json, result)
-    except KontextError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    for table in tables(result):
-        print(table.text(), end="\n\n")
-    print(footer(result))
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

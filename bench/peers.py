@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
+from ..runtime.backends.onnxruntime import first_line
 from ..runtime.bundle import MANIFEST_NAME, Bundle
 from . import fidelity_bits
 from .fidelity_bits import COUNTED, Layers
@@ -193,10 +194,6 @@ def replaced(name: str, peer: Peer, where: str, original: Tensor) -> tuple[Tenso
         values.append(quantized.values)
         bits += quantized.bits
     return torch.cat(values).t().to(original.dtype).contiguous().flatten(), bits
-
-
-def first_line(fault: Exception) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
 
 def parts(where: str, shape: Sequence[int]) -> list[int]:

@@ -12,11 +12,13 @@ from typing import Any
 
 from ..errors import KontextError
 from ..export.planning import COMPUTE, Plan, make_plan
-from ..export.planning_text import TITLES, decibels, render
+from ..export.planning_text import TITLES, render, signal_to_noise
 from ..model.config import KontextConfig
 from ..quant.memory import Workload
 from ..quant.sensitivity import Sensitivity
-from ..quant.targets import find_target, gigabytes, parse_size
+from ..quant.targets import find_target
+from ..runtime.units import gigabytes, parse_size
+from .command_line import exit_code, module_parser
 from .report import Table, replace_section, write_json
 
 CARDS = ("8GB", "12GB", "16GB", "24GB", "32GB")
@@ -50,7 +52,7 @@ def table(made: list[Plan]) -> Table:
                 *peaks,
                 chosen["transformer"],
                 chosen["text_encoder_2"],
-                decibels(plan.error),
+                signal_to_noise(plan.error),
             ]
         )
     header = ["card", *(f"{TITLES[name]} [GB]" for name in stages), "transformer in", "T5 in", "expected SNR"]
@@ -86,7 +88,7 @@ def draw(made: list[Plan], path: Path) -> None:
             axis.bar(names, heights, bottom=bottom, color=colour, label=part)
             bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
         axis.axhline(plan.budget / 1e9, color="#c03030", linewidth=1.2, linestyle="--")
-        lost = decibels(plan.error)
+        lost = signal_to_noise(plan.error)
         axis.set_title(f"{plan.budget / 1e9:.0f} GB: {lost}", fontsize=10)
         axis.tick_params(axis="x", rotation=90, labelsize=8)
         axis.grid(axis="y", alpha=0.3)
@@ -108,33 +110,29 @@ def part_bytes(stage: Any) -> dict[str, int]:
     return dict(zip(PARTS, sizes, strict=True))
 
 
+def run(options: argparse.Namespace) -> None:
+    report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)
+    made = plans(options.gpu, Workload(1024, 1024, options.references, options.batch), report)
+    for plan in made:
+        print(render(plan), end="\n\n")
+    if options.json is not None:
+        write_json(options.json, {"what": "plans", "plans": [plan.as_json() for plan in made]})
+    if options.picture is not None:
+        draw(made, options.picture)
+    if options.page is not None:
+        replace_section(options.page, "plans", table(made).markdown())
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kontext.bench.plans", description=(__doc__ or "").split(":")[0]
-    )
+    parser = module_parser("plans", __doc__)
     parser.add_argument("--gpu", default="sm_89", help="an architecture or a card (sm_89)")
     parser.add_argument("--references", type=int, default=1, help="(1)")
     parser.add_argument("--batch", type=int, default=1, help="(1)")
     parser.add_argument("--sensitivity", type=Path, metavar="FILE", help="a report for the full model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the plans there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them there")
     parser.add_argument("--page", type=Path, metavar="FILE", help="rewrite this page's section of plans")
     options = parser.parse_args(arguments)
-    try:
-        report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)
-        made = plans(options.gpu, Workload(1024, 1024, options.references, options.batch), report)
-        for plan in made:
-            print(render(plan), end="\n\n")
-        if options.json is not None:
-            write_json(options.json, {"what": "plans", "plans": [plan.as_json() for plan in made]})
-        if options.picture is not None:
-            draw(made, options.picture)
-        if options.page is not None:
-            replace_section(options.page, "plans", table(made).markdown())
-    except KontextError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import KontextError
+from ..export.decibels import decibels
 from ..model.config import KontextConfig, TransformerConfig
 from ..quant.methods import FORMATS
 from ..runtime.bundle import Bundle
 from ..tiny.architecture import TINY
 from . import fidelity_bits, synthetic
-from .fidelity_pictures import decibels
 from .inputs import command
 from .machine import describe, one_line, usable_cores
 from .measure import Clock, Summary, interleave, run_process

@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import functools
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from .attention import quantize_attention
 from .calibration import calibrate
 from .journal import Journal, fsync_folder, write_atomic
 from .manifest import build_manifest, manifest_bytes
+from .output_folder import Kind, check_output, publish
 from .progress import Progress
 from .samples import Samples
 from .tokenizer_files import TokenizerFile, clip_file, t5_file
@@ -92,7 +92,7 @@ def export(
     output = output.absolute()
     if output.is_symlink():
         output = output.resolve()
-    check_output(output, force)
+    check_output(output, BUNDLE, force)
     checkpoint = Checkpoint.open(model)
     tokenizers = read_tokenizers(checkpoint)
     recipe = choose_recipe(checkpoint)
@@ -126,7 +126,8 @@ def export(
             except KontextError:
                 journal.discard()
                 raise
-        publish(partial, output, force)
+        (partial / Journal.NAME).unlink()
+        publish(partial, output, BUNDLE, force)
     except OSError as fault:
         if fault.errno in (errno.ENOSPC, errno.EDQUOT):
             raise KontextError(
@@ -307,30 +308,6 @@ def graph_file(network: str) -> str:
     return f"{network}.onnx"
 
 
-def check_output(output: Path, force: bool) -> None:
-    """Refuses to touch whatever is at `output` and is not a bundle, all of it.
-
-    Raises:
-        KontextError: says what is in the way.
-    """
-    if not output.parent.is_dir():
-        raise KontextError(f"{output.parent} is not a folder: make it first")
-    if not os.path.lexists(output):
-        return
-    if not output.is_dir():
-        raise KontextError(f"{output} exists and is not a folder")
-    files = bundle_files(output)
-    if files is None and any(output.iterdir()):
-        raise KontextError(f"{output} exists and is not a bundle: it is left alone, choose another folder")
-    if not force:
-        raise KontextError(f"{output} exists: give --force to replace it, or choose another folder")
-    for path in sorted(output.rglob("*")):
-        if not path.is_dir() and path.relative_to(output).as_posix() not in (files or ()):
-            raise KontextError(
-                f"{path} is not the bundle's: move it away, then --force will replace {output}"
-            )
-
-
 def bundle_files(folder: Path) -> set[str] | None:
     """The files of the bundle at `folder`, or None where its manifest does not say it is one."""
     try:
@@ -342,6 +319,9 @@ def bundle_files(folder: Path) -> set[str] | None:
         return None
 
 
+BUNDLE = Kind("bundle", "bundle", bundle_files)
+
+
 def check_room(journal: Journal, needed: int) -> None:
     """Refuses to begin what cannot end; what an earlier run left in OUT.partial counts as free."""
     there = sum(path.stat().st_size for path in journal.folder.rglob("*") if path.is_file())
@@ -351,22 +331,3 @@ def check_room(journal: Journal, needed: int) -> None:
             f"not enough room on the disk: the bundle needs {needed / 1e9:.2f} GB, "
             f"{journal.folder.parent} has {free / 1e9:.2f} GB free"
         )
-
-
-def publish(partial: Path, output: Path, force: bool) -> None:
-    """OUT.partial becomes OUT; an old bundle stays whole until the new one is."""
-    (partial / Journal.NAME).unlink()
-    fsync_folder(partial)
-    if os.path.lexists(output):
-        check_output(output, force)  # once more: an export takes its time, and somebody may have used it
-        replaced = output.with_name(output.name + ".replaced")
-        if replaced.exists():
-            raise KontextError(
-                f"{replaced} is in the way: an earlier export was killed while it replaced {output}"
-            )
-        output.rename(replaced)
-        partial.rename(output)
-        shutil.rmtree(replaced)
-    else:
-        partial.rename(output)
-    fsync_folder(output.parent)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import KontextError
 from ..runtime.engines import load_library
+from .journal import write_atomic
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -86,9 +87,9 @@ def build(library: str, job: dict[str, Any], report: Report) -> dict[str, Any]:
     if plan is None:
         raise KontextError(log.last() or "the library gives no reason")
     if cache is not None:
-        write(Path(job["timing_cache"]), memoryview(cache.serialize()))
+        keep(Path(job["timing_cache"]), memoryview(cache.serialize()))
     data = memoryview(plan)
-    write(Path(job["output"]), data)
+    keep(Path(job["output"]), data)
     return {
         "size": data.nbytes,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -109,15 +110,9 @@ def parse(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> list[s
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
-    external = [item for item in model.graph.initializer if item.data_location == onnx.TensorProto.EXTERNAL]
+    external = weights_as_inputs(model)
     parser = trt.OnnxParser(network, log)
     if weights == "bound":
-        kept = [item for item in model.graph.initializer if item.data_location != onnx.TensorProto.EXTERNAL]
-        for item in external:
-            value = onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
-            model.graph.input.append(value)
-        del model.graph.initializer[:]
-        model.graph.initializer.extend(kept)
         parsed = parser.parse(model.SerializeToString())
     else:
         parsed = parser.parse_from_file(str(graph))
@@ -127,7 +122,24 @@ def parse(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> list[s
             f"{fault.node_operator()} {fault.node_name()}: {fault.desc()}" for fault in faults[:2]
         )
         raise KontextError(f"the parser refuses {graph.name}: {where or log.last()}")
-    return [item.name for item in external]
+    return external
+
+
+def weights_as_inputs(model: Any) -> list[str]:
+    """Makes inputs of an ONNX model's weights in other files; returns their names."""
+    import onnx
+
+    external, kept = [], []
+    for item in model.graph.initializer:
+        if item.data_location == onnx.TensorProto.EXTERNAL:
+            value = onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
+            model.graph.input.append(value)
+            external.append(item.name)
+        else:
+            kept.append(item)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return external
 
 
 def let_attention_decompose(trt: Any, network: Any) -> None:
@@ -147,8 +159,9 @@ def set_target(trt: Any, config: Any, target: str) -> None:
 
 
 def set_weights(trt: Any, network: Any, config: Any, kind: str, weights: list[str], stream: bool) -> None:
-    """What the engine holds of its weights: nothing, all, or all but those that are put in at load."""
-    if stream and kind != "bound":
+    """What the engine holds of its weights: nothing, all, or all but those that are put in at load; and whether those
+    that it has may be streamed."""
+    if stream:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if kind == "stripped":
         # Only what lies in the bundle's files is left out; the graph's own small constants stay.
@@ -227,15 +240,9 @@ def make_monitor(trt: Any, report: Report) -> Any:
     return Monitor()
 
 
-def write(path: Path, data: memoryview) -> None:
-    """Writes a file under a temporary name and renames it when it is on the disk."""
+def keep(path: Path, data: memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomic(path, data)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,8 @@ def describe(bundle: Bundle, graph: str, target: str, options: EngineOptions, ve
             for profile in profiles(bundle, graph, options.batch, graph_inputs(bundle, graph))
         ],
     }
+    if weights != "bound" and bundle.graphs[graph].weights.stat().st_size >= STREAMED_BYTES:
+        entry["streams"] = True
     if weights == "inside":
         weights_file = bundle.graphs[graph].weights.relative_to(bundle.folder).as_posix()
         entry["weights_sha256"] = files[weights_file].sha256
@@ -257,7 +259,7 @@ def job(bundle: Bundle, entry: dict[str, Any], options: EngineOptions) -> dict[s
         "profiles": [profile["inputs"] for profile in entry["profiles"]],
         # The transformer's scores would be 3.6 GB at 8,700 tokens: there, one kernel or none.
         "decompose": graph != "transformer",
-        "stream": bundle.graphs[graph].weights.stat().st_size >= STREAMED_BYTES,
+        "stream": entry.get("streams", False),
         "timing_cache": str(timings),
     }
 

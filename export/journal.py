@@ -126,7 +126,7 @@ class Journal:
         self.finish(file, len(data), hashlib.sha256(data).hexdigest())
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:

@@ -18,9 +18,10 @@ from ..quant.options import Option, layer_bytes
 from ..quant.planner import Allocation, Choice, Item, allocate
 from ..quant.recipe import BYTES, SPARED, Layer, Recipe, Rule, choose
 from ..quant.sensitivity import Sensitivity, gain, kind_of, normal_error
-from ..quant.targets import Target, gigabytes
-from .graphs import constants, linear_weights
-from .sensitivity import count_kinds
+from ..quant.targets import Target
+from ..runtime.units import gigabytes
+from .graphs import constants
+from .sensitivity import count_kinds, quantizable
 
 COMPUTE = "compute"
 """The choice of leaving a layer in the format that its network computes in."""
@@ -203,19 +204,6 @@ def make_plan(
         recipe = Recipe(f"mixed ({gigabytes(budget)})", base.compute, tuple(rules))
     method = "shapes" if report is None else report.method
     return Plan(config.name, budget, target, work, base.compute["transformer"], method, stages, recipe)
-
-
-def quantizable(
-    config: KontextConfig, shapes: Shapes, recipe: Recipe
-) -> dict[str, dict[str, tuple[int, int]]]:
-    """Network → weight → [in, out] of the linears that `recipe` quantizes."""
-    result: dict[str, dict[str, tuple[int, int]]] = {}
-    for network, each in shapes.items():
-        linears = linear_weights(network, config)
-        for weight, shape in each.items():
-            if weight in linears and recipe.layer_of(network, weight, shape[::-1], True).format in FORMATS:
-                result.setdefault(network, {})[weight] = (shape[1], shape[0])
-    return result
 
 
 def fixed_bytes(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import KontextError
+from .source_flags import whole_number
 
 if TYPE_CHECKING:
     from ..model.checkpoint import Origin
@@ -44,15 +45,10 @@ def add_flags(result: argparse.ArgumentParser) -> None:
     planning.add_argument(
         "--size", metavar="WxH", help="pixels of the edit to plan for (default: the model's square)"
     )
-    planning.add_argument("--references", type=count, metavar="N", help="its references (default: 1)")
-    planning.add_argument("--batch", type=count, metavar="N", help="edits at once (default: 1)")
-
-
-def count(text: str) -> int:
-    """A whole number from 0 to 64."""
-    if not text.isdecimal() or int(text) > 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 64")
-    return int(text)
+    planning.add_argument(
+        "--references", type=whole_number(0, 64), metavar="N", help="its references (default: 1)"
+    )
+    planning.add_argument("--batch", type=whole_number(0, 64), metavar="N", help="edits at once (default: 1)")
 
 
 def check_flags(options: argparse.Namespace) -> None:
@@ -84,7 +80,8 @@ def plan_for(options: argparse.Namespace, chosen: Origin) -> Plan:
     from ..quant.memory import Workload
     from ..quant.options import parse_options
     from ..quant.sensitivity import Sensitivity
-    from ..quant.targets import find_target, parse_size
+    from ..quant.targets import find_target
+    from ..runtime.units import parse_size
     from .planning import make_plan
 
     budget = parse_size(options.fit)

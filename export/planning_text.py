@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from ..quant.sensitivity import METHODS
-from ..quant.targets import gigabytes
+from ..runtime.units import gigabytes
+from .decibels import decibels
 from .planning import COMPUTE, Plan
 
 TITLES = {
@@ -18,9 +17,9 @@ TITLES = {
 }
 
 
-def decibels(error: float) -> str:
-    """The velocity's signal over noise, in words."""
-    return f"{-10 * math.log10(error):.1f} dB" if error > 0 else "nothing lost"
+def signal_to_noise(error: float) -> str:
+    """The velocity's, in words, from the relative energy of its error."""
+    return f"{decibels(1, error):.1f} dB" if error > 0 else "nothing lost"
 
 
 def render(plan: Plan) -> str:
@@ -55,7 +54,7 @@ def render(plan: Plan) -> str:
 def fidelity(plan: Plan) -> str:
     if plan.error <= 0:
         return "nothing lost"
-    text = f"{decibels(plan.error)} signal to noise"
+    text = f"{signal_to_noise(plan.error)} signal to noise"
     if plan.bound > 0:
-        text += f" (no plan gets above {decibels(plan.bound)})"
+        text += f" (no plan gets above {signal_to_noise(plan.bound)})"
     return text

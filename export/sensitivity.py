@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from ..errors import KontextError
 from ..model.checkpoint import Checkpoint
+from ..model.config import KontextConfig
 from ..model.networks import NETWORKS
 from ..quant.formats import FORMATS
 from ..quant.options import Option
@@ -32,6 +31,7 @@ from ..runtime.cache import cache_folder
 from ..runtime.pipeline import Pipeline
 from .calibration import BATCH_PIXELS, RESIDENT, calibrate, compute_dtype, outline
 from .calibration import digest as calibration_digest
+from .decibels import psnr
 from .graphs import linear_weights
 from .journal import write_atomic
 from .progress import Progress
@@ -58,13 +58,20 @@ VERSION = 1
 
 def measured_layers(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, int]]]:
     """Network → weight → [in, out] of every linear that a recipe may quantize."""
-    recipe = candidates(checkpoint)
+    shapes = {name: network.shapes for name, network in checkpoint.networks.items()}
+    return quantizable(checkpoint.config, shapes, candidates(checkpoint))
+
+
+def quantizable(
+    config: KontextConfig, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Network → weight → [in, out] of the linears that `recipe` quantizes."""
     result: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, network in checkpoint.networks.items():
-        linears = linear_weights(name, checkpoint.config)
-        for weight, shape in network.shapes.items():
-            if weight in linears and recipe.layer_of(name, weight, shape[::-1], True).format == "int8":
-                result.setdefault(name, {})[weight] = (shape[1], shape[0])
+    for network, each in shapes.items():
+        linears = linear_weights(network, config)
+        for weight, shape in each.items():
+            if weight in linears and recipe.layer_of(network, weight, shape[::-1], True).format in FORMATS:
+                result.setdefault(network, {})[weight] = (shape[1], shape[0])
     return result
 
 
@@ -214,12 +221,6 @@ def measure_pictures(
         result.append({"network": network, "weight": weight, "option": str(option), "psnr": psnr_mean})
         advance(1)
     return result
-
-
-def psnr(ours: Image.Image, theirs: Image.Image) -> float:
-    """In dB, at most 100: what equal pictures have."""
-    mean = float(np.square(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).mean())
-    return min(10 * math.log10(255**2 / mean), 100.0) if mean else 100.0
 
 
 def estimate(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from ..errors import KontextError
 from ..quant.sensitivity import METHODS, Sensitivity
+from .decibels import decibels
 
 TITLES = {
     "text_encoder": "CLIP",
@@ -14,14 +14,6 @@ TITLES = {
     "modulation": "modulation",
     "transformer": "transformer",
 }
-
-FLOOR_DB = 200.0
-"""A layer without an error is drawn here."""
-
-
-def decibels(error: float) -> float:
-    """Signal over noise, from the relative energy of the error."""
-    return min(-10 * math.log10(error), FLOOR_DB) if error > 0 else FLOOR_DB
 
 
 def short_name(weight: str) -> str:
@@ -51,7 +43,7 @@ def draw(report: Sensitivity, path: Path) -> None:
         layers = report.layers[network]
         for option in report.options:
             points = [
-                (position, decibels(layer.errors[option]))
+                (position, decibels(1, layer.errors[option]))
                 for position, layer in enumerate(layers.values())
                 if option in layer.errors
             ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..quant.sensitivity import METHODS, Sensitivity
-from .sensitivity_plot import decibels
+from .decibels import decibels
 
 MOST = 10
 """Layers that are listed."""
@@ -31,10 +31,12 @@ def render(report: Sensitivity) -> str:
     )
     for error, network, weight in ranked:
         psnr = f"{pictures[network, weight]:6.1f} dB" if (network, weight) in pictures else ""
-        lines.append(f"    {decibels(error):6.1f} dB  {psnr:9}  {network}: {weight.removesuffix('.weight')}")
+        lines.append(
+            f"    {decibels(1, error):6.1f} dB  {psnr:9}  {network}: {weight.removesuffix('.weight')}"
+        )
     for name, sums in report.sums.items():
         lines.append(
-            f"  all layers in {name}: {decibels(sums['whole']):.1f} dB measured, {decibels(sums['sum']):.1f} dB as the "
-            "sum of the layers' errors"
+            f"  all layers in {name}: {decibels(1, sums['whole']):.1f} dB measured, {decibels(1, sums['sum']):.1f} dB "
+            "as the sum of the layers' errors"
         )
     return "\n".join(lines)

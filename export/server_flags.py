@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import KontextError
-from .source_flags import from_1_to
+from .source_flags import whole_number
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +26,13 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--triton-batch",
-        type=from_1_to(64),
+        type=whole_number(1, 64),
         metavar="N",
         help="pictures to sample together at most (default: by the model's picture size)",
     )
     group.add_argument(
         "--triton-instances",
-        type=from_1_to(64),
+        type=whole_number(1, 64),
         default=1,
         metavar="N",
         help="pipelines on each GPU, or on the CPU (default: 1)",
@@ -47,9 +47,10 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """An export takes long: what is in the way of the repository is said before. Raises KontextError."""
-    from .triton_repository import check_filters, check_output
+    from .output_folder import check_output
+    from .triton_repository import REPOSITORY, check_filters
 
-    check_output(options.triton, options.force)
+    check_output(options.triton, REPOSITORY, options.force)
     if options.triton_filters is not None:
         check_filters(options.triton_filters)
 

@@ -46,18 +46,18 @@ def add_sources(result: argparse.ArgumentParser) -> None:
     sources.add_argument("--name", help="name of the model in the bundle")
     sources.add_argument(
         "--steps",
-        type=from_1_to(1000),
+        type=whole_number(1, 1000),
         metavar="N",
         help="the bundle's default steps (default: the model's or the LoRA's)",
     )
 
 
-def from_1_to(largest: int) -> Callable[[str], int]:
-    """An argument's type: a whole number from 1 to `largest`."""
+def whole_number(least: int, largest: int) -> Callable[[str], int]:
+    """An argument's type: a whole number from `least` to `largest`."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= largest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {largest}")
+        if not text.isdecimal() or not least <= int(text) <= largest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {largest}")
         return int(text)
 
     return number

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -22,7 +21,8 @@ from ..errors import KontextError
 from ..runtime.bundle import MANIFEST_NAME, Bundle
 from ..runtime.server import contract
 from . import triton_config
-from .journal import fsync_folder, write_atomic
+from .journal import write_atomic
+from .output_folder import Kind, check_output, publish
 
 TEMPLATES = Path(__file__).resolve().parent / "triton"
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def write_repository(folder: Path, output: Path, settings: Settings, *, force: b
         )
     if settings.filters is not None:
         check_filters(settings.filters)
-    check_output(output, force)
+    check_output(output, REPOSITORY, force)
     partial = output.with_name(output.name + ".partial")
     try:
         clear(partial)
@@ -72,7 +72,7 @@ def write_repository(folder: Path, output: Path, settings: Settings, *, force: b
         write_marker(partial)
         fill(partial, bundle, settings)
         write_marker(partial)
-        publish(partial, output, force)
+        publish(partial, output, REPOSITORY, force)
     except OSError as fault:
         raise KontextError(f"cannot write {fault.filename or partial}: {fault.strerror}") from None
     return output
@@ -174,15 +174,8 @@ def check_filters(path: Path) -> None:
 # -- the folder: refused unless it is ours, replaced whole --
 
 
-def own_files(root: Path) -> Iterator[Path]:
-    """Every file below `root`, but what Python leaves beside modules that were imported."""
-    for path in sorted(root.rglob("*")):
-        if (path.is_symlink() or not path.is_dir()) and path.parent.name != "__pycache__":
-            yield path
-
-
 def write_marker(root: Path) -> None:
-    files = [path.relative_to(root).as_posix() for path in own_files(root)]
+    files = [path.relative_to(root).as_posix() for path in REPOSITORY.everything(root)]
     text = json.dumps({"format": FORMAT, "files": sorted({*files, MARKER})}, indent=2) + "\n"
     write_atomic(root / MARKER, text.encode("utf-8"))
 
@@ -196,26 +189,8 @@ def listed_files(root: Path) -> set[str] | None:
         return None
 
 
-def check_output(output: Path, force: bool) -> None:
-    """Raises KontextError if `output` is anything but new, empty, or, with `force`, a repository and nothing else."""
-    if not output.absolute().parent.is_dir():
-        raise KontextError(f"{output.absolute().parent} is not a folder: make it first")
-    if not os.path.lexists(output):
-        return
-    if not output.is_dir():
-        raise KontextError(f"{output} exists and is not a folder")
-    listed = listed_files(output)
-    if listed is None and any(output.iterdir()):
-        raise KontextError(
-            f"{output} exists and is not a model repository of kontext-export: choose another folder"
-        )
-    if not force:
-        raise KontextError(f"{output} exists: give --force to replace it, or choose another folder")
-    for path in own_files(output):
-        if path.relative_to(output).as_posix() not in (listed or ()):
-            raise KontextError(
-                f"{path} is not the repository's: move it away, then --force will replace {output}"
-            )
+REPOSITORY = Kind("repository", "model repository of kontext-export", listed_files, ignored="__pycache__")
+"""Python leaves that beside modules that the server imported."""
 
 
 def clear(partial: Path) -> None:
@@ -225,19 +200,3 @@ def clear(partial: Path) -> None:
     if not partial.is_dir() or (any(partial.iterdir()) and listed_files(partial) is None):
         raise KontextError(f"{partial} is in the way and is not an unfinished repository: move it away")
     shutil.rmtree(partial)
-
-
-def publish(partial: Path, output: Path, force: bool) -> None:
-    """REPO.partial becomes REPO; an old repository stays whole until the new one is."""
-    fsync_folder(partial)
-    if os.path.lexists(output):
-        check_output(output, force)
-        replaced = output.with_name(output.name + ".replaced")
-        if replaced.exists():
-            raise KontextError(f"{replaced} is in the way: an earlier export was killed; move it away")
-        output.rename(replaced)
-        partial.rename(output)
-        shutil.rmtree(replaced)
-    else:
-        partial.rename(output)
-    fsync_folder(output.absolute().parent)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .launch import Launch, jit, power_of_two, require, tl
-from .numeric import CODES, LIMITS, MIN_AMAX, check_format, encode_tile, quantize_rows
+from .launch import Launch, jit, require, tl
+from .numeric import quantize_rows
+from .rows import empty_codes, row_constants, row_launch, store_row
 
 EPS = 1e-6
 MAX_WIDTH = 16384
@@ -66,50 +67,31 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
     centered = tl.where(inside, value - mean, 0.0)
     variance = tl.sum(centered * centered, 0) / WIDTH
     y = centered * tl.rsqrt(variance + EPS) * (1.0 + by) + to
-    if QUANTIZE:
-        step = tl.maximum(tl.max(tl.abs(y), 0), MIN_AMAX) / LIMIT
-        tl.store(out_scale + row, step)
-        y = tl.minimum(tl.maximum(y / step, -LIMIT), LIMIT)
-        tl.store(out + row * WIDTH + columns, encode_tile(y, INTEGER), mask=inside)
-    else:
-        tl.store(out + row * WIDTH + columns, y.to(out.dtype.element_ty), mask=inside)
+    store_row(y, row, columns, out, out_scale, WIDTH, QUANTIZE, INTEGER, LIMIT, MIN_AMAX)
 
 
 def plan(
     x: Tensor, shift: Tensor, scale: Tensor, out: Tensor, out_scale: Tensor | None, format: str
 ) -> Launch:
-    batch, tokens, width = x.shape
+    width = x.shape[2]
     require(width <= MAX_WIDTH, f"AdaLN takes up to {MAX_WIDTH} channels, not {width}")
     require(x.stride(2) == 1, "AdaLN takes rows whose channels lie next to each other")
     require(shift.stride() == scale.stride() and shift.stride(1) == 1, "shift and scale must lie alike")
-    block = power_of_two(width)
-    return Launch(
+    return row_launch(
         adaln_kernel,
-        (batch * tokens, 1, 1),
+        tuple(x.shape),
         {
             "x": x,
             "shift": shift,
             "scale": scale,
             "out": out,
             "out_scale": out_scale,
-            "tokens": tokens,
+            "tokens": x.shape[1],
             "x_batch": x.stride(0),
             "x_token": x.stride(1),
             "modulation_batch": shift.stride(0),
         },
-        {
-            "WIDTH": width,
-            "BLOCK": block,
-            "EPS": EPS,
-            "QUANTIZE": out_scale is not None,
-            "INTEGER": format == "int8",
-            "LIMIT": LIMITS.get(format, 0.0),
-            "MIN_AMAX": MIN_AMAX,
-        },
-        # 8 values of 16 bits a thread and load are 16 bytes.
-        warps=min(max(block // 1024, 1), 16),
-        stages=1,
-        varying=("tokens",),
+        {"WIDTH": width, "EPS": EPS, **row_constants(out_scale, format)},
     )
 
 
@@ -121,9 +103,7 @@ def launch_adaln(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def launch_adaln_quantize(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    check_format(format)
-    out = torch.empty(x.shape, dtype=CODES[format], device=x.device)
-    out_scale = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    out, out_scale = empty_codes(x, tuple(x.shape), format)
     if out.numel():
         plan(x, shift, scale, out, out_scale, format).run()
     return out, out_scale
@@ -147,9 +127,4 @@ adaln_quantize_op = torch.library.custom_op(
     schema="(Tensor x, Tensor shift, Tensor scale, str format) -> (Tensor, Tensor)",
 )
 adaln_quantize_op.register_kernel("cpu")(adaln_quantize)
-
-
-@adaln_quantize_op.register_fake
-def _(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    check_format(format)
-    return x.new_empty(x.shape, dtype=CODES[format]), x.new_empty(x.shape[:2], dtype=torch.float32)
+adaln_quantize_op.register_fake(lambda x, shift, scale, format: empty_codes(x, x.shape, format))

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from .launch import FP8_CAPABILITY, MIN_CAPABILITY, Launch, capability, cdiv, jit, require, tl
+from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
 from .rope import BLOCK, HEAD_DIMS
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -243,11 +243,7 @@ def plan(
     """
     arch = arch or capability(q)
     check(q, k, v)
-    require(arch >= MIN_CAPABILITY, f"these kernels need compute capability 8.0, this GPU has {arch / 10}")
-    require(
-        scales is None or arch >= FP8_CAPABILITY,
-        f"FP8 attention needs compute capability 8.9 (Ada), this GPU has {arch / 10}: use 16-bit attention",
-    )
+    require_capability(arch, "" if scales is None else "FP8 attention needs", "16-bit attention")
     batch, heads, q_tokens, head_dim = q.shape
     wide = scales is None
     m, n, warps, stages = TILES[90 if arch in (90, 100, 103) else 80][wide, head_dim]

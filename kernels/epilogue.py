@@ -9,9 +9,12 @@ side by side in one joint buffer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
-from .launch import jit, require, tl
+from .launch import Launch, cdiv, jit, require, tl
 from .numeric import CODES, LIMITS, encode, gelu, gelu_tile
 
 PLAIN, GELU, RESIDUAL = 0, 1, 2
@@ -77,6 +80,34 @@ def arguments(
         "out_token": out.stride(1),
         "gate_batch": gate.stride(0) if gate is not None else 0,
     }
+
+
+def product_launch(
+    kernel: Any,
+    tile: tuple[int, int, int, int],
+    operands: Mapping[str, Tensor | None],
+    of_product: Mapping[str, Any],
+    ending: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+) -> Launch:
+    """The launch of a product: one program a tile of one picture's output.
+
+    Args:
+        tile: rows, columns, warps, stages.
+        operands: the kernel's first arguments.
+        of_product: constants beside the sizes of the output and of the tile.
+        ending: out, bias, gate and out_scale.
+    """
+    (batch, tokens, channels), (m, n, warps, stages) = ending[0].shape, tile
+    sizes = {"N": channels, "BLOCK_M": m, "BLOCK_N": n, "GROUP_M": 8}
+    return Launch(
+        kernel,
+        (cdiv(tokens, m) * cdiv(channels, n), batch, 1),
+        {**operands, **arguments(*ending)},
+        {**sizes, **of_product, **constants(*ending, n)},
+        warps=warps,
+        stages=stages,
+        varying=("tokens",),
+    )
 
 
 @jit()

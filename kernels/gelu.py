@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch import Launch, jit, power_of_two, require, tl
-from .numeric import CODES, LIMITS, MIN_AMAX, check_format, encode_tile, gelu, gelu_tile, quantize_rows
+from .launch import Launch, jit, require, tl
+from .numeric import gelu, gelu_tile, quantize_rows
+from .rows import empty_codes, row_constants, row_launch, store_row
 
 MAX_WIDTH = 32768
 
@@ -61,41 +62,33 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
     batch = row // tokens
     token = row % tokens
     columns = tl.arange(0, BLOCK)
-    inside = columns < PLAIN + MLP
     y = tl.zeros([BLOCK], tl.float32)
     if PLAIN > 0:
         start = plain + batch * plain_batch + token * plain_token
         y = tl.load(start + columns, mask=columns < PLAIN, other=0.0).to(tl.float32)
     if MLP > 0:
         start = mlp + batch * mlp_batch + token * mlp_token
-        from_mlp = inside & (columns >= PLAIN)
+        from_mlp = (columns < PLAIN + MLP) & (columns >= PLAIN)
         y += gelu_tile(tl.load(start + (columns - PLAIN), mask=from_mlp, other=0.0).to(tl.float32))
-    if QUANTIZE:
-        step = tl.maximum(tl.max(tl.abs(y), 0), MIN_AMAX) / LIMIT
-        tl.store(out_scale + row, step)
-        y = tl.minimum(tl.maximum(y / step, -LIMIT), LIMIT)
-        tl.store(out + row * (PLAIN + MLP) + columns, encode_tile(y, INTEGER), mask=inside)
-    else:
-        tl.store(out + row * (PLAIN + MLP) + columns, y.to(out.dtype.element_ty), mask=inside)
+    store_row(y, row, columns, out, out_scale, PLAIN + MLP, QUANTIZE, INTEGER, LIMIT, MIN_AMAX)
 
 
 def plan(
     plain: Tensor | None, mlp: Tensor | None, out: Tensor, out_scale: Tensor | None, format: str
 ) -> Launch:
-    batch, tokens, width = out.shape
+    width = out.shape[2]
     require(width <= MAX_WIDTH, f"GELU with quantization takes up to {MAX_WIDTH} channels, not {width}")
     for part in (plain, mlp):
         require(part is None or part.stride(2) == 1, "GELU takes rows whose channels lie next to each other")
-    block = power_of_two(width)
-    return Launch(
+    return row_launch(
         gelu_join_kernel,
-        (batch * tokens, 1, 1),
+        tuple(out.shape),
         {
             "plain": plain,
             "mlp": mlp,
             "out": out,
             "out_scale": out_scale,
-            "tokens": tokens,
+            "tokens": out.shape[1],
             "plain_batch": plain.stride(0) if plain is not None else 0,
             "plain_token": plain.stride(1) if plain is not None else 0,
             "mlp_batch": mlp.stride(0) if mlp is not None else 0,
@@ -104,15 +97,8 @@ def plan(
         {
             "PLAIN": plain.shape[2] if plain is not None else 0,
             "MLP": mlp.shape[2] if mlp is not None else 0,
-            "BLOCK": block,
-            "QUANTIZE": out_scale is not None,
-            "INTEGER": format == "int8",
-            "LIMIT": LIMITS.get(format, 0.0),
-            "MIN_AMAX": MIN_AMAX,
+            **row_constants(out_scale, format),
         },
-        warps=min(max(block // 1024, 1), 16),
-        stages=1,
-        varying=("tokens",),
     )
 
 
@@ -132,10 +118,8 @@ def launch_gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
 
 
 def launch_gelu_join_quantize(plain: Tensor | None, mlp: Tensor | None, format: str) -> tuple[Tensor, Tensor]:
-    check_format(format)
     first, shape = shape_of(plain, mlp)
-    out = torch.empty(shape, dtype=CODES[format], device=first.device)
-    out_scale = torch.empty(shape[:2], dtype=torch.float32, device=first.device)
+    out, out_scale = empty_codes(first, shape, format)
     if out.numel():
         plan(plain, mlp, out, out_scale, format).run()
     return out, out_scale
@@ -165,10 +149,4 @@ gelu_join_quantize_op = torch.library.custom_op(
     schema="(Tensor? plain, Tensor? mlp, str format) -> (Tensor, Tensor)",
 )
 gelu_join_quantize_op.register_kernel("cpu")(gelu_join_quantize)
-
-
-@gelu_join_quantize_op.register_fake
-def _(plain: Tensor | None, mlp: Tensor | None, format: str) -> tuple[Tensor, Tensor]:
-    check_format(format)
-    first, shape = shape_of(plain, mlp)
-    return first.new_empty(shape, dtype=CODES[format]), first.new_empty(shape[:2], dtype=torch.float32)
+gelu_join_quantize_op.register_fake(lambda plain, mlp, format: empty_codes(*shape_of(plain, mlp), format))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import epilogue
 from .epilogue import finish_split, rows_of, tile_of
-from .launch import FP8_CAPABILITY, MIN_CAPABILITY, Launch, capability, cdiv, jit, require, tl
+from .launch import Launch, capability, jit, require, require_capability, tl
 
 
 def scaled_linear(
@@ -142,38 +142,16 @@ def plan(
     """`fast`: see `attention.plan`."""
     arch = arch or capability(a)
     check(out, a, a_scale, weight, w_scale, out_scale)
-    require(arch >= MIN_CAPABILITY, f"these kernels need compute capability 8.0, this GPU has {arch / 10}")
-    require(
-        arch >= FP8_CAPABILITY or a.dtype == torch.int8,
-        f"FP8 products need compute capability 8.9 (Ada), this GPU has {arch / 10}: use INT8 activations",
-    )
-    (batch, tokens, depth), channels = a.shape, weight.shape[0]
+    require_capability(arch, "" if a.dtype == torch.int8 else "FP8 products need", "INT8 activations")
+    depth = a.shape[2]
     large = arch in (90, 100, 103)
     m, n, k, warps, stages = INT8_TILE if large and a.dtype == torch.int8 else TILES[90 if large else 80]
-    return Launch(
+    return epilogue.product_launch(
         scaled_gemm_kernel,
-        (cdiv(tokens, m) * cdiv(channels, n), batch, 1),
-        {
-            "a": a,
-            "weight": weight,
-            "a_scale": a_scale,
-            "w_scale": w_scale,
-            **epilogue.arguments(out, bias, gate, out_scale),
-        },
-        {
-            "N": channels,
-            "K": depth,
-            "BLOCK_M": m,
-            "BLOCK_N": n,
-            "BLOCK_K": k,
-            "GROUP_M": 8,
-            "WHOLE": depth % k == 0,
-            "IMPRECISE": None if fast else k,
-            **epilogue.constants(out, bias, gate, out_scale, n),
-        },
-        warps=warps,
-        stages=stages,
-        varying=("tokens",),
+        (m, n, warps, stages),
+        {"a": a, "weight": weight, "a_scale": a_scale, "w_scale": w_scale},
+        {"K": depth, "BLOCK_K": k, "WHOLE": depth % k == 0, "IMPRECISE": None if fast else k},
+        (out, bias, gate, out_scale),
     )
 
 
@@ -200,17 +178,8 @@ scaled_linear_op = torch.library.custom_op(
     "Tensor? out_scale) -> ()",
 )
 scaled_linear_op.register_kernel("cpu")(scaled_linear)
-
-
-@scaled_linear_op.register_fake
-def _(
-    out: Tensor,
-    a: Tensor,
-    a_scale: Tensor,
-    weight: Tensor,
-    w_scale: Tensor,
-    bias: Tensor | None,
-    gate: Tensor | None,
-    out_scale: Tensor | None,
-) -> None:
-    check(out, a, a_scale, weight, w_scale, out_scale)
+scaled_linear_op.register_fake(
+    lambda out, a, a_scale, weight, w_scale, bias, gate, out_scale: check(
+        out, a, a_scale, weight, w_scale, out_scale
+    )
+)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import epilogue
 from .epilogue import finish_split, rows_of, tile_of
-from .launch import FP8_CAPABILITY, MIN_CAPABILITY, Launch, capability, cdiv, jit, power_of_two, require, tl
+from .launch import Launch, capability, jit, power_of_two, require, require_capability, tl
 
 GROUP = 64
 MAX_RANK = 256
@@ -192,43 +192,23 @@ def plan(
 ) -> Launch:
     arch = arch or capability(a)
     check(out, a, a_scale, packed, scales, low, up, out_scale)
-    require(arch >= MIN_CAPABILITY, f"these kernels need compute capability 8.0, this GPU has {arch / 10}")
-    require(
-        arch >= FP8_CAPABILITY or a.dtype != torch.float8_e4m3fn,
-        f"FP8 products need compute capability 8.9 (Ada), this GPU has {arch / 10}: use 16-bit activations",
-    )
-    (batch, tokens, depth), channels = a.shape, 2 * packed.shape[1]
+    require_capability(arch, "" if a_scale is None else "FP8 products need", "16-bit activations")
     m, n, warps, stages = TILES[90 if arch in (90, 100, 103) else 80]
     if a.dtype == torch.float32:
         m, n, stages = 64, 64, 1
     rank = up.shape[0] if up is not None else 0
-    return Launch(
+    return epilogue.product_launch(
         int4_gemm_kernel,
-        (cdiv(tokens, m) * cdiv(channels, n), batch, 1),
+        (m, n, warps, stages),
+        {"a": a, "packed": packed, "scales": scales, "a_scale": a_scale, "low": low, "up": up},
         {
-            "a": a,
-            "packed": packed,
-            "scales": scales,
-            "a_scale": a_scale,
-            "low": low,
-            "up": up,
-            **epilogue.arguments(out, bias, gate, out_scale),
-        },
-        {
-            "N": channels,
-            "K": depth,
+            "K": a.shape[2],
             "RANK": rank,
             "RANKS": max(power_of_two(rank), 16),
-            "BLOCK_M": m,
-            "BLOCK_N": n,
             "GROUP": GROUP,
-            "GROUP_M": 8,
             "CODES": a_scale is not None,
-            **epilogue.constants(out, bias, gate, out_scale, n),
         },
-        warps=warps,
-        stages=stages,
-        varying=("tokens",),
+        (out, bias, gate, out_scale),
     )
 
 
@@ -257,19 +237,8 @@ int4_linear_op = torch.library.custom_op(
     "Tensor? bias, Tensor? gate, Tensor? out_scale) -> ()",
 )
 int4_linear_op.register_kernel("cpu")(int4_linear)
-
-
-@int4_linear_op.register_fake
-def _(
-    out: Tensor,
-    a: Tensor,
-    a_scale: Tensor | None,
-    packed: Tensor,
-    scales: Tensor,
-    low: Tensor | None,
-    up: Tensor | None,
-    bias: Tensor | None,
-    gate: Tensor | None,
-    out_scale: Tensor | None,
-) -> None:
-    check(out, a, a_scale, packed, scales, low, up, out_scale)
+int4_linear_op.register_fake(
+    lambda out, a, a_scale, packed, scales, low, up, bias, gate, out_scale: check(
+        out, a, a_scale, packed, scales, low, up, out_scale
+    )
+)

@@ -145,6 +145,16 @@ def capability(tensor: Tensor) -> int:
     return 10 * major + minor
 
 
+def require_capability(arch: int, fp8: str, instead: str) -> None:
+    """Raises KontextError for a GPU that is too old; `fp8` says what of it needs E4M3 (nothing: ""), and what to do
+    without."""
+    require(arch >= MIN_CAPABILITY, f"these kernels need compute capability 8.0, this GPU has {arch / 10}")
+    require(
+        not fp8 or arch >= FP8_CAPABILITY,
+        f"{fp8} compute capability 8.9 (Ada), this GPU has {arch / 10}: use {instead}",
+    )
+
+
 def require(condition: bool, message: str) -> None:
     """Raises KontextError with `message` unless `condition` holds: what a kernel cannot take is never computed
     wrong."""

@@ -6,8 +6,6 @@ even.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +18,6 @@ CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 MIN_AMAX = 1e-12
 """Amax of a row of zeros, so that no scale is zero."""
-
-GELU_SCALE = math.sqrt(2 / math.pi)
 
 
 def check_format(format: str) -> None:
@@ -49,8 +45,9 @@ def gelu(x: Tensor) -> Tensor:
 
 
 @jit()
-def encode_tile(values, INTEGER: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes of fp32 values within the format's limits. Adding 1.5 * 2^23 leaves no bit below one."""
+def quantize_tile(values, step, INTEGER: tl.constexpr, LIMIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Codes of fp32 values in units of `step`. Adding 1.5 * 2^23 leaves no bit below one."""
+    values = tl.minimum(tl.maximum(values / step, -LIMIT), LIMIT)
     if INTEGER:
         return ((values + 12582912.0) - 12582912.0).to(tl.int8)
     else:

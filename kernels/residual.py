@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch import Launch, jit, power_of_two, require, tl
+from .launch import Launch, jit, require, tl
+from .rows import row_launch
 
 
 def gate_residual(x: Tensor, gate: Tensor, y: Tensor) -> None:
@@ -41,29 +42,24 @@ def gate_residual_kernel(  # type: ignore[no-untyped-def]
 
 
 def plan(x: Tensor, gate: Tensor, y: Tensor) -> Launch:
-    batch, tokens, width = x.shape
     require(x.shape == y.shape, f"a residual of {list(x.shape)} and a product of {list(y.shape)}")
     for part in (x, y, gate):
         require(part.stride(-1) == 1, "gate and residual take rows whose channels lie next to each other")
-    block = power_of_two(width)
-    return Launch(
+    return row_launch(
         gate_residual_kernel,
-        (batch * tokens, 1, 1),
+        tuple(x.shape),
         {
             "x": x,
             "gate": gate,
             "y": y,
-            "tokens": tokens,
+            "tokens": x.shape[1],
             "x_batch": x.stride(0),
             "x_token": x.stride(1),
             "y_batch": y.stride(0),
             "y_token": y.stride(1),
             "gate_batch": gate.stride(0),
         },
-        {"WIDTH": width, "BLOCK": block},
-        warps=min(max(block // 1024, 1), 16),
-        stages=1,
-        varying=("tokens",),
+        {"WIDTH": x.shape[2]},
     )
 
 

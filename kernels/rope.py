@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from .launch import Launch, cdiv, jit, require, tl
-from .numeric import CODES, LIMITS, MIN_AMAX, encode, encode_tile
+from .numeric import CODES, LIMITS, MIN_AMAX, encode, quantize_tile
 
 EPS = 1e-6
 BLOCK = 128
 """Tokens of a program, and of a scale of K and V."""
 
 HEAD_DIMS = (32, 64, 128)
+VARYING = ("tokens", "text_tokens", "blocks")
+"""Arguments that no code is specialized for."""
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """q, its scales, k, its scales, v, its scales."""
@@ -73,9 +75,9 @@ def norm_rope_quantize(
     q, k, v = split(qkv, heads)
     q = normalized(q, norms[0], norms[2], text_tokens, cos, sin)
     k = normalized(k, norms[1], norms[3], text_tokens, cos, sin)
+    v = v.float()
     if format == "int8":
         k = k - k.mean(2, keepdim=True)
-    v = v.float()
     tokens = k.shape[2]
     q_scale = q.abs().amax(-1).clamp(min=MIN_AMAX) / LIMITS[format]
     k_scale, v_scale = block_scales(k, format), block_scales(v, "fp8")
@@ -86,6 +88,16 @@ def norm_rope_quantize(
     transposed = torch.zeros((*v.shape[:2], v.shape[3], padded(tokens)), dtype=v_codes.dtype, device=v.device)
     transposed[..., :tokens] = v_codes.transpose(2, 3)
     return encode(q / q_scale[..., None], format), q_scale, k_codes, k_scale, transposed, v_scale
+
+
+@jit()
+def head_tile(  # type: ignore[no-untyped-def]
+    qkv, rows, tokens, batch, part, head, qkv_batch, qkv_token, HEADS: tl.constexpr, D: tl.constexpr
+):
+    """One head's rows of q (part 0), k (1) or v (2), fp32 [BLOCK, D]; zero beyond the tokens."""
+    start = qkv + batch * qkv_batch + (part * HEADS + head) * D
+    at = rows.to(tl.int64)[:, None] * qkv_token + tl.arange(0, D)[None, :]
+    return tl.load(start + at, mask=(rows < tokens)[:, None], other=0.0).to(tl.float32)
 
 
 @jit()
@@ -106,7 +118,7 @@ def rotated_tile(  # type: ignore[no-untyped-def]
     return tl.reshape(tl.join(even * c - odd * s, odd * c + even * s), [rows.shape[0], D])
 
 
-@jit(do_not_specialize=["tokens", "text_tokens", "blocks"])
+@jit(do_not_specialize=list(VARYING))
 def norm_rope_kernel(  # type: ignore[no-untyped-def]
     qkv,
     cos,
@@ -145,10 +157,7 @@ def norm_rope_kernel(  # type: ignore[no-untyped-def]
     rows = block * BLOCK + tl.arange(0, BLOCK)
     channels = tl.arange(0, D)
     inside = (rows < tokens)[:, None]
-    start = qkv + batch * qkv_batch + (part * HEADS + head) * D
-    x = tl.load(
-        start + rows.to(tl.int64)[:, None] * qkv_token + channels[None, :], mask=inside, other=0.0
-    ).to(tl.float32)
+    x = head_tile(qkv, rows, tokens, batch, part, head, qkv_batch, qkv_token, HEADS, D)
     pair = batch * HEADS + head  # of picture and head
     to = (pair * tokens + rows)[:, None] * D + channels[None, :]
     if part == 0:
@@ -156,8 +165,7 @@ def norm_rope_kernel(  # type: ignore[no-untyped-def]
         if QUANTIZE:
             row_step = tl.maximum(tl.max(tl.abs(x), 1), MIN_AMAX) / LIMIT
             tl.store(q_scale + pair * tokens + rows, row_step, mask=rows < tokens)
-            x = tl.minimum(tl.maximum(x / row_step[:, None], -LIMIT), LIMIT)
-            tl.store(q + to, encode_tile(x, INTEGER), mask=inside)
+            tl.store(q + to, quantize_tile(x, row_step[:, None], INTEGER, LIMIT), mask=inside)
         else:
             tl.store(q + to, x.to(q.dtype.element_ty), mask=inside)
     elif part == 1:
@@ -167,20 +175,18 @@ def norm_rope_kernel(  # type: ignore[no-untyped-def]
                 x = tl.where(inside, x - tl.load(mean + pair * D + channels)[None, :], 0.0)
             step = tl.maximum(tl.max(tl.abs(x)), MIN_AMAX) / LIMIT
             tl.store(k_scale + pair * blocks + block, step)
-            x = tl.minimum(tl.maximum(x / step, -LIMIT), LIMIT)
-            tl.store(k + to, encode_tile(x, INTEGER), mask=inside)
+            tl.store(k + to, quantize_tile(x, step, INTEGER, LIMIT), mask=inside)
         else:
             tl.store(k + to, x.to(k.dtype.element_ty), mask=inside)
     elif QUANTIZE:
         v_step = tl.maximum(tl.max(tl.abs(x)), MIN_AMAX) / 448.0
         tl.store(v_scale + pair * blocks + block, v_step)
-        codes = encode_tile(tl.minimum(tl.maximum(x / v_step, -448.0), 448.0), False)
         # The last block's rows beyond the tokens are zero, and are stored: attention reads whole blocks.
         at = (pair * D + channels)[:, None] * (blocks * BLOCK) + rows[None, :]
-        tl.store(v + at, tl.trans(codes))
+        tl.store(v + at, tl.trans(quantize_tile(x, v_step, False, 448.0)))
 
 
-@jit(do_not_specialize=["tokens", "text_tokens", "blocks"])
+@jit(do_not_specialize=list(VARYING))
 def key_sum_kernel(  # type: ignore[no-untyped-def]
     qkv,
     cos,
@@ -203,15 +209,9 @@ def key_sum_kernel(  # type: ignore[no-untyped-def]
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     rows = block * BLOCK + tl.arange(0, BLOCK)
-    channels = tl.arange(0, D)
-    start = qkv + batch * qkv_batch + (HEADS + head) * D
-    x = tl.load(
-        start + rows.to(tl.int64)[:, None] * qkv_token + channels[None, :],
-        mask=(rows < tokens)[:, None],
-        other=0.0,
-    ).to(tl.float32)
+    x = head_tile(qkv, rows, tokens, batch, 1, head, qkv_batch, qkv_token, HEADS, D)
     x = rotated_tile(x, cos, sin, k_text, k_image, rows, text_tokens, tokens, EPS, D)
-    tl.store(sums + ((batch * HEADS + head) * blocks + block) * D + channels, tl.sum(x, 0))
+    tl.store(sums + ((batch * HEADS + head) * blocks + block) * D + tl.arange(0, D), tl.sum(x, 0))
 
 
 def check(qkv: Tensor, cos: Tensor, heads: int, format: str = "") -> None:
@@ -232,6 +232,17 @@ def check(qkv: Tensor, cos: Tensor, heads: int, format: str = "") -> None:
         tuple(cos.shape) == (qkv.shape[1], head_dim // 2),
         f"RoPE tables must be {[qkv.shape[1], head_dim // 2]}, not {list(cos.shape)}",
     )
+
+
+def sizes(qkv: Tensor, text_tokens: int) -> dict[str, int]:
+    """The last arguments of both kernels."""
+    return {
+        "tokens": qkv.shape[1],
+        "text_tokens": text_tokens,
+        "blocks": cdiv(qkv.shape[1], BLOCK),
+        "qkv_batch": qkv.stride(0),
+        "qkv_token": qkv.stride(1),
+    }
 
 
 def plan(
@@ -262,11 +273,7 @@ def plan(
             "k_image": norms[3],
             "mean": mean,
             **outputs,
-            "tokens": tokens,
-            "text_tokens": text_tokens,
-            "blocks": cdiv(tokens, BLOCK),
-            "qkv_batch": qkv.stride(0),
-            "qkv_token": qkv.stride(1),
+            **sizes(qkv, text_tokens),
         },
         {
             "HEADS": heads,
@@ -281,7 +288,7 @@ def plan(
         },
         warps=16 if format else 4,
         stages=1,
-        varying=("tokens", "text_tokens", "blocks"),
+        varying=VARYING,
     )
 
 
@@ -299,16 +306,12 @@ def plan_key_sum(
             "k_text": norms[1],
             "k_image": norms[3],
             "sums": sums,
-            "tokens": tokens,
-            "text_tokens": text_tokens,
-            "blocks": cdiv(tokens, BLOCK),
-            "qkv_batch": qkv.stride(0),
-            "qkv_token": qkv.stride(1),
+            **sizes(qkv, text_tokens),
         },
         {"HEADS": heads, "D": width // 3 // heads, "BLOCK": BLOCK, "EPS": EPS},
         warps=16,
         stages=1,
-        varying=("tokens", "text_tokens", "blocks"),
+        varying=VARYING,
     )
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
-from .safetensors_file import DTYPES, TensorInfo
+from .safetensors_file import DTYPES, TensorInfo, check_layout, padded
 
 # fmt: off
 QUANTIZED = (
@@ -163,7 +163,8 @@ def read_gguf(path: Path) -> GgufHeader:
         placed[tensor.name] = GgufTensor(
             path, tensor.name, tensor.dtype, shape, base + tensor.start, base + tensor.stop
         )
-    check_layout(path, placed, base, alignment, size)
+    places = ((tensor.start, tensor.stop, tensor.name) for tensor in placed.values())
+    check_layout(path, "GGUF", places, base, size, alignment)
     return GgufHeader(placed, header.sha256.hexdigest(), architecture)
 
 
@@ -349,22 +350,3 @@ def original_shape(tensor: GgufTensor, shape: object) -> tuple[int, ...]:
             f"a shape of {math.prod(tensor.shape)} weights"
         )
     return shape
-
-
-def padded(position: int, alignment: int) -> int:
-    return -(-position // alignment) * alignment
-
-
-def check_layout(path: Path, tensors: dict[str, GgufTensor], base: int, alignment: int, size: int) -> None:
-    """The format asks for tensors that follow each other with no overlap and no gap but the alignment's, up
-    to the file's end, where the last padding may be missing."""
-    position = stop = base
-    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
-        if tensor.start != position:
-            raise KontextError(f"{path} has a damaged GGUF header: tensor {tensor.name!r} is out of place")
-        stop = tensor.stop
-        position = padded(stop, alignment)
-    if stop > size:
-        raise KontextError(f"{path} is truncated: {size} of {stop} bytes: download it again")
-    if position < size:
-        raise KontextError(f"{path} is damaged: {size - position} bytes more than its header says")

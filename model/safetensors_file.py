@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -119,7 +120,8 @@ def read_header(path: Path) -> Header:
         raise KontextError(f"{path} has a damaged safetensors header: not a JSON object")
     entries.pop("__metadata__", None)
     tensors = {name: tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}
-    check_layout(path, tensors, 8 + length, size)
+    places = ((info.start, info.stop, info.name) for info in tensors.values())
+    check_layout(path, "safetensors", places, 8 + length, size)
     return Header(tensors, hashlib.sha256(raw).hexdigest())
 
 
@@ -151,16 +153,21 @@ def whole_numbers(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 
 
-def check_layout(path: Path, tensors: dict[str, TensorInfo], base: int, size: int) -> None:
-    """The format asks for tensors that follow each other with no gap and no overlap, up to the file's end."""
-    position = base
-    for info in sorted(tensors.values(), key=lambda info: (info.start, info.stop)):
-        if info.start != position:
-            raise KontextError(
-                f"{path} has a damaged safetensors header: tensor {info.name!r} is out of place"
-            )
-        position = info.stop
-    if position > size:
-        raise KontextError(f"{path} is truncated: {size} of {position} bytes: download it again")
+def check_layout(
+    path: Path, kind: str, tensors: Iterable[tuple[int, int, str]], base: int, size: int, alignment: int = 1
+) -> None:
+    """Raises KontextError unless tensors (start, stop, name) follow each other with no overlap and no gap but the
+    alignment's, from `base` up to the file's end, where the last padding may be missing."""
+    position = stop = base
+    for start, stop, name in sorted(tensors):
+        if start != position:
+            raise KontextError(f"{path} has a damaged {kind} header: tensor {name!r} is out of place")
+        position = padded(stop, alignment)
+    if stop > size:
+        raise KontextError(f"{path} is truncated: {size} of {stop} bytes: download it again")
     if position < size:
         raise KontextError(f"{path} is damaged: {size - position} bytes more than its header says")
+
+
+def padded(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment

@@ -9,34 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import per_channel
+from .per_channel import dequantize, fits, offset, step  # noqa: F401 (a format has them all)
+
 INT8_MAX = 127
 
 
-def channel_scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """amax / 127 of every column of `weight` [in, out], as `dtype` [out]; 1 for columns of zeros."""
-    largest = weight.abs().amax(dim=0).float()
-    scale = (largest / INT8_MAX).to(dtype).clamp(min=torch.finfo(dtype).tiny)
-    return torch.where(largest == 0, torch.ones_like(scale), scale)
-
-
-def fits(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2
-
-
 def layout(shape: tuple[int, int]) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [("", "I8", shape), ("_scale", "wide", shape[1:])]
+    return per_channel.layout(shape, "I8")
 
 
 def scales(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
-    return (channel_scales(weight, dtype),)
-
-
-def step(scale: Tensor) -> Tensor:
-    return scale.float()[None]
-
-
-def offset(_scale: Tensor) -> None:
-    return None
+    return per_channel.scales(weight, dtype, INT8_MAX)
 
 
 def nearest(units: Tensor, _offset: Tensor | None = None) -> Tensor:
@@ -52,10 +36,5 @@ def quantize(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     The division is by the scale as it is stored, so rounding it to 16 bits costs range and not accuracy.
     """
-    scale = channel_scales(weight, scale_dtype)
+    (scale,) = scales(weight, scale_dtype)
     return pack(nearest(weight.float() / scale.float())), scale
-
-
-def dequantize(values: Tensor, scale: Tensor) -> Tensor:
-    """What the graph's DequantizeLinear computes, in the scale's format."""
-    return values.to(scale.dtype) * scale

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import KontextError
+from . import units
 from .backends import BACKENDS, DEVICES
 
 if TYPE_CHECKING:
@@ -85,6 +86,13 @@ def parser() -> argparse.ArgumentParser:
         help="with --backend torch: keep the transformer in host memory, for GPUs smaller than it",
     )
     result.add_argument(
+        "--weight-budget",
+        type=units.parse_size,
+        metavar="SIZE",
+        help="with --device rtx or tensorrt: what an engine's weights may take of the GPU, such as 8GB; the others are "
+        "streamed from host memory in every run (default: as much as there is room for)",
+    )
+    result.add_argument(
         "--verify", action="store_true", help="check the bundle's files by their SHA-256 first"
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
@@ -144,6 +152,7 @@ def edit_here(options: argparse.Namespace) -> list[Image.Image]:
         device=options.device or "auto",
         backend=options.backend,
         offload=options.offload,
+        weight_budget=options.weight_budget,
         low_memory=True,
     )
     return pipe.edit(
@@ -160,7 +169,12 @@ def edit_here(options: argparse.Namespace) -> list[Image.Image]:
 
 def edit_there(options: argparse.Namespace) -> list[Image.Image]:
     """The pictures of the server at `options.server`."""
-    for flag, given in (("--device", options.device is not None), ("--verify", options.verify)):
+    for flag, given in (
+        ("--device", options.device is not None),
+        ("--offload", options.offload),
+        ("--weight-budget", options.weight_budget is not None),
+        ("--verify", options.verify),
+    ):
         if given:
             raise KontextError(f"{flag} is for bundles: a --server has its own say in that")
     from tqdm import tqdm

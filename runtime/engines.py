@@ -97,6 +97,8 @@ class EngineEntry:
     precision: str
     weights: str
     graph_sha256: str
+    streams: bool
+    """Some of its weights may stay in the host's memory."""
     profiles: tuple[Profile, ...]
 
     def profile_for(self, shapes: Mapping[str, Shape]) -> int:
@@ -158,6 +160,9 @@ def read_engine(entry: Fields, bundle: Bundle) -> EngineEntry:
     profiles = entry.get("profiles")
     if not isinstance(profiles, list) or not profiles:
         raise entry.fault("profiles", "must be a list of profiles")
+    streams = entry.data.get("streams", False)
+    if not isinstance(streams, bool):
+        raise entry.fault("streams", f"must be true or false, not {streams!r:.40}")
     return EngineEntry(
         graph=graph,
         path=path,
@@ -169,6 +174,7 @@ def read_engine(entry: Fields, bundle: Bundle) -> EngineEntry:
         precision=entry.text("precision"),
         weights=weights,
         graph_sha256=entry.text("graph_sha256"),
+        streams=streams,
         profiles=tuple(
             read_profile(item, Fields(entry.data, f"{entry.where}profiles[{index}]: "))
             for index, item in enumerate(profiles)
@@ -240,6 +246,21 @@ def choose_one(
     if not fitting:
         raise KontextError(f"the {target} engine of {graph} was built from another graph: {command}")
     return fitting[-1]
+
+
+def check_budget(entry: EngineEntry, budget: int) -> None:
+    """Raises KontextError where an engine's weights cannot be kept within `budget` bytes of the GPU."""
+    if budget < 0:
+        raise KontextError(f"a weight budget is 0 bytes or more, not {budget}")
+    if entry.streams:
+        return
+    subject = f"the {entry.target} engine of {entry.graph} takes no weight budget"
+    if entry.weights == "bound":
+        raise KontextError(
+            f"{subject}: its weights are its inputs, all of them on the GPU; build it with --engine-weights inside, or "
+            "with stripped where there is a GPU"
+        )
+    raise KontextError(f"{subject}: with less than 1 GiB of weights it was built without weight streaming")
 
 
 def chunks(count: int, largest: int) -> list[slice]:

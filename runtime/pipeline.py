@@ -73,6 +73,7 @@ class Pipeline:
         device: str = "auto",
         backend: str = "onnxruntime",
         offload: bool = False,
+        weight_budget: int | None = None,
         verify: bool = False,
         low_memory: bool | None = None,
         threads: int | None = None,
@@ -87,6 +88,9 @@ class Pipeline:
             backend: onnxruntime, or torch, which needs PyTorch and runs the transformer on Triton kernels.
             offload: with the torch backend, keep the transformer in host memory and copy each block to the GPU while
                 the one before it computes.
+            weight_budget: with rtx or tensorrt, bytes of the GPU for the weights of each engine that was built with
+                weight streaming, the transformer's among them; the others are streamed from host memory in every
+                run. None: as many as there is room for.
             verify: compare every file's SHA-256 first.
             low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
                 instead of the sum; the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
@@ -96,7 +100,7 @@ class Pipeline:
                 them; none is built in.
 
         Raises:
-            KontextError: not a bundle, or not whole; no such device or backend.
+            KontextError: not a bundle, or not whole; no such device or backend, or it cannot do what is asked.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if verify:
@@ -105,7 +109,7 @@ class Pipeline:
             low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
         return cls(
             opened,
-            make_backend(opened, backend, device, threads, offload, low_memory),
+            make_backend(opened, backend, device, threads, offload, low_memory, weight_budget),
             low_memory=low_memory,
             input_filter=input_filter,
             output_filter=output_filter,
@@ -319,11 +323,19 @@ class Pipeline:
 
 
 def make_backend(
-    bundle: Bundle, backend: str, device: str, threads: int | None, offload: bool, low_memory: bool
+    bundle: Bundle,
+    backend: str,
+    device: str,
+    threads: int | None,
+    offload: bool,
+    low_memory: bool,
+    weight_budget: int | None,
 ) -> Backend:
     """The engine called `backend` on `device`; nothing of another one is imported."""
     if backend not in BACKENDS:
         raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
+    if weight_budget is not None and (backend == "torch" or device not in ENGINE_DEVICES):
+        raise KontextError("a weight budget is for compiled engines: add --device rtx or --device tensorrt")
     if backend == "torch":
         try:
             from .backends.torch import Options, TorchBackend
@@ -339,7 +351,7 @@ def make_backend(
     if device in ENGINE_DEVICES:
         from .backends.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(bundle, device)
+        return TensorRTBackend(bundle, device, weight_budget=weight_budget)
     from .backends.onnxruntime import OnnxRuntimeBackend
 
     graphs = {name: entry.path for name, entry in bundle.graphs.items()}

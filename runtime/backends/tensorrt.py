@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...errors import KontextError
 from ..bundle import Bundle
 from ..cuda_driver import CudaDriver, DeviceMemory
-from ..engines import LIBRARIES, EngineEntry, choose, chunks, load_library
+from ..engines import LIBRARIES, EngineEntry, check_budget, choose, chunks, load_library
 from .tensorrt_stage import HeldArray, Stage, logger
 
 Array = NDArray[Any]
@@ -33,12 +33,12 @@ class TensorRTBackend:
     Args:
         bundle: with engines for this GPU and this version of the library.
         library: rtx or tensorrt.
-        weight_budget: bytes of the GPU for the weights of an engine that was built with weight streaming; the others
-            stay in the host's memory. None: as many as there is room for.
+        weight_budget: bytes of the GPU for the weights of each engine that was built with weight streaming, the
+            transformer's among them; the others stay in the host's memory. None: as many as there is room for.
         driver, module: the GPU and the library's module; None to find them.
 
     Raises:
-        KontextError: no library, no GPU, or no engine that fits them.
+        KontextError: no library, no GPU, no engine that fits them, or no weight streaming where a budget is given.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class TensorRTBackend:
         self.module = load_library(library) if module is None else module
         self.driver = CudaDriver() if driver is None else driver
         self.engines = choose(bundle, library, self.module.__version__, self.driver.target)
+        if weight_budget is not None:
+            check_budget(self.engines["transformer"], weight_budget)
         self.weight_budget = weight_budget
         self.logger = logger(self.module)
         self.runtime = self.module.Runtime(self.logger)

@@ -18,6 +18,7 @@ from ...errors import KontextError
 from ..cache import cache_folder
 from ..cuda_driver import CapturedRun, CudaDriver, DeviceMemory
 from ..engines import EngineEntry
+from ..units import gigabytes
 from .tensorrt_weights import WeightFile
 
 Array = NDArray[Any]
@@ -96,8 +97,7 @@ class Stage:
             self.refit(WeightFile(weights))
         elif entry.weights == "bound":
             self.bind(WeightFile(weights))
-        if self.engine.streamable_weights_size > 0:
-            self.stream(weight_budget)
+        self.streams = self.engine.streamable_weights_size > 0 and self.stream(weight_budget)
         self.context, self.cache = self.make_context()
         self.profile = -1
         self.inputs: dict[str, DeviceMemory] = {}
@@ -142,13 +142,22 @@ class Stage:
         """Bytes of a tensor of fixed shape; 4-bit values are two a byte."""
         return stored_bytes(math.prod(self.engine.get_tensor_shape(name)), self.engine.get_tensor_dtype(name))
 
-    def stream(self, budget: int | None) -> None:
-        """Weight streaming: what does not fit stays in the host's memory and comes over for every run."""
+    def stream(self, budget: int | None) -> bool:
+        """Weight streaming: what does not fit stays in the host's memory and comes over for every run.
+
+        Returns whether anything stays there.
+        """
         whole = self.engine.streamable_weights_size
-        if budget is None:
+        if budget is None:  # the library's own advice comes back in 32 bits
             free = self.driver.free_bytes()
             budget = free - min(int(self.engine.device_memory_size_v2), free // ACTIVATION_SHARE)
-        self.engine.weight_streaming_budget_v2 = min(budget, whole)
+        budget = min(budget, whole)
+        self.engine.weight_streaming_budget_v2 = budget
+        if self.engine.weight_streaming_budget_v2 != budget:  # Python is not told otherwise
+            raise self.fault(
+                f"cannot keep {gigabytes(budget)} of its {gigabytes(whole)} of weights on the GPU"
+            )
+        return bool(budget < whole)
 
     # -- runs --
 
@@ -165,7 +174,7 @@ class Stage:
         if hasattr(self.engine, "create_runtime_config"):
             config = self.engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(managed)
-            if self.captures_itself:
+            if self.captures_itself and not self.streams:  # TensorRT for RTX cannot do both
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             if hasattr(config, "create_runtime_cache"):
                 cache = config.create_runtime_cache()

@@ -69,12 +69,6 @@ def test_a_picture_that_is_none(
         assert f"{name} cannot be read as a picture" in capsys.readouterr().err
 
 
-def test_psnr() -> None:
-    black = PIL.Image.new("RGB", (4, 4))
-    assert coldstart.psnr(black, black) == float("inf")
-    assert coldstart.psnr(black, PIL.Image.new("RGB", (4, 4), (255, 255, 255))) == 0
-
-
 def test_export_is_measured_for_each_format(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def pretend(words: list[str]) -> ProcessCost:
         folder = Path(words[-1])

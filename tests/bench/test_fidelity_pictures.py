@@ -44,11 +44,6 @@ def test_equal_pictures_are_best_and_noise_is_worse(name: str) -> None:
     assert away[0] < away[1] < away[2]
 
 
-def test_psnr_by_hand() -> None:
-    black, grey = (PIL.Image.new("RGB", (8, 8), (level,) * 3) for level in (0, 16))
-    assert fidelity_pictures.psnr(grey, black) == pytest.approx(20 * np.log10(255 / 16))
-
-
 @pytest.mark.parametrize(("side", "window"), [(1024, 11), (161, 11), (160, 9), (128, 7), (96, 5), (16, 1)])
 def test_ms_ssim_has_a_window_at_any_size(side: int, window: int) -> None:
     assert fidelity_pictures.ms_ssim_window(side) == window

@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 import torch
 
 from kontext.bench import fidelity_bits, peers, peers_libraries
-from kontext.bench.fidelity_pictures import decibels
 from kontext.errors import KontextError
+from kontext.export.decibels import decibels
 from kontext.runtime.bundle import Bundle
 
 BITS = {

@@ -69,3 +69,16 @@ def test_results_carry_the_machine_and_nothing_private(tmp_path: Path) -> None:
     assert machine["libraries"]["numpy"]
     assert "GiB" in one_line(machine)
     assert not {"host", "user", "path"} & set(machine)
+
+
+@pytest.mark.parametrize(("cores", "words"), [(1, "Abacus, 1 core, 24 GiB"), (2, "Abacus, 2 cores, 24 GiB")])
+def test_a_machine_on_one_line(cores: int, words: str) -> None:
+    machine = {
+        "cpu": "Abacus",
+        "cores": cores,
+        "memory_gib": 24.0,
+        "gpu": [],
+        "libraries": {},
+        "python": "3.11",
+    }
+    assert one_line(machine) == f"{words}; Python 3.11"

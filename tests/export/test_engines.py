@@ -72,10 +72,25 @@ def test_engines_with_their_weights_inside(
     """Larger than the engine whose weights are inputs, by the weights; with weight streaming too."""
     bundle, sizes = Bundle.open(embedded_bundles("bf16")), {}
     for weights in ("bound", "inside"):
-        job = job_of(bundle, graph, tmp_path / weights, weights) | {"stream": stream}
+        job = job_of(bundle, graph, tmp_path / weights, weights)
+        job["stream"] = stream and weights == "inside"
         with BuilderProcess("rtx") as builder:
             sizes[weights] = builder.build(job, lambda *_: None)["size"]
     assert sizes["inside"] - sizes["bound"] > 0.5 * bundle.graphs[graph].weights.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("weights", "least", "streams"), [("inside", 1, True), ("bound", 1, False), ("inside", 1 << 30, False)]
+)
+def test_engines_with_many_weights_can_stream_them(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, weights: str, least: int, streams: bool
+) -> None:
+    """The manifest says so, and the compiler is told."""
+    monkeypatch.setattr(engines, "STREAMED_BYTES", least)
+    bundle, options = Bundle.open(tiny_bundle), EngineOptions("rtx", ("sm89",), weights)
+    entry = engines.describe(bundle, "transformer", "sm89", options, trt.__version__)
+    assert entry.get("streams", False) == streams
+    assert engines.job(bundle, entry, options)["stream"] == streams
 
 
 def test_fp32_attention_is_refused_by_the_compiler_and_before_it(tiny_bundle: Path, tmp_path: Path) -> None:

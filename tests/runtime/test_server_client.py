@@ -139,6 +139,7 @@ def test_what_a_server_may_say(url: str, status: int, events: list[Any], message
         (["--server", "ftp://host"], "is not a server's URL: http://HOST:8000 or grpc://HOST:8001 would be"),
         (["--server", "http://127.0.0.1:9", "--device", "cpu"], "--device is for bundles"),
         (["--server", "http://127.0.0.1:9", "--verify"], "--verify is for bundles"),
+        (["--server", "http://127.0.0.1:9", "--weight-budget", "8GB"], "--weight-budget is for bundles"),
         (["--server", "http://127.0.0.1:9", "some-bundle"], "name a BUNDLE or a --server, one of them"),
         ([], "name a BUNDLE or a --server, one of them"),
         (["--server", "http://127.0.0.1:9", "--steps", str(2**31)], f"steps {2**31} is out of range"),

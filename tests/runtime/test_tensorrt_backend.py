@@ -20,6 +20,7 @@ from PIL import Image
 
 from kontext.errors import KontextError
 from kontext.runtime import cuda_driver, engines
+from kontext.runtime.backends import tensorrt
 from kontext.runtime.backends.tensorrt import TensorRTBackend
 from kontext.runtime.backends.tensorrt_stage import stored_bytes
 from kontext.runtime.backends.tensorrt_weights import WeightFile
@@ -174,10 +175,20 @@ class HostEngine:
         self.names = [*self.io, *self.bound]
         self.num_io_tensors = len(self.names)
         self.streamable_weights_size = 1000 if self.kind == "inside" else 0
-        self.weight_streaming_budget_v2 = -1
+        self.budget = -1
         self.device_memory_size_v2 = 100
         if hasattr(library, "CudaGraphStrategy"):
             self.create_runtime_config = self.runtime_config
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self.budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        """Like the library's: a budget that there is no room for changes nothing and raises nothing."""
+        if budget <= self.library.driver.room:
+            self.budget = budget
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -194,6 +205,7 @@ class HostEngine:
 
     def create_execution_context(self, how: Any) -> HostContext:
         assert how == "USER_MANAGED" or how.strategy == "USER_MANAGED"
+        self.how = how
         return HostContext(self)
 
     def runtime_config(self) -> Any:
@@ -286,14 +298,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def engine_bundle(
-    source: Path, folder: Path, weights: str = "bound", library: str = "rtx", batch: int = 4
+    source: Path,
+    folder: Path,
+    weights: str = "bound",
+    library: str = "rtx",
+    batch: int = 4,
+    streams: bool = False,
 ) -> Bundle:
-    """A copy of a bundle with an engine for every graph on sm89."""
+    """A copy of a bundle with an engine for every graph on sm89, built with weight streaming or not."""
     export = pytest.importorskip("kontext.export.engines")
     bundle = Bundle.open(shutil.copytree(source, folder))
     options = export.EngineOptions(library, ("sm89",), weights, batch)
     for graph, files in bundle.graphs.items():
         entry = export.describe(bundle, graph, "sm89", options, VERSION)
+        if streams:
+            entry["streams"] = True
         path = bundle.folder / entry["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
         plan = {"graph": str(files.path), "file": str(files.weights), "weights": weights}
@@ -365,11 +384,72 @@ def test_kernels_compiled_for_this_gpu_are_kept(tiny_bundle: Path, tmp_path: Pat
 
 @pytest.mark.usefixtures("cache")
 def test_weights_stream_where_there_is_little_room(tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", "inside")
-    for asked, free, budget in ((None, 1 << 30, 1000), (None, 600, 500), (300, 600, 300), (5000, 600, 1000)):
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", "inside", streams=True)
+    for asked, free, budget in (
+        (None, 1 << 30, 1000),
+        (None, 600, 500),
+        (300, 600, 300),
+        (0, 600, 0),
+        (5000, 2000, 1000),
+    ):
         backend, driver = backend_of(bundle, weight_budget=asked)
         driver.room = free
-        assert backend.stage("transformer").engine.weight_streaming_budget_v2 == budget
+        for _ in range(2):  # loaded again, it has the same budget again
+            engine = backend.stage("transformer").engine
+            assert engine.weight_streaming_budget_v2 == budget
+            # TensorRT for RTX cannot capture a run that streams.
+            assert (engine.how.cuda_graph_strategy is None) == (budget < 1000)
+            backend.release("transformer")
+    driver.room = 600
+    with pytest.raises(KontextError, match=r"cannot keep 0\.0 MB of its 0\.0 MB of weights on the GPU"):
+        backend.stage("transformer")
+
+
+@pytest.mark.usefixtures("cache")
+def test_edits_with_streamed_weights(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", "inside", streams=True)
+    pictures = [
+        Pipeline(bundle, backend_of(bundle, weight_budget=budget)[0], low_memory=True).edit(
+            PICTURE, "make it blue", steps=2
+        )
+        for budget in (None, 100)
+    ]
+    assert np.array_equal(*map(np.asarray, pictures))
+
+
+@pytest.mark.parametrize(
+    ("weights", "streams", "budget", "message"),
+    [
+        (
+            "bound",
+            False,
+            300,
+            "takes no weight budget: its weights are its inputs, .* --engine-weights inside",
+        ),
+        ("inside", False, 300, "sm89 engine of transformer takes no weight budget: with less than 1 GiB"),
+        ("inside", True, -1, "a weight budget is 0 bytes or more, not -1"),
+    ],
+)
+def test_budgets_that_an_engine_does_not_take(
+    tiny_bundle: Path, tmp_path: Path, weights: str, streams: bool, budget: int, message: str
+) -> None:
+    """Refused before any engine is loaded."""
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", weights, streams=streams)
+    with pytest.raises(KontextError, match=message):
+        backend_of(bundle, weight_budget=budget)
+
+
+@pytest.mark.parametrize(("backend", "device"), [("onnxruntime", "cpu"), ("torch", "cpu"), ("torch", "rtx")])
+def test_a_budget_is_for_engines(tiny_bundle: Path, backend: str, device: str) -> None:
+    with pytest.raises(KontextError, match="a weight budget is for compiled engines: add --device rtx"):
+        Pipeline.load(tiny_bundle, device=device, backend=backend, weight_budget=1 << 30)
+
+
+def test_a_budget_reaches_the_backend(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(tensorrt, "TensorRTBackend", lambda *_, **options: given.update(options))
+    Pipeline.load(tiny_bundle, device="rtx", weight_budget=1 << 30)
+    assert given == {"weight_budget": 1 << 30}
 
 
 @pytest.mark.usefixtures("cache")
@@ -425,6 +505,7 @@ def rewrite(folder: Path, change: Any) -> None:
         ({"profiles": [{"use": "x", "inputs": {"a": 3}}]}, "must be three shapes"),
         ({"profiles": [{"use": "x", "inputs": {}}]}, "inputs must name an input"),
         ({"version": 3}, "version must be a text"),
+        ({"streams": "often"}, "streams must be true or false, not 'often'"),
     ],
 )
 def test_manifests_are_not_trusted(
@@ -540,6 +621,33 @@ def test_engines_on_a_gpu(tiny_checkpoint: Path, tmp_path: Path, device: str, we
             for each in (device, "cpu")
         )
         assert 10 * np.log10(255**2 / max(np.mean((ours - theirs) ** 2), 1e-9)) > 35
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["rtx", "tensorrt"])
+def test_streamed_weights_on_a_gpu(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """An engine gives the same picture whether its weights are on the GPU or half of them stream."""
+    pytest.importorskip(LIBRARIES[device].module)
+    if not cuda_driver.has_gpu():
+        pytest.skip("no NVIDIA GPU")
+    from kontext.export import cli, engines
+
+    monkeypatch.setattr(engines, "STREAMED_BYTES", 0)
+    folder = tmp_path / "bundle"
+    words = [str(tiny_checkpoint), "-o", str(folder), "--fp16", "--quiet"]
+    assert cli.main([*words, "--engine", device, "--engine-weights", "inside"]) == 0
+    half = Bundle.open(folder).graphs["transformer"].weights.stat().st_size // 2
+    pictures = [
+        np.asarray(
+            Pipeline.load(folder, device=device, weight_budget=budget).edit(PICTURE, "make it blue", steps=4),
+            np.int64,
+        )
+        for budget in (None, half, 0)
+    ]
+    # Not bit for bit: TensorRT for RTX replaces kernels by better ones as it runs.
+    assert max(np.abs(pictures[0] - other).max() for other in pictures[1:]) <= 2
 
 
 def test_bytes_of_weights_are_those_of_the_file() -> None:

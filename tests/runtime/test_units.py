@@ -1,0 +1,46 @@
+"""Sizes of memory, as people write them and as they mistype them."""
+
+from __future__ import annotations
+
+import pytest
+
+from kontext.errors import KontextError
+from kontext.runtime.units import gigabytes, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("12GB", 12 * 10**9),
+        ("12 gb", 12 * 10**9),
+        ("7.5GiB", int(7.5 * 2**30)),
+        ("900MB", 900 * 10**6),
+        ("1.5e", None),
+        ("16g", 16 * 10**9),
+        ("4096", 4096),
+        (".5GB", 5 * 10**8),
+        ("12 parsecs", None),
+        ("", None),
+        ("-3GB", None),
+        ("GB", None),
+        ("1,5GB", None),
+        ("nan", None),
+        ("inf", None),
+    ],
+)
+def test_sizes(text: str, size: int | None) -> None:
+    if size is not None:
+        assert parse_size(text) == size
+        return
+    with pytest.raises(KontextError, match="is not a size of memory: write 12GB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0GB", "0.0 MiB"])
+def test_a_budget_of_nothing(text: str) -> None:
+    with pytest.raises(KontextError, match="holds nothing"):
+        parse_size(text)
+
+
+def test_gigabytes() -> None:
+    assert (gigabytes(12e9), gigabytes(5e6)) == ("12.00 GB", "5.0 MB")

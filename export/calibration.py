@@ -39,7 +39,7 @@ from .progress import Progress
 from .samples import Samples
 from .tokenizer_files import TokenizerFile
 
-VERSION = 1
+VERSION = 2
 """Of the statistics; a change of what is collected makes old ones worthless."""
 
 RESIDENT = 2 << 30

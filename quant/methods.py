@@ -1,7 +1,9 @@
 """From one weight to what a bundle stores of it: values, scales, a low-rank branch, what its inputs are scaled by.
 
 Without statistics weights are rounded to the nearest; with them, errors are fed back (`gptq`), a low-rank branch
-corrects what is left, and inputs that will be rounded too are smoothed (`smoothing`).
+corrects what is left, and inputs that will be rounded too are centred: a channel's mean over all steps is subtracted,
+and what the linear makes of it is added to its output in full precision (the shifting of Outlier Suppression+: Wei et
+al. 2023, arXiv:2304.09145). E4M3 rounds in proportion to what it is given, and a third of it is that mean.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from . import fp8, low_rank
 from .formats import FORMATS, WIDE, Part
 from .gptq import round_with_feedback
 from .recipe import Layer
-from .smoothing import smoothing_factors
 from .statistics import InputStatistics, bin_edge
 
 E4M3_SMALLEST = 2.0**-9
@@ -28,8 +29,8 @@ def layout(layer: Layer, shape: tuple[int, int]) -> list[Part]:
     parts = list(FORMATS[layer.format].layout(shape))
     if layer.rank:
         parts += [("_down", WIDE, (rows, layer.rank)), ("_up", WIDE, (layer.rank, columns))]
-    if layer.smooth:
-        parts.append(("_input_factor", WIDE, (rows,)))
+    if layer.centred:
+        parts += [("_input_mean", WIDE, (rows,)), ("_mean_output", WIDE, (columns,))]
     if layer.activations == "fp8":
         parts.append(("_input_scale", WIDE, ()))
     return parts
@@ -44,7 +45,7 @@ def quantize(
         weight: any float format.
         layer: what it becomes.
         dtype: of scales and branch where the format does not say otherwise.
-        statistics: of the layer's inputs; needed for smoothing and for static scales of activations.
+        statistics: of the layer's inputs; needed for centring and for static scales of activations.
 
     Raises:
         KeyError: no such format.
@@ -53,18 +54,18 @@ def quantize(
     kind = FORMATS[layer.format]
     moments = None if statistics is None else statistics.moments
     extra: list[Tensor] = []
-    if layer.smooth:
+    centre: Tensor | None = None
+    if layer.centred:
         if statistics is None:
-            raise ValueError("smoothing needs statistics")
-        factors = smoothing_factors(weight, statistics).to(dtype)
-        weight = weight.float() / factors.float()[:, None]
-        if moments is not None:
-            moments = scaled_moments(moments, factors.float())
-        extra.append(factors)
+            raise ValueError("centring needs statistics")
+        stored = statistics.mean().to(dtype)
+        centre = stored.float()
+        extra += [stored, (centre @ weight.float()).to(dtype)]
+        moments = None if moments is None else statistics.moments_about(centre)
     if layer.activations == "fp8":
         if statistics is None:
             raise ValueError("static scales of activations need statistics")
-        extra.append(torch.tensor(static_scale(statistics), dtype=dtype))
+        extra.append(torch.tensor(static_scale(statistics, centre), dtype=dtype))
     branch: tuple[Tensor, Tensor] | None = None
     if layer.rank and moments is None:
         branch = in_format(low_rank.leading(weight, layer.rank), dtype)
@@ -82,7 +83,7 @@ def quantize(
 
 
 def dequantize(tensors: Sequence[Tensor], layer: Layer) -> Tensor:
-    """The weight, fp32 [in, out], that the stored tensors of `quantize` stand for, branch and smoothing included."""
+    """The weight, fp32 [in, out], that the stored tensors of `quantize` stand for, the branch included."""
     kind, shape = FORMATS[layer.format], (1 << 10, 2)
     count = len(kind.layout(shape))
     found = dict(zip((ending for ending, *_ in layout(layer, shape)), tensors, strict=True))
@@ -90,7 +91,7 @@ def dequantize(tensors: Sequence[Tensor], layer: Layer) -> Tensor:
     weight = kind.dequantize(values, *(as_wide(each) for each in scales)).float()
     if layer.rank:
         weight = weight + found["_down"].float() @ found["_up"].float()
-    return weight * found["_input_factor"].float()[:, None] if layer.smooth else weight
+    return weight
 
 
 def as_wide(scale: Tensor) -> Tensor:
@@ -102,17 +103,14 @@ def in_format(branch: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor
     return branch[0].to(dtype), branch[1].to(dtype)
 
 
-def scaled_moments(moments: Tensor, factors: Tensor) -> Tensor:
-    """The moments of inputs times `factors` [in]."""
-    each = factors.view(moments.shape[0], -1)
-    return moments * each[:, :, None] * each[:, None, :]
-
-
-def static_scale(statistics: InputStatistics) -> float:
+def static_scale(statistics: InputStatistics, centre: Tensor | None = None) -> float:
     """The E4M3 scale of all of a layer's inputs with the least expected squared error: the largest value's, or less.
 
-    Clipping rarely pays for a floating format: what it takes from the top it only gives to what is subnormal.
+    Clipping rarely pays for a floating format: what it takes from the top it only gives to what is subnormal. Inputs
+    less their `centre` [in], of which there is no histogram, are not clipped.
     """
+    if centre is not None:
+        return float(statistics.reach(centre).max()) / fp8.E4M3_MAX or 1.0
     largest = statistics.amax()
     if largest == 0:
         return 1.0

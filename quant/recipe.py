@@ -23,13 +23,13 @@ BIG_MODEL = 1_000_000_000
 @dataclass(frozen=True)
 class Layer:
     """How one weight is stored: `format`, `rank` of the branch beside it (0: none), the number format that its inputs
-    are rounded to ("": none; "fp8": with a static scale; "int8": with one found at run time), and whether these are
-    smoothed."""
+    are rounded to ("": none; "fp8": with a static scale; "int8": with one for each token, found at run time), and
+    whether these are centred first."""
 
     format: str
     rank: int = 0
     activations: str = ""
-    smooth: bool = False
+    centred: bool = False
 
     def as_json(self) -> str | dict[str, object]:
         """The format alone where there is nothing else to say, as the manifest has it."""
@@ -55,7 +55,7 @@ class Rule:
     format: str
     rank: int | None = 0
     activations: str = ""
-    smooth: bool = False
+    centred: bool = False
 
     def matches(self, network: str, weight: str) -> bool:
         return fnmatchcase(network, self.network) and fnmatchcase(weight, self.weight)
@@ -89,7 +89,7 @@ class Recipe:
         rank = rule.rank
         if rank is None:
             rank = low_rank.rank_for((shape[0], shape[1]), BYTES[compute])
-        return Layer(rule.format, min(rank, *shape) if rank else 0, rule.activations, rule.smooth)
+        return Layer(rule.format, min(rank, *shape) if rank else 0, rule.activations, rule.centred)
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -130,7 +130,7 @@ def choose(
         compute: what to compute in, or None for the model's default.
         quantization: format of the blocks' linears, one of `formats.FORMATS`, or None for none.
         rank: of the low-rank branches; None for one by size.
-        calibrated: there will be statistics, so that activations can have static scales and be smoothed.
+        calibrated: there will be statistics, so that activations can have static scales and be centred.
         weight_only: leave activations as they are.
         fp8_attention: round the operands of the transformer's attention to E4M3 with static scales.
     """
@@ -141,11 +141,19 @@ def choose(
         formats["text_encoder_2"] = widest  # T5's activations leave the range of fp16
     rules: tuple[Rule, ...] = ()
     if quantization == "int8" and not weight_only:
-        rules = (Rule("*", "*", "int8", rank, "int8", smooth=calibrated),)
+        rules = (
+            Rule("transformer", "*_mlp.2.weight", "int8", rank, "int8"),
+            Rule("*", "*", "int8", rank, "int8", centred=calibrated),
+        )
     elif quantization is not None:
         rules = (Rule("*", "*", quantization, rank),)
         if quantization == "fp8" and calibrated and not weight_only:
-            rules = (Rule("transformer", "*", "fp8", rank, "fp8"), *rules)
+            rules = (
+                # The GELU before it writes E4M3 in the same pass, and its outputs' mean is small.
+                Rule("transformer", "*_mlp.2.weight", "fp8", rank, "fp8"),
+                Rule("transformer", "*", "fp8", rank, "fp8", centred=True),
+                *rules,
+            )
     return Recipe(
         weights=quantization or compute,
         compute=formats,

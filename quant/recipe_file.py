@@ -22,7 +22,7 @@ MAX_RANK = 512
 FIELDS = ("compute", "rules", "spare", "attention", "weights", "calibration")
 """Of the file. The last two are what a bundle's manifest has in `precision.recipe` too; they say nothing here."""
 
-RULE_FIELDS = ("network", "weight", "format", "rank", "activations", "smooth")
+RULE_FIELDS = ("network", "weight", "format", "rank", "activations", "centred")
 
 ACTIVATIONS = ("", "fp8", "int8")
 
@@ -103,10 +103,10 @@ def read_rule(data: Any, where: str) -> Rule:
         raise KontextError(
             f"{where}: {activations} activations go with {activations} weights, not with {name}"
         )
-    smooth = data.get("smooth", False)
-    if not isinstance(smooth, bool):
-        raise KontextError(f"{where}: smooth must be true or false")
-    return Rule(network, weight, name, None if automatic else rank, activations, smooth)
+    centred = data.get("centred", False)
+    if not isinstance(centred, bool):
+        raise KontextError(f"{where}: centred must be true or false")
+    return Rule(network, weight, name, None if automatic else rank, activations, centred)
 
 
 def known(data: Mapping[str, object], fields: tuple[str, ...], where: str) -> None:

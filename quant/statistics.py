@@ -38,12 +38,15 @@ def block_size(width: int) -> int:
 class InputStatistics:
     """Of one linear's inputs, or one operand of an attention.
 
-    `largest` is fp32 [ranges, channels], the largest absolute values; `histogram` counts absolute values by octave,
-    fp64 [bins]; `moments` are the sums of x^T x in diagonal blocks, fp32 [blocks, size, size], or None if not wanted.
+    `lowest` and `highest` are fp32 [ranges, channels], from 0 on; `sums` are fp64 [channels]; `histogram` counts
+    absolute values by octave, fp64 [bins]; `moments` are the sums of x^T x in diagonal blocks, fp32 [blocks, size,
+    size], or None if not wanted.
     """
 
     width: int
-    largest: Tensor
+    lowest: Tensor
+    highest: Tensor
+    sums: Tensor
     histogram: Tensor
     moments: Tensor | None
     rows: int = 0
@@ -54,6 +57,8 @@ class InputStatistics:
         return cls(
             width,
             torch.zeros(RANGES, width),
+            torch.zeros(RANGES, width),
+            torch.zeros(width, dtype=torch.float64),
             torch.zeros(OCTAVES * FINENESS, dtype=torch.float64),
             torch.zeros(width // size, size, size) if moments else None,
         )
@@ -70,7 +75,9 @@ class InputStatistics:
         sizes = rows.abs()
         if not torch.isfinite(sizes.amax()):
             raise KontextError("NaN or infinity in its inputs")
-        self.largest[part] = torch.maximum(self.largest[part], sizes.amax(0))
+        self.lowest[part] = torch.minimum(self.lowest[part], rows.amin(0))
+        self.highest[part] = torch.maximum(self.highest[part], rows.amax(0))
+        self.sums += rows.sum(0, dtype=torch.float64)
         bins = (torch.frexp(sizes).exponent + OCTAVES // 2 - 1) * FINENESS
         mantissas = torch.frexp(sizes).mantissa * 2 - 1  # 0 to 1 within the octave
         bins = (bins + (mantissas * FINENESS).int()).clamp_(0, len(self.histogram) - 1)
@@ -79,6 +86,32 @@ class InputStatistics:
             parts = rows.view(len(rows), *self.moments.shape[:2]).transpose(0, 1)
             self.moments += parts.transpose(1, 2) @ parts
         self.rows += len(rows)
+
+    @property
+    def largest(self) -> Tensor:
+        """fp32 [ranges, channels]: the largest absolute values."""
+        return torch.maximum(-self.lowest, self.highest)
+
+    def mean(self) -> Tensor:
+        """fp32 [channels]; 0 where nothing was seen."""
+        return (self.sums / max(self.rows, 1)).float()
+
+    def reach(self, centre: Tensor) -> Tensor:
+        """fp32 [channels]: how far inputs, and 0, are at most from `centre` [channels]."""
+        return torch.maximum(self.highest.amax(0) - centre, centre - self.lowest.amin(0))
+
+    def moments_about(self, centre: Tensor) -> Tensor:
+        """The moments of the inputs less `centre` [channels].
+
+        Raises:
+            ValueError: none were kept.
+        """
+        if self.moments is None:
+            raise ValueError("no moments were kept")
+        blocks = self.moments.double()
+        sums, middle = (each.double().view(*blocks.shape[:2], 1) for each in (self.sums, centre))
+        cross = sums @ middle.mT
+        return (blocks - cross - cross.mT + self.rows * middle @ middle.mT).float()
 
     def amax(self) -> float:
         return float(self.largest.max())
@@ -118,7 +151,9 @@ class Statistics:
         for network, layers in self.inputs.items():
             for name, each in layers.items():
                 key = f"{network}/{name}"
-                tensors[f"{key}/largest"] = each.largest
+                tensors[f"{key}/lowest"] = each.lowest
+                tensors[f"{key}/highest"] = each.highest
+                tensors[f"{key}/sums"] = each.sums
                 tensors[f"{key}/histogram"] = each.histogram
                 tensors[f"{key}/rows"] = torch.tensor(each.rows)
                 if each.moments is not None:
@@ -137,8 +172,10 @@ class Statistics:
                     found.setdefault((network, name), {})[kind] = file.get_tensor(key)
             for (network, name), tensors in found.items():
                 result.inputs.setdefault(network, {})[name] = InputStatistics(
-                    tensors["largest"].shape[1],
-                    tensors["largest"],
+                    tensors["lowest"].shape[1],
+                    tensors["lowest"],
+                    tensors["highest"],
+                    tensors["sums"],
                     tensors["histogram"],
                     tensors.get("moments"),
                     int(tensors["rows"]),

@@ -69,23 +69,23 @@ class KernelLinear:
             self.activations != "16-bit"
             and self.stored.input_scale is not None
             and self.stored.down is None
-            and self.stored.input_factor is None
+            and self.stored.input_mean is None
         )
 
     def normalized(self, x: Tensor, shift: Tensor, scale: Tensor) -> Input:
         """AdaLN of x [batch, tokens, in], as this linear's input."""
-        if self.stored.input_factor is not None:  # smoothing costs nothing here
-            shift, scale = shift * self.stored.input_factor, (1 + scale) * self.stored.input_factor - 1
+        if self.stored.input_mean is not None:  # centring costs nothing here
+            shift = shift - self.stored.input_mean
         if self.activations == "16-bit" or self.stored.down is not None:
             return self.prepared(adaln_op(x, shift, scale))
         return Input(*adaln_quantize_op(x, shift, scale, self.activations))
 
     def joined(self, plain: Tensor | None, mlp: Tensor | None) -> Input:
         """concat(plain, gelu(mlp)), as this linear's input."""
-        if self.stored.input_factor is not None:
+        if self.stored.input_mean is not None:
             values = plain if mlp is None else gelu_join_op(plain, mlp)
             assert values is not None
-            return self.prepared(values * self.stored.input_factor)
+            return self.prepared(values - self.stored.input_mean)
         if self.activations == "16-bit" or self.stored.down is not None:
             if mlp is None and plain is not None:
                 return self.prepared(plain)

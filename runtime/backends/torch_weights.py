@@ -2,8 +2,9 @@
 
 Bundles store the weights of linears as [in, out]; E4M3 and INT8 go with a scale for each output channel, INT4 (two a
 byte) with one for each group of 64 inputs, and any of them may have a low-rank branch `_down` [in, rank], `_up`
-[rank, out], a static scale of its input, `_input_scale`, and smoothing factors of it, `_input_factor`. NF4, NVFP4 and
-UINT4 have no kernels here: packed in memory, they are unpacked for each use.
+[rank, out], a static scale of its input, `_input_scale`, and its input's mean to subtract, `_input_mean`, with what the
+linear makes of that, `_mean_output` [out]. NF4, NVFP4 and UINT4 have no kernels here: packed in memory, they are
+unpacked for each use.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class StoredLinear:
     input_scale: Tensor | None = None
     down: Tensor | None = None
     up: Tensor | None = None
-    input_factor: Tensor | None = None
-    """Smoothing: what the inputs [in] are multiplied by first."""
+    input_mean: Tensor | None = None
+    """What is subtracted from the inputs [in] first; `bias` holds what the linear makes of it."""
     codec: str = ""
     """A format that has no kernel (NF4, NVFP4, UINT4): unpacked whenever it is needed, with `codec_scales`."""
     codec_scales: tuple[Tensor, ...] = ()
@@ -78,8 +79,8 @@ class StoredLinear:
 
     def apply(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out] with activations as they are."""
-        if self.input_factor is not None:
-            x = x * self.input_factor.to(x.dtype)
+        if self.input_mean is not None:
+            x = x - self.input_mean.to(x.dtype)
         y = x @ self.dense(x.dtype)
         if self.down is not None and self.up is not None:
             y = y + (x @ self.down.to(x.dtype)) @ self.up.to(x.dtype)
@@ -157,11 +158,9 @@ class WeightFile:
             scales = tuple(
                 self.read(f"{key}{ending}", shape, dtype == WIDE) for ending, dtype, shape in layout
             )
-            down, up, factor = self.beside(key, rows, columns)
-            offsets = self.read(f"{name}.bias", (columns,)) if bias else None
-            return StoredLinear(
-                weight, offsets, None, None, down, up, factor, codec=codec, codec_scales=scales
-            )
+            down, up, mean = self.beside(key, rows, columns)
+            offsets = self.bias(name, columns, bias)
+            return StoredLinear(weight, offsets, None, None, down, up, mean, codec=codec, codec_scales=scales)
         weight = self.read(key)
         format = FORMATS.get(weight.dtype, "16-bit")
         if format == "16-bit" and not weight.is_floating_point():
@@ -173,7 +172,7 @@ class WeightFile:
         scale = None
         if format != "16-bit":
             scale = self.read(f"{key}_scale", (rows // int4.GROUP, columns) if packed else (columns,))
-        down, up, factor = self.beside(key, rows, columns)
+        down, up, mean = self.beside(key, rows, columns)
         step = self.read(f"{key}_input_scale") if f"{key}_input_scale" in self.names else None
         if step is not None:
             if step.numel() != 1:
@@ -181,23 +180,29 @@ class WeightFile:
                     f"{self.path}: {key}_input_scale must be one number, not {list(step.shape)}"
                 )
             step = step.float().reshape(1)
-        offsets = self.read(f"{name}.bias", (columns,)) if bias else None
-        return StoredLinear(weight, offsets, scale, step, down, up, factor)
+        return StoredLinear(weight, self.bias(name, columns, bias), scale, step, down, up, mean)
 
     def beside(self, key: str, rows: int, columns: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The low-rank branch's two halves and the smoothing factors of the weight `key`, where there are any."""
-        down, up, factor = (
+        """The low-rank branch's two halves and the inputs' mean of the weight `key`, where there are any."""
+        down, up, mean = (
             self.read(f"{key}{suffix}") if f"{key}{suffix}" in self.names else None
-            for suffix in ("_down", "_up", "_input_factor")
+            for suffix in ("_down", "_up", "_input_mean")
         )
         if (down is None) != (up is None):
             raise KontextError(f"{self.path}: {key} has half of a low-rank branch")
         if down is not None and up is not None:
             self.expect(f"{key}_down", down, (rows, up.shape[0]))
             self.expect(f"{key}_up", up, (down.shape[1], columns))
-        if factor is not None:
-            self.expect(f"{key}_input_factor", factor, (rows,))
-        return down, up, factor
+        if mean is not None:
+            self.expect(f"{key}_input_mean", mean, (rows,))
+        return down, up, mean
+
+    def bias(self, name: str, columns: int, there: bool) -> Tensor | None:
+        """The bias of linear `name`, with what it makes of its inputs' mean where these are centred."""
+        parts = [self.read(f"{name}.bias", (columns,))] if there else []
+        if f"{name}.weight_mean_output" in self.names:
+            parts.append(self.read(f"{name}.weight_mean_output", (columns,)))
+        return sum(parts[1:], parts[0]) if parts else None
 
     def expect(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(tensor.shape) != shape:

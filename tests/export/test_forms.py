@@ -93,27 +93,29 @@ def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 def expected(layer: Layer, compute: str) -> Tensor:
-    """The same in fp32 PyTorch: inputs smoothed and rounded as the layer says, the weight as it is stored."""
+    """The same in fp32 PyTorch: inputs centred and rounded as the layer says, the weight as it is stored."""
     tensors = stored(layer, compute)
     found = {
         ending: tensor for (ending, *_), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), tensors, strict=True)
     }
     x = inputs().to(DTYPES[compute]).float()
     plain = dequantize(tensors, layer)
-    if layer.smooth:
-        factors = found["_input_factor"].float()
-        x, plain = x * factors, plain / factors[:, None]
+    offset = torch.ones(OUTPUTS)
+    if layer.centred:
+        x, offset = x - found["_input_mean"].float(), offset + found["_mean_output"].float()
     branch = found["_down"].float() @ found["_up"].float() if layer.rank else torch.zeros_like(plain)
     rounded = x
     if layer.activations == "fp8":
         scale = found["_input_scale"].float()
         rounded = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
     elif layer.activations == "int8":
-        low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+        largest = x.abs().amax(-1, keepdim=True)
+        units = x / largest
+        low, high = units.min(), units.max()
         scale = (high - low) / 255
         zero = (-low / scale).round()
-        rounded = ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
-    return rounded @ (plain - branch) + x @ branch + 1
+        rounded = ((units / scale).round() + zero).clamp(0, 255).sub(zero) * scale * largest
+    return rounded @ (plain - branch) + x @ branch + offset
 
 
 LAYERS = [
@@ -121,8 +123,10 @@ LAYERS = [
     Layer("fp8", 0, "fp8"),
     Layer("fp8", 8, "fp8"),
     Layer("int8", 0, "int8"),
-    Layer("int8", 0, "int8", smooth=True),
-    Layer("int8", 8, "int8", smooth=True),
+    Layer("int8", 0, "int8", centred=True),
+    Layer("int8", 8, "int8", centred=True),
+    Layer("fp8", 0, "fp8", centred=True),
+    Layer("fp8", 8, "fp8", centred=True),
 ]
 
 
@@ -157,7 +161,18 @@ def test_forms_are_those_that_engines_fuse() -> None:
         "Add": 1,
     }
     found = operators(Layer("int8", 0, "int8"), "fp32")
-    assert found == {"DynamicQuantizeLinear": 1, "MatMulInteger": 1, "Cast": 1, "Mul": 2, "Add": 1}
+    assert found == {
+        "ReduceMax": 1,
+        "ReduceMin": 1,
+        "Neg": 1,
+        "Max": 1,
+        "Div": 1,
+        "DynamicQuantizeLinear": 1,
+        "MatMulInteger": 1,
+        "Cast": 1,
+        "Mul": 3,
+        "Add": 1,
+    }
     assert operators(Layer("nvfp4"), "fp32")["DequantizeLinear"] == 2
 
 
@@ -169,17 +184,68 @@ def test_onnx_runtime_fuses_four_bits(layer: Layer, kernel: str, tmp_path: objec
 
 
 def test_onnx_runtime_fuses_integer_products(tmp_path: object) -> None:
-    assert optimized(Layer("int8", 0, "int8"), tmp_path) == {"DynamicQuantizeMatMul"}
+    found = optimized(Layer("int8", 0, "int8"), tmp_path)
+    assert found == {"ReduceMax", "ReduceMin", "Neg", "Max", "Div", "DynamicQuantizeMatMul", "Mul"}
+
+
+def test_centring_is_one_subtraction(tmp_path: object) -> None:
+    """What the mean makes is in the bias once the graph is loaded."""
+    nodes = Counter(
+        node.op_type for node in optimized_graph(Layer("fp8", 0, "fp8", centred=True), tmp_path).node
+    )
+    plain = Counter(node.op_type for node in optimized_graph(Layer("fp8", 0, "fp8"), tmp_path).node)
+    assert nodes - plain == {"Sub": 1}
+
+
+def test_centring_goes_into_a_modulated_norm() -> None:
+    """x = normed * scale + shift, with a shift for each picture: the mean leaves the shift, and no token is touched."""
+    sizes = {"normed": [2, 5, INPUTS], "shift": [2, 1, INPUTS], "x": [2, 5, INPUTS], "w": [INPUTS, OUTPUTS]}
+    values = {
+        name: ir.Value(name=name, shape=ir.Shape(size), type=ir.TensorType(ir.DataType.FLOAT))
+        for name, size in sizes.items()
+    }
+    modulate = ir.node("Add", [values["normed"], values["shift"]], outputs=[values["x"]], name="modulate")
+    product = ir.node("MatMul", [values["x"], values["w"]], name="product")
+    result = ir.node("Identity", [product.outputs[0]], name="result")
+    product.outputs[0].name, result.outputs[0].name = "xw", "y"
+    result.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [values["normed"], values["shift"]],
+        [result.outputs[0]],
+        nodes=[modulate, product, result],
+        initializers=[values["w"]],
+        opset_imports={"": 23},
+        name="linear",
+    )
+    layer = Layer("int8", 0, "int8", centred=True)
+    tensors = {
+        ending: ir.tensor(tensor.numpy(), name=f"w{ending}")
+        for (ending, *_), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), stored(layer, "fp32"), strict=True)
+    }
+    quantize_linear(graph, values["w"], layer, tensors)
+    subtractions = [node for node in graph if node.op_type == "Sub"]
+    assert [node.inputs[0] is values["shift"] for node in subtractions] == [True]
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    normed, shift = inputs(), noise(2, 1, INPUTS, seed=4)
+    y = session.run(None, {"normed": normed.numpy(), "shift": shift.numpy()})[0]
+    expected = (normed + shift) @ (noise(INPUTS, OUTPUTS) / 11)
+    assert np.linalg.norm(y - expected.numpy()) / np.linalg.norm(y) < 0.02
 
 
 def optimized(layer: Layer, folder: object) -> set[str]:
+    return {node.op_type for node in optimized_graph(layer, folder).node} - {"Add"}
+
+
+def optimized_graph(layer: Layer, folder: object) -> onnx.GraphProto:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = f"{folder}/optimized.onnx"
     options.log_severity_level = 3
     onnxruntime.InferenceSession(
         model(layer, "fp32").SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return {node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node} - {"Add"}
+    return onnx.load(options.optimized_model_filepath).graph
 
 
 def test_a_shared_weight_is_a_fault() -> None:

@@ -58,7 +58,7 @@ def test_a_branch_brings_it_closer_still(calibrated: bool) -> None:
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_stored_tensors_are_the_layout(format: str, dtype: torch.dtype, calibrated: bool) -> None:
     known = statistics(layer_inputs()) if calibrated else None
-    layer = Layer(format, 8, "fp8" if calibrated else "", smooth=calibrated)
+    layer = Layer(format, 8, "fp8" if calibrated else "", centred=calibrated)
     tensors = quantize(noise(WIDTH, 64), layer, dtype, known)
     names = {
         "F32": torch.float32,
@@ -81,6 +81,26 @@ def test_the_static_scale_reaches_the_largest_unless_it_is_alone() -> None:
     assert static_scale(InputStatistics.empty(4)) == 1.0
 
 
+def test_centred_inputs_are_rounded_less() -> None:
+    """Most of the inputs' energy is their mean, which E4M3 would round in proportion."""
+    inputs, weight = noise(1500, WIDTH) + 2 * noise(WIDTH, seed=7), noise(WIDTH, 64, seed=3)
+    errors = []
+    for centred in (False, True):
+        layer = Layer("fp8", 0, "fp8", centred)
+        tensors = quantize(weight, layer, torch.float32, statistics(inputs))
+        found = {
+            ending: tensor for (ending, *_), tensor in zip(layout(layer, (WIDTH, 64)), tensors, strict=True)
+        }
+        mean = found.get("_input_mean", torch.zeros(WIDTH))
+        units = (inputs - mean) / found["_input_scale"]
+        rounded = units.clamp(-448, 448).to(torch.float8_e4m3fn).float() * found["_input_scale"]
+        y = rounded @ dequantize(tensors, layer) + found.get("_mean_output", torch.zeros(64))
+        errors.append(float((y - inputs @ weight).norm()))
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_static_scales_need_statistics() -> None:
     with pytest.raises(ValueError, match="need statistics"):
         quantize(noise(64, 8), Layer("fp8", activations="fp8"), torch.float32)
+    with pytest.raises(ValueError, match="centring needs statistics"):
+        quantize(noise(64, 8), Layer("int8", activations="int8", centred=True), torch.float32)

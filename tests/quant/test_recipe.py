@@ -98,7 +98,7 @@ def test_recipes_are_data() -> None:
         "format": "fp8",
         "rank": 0,
         "activations": "",
-        "smooth": False,
+        "centred": False,
     }
     assert recipe.digest() == choose(NETWORKS, 1, "fp32", "fp8").digest()
     assert recipe.digest() != choose(NETWORKS, 1, "fp32").digest()

@@ -76,7 +76,7 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
             {"rules": [{"format": "int8"}], "compute": {"transformer": "bf16"}},
             "one of them for each of transformer, modulation",
         ),
-        ({"rules": [{"format": "int8", "smooth": 1}]}, "smooth must be true or false"),
+        ({"rules": [{"format": "int8", "centred": 1}]}, "centred must be true or false"),
         ({"rules": [{"format": "int8"}], "attention": "int8"}, "attention is 'int8'"),
         ({"rulez": []}, "'rulez' is not known"),
     ],

@@ -302,7 +302,7 @@ def test_on_a_gpu(embedded: dict[str, Path], onnx_pictures: dict[str, Image.Imag
     "layer", [("nf4", 0), ("nf4", 8), ("nvfp4", 8), ("uint4", 0), ("int8", 4), ("int4", 0)], ids=str
 )
 def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp_path: Path) -> None:
-    """What `quant.methods` stores, smoothed and with a branch, against its own dequantization."""
+    """What `quant.methods` stores, centred and with a branch, against its own dequantization."""
     from kontext.quant.methods import dequantize, layout, quantize
     from kontext.quant.recipe import Layer
     from kontext.quant.statistics import InputStatistics
@@ -312,7 +312,7 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     x[..., 3] *= 40
     statistics = InputStatistics.empty(128)
     statistics.add(x, 0)
-    stored = Layer(*layer, smooth=layer[0] == "int8")
+    stored = Layer(*layer, centred=layer[0] == "int8")
     tensors = quantize(weight, stored, torch.float32, statistics)
     names = [f"l.weight{ending}" for ending, *_ in layout(stored, (128, 64))]
     path = tmp_path / "w.safetensors"
@@ -320,15 +320,18 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     file = torch_weights.WeightFile(path, torch.device("cpu"), torch.float32)
     linear = file.linear("l", 128, 64)
     file.close()
-    expected = x @ dequantize(tensors, stored) + 1
+    offset = torch.ones(64)
+    if stored.centred:
+        offset += tensors[-1] - tensors[-2] @ dequantize(tensors, stored)
+    expected = x @ dequantize(tensors, stored) + offset
     assert linear.channels == 64
     assert torch.allclose(linear.apply(x), expected, atol=2e-4)
     kernel = KernelLinear.of(linear, "16-bit")
     out = torch.empty(2, 5, 64)
     kernel.product(kernel.joined(x, None), out)
     assert torch.allclose(out, expected, atol=2e-4)
-    # Smoothing goes into the modulation: (1 + scale) * f and shift * f of a normalized x.
+    # The mean leaves the modulation's shift.
     shift, scale = (torch.randn(2, 128, generator=generator) * 0.1 for _ in range(2))
     normalized = torch.nn.functional.layer_norm(x, (128,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
     kernel.product(kernel.normalized(x, shift, scale), out)
-    assert torch.allclose(out, normalized @ dequantize(tensors, stored) + 1, atol=2e-4)
+    assert torch.allclose(out, normalized @ dequantize(tensors, stored) + offset, atol=2e-4)

@@ -26,7 +26,9 @@ from ...kernels.launch import triton
 from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
 from ...model.networks import build_network
 from ..bundle import MANIFEST_NAME, Bundle
-from . import torch_memory, torch_transformer
+from . import torch_cache, torch_memory, torch_transformer
+from .torch_cache import ApproximateStep
+from .torch_compile import check_compiler
 from .torch_decode import decode_tiled
 from .torch_linear import choose_activations
 from .torch_transformer import Step
@@ -55,6 +57,10 @@ class Options:
         graphs: capture the step as a CUDA graph; not with `offload`.
         tiled: decode pictures in tiles; else only where the device has no room for a whole one.
         compute: fp32, fp16 or bf16 for networks that compute in another format; None for the bundle's own.
+        compile: let torch.compile make the code of each kind of block.
+        cache: an approximation: skip the blocks after the first where that one's residual changed by no more than this
+            share since the last step that was computed in full.
+        reuse_reference: an approximation: compute the reference's tokens at every so many steps only.
     """
 
     activations: str = "auto"
@@ -63,6 +69,9 @@ class Options:
     graphs: bool = True
     tiled: bool = False
     compute: str | None = None
+    compile: bool = False
+    cache: float | None = None
+    reuse_reference: int | None = None
 
 
 @dataclass
@@ -90,7 +99,10 @@ class TorchBackend:
     def __init__(self, bundle: Bundle, device: str = "auto", options: Options | None = None) -> None:
         self.bundle = bundle
         self.options = options or Options()
+        torch_cache.check(self.options.cache, self.options.reuse_reference)
         self.device = choose_device(device)
+        if self.options.compile:
+            check_compiler(self.device)
         if bundle.links:
             raise KontextError(
                 f"{bundle.folder} was exported with --link-weights, which only the ONNX Runtime backend reads: "
@@ -103,7 +115,13 @@ class TorchBackend:
         if self.device.type == "cuda" and triton is None:
             self.register_kernels()
         self.networks: dict[str, Network] = {}
-        self.step: torch_memory.GraphedStep | None = None
+        self.step: torch_memory.GraphedStep | ApproximateStep | None = None
+        self.report = torch_cache.Report()
+
+    @property
+    def approximated(self) -> str:
+        """What was approximated since this was made, in words; "" for nothing."""
+        return torch_cache.describe(self.options.cache, self.options.reuse_reference, self.report)
 
     def register_kernels(self) -> None:
         """Without Triton, kernels are the bundle's own compiled ones for this GPU."""
@@ -161,7 +179,7 @@ class TorchBackend:
 
     # -- the transformer --
 
-    def load_step(self) -> torch_memory.GraphedStep:
+    def load_step(self) -> torch_memory.GraphedStep | ApproximateStep:
         """Reads the transformer; block by block into host memory where it is offloaded."""
         config = self.config.transformer
         dtype = self.dtype("transformer")
@@ -175,8 +193,11 @@ class TorchBackend:
         else:
             weights = torch_transformer.read_weights(file, config, activations, lambda block: block)
             blocks = torch_memory.resident([*weights.double, *weights.single])
-        step = Step(config, weights, dtype, self.attention, blocks)
+        step = Step(config, weights, dtype, self.attention, blocks, self.options.compile)
         graphs = self.options.graphs and not self.options.offload
+        cache, reuse = self.options.cache, self.options.reuse_reference
+        if cache is not None or reuse is not None:
+            return ApproximateStep(step, self.device, graphs, cache, reuse, self.report)
         return torch_memory.GraphedStep(step, self.device, graphs)
 
     # -- the other networks --

@@ -26,7 +26,7 @@ from ...kernels.launch import triton
 from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
 from ...model.networks import build_network
 from ..bundle import MANIFEST_NAME, Bundle
-from . import torch_cache, torch_memory, torch_transformer
+from . import torch_advice, torch_cache, torch_memory, torch_transformer
 from .torch_cache import ApproximateStep
 from .torch_compile import check_compiler
 from .torch_decode import decode_tiled
@@ -147,7 +147,8 @@ class TorchBackend:
 
     def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Puts inputs that several runs share on the device, once."""
-        return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
+        with self.memory("transformer", {}):
+            return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
 
     def tensor(self, graph: str, name: str, value: Any) -> Tensor:
         """An input on the device, in the format that its network takes it in."""
@@ -158,7 +159,7 @@ class TorchBackend:
     @torch.inference_mode()
     def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Runs a network on arrays or held tensors and returns its outputs as fp32 arrays, by name."""
-        with self.memory(graph):
+        with self.memory(graph, inputs):
             tensors = {name: self.tensor(graph, name, value) for name, value in inputs.items()}
             if graph == "transformer":
                 self.step = self.step or self.load_step()
@@ -248,30 +249,32 @@ class TorchBackend:
         return decode_tiled(decoder, latents, downscale)
 
     @contextmanager
-    def memory(self, graph: str) -> Iterator[None]:
+    def memory(self, graph: str, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Turns an exhausted device into a message that says what would fit."""
+        exhausted = False
         try:
             yield
-        except torch.cuda.OutOfMemoryError:
-            self.step = None
-            torch.cuda.empty_cache()
-            raise KontextError(self.advice(graph)) from None
+        except RuntimeError as fault:
+            exhausted = torch_advice.is_exhausted(fault)
+            if not exhausted:
+                raise
+        if exhausted:  # here the fault, and with it what its frames held, is gone
+            shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+            self.release(*self.bundle.graphs)
+            raise KontextError(self.advice(graph, shapes)) from None
 
-    def advice(self, graph: str) -> str:
-        """What would fit on a device that `graph` does not fit."""
-        size = self.bundle.graphs[graph].weights.stat().st_size / 2**30
-        total = (
-            torch.cuda.get_device_properties(self.device).total_memory / 2**30
-            if self.device.type == "cuda"
-            else 0
-        )
-        ways = [] if self.options.offload else ["--offload, which keeps two blocks of it on the GPU"]
-        if self.bundle.manifest["precision"].get("weights") not in ("int4", "nf4", "nvfp4"):
-            ways.append("an export with --int4 or --fit")
-        ways += ["a smaller --size", "fewer --num-images"]
-        return (
-            f"the GPU's memory ({total:.0f} GiB) is not enough for {graph} ({size:.1f} GiB of weights, and "
-            f"activations): try {', or '.join(ways)}"
+    def advice(self, graph: str, shapes: torch_advice.Shapes) -> str:
+        """What would fit on a device that `graph` does not fit with inputs of these shapes."""
+        networks = self.bundle.manifest["precision"]["networks"]
+        return torch_advice.advise(
+            self.config,
+            {name: self.options.compute or networks[name] for name in networks},
+            graph,
+            torch_advice.tensor_bytes(self.bundle, graph),
+            torch_advice.workload(self.config, graph, shapes),
+            torch_advice.Device.of(self.device),
+            offload=self.options.offload,
+            reuse=self.options.reuse_reference is not None,
         )
 
 

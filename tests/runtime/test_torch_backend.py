@@ -43,20 +43,6 @@ def edited(folder: Path, **options: Any) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The embedded model in three formats."""
-    from kontext.export.cli import main
-    from kontext.export.source_flags import EMBEDDED
-
-    if not (EMBEDDED / "model_index.json").exists():
-        pytest.skip("the embedded model is not part of this checkout")
-    folder = tmp_path_factory.mktemp("embedded")
-    for name in ("fp32", "fp8", "int4"):
-        assert main([str(EMBEDDED), "-o", str(folder / name), f"--{name}", "--quiet"]) == 0
-    return {name: folder / name for name in ("fp32", "fp8", "int4")}
-
-
-@pytest.fixture(scope="module")
 def onnx_pictures(embedded: dict[str, Path]) -> dict[str, Image.Image]:
     pictures = {}
     for name, folder in embedded.items():

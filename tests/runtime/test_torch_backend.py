@@ -237,20 +237,6 @@ def test_gpus_that_are_too_old(
         choose_attention(ask, 128, torch.device("cuda"))
 
 
-def test_an_exhausted_device_is_told_what_would_fit(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = TorchBackend(Bundle.open(tiny_bundle), "cpu")
-
-    def exhausted() -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(backend, "load_step", exhausted)
-    with pytest.raises(KontextError, match=r"not enough for transformer .*--offload") as caught:
-        backend.run("transformer", {})
-    assert "\n" not in str(caught.value)
-
-
 def test_the_command_line_and_what_the_lean_runtime_imports(tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     words = [

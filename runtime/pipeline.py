@@ -346,8 +346,8 @@ def make_backend(
     weight_budget: int | None,
     torch_only: dict[str, Any],
 ) -> Backend:
-    """The engine called `backend` on `device`; nothing of another one is imported. Options that are `torch_only` go with
-    the torch backend alone."""
+    """The engine called `backend` on `device`; nothing of another one is imported. The torch backend has options that
+    are `torch_only`."""
     if backend not in BACKENDS:
         raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
     if weight_budget is not None and (backend == "torch" or device not in ENGINE_DEVICES):

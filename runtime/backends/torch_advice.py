@@ -1,4 +1,4 @@
-"""What would fit, when the device's memory is exhausted: the planner's arithmetic (`quant.memory`) as one line of advice.
+"""What would fit when the GPU's memory is exhausted: the planner's arithmetic (`quant.memory`) as one line of advice.
 
 Estimates: shapes and formats give the bytes, and nobody measured what a driver and its libraries take beside them.
 """

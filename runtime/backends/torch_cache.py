@@ -31,8 +31,8 @@ MODULATIONS = ("double_modulation", "single_modulation")
 
 @dataclass
 class Report:
-    """Steps since the backend was made: all, those whose blocks were all run, and those of them that had the reference's
-    tokens in them."""
+    """Steps since the backend was made: all of them, those that ran every block, and those that ran every block on the
+    reference's tokens too."""
 
     steps: int = 0
     computed: int = 0
@@ -72,8 +72,8 @@ class State:
 
 
 class ApproximateStep:
-    """Velocities of one step after another. A run is known by its text, which all its steps hold in common: with another
-    tensor there nothing is reused.
+    """Velocities of one step after another. A run is known by its text, which all its steps hold in common: where that
+    is another tensor, nothing is reused.
 
     In a batch the row that changed most decides for all. With CUDA graphs the step is cut into pieces with a graph each
     (first block; other blocks; neither), since the host decides what comes next: one wait for one number a step,

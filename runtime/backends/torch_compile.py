@@ -17,8 +17,8 @@ COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang"))}
 """Device → the variable that names the compiler that PyTorch or Triton runs there, and the names they try without."""
 
 VARIANTS = 64
-"""Pieces of code for one kind of block, before it runs as it is: one for each shape of its inputs and each mix of number
-formats, of which a bundle made to fit a budget has several. PyTorch's own limit is 8."""
+"""Pieces of code for one kind of block, before it runs as it is: one for each shape of its inputs and each mix of
+number formats, of which a bundle made to fit a budget has several. PyTorch's own limit is 8."""
 
 
 def compiled_block(function: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +58,6 @@ def check_compiler(device: torch.device) -> None:
     asked = os.environ.get(variable)
     if not any(shutil.which(name) for name in ([asked] if asked else names)):
         raise KontextError(
-            f"compile needs a C++ compiler, and there is no {asked or ' or '.join(names)} on the PATH: install one, name "
-            f"it in {variable}, or leave compile out"
+            f"compile needs a C++ compiler, and there is no {asked or ' or '.join(names)} on the PATH: install one, "
+            f"name it in {variable}, or leave compile out"
         )

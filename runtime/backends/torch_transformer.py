@@ -339,7 +339,7 @@ class Step:
     def attend(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], text_tokens: int, queries: int
     ) -> Tensor:
-        """Attention of the first `queries` tokens to all: qkv [batch, tokens, 3 * hidden] → [batch, queries, hidden]."""
+        """Attention of the first tokens to all of qkv [batch, tokens, 3 * hidden] → [batch, queries, hidden]."""
         heads = self.config.num_heads
         if self.attention != "16-bit":
             q, q_scale, *others = norm_rope_quantize_op(

@@ -48,7 +48,9 @@ def gigabytes(text: str, what: str) -> float:
 def test_a_card_of_12_gb(weights: dict[str, int]) -> None:
     text = advise(FLUX, COMPUTE, "transformer", weights, SQUARE, device(12, 11.2))
     assert "\n" not in text
-    assert gigabytes(text, r"\(") == pytest.approx(17.24, abs=0.01)  # 8.62 B parameters without the modulation
+    assert gigabytes(text, r"\(") == pytest.approx(
+        17.24, abs=0.01
+    )  # 8.62 B parameters without the modulation
     assert 17.3 < gigabytes(text, "it takes about ") < 21
     assert 1.5 < gigabytes(text, r"--offload \(about ") < 4
     assert "kontext-export MODEL --fit 11.8GB --gpu sm_89 (from " in text
@@ -74,7 +76,9 @@ def test_nothing_is_advised_that_does_not_fit_or_is_done_already(weights: dict[s
     # Kept keys and values: 57 blocks, 4096 tokens, 2 x 3072 channels, 2 bytes.
     keeping = advise(FLUX, COMPUTE, "transformer", weights, SQUARE, device(20), reuse=True)
     without = gigabytes(keeping, r"no --reuse-reference \(about ")
-    assert gigabytes(keeping, "it takes about ") - without == pytest.approx(57 * 4096 * 2 * 3072 * 2 / 1e9, abs=0.02)
+    assert gigabytes(keeping, "it takes about ") - without == pytest.approx(
+        57 * 4096 * 2 * 3072 * 2 / 1e9, abs=0.02
+    )
     assert "no --reuse-reference" not in advise(
         FLUX, COMPUTE, "transformer", weights, SQUARE, device(12), reuse=True
     )

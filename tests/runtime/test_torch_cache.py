@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,10 @@ def test_a_cache_that_is_never_used_changes_nothing(tiny_bundle: Path) -> None:
 
 
 def test_without_a_reference_there_is_nothing_to_keep(tiny_bundle: Path) -> None:
-    pictures = [pipe.edit(None, TEXT, steps=3) for pipe in (pipeline(tiny_bundle), pipeline(tiny_bundle, reuse_reference=2))]
+    pictures = [
+        pipe.edit(None, TEXT, steps=3)
+        for pipe in (pipeline(tiny_bundle), pipeline(tiny_bundle, reuse_reference=2))
+    ]
     assert np.array_equal(*map(np.asarray, pictures))
 
 
@@ -236,10 +238,10 @@ def test_the_embedded_model_stays_close(embedded: dict[str, Path]) -> None:
 
 
 @pytest.fixture
-def words(tiny_bundle: Path, tmp_path: Path) -> Iterator[list[str]]:
+def words(tiny_bundle: Path, tmp_path: Path) -> list[str]:
     photograph().save(tmp_path / "in.png")
     flags = ["-i", str(tmp_path / "in.png"), "-p", "x", "-o", str(tmp_path / "out.png"), "--steps", "3"]
-    yield [str(tiny_bundle), *flags]
+    return [str(tiny_bundle), *flags]
 
 
 def test_the_command_line_declares_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,8 +259,14 @@ def test_the_command_line_declares_it(words: list[str], capsys: pytest.CaptureFi
         (["--cache", "0.1"], "cache is the torch backend's: add --backend torch"),
         (["--reuse-reference", "4"], "reuse_reference is the torch backend's: add --backend torch"),
         (["--compile"], "compile is the torch backend's: add --backend torch"),
-        (["--backend", "torch", "--cache", "0"], "cache must be a relative change above 0, such as 0.1, not 0:"),
-        (["--backend", "torch", "--cache", "nan"], "cache must be a relative change above 0, such as 0.1, not nan:"),
+        (
+            ["--backend", "torch", "--cache", "0"],
+            "cache must be a relative change above 0, such as 0.1, not 0:",
+        ),
+        (
+            ["--backend", "torch", "--cache", "nan"],
+            "cache must be a relative change above 0, such as 0.1, not nan:",
+        ),
         (["--backend", "torch", "--reuse-reference", "1"], "reuse_reference must be 2 steps or more, not 1:"),
         (["--backend", "torch", "--cache", "much"], "argument --cache: invalid float value: 'much'"),
     ],

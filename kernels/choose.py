@@ -39,7 +39,7 @@ def fastest(
     return ways[chosen(key, tuple(ways))]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def chosen(key: str, names: tuple[str, ...]) -> str:
     """The one of `names` that was measured fastest; the first where nothing was."""
     times = MEASURED.get(key)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,8 +101,7 @@ class ApproximateStep:
     ) -> None:
         self.step, self.device, self.cache, self.reuse, self.report = step, device, cache, reuse, report
         self.graphs = graphs and device.type == "cuda"
-        # One memory for all graphs: none needs what another has left in it, and what they return is copied.
-        self.pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        self.pool: Any = None
         self.run_of: Tensor | None = None
         self.state: State | None = None
         self.pieces: dict[tuple[str, bool], GraphedStep] = {}
@@ -140,6 +140,8 @@ class ApproximateStep:
         shape = Shape.of(inputs)
         if self.state is None or self.state.shape != shape:
             self.pieces.clear()  # graphs of the other state's addresses
+            # One memory for all graphs: none needs what another has left in it, and what they return is copied.
+            self.pool = torch.cuda.graph_pool_handle() if self.graphs else None
             self.state = None  # before the next is allocated
             self.state, self.known, self.since = self.allocate(shape, inputs["target"]), False, None
 
@@ -154,16 +156,18 @@ class ApproximateStep:
             self.since += 1
 
     def allocate(self, shape: Shape, like: Tensor) -> State:
+        """Zeros for a run of this shape; empty where the option that needs them is off."""
         hidden = self.step.config.hidden_size
-        parts = [like.new_zeros(0)] * 4
-        if self.cache is not None:
-            tokens = shape.text + shape.target + shape.reference
-            parts = [like.new_zeros((shape.batch, size, hidden)) for size in (tokens, *[shape.target] * 3)]
+
+        def room(tokens: int) -> Tensor:
+            return like.new_zeros((shape.batch, tokens if self.cache is not None else 0, hidden))
+
         kept = None
         if self.reuse is not None and shape.reference:
             size = (shape.batch, shape.reference, 2 * hidden)
             kept = tuple(like.new_zeros(size) for _ in range(self.step.depth))
-        return State(shape, *parts, kept)
+        x = room(shape.text + shape.target + shape.reference)
+        return State(shape, x, room(shape.target), room(shape.target), room(shape.target), kept)
 
     def piece(self, name: str, every: bool = True) -> GraphedStep:
         """A part of the step, for all tokens or for those of text and target alone."""

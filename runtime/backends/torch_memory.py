@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class GraphedStep:
         step: Callable[..., Tensor],
         device: torch.device,
         enabled: bool = True,
-        pool: tuple[int, int] | None = None,
+        pool: Any = None,
     ) -> None:
         self.step, self.pool = step, pool
         self.enabled = enabled and device.type == "cuda"

@@ -20,8 +20,8 @@ from ...quant.memory import CUDA, Workload, demands
 from ...quant.options import Option
 from ...quant.planner import Choice, Item
 from ...quant.recipe import BYTES, SPARED, Recipe, Rule
-from ...quant.targets import gigabytes
 from ..bundle import Bundle
+from ..units import gigabytes
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -82,6 +82,7 @@ fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
 	$(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 --peers all --count 4 \
 		--json bench/results/fidelity.json
 	$(BIN)/python -m kontext.bench.methods --json bench/results/methods.json
+	$(BIN)/python -m kontext.bench.approximations build/kontext-tiny-fp32 --json bench/results/approximations.json
 	$(BIN)/kontext-bench quantspeed --json bench/results/quantspeed.json
 	$(BIN)/kontext-bench readme
 

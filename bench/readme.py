@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import KontextError
-from . import coldstart, edits, exporting, fidelity_report, fullsize, latency, methods, quantspeed, serving
+from . import (
+    approximations,
+    coldstart,
+    edits,
+    exporting,
+    fidelity_report,
+    fullsize,
+    latency,
+    methods,
+    quantspeed,
+    serving,
+)
 from .report import Table, replace_section
 
 
@@ -57,6 +68,10 @@ DOCUMENTS: dict[str, dict[str, list[Part]]] = {
             Part("fidelity.json", lambda _: [], fidelity_report.plot_link),
         ],
         "details": [Part("fidelity.json", fidelity_report.detail_tables, fidelity_report.detail_footer)],
+    },
+    "docs/approximations.md": {
+        "approximations": [Part("approximations.json", approximations.tables, approximations.footer)],
+        "work": [Part("approximations.json", approximations.work_tables, approximations.work_footer)],
     },
     "docs/quantization.md": {"methods": [Part("methods.json", methods.tables, methods.footer)]},
 }

@@ -1,7 +1,7 @@
 """Chooses between ways to compute one thing by measuring them, once for each shape, and keeps the measurements.
 
-Nothing is measured on a CPU, or while a CUDA graph is captured: there the first way that was not measured slower is
-taken.
+Nothing is measured on a CPU, while a CUDA graph is captured, or under torch.compile: there the first way that was not
+measured slower is taken, and compiled code keeps to it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def fastest(
         ways: name → what computes it, the preferred one first.
         changes: a tensor that every run adds to: it is put back after measuring.
     """
+    if torch.compiler.is_compiling():
+        return ways[chosen(key, tuple(ways))]
     if key not in MEASURED:
         if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
             return next(iter(ways.values()))
@@ -34,8 +36,14 @@ def fastest(
         MEASURED[key] = {name: milliseconds(way) for name, way in ways.items()}
         if changes is not None and kept is not None:
             changes.copy_(kept)
-    times = MEASURED[key]
-    return ways[min(times, key=lambda name: times[name])]
+    return ways[chosen(key, tuple(ways))]
+
+
+@torch.compiler.assume_constant_result
+def chosen(key: str, names: tuple[str, ...]) -> str:
+    """The one of `names` that was measured fastest; the first where nothing was."""
+    times = MEASURED.get(key)
+    return names[0] if times is None else min(times, key=lambda name: times[name])
 
 
 def milliseconds(way: Callable[[], None]) -> float:

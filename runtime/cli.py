@@ -93,6 +93,24 @@ def parser() -> argparse.ArgumentParser:
         "streamed from host memory in every run (default: as much as there is room for)",
     )
     result.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --backend torch: let torch.compile make the code of the transformer's blocks",
+    )
+    result.add_argument(
+        "--cache",
+        type=float,
+        metavar="SHARE",
+        help="with --backend torch, an approximation: skip all blocks but the first at steps where that one's effect "
+        "changed by no more than SHARE, such as 0.1",
+    )
+    result.add_argument(
+        "--reuse-reference",
+        type=int,
+        metavar="N",
+        help="with --backend torch, an approximation: compute the references' part of the network every N steps only",
+    )
+    result.add_argument(
         "--verify", action="store_true", help="check the bundle's files by their SHA-256 first"
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
@@ -153,9 +171,12 @@ def edit_here(options: argparse.Namespace) -> list[Image.Image]:
         backend=options.backend,
         offload=options.offload,
         weight_budget=options.weight_budget,
+        compile=options.compile,
+        cache=options.cache,
+        reuse_reference=options.reuse_reference,
         low_memory=True,
     )
-    return pipe.edit(
+    pictures = pipe.edit(
         [images],
         [options.prompt],
         steps=options.steps,
@@ -165,6 +186,10 @@ def edit_here(options: argparse.Namespace) -> list[Image.Image]:
         num_images=options.num_images,
         progress=shows_progress(options),
     )
+    approximated = getattr(pipe.backend, "approximated", "")  # the torch backend's
+    if approximated and not options.quiet:
+        print(f"approximated: {approximated}")
+    return pictures
 
 
 def edit_there(options: argparse.Namespace) -> list[Image.Image]:
@@ -174,6 +199,9 @@ def edit_there(options: argparse.Namespace) -> list[Image.Image]:
         ("--offload", options.offload),
         ("--weight-budget", options.weight_budget is not None),
         ("--verify", options.verify),
+        ("--compile", options.compile),
+        ("--cache", options.cache is not None),
+        ("--reuse-reference", options.reuse_reference is not None),
     ):
         if given:
             raise KontextError(f"{flag} is for bundles: a --server has its own say in that")

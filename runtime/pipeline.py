@@ -74,6 +74,9 @@ class Pipeline:
         backend: str = "onnxruntime",
         offload: bool = False,
         weight_budget: int | None = None,
+        compile: bool = False,
+        cache: float | None = None,
+        reuse_reference: int | None = None,
         verify: bool = False,
         low_memory: bool | None = None,
         threads: int | None = None,
@@ -91,6 +94,12 @@ class Pipeline:
             weight_budget: with rtx or tensorrt, bytes of the GPU for the weights of each engine that was built with
                 weight streaming, the transformer's among them; the others are streamed from host memory in every
                 run. None: as many as there is room for.
+            compile: with the torch backend, let torch.compile make the code of the transformer's blocks.
+            cache: with the torch backend, an approximation: at a step where the first block's effect on the target
+                differs by no more than this share (0.1) from that at the last step computed in full, take the other
+                blocks' effect from there.
+            reuse_reference: with the torch backend, an approximation: compute the references' tokens every so many
+                steps only, and keep their keys and values between.
             verify: compare every file's SHA-256 first.
             low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
                 instead of the sum; the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
@@ -107,9 +116,15 @@ class Pipeline:
             opened.verify()
         if low_memory is None:  # a bundle made for a memory budget was planned so
             low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
+        torch_only = {
+            "offload": offload,
+            "compile": compile,
+            "cache": cache,
+            "reuse_reference": reuse_reference,
+        }
         return cls(
             opened,
-            make_backend(opened, backend, device, threads, offload, low_memory, weight_budget),
+            make_backend(opened, backend, device, threads, low_memory, weight_budget, torch_only),
             low_memory=low_memory,
             input_filter=input_filter,
             output_filter=output_filter,
@@ -327,11 +342,12 @@ def make_backend(
     backend: str,
     device: str,
     threads: int | None,
-    offload: bool,
     low_memory: bool,
     weight_budget: int | None,
+    torch_only: dict[str, Any],
 ) -> Backend:
-    """The engine called `backend` on `device`; nothing of another one is imported."""
+    """The engine called `backend` on `device`; nothing of another one is imported. The torch backend has options that
+    are `torch_only`."""
     if backend not in BACKENDS:
         raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
     if weight_budget is not None and (backend == "torch" or device not in ENGINE_DEVICES):
@@ -345,9 +361,10 @@ def make_backend(
             raise KontextError(
                 "the torch backend needs PyTorch: pip install 'kontext-export[export,gpu]'"
             ) from None
-        return TorchBackend(bundle, device, Options(offload=offload))
-    if offload:
-        raise KontextError("offload is the torch backend's: add --backend torch")
+        return TorchBackend(bundle, device, Options(**torch_only))
+    for name, value in torch_only.items():
+        if value not in (None, False):
+            raise KontextError(f"{name} is the torch backend's: add --backend torch")
     if device in ENGINE_DEVICES:
         from .backends.tensorrt import TensorRTBackend
 

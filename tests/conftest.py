@@ -93,6 +93,27 @@ def untraced() -> Callable[[Path], AbstractContextManager[None]]:
     return context
 
 
+@pytest.fixture(scope="session")
+def embedded(shared_folder: Path) -> dict[str, Path]:
+    """The embedded model in three formats. Do not change them: copy them."""
+    pytest.importorskip("torch")
+    from kontext.export.cli import main
+    from kontext.export.source_flags import EMBEDDED
+
+    if not (EMBEDDED / "model_index.json").exists():
+        pytest.skip("the embedded model is not part of this checkout")
+
+    def make(folder: Path) -> None:
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        unfinished.mkdir(exist_ok=True)
+        for name in ("fp32", "fp8", "int4"):
+            assert main([str(EMBEDDED), "-o", str(unfinished / name), f"--{name}", "--quiet"]) == 0
+        unfinished.rename(folder)
+
+    folder = once(shared_folder / "embedded", make)
+    return {name: folder / name for name in ("fp32", "fp8", "int4")}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tests run beside each other: with more threads than cores, PyTorch's wait for each other (115 s instead

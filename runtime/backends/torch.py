@@ -26,7 +26,9 @@ from ...kernels.launch import triton
 from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
 from ...model.networks import build_network
 from ..bundle import MANIFEST_NAME, Bundle
-from . import torch_memory, torch_transformer
+from . import torch_advice, torch_cache, torch_memory, torch_transformer
+from .torch_cache import ApproximateStep
+from .torch_compile import check_compiler
 from .torch_decode import decode_tiled
 from .torch_linear import choose_activations
 from .torch_transformer import Step
@@ -55,6 +57,10 @@ class Options:
         graphs: capture the step as a CUDA graph; not with `offload`.
         tiled: decode pictures in tiles; else only where the device has no room for a whole one.
         compute: fp32, fp16 or bf16 for networks that compute in another format; None for the bundle's own.
+        compile: let torch.compile make the code of each kind of block.
+        cache: an approximation: skip the blocks after the first where that one's residual changed by no more than this
+            share since the last step that was computed in full.
+        reuse_reference: an approximation: compute the reference's tokens at every so many steps only.
     """
 
     activations: str = "auto"
@@ -63,6 +69,9 @@ class Options:
     graphs: bool = True
     tiled: bool = False
     compute: str | None = None
+    compile: bool = False
+    cache: float | None = None
+    reuse_reference: int | None = None
 
 
 @dataclass
@@ -90,7 +99,10 @@ class TorchBackend:
     def __init__(self, bundle: Bundle, device: str = "auto", options: Options | None = None) -> None:
         self.bundle = bundle
         self.options = options or Options()
+        torch_cache.check(self.options.cache, self.options.reuse_reference)
         self.device = choose_device(device)
+        if self.options.compile:
+            check_compiler(self.device)
         if bundle.links:
             raise KontextError(
                 f"{bundle.folder} was exported with --link-weights, which only the ONNX Runtime backend reads: "
@@ -103,7 +115,13 @@ class TorchBackend:
         if self.device.type == "cuda" and triton is None:
             self.register_kernels()
         self.networks: dict[str, Network] = {}
-        self.step: torch_memory.GraphedStep | None = None
+        self.step: torch_memory.GraphedStep | ApproximateStep | None = None
+        self.report = torch_cache.Report()
+
+    @property
+    def approximated(self) -> str:
+        """What was approximated since this was made, in words; "" for nothing."""
+        return torch_cache.describe(self.options.cache, self.options.reuse_reference, self.report)
 
     def register_kernels(self) -> None:
         """Without Triton, kernels are the bundle's own compiled ones for this GPU."""
@@ -129,7 +147,8 @@ class TorchBackend:
 
     def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Puts inputs that several runs share on the device, once."""
-        return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
+        with self.memory("transformer", {}):
+            return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
 
     def tensor(self, graph: str, name: str, value: Any) -> Tensor:
         """An input on the device, in the format that its network takes it in."""
@@ -140,7 +159,7 @@ class TorchBackend:
     @torch.inference_mode()
     def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Runs a network on arrays or held tensors and returns its outputs as fp32 arrays, by name."""
-        with self.memory(graph):
+        with self.memory(graph, inputs):
             tensors = {name: self.tensor(graph, name, value) for name, value in inputs.items()}
             if graph == "transformer":
                 self.step = self.step or self.load_step()
@@ -161,7 +180,7 @@ class TorchBackend:
 
     # -- the transformer --
 
-    def load_step(self) -> torch_memory.GraphedStep:
+    def load_step(self) -> torch_memory.GraphedStep | ApproximateStep:
         """Reads the transformer; block by block into host memory where it is offloaded."""
         config = self.config.transformer
         dtype = self.dtype("transformer")
@@ -175,8 +194,11 @@ class TorchBackend:
         else:
             weights = torch_transformer.read_weights(file, config, activations, lambda block: block)
             blocks = torch_memory.resident([*weights.double, *weights.single])
-        step = Step(config, weights, dtype, self.attention, blocks)
+        step = Step(config, weights, dtype, self.attention, blocks, self.options.compile)
         graphs = self.options.graphs and not self.options.offload
+        cache, reuse = self.options.cache, self.options.reuse_reference
+        if cache is not None or reuse is not None:
+            return ApproximateStep(step, self.device, graphs, cache, reuse, self.report)
         return torch_memory.GraphedStep(step, self.device, graphs)
 
     # -- the other networks --
@@ -227,30 +249,32 @@ class TorchBackend:
         return decode_tiled(decoder, latents, downscale)
 
     @contextmanager
-    def memory(self, graph: str) -> Iterator[None]:
+    def memory(self, graph: str, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Turns an exhausted device into a message that says what would fit."""
+        exhausted = False
         try:
             yield
-        except torch.cuda.OutOfMemoryError:
-            self.step = None
-            torch.cuda.empty_cache()
-            raise KontextError(self.advice(graph)) from None
+        except RuntimeError as fault:
+            exhausted = torch_advice.is_exhausted(fault)
+            if not exhausted:
+                raise
+        if exhausted:  # here the fault, and with it what its frames held, is gone
+            shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+            self.release(*self.bundle.graphs)
+            raise KontextError(self.advice(graph, shapes)) from None
 
-    def advice(self, graph: str) -> str:
-        """What would fit on a device that `graph` does not fit."""
-        size = self.bundle.graphs[graph].weights.stat().st_size / 2**30
-        total = (
-            torch.cuda.get_device_properties(self.device).total_memory / 2**30
-            if self.device.type == "cuda"
-            else 0
-        )
-        ways = [] if self.options.offload else ["--offload, which keeps two blocks of it on the GPU"]
-        if self.bundle.manifest["precision"].get("weights") not in ("int4", "nf4", "nvfp4"):
-            ways.append("an export with --int4 or --fit")
-        ways += ["a smaller --size", "fewer --num-images"]
-        return (
-            f"the GPU's memory ({total:.0f} GiB) is not enough for {graph} ({size:.1f} GiB of weights, and "
-            f"activations): try {', or '.join(ways)}"
+    def advice(self, graph: str, shapes: torch_advice.Shapes) -> str:
+        """What would fit on a device that `graph` does not fit with inputs of these shapes."""
+        networks = self.bundle.manifest["precision"]["networks"]
+        return torch_advice.advise(
+            self.config,
+            {name: self.options.compute or networks[name] for name in networks},
+            graph,
+            torch_advice.tensor_bytes(self.bundle, graph),
+            torch_advice.workload(self.config, graph, shapes),
+            torch_advice.Device.of(self.device),
+            offload=self.options.offload,
+            reuse=self.options.reuse_reference is not None,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,12 @@ WARMUPS = 2
 """Runs of a step before it is captured: kernels are compiled, libraries set up, and ways of computing chosen."""
 
 
-def resident(blocks: Sequence[Block]) -> Callable[[], Iterator[AbstractContextManager[Block]]]:
-    return lambda: (nullcontext(block) for block in blocks)
+Blocks = Callable[[int, int], Iterator[AbstractContextManager[Block]]]
+"""Hands out the blocks from one number to before another."""
+
+
+def resident(blocks: Sequence[Block]) -> Blocks:
+    return lambda start, stop: (nullcontext(block) for block in blocks[start:stop])
 
 
 def pinned(block: Block, device: torch.device) -> Block:
@@ -39,9 +44,7 @@ def recorded(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def swapped(
-    blocks: Sequence[Block], device: torch.device
-) -> Callable[[], Iterator[AbstractContextManager[Block]]]:
+def swapped(blocks: Sequence[Block], device: torch.device) -> Blocks:
     """Hands out blocks from host memory, each copied while the one before it computes."""
     copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -61,13 +64,13 @@ def swapped(
             each_tensor(there, partial(recorded, compute))
         yield there
 
-    def hand_out() -> Iterator[AbstractContextManager[Block]]:
+    def hand_out(start: int, stop: int) -> Iterator[AbstractContextManager[Block]]:
         done: torch.cuda.Event | None = None
-        ahead = fetch(blocks[0]) if blocks else None
-        for number in range(len(blocks)):
+        ahead = fetch(blocks[start]) if start < stop else None
+        for number in range(start, stop):
             assert ahead is not None
             now = ahead
-            if number + 1 < len(blocks):
+            if number + 1 < stop:
                 if copies is not None and done is not None:
                     copies.wait_event(done)  # not more than two blocks at once: the one before last is done
                 ahead = fetch(blocks[number + 1])
@@ -81,11 +84,17 @@ def swapped(
 class GraphedStep:
     """A step captured once for each shape of its inputs, and replayed: no launch waits for Python.
 
-    On a CPU it calls the step.
+    On a CPU it calls the step. `pool` is the memory that graphs take, where several share one.
     """
 
-    def __init__(self, step: Callable[..., Tensor], device: torch.device, enabled: bool = True) -> None:
-        self.step = step
+    def __init__(
+        self,
+        step: Callable[..., Tensor],
+        device: torch.device,
+        enabled: bool = True,
+        pool: Any = None,
+    ) -> None:
+        self.step, self.pool = step, pool
         self.enabled = enabled and device.type == "cuda"
         self.graphs: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
 
@@ -112,6 +121,6 @@ class GraphedStep:
                 self.step(**static)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):
             output = self.step(**static)
         return graph, static, output

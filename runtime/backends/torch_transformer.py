@@ -1,12 +1,13 @@
 """The denoiser's step on our kernels: text and picture in one buffer from end to end, so nothing is ever concatenated.
 
 The same function as `model.transformer.Transformer`; products write into views of the joint buffers, residuals are
-added in place, and every input of a linear is made in one pass.
+added in place, and every input of a linear is made in one pass. Its parts (`embed`, `run`, `velocity`) are there for
+`torch_cache`, which leaves some of them out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from ...kernels.choose import fastest
 from ...kernels.launch import FP8_CAPABILITY, MIN_CAPABILITY
 from ...kernels.rope import HEAD_DIMS, norm_rope_op, norm_rope_quantize_op, split
 from ...model.config import TransformerConfig
+from .torch_compile import compiled_block
 from .torch_linear import KernelLinear
 from .torch_weights import WeightFile
 
@@ -151,6 +153,29 @@ def choose_attention(asked: str, head_dim: int, device: torch.device) -> str:
     return asked
 
 
+@dataclass(frozen=True)
+class Given:
+    """What all blocks of a step share: RoPE's tables [tokens, head_dim / 2] of all tokens, and the modulations."""
+
+    text_tokens: int
+    cos: Tensor
+    sin: Tensor
+    double_modulation: Tensor
+    single_modulation: Tensor
+
+
+def exchange(kept: Tensor | None, qkv: Tensor, tokens: int) -> None:
+    """Keeps the reference's keys and values of qkv [batch, all tokens, 3 * hidden], of which `tokens` were computed,
+    or puts those in that were kept; the reference's queries are then whatever is there, and nobody reads them."""
+    if kept is None:
+        return
+    hidden = qkv.shape[2] // 3
+    if tokens < qkv.shape[1]:
+        qkv[:, tokens:, hidden:] = kept
+    else:
+        kept.copy_(qkv[:, qkv.shape[1] - kept.shape[1] :, hidden:])
+
+
 class Step:
     """Velocity at noisy latents.
 
@@ -159,7 +184,8 @@ class Step:
         weights: as `read_weights` gives them.
         dtype: of activations that are not quantized.
         attention: "16-bit", "fp8" or "int8".
-        blocks: hands out the blocks one after the other, each on the device while it is in use.
+        blocks: hands out the blocks from one number to before another, each on the device while it is in use.
+        compiled: whether torch.compile makes the code of each kind of block.
     """
 
     def __init__(
@@ -168,13 +194,22 @@ class Step:
         weights: Weights,
         dtype: torch.dtype,
         attention: str,
-        blocks: Callable[[], Iterator[AbstractContextManager[Block]]],
+        blocks: Callable[[int, int], Iterator[AbstractContextManager[Block]]],
+        compiled: bool = False,
     ) -> None:
         self.config = config
         self.weights = weights
         self.dtype = dtype
         self.attention = attention
         self.blocks = blocks
+        # Regional compilation: the weights are arguments, so one piece of code serves every block of a kind.
+        self.run_double = compiled_block(self.double_block) if compiled else self.double_block
+        self.run_single = compiled_block(self.single_block) if compiled else self.single_block
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return self.config.num_double_blocks + self.config.num_single_blocks
 
     def __call__(
         self,
@@ -188,34 +223,64 @@ class Step:
         final_modulation: Tensor,
     ) -> Tensor:
         """As `model.transformer.Transformer.forward`, inputs in `dtype` but for the tables; fp32 out."""
-        batch, text_tokens, targets = target.shape[0], text.shape[1], target.shape[1]
-        tokens = text_tokens + targets + reference.shape[1]
-        x = target.new_empty((batch, tokens, self.config.hidden_size))
-        weights = self.weights
-        for part, linear, start in (
-            (text, weights.text_in, 0),
-            (target, weights.image_in, text_tokens),
-            (reference, weights.image_in, text_tokens + targets),
-        ):
+        x = self.embed(target, reference, text)
+        given = Given(text.shape[1], rope_cos, rope_sin, double_modulation, single_modulation)
+        self.run(x, given, 0, self.depth)
+        return self.velocity(x[:, text.shape[1] : text.shape[1] + target.shape[1]], final_modulation)
+
+    def embed(self, target: Tensor, reference: Tensor, text: Tensor) -> Tensor:
+        """The residual stream [batch, tokens, hidden] before the first block: text, target, reference."""
+        parts = (
+            (text, self.weights.text_in),
+            (target, self.weights.image_in),
+            (reference, self.weights.image_in),
+        )
+        tokens = sum(part.shape[1] for part, _ in parts)
+        x = target.new_empty((target.shape[0], tokens, self.config.hidden_size))
+        start = 0
+        for part, linear in parts:
             if part.shape[1]:
                 linear.product(linear.prepared(part), x[:, start : start + part.shape[1]])
-        double = 0
-        for number, held in enumerate(self.blocks()):
+            start += part.shape[1]
+        return x
+
+    def run(
+        self, x: Tensor, given: Given, start: int, stop: int, kept: Sequence[Tensor | None] | None = None
+    ) -> None:
+        """Runs blocks `start` to before `stop` on x [batch, tokens, hidden], in place.
+
+        `kept` has a tensor for every block, [batch, reference tokens, 2 * hidden]: the reference's keys and values
+        before their norm. Where x has as many tokens as the tables they are filled in; where it lacks the reference's,
+        the others attend to what is there.
+        """
+        double = self.config.num_double_blocks
+        for number, held in enumerate(self.blocks(start, stop), start):
+            memory = None if kept is None else kept[number]
             with held as block:
                 if isinstance(block, DoubleBlock):
-                    self.double_block(block, x, text_tokens, rope_cos, rope_sin, double_modulation[:, number])
-                    double += 1
+                    modulation = given.double_modulation[:, number]
+                    self.run_double(block, x, given.text_tokens, given.cos, given.sin, modulation, memory)
                 else:
-                    modulation = single_modulation[:, number - double]
-                    self.single_block(block, x, rope_cos, rope_sin, modulation)
+                    modulation = given.single_modulation[:, number - double]
+                    self.run_single(block, x, given.cos, given.sin, modulation, memory)
+
+    def velocity(self, x: Tensor, final_modulation: Tensor) -> Tensor:
+        """fp32 [batch, targets, channels] of the target's part [batch, targets, hidden] of the residual stream."""
         shift, scale = final_modulation.unbind(1)
-        final = adaln_op(x[:, text_tokens : text_tokens + targets], shift, scale)
-        velocity = final.new_empty((batch, targets, self.config.in_channels))
-        weights.final.product(weights.final.prepared(final), velocity)
+        final = adaln_op(x, shift, scale)
+        velocity = final.new_empty((*x.shape[:2], self.config.in_channels))
+        self.weights.final.product(self.weights.final.prepared(final), velocity)
         return velocity.float()
 
     def double_block(
-        self, block: DoubleBlock, x: Tensor, text_tokens: int, cos: Tensor, sin: Tensor, modulation: Tensor
+        self,
+        block: DoubleBlock,
+        x: Tensor,
+        text_tokens: int,
+        cos: Tensor,
+        sin: Tensor,
+        modulation: Tensor,
+        kept: Tensor | None = None,
     ) -> None:
         """Changes x [batch, text + image tokens, hidden] in place; modulation [batch, 2 (image, text), 6, hidden]."""
         batch, tokens, hidden = x.shape
@@ -223,7 +288,7 @@ class Step:
             (block.image, slice(text_tokens, tokens), modulation[:, 0].unbind(1)),
             (block.text, slice(0, text_tokens), modulation[:, 1].unbind(1)),
         )
-        qkv = x.new_empty((batch, tokens, 3 * hidden))
+        qkv = x.new_empty((batch, cos.shape[0], 3 * hidden))
         for stream, part, (shift, scale, *_) in views:
             stream.qkv.product(stream.qkv.normalized(x[:, part], shift, scale), qkv[:, part])
         norms = [
@@ -232,7 +297,8 @@ class Step:
             block.image.query_norm,
             block.image.key_norm,
         ]
-        attended = self.attend(qkv, cos, sin, norms, text_tokens)
+        exchange(kept, qkv, tokens)
+        attended = self.attend(qkv, cos, sin, norms, text_tokens, tokens)
         for stream, part, (_, _, gate, mlp_shift, mlp_scale, mlp_gate) in views:
             residual = x[:, part]
             stream.proj.product(stream.proj.joined(attended[:, part], None), residual, gate)
@@ -251,25 +317,39 @@ class Step:
             stream.mlp_out.product(middle, residual, mlp_gate)
 
     def single_block(
-        self, block: SingleBlock, x: Tensor, cos: Tensor, sin: Tensor, modulation: Tensor
+        self,
+        block: SingleBlock,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        modulation: Tensor,
+        kept: Tensor | None = None,
     ) -> None:
         """Changes x in place; modulation [batch, 3, hidden]."""
         batch, tokens, hidden = x.shape
         shift, scale, gate = modulation.unbind(1)
-        fused = x.new_empty((batch, tokens, block.linear1.channels))
-        block.linear1.product(block.linear1.normalized(x, shift, scale), fused)
+        fused = x.new_empty((batch, cos.shape[0], block.linear1.channels))
+        block.linear1.product(block.linear1.normalized(x, shift, scale), fused[:, :tokens])
         norms = [block.query_norm, block.key_norm] * 2
-        attended = self.attend(fused[..., : 3 * hidden], cos, sin, norms, 0)
-        block.linear2.product(block.linear2.joined(attended, fused[..., 3 * hidden :]), x, gate)
+        qkv = fused[..., : 3 * hidden]
+        exchange(kept, qkv, tokens)
+        attended = self.attend(qkv, cos, sin, norms, 0, tokens)
+        block.linear2.product(block.linear2.joined(attended, fused[:, :tokens, 3 * hidden :]), x, gate)
 
-    def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], text_tokens: int) -> Tensor:
-        """Attention over all tokens: qkv [batch, tokens, 3 * hidden] → [batch, tokens, hidden]."""
+    def attend(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], text_tokens: int, queries: int
+    ) -> Tensor:
+        """Attention of the first tokens to all of qkv [batch, tokens, 3 * hidden] → [batch, queries, hidden]."""
         heads = self.config.num_heads
         if self.attention != "16-bit":
-            operands = norm_rope_quantize_op(qkv, cos, sin, norms, heads, text_tokens, self.attention)
-            attended: Tensor = attention_quantized_op(*operands, qkv.dtype)
+            q, q_scale, *others = norm_rope_quantize_op(
+                qkv, cos, sin, norms, heads, text_tokens, self.attention
+            )
+            q, q_scale = q[:, :, :queries], q_scale[:, :, :queries].contiguous()
+            attended: Tensor = attention_quantized_op(q, q_scale, *others, qkv.dtype)
             return attended
         q, k = norm_rope_op(qkv, cos, sin, norms, heads, text_tokens)
+        q = q[:, :, :queries]
         v = split(qkv, heads)[2]
         if not qkv.is_cuda:
             return attention_op(q, k, v)
@@ -285,6 +365,6 @@ class Step:
         if q.dtype == torch.float32:  # a Triton product of fp32 is one of tf32, with errors of 3e-4
             library()
             return out[0]
-        key = f"attention {'x'.join(map(str, q.shape))} {q.dtype}"
+        key = f"attention {'x'.join(map(str, q.shape))} {k.shape[2]} {q.dtype}"
         fastest(key, {"triton": ours, "sdpa": library})()
         return out[0]

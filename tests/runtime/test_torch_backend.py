@@ -43,20 +43,6 @@ def edited(folder: Path, **options: Any) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The embedded model in three formats."""
-    from kontext.export.cli import main
-    from kontext.export.source_flags import EMBEDDED
-
-    if not (EMBEDDED / "model_index.json").exists():
-        pytest.skip("the embedded model is not part of this checkout")
-    folder = tmp_path_factory.mktemp("embedded")
-    for name in ("fp32", "fp8", "int4"):
-        assert main([str(EMBEDDED), "-o", str(folder / name), f"--{name}", "--quiet"]) == 0
-    return {name: folder / name for name in ("fp32", "fp8", "int4")}
-
-
-@pytest.fixture(scope="module")
 def onnx_pictures(embedded: dict[str, Path]) -> dict[str, Image.Image]:
     pictures = {}
     for name, folder in embedded.items():
@@ -249,20 +235,6 @@ def test_gpus_that_are_too_old(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     with pytest.raises(KontextError, match=message):
         choose_attention(ask, 128, torch.device("cuda"))
-
-
-def test_an_exhausted_device_is_told_what_would_fit(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = TorchBackend(Bundle.open(tiny_bundle), "cpu")
-
-    def exhausted() -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(backend, "load_step", exhausted)
-    with pytest.raises(KontextError, match=r"not enough for transformer .*--offload") as caught:
-        backend.run("transformer", {})
-    assert "\n" not in str(caught.value)
 
 
 def test_the_command_line_and_what_the_lean_runtime_imports(tiny_bundle: Path, tmp_path: Path) -> None:

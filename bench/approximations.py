@@ -18,13 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import KontextError
+from ..export.decibels import psnr
 from ..model.config import TransformerConfig
 from ..runtime.bundle import Bundle
 from ..runtime.pipeline import Pipeline
 from ..tiny.edits import KINDS, Edit
+from .command_line import exit_code, module_parser, show
 from .edits import held_out
 from .fidelity import Run, free_run
-from .fidelity_pictures import psnr
 from .machine import describe, one_line
 from .report import Table, write_json
 
@@ -244,33 +245,27 @@ def work_footer(_: dict[str, Any]) -> str:
     return "Counted from the shapes of a 1024x1024 edit by FLUX.1 Kontext [dev] in bf16, references of that size too."
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kontext.bench.approximations", description=(__doc__ or "").split(":")[0]
+def run(options: argparse.Namespace) -> None:
+    result = measure(
+        options.bundle,
+        steps=options.steps,
+        count=options.count,
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
     )
+    if options.json is not None:
+        write_json(options.json, result)
+    show([*tables(result), *work_tables(result)], f"{work_footer(result)}\n{footer(result)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = module_parser("approximations", __doc__)
     parser.add_argument("bundle", type=Path, nargs="?", help="default: the embedded model, exported for this")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("-n", "--count", type=int, default=4, help="edits of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     options = parser.parse_args(arguments)
-    try:
-        result = measure(
-            options.bundle,
-            steps=options.steps,
-            count=options.count,
-            seed=options.seed,
-            progress=sys.stderr.isatty(),
-        )
-        if options.json is not None:
-            write_json(options.json, result)
-    except KontextError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    for table in (*tables(result), *work_tables(result)):
-        print(table.text(), end="\n\n")
-    print(footer(result))
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

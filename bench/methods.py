@@ -6,6 +6,7 @@ Exports the model once for each variant and measures all of them in one run of `
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -21,12 +22,13 @@ from .report import Table, write_json
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "fp8-nearest": ("rounded to the nearest", ["--fp8", "--calibrate", "none"]),
     "fp8-feedback": ("error feedback", ["--fp8", "--weight-only"]),
-    "fp8": ("error feedback, static E4M3 inputs (`--fp8`)", ["--fp8"]),
+    "fp8-inputs": ("error feedback, static E4M3 inputs", ["--recipe", "fp8"]),
+    "fp8": ("the same, centred (`--fp8`)", ["--fp8"]),
     "fp8-attention": ("the same, FP8 attention", ["--fp8", "--fp8-attention"]),
     "int8-nearest": ("rounded to the nearest", ["--int8", "--weight-only", "--calibrate", "none"]),
     "int8-feedback": ("error feedback", ["--int8", "--weight-only"]),
-    "int8-inputs": ("rounded to the nearest, INT8 inputs", ["--int8", "--calibrate", "none"]),
-    "int8": ("error feedback, INT8 inputs, smoothed (`--int8`)", ["--int8"]),
+    "int8-inputs": ("error feedback, INT8 inputs", ["--recipe", "int8"]),
+    "int8": ("the same, centred (`--int8`)", ["--int8"]),
     "int4-nearest": ("scale search", ["--int4", "--rank", "0", "--calibrate", "none"]),
     "int4-svd16": (
         "scale search, branch of the weight, rank 16",
@@ -48,6 +50,8 @@ def measure(steps: int, count: int, seed: int, progress: bool) -> dict[str, Any]
         folder = Path(name)
         wanted = {"fp32": ["--fp32"], **{key: flags for key, (_, flags) in VARIANTS.items()}}
         for key, flags in tqdm(wanted.items(), desc="exports", disable=not progress):
+            if flags[0] == "--recipe":
+                flags = ["--recipe", str(uncentred(folder, flags[1]))]
             if export(["-o", str(folder / key), "--quiet", *flags]) != 0:
                 raise KontextError(f"the export {key} failed")
         bundles = [folder / key for key in VARIANTS]
@@ -55,6 +59,15 @@ def measure(steps: int, count: int, seed: int, progress: bool) -> dict[str, Any]
             folder / "fp32", bundles, steps=steps, count=count, seed=seed, progress=progress
         )
     return result | {"what": "methods"}
+
+
+def uncentred(folder: Path, format: str) -> Path:
+    """A recipe file of rounded weights and inputs, as `--fp8` and `--int8` have them but for the centring."""
+    network = "transformer" if format == "fp8" else "*"
+    rules = [{"network": network, "format": format, "activations": format}, {"format": format}]
+    path = folder / f"{format}.json"
+    path.write_text(json.dumps({"rules": rules}), encoding="utf-8")
+    return path
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

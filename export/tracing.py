@@ -6,6 +6,7 @@ Tracing is Python and switches PyTorch's defaults for a whole process, so thread
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from ..model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
-from . import graphs
+from . import graph_cache, graphs
 
 PARTS = {
     "transformer": TransformerConfig,
@@ -35,7 +36,7 @@ NOWHERE = "unbound"
 
 
 class Tracers:
-    """Two processes that trace the graphs of `networks`; a context that leaves none of them behind.
+    """Two processes that trace those graphs of `networks` that are not kept; a context that leaves none behind.
 
     Args:
         networks: names; none of them twice.
@@ -46,10 +47,9 @@ class Tracers:
     def __init__(self, networks: Sequence[str], config: KontextConfig, compute: Mapping[str, str]) -> None:
         self.config = config
         self.compute = compute
-        shares = (
-            [name for name in networks if name == LONGEST],
-            [name for name in networks if name != LONGEST],
-        )
+        self.kept = {name: graph_cache.find(name, config, compute[name]) for name in networks}
+        new = [name for name in networks if self.kept[name] is None]
+        shares = [name for name in new if name == LONGEST], [name for name in new if name != LONGEST]
         self.shares = [share for share in shares if share]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -90,12 +90,17 @@ class Tracers:
         Raises:
             RuntimeError: it could not be traced: a fault of this program, or the system ended its process.
         """
+        kept = self.kept[network]
+        if kept is not None:
+            return unpack(kept)
         path, process = Path(self.folder.name) / f"{network}.onnx", self.processes[network]
         assert process.stdout is not None
         while not path.exists():
             if not process.stdout.readline() and not path.exists():
                 raise RuntimeError(f"tracing the graph of {network} ended with exit code {process.wait()}")
-        return unpack(path.read_bytes())
+        graph = path.read_bytes()
+        graph_cache.keep(network, self.config, self.compute[network], graph)
+        return unpack(graph)
 
 
 def pack(model: ir.Model) -> bytes:
@@ -130,6 +135,7 @@ def config_of(asked: Mapping[str, Any]) -> KontextConfig:
 
 def main() -> None:
     """Traces what stdin asks for into the folder of the command line; a line on stdout for each that is there."""
+    gc.disable()  # a process of seconds whose millions of small objects live as long as it does: a tenth of its time
     asked, folder = json.load(sys.stdin), Path(sys.argv[1])
     config = config_of(asked)
     for network, compute in asked["compute"].items():

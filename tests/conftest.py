@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -76,6 +76,9 @@ def untraced() -> Callable[[Path], AbstractContextManager[None]]:
         computes = json.loads((bundle / "manifest.json").read_text())["precision"]["networks"]
 
         class Untraced(Tracers):
+            def __init__(self, _networks: object, _config: object, compute: Mapping[str, str]) -> None:
+                self.compute = compute
+
             def __enter__(self) -> Tracers:
                 return self
 
@@ -112,6 +115,12 @@ def embedded(shared_folder: Path) -> dict[str, Path]:
 
     folder = once(shared_folder / "embedded", make)
     return {name: folder / name for name in ("fp32", "fp8", "int4")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(shared_folder: Path) -> None:
+    """Nothing that the user's own exports have kept is used, and nothing is left there."""
+    os.environ["XDG_CACHE_HOME"] = str(shared_folder / "cache")
 
 
 @pytest.fixture(scope="session", autouse=True)

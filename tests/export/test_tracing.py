@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -10,10 +11,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kontext.export import graphs
+from kontext.export import graph_cache, graphs
 from kontext.export.binding import serialize
 from kontext.export.tracing import Tracers, pack, unpack
 from kontext.model.checkpoint import Checkpoint
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("network", ["modulation", "text_encoder_2"])
@@ -28,11 +34,29 @@ def test_another_process_traces_the_same_graph(tiny_checkpoint: Path, network: s
     }
     with Tracers([network], config, {network: "bf16"}) as tracers:
         found = tracers.result(network)
+    again = unpack(pack(found))
+    found = unpack(pack(again))
     unbound = {name: value for name, value in found.graph.initializers.items() if value.const_value is None}
     assert {name: (value.dtype, value.shape) for name, value in unbound.items()} == weights
     for name in weights:
         del expected.graph.initializers[name], found.graph.initializers[name]
     assert serialize(found) == serialize(unpack(pack(expected)))
+    with Tracers([network], config, {network: "bf16"}) as tracers:
+        assert not tracers.processes  # the graph was kept
+        assert pack(tracers.result(network)) == pack(again)
+
+
+def test_what_was_kept_goes_with_all_that_it_depends_on(tiny_checkpoint: Path) -> None:
+    config = Checkpoint.open(tiny_checkpoint).config
+    graph_cache.keep("modulation", config, "fp32", b"a graph")
+    assert graph_cache.find("modulation", dataclasses.replace(config, name="other"), "fp32") == b"a graph"
+    wider = dataclasses.replace(config.transformer, hidden_size=2 * config.transformer.hidden_size)
+    assert graph_cache.find("modulation", dataclasses.replace(config, transformer=wider), "fp32") is None
+    assert graph_cache.find("modulation", config, "bf16") is None
+    assert graph_cache.find("transformer", config, "fp32") is None
+    path = graph_cache.place("modulation", config, "fp32")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert graph_cache.find("modulation", config, "fp32") is None
 
 
 def test_a_fault_in_the_other_process(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -194,8 +194,8 @@ def footer(result: dict[str, Any]) -> str:
     if "copy_seconds" in result:
         share = result["copy_seconds"] / result["exports"]["bf16"]["seconds"]
         lines.append(
-            f"The bf16 export runs at {share:.0%} of the speed of a plain copy, checksums included; its graphs were traced "
-            "before, by the first export of this architecture in bf16, which is bf16-linked."
+            f"The bf16 export runs at {share:.0%} of the speed of a plain copy, checksums included; its graphs were "
+            "traced before, by the first export of this architecture in bf16, which is bf16-linked."
         )
     return "\n".join([*lines, one_line(result["machine"])])
 

@@ -76,7 +76,12 @@ $(VENV)/.kontext-peers: $(VENV)/.kontext-demo
 	$(PIP) --editable '.[export,bench,peers]'
 	@touch $@
 
-QUANTIZED := $(addprefix build/kontext-tiny-,fp8 int8 int4 nf4)
+build/kontext-tiny-fp8-weights: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+	@mkdir -p build
+	$(BIN)/kontext-export --fp8 --weight-only --output $@ --force
+	@touch $@
+
+QUANTIZED := $(addprefix build/kontext-tiny-,fp8 fp8-weights int8 int4 nf4)
 
 fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
 	$(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 --peers all --count 4 \

@@ -47,7 +47,7 @@ def linear(layer: Layer, compute: str) -> Any:
     x = ir.Value(name="x", shape=ir.Shape([TOKENS, INPUTS]), type=ir.TensorType(dtype))
     weight = ir.Value(name="w", shape=ir.Shape([INPUTS, OUTPUTS]), type=ir.TensorType(dtype))
     product = ir.node("MatMul", [x, weight], name="product")
-    replaced = layer.rank > 0 or layer.activations == "int8"
+    replaced = layer.rank > 0 or layer.activations == "int8" or layer.centred
     graph = graph_of([x], product, ir.Shape([TOKENS, OUTPUTS]), [weight], replaced)
     tensors = {}
     for (ending, kind, shape), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), stored, strict=True):
@@ -131,9 +131,10 @@ def test_low_rank_branches_end_in_the_product_that_is_added() -> None:
 
 
 @pytest.mark.parametrize(("compute", "written"), [("bf16", "BFloat16"), ("fp16", "Half")])
-def test_static_inputs_make_a_product_in_fp8(compute: str, written: str) -> None:
-    """Written in the graph's format before the columns' scales come: why fp16 is refused."""
-    rounding, product, scaling = compiled(linear(Layer("fp8", 0, "fp8"), compute), "sm89")
+@pytest.mark.parametrize("centred", [False, True])
+def test_static_inputs_make_a_product_in_fp8(compute: str, written: str, centred: bool) -> None:
+    """Written in the graph's format before the columns' scales come: why fp16 is refused. Centring costs no kernel."""
+    rounding, product, scaling = compiled(linear(Layer("fp8", 0, "fp8", centred), compute), "sm89")
     assert product[0] == "gemm"
     before, after = product[2].split("Outputs:")
     assert "Datatype: FP8" in before

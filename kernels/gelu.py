@@ -1,6 +1,6 @@
 """What a linear's input is made of: values as they are, values through GELU (tanh), side by side, quantized by token.
 
-    y = concat(plain, gelu(mlp));   codes, s = quantize(y)
+    y = concat(plain, gelu(mlp));   codes, s = quantize(y - mean)
 
 One kernel for the attention's output (plain alone), the MLP's middle (mlp alone) and the single block's second linear
 (both): there, the concatenation costs no pass of its own.
@@ -33,15 +33,20 @@ def gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
     return joined(plain, mlp).to(first.dtype if first is not None else torch.float32)
 
 
-def gelu_join_quantize(plain: Tensor | None, mlp: Tensor | None, format: str) -> tuple[Tensor, Tensor]:
-    """The plain meaning with `format` "fp8" or "int8": codes and fp32 scales [batch, tokens]."""
-    return quantize_rows(joined(plain, mlp), format)
+def gelu_join_quantize(
+    plain: Tensor | None, mlp: Tensor | None, format: str, mean: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The plain meaning with `format` "fp8" or "int8": codes and fp32 scales [batch, tokens], of the channels less
+    their `mean` [plain + mlp channels]."""
+    y = joined(plain, mlp)
+    return quantize_rows(y if mean is None else y - mean.float(), format)
 
 
 @jit(do_not_specialize=["tokens"])
 def gelu_join_kernel(  # type: ignore[no-untyped-def]
     plain,
     mlp,
+    mean,
     out,
     out_scale,
     tokens,
@@ -51,6 +56,7 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
     mlp_token,
     PLAIN: tl.constexpr,
     MLP: tl.constexpr,
+    CENTRED: tl.constexpr,
     BLOCK: tl.constexpr,
     QUANTIZE: tl.constexpr,
     INTEGER: tl.constexpr,
@@ -70,13 +76,23 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
         start = mlp + batch * mlp_batch + token * mlp_token
         from_mlp = (columns < PLAIN + MLP) & (columns >= PLAIN)
         y += gelu_tile(tl.load(start + (columns - PLAIN), mask=from_mlp, other=0.0).to(tl.float32))
+    if CENTRED:
+        y -= tl.load(mean + columns, mask=columns < PLAIN + MLP, other=0.0).to(tl.float32)
     store_row(y, row, columns, out, out_scale, PLAIN + MLP, QUANTIZE, INTEGER, LIMIT, MIN_AMAX)
 
 
 def plan(
-    plain: Tensor | None, mlp: Tensor | None, out: Tensor, out_scale: Tensor | None, format: str
+    plain: Tensor | None,
+    mlp: Tensor | None,
+    out: Tensor,
+    out_scale: Tensor | None,
+    format: str,
+    mean: Tensor | None = None,
 ) -> Launch:
     width = out.shape[2]
+    require(
+        mean is None or tuple(mean.shape) == (width,), f"the mean of {width} channels has as many numbers"
+    )
     require(width <= MAX_WIDTH, f"GELU with quantization takes up to {MAX_WIDTH} channels, not {width}")
     for part in (plain, mlp):
         require(part is None or part.stride(2) == 1, "GELU takes rows whose channels lie next to each other")
@@ -86,6 +102,7 @@ def plan(
         {
             "plain": plain,
             "mlp": mlp,
+            "mean": mean,
             "out": out,
             "out_scale": out_scale,
             "tokens": out.shape[1],
@@ -97,6 +114,7 @@ def plan(
         {
             "PLAIN": plain.shape[2] if plain is not None else 0,
             "MLP": mlp.shape[2] if mlp is not None else 0,
+            "CENTRED": mean is not None,
             **row_constants(out_scale, format),
         },
     )
@@ -117,11 +135,13 @@ def launch_gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
     return out
 
 
-def launch_gelu_join_quantize(plain: Tensor | None, mlp: Tensor | None, format: str) -> tuple[Tensor, Tensor]:
+def launch_gelu_join_quantize(
+    plain: Tensor | None, mlp: Tensor | None, format: str, mean: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     first, shape = shape_of(plain, mlp)
     out, out_scale = empty_codes(first, shape, format)
     if out.numel():
-        plan(plain, mlp, out, out_scale, format).run()
+        plan(plain, mlp, out, out_scale, format, mean).run()
     return out, out_scale
 
 
@@ -146,7 +166,9 @@ gelu_join_quantize_op = torch.library.custom_op(
     launch_gelu_join_quantize,
     mutates_args=(),
     device_types="cuda",
-    schema="(Tensor? plain, Tensor? mlp, str format) -> (Tensor, Tensor)",
+    schema="(Tensor? plain, Tensor? mlp, str format, Tensor? mean=None) -> (Tensor, Tensor)",
 )
 gelu_join_quantize_op.register_kernel("cpu")(gelu_join_quantize)
-gelu_join_quantize_op.register_fake(lambda plain, mlp, format: empty_codes(*shape_of(plain, mlp), format))
+gelu_join_quantize_op.register_fake(
+    lambda plain, mlp, format, mean=None: empty_codes(*shape_of(plain, mlp), format)
+)

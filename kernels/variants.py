@@ -91,10 +91,12 @@ def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
             f"adaln {format}", adaln.plan(x, vector, vector, meta(*x.shape, dtype=codes), scale, format)
         )
         out = meta(*joint, dtype=codes)
-        yield Variant(f"gelu_join {format}, both", gelu.plan(x, fused, out, scale, format))
-        yield Variant(
-            f"gelu_join {format}, plain", gelu.plan(x, None, meta(*x.shape, dtype=codes), scale, format)
-        )
+        for ending, centred in (("", False), (", centred", True)):
+            means = [meta(each, dtype=kind) if centred else None for each in (hidden + sizes.mlp, hidden)]
+            both = gelu.plan(x, fused, out, scale, format, means[0])
+            yield Variant(f"gelu_join {format}, both{ending}", both)
+            plain = gelu.plan(x, None, meta(*x.shape, dtype=codes), scale, format, means[1])
+            yield Variant(f"gelu_join {format}, plain{ending}", plain)
         yield Variant(
             f"gelu_join {format}, mlp",
             gelu.plan(None, middle, meta(*middle.shape, dtype=codes), scale, format),

@@ -82,15 +82,11 @@ class KernelLinear:
 
     def joined(self, plain: Tensor | None, mlp: Tensor | None) -> Input:
         """concat(plain, gelu(mlp)), as this linear's input."""
-        if self.stored.input_mean is not None:
-            values = plain if mlp is None else gelu_join_op(plain, mlp)
-            assert values is not None
-            return self.prepared(values - self.stored.input_mean)
+        mean = self.stored.input_mean
         if self.activations == "16-bit" or self.stored.down is not None:
-            if mlp is None and plain is not None:
-                return self.prepared(plain)
-            return self.prepared(gelu_join_op(plain, mlp))
-        return Input(*gelu_join_quantize_op(plain, mlp, self.activations))
+            values = plain if mlp is None and plain is not None else gelu_join_op(plain, mlp)
+            return self.prepared(values if mean is None else values - mean)
+        return Input(*gelu_join_quantize_op(plain, mlp, self.activations, mean))
 
     def prepared(self, values: Tensor) -> Input:
         """16-bit values, quantized where this linear wants codes."""

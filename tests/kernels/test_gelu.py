@@ -41,6 +41,10 @@ def test_concatenation_gelu_and_quantization(seed: int, plain: int, mlp: int, si
         plain_codes, plain_scales = gelu.gelu_join_quantize(first, second, format)
         assert error(scales, plain_scales) < 1e-5
         assert (codes.float() != plain_codes.float()).float().mean() < 0.02
+        mean = torch.randn(plain + mlp, generator=g) * size
+        for quantized in (gelu.launch_gelu_join_quantize, gelu.gelu_join_quantize):
+            codes, scales = quantized(first, second, format, mean)
+            assert error(codes.float() * scales[..., None] + mean, expected) < 2 * bound
 
 
 def test_far_tails_are_zero_and_the_identity() -> None:
@@ -52,6 +56,9 @@ def test_the_operator_and_its_refusals() -> None:
     x = torch.randn(1, 4, 20)
     check_operator(gelu.gelu_join_op, (x, None))
     check_operator(gelu.gelu_join_quantize_op, (x, x, "fp8"))
+    check_operator(gelu.gelu_join_quantize_op, (x, None, "int8", torch.randn(20)))
+    with pytest.raises(KontextError, match="the mean of 20 channels"):
+        gelu.launch_gelu_join_quantize(x, None, "fp8", torch.randn(19))
     with pytest.raises(KontextError, match="nothing to join"):
         gelu.launch_gelu_join(None, None)
     with pytest.raises(KontextError, match="channels lie next to each other"):

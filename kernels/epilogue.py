@@ -94,7 +94,7 @@ def product_launch(
     Args:
         tile: rows, columns, warps, stages.
         operands: the kernel's first arguments.
-        of_product: constants beside the sizes of the output and of the tile.
+        of_product: constants beside the sizes of the output and of the tile, or in the place of `constants`.
         ending: out, bias, gate and out_scale.
     """
     (batch, tokens, channels), (m, n, warps, stages) = ending[0].shape, tile
@@ -103,7 +103,7 @@ def product_launch(
         kernel,
         (cdiv(tokens, m) * cdiv(channels, n), batch, 1),
         {**operands, **arguments(*ending)},
-        {**sizes, **of_product, **constants(*ending, n)},
+        {**sizes, **constants(*ending, n), **of_product},
         warps=warps,
         stages=stages,
         varying=("tokens",),

@@ -146,11 +146,13 @@ def plan(
     depth = a.shape[2]
     large = arch in (90, 100, 103)
     m, n, k, warps, stages = INT8_TILE if large and a.dtype == torch.int8 else TILES[90 if large else 80]
+    # Blackwell's sums leave the tensor memory all at once: 256 columns of them spill beside any ending.
+    pieces = {"PIECES": 4} if arch in (100, 103) and n > 128 else {}
     return epilogue.product_launch(
         scaled_gemm_kernel,
         (m, n, warps, stages),
         {"a": a, "weight": weight, "a_scale": a_scale, "w_scale": w_scale},
-        {"K": depth, "BLOCK_K": k, "WHOLE": depth % k == 0, "IMPRECISE": None if fast else k},
+        {"K": depth, "BLOCK_K": k, "WHOLE": depth % k == 0, "IMPRECISE": None if fast else k, **pieces},
         (out, bias, gate, out_scale),
     )
 

@@ -20,7 +20,7 @@ TENSOR_CORES = {
     # What the SASS calls the instructions, by operand: Hopper's warpgroup and Blackwell's tcgen05 forms, or a warp's.
     "16-bit": {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"},
     "fp8": {80: "QMMA", 90: "QGMMA", 100: "UTCQMMA", 120: "QMMA"},
-    "int8": {80: "IMMA", 90: "IGMMA", 100: "IMMA", 120: "IMMA"},
+    "int8": {80: "IMMA", 90: "IGMMA", 100: "UTCIMMA", 120: "IMMA"},
 }
 
 

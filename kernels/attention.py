@@ -198,7 +198,7 @@ TILES = {
     # Ampere to Ada and consumer Blackwell: 100 KB of shared memory, registers hold the scores.
     80: {
         (True, 32): (128, 64, 4, 3),
-        (True, 64): (128, 64, 4, 3),
+        (True, 64): (128, 64, 8, 3),
         (True, 128): (128, 32, 8, 3),
         (False, 32): (128, 64, 4, 3),
         (False, 64): (128, 64, 4, 3),

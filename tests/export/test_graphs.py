@@ -51,12 +51,14 @@ def network(name: str, checkpoint: Path, quantization: str | None = None) -> tor
 
 
 def round_dynamically(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    """Inputs as DynamicQuantizeLinear leaves them: 8 bits from the smallest to the largest value."""
+    """Tokens over their largest value as DynamicQuantizeLinear leaves them: 8 bits from the smallest to the largest."""
     (x,) = inputs
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    largest = x.abs().amax(-1, keepdim=True)
+    units = x / largest
+    low, high = units.min(), units.max()
     scale = (high - low) / 255
     zero = (-low / scale).round()
-    return (((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale,)
+    return (((units / scale).round() + zero).clamp(0, 255).sub(zero) * scale * largest,)
 
 
 def inputs(name: str, checkpoint: Path, **sizes: int) -> dict[str, torch.Tensor]:

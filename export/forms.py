@@ -4,8 +4,7 @@ to the linear's inputs. Standard ONNX operators only, in the arrangements that e
 | format | in the place of the weight [in, out] | who fuses it |
 |---|---|---|
 | fp8 | DequantizeLinear, a scale a column; on static inputs QuantizeLinear, DequantizeLinear | TensorRT |
-| int8 | DynamicQuantizeLinear of each token over its largest value, MatMulInteger for the MatMul; DequantizeLinear if \
-weight-only | ONNX Runtime |
+| int8 | tokens over their largest value, DynamicQuantizeLinear, MatMulInteger; else DequantizeLinear | ONNX Runtime |
 | int4, uint4 | DequantizeLinear in blocks of 64 rows | ONNX Runtime (MatMulNBits), TensorRT |
 | nf4 | Gather from the table of codes, times absmax | nobody; it is for bitsandbytes' kernels |
 | nvfp4 | DequantizeLinear of the block scales, then of the values | TensorRT on Blackwell |

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .inputs import command
+from .inputs import command, with_cache
 from .machine import describe, one_line
 from .measure import Summary, run_process
 from .report import Table, mebibytes
@@ -26,9 +26,10 @@ def measure(
             for _ in range(repeat):
                 with tempfile.TemporaryDirectory() as folder:
                     bundle = Path(folder) / "bundle"
-                    words = command("kontext-export", "kontext.export.cli")
                     # Graphs and calibrations that other exports have kept would be taken from there.
-                    words = ["env", f"XDG_CACHE_HOME={folder}/cache", *words]
+                    words = with_cache(
+                        Path(folder) / "cache", command("kontext-export", "kontext.export.cli")
+                    )
                     costs.append(run_process([*words, str(checkpoint), f"--{precision}", "-o", str(bundle)]))
                     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
                 bar.update()

@@ -19,6 +19,11 @@ def command(name: str, module: str) -> list[str]:
     return [str(script)] if script.is_file() else [sys.executable, "-m", module]
 
 
+def with_cache(folder: Path, words: list[str]) -> list[str]:
+    """The command `words`, with `folder` in the place of the user's cache."""
+    return ["env", f"XDG_CACHE_HOME={folder}", *words]
+
+
 def parse_counts(text: str, flag: str = "--steps") -> list[int]:
     """`28,4` as [28, 4]. Raises KontextError unless each is a positive whole number."""
     words = [word.strip() for word in text.split(",")]

@@ -22,6 +22,7 @@ from ..model.lora import LoraFile
 from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import FORMAT, MANIFEST_NAME, Bundle
+from ..runtime.heap import reused_memory
 from . import binding, graphs, linking, streaming, weights
 from .attention import quantize_attention
 from .calibration import calibrate
@@ -231,7 +232,7 @@ def write_weights(
         if journal.finished(file, plan.size):
             summary.resumed.append(file)
             continue
-        with progress.bytes(f"{name} weights", plan.size) as advance, streaming.reused_memory():
+        with progress.bytes(f"{name} weights", plan.size) as advance, reused_memory():
             digest = streaming.write(
                 plan,
                 checkpoint.networks[name],

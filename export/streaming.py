@@ -6,8 +6,6 @@ quantizes nothing runs at the speed of the disk.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import os
 from collections import deque
@@ -31,9 +29,6 @@ AHEAD_BYTES = 256 << 20
 """Of converted weights that may wait to be written; one may be larger."""
 
 COPY_BYTES = 1 << 20
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""Parameters of glibc's mallopt(3)."""
 
 
 def write(
@@ -171,29 +166,3 @@ def digest_prefix(
         digest.update(data)
         advance(len(data))
         length -= len(data)
-
-
-@contextlib.contextmanager
-def reused_memory() -> Iterator[None]:
-    """Has freed blocks used again instead of given back to the system, where the C library is glibc.
-
-    A weight of FLUX is larger than what glibc keeps, so every one came in new pages, which the system must clear: that
-    took more time than reading it.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        yield
-        return
-    for parameter, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 1 << 30), (M_ARENA_MAX, 1)):
-        mallopt(parameter, value)
-    try:
-        yield
-    finally:
-        for parameter, value in (
-            (M_MMAP_THRESHOLD, 32 << 20),
-            (M_TRIM_THRESHOLD, 64 << 20),
-            (M_ARENA_MAX, 0),
-        ):
-            mallopt(parameter, value)
-        ctypes.CDLL(None).malloc_trim(0)

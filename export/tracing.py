@@ -13,20 +13,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from ..model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
+from ..model.config import PARTS, KontextConfig, part_from_json
 from . import graph_cache, graphs
-
-PARTS = {
-    "transformer": TransformerConfig,
-    "autoencoder": AutoencoderConfig,
-    "text_encoder": ClipConfig,
-    "text_encoder_2": T5Config,
-}
 
 LONGEST = "transformer"
 """Takes about as long as all others together, and has a process to itself."""
@@ -123,21 +115,12 @@ def unpack(data: bytes) -> ir.Model:
     return model
 
 
-def config_of(asked: Mapping[str, Any]) -> KontextConfig:
-    parts = {
-        part: kind(
-            **{name: tuple(each) if isinstance(each, list) else each for name, each in asked[part].items()}
-        )
-        for part, kind in PARTS.items()
-    }
-    return KontextConfig(name=asked["name"], **parts)
-
-
 def main() -> None:
     """Traces what stdin asks for into the folder of the command line; a line on stdout for each that is there."""
     gc.disable()  # a process of seconds whose millions of small objects live as long as it does: a tenth of its time
     asked, folder = json.load(sys.stdin), Path(sys.argv[1])
-    config = config_of(asked)
+    parts = {part: part_from_json(part, asked[part]) for part in PARTS}
+    config = KontextConfig(name=asked["name"], **parts)
     for network, compute in asked["compute"].items():
         path = folder / f"{network}.onnx"
         unfinished = path.with_suffix(".part")

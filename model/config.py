@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,20 @@ class KontextConfig:
     text_encoder: ClipConfig = field(default_factory=ClipConfig)
     text_encoder_2: T5Config = field(default_factory=T5Config)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+
+PARTS: dict[str, type] = {
+    "transformer": TransformerConfig,
+    "autoencoder": AutoencoderConfig,
+    "text_encoder": ClipConfig,
+    "text_encoder_2": T5Config,
+}
+"""The parts of a model that have sizes, by their names in `KontextConfig`."""
+
+
+def part_from_json(name: str, data: Mapping[str, Any]) -> Any:
+    """The part called `name` from what `dataclasses.asdict` and JSON made of it; fields that it does not have, such as
+    a manifest's derived ones, are left out."""
+    kind = PARTS[name]
+    known = {key: value for key, value in data.items() if key in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})

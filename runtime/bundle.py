@@ -20,7 +20,17 @@ from .fields import Fields, whole_numbers
 MANIFEST_NAME = "manifest.json"
 FORMAT = "kontext-bundle"
 FORMAT_VERSION = 1
-GRAPHS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "modulation", "transformer")
+OUTPUTS = {
+    "text_encoder": ("pooled",),
+    "text_encoder_2": ("text",),
+    "vae_encoder": ("latents",),
+    "vae_decoder": ("image",),
+    "modulation": ("double_modulation", "single_modulation", "final_modulation"),
+    "transformer": ("velocity",),
+}
+"""Graph → its outputs, as docs/bundle.md names them."""
+
+GRAPHS = tuple(OUTPUTS)
 TOKENIZERS = ("clip", "t5")
 
 MAX_HEADER_BYTES = 100_000_000

@@ -6,8 +6,6 @@ they are.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import mmap
 import os
 import warnings
@@ -19,15 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import KontextError
+from ..heap import map_large_blocks, return_freed
 from . import ENGINE_DEVICES, PROVIDERS
 
 if TYPE_CHECKING:
     import onnxruntime
 
 Array = NDArray[Any]
-
-M_MMAP_THRESHOLD = -3
-"""Of glibc's mallopt(3): from which size on a block is mapped on its own."""
 
 FATAL_ONLY = 4
 """Severity of ONNX Runtime's log: what goes wrong comes as an exception, and once is enough."""
@@ -184,22 +180,6 @@ def run_bound(
         binding.bind_output(name)
     session.run_with_iobinding(binding)
     return list(binding.copy_outputs_to_cpu())
-
-
-def map_large_blocks() -> None:
-    """Has every block of a megabyte mapped on its own from now on, where the C library is glibc.
-
-    Left alone it learns to keep blocks of up to 32 MB in its heap, where tensors of different lifetimes leave holes: an
-    autoencoder of 64 to 256 channels took 854 MB to decode 256x256 pixels, and takes 284.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
-
-
-def return_freed() -> None:
-    """Gives freed memory back to the system, where the C library is glibc."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def allowed_cores() -> int | None:

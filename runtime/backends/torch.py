@@ -23,9 +23,9 @@ from ...errors import KontextError
 from ...kernels.archive import INDEX
 from ...kernels.driver import register
 from ...kernels.launch import triton
-from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
+from ...model.config import PARTS, KontextConfig, part_from_json
 from ...model.networks import build_network
-from ..bundle import MANIFEST_NAME, Bundle
+from ..bundle import MANIFEST_NAME, OUTPUTS, Bundle
 from . import torch_advice, torch_cache, torch_memory, torch_transformer
 from .torch_cache import ApproximateStep
 from .torch_compile import check_compiler
@@ -34,14 +34,6 @@ from .torch_linear import choose_activations
 from .torch_transformer import Step
 from .torch_weights import COMPUTE, StoredLinear, WeightFile, each_tensor, place, read_network
 
-OUTPUTS = {
-    "text_encoder": ("pooled",),
-    "text_encoder_2": ("text",),
-    "vae_encoder": ("latents",),
-    "vae_decoder": ("image",),
-    "modulation": ("double_modulation", "single_modulation", "final_modulation"),
-    "transformer": ("velocity",),
-}
 WIDE = ("timestep", "guidance", "rope_cos", "rope_sin")
 """Inputs that stay in fp32: half precision alone would move the output."""
 
@@ -296,18 +288,9 @@ def read_config(bundle: Bundle) -> KontextConfig:
     """The networks' sizes from the manifest's `model`."""
     model = bundle.manifest["model"]
     parts: dict[str, Any] = {}
-    for name, kind in (
-        ("transformer", TransformerConfig),
-        ("autoencoder", AutoencoderConfig),
-        ("text_encoder", ClipConfig),
-        ("text_encoder_2", T5Config),
-    ):
-        known = {
-            field: value for field, value in model.get(name, {}).items() if field in kind.__dataclass_fields__
-        }
-        known = {field: tuple(value) if isinstance(value, list) else value for field, value in known.items()}
+    for name in PARTS:
         try:
-            parts[name] = kind(**known)
+            parts[name] = part_from_json(name, model.get(name, {}))
         except TypeError as fault:
             raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.{name}: {fault}") from None
     transformer = parts["transformer"]

@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-OUTPUTS = {
-    "text_encoder": ("pooled",),
-    "text_encoder_2": ("text",),
-    "vae_encoder": ("latents",),
-    "vae_decoder": ("image",),
-    "modulation": ("double_modulation", "single_modulation", "final_modulation"),
-    "transformer": ("velocity",),
-}
-"""As docs/bundle.md names them."""
+from ..bundle import OUTPUTS
 
 
 class ServerGraphs:

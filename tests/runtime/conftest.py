@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -125,3 +126,11 @@ def pictures(server_folder: Path) -> list[Path]:
     Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(paths[0])
     Image.effect_mandelbrot((176, 96), (-2, -1, 1, 1), 50).convert("RGB").save(paths[1])
     return paths
+
+
+def until(true: Any, seconds: float = 120) -> None:
+    """Waits for it: the server's counters follow what it does a moment later."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

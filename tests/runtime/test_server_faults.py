@@ -22,6 +22,8 @@ from kontext.errors import KontextError
 from kontext.runtime import Pipeline
 from kontext.runtime.server_client import Edit, connect
 
+from .conftest import until
+
 GENERATE = "models/kontext/generate"
 
 
@@ -209,13 +211,6 @@ def test_others_do_not_notice(server: Any, local: Pipeline) -> None:
 
 
 # -- callers that go away --
-
-
-def until(true: Any, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def steps_done(server: Any) -> float:

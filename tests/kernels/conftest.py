@@ -45,6 +45,17 @@ def error(out: Any, reference: Any) -> float:
     return float((out - reference).norm() / reference.norm().clamp(min=1e-300))
 
 
+def check_codes(codes: Any, scales: Any, plain_codes: Any, plain_scales: Any, size: float) -> None:
+    """Two quantizations of the same rows, computed in different orders: the same but for a few ties, which differ by
+    one code. `size` is that of the inputs, whose rounding is all that rows of nothing but tails consist of."""
+    one, other = codes.double() * scales[..., None], plain_codes.double() * plain_scales[..., None]
+    spacing = torch.maximum(one.abs(), other.abs()) / 8 if codes.is_floating_point() else 0
+    apart = (one - other).abs()
+    noise = 1e-6 * size + 1e-5 * torch.maximum(one.abs(), other.abs())
+    assert (apart <= spacing + scales[..., None].double() + noise).all()
+    assert (apart > noise).sum() <= max(2, 0.02 * codes.numel())
+
+
 def check_operator(operator: Any, operands: tuple[Any, ...]) -> None:
     """What it says it changes is what it changes, and its fake implementation has the real one's shapes and formats.
 

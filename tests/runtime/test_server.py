@@ -141,19 +141,22 @@ def test_fifty_callers_at_once_each_get_their_picture(
         pixels(local.edit(images[index % 3], kind.prompt, steps=kind.steps, seed=kind.seed))
         for index, kind in enumerate(kinds)
     ]
-    before = server.read_metrics(), server.outcomes("ok")
     client = connect(server.http)
-    with ThreadPoolExecutor(50) as callers:
-        answers = list(callers.map(client.edit, [kinds[index % len(kinds)] for index in range(50)]))
-    for index, answer in enumerate(answers):
-        assert np.array_equal(pixels(answer.picture), expected[index % len(kinds)]), index
-    until(lambda: server.outcomes("ok") - before[1] >= 50)
-    assert server.outcomes("ok") - before[1] == 50
-    rows, batches = (
-        server.read_metrics()[name] - before[0][name]
-        for name in (f'kontext_batch_rows_{kind}{{model="kontext_stream"}}' for kind in ("sum", "count"))
-    )
-    assert rows == 50
+    for _ in range(5):  # an idle machine may answer a first fifty one by one
+        before = server.read_metrics(), server.outcomes("ok")
+        with ThreadPoolExecutor(50) as callers:
+            answers = list(callers.map(client.edit, [kinds[index % len(kinds)] for index in range(50)]))
+        for index, answer in enumerate(answers):
+            assert np.array_equal(pixels(answer.picture), expected[index % len(kinds)]), index
+        until(lambda before=before: server.outcomes("ok") - before[1] >= 50)
+        assert server.outcomes("ok") - before[1] == 50
+        rows, batches = (
+            server.read_metrics()[name] - before[0][name]
+            for name in (f'kontext_batch_rows_{kind}{{model="kontext_stream"}}' for kind in ("sum", "count"))
+        )
+        assert rows == 50
+        if batches < 50:
+            break
     assert batches < 50  # some ran together, and their bits are none the worse
 
 

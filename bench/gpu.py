@@ -2,8 +2,8 @@
 
 Correctness of every kernel on the device, the device's own limits, kernel timings beside PyTorch's and cuBLAS's,
 then one denoising step of the 12 B transformer with random weights: eager, compiled, in flux-fast's recipe, and
-ours in bf16, FP8 and INT4. Writes bench/results/<gpu>.json after every section, so that a run that is cut off keeps
-what it measured. On a machine with no GPU the same code runs at small sizes.
+ours in bf16, FP8, INT4 and INT4 with FP8 inputs. Writes bench/results/<gpu>.json after every section, so that a run
+that is cut off keeps what it measured. On a machine with no GPU the same code runs at small sizes.
 """
 
 from __future__ import annotations
@@ -133,12 +133,10 @@ def steps(
         name: gpu_step.inputs(config, text, target, reference, device, dtype)
         for name, (target, reference) in sizes.items()
     }
-    attention = {"bf16": "16-bit", "fp8": "fp8", "int4": "16-bit"}
 
-    def ours(format: str) -> dict[str, Any]:
-        step = gpu_step.on_kernels(
-            gpu_step.network(config, device, dtype), format, attention[format], free=True
-        )
+    def ours(side: str) -> dict[str, Any]:
+        model = gpu_step.network(config, device, dtype)
+        step = gpu_step.on_kernels(model, *gpu_step.SIDES[side], free=True)
         measured: dict[str, Any] = {"weights_gib": gpu_step.weight_bytes(step) / 2**30}
         for name in sizes:
             measured[name] = gpu_step.measure(step, given[name], clock, replay=True)
@@ -158,6 +156,7 @@ def steps(
     report.section("step, eager 16-bit", lambda: theirs(False, False, every))
     report.section("step, ours bf16", lambda: ours("bf16"))
     report.section("step, ours int4", lambda: ours("int4"))
+    report.section("step, ours int4 fp8", lambda: ours("int4 fp8"))
     if large:  # a compiler for the CPU need not be there, nor _scaled_mm
         report.section("step, compiled FP8 recipe", lambda: theirs(True, True, first))
         report.section("step, compiled 16-bit", lambda: theirs(True, False, first))
@@ -185,6 +184,7 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
         ("step bf16 over eager", "ours bf16", "eager 16-bit"),
         ("step fp8 over the compiled FP8 recipe", "ours fp8", "compiled FP8 recipe"),
         ("step int4 over bf16", "ours int4", "ours bf16"),
+        ("step int4 with fp8 inputs over bf16", "ours int4 fp8", "ours bf16"),
     ):
         mine, theirs = step(side), step(other)
         if mine and theirs:

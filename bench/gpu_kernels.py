@@ -21,6 +21,7 @@ from ..kernels.gelu import gelu_join_quantize_op
 from ..kernels.gemm import scaled_linear_op
 from ..kernels.int4 import GROUP, int4_linear_op, unpack
 from ..kernels.int4_dequantize import int4_dequantize_op
+from ..kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
 from ..kernels.numeric import quantize_rows
 from ..kernels.residual import gate_residual_op
 from ..kernels.rope import norm_rope_op, norm_rope_quantize_op, normalized, split
@@ -126,6 +127,9 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     steps = torch.rand(hidden // GROUP, shape.mlp, device=device).to(shape.dtype)
     dense = unpack(packed, steps).double()
     note("int4_dequantize", int4_dequantize_op(packed, steps, shape.dtype), dense, BOUNDS["16-bit"])
+    by_column = column_scales(steps)
+    codes = int4_to_fp8_op(packed, steps, by_column)
+    note("int4_to_fp8", codes.double() * by_column.double()[:, None], dense.t(), BOUNDS["fp8"])
     low, up = (
         random(1, tokens, 32, like=shape, device=device),
         random(32, shape.mlp, like=shape, device=device),
@@ -276,5 +280,13 @@ def ways(shape: Shape, depth: int, channels: int, device: torch.device) -> dict[
     runs["ours int4"] = lambda: int4_linear_op(out, x, None, packed, steps, None, None, bias, None, None)
     runs["int4 unpacked, cublas"] = lambda: torch.addmm(
         bias, x[0], int4_dequantize_op(packed, steps, x.dtype)
+    )
+    a, a_scale = quantize_rows(x.float(), "fp8")
+    by_column = column_scales(steps)
+    runs["ours int4, fp8 inputs"] = lambda: int4_linear_op(
+        out, a, a_scale, packed, steps, None, None, bias, None, None
+    )
+    runs["int4 to fp8, ours"] = lambda: scaled_linear_op(
+        out, a, a_scale, int4_to_fp8_op(packed, steps, by_column), by_column, bias, None, None
     )
     return runs

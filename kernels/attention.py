@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
-from .rope import BLOCK, HEAD_DIMS
+from .rope import BLOCK, HEAD_DIMS, deinterleave, interleave_tile
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 FP8_OFFSET = math.log2(448.0)
@@ -47,7 +47,7 @@ def attention_quantized(
 ) -> Tensor:
     """The plain meaning of quantized operands, but for P, which only the kernel rounds; `dtype` is the output's."""
     check(q, k, v)
-    values = dequantize(v.transpose(2, 3)[:, :, : k.shape[2]], v_scale)
+    values = dequantize(deinterleave(v).transpose(2, 3)[:, :, : k.shape[2]], v_scale)
     return softmax_product(dequantize(q, q_scale), dequantize(k, k_scale), values).to(dtype)
 
 
@@ -98,7 +98,7 @@ def attend(  # type: ignore[no-untyped-def]
         v_now = tl.load(v_scale + start // KEY_BLOCK)
         decay = decay * (v_before / v_now)
         v_before = v_now
-        # Stored transposed and padded with zeros to whole blocks.
+        # Stored transposed, interleaved and padded with zeros to whole blocks.
         v_tile = tl.load(v + start + (channels[None, :] * v_stride + ahead[:, None]))
     else:
         v_tile_at = v + start * v_stride.to(tl.int64) + (ahead[:, None] * v_stride + channels[None, :])
@@ -107,7 +107,10 @@ def attend(  # type: ignore[no-untyped-def]
         else:
             v_tile = tl.load(v_tile_at)
     acc = acc * decay[:, None]
-    acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc, max_num_imprecise_acc=IMPRECISE)
+    weights = weights.to(v_tile.dtype)
+    if QUANTIZED:  # as V's keys lie, and in the registers where it is
+        weights = interleave_tile(weights)
+    acc = tl.dot(weights, v_tile, acc, max_num_imprecise_acc=IMPRECISE)
     return acc, total, now, v_before
 
 

@@ -1,7 +1,8 @@
 """`python -m kontext.kernels.compile`: every kernel for every architecture, with no GPU.
 
 Prints registers, shared memory, spilled bytes and the tensor-core instructions in the machine code, and fails where a
-kernel spills or has lost its tensor-core path.
+kernel spills, has lost its tensor-core path, or goes over device memory byte by byte (which a mask or a clamped index
+along the channels is enough for, and which no copy to shared memory ahead of time is made of).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB of shared memory that a program may have (CUDA C++ programming guide, compute capabilities)."""
 
+BYTEWISE = re.compile(r"\b(?:LDG|STG)\.E(?:\.\w+)*?\.[US]8\b")
 TENSOR_CORE = re.compile(r"\b((?:UTC)?[HIQO](?:G)?MMA)\b")
 
 
@@ -51,6 +53,8 @@ class Report:
     """Bytes of a thread's stack."""
     shared: int
     instructions: dict[str, int]
+    bytewise: int = 0
+    """Instructions that load or store single bytes of device memory."""
 
 
 def compile_launch(launch: Any, arch: int) -> Compiled:
@@ -114,7 +118,8 @@ def inspect(compiled: Compiled) -> Report:
     found = Counter(match.group(1) for match in TENSOR_CORE.finditer(output))
     local = len(re.findall(r"\b(?:LDL|STL)\b", output))
     spilled = int(usage.group(2)) if local else 0
-    return Report(int(usage.group(1)), spilled, compiled.shared, dict(found))
+    bytewise = len(BYTEWISE.findall(output))
+    return Report(int(usage.group(1)), spilled, compiled.shared, dict(found), bytewise)
 
 
 def faults(report: Report, patterns: Sequence[re.Pattern[str]], arch: int) -> list[str]:
@@ -126,6 +131,8 @@ def faults(report: Report, patterns: Sequence[re.Pattern[str]], arch: int) -> li
         found.append(
             f"needs {report.shared / 1024:.0f} KiB of shared memory, sm_{arch} has {SHARED_LIMITS[arch]}"
         )
+    if report.bytewise:
+        found.append(f"goes over device memory byte by byte ({report.bytewise} instructions)")
     for pattern in patterns:
         if not any(pattern.search(name) for name in report.instructions):
             found.append(f"has no {pattern.pattern.strip(chr(92) + 'b')}")

@@ -88,6 +88,7 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WHOLE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_M: tl.constexpr,
     CODES: tl.constexpr,
@@ -102,13 +103,17 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     batch = tl.program_id(1).to(tl.int64)
     first = batch * tokens + down * BLOCK_M
     ks = tl.arange(0, GROUP)
-    # As in `gemm`: the last rows and columns again beyond the end, a scalar address and offsets of 32 bits.
+    # As in `gemm`: the last rows and columns again beyond the end, a scalar address and offsets of 32 bits. Columns lie
+    # together here, and clamped ones are read byte by byte, so whole tiles are left unclamped.
     a_start = a + first * K
     w_start = packed + across * (BLOCK_N // 2)
     s_start = scales + across * BLOCK_N
     row_at = tl.minimum(tl.arange(0, BLOCK_M), tokens - 1 - down * BLOCK_M)
-    column_at = tl.minimum(tl.arange(0, BLOCK_N), N - 1 - across * BLOCK_N)
-    half_at = tl.minimum(tl.arange(0, BLOCK_N // 2), N // 2 - 1 - across * (BLOCK_N // 2))
+    column_at = tl.arange(0, BLOCK_N)
+    half_at = tl.arange(0, BLOCK_N // 2)
+    if not WHOLE:
+        column_at = tl.minimum(column_at, N - 1 - across * BLOCK_N)
+        half_at = tl.minimum(half_at, N // 2 - 1 - across * (BLOCK_N // 2))
     a_at = row_at[:, None] * K + ks[None, :]
     w_at = ks[:, None] * (N // 2) + half_at[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -207,6 +212,7 @@ def plan(
             "K": a.shape[2],
             "RANK": rank,
             "RANKS": max(power_of_two(rank), 16),
+            "WHOLE": 2 * packed.shape[1] % n == 0,
             "GROUP": GROUP,
             "CODES": a_scale is not None,
         },

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import adaln, attention, gelu, gemm, int4, int4_dequantize, residual, rope
+from . import adaln, attention, gelu, gemm, int4, int4_dequantize, int4_to_fp8, residual, rope
 from .launch import FP8_CAPABILITY, Launch
 from .numeric import CODES
 
@@ -101,8 +101,6 @@ def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
             f"gelu_join {format}, mlp",
             gelu.plan(None, middle, meta(*middle.shape, dtype=codes), scale, format),
         )
-    packed, scales = int4_weight(hidden, hidden, kind)
-    yield Variant("int4_dequantize", int4_dequantize.plan(packed, scales, meta(hidden, hidden, dtype=kind)))
 
 
 def rope_variants(arch: int, sizes: Sizes) -> Iterator[Variant]:
@@ -185,6 +183,11 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
         if ending == "gelu":
             continue
         packed, scales = int4_weight(depth, channels, kind)
+        dense = meta(depth, channels, dtype=kind)
+        yield Variant(f"int4_dequantize, {name}", int4_dequantize.plan(packed, scales, dense))
+        if arch >= FP8_CAPABILITY:
+            codes, by_column = meta(channels, depth, dtype=CODES["fp8"]), meta(channels, dtype=torch.float32)
+            yield Variant(f"int4_to_fp8, {name}", int4_to_fp8.plan(packed, scales, by_column, codes, arch))
         out = meta(1, tokens, channels, dtype=kind)
         for format in ("16-bit", "fp8") if arch >= FP8_CAPABILITY else ("16-bit",):
             coded = format != "16-bit"

@@ -2,9 +2,9 @@
 // unpacks INT4 weights on the GPU and compares them with the CPU's own.
 //
 //   g++ -std=c++17 -O2 launch.cpp -ldl -o launch
-//   ./launch my-bundle/kernels/sm_89/003-int4_dequantize_kernel.cubin int4_dequantize_kernel SHARED WARPS NULLS ROWS COLUMNS
+//   ./launch my-bundle/kernels/sm_89/NNN-int4_dequantize_kernel.cubin int4_dequantize_kernel SHARED WARPS NULLS ROWS COLUMNS
 //
-// kernels.json beside the cubin has the symbol, SHARED, WARPS and NULLS of its entry, and in `constants` the number of
+// kernels.json beside the cubin has its number NNN, the symbol, SHARED, WARPS and NULLS of its entry, and in `constants` the number of
 // COLUMNS (N) that it was compiled for. Scales and output are bf16.
 
 #include <dlfcn.h>

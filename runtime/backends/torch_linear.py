@@ -18,6 +18,7 @@ from ...kernels.gelu import gelu_join_op, gelu_join_quantize_op
 from ...kernels.gemm import scaled_linear_op
 from ...kernels.int4 import int4_linear_op
 from ...kernels.int4_dequantize import int4_dequantize_op
+from ...kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
 from ...kernels.launch import FP8_CAPABILITY, capability
 from ...kernels.residual import gate_residual_op
 from .torch_weights import StoredLinear
@@ -41,10 +42,12 @@ class KernelLinear:
     Args:
         stored: as the bundle has it; for FP8 and INT8 activations with an FP8 or INT8 weight transposed to [out, in].
         activations: "16-bit", "fp8" or "int8": what its input is turned to.
+        by_column: the scales [out] with which an INT4 weight becomes FP8, where its input is.
     """
 
     stored: StoredLinear
     activations: str
+    by_column: Tensor | None = None
 
     @classmethod
     def of(cls, stored: StoredLinear, activations: str) -> KernelLinear:
@@ -53,8 +56,8 @@ class KernelLinear:
         if stored.format in ("fp8", "int8") and activations == stored.format:
             chosen = stored.format
             stored = replace(stored, weight=stored.weight.t().contiguous())
-        elif stored.format == "int4" and activations == "fp8":
-            chosen = "fp8"
+        elif stored.format == "int4" and stored.scale is not None and activations == "fp8":
+            return cls(stored, "fp8", column_scales(stored.scale))
         return cls(stored, chosen)
 
     @property
@@ -110,29 +113,35 @@ class KernelLinear:
         """out = product + bias, out += gate * (product + bias), or out = codes of gelu(product + bias) at
         `out_scale`."""
         stored = self.stored
-        if self.activations != "16-bit" and stored.format != "int4":
-            self.scaled(given, out, gate, out_scale)
-        elif stored.format == "int4":
+        if stored.format == "int4":
             self.int4(given, out, gate, out_scale)
+        elif self.activations != "16-bit" and stored.scale is not None:
+            self.scaled(given, stored.weight, stored.scale, out, gate, out_scale)
         else:
             self.wide(given, stored.dense(given.values.dtype), out, gate)
 
-    def scaled(self, given: Input, out: Tensor, gate: Tensor | None, out_scale: Tensor | None) -> None:
-        """FP8 or INT8 operands: our kernel, or cuBLAS through torch._scaled_mm where that is faster."""
-        stored = self.stored
-        scale, weight_scale = given.scale, stored.scale
-        if scale is None or weight_scale is None:
+    def scaled(
+        self,
+        given: Input,
+        weight: Tensor,
+        weight_scale: Tensor,
+        out: Tensor,
+        gate: Tensor | None,
+        out_scale: Tensor | None,
+    ) -> None:
+        """FP8 or INT8 operands, the weight [out, in] with a scale a row: our kernel, or cuBLAS through
+        torch._scaled_mm where that is faster."""
+        stored, scale = self.stored, given.scale
+        if scale is None:
             raise RuntimeError("codes go with scales")
 
         def ours() -> None:
-            scaled_linear_op(
-                out, given.values, scale, stored.weight, weight_scale, stored.bias, gate, out_scale
-            )
+            scaled_linear_op(out, given.values, scale, weight, weight_scale, stored.bias, gate, out_scale)
 
         def library() -> None:
             y = torch._scaled_mm(
                 given.values.flatten(0, 1),
-                stored.weight.t(),
+                weight.t(),
                 scale_a=scale.reshape(-1, 1),
                 scale_b=weight_scale.float().reshape(1, -1),
                 out_dtype=torch.bfloat16,
@@ -145,10 +154,9 @@ class KernelLinear:
             and self.activations == "fp8"
             and out.dtype == torch.bfloat16
             and capability(given.values) >= FP8_CAPABILITY
-            and all(side % 16 == 0 for side in stored.weight.shape)
+            and all(side % 16 == 0 for side in weight.shape)
         )
-        rows = given.values.shape[0] * given.values.shape[1]
-        key = f"fp8 {rows}x{'x'.join(map(str, stored.weight.shape))} {'gate' if gate is not None else 'bias'}"
+        key = f"fp8 {rows(given)}x{'x'.join(map(str, weight.shape))} {ending(gate)}"
         # The first candidate is tried first; products that write codes have no other.
         if fits and out_scale is None:
             fastest(key, {"triton": ours, "cublas": library}, changes=out if gate is not None else None)()
@@ -158,8 +166,8 @@ class KernelLinear:
             add(given.low @ stored.up, out, gate)
 
     def int4(self, given: Input, out: Tensor, gate: Tensor | None, out_scale: Tensor | None) -> None:
-        """INT4 weights unpacked in registers, or all at once before cuBLAS where there are many rows."""
-        stored = self.stored
+        """INT4 weights unpacked in registers; or all at once, to the inputs' format, where there are many rows."""
+        stored, by_column = self.stored, self.by_column
         packed, scales = stored.weight, stored.scale
         assert scales is not None
 
@@ -178,13 +186,16 @@ class KernelLinear:
             )
 
         def unpacked() -> None:
-            self.wide(given, int4_dequantize_op(packed, scales, given.values.dtype), out, gate)
+            if by_column is None:
+                self.wide(given, int4_dequantize_op(packed, scales, given.values.dtype), out, gate)
+            else:
+                codes = int4_to_fp8_op(packed, scales, by_column)
+                self.scaled(given, codes, by_column, out, gate, out_scale)
 
-        rows = given.values.shape[0] * given.values.shape[1]
         if given.values.is_cuda and given.values.dtype == torch.float32:  # not tf32
             unpacked()
-        elif given.values.is_cuda and self.activations == "16-bit" and out_scale is None:
-            key = f"int4 {rows}x{packed.shape[0]}x{self.channels} {'gate' if gate is not None else 'bias'}"
+        elif given.values.is_cuda and out_scale is None:
+            key = f"int4 {self.activations} {rows(given)}x{packed.shape[0]}x{self.channels} {ending(gate)}"
             fastest(key, {"triton": fused, "unpacked": unpacked}, changes=out if gate is not None else None)()
         else:
             fused()
@@ -202,6 +213,14 @@ class KernelLinear:
         if given.low is not None and self.stored.up is not None:
             y = y + given.low @ self.stored.up
         finish(y, bias, out, gate)
+
+
+def rows(given: Input) -> int:
+    return given.values.shape[0] * given.values.shape[1]
+
+
+def ending(gate: Tensor | None) -> str:
+    return "bias" if gate is None else "gate"
 
 
 def finish(y: Tensor, bias: Tensor | None, out: Tensor, gate: Tensor | None) -> None:

@@ -141,7 +141,7 @@ import json, sys
 from pathlib import Path
 from kontext.kernels.archive import archive
 from kontext.kernels.variants import Sizes
-for name, data in archive(89, Sizes(hidden=128, heads=2, mlp=256), only="^(int4_dequantize|gate_residual)$"):
+for name, data in archive(89, Sizes(hidden=128, heads=2, mlp=256), only="^(int4_dequantize, proj|gate_residual)$"):
     (Path(sys.argv[1]) / name).write_bytes(data)
 """
 
@@ -154,7 +154,7 @@ def test_compiled_files_and_their_index(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], env=environment, check=True, timeout=300)
     saved = json.loads((folder / archive.INDEX).read_text())
     assert saved["architecture"] == "sm_89"
-    assert [entry["name"] for entry in saved["kernels"]] == ["gate_residual", "int4_dequantize"]
+    assert [entry["name"] for entry in saved["kernels"]] == ["gate_residual", "int4_dequantize, proj"]
     for entry in saved["kernels"]:
         assert (folder / entry["file"]).read_bytes()[:4] == b"\x7fELF"
         assert entry["nulls"] == 2  # Triton's scratch and profile memory
@@ -190,7 +190,7 @@ def test_the_cpp_example_compiles_and_says_what_it_lacks(tmp_path: Path) -> None
 def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's launchers run on a CPU with nothing started; each key must be one of the archive's."""
     from kontext.bench import gpu_step
-    from kontext.kernels import adaln, attention, gelu, gemm, int4, int4_dequantize, rope
+    from kontext.kernels import adaln, attention, gelu, gemm, int4, int4_dequantize, int4_to_fp8, rope
     from kontext.model.config import TransformerConfig
     from kontext.runtime.backends import torch_linear, torch_transformer, torch_weights
 
@@ -205,14 +205,14 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
             torch_linear,
             ("adaln", "adaln_quantize", "gelu_join", "gelu_join_quantize", "scaled_linear", "int4_linear"),
         ),
-        (torch_linear, ("int4_dequantize", "gate_residual")),
+        (torch_linear, ("int4_dequantize", "int4_to_fp8", "gate_residual")),
         (torch_transformer, ("adaln", "attention", "attention_quantized", "norm_rope", "norm_rope_quantize")),
         (torch_weights, ("int4_dequantize",)),
     ):
         for name in names:
             home = next(
                 each
-                for each in (adaln, attention, gelu, gemm, int4, int4_dequantize, residual, rope)
+                for each in (adaln, attention, gelu, gemm, int4, int4_dequantize, int4_to_fp8, residual, rope)
                 if hasattr(each, f"launch_{name}")
             )
             monkeypatch.setattr(module, f"{name}_op", getattr(home, f"launch_{name}"))
@@ -221,14 +221,12 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
     device = torch.device("cpu")
     model = gpu_step.network(config, device, torch.bfloat16)
     given = gpu_step.inputs(config, 5, 24, 20, device, torch.bfloat16)
-    for format, kind in (
-        ("bf16", "16-bit"),
-        ("fp8", "fp8"),
-        ("fp8", "int8"),
-        ("int4", "fp8"),
-        ("int4", "16-bit"),
-    ):
-        gpu_step.on_kernels(model, format, kind)(**given)
+    for formats in (*gpu_step.SIDES.values(), ("fp8", "fp8", "int8"), ("int4", "16-bit", "fp8")):
+        gpu_step.on_kernels(model, *formats)(**given)
     missing = {key: name for key, name in started.items() if key not in compiled}
     assert not missing
     assert len(started) > 12
+    # Every way that a GPU would choose from: INT4 weights unpacked at once, whatever their shape.
+    listed = {variant.name for variant in variants.variants(90, sizes)}
+    linears = {name.partition(", ")[2] for name in listed if name.startswith("int4_gemm")}
+    assert {f"{way}, {name}" for way in ("int4_dequantize", "int4_to_fp8") for name in linears} <= listed

@@ -41,12 +41,18 @@ def test_what_counts_as_a_fault() -> None:
     patterns = (re.compile(r"\bQGMMA\b"),)
     good = compile.Report(200, 0, 100_000, {"QGMMA": 8})
     assert compile.faults(good, patterns, 90) == []
-    bad = compile.Report(255, 64, 240_000, {"HMMA": 8})
+    bad = compile.Report(255, 64, 240_000, {"HMMA": 8}, 16)
     assert compile.faults(bad, patterns, 90) == [
         "spills 64 bytes a thread",
         "needs 234 KiB of shared memory, sm_90 has 227",
+        "goes over device memory byte by byte (16 instructions)",
         "has no QGMMA",
     ]
+
+
+def test_what_goes_byte_by_byte() -> None:
+    sass = "LDG.E.U8.CONSTANT R1\nLDG.E.EL.S8 R1\nSTG.E.U8 [R2]\nLDG.E.128 R4\nLDS.U8 R3\nLDG.E.U16 R1\nLDGSTS.E R1"
+    assert len(compile.BYTEWISE.findall(sass)) == 3
 
 
 def test_every_architecture_has_its_variants() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kontext.errors import KontextError
-from kontext.kernels import int4, int4_dequantize
+from kontext.kernels import int4, int4_dequantize, int4_to_fp8
 from kontext.kernels.numeric import quantize_rows
 from kontext.quant import int4 as stored
 
@@ -68,11 +68,28 @@ def test_unpacking_is_that_of_the_bundle(channels: int) -> None:
     assert torch.equal(dense, int4_dequantize.int4_dequantize(packed, scales, torch.float32))
 
 
+@pytest.mark.parametrize("channels", [2, 40, 200])
+def test_unpacking_to_fp8_rounds_each_weight_once(channels: int) -> None:
+    _, packed, scales = draw(channels, 128, channels)
+    scales[:, 0] = 0  # a column of nothing
+    by_column = int4_to_fp8.column_scales(scales)
+    wanted = (reference(packed, scales) / by_column.double()).t()
+    codes = int4_to_fp8.launch_int4_to_fp8(packed, scales, by_column)
+    assert (codes.double() - wanted).abs().max() <= 16  # half of the largest codes' spacing
+    assert (codes.double() - wanted).abs().le(wanted.abs() / 16 + 2**-10).all()
+    assert torch.equal(codes.float(), int4_to_fp8.int4_to_fp8(packed, scales, by_column).float())
+    assert error(codes.double() * by_column[:, None], reference(packed, scales).t()) < 0.03
+
+
 def test_the_operators_and_their_refusals() -> None:
     _, packed, scales = draw(1, 64, 16)
     out, a = torch.zeros(1, 3, 16), torch.randn(1, 3, 64)
     check_operator(int4.int4_linear_op, (out, a, None, packed, scales, None, None, None, None, None))
     check_operator(int4_dequantize.int4_dequantize_op, (packed, scales, torch.float16))
+    by_column = int4_to_fp8.column_scales(scales)
+    check_operator(int4_to_fp8.int4_to_fp8_op, (packed, scales, by_column))
+    with pytest.raises(KontextError, match=r"column scales must be fp32 \[16\]"):
+        int4_to_fp8.launch_int4_to_fp8(packed, scales, by_column[:8])
     with pytest.raises(KontextError, match="two factors"):
         int4.launch_int4_linear(out, a, None, packed, scales, torch.randn(1, 3, 4))
     with pytest.raises(KontextError, match="16-bit or FP8 activations, not with INT8"):

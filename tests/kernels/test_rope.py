@@ -72,9 +72,38 @@ def test_quantized_operands(format: str, tokens: int, head_dim: int) -> None:
         by_key = k_scale.repeat_interleave(128, 2)[:, :, :tokens, None]
         assert error(k_codes.float() * by_key, k - mean) < bound
         assert tuple(v_codes.shape) == (2, 2, head_dim, rope.padded(tokens))
-        values = v_codes.float() * v_scale.repeat_interleave(128, 2)[:, :, None]
+        order = [
+            16 * (key // 16) + 4 * (key % 8 // 2) + 2 * (key % 16 // 8) + key % 2
+            for key in range(v_codes.shape[3])
+        ]
+        values = v_codes.float()[..., order] * v_scale.repeat_interleave(128, 2)[:, :, None]
         assert error(values[..., :tokens].transpose(2, 3), v) < 0.04
         assert not values[..., tokens:].any()
+
+
+def test_the_order_of_keys_is_undone() -> None:
+    keys = torch.arange(48)
+    assert rope.interleave(keys)[:18].tolist() == [
+        0,
+        1,
+        8,
+        9,
+        2,
+        3,
+        10,
+        11,
+        4,
+        5,
+        12,
+        13,
+        6,
+        7,
+        14,
+        15,
+        16,
+        17,
+    ]
+    assert torch.equal(rope.deinterleave(rope.interleave(keys)), keys)
 
 
 def test_a_row_of_zeros_has_scales_and_no_nan() -> None:

@@ -16,8 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+from .key_order import deinterleave, interleave_tile
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
-from .rope import BLOCK, HEAD_DIMS, deinterleave, interleave_tile
+from .rope import BLOCK, HEAD_DIMS
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 FP8_OFFSET = math.log2(448.0)

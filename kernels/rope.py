@@ -6,7 +6,7 @@ qkv is [batch, tokens, 3 * heads * head_dim] as the network's linear gives it (q
 first; they have norm weights of their own. Tables are half-width and pairs interleaved, as in `model.rope`. Scales
 are fp32: one a token for Q, one per block of 128 tokens for K and for V, which attention then multiplies by as by a
 scalar. FP8 V is written transposed, [batch, heads, head_dim, padded tokens]: the tensor cores of Hopper want it
-along the keys, whose order within every 16 is that in which one thread holds a product's sums (`interleave`).
+along the keys, whose order within every 16 is that in which one thread holds a product's sums (`key_order`).
 Smoothing: softmax does not change when one vector is taken from all keys; without their mean, INT8 keeps the
 differences (SageAttention, Zhang et al. 2024).
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .key_order import interleave, interleave_tile
 from .launch import Launch, cdiv, jit, require, tl
 from .numeric import CODES, LIMITS, MIN_AMAX, encode, quantize_tile
 
@@ -68,30 +69,6 @@ def block_scales(x: Tensor, format: str) -> Tensor:
     return amax.unflatten(-1, (-1, BLOCK)).amax(-1).clamp(min=MIN_AMAX) / LIMITS[format]
 
 
-def interleave(x: Tensor) -> Tensor:
-    """Reorders the last axis within every 16: 2t, 2t + 1, 2t + 8 and 2t + 9 come to lie together, for t = 0 to 3.
-
-    These are the columns of Q K^T that one thread holds, and 8-bit tensor cores take four neighbours of P from it. With
-    V's keys in this order P goes from one product to the next without a shuffle (FlashAttention-3, Shah et al. 2024,
-    permutes too). Doing it twice is not the identity: see `deinterleave`.
-    """
-    return x.unflatten(-1, (-1, 2, 4, 2)).transpose(-3, -2).flatten(-4)
-
-
-def deinterleave(x: Tensor) -> Tensor:
-    """The inverse of `interleave`."""
-    return x.unflatten(-1, (-1, 4, 2, 2)).transpose(-3, -2).flatten(-4)
-
-
-@jit()
-def interleave_tile(x):  # type: ignore[no-untyped-def]
-    """`interleave` of a tile's columns."""
-    ROWS: tl.constexpr = x.shape[0]
-    COLUMNS: tl.constexpr = x.shape[1]
-    parts = tl.permute(tl.reshape(x, [ROWS, COLUMNS // 16, 2, 4, 2]), (0, 1, 3, 2, 4))
-    return tl.reshape(parts, [ROWS, COLUMNS])
-
-
 def norm_rope_quantize(
     qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], heads: int, text_tokens: int, format: str
 ) -> Quantized:
@@ -112,8 +89,7 @@ def norm_rope_quantize(
     )
     transposed = torch.zeros((*v.shape[:2], v.shape[3], padded(tokens)), dtype=v_codes.dtype, device=v.device)
     transposed[..., :tokens] = v_codes.transpose(2, 3)
-    q_codes, values = encode(q / q_scale[..., None], format), interleave(transposed)
-    return q_codes, q_scale, k_codes, k_scale, values, v_scale
+    return encode(q / q_scale[..., None], format), q_scale, k_codes, k_scale, interleave(transposed), v_scale
 
 
 @jit()

@@ -88,7 +88,6 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_M: tl.constexpr,
     CODES: tl.constexpr,
@@ -111,7 +110,7 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     row_at = tl.minimum(tl.arange(0, BLOCK_M), tokens - 1 - down * BLOCK_M)
     column_at = tl.arange(0, BLOCK_N)
     half_at = tl.arange(0, BLOCK_N // 2)
-    if not WHOLE:
+    if N % BLOCK_N != 0:
         column_at = tl.minimum(column_at, N - 1 - across * BLOCK_N)
         half_at = tl.minimum(half_at, N // 2 - 1 - across * (BLOCK_N // 2))
     a_at = row_at[:, None] * K + ks[None, :]
@@ -212,7 +211,6 @@ def plan(
             "K": a.shape[2],
             "RANK": rank,
             "RANKS": max(power_of_two(rank), 16),
-            "WHOLE": 2 * packed.shape[1] % n == 0,
             "GROUP": GROUP,
             "CODES": a_scale is not None,
         },

@@ -21,6 +21,22 @@ def int4_dequantize(packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tenso
 
 
 @jit()
+def group_tile(  # type: ignore[no-untyped-def]
+    packed, scales, N: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """This program's group of rows and block of columns: their numbers, the integers as fp32, the columns' scales."""
+    group = tl.program_id(0)
+    rows = (group * GROUP + tl.arange(0, GROUP)).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    halves = tl.program_id(1) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
+    bytes = tl.load(
+        packed + rows[:, None] * (N // 2) + halves[None, :], mask=(halves < N // 2)[None, :], other=0
+    )
+    by = tl.load(scales + group * N + columns, mask=columns < N, other=0.0).to(tl.float32)
+    return rows, columns, unpack_tile(bytes, GROUP, COLUMNS).to(tl.float32), by
+
+
+@jit()
 def int4_dequantize_kernel(  # type: ignore[no-untyped-def]
     packed,
     scales,
@@ -30,15 +46,8 @@ def int4_dequantize_kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
 ):
     """One program a group of 64 rows and a block of columns."""
-    group = tl.program_id(0)
-    rows = (group * GROUP + tl.arange(0, GROUP)).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    halves = tl.program_id(1) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
-    bytes = tl.load(
-        packed + rows[:, None] * (N // 2) + halves[None, :], mask=(halves < N // 2)[None, :], other=0
-    )
-    by = tl.load(scales + group * N + columns, mask=columns < N, other=0.0).to(tl.float32)
-    weights = unpack_tile(bytes, GROUP, COLUMNS).to(tl.float32) * by[None, :]
+    rows, columns, integers, by = group_tile(packed, scales, N, GROUP, COLUMNS)
+    weights = integers * by[None, :]
     tl.store(
         out + rows[:, None] * N + columns[None, :],
         weights.to(out.dtype.element_ty),

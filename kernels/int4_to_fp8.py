@@ -4,7 +4,8 @@
 
 `int4` multiplies integers exactly, but must scale each group's sum by itself, in registers that the sums need. Rounded
 to E4M3 with one scale a column, the weights lose another 2^-4 of their size at most, which beside INT4's own error is
-0.3 dB, and groups are gone: a product of 8704 rows takes 20 times as long as this pass.
+0.3 dB of normal weights, and groups are gone. The pass moves 2.5 bytes a weight; a product of 8704 rows computes 17 408
+times with it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .int4 import GROUP, unpack, unpack_tile
+from .int4 import GROUP, unpack
+from .int4_dequantize import COLUMNS, group_tile
 from .int4_dequantize import check as check_weight
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
 from .numeric import LIMITS, encode
 
-COLUMNS = 128
 LARGEST = 8
 """Of the integers' sizes."""
 
@@ -48,17 +49,9 @@ def int4_to_fp8_kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
 ):
     """One program a group of 64 rows and a block of columns, which it turns on the way."""
-    group = tl.program_id(0)
-    rows = (group * GROUP + tl.arange(0, GROUP)).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    halves = tl.program_id(1) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
-    bytes = tl.load(
-        packed + rows[:, None] * (N // 2) + halves[None, :], mask=(halves < N // 2)[None, :], other=0
-    )
-    step = tl.load(scales + group * N + columns, mask=columns < N, other=0.0).to(tl.float32)
+    rows, columns, integers, step = group_tile(packed, scales, N, GROUP, COLUMNS)
     step = step / tl.load(by_column + columns, mask=columns < N, other=1.0)
-    values = unpack_tile(bytes, GROUP, COLUMNS).to(tl.float32) * step[None, :]
-    codes = tl.trans(values.to(tl.float8e4nv))
+    codes = tl.trans((integers * step[None, :]).to(tl.float8e4nv))
     tl.store(out + columns.to(tl.int64)[:, None] * K + rows[None, :], codes, mask=(columns < N)[:, None])
 
 

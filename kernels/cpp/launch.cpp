@@ -4,8 +4,8 @@
 //   g++ -std=c++17 -O2 launch.cpp -ldl -o launch
 //   ./launch my-bundle/kernels/sm_89/NNN-int4_dequantize_kernel.cubin int4_dequantize_kernel SHARED WARPS NULLS ROWS COLUMNS
 //
-// kernels.json beside the cubin has its number NNN, the symbol, SHARED, WARPS and NULLS of its entry, and in `constants` the number of
-// COLUMNS (N) that it was compiled for. Scales and output are bf16.
+// kernels.json beside the cubin has its number NNN, the symbol, SHARED, WARPS and NULLS of its entry, and in `constants`
+// the number of COLUMNS (N) that it was compiled for. Scales and output are bf16.
 
 #include <dlfcn.h>
 

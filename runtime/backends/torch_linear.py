@@ -34,6 +34,10 @@ class Input:
     scale: Tensor | None = None
     low: Tensor | None = None
 
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0] * self.values.shape[1]
+
 
 @dataclass(frozen=True)
 class KernelLinear:
@@ -115,7 +119,7 @@ class KernelLinear:
         stored = self.stored
         if stored.format == "int4":
             self.int4(given, out, gate, out_scale)
-        elif self.activations != "16-bit" and stored.scale is not None:
+        elif self.activations != "16-bit":
             self.scaled(given, stored.weight, stored.scale, out, gate, out_scale)
         else:
             self.wide(given, stored.dense(given.values.dtype), out, gate)
@@ -124,7 +128,7 @@ class KernelLinear:
         self,
         given: Input,
         weight: Tensor,
-        weight_scale: Tensor,
+        weight_scale: Tensor | None,
         out: Tensor,
         gate: Tensor | None,
         out_scale: Tensor | None,
@@ -132,7 +136,7 @@ class KernelLinear:
         """FP8 or INT8 operands, the weight [out, in] with a scale a row: our kernel, or cuBLAS through
         torch._scaled_mm where that is faster."""
         stored, scale = self.stored, given.scale
-        if scale is None:
+        if scale is None or weight_scale is None:
             raise RuntimeError("codes go with scales")
 
         def ours() -> None:
@@ -156,7 +160,7 @@ class KernelLinear:
             and capability(given.values) >= FP8_CAPABILITY
             and all(side % 16 == 0 for side in weight.shape)
         )
-        key = f"fp8 {rows(given)}x{'x'.join(map(str, weight.shape))} {ending(gate)}"
+        key = f"fp8 {given.rows}x{'x'.join(map(str, weight.shape))} {ending(gate)}"
         # The first candidate is tried first; products that write codes have no other.
         if fits and out_scale is None:
             fastest(key, {"triton": ours, "cublas": library}, changes=out if gate is not None else None)()
@@ -195,7 +199,7 @@ class KernelLinear:
         if given.values.is_cuda and given.values.dtype == torch.float32:  # not tf32
             unpacked()
         elif given.values.is_cuda and out_scale is None:
-            key = f"int4 {self.activations} {rows(given)}x{packed.shape[0]}x{self.channels} {ending(gate)}"
+            key = f"int4 {self.activations} {given.rows}x{packed.shape[0]}x{self.channels} {ending(gate)}"
             fastest(key, {"triton": fused, "unpacked": unpacked}, changes=out if gate is not None else None)()
         else:
             fused()
@@ -213,10 +217,6 @@ class KernelLinear:
         if given.low is not None and self.stored.up is not None:
             y = y + given.low @ self.stored.up
         finish(y, bias, out, gate)
-
-
-def rows(given: Input) -> int:
-    return given.values.shape[0] * given.values.shape[1]
 
 
 def ending(gate: Tensor | None) -> str:

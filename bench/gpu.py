@@ -9,7 +9,9 @@ that is cut off keeps what it measured. On a machine with no GPU the same code r
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
 import os
 import re
 import sys
@@ -70,6 +72,8 @@ class Report:
             print(f"         {self.results['skipped'][name]}", flush=True)
         else:
             self.results[name] = value
+        # Networks are cycles of objects, and what is left of them would count into the next section's peak.
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -90,9 +94,9 @@ class Report:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to five digits: more are noise."""
+    """Floats to five digits: more are noise; None for what JSON has no number for."""
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: rounded(each) for key, each in value.items()}
     return value
@@ -114,6 +118,9 @@ def run(device: torch.device, report: Report) -> dict[str, Any]:
     report.section("correctness of the step", lambda: gpu_step.shallow_errors(device, dtype, config))
     report.section("attention", lambda: gpu_kernels.attentions(shape, clock))
     report.section("passes", lambda: gpu_kernels.passes(shape, clock, found.get("copy_gb_s", float("nan"))))
+    report.section(
+        "unpacking", lambda: gpu_kernels.unpackings(shape, clock, found.get("copy_gb_s", float("nan")))
+    )
     report.section("products", lambda: gpu_kernels.products(shape, clock))
     steps(device, report, clock, config, dtype, large)
     report.results["chosen"] = MEASURED
@@ -201,7 +208,12 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"{section}: {name:24}{each['error']:>12.2e} of {each['bound']}{verdict}")
     for name, value in results.get("limits", {}).items():
         lines.append(f"limits: {name:24}{value:>12.1f}")
-    for section, unit in (("attention", "tflop_s"), ("products", "tflop_s"), ("passes", "of_copy")):
+    for section, unit in (
+        ("attention", "tflop_s"),
+        ("products", "tflop_s"),
+        ("passes", "of_copy"),
+        ("unpacking", "of_copy"),
+    ):
         for name, each in results.get(section, {}).items():
             lines.append(f"{section}: {name:44}{each['ms']:>10.3f} ms{each[unit]:>10.2f} {unit}")
     for section, sizes in results.items():

@@ -38,8 +38,8 @@ class Clock:
                 times.append((time.perf_counter() - begin) * 1e3)
         return statistics.median(times)
 
-    def replayed(self, run: Callable[[], object]) -> float:
-        """The same through a CUDA graph of one run, so that launches do not wait for Python."""
+    def replayed(self, run: Callable[[], object], runs: int = 1) -> float:
+        """The same through a CUDA graph of `runs` of them, so that launches do not wait for Python; of one run."""
         if self.device.type != "cuda":
             return self.milliseconds(run)
         side = torch.cuda.Stream()
@@ -50,8 +50,9 @@ class Clock:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            run()
-        return self.milliseconds(graph.replay)
+            for _ in range(runs):
+                run()
+        return self.milliseconds(graph.replay) / runs
 
 
 def limits(clock: Clock, side: int) -> dict[str, Any]:

@@ -17,11 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..kernels.adaln import adaln_op, adaln_quantize_op
 from ..kernels.attention import attention_op, attention_quantized_op, launch_attention_quantized
+from ..kernels.codebook import codebook_dequantize, codebook_dequantize_op
 from ..kernels.gelu import gelu_join_quantize_op
 from ..kernels.gemm import scaled_linear_op
 from ..kernels.int4 import GROUP, int4_linear_op, unpack
 from ..kernels.int4_dequantize import int4_dequantize_op
 from ..kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
+from ..kernels.launch import FAILURES
 from ..kernels.numeric import quantize_rows
 from ..kernels.residual import gate_residual_op
 from ..kernels.rope import norm_rope_op, norm_rope_quantize_op, normalized, split
@@ -130,6 +132,10 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     by_column = column_scales(steps)
     codes = int4_to_fp8_op(packed, steps, by_column)
     note("int4_to_fp8", codes.double() * by_column.double()[:, None], dense.t(), BOUNDS["fp8"])
+    for name, operands in codebooks(hidden, shape.mlp, shape.dtype, device).items():
+        # The meaning in fp32, held to float64 itself in the tests.
+        wide = codebook_dequantize(*operands, torch.float32)
+        note(f"codebook {name}", codebook_dequantize_op(*operands, shape.dtype), wide, BOUNDS["16-bit"])
     low, up = (
         random(1, tokens, 32, like=shape, device=device),
         random(32, shape.mlp, like=shape, device=device),
@@ -182,9 +188,61 @@ def passes(shape: Shape, clock: Clock, copy_gb_s: float) -> dict[str, dict[str, 
             (4 * size + 3) * n,
         ),
     }
+    return shares(runs, clock, copy_gb_s)
+
+
+def unpackings(shape: Shape, clock: Clock, copy_gb_s: float) -> dict[str, dict[str, float]]:
+    """Weights of 4 bits to the format of a product, as `passes`; the weight is that of a single block's linear1."""
+    depth, channels, size = shape.hidden, 3 * shape.hidden + shape.mlp, shape.dtype.itemsize
+    weights = depth * channels
+    packed = torch.randint(0, 256, (depth, channels // 2), device=clock.device, dtype=torch.uint8)
+    steps = torch.rand(depth // GROUP, channels, device=clock.device).to(shape.dtype)
+    by_column = column_scales(steps)
+    runs: dict[str, tuple[Callable[[], object], int]] = {
+        "int4": (lambda: int4_dequantize_op(packed, steps, shape.dtype), weights // 2 + size * weights),
+        "int4 to fp8": (lambda: int4_to_fp8_op(packed, steps, by_column), weights // 2 + weights),
+    }
+    for name, operands in codebooks(depth, channels, shape.dtype, clock.device).items():
+        runs[name] = (
+            partial(codebook_dequantize_op, *operands, shape.dtype),
+            weights // 2 + size * weights + operands[2].nbytes,
+        )
+    return shares(runs, clock, copy_gb_s)
+
+
+def codebooks(
+    depth: int, channels: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor | None, bool]]:
+    """Operands of `codebook_dequantize` on random codes, by format."""
+
+    def codes(rows: int, columns: int) -> Tensor:
+        return torch.randint(0, 256, (rows, columns // 2), device=device, dtype=torch.uint8)
+
+    def scales(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        return (torch.rand(rows, columns, device=device) + 0.5).to(dtype)
+
+    groups, table = depth // GROUP, torch.randn(16, device=device)
+    blocks = scales(depth // 16, channels, torch.float8_e4m3fn)
+    return {
+        "nf4": (codes(channels, depth), table, scales(channels, groups, torch.float32), None, True),
+        "nvfp4": (codes(depth, channels), table, blocks, None, False),
+        "uint4": (
+            codes(depth, channels),
+            table,
+            scales(groups, channels, dtype),
+            codes(groups, channels),
+            False,
+        ),
+    }
+
+
+def shares(
+    runs: dict[str, tuple[Callable[[], object], int]], clock: Clock, copy_gb_s: float
+) -> dict[str, dict[str, float]]:
+    """Times of what moves so many bytes. Ten runs a graph: these take tens of microseconds, as a graph's start does."""
     found = {}
     for name, (run, bytes) in runs.items():
-        time = clock.replayed(run)
+        time = clock.replayed(run, 10)
         rate = bytes / time / 1e6
         found[name] = {"ms": time, "gb_s": rate, "of_copy": rate / copy_gb_s}
     return found
@@ -204,7 +262,7 @@ def attentions(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
     def note(name: str, run: Callable[[], object]) -> None:
         try:
             time = clock.replayed(run)
-        except RuntimeError:  # a library that does not have this one
+        except FAILURES:  # a library that does not have this one
             return
         found[name] = {"ms": time, "tflop_s": operations / time / 1e9}
 
@@ -244,7 +302,7 @@ def products(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
         for way, run in ways(shape, depth, channels, device).items():
             try:
                 time = clock.replayed(run)
-            except RuntimeError:
+            except FAILURES:
                 continue
             found[f"{name}, {way}"] = {"ms": time, "tflop_s": operations / time / 1e9}
     return found
@@ -258,8 +316,10 @@ def ways(shape: Shape, depth: int, channels: int, device: torch.device) -> dict[
     out = torch.empty(1, shape.tokens, channels, device=device, dtype=shape.dtype)
     runs: dict[str, Callable[[], object]] = {"cublas 16-bit": lambda: F.linear(x, weight, bias)}
 
+    coded = {format: quantize_rows(x.float(), format) for format in ("fp8", "int8")}
+
     def scaled(format: str) -> None:
-        a, a_scale = quantize_rows(x.float(), format)
+        a, a_scale = coded[format]
         w, w_scale = quantize_rows(weight.float(), format)
         runs[f"ours {format}"] = lambda: scaled_linear_op(out, a, a_scale, w, w_scale, bias, None, None)
         if format == "fp8" and device.type == "cuda":
@@ -281,7 +341,7 @@ def ways(shape: Shape, depth: int, channels: int, device: torch.device) -> dict[
     runs["int4 unpacked, cublas"] = lambda: torch.addmm(
         bias, x[0], int4_dequantize_op(packed, steps, x.dtype)
     )
-    a, a_scale = quantize_rows(x.float(), "fp8")
+    a, a_scale = coded["fp8"]
     by_column = column_scales(steps)
     runs["ours int4, fp8 inputs"] = lambda: int4_linear_op(
         out, a, a_scale, packed, steps, None, None, bias, None, None

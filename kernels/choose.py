@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .launch import FAILURES
+
 MEASURED: dict[str, dict[str, float]] = {}
 """What was measured: key → way → milliseconds."""
 
@@ -50,7 +52,7 @@ def milliseconds(way: Callable[[], None]) -> float:
     """The median of a few runs, by device events, after one that compiles; infinite if it cannot run here."""
     try:
         way()
-    except (RuntimeError, NotImplementedError):  # a library may lack this format on this GPU
+    except FAILURES:  # a library may lack this format on this GPU, a kernel find too little shared memory
         return float("inf")
     times = []
     for _ in range(REPEATS):

@@ -26,6 +26,9 @@ SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB of shared memory that a program may have (CUDA C++ programming guide, compute capabilities)."""
 
 BYTEWISE = re.compile(r"\b(?:LDG|STG)\.E(?:\.\w+)*?\.[US]8\b")
+FEW_BYTES = 1
+"""Such instructions that are no fault: a row of fewer bytes than there are threads."""
+
 TENSOR_CORE = re.compile(r"\b((?:UTC)?[HIQO](?:G)?MMA)\b")
 
 
@@ -131,7 +134,7 @@ def faults(report: Report, patterns: Sequence[re.Pattern[str]], arch: int) -> li
         found.append(
             f"needs {report.shared / 1024:.0f} KiB of shared memory, sm_{arch} has {SHARED_LIMITS[arch]}"
         )
-    if report.bytewise:
+    if report.bytewise > FEW_BYTES:
         found.append(f"goes over device memory byte by byte ({report.bytewise} instructions)")
     for pattern in patterns:
         if not any(pattern.search(name) for name in report.instructions):

@@ -30,6 +30,11 @@ TRITON_TYPES = {
     torch.uint8: "u8",
     torch.int32: "i32",
 }
+FAILURES: tuple[type[Exception], ...] = (
+    (RuntimeError,) if triton is None else (RuntimeError, triton.TritonError)
+)
+"""What a way to compute may raise where it cannot run here: no such format, no room, too little shared memory."""
+
 FP8_CAPABILITY = 89
 """Compute capability from which on the tensor cores take E4M3."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import adaln, attention, gelu, gemm, int4, int4_dequantize, int4_to_fp8, residual, rope
+from . import adaln, attention, codebook, gelu, gemm, int4, int4_dequantize, int4_to_fp8, residual, rope
 from .launch import FP8_CAPABILITY, Launch
 from .numeric import CODES
 
@@ -153,6 +153,27 @@ def int4_weight(depth: int, channels: int, kind: torch.dtype) -> tuple[Tensor, T
     return meta(depth, channels // 2, dtype=torch.uint8), meta(depth // int4.GROUP, channels, dtype=kind)
 
 
+def codebooks(name: str, depth: int, channels: int, kind: torch.dtype) -> Iterator[Variant]:
+    """Unpacking a weight [in, out] in each format of 4-bit codes."""
+    table, dense = meta(16, dtype=torch.float32), meta(depth, channels, dtype=kind)
+    packed = meta(depth, channels // 2, dtype=torch.uint8)
+    turned, absmax = (
+        meta(channels, depth // 2, dtype=torch.uint8),
+        meta(channels, depth // 64, dtype=torch.float32),
+    )
+    scale, zeros = (
+        meta(depth // 64, channels, dtype=kind),
+        meta(depth // 64, channels // 2, dtype=torch.uint8),
+    )
+    blocks = meta(depth // 16, channels, dtype=torch.float8_e4m3fn)
+    for format, launch in (
+        ("nf4", codebook.plan(turned, table, absmax, None, True, dense.t())),
+        ("nvfp4", codebook.plan(packed, table, blocks, None, False, dense)),
+        ("uint4", codebook.plan(packed, table, scale, zeros, False, dense)),
+    ):
+        yield Variant(f"codebook {format}, {name}", launch)
+
+
 def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
     """A block's linears with the epilogue that each has."""
     hidden, mlp, kind = sizes.hidden, sizes.mlp, sizes.compute
@@ -188,6 +209,7 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
         if arch >= FP8_CAPABILITY:
             codes, by_column = meta(channels, depth, dtype=CODES["fp8"]), meta(channels, dtype=torch.float32)
             yield Variant(f"int4_to_fp8, {name}", int4_to_fp8.plan(packed, scales, by_column, codes, arch))
+        yield from codebooks(name, depth, channels, kind)
         out = meta(1, tokens, channels, dtype=kind)
         for format in ("16-bit", "fp8") if arch >= FP8_CAPABILITY else ("16-bit",):
             coded = format != "16-bit"

@@ -3,8 +3,8 @@
 Bundles store the weights of linears as [in, out]; E4M3 and INT8 go with a scale for each output channel, INT4 (two a
 byte) with one for each group of 64 inputs, and any of them may have a low-rank branch `_down` [in, rank], `_up`
 [rank, out], a static scale of its input, `_input_scale`, and its input's mean to subtract, `_input_mean`, with what the
-linear makes of that, `_mean_output` [out]. NF4, NVFP4 and UINT4 have no kernels here: packed in memory, they are
-unpacked for each use.
+linear makes of that, `_mean_output` [out]. NF4, NVFP4 and UINT4 are packed in memory, and unpacked to 16 bits for
+each use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from ...errors import KontextError
 from ...kernels import int4
+from ...kernels.codebook import codebook_dequantize_op
 from ...kernels.int4_dequantize import int4_dequantize_op
+from ...quant import nf4, nvfp4
 from ...quant.formats import FORMATS as NUMBER_FORMATS
 from ...quant.formats import WIDE
 
@@ -48,8 +50,11 @@ class StoredLinear:
     input_mean: Tensor | None = None
     """What is subtracted from the inputs [in] first; `bias` holds what the linear makes of it."""
     codec: str = ""
-    """A format that has no kernel (NF4, NVFP4, UINT4): unpacked whenever it is needed, with `codec_scales`."""
-    codec_scales: tuple[Tensor, ...] = ()
+    """A format of 4-bit codes (NF4, NVFP4, UINT4), which is unpacked whenever it is needed."""
+    table: Tensor | None = None
+    """What its codes stand for, fp32 [16]; `scale` has its scales."""
+    zeros: Tensor | None = None
+    """UINT4's zero points."""
 
     @property
     def format(self) -> str:
@@ -65,7 +70,12 @@ class StoredLinear:
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [in, out] in `dtype`, without the low-rank branch."""
         if self.codec:
-            return NUMBER_FORMATS[self.codec].dequantize(self.weight, *self.codec_scales).to(dtype)
+            if self.table is None or self.scale is None:
+                raise RuntimeError("codes go with a table and scales")
+            unpacked: Tensor = codebook_dequantize_op(
+                self.weight, self.table, self.scale, self.zeros, self.codec == "nf4", dtype
+            )
+            return unpacked
         if self.scale is None:
             return self.weight.to(dtype)
         if self.format == "int4":
@@ -98,6 +108,14 @@ def each_tensor(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
         changed = {name: each_tensor(value, change) for name, value in values.items()}
         return replace(part, **changed)  # type: ignore[type-var]
     return part
+
+
+def code_values(codec: str, *others: Tensor) -> Tensor:
+    """What the sixteen codes of a format stand for, fp32; NVFP4's with its scale of the whole weight."""
+    if codec == "nf4":
+        return torch.tensor(nf4.CODES)
+    whole_numbers = torch.arange(16)
+    return nvfp4.decode(whole_numbers) * others[0].cpu() if codec == "nvfp4" else whole_numbers.float()
 
 
 class WeightFile:
@@ -155,12 +173,21 @@ class WeightFile:
         if codec:
             (ending, _, shape), *layout = NUMBER_FORMATS[codec].layout((rows, columns))
             weight = self.read(f"{key}{ending}", shape)
-            scales = tuple(
+            steps, *others = (
                 self.read(f"{key}{ending}", shape, dtype == WIDE) for ending, dtype, shape in layout
             )
             down, up, mean = self.beside(key, rows, columns)
-            offsets = self.bias(name, columns, bias)
-            return StoredLinear(weight, offsets, None, None, down, up, mean, codec=codec, codec_scales=scales)
+            return StoredLinear(
+                weight,
+                self.bias(name, columns, bias),
+                steps,
+                down=down,
+                up=up,
+                input_mean=mean,
+                codec=codec,
+                table=code_values(codec, *others).to(weight.device),
+                zeros=others[0] if codec == "uint4" else None,
+            )
         weight = self.read(key)
         format = FORMATS.get(weight.dtype, "16-bit")
         if format == "16-bit" and not weight.is_floating_point():

@@ -45,3 +45,13 @@ def int4(packed: Any, scales: Any) -> Any:
         value = nibble.to(torch.int64)
         out[:, column::2] = torch.where(value > 7, value - 16, value).double()
     return out * scales.double()[torch.arange(rows) // 64]
+
+
+def code_values(packed: Any, table: Any, high_first: bool) -> Any:
+    """What 4-bit codes stand for, as they lie: two a byte along a row."""
+    rows, half = packed.shape
+    out = torch.empty(rows, 2 * half, dtype=torch.float64)
+    halves = (packed >> 4, packed & 15) if high_first else (packed & 15, packed >> 4)
+    for column, nibble in enumerate(halves):
+        out[:, column::2] = table.double()[nibble.to(torch.int64)]
+    return out

@@ -15,6 +15,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
 from kontext.runtime.backends import torch_decode, torch_memory, torch_weights  # noqa: E402
@@ -35,6 +36,17 @@ def photograph() -> Image.Image:
 def psnr(a: Image.Image, b: Image.Image) -> float:
     squared = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
     return float(10 * np.log10(255**2 / max(squared, 1e-12)))
+
+
+class Capture(TorchDispatchMode):
+    """Refuses what a CUDA graph's capture refuses and a CPU can tell: tensors made of Python's numbers, whose copy to
+    a GPU would start in pageable memory, and numbers read back."""
+
+    REFUSED = (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in self.REFUSED, f"{func} in a step"
+        return func(*args, **(kwargs or {}))
 
 
 def edited(folder: Path, **options: Any) -> Image.Image:
@@ -81,6 +93,22 @@ def test_fp8_activations_stay_close(
     name: str, embedded: dict[str, Path], onnx_pictures: dict[str, Image.Image]
 ) -> None:
     assert psnr(edited(embedded[name], activations="fp8"), onnx_pictures[name]) >= 45
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp8", "int4"])
+def test_a_step_can_be_captured(
+    name: str, embedded: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = torch_memory.GraphedStep.__call__
+
+    def captured(self: Any, inputs: dict[str, Any]) -> Any:
+        with Capture():
+            return plain(self, inputs)
+
+    monkeypatch.setattr(torch_memory.GraphedStep, "__call__", captured)
+    edited(embedded[name])
+    if name != "fp32":
+        edited(embedded[name], activations="fp8", attention="fp8")
 
 
 def test_offload_and_batches(tiny_bundle: Path) -> None:
@@ -300,7 +328,8 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     assert torch.allclose(linear.apply(x), expected, atol=2e-4)
     kernel = KernelLinear.of(linear, "16-bit")
     out = torch.empty(2, 5, 64)
-    kernel.product(kernel.joined(x, None), out)
+    with Capture():
+        kernel.product(kernel.joined(x, None), out)
     assert torch.allclose(out, expected, atol=2e-4)
     # The mean leaves the modulation's shift.
     shift, scale = (torch.randn(2, 128, generator=generator) * 0.1 for _ in range(2))

@@ -1,0 +1,214 @@
+"""Weights of 4-bit codes to 16 bits in one pass: NF4, NVFP4 and UINT4, each a table of sixteen values and scales.
+
+    weight = (table[code] - zero) * scale
+
+NVFP4's scale for the whole weight is in its table. As with `int4_dequantize`, the pass is small beside the product
+that follows. bitsandbytes' layout (NF4) has a weight as [out, in] and the first of two codes in the high half of a
+byte; the others have [in, out] and the low half.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .launch import Launch, cdiv, jit, require, tl
+
+CODES = 16
+TILE = 4096
+"""Weights a program unpacks."""
+
+SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+
+
+def codebook_dequantize(
+    packed: Tensor,
+    table: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    transposed: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The plain meaning → [in, out] in `dtype`.
+
+    Args:
+        packed: uint8 [in, out / 2], or [out, in / 2] where `transposed`.
+        table: fp32 [16], what each code stands for.
+        scales: [in / group, out], or [out, in / group] where `transposed`; a group has 16, 32 or 64 inputs.
+        zeros: packed like the weights, uint8 [in / group, out / 2], or None.
+    """
+    group = check(packed, table, scales, zeros, transposed)
+    axis = 1 if transposed else 0
+    values = table[codes(packed, transposed)]
+    if zeros is not None:
+        values = values - codes(zeros, transposed).float().repeat_interleave(group, axis)
+    weight = (values * scales.float().repeat_interleave(group, axis)).to(dtype)
+    return weight.t() if transposed else weight
+
+
+def codes(packed: Tensor, high_first: bool) -> Tensor:
+    """Whole numbers from 0 to 15, [rows, columns] of [rows, columns / 2]."""
+    halves = (packed >> 4, packed & 15) if high_first else (packed & 15, packed >> 4)
+    return torch.stack(halves, dim=-1).flatten(-2).int()
+
+
+@jit()
+def code_tile(bytes, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HIGH_FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """int32 [ROWS, COLUMNS] of bytes [ROWS, COLUMNS / 2]."""
+    low = (bytes & 15).to(tl.int32)
+    high = (bytes >> 4).to(tl.int32)
+    if HIGH_FIRST:
+        pairs = tl.join(high, low)
+    else:
+        pairs = tl.join(low, high)
+    return tl.reshape(pairs, [ROWS, COLUMNS])
+
+
+@jit()
+def wide(scale):  # type: ignore[no-untyped-def]
+    """fp32 of scales; E4M3 ones, never negative, come as bytes, since GPUs before Ada do not have the type."""
+    if scale.dtype == tl.uint8:  # the bits of fp16, but for an exponent that is 8 too small
+        return (scale.to(tl.int16) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 256
+    return scale.to(tl.float32)
+
+
+@jit()
+def codebook_kernel(  # type: ignore[no-untyped-def]
+    packed,
+    table,
+    scales,
+    zeros,
+    out,
+    height,
+    half_width,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    ZEROS: tl.constexpr,
+):
+    """One program a tile of [height, 2 * half_width] weights as they lie; a tile is one group high (wide)."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    halves = tl.program_id(1) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    across = rows.to(tl.int64)[:, None]
+    width = 2 * half_width
+    inside = (rows < height)[:, None] & (halves < half_width)[None, :]
+    bytes = tl.load(packed + across * half_width + halves[None, :], mask=inside, other=0)
+    weights = tl.load(table + code_tile(bytes, ROWS, COLUMNS, TRANSPOSED))
+    if TRANSPOSED:
+        at = rows.to(tl.int64) * (width // GROUP) + tl.program_id(1)
+        weights *= wide(tl.load(scales + at, mask=rows < height, other=0))[:, None]
+    else:
+        group = tl.program_id(0).to(tl.int64)
+        if ZEROS:
+            zero_at = zeros + group * half_width + halves[None, :]
+            zero_bytes = tl.load(zero_at, mask=(halves < half_width)[None, :], other=0)
+            weights -= code_tile(zero_bytes, 1, COLUMNS, TRANSPOSED).to(tl.float32)
+        weights *= wide(tl.load(scales + group * width + columns, mask=columns < width, other=0))[None, :]
+    tl.store(
+        out + across * width + columns[None, :],
+        weights.to(out.dtype.element_ty),
+        mask=(rows < height)[:, None] & (columns < width)[None, :],
+    )
+
+
+def check(packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, transposed: bool) -> int:
+    """Inputs that share a scale. Raises KontextError for operands that do not go together."""
+    require(
+        packed.dtype == torch.uint8 and packed.ndim == 2 and packed.is_contiguous() and packed.numel() > 0,
+        f"4-bit codes must be whole rows of bytes, not {packed.dtype} {list(packed.shape)}",
+    )
+    require(table.dtype == torch.float32 and tuple(table.shape) == (CODES,), "a table is sixteen fp32 values")
+    height, width = packed.shape[0], 2 * packed.shape[1]
+    depth, channels = (width, height) if transposed else (height, width)
+    groups = scales.shape[1 if transposed else 0] if scales.ndim == 2 else 0
+    group = depth // max(groups, 1)
+    shape = (channels, groups) if transposed else (groups, channels)
+    require(
+        group in (16, 32, 64)
+        and group * groups == depth
+        and tuple(scales.shape) == shape
+        and scales.dtype in SCALES
+        and scales.is_contiguous(),
+        f"scales {list(scales.shape)} in {scales.dtype} for {depth} inputs and {channels} channels of 4 bits",
+    )
+    require(
+        zeros is None
+        or (
+            (not transposed and zeros.dtype == torch.uint8 and zeros.is_contiguous())
+            and tuple(zeros.shape) == (groups, packed.shape[1])
+        ),
+        "a zero point of 4 bits for every scale, of weights [in, out]",
+    )
+    return group
+
+
+def plan(
+    packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, transposed: bool, out: Tensor
+) -> Launch:
+    """`out` as the codes lie: [height, width]."""
+    group = check(packed, table, scales, zeros, transposed)
+    height, half_width = packed.shape
+    if scales.dtype == torch.float8_e4m3fn:
+        scales = scales.view(torch.uint8)
+    rows, columns = (TILE // group, group) if transposed else (group, TILE // group)
+    return Launch(
+        codebook_kernel,
+        (cdiv(height, rows), cdiv(2 * half_width, columns), 1),
+        {
+            "packed": packed,
+            "table": table,
+            "scales": scales,
+            "zeros": zeros,
+            "out": out,
+            "height": height,
+            "half_width": half_width,
+        },
+        {
+            "GROUP": group,
+            "ROWS": rows,
+            "COLUMNS": columns,
+            "TRANSPOSED": transposed,
+            "ZEROS": zeros is not None,
+        },
+        warps=4,
+        stages=1,
+    )
+
+
+def launch_codebook_dequantize(
+    packed: Tensor,
+    table: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    transposed: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = packed.new_empty((packed.shape[0], 2 * packed.shape[1]), dtype=dtype)
+    plan(packed, table, scales, zeros, transposed, out).run()
+    return out.t() if transposed else out
+
+
+codebook_dequantize_op = torch.library.custom_op(
+    "kontext::codebook_dequantize",
+    launch_codebook_dequantize,
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor packed, Tensor table, Tensor scales, Tensor? zeros, bool transposed, ScalarType dtype) -> Tensor",
+)
+codebook_dequantize_op.register_kernel("cpu")(codebook_dequantize)
+
+
+@codebook_dequantize_op.register_fake
+def _(
+    packed: Tensor,
+    table: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    transposed: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    check(packed, table, scales, zeros, transposed)
+    out = packed.new_empty((packed.shape[0], 2 * packed.shape[1]), dtype=dtype)
+    return out.t() if transposed else out

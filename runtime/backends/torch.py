@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from .torch_compile import check_compiler
 from .torch_decode import decode_tiled
 from .torch_linear import choose_activations
 from .torch_transformer import Step
-from .torch_weights import COMPUTE, StoredLinear, WeightFile, each_tensor, place, read_network
+from .torch_weights import COMPUTE, StoredLinear, WeightFile, each_tensor, place, read_network, to_device
 
 WIDE = ("timestep", "guidance", "rope_cos", "rope_sin")
 """Inputs that stay in fp32: half precision alone would move the output."""
@@ -45,7 +46,8 @@ class Options:
     Args:
         activations: of linears with quantized weights: auto, 16-bit, fp8 or int8.
         attention: auto, 16-bit, fp8 or int8.
-        offload: keep the transformer's blocks in host memory and copy each while the one before it computes.
+        offload: keep the transformer's blocks in host memory and copy each while the one before it computes; the other
+            networks' linears are copied for each use.
         graphs: capture the step as a CUDA graph; not with `offload`.
         tiled: decode pictures in tiles; else only where the device has no room for a whole one.
         compute: fp32, fp16 or bf16 for networks that compute in another format; None for the bundle's own.
@@ -203,21 +205,31 @@ class TorchBackend:
         return Network(module.eval(), read_network(module, file))
 
     def run_network(self, graph: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Brings a network's weights to the device, runs it, and takes them off again."""
+        """Runs a network with its weights on the device, or its linears' one after another where the device has no room
+        for all, which is as exact: beside a transformer that stays there, or with `offload`."""
         if graph not in self.networks:
             self.networks[graph] = self.load_network(graph)
         network = self.networks[graph]
         if network.runs == 1 and self.device.type == "cuda":
             network.pin()
         network.runs += 1
-        place(
-            network.module,
-            {
-                name: each_tensor(value, lambda tensor: tensor.to(self.device, non_blocking=True))
-                for name, value in network.host.items()
-            },
-        )
+        if not self.options.offload:
+            with suppress(torch.cuda.OutOfMemoryError):
+                return self.run_placed(graph, network, inputs)
+            self.make_room()
+        return self.run_placed(graph, network, inputs, streamed=True)
+
+    def run_placed(
+        self, graph: str, network: Network, inputs: dict[str, Tensor], streamed: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Brings weights to the device, those of linears only when they are used if `streamed`, and takes them off
+        again."""
         try:
+            here = {
+                name: value if streamed and isinstance(value, StoredLinear) else to_device(value, self.device)
+                for name, value in network.host.items()
+            }
+            place(network.module, here)
             if graph == "vae_decoder":
                 return (self.decode(network.module, inputs["latents"]),)
             outputs = network.module(**inputs)
@@ -226,19 +238,24 @@ class TorchBackend:
                 place(network.module, network.host)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
+    def make_room(self) -> None:
+        """Gives back what the device can do without: cached memory, and what captured steps hold."""
+        if self.step is not None:
+            self.step.drop_graphs()
+        torch.cuda.empty_cache()
+
     def decode(self, decoder: nn.Module, latents: Tensor) -> Tensor:
         """The whole picture at once, or in tiles where that was asked for or the device has no room."""
-        downscale = self.config.autoencoder.downscale
         if not self.options.tiled:
-            try:
-                whole: Tensor = decoder(latents)
-                return whole
-            except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                warnings.warn(
-                    "the GPU has no room to decode the whole picture: it is decoded in tiles", stacklevel=2
-                )
-        return decode_tiled(decoder, latents, downscale)
+            for _ in range(2):
+                with suppress(torch.cuda.OutOfMemoryError):
+                    whole: Tensor = decoder(latents)
+                    return whole
+                self.make_room()
+            warnings.warn(
+                "the GPU has no room to decode the whole picture: it is decoded in tiles", stacklevel=2
+            )
+        return decode_tiled(decoder, latents, self.config.autoencoder.downscale)
 
     @contextmanager
     def memory(self, graph: str, inputs: Mapping[str, Any]) -> Iterator[None]:
@@ -250,7 +267,9 @@ class TorchBackend:
             exhausted = torch_advice.is_exhausted(fault)
             if not exhausted:
                 raise
-        if exhausted:  # here the fault, and with it what its frames held, is gone
+            # Whoever called this keeps the fault, and with it all that its frames hold: half a network.
+            clear_frames(fault.__traceback__)
+        if exhausted:
             shapes = {name: tuple(value.shape) for name, value in inputs.items()}
             self.release(*self.bundle.graphs)
             raise KontextError(self.advice(graph, shapes)) from None

@@ -28,6 +28,9 @@ Shapes = Mapping[str, Sequence[int]]
 SMALLEST = (Option("int4"), Option("nf4"))
 """Ways to store a weight that every GPU runs and none of fewer bits beats."""
 
+SIZED = ("transformer", "vae_encoder", "vae_decoder")
+"""Networks that need less for a smaller picture."""
+
 ON_DEVICE = 2
 """Blocks on the GPU with `--offload`: the one that computes and the one that is copied."""
 
@@ -109,6 +112,22 @@ def offloaded(weights: Mapping[str, int]) -> int:
     return others + sum(sorted(blocks.values())[-ON_DEVICE:])
 
 
+def streamed(config: KontextConfig, graph: str, weights: Mapping[str, int]) -> int:
+    """Bytes of another network's weights (tensor → bytes) that are on the GPU while its linears' come one by one."""
+    with torch.device("meta"):
+        network = build_network(graph, config)
+    linears = {path for path, module in network.named_modules() if isinstance(module, nn.Linear)}
+    modules: dict[str, int] = {}
+    others = 0
+    for name, size in weights.items():
+        path = re.split(r"\.(?:weight|bias)", name)[0]
+        if path in linears:
+            modules[path] = modules.get(path, 0) + size
+        else:
+            others += size
+    return others + max(modules.values(), default=0)
+
+
 def advise(
     config: KontextConfig,
     compute: Mapping[str, str],
@@ -139,7 +158,10 @@ def advise(
         depth = model.num_double_blocks + model.num_single_blocks
         tokens = work.references * work.width * work.height // (2 * config.autoencoder.downscale) ** 2
         kept = work.batch * depth * tokens * 2 * model.hidden_size * BYTES[compute[graph]]
-    held = offloaded(weights) if offload and graph == "transformer" else sum(weights.values())
+    if graph == "transformer":
+        held = offloaded(weights) if offload else sum(weights.values())
+    else:  # the backend has tried that by itself
+        held = streamed(config, graph, weights)
     text = (
         f"the GPU has no room for {graph}: it takes about {gigabytes(held + beside + kept)} ({gigabytes(held)} of "
         f"weights) and {gigabytes(device.budget)} of {gigabytes(device.total)} can be had; what would fit: "
@@ -147,8 +169,8 @@ def advise(
     ways = []
     if kept and held + beside <= device.budget:
         ways.append(f"no --reuse-reference (about {gigabytes(held + beside)})")
-    if graph == "transformer" and not offload:
-        swapped = offloaded(weights) + beside + kept
+    if not offload:  # beside another network, what helps is that the transformer's blocks leave
+        swapped = (offloaded(weights) if graph == "transformer" else held) + beside + kept
         if swapped <= device.budget:
             ways.append(f"--offload (about {gigabytes(swapped)})")
     least = max(smallest(config, name, compute[name]) + needs[name].bytes for name in NETWORKS)
@@ -156,7 +178,10 @@ def advise(
         ways.append(
             f"a bundle of kontext-export MODEL {fit_flags(config, work, device)} (from {gigabytes(least)} on)"
         )
-    ways.append("a smaller --size or fewer --num-images" if work.batch > 1 else "a smaller --size")
+    if graph in SIZED:
+        ways.append("a smaller --size or fewer --num-images" if work.batch > 1 else "a smaller --size")
+    elif not ways:
+        ways.append("--device cpu")
     return text + ", or ".join(ways)
 
 

@@ -145,6 +145,11 @@ class ApproximateStep:
             self.state = None  # before the next is allocated
             self.state, self.known, self.since = self.allocate(shape, inputs["target"]), False, None
 
+    def drop_graphs(self) -> None:
+        """As `GraphedStep.drop_graphs`; what was computed stays."""
+        for piece in self.pieces.values():
+            piece.drop_graphs()
+
     def count(self, full: bool, every: bool) -> None:
         self.report.steps += 1
         self.report.computed += full

@@ -112,6 +112,10 @@ class GraphedStep:
         graph.replay()
         return output.clone()
 
+    def drop_graphs(self) -> None:
+        """Gives back what captured steps hold; the next call captures again."""
+        self.graphs.clear()
+
     def capture(self, inputs: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
         static = {name: tensor.clone() for name, tensor in inputs.items()}
         side = torch.cuda.Stream()

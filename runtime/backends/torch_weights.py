@@ -118,6 +118,11 @@ def code_values(codec: str, *others: Tensor) -> Tensor:
     return nvfp4.decode(whole_numbers) * others[0].cpu() if codec == "nvfp4" else whole_numbers.float()
 
 
+def to_device(part: Part, device: torch.device) -> Part:
+    """`part` with its tensors on `device`; a GPU copies pinned ones while the host goes on."""
+    return each_tensor(part, lambda tensor: tensor.to(device, non_blocking=True))
+
+
 class WeightFile:
     """One network's tensors, read when asked for; what nobody asks for is a fault.
 
@@ -247,7 +252,8 @@ class WeightFile:
 
 
 class LinearModule(nn.Module):
-    """In the place of a network's `nn.Linear`; its tensors are set from outside."""
+    """In the place of a network's `nn.Linear`; its tensors are set from outside. Those on another device than its
+    inputs are copied for each use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +266,7 @@ class LinearModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stored is None:
             raise RuntimeError("this linear has no weights")
-        return self.stored.apply(x)
+        return to_device(self.stored, x.device).apply(x)
 
 
 def read_network(network: nn.Module, file: WeightFile) -> dict[str, Tensor | StoredLinear]:

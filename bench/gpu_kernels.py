@@ -17,11 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..kernels.adaln import adaln_op, adaln_quantize_op
 from ..kernels.attention import attention_op, attention_quantized_op, launch_attention_quantized
-from ..kernels.codebook import codebook_dequantize, codebook_dequantize_op
+from ..kernels.dequantize import dequantize_4bit, dequantize_4bit_op
 from ..kernels.gelu import gelu_join_quantize_op
 from ..kernels.gemm import scaled_linear_op
 from ..kernels.int4 import GROUP, int4_linear_op, unpack
-from ..kernels.int4_dequantize import int4_dequantize_op
 from ..kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
 from ..kernels.launch import FAILURES
 from ..kernels.numeric import quantize_rows
@@ -128,14 +127,13 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     packed = torch.randint(0, 256, (hidden, shape.mlp // 2), device=device, dtype=torch.uint8)
     steps = torch.rand(hidden // GROUP, shape.mlp, device=device).to(shape.dtype)
     dense = unpack(packed, steps).double()
-    note("int4_dequantize", int4_dequantize_op(packed, steps, shape.dtype), dense, BOUNDS["16-bit"])
     by_column = column_scales(steps)
     codes = int4_to_fp8_op(packed, steps, by_column)
     note("int4_to_fp8", codes.double() * by_column.double()[:, None], dense.t(), BOUNDS["fp8"])
-    for name, operands in codebooks(hidden, shape.mlp, shape.dtype, device).items():
+    for name, operands in four_bits(hidden, shape.mlp, shape.dtype, device).items():
         # The meaning in fp32, held to float64 itself in the tests.
-        wide = codebook_dequantize(*operands, torch.float32)
-        note(f"codebook {name}", codebook_dequantize_op(*operands, shape.dtype), wide, BOUNDS["16-bit"])
+        wide = dequantize_4bit(*operands, torch.float32)
+        note(f"dequantize {name}", dequantize_4bit_op(*operands, shape.dtype), wide, BOUNDS["16-bit"])
     low, up = (
         random(1, tokens, 32, like=shape, device=device),
         random(32, shape.mlp, like=shape, device=device),
@@ -199,21 +197,20 @@ def unpackings(shape: Shape, clock: Clock, copy_gb_s: float) -> dict[str, dict[s
     steps = torch.rand(depth // GROUP, channels, device=clock.device).to(shape.dtype)
     by_column = column_scales(steps)
     runs: dict[str, tuple[Callable[[], object], int]] = {
-        "int4": (lambda: int4_dequantize_op(packed, steps, shape.dtype), weights // 2 + size * weights),
         "int4 to fp8": (lambda: int4_to_fp8_op(packed, steps, by_column), weights // 2 + weights),
     }
-    for name, operands in codebooks(depth, channels, shape.dtype, clock.device).items():
+    for name, operands in four_bits(depth, channels, shape.dtype, clock.device).items():
         runs[name] = (
-            partial(codebook_dequantize_op, *operands, shape.dtype),
+            partial(dequantize_4bit_op, *operands, shape.dtype),
             weights // 2 + size * weights + operands[2].nbytes,
         )
     return shares(runs, clock, copy_gb_s)
 
 
-def codebooks(
+def four_bits(
     depth: int, channels: int, dtype: torch.dtype, device: torch.device
-) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor | None, bool]]:
-    """Operands of `codebook_dequantize` on random codes, by format."""
+) -> dict[str, tuple[Tensor, Tensor | None, Tensor, Tensor | None, bool]]:
+    """Operands of `dequantize_4bit` on random codes, by format."""
 
     def codes(rows: int, columns: int) -> Tensor:
         return torch.randint(0, 256, (rows, columns // 2), device=device, dtype=torch.uint8)
@@ -224,11 +221,12 @@ def codebooks(
     groups, table = depth // GROUP, torch.randn(16, device=device)
     blocks = scales(depth // 16, channels, torch.float8_e4m3fn)
     return {
+        "int4": (codes(depth, channels), None, scales(groups, channels, dtype), None, False),
         "nf4": (codes(channels, depth), table, scales(channels, groups, torch.float32), None, True),
         "nvfp4": (codes(depth, channels), table, blocks, None, False),
         "uint4": (
             codes(depth, channels),
-            table,
+            None,
             scales(groups, channels, dtype),
             codes(groups, channels),
             False,
@@ -339,7 +337,7 @@ def ways(shape: Shape, depth: int, channels: int, device: torch.device) -> dict[
     steps = torch.rand(depth // GROUP, channels, device=device).to(shape.dtype)
     runs["ours int4"] = lambda: int4_linear_op(out, x, None, packed, steps, None, None, bias, None, None)
     runs["int4 unpacked, cublas"] = lambda: torch.addmm(
-        bias, x[0], int4_dequantize_op(packed, steps, x.dtype)
+        bias, x[0], dequantize_4bit_op(packed, None, steps, None, False, x.dtype)
     )
     a, a_scale = coded["fp8"]
     by_column = column_scales(steps)

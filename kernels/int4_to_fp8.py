@@ -13,11 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .int4 import GROUP, unpack
-from .int4_dequantize import COLUMNS, group_tile
-from .int4_dequantize import check as check_weight
+from .int4 import GROUP, unpack, unpack_tile
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
 from .numeric import LIMITS, encode
+
+COLUMNS = 128
+"""Output channels a program turns."""
 
 LARGEST = 8
 """Of the integers' sizes."""
@@ -49,14 +50,27 @@ def int4_to_fp8_kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
 ):
     """One program a group of 64 rows and a block of columns, which it turns on the way."""
-    rows, columns, integers, step = group_tile(packed, scales, N, GROUP, COLUMNS)
+    group = tl.program_id(0)
+    rows = (group * GROUP + tl.arange(0, GROUP)).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    halves = tl.program_id(1) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
+    bytes = tl.load(
+        packed + rows[:, None] * (N // 2) + halves[None, :], mask=(halves < N // 2)[None, :], other=0
+    )
+    step = tl.load(scales + group * N + columns, mask=columns < N, other=0.0).to(tl.float32)
+    integers = unpack_tile(bytes, GROUP, COLUMNS).to(tl.float32)
     step = step / tl.load(by_column + columns, mask=columns < N, other=1.0)
     codes = tl.trans((integers * step[None, :]).to(tl.float8e4nv))
     tl.store(out + columns.to(tl.int64)[:, None] * K + rows[None, :], codes, mask=(columns < N)[:, None])
 
 
 def check(packed: Tensor, scales: Tensor, by_column: Tensor) -> None:
-    check_weight(packed, scales)
+    depth, channels = packed.shape[0], 2 * packed.shape[1]
+    require(packed.is_contiguous() and depth % GROUP == 0, f"INT4 weights of {list(packed.shape)}")
+    require(
+        tuple(scales.shape) == (depth // GROUP, channels) and scales.is_contiguous(),
+        f"INT4 scales must be {[depth // GROUP, channels]}, not {list(scales.shape)}",
+    )
     require(
         tuple(by_column.shape) == (scales.shape[1],) and by_column.dtype == torch.float32,
         f"column scales must be fp32 {[scales.shape[1]]}, not {by_column.dtype} {list(by_column.shape)}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import adaln, attention, codebook, gelu, gemm, int4, int4_dequantize, int4_to_fp8, residual, rope
+from . import adaln, attention, dequantize, gelu, gemm, int4, int4_to_fp8, residual, rope
 from .launch import FP8_CAPABILITY, Launch
 from .numeric import CODES
 
@@ -153,8 +153,8 @@ def int4_weight(depth: int, channels: int, kind: torch.dtype) -> tuple[Tensor, T
     return meta(depth, channels // 2, dtype=torch.uint8), meta(depth // int4.GROUP, channels, dtype=kind)
 
 
-def codebooks(name: str, depth: int, channels: int, kind: torch.dtype) -> Iterator[Variant]:
-    """Unpacking a weight [in, out] in each format of 4-bit codes."""
+def dequantized(name: str, depth: int, channels: int, kind: torch.dtype) -> Iterator[Variant]:
+    """Unpacking a weight [in, out] in each format of 4 bits; sizes are arguments, so one code serves all."""
     table, dense = meta(16, dtype=torch.float32), meta(depth, channels, dtype=kind)
     packed = meta(depth, channels // 2, dtype=torch.uint8)
     turned, absmax = (
@@ -167,11 +167,12 @@ def codebooks(name: str, depth: int, channels: int, kind: torch.dtype) -> Iterat
     )
     blocks = meta(depth // 16, channels, dtype=torch.float8_e4m3fn)
     for format, launch in (
-        ("nf4", codebook.plan(turned, table, absmax, None, True, dense.t())),
-        ("nvfp4", codebook.plan(packed, table, blocks, None, False, dense)),
-        ("uint4", codebook.plan(packed, table, scale, zeros, False, dense)),
+        ("int4", dequantize.plan(packed, None, scale, None, False, dense)),
+        ("nf4", dequantize.plan(turned, table, absmax, None, True, dense.t())),
+        ("nvfp4", dequantize.plan(packed, table, blocks, None, False, dense)),
+        ("uint4", dequantize.plan(packed, None, scale, zeros, False, dense)),
     ):
-        yield Variant(f"codebook {format}, {name}", launch)
+        yield Variant(f"dequantize {format}, {name}", launch)
 
 
 def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
@@ -204,12 +205,10 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
         if ending == "gelu":
             continue
         packed, scales = int4_weight(depth, channels, kind)
-        dense = meta(depth, channels, dtype=kind)
-        yield Variant(f"int4_dequantize, {name}", int4_dequantize.plan(packed, scales, dense))
         if arch >= FP8_CAPABILITY:
             codes, by_column = meta(channels, depth, dtype=CODES["fp8"]), meta(channels, dtype=torch.float32)
             yield Variant(f"int4_to_fp8, {name}", int4_to_fp8.plan(packed, scales, by_column, codes, arch))
-        yield from codebooks(name, depth, channels, kind)
+        yield from dequantized(name, depth, channels, kind)
         out = meta(1, tokens, channels, dtype=kind)
         for format in ("16-bit", "fp8") if arch >= FP8_CAPABILITY else ("16-bit",):
             coded = format != "16-bit"

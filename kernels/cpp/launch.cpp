@@ -2,10 +2,10 @@
 // unpacks INT4 weights on the GPU and compares them with the CPU's own.
 //
 //   g++ -std=c++17 -O2 launch.cpp -ldl -o launch
-//   ./launch my-bundle/kernels/sm_89/NNN-int4_dequantize_kernel.cubin int4_dequantize_kernel SHARED WARPS NULLS ROWS COLUMNS
+//   ./launch my-bundle/kernels/sm_89/NNN-dequantize_kernel.cubin dequantize_kernel SHARED WARPS NULLS ROWS COLUMNS
 //
-// kernels.json beside the cubin has its number NNN, the symbol, SHARED, WARPS and NULLS of its entry, and in `constants`
-// the number of COLUMNS (N) that it was compiled for. Scales and output are bf16.
+// kernels.json beside the cubin has the entry "dequantize int4" with its file, symbol, SHARED, WARPS and NULLS. A weight may
+// have any ROWS and COLUMNS that are multiples of 64 and 32. Scales and output are bf16.
 
 #include <dlfcn.h>
 
@@ -73,8 +73,8 @@ int run(const std::vector<std::string>& words) {
   const auto number = [&](std::size_t index) { return std::stoul(words[index]); };
   const unsigned shared = number(2), warps = number(3), nulls = number(4);
   const std::size_t rows = number(5), columns = number(6);
-  if (rows == 0 || rows % 64 != 0 || columns == 0 || columns % 2 != 0) {
-    throw std::runtime_error("ROWS must be a multiple of 64 and COLUMNS of 2");
+  if (rows == 0 || rows % 64 != 0 || columns == 0 || columns % 32 != 0) {
+    throw std::runtime_error("ROWS must be a multiple of 64 and COLUMNS of 32");
   }
   std::ifstream file(words[0], std::ios::binary);
   const std::string image((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
@@ -107,7 +107,8 @@ int run(const std::vector<std::string>& words) {
   cuda.call("cuMemcpyHtoD_v2", buffers[2], static_cast<const void*>(out.data()), sizes[2]);
 
   CUdeviceptr null = 0;
-  std::vector<void*> parameters = {&buffers[0], &buffers[1], &buffers[2]};
+  auto height = static_cast<std::int32_t>(rows), half_width = static_cast<std::int32_t>(columns / 2);
+  std::vector<void*> parameters = {&buffers[0], &buffers[1], &buffers[2], &height, &half_width};
   parameters.insert(parameters.end(), nulls, &null);
   const unsigned across = static_cast<unsigned>((columns + 127) / 128);
   cuda.call("cuLaunchKernel", function, static_cast<unsigned>(rows / 64), across, 1u, 32 * warps, 1u, 1u, shared,

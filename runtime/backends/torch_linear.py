@@ -17,7 +17,6 @@ from ...kernels.choose import fastest
 from ...kernels.gelu import gelu_join_op, gelu_join_quantize_op
 from ...kernels.gemm import scaled_linear_op
 from ...kernels.int4 import int4_linear_op
-from ...kernels.int4_dequantize import int4_dequantize_op
 from ...kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
 from ...kernels.launch import FP8_CAPABILITY, capability
 from ...kernels.residual import gate_residual_op
@@ -191,7 +190,7 @@ class KernelLinear:
 
         def unpacked() -> None:
             if by_column is None:
-                self.wide(given, int4_dequantize_op(packed, scales, given.values.dtype), out, gate)
+                self.wide(given, stored.dense(given.values.dtype), out, gate)
             else:
                 codes = int4_to_fp8_op(packed, scales, by_column)
                 self.scaled(given, codes, by_column, out, gate, out_scale)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import KontextError
 from ...kernels import int4
-from ...kernels.codebook import codebook_dequantize_op
-from ...kernels.int4_dequantize import int4_dequantize_op
+from ...kernels.dequantize import dequantize_4bit_op
 from ...quant import nf4, nvfp4
 from ...quant.formats import FORMATS as NUMBER_FORMATS
 from ...quant.formats import WIDE
@@ -52,7 +51,7 @@ class StoredLinear:
     codec: str = ""
     """A format of 4-bit codes (NF4, NVFP4, UINT4), which is unpacked whenever it is needed."""
     table: Tensor | None = None
-    """What its codes stand for, fp32 [16]; `scale` has its scales."""
+    """What NF4's and NVFP4's codes stand for, fp32 [16]."""
     zeros: Tensor | None = None
     """UINT4's zero points."""
 
@@ -69,18 +68,14 @@ class StoredLinear:
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [in, out] in `dtype`, without the low-rank branch."""
-        if self.codec:
-            if self.table is None or self.scale is None:
-                raise RuntimeError("codes go with a table and scales")
-            unpacked: Tensor = codebook_dequantize_op(
-                self.weight, self.table, self.scale, self.zeros, self.codec == "nf4", dtype
-            )
-            return unpacked
         if self.scale is None:
             return self.weight.to(dtype)
-        if self.format == "int4":
-            dense: Tensor = int4_dequantize_op(self.weight, self.scale, dtype)
-            return dense
+        if self.codec or self.format == "int4":
+            turned = self.codec == "nf4"
+            unpacked: Tensor = dequantize_4bit_op(
+                self.weight, self.table, self.scale, self.zeros, turned, dtype
+            )
+            return unpacked
         return (
             (self.weight.to(dtype) if dtype != torch.float16 else self.weight.float())
             .mul(self.scale)
@@ -110,12 +105,11 @@ def each_tensor(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
     return part
 
 
-def code_values(codec: str, *others: Tensor) -> Tensor:
+def code_values(codec: str, *others: Tensor) -> Tensor | None:
     """What the sixteen codes of a format stand for, fp32; NVFP4's with its scale of the whole weight."""
     if codec == "nf4":
         return torch.tensor(nf4.CODES)
-    whole_numbers = torch.arange(16)
-    return nvfp4.decode(whole_numbers) * others[0].cpu() if codec == "nvfp4" else whole_numbers.float()
+    return nvfp4.decode(torch.arange(16)) * others[0].cpu() if codec == "nvfp4" else None
 
 
 def to_device(part: Part, device: torch.device) -> Part:
@@ -190,7 +184,7 @@ class WeightFile:
                 up=up,
                 input_mean=mean,
                 codec=codec,
-                table=code_values(codec, *others).to(weight.device),
+                table=code_values(codec, *others),
                 zeros=others[0] if codec == "uint4" else None,
             )
         weight = self.read(key)

@@ -141,7 +141,7 @@ import json, sys
 from pathlib import Path
 from kontext.kernels.archive import archive
 from kontext.kernels.variants import Sizes
-for name, data in archive(89, Sizes(hidden=128, heads=2, mlp=256), only="^(int4_dequantize, proj|gate_residual)$"):
+for name, data in archive(89, Sizes(hidden=128, heads=2, mlp=256), only="^(dequantize int4, proj|gate_residual)$"):
     (Path(sys.argv[1]) / name).write_bytes(data)
 """
 
@@ -154,13 +154,19 @@ def test_compiled_files_and_their_index(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], env=environment, check=True, timeout=300)
     saved = json.loads((folder / archive.INDEX).read_text())
     assert saved["architecture"] == "sm_89"
-    assert [entry["name"] for entry in saved["kernels"]] == ["gate_residual", "int4_dequantize, proj"]
+    assert [entry["name"] for entry in saved["kernels"]] == ["gate_residual", "dequantize int4, proj"]
     for entry in saved["kernels"]:
         assert (folder / entry["file"]).read_bytes()[:4] == b"\x7fELF"
         assert entry["nulls"] == 2  # Triton's scratch and profile memory
     unpacking = saved["kernels"][1]
-    assert unpacking["arguments"] == [["packed", "*u8"], ["scales", "*bf16"], ["out", "*bf16"]]
-    assert unpacking["constants"]["N"] == 128
+    assert unpacking["arguments"] == [
+        ["packed", "*u8"],
+        ["scales", "*bf16"],
+        ["out", "*bf16"],
+        ["height", "i32"],
+        ["half_width", "i32"],
+    ]
+    assert unpacking["constants"]["COLUMNS"] == 128  # what the C++ example counts on
     library = Library()
     assert driver.register(folder, driver.Driver(library)) == 2
 
@@ -184,13 +190,13 @@ def test_the_cpp_example_compiles_and_says_what_it_lacks(tmp_path: Path) -> None
     done = subprocess.run([program], capture_output=True, text=True)
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "usage")
     done = subprocess.run([program, EXAMPLE, "x", "0", "4", "2", "63", "128"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "error: ROWS must be a multiple of 64 and COLUMNS of 2\n")
+    assert (done.returncode, done.stderr) == (2, "error: ROWS must be a multiple of 64 and COLUMNS of 32\n")
 
 
 def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's launchers run on a CPU with nothing started; each key must be one of the archive's."""
     from kontext.bench import gpu_step
-    from kontext.kernels import adaln, attention, gelu, gemm, int4, int4_dequantize, int4_to_fp8, rope
+    from kontext.kernels import adaln, attention, dequantize, gelu, gemm, int4, int4_to_fp8, rope
     from kontext.model.config import TransformerConfig
     from kontext.runtime.backends import torch_linear, torch_transformer, torch_weights
 
@@ -205,14 +211,14 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
             torch_linear,
             ("adaln", "adaln_quantize", "gelu_join", "gelu_join_quantize", "scaled_linear", "int4_linear"),
         ),
-        (torch_linear, ("int4_dequantize", "int4_to_fp8", "gate_residual")),
+        (torch_linear, ("int4_to_fp8", "gate_residual")),
         (torch_transformer, ("adaln", "attention", "attention_quantized", "norm_rope", "norm_rope_quantize")),
-        (torch_weights, ("int4_dequantize",)),
+        (torch_weights, ("dequantize_4bit",)),
     ):
         for name in names:
             home = next(
                 each
-                for each in (adaln, attention, gelu, gemm, int4, int4_dequantize, int4_to_fp8, residual, rope)
+                for each in (adaln, attention, dequantize, gelu, gemm, int4, int4_to_fp8, residual, rope)
                 if hasattr(each, f"launch_{name}")
             )
             monkeypatch.setattr(module, f"{name}_op", getattr(home, f"launch_{name}"))
@@ -226,7 +232,11 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
     missing = {key: name for key, name in started.items() if key not in compiled}
     assert not missing
     assert len(started) > 12
-    # Every way that a GPU would choose from: INT4 weights unpacked at once, whatever their shape.
+    # Every way that a GPU would choose from, for every linear of the blocks, and for any of the other networks.
     listed = {variant.name for variant in variants.variants(90, sizes)}
     linears = {name.partition(", ")[2] for name in listed if name.startswith("int4_gemm")}
-    assert {f"{way}, {name}" for way in ("int4_dequantize", "int4_to_fp8") for name in linears} <= listed
+    assert {f"int4_to_fp8, {name}" for name in linears} <= listed
+    for depth, channels in ((768, 3072), (10240, 4096)):
+        packed, scales = variants.int4_weight(depth, channels, torch.bfloat16)
+        out = variants.meta(depth, channels, dtype=torch.bfloat16)
+        assert dequantize.plan(packed, None, scales, None, False, out).key() in compiled

@@ -1,10 +1,12 @@
-"""Weights of 4-bit codes to 16 bits in one pass: NF4, NVFP4 and UINT4, each a table of sixteen values and scales.
+"""Weights of 4 bits to 16 in one pass, for products of so many rows that cuBLAS with unpacked weights is faster.
 
-    weight = (table[code] - zero) * scale
+    INT4           integer * scale                 a two's complement
+    UINT4          (code - zero) * scale
+    NF4, NVFP4     table[code] * scale             NVFP4's scale for the whole weight is in its table
 
-NVFP4's scale for the whole weight is in its table. As with `int4_dequantize`, the pass is small beside the product
-that follows. bitsandbytes' layout (NF4) has a weight as [out, in] and the first of two codes in the high half of a
-byte; the others have [in, out] and the low half.
+A pass over a weight of n bytes costs 5n of traffic, a product of 8704 rows hundreds of times as long as that.
+bitsandbytes' layout (NF4) has a weight as [out, in] and the first of two codes in the high half of a byte; the others
+have [in, out] and the low half. Sizes are arguments: one compiled kernel serves a format's weights of every network.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ from torch import Tensor
 from .launch import Launch, cdiv, jit, require, tl
 
 CODES = 16
-TILE = 4096
+TILE = 8192
 """Weights a program unpacks."""
 
 SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
 
-def codebook_dequantize(
+def dequantize_4bit(
     packed: Tensor,
-    table: Tensor,
+    table: Tensor | None,
     scales: Tensor,
     zeros: Tensor | None,
     transposed: bool,
@@ -33,15 +35,19 @@ def codebook_dequantize(
 
     Args:
         packed: uint8 [in, out / 2], or [out, in / 2] where `transposed`.
-        table: fp32 [16], what each code stands for.
+        table: fp32 [16], what each code stands for; None for integers.
         scales: [in / group, out], or [out, in / group] where `transposed`; a group has 16, 32 or 64 inputs.
-        zeros: packed like the weights, uint8 [in / group, out / 2], or None.
+        zeros: packed like the weights, uint8 [in / group, out / 2], of UINT4; None for signed integers.
     """
     group = check(packed, table, scales, zeros, transposed)
     axis = 1 if transposed else 0
-    values = table[codes(packed, transposed)]
-    if zeros is not None:
-        values = values - codes(zeros, transposed).float().repeat_interleave(group, axis)
+    numbers = codes(packed, transposed)
+    if table is not None:
+        values = table[numbers]
+    elif zeros is not None:
+        values = (numbers - codes(zeros, transposed).repeat_interleave(group, axis)).float()
+    else:
+        values = ((numbers ^ 8) - 8).float()
     weight = (values * scales.float().repeat_interleave(group, axis)).to(dtype)
     return weight.t() if transposed else weight
 
@@ -73,7 +79,7 @@ def wide(scale):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def codebook_kernel(  # type: ignore[no-untyped-def]
+def dequantize_kernel(  # type: ignore[no-untyped-def]
     packed,
     table,
     scales,
@@ -85,6 +91,7 @@ def codebook_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    TABLE: tl.constexpr,
     ZEROS: tl.constexpr,
 ):
     """One program a tile of [height, 2 * half_width] weights as they lie; a tile is one group high (wide)."""
@@ -95,16 +102,20 @@ def codebook_kernel(  # type: ignore[no-untyped-def]
     width = 2 * half_width
     inside = (rows < height)[:, None] & (halves < half_width)[None, :]
     bytes = tl.load(packed + across * half_width + halves[None, :], mask=inside, other=0)
-    weights = tl.load(table + code_tile(bytes, ROWS, COLUMNS, TRANSPOSED))
+    codes = code_tile(bytes, ROWS, COLUMNS, TRANSPOSED)
+    if TABLE:
+        weights = tl.load(table + codes)
+    elif ZEROS:
+        zero_at = zeros + tl.program_id(0).to(tl.int64) * half_width + halves[None, :]
+        zero_bytes = tl.load(zero_at, mask=(halves < half_width)[None, :], other=0)
+        weights = (codes - code_tile(zero_bytes, 1, COLUMNS, TRANSPOSED)).to(tl.float32)
+    else:
+        weights = ((codes ^ 8) - 8).to(tl.float32)
     if TRANSPOSED:
         at = rows.to(tl.int64) * (width // GROUP) + tl.program_id(1)
         weights *= wide(tl.load(scales + at, mask=rows < height, other=0))[:, None]
     else:
         group = tl.program_id(0).to(tl.int64)
-        if ZEROS:
-            zero_at = zeros + group * half_width + halves[None, :]
-            zero_bytes = tl.load(zero_at, mask=(halves < half_width)[None, :], other=0)
-            weights -= code_tile(zero_bytes, 1, COLUMNS, TRANSPOSED).to(tl.float32)
         weights *= wide(tl.load(scales + group * width + columns, mask=columns < width, other=0))[None, :]
     tl.store(
         out + across * width + columns[None, :],
@@ -113,13 +124,18 @@ def codebook_kernel(  # type: ignore[no-untyped-def]
     )
 
 
-def check(packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, transposed: bool) -> int:
+def check(
+    packed: Tensor, table: Tensor | None, scales: Tensor, zeros: Tensor | None, transposed: bool
+) -> int:
     """Inputs that share a scale. Raises KontextError for operands that do not go together."""
     require(
         packed.dtype == torch.uint8 and packed.ndim == 2 and packed.is_contiguous() and packed.numel() > 0,
         f"4-bit codes must be whole rows of bytes, not {packed.dtype} {list(packed.shape)}",
     )
-    require(table.dtype == torch.float32 and tuple(table.shape) == (CODES,), "a table is sixteen fp32 values")
+    require(
+        table is None or (table.dtype == torch.float32 and tuple(table.shape) == (CODES,)),
+        "a table is sixteen fp32 values",
+    )
     height, width = packed.shape[0], 2 * packed.shape[1]
     depth, channels = (width, height) if transposed else (height, width)
     groups = scales.shape[1 if transposed else 0] if scales.ndim == 2 else 0
@@ -136,16 +152,16 @@ def check(packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, t
     require(
         zeros is None
         or (
-            (not transposed and zeros.dtype == torch.uint8 and zeros.is_contiguous())
+            (table is None and not transposed and zeros.dtype == torch.uint8 and zeros.is_contiguous())
             and tuple(zeros.shape) == (groups, packed.shape[1])
         ),
-        "a zero point of 4 bits for every scale, of weights [in, out]",
+        "a zero point of 4 bits for every scale, of integers [in, out]",
     )
     return group
 
 
 def plan(
-    packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, transposed: bool, out: Tensor
+    packed: Tensor, table: Tensor | None, scales: Tensor, zeros: Tensor | None, transposed: bool, out: Tensor
 ) -> Launch:
     """`out` as the codes lie: [height, width]."""
     group = check(packed, table, scales, zeros, transposed)
@@ -154,7 +170,7 @@ def plan(
         scales = scales.view(torch.uint8)
     rows, columns = (TILE // group, group) if transposed else (group, TILE // group)
     return Launch(
-        codebook_kernel,
+        dequantize_kernel,
         (cdiv(height, rows), cdiv(2 * half_width, columns), 1),
         {
             "packed": packed,
@@ -170,16 +186,17 @@ def plan(
             "ROWS": rows,
             "COLUMNS": columns,
             "TRANSPOSED": transposed,
+            "TABLE": table is not None,
             "ZEROS": zeros is not None,
         },
-        warps=4,
+        warps=8,
         stages=1,
     )
 
 
-def launch_codebook_dequantize(
+def launch_dequantize_4bit(
     packed: Tensor,
-    table: Tensor,
+    table: Tensor | None,
     scales: Tensor,
     zeros: Tensor | None,
     transposed: bool,
@@ -190,20 +207,20 @@ def launch_codebook_dequantize(
     return out.t() if transposed else out
 
 
-codebook_dequantize_op = torch.library.custom_op(
-    "kontext::codebook_dequantize",
-    launch_codebook_dequantize,
+dequantize_4bit_op = torch.library.custom_op(
+    "kontext::dequantize_4bit",
+    launch_dequantize_4bit,
     mutates_args=(),
     device_types="cuda",
-    schema="(Tensor packed, Tensor table, Tensor scales, Tensor? zeros, bool transposed, ScalarType dtype) -> Tensor",
+    schema="(Tensor packed, Tensor? table, Tensor scales, Tensor? zeros, bool transposed, ScalarType dtype) -> Tensor",
 )
-codebook_dequantize_op.register_kernel("cpu")(codebook_dequantize)
+dequantize_4bit_op.register_kernel("cpu")(dequantize_4bit)
 
 
-@codebook_dequantize_op.register_fake
+@dequantize_4bit_op.register_fake
 def _(
     packed: Tensor,
-    table: Tensor,
+    table: Tensor | None,
     scales: Tensor,
     zeros: Tensor | None,
     transposed: bool,

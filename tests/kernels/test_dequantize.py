@@ -1,4 +1,4 @@
-"""4-bit codes through a table, against what the number formats themselves say their bytes mean."""
+"""Weights of 4 bits, against what the number formats themselves say their bytes mean."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from kontext.errors import KontextError
-from kontext.kernels import codebook
+from kontext.kernels import dequantize
 from kontext.kernels.variants import meta
-from kontext.quant import nf4, nvfp4, uint4
+from kontext.quant import int4, nf4, nvfp4, uint4
 
 from .conftest import check_operator, error
 from .reference import code_values
 
-Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, bool]
+Operands = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None, bool]
 
 
 def draw(format: str, depth: int, channels: int, seed: int = 0) -> tuple[Operands, torch.Tensor]:
@@ -27,16 +27,19 @@ def draw(format: str, depth: int, channels: int, seed: int = 0) -> tuple[Operand
         packed, scales, whole = nvfp4.quantize(weight, torch.float32)
         table = nvfp4.decode(torch.arange(16)) * whole
         return (packed, table, scales, None, False), nvfp4.dequantize(packed, scales, whole).double()
+    if format == "int4":
+        packed, scales = int4.quantize(weight, torch.float32)
+        return (packed, None, scales, None, False), int4.dequantize(packed, scales).double()
     packed, scales, zeros = uint4.quantize(weight + 0.5, torch.float32)
     wanted = uint4.dequantize(packed, scales, zeros).double()
-    return (packed, torch.arange(16).float(), scales, zeros, False), wanted
+    return (packed, None, scales, zeros, False), wanted
 
 
-@pytest.mark.parametrize("format", ["nf4", "nvfp4", "uint4"])
+@pytest.mark.parametrize("format", ["int4", "nf4", "nvfp4", "uint4"])
 @pytest.mark.parametrize(("depth", "channels"), [(64, 2), (192, 40), (128, 700)])
 def test_weights_are_those_of_the_format(format: str, depth: int, channels: int) -> None:
     operands, wanted = draw(format, depth, channels)
-    for run in (codebook.launch_codebook_dequantize, codebook.codebook_dequantize):
+    for run in (dequantize.launch_dequantize_4bit, dequantize.dequantize_4bit):
         out = run(*operands, torch.float32)
         assert tuple(out.shape) == (depth, channels)
         assert error(out, wanted) < 1e-6
@@ -47,10 +50,10 @@ def test_weights_by_the_text_of_the_bundle() -> None:
     """Written without the package's own unpacking: the first of two codes in the low half, or for NF4 in the high."""
     packed = torch.randint(0, 256, (64, 8), dtype=torch.uint8)
     table, scales = torch.randn(16), torch.rand(4, 16) + 0.5
-    out = codebook.launch_codebook_dequantize(packed, table, scales, None, False, torch.float32)
+    out = dequantize.launch_dequantize_4bit(packed, table, scales, None, False, torch.float32)
     wanted = code_values(packed, table, high_first=False) * scales.double()[torch.arange(64) // 16]
     assert error(out, wanted) < 1e-6
-    out = codebook.launch_codebook_dequantize(packed, table, torch.ones(64, 1), None, True, torch.float32)
+    out = dequantize.launch_dequantize_4bit(packed, table, torch.ones(64, 1), None, True, torch.float32)
     assert error(out, code_values(packed, table, high_first=True).t()) < 1e-6
 
 
@@ -65,19 +68,20 @@ def test_scales_of_eight_bits_are_exact() -> None:
     packed = torch.full((32, 126), 0x11, dtype=torch.uint8)
     table = torch.zeros(16)
     table[1] = 1
-    out = codebook.launch_codebook_dequantize(packed, table, scales, None, False, torch.float32)
+    out = dequantize.launch_dequantize_4bit(packed, table, scales, None, False, torch.float32)
     assert torch.equal(out, scales.float().repeat_interleave(16, 0))
 
 
-@pytest.mark.parametrize("format", ["nf4", "nvfp4", "uint4"])
+@pytest.mark.parametrize("format", ["int4", "nf4", "nvfp4", "uint4"])
 def test_the_operator(format: str) -> None:
     operands, _ = draw(format, 64, 16)
-    check_operator(codebook.codebook_dequantize_op, (*operands, torch.float16))
+    check_operator(dequantize.dequantize_4bit_op, (*operands, torch.float16))
 
 
 def test_refusals() -> None:
     (packed, table, scales, _, _), _ = draw("nvfp4", 64, 16)
-    run = codebook.launch_codebook_dequantize
+    run = dequantize.launch_dequantize_4bit
+    assert table is not None
     with pytest.raises(KontextError, match="sixteen fp32 values"):
         run(packed, table[:8], scales, None, False, torch.float32)
     with pytest.raises(KontextError, match="for 64 inputs and 16 channels"):
@@ -85,13 +89,13 @@ def test_refusals() -> None:
     with pytest.raises(KontextError, match="whole rows of bytes"):
         run(packed.t(), table, scales, None, False, torch.float32)
     with pytest.raises(KontextError, match="a zero point of 4 bits"):
-        run(packed, table, scales, packed, False, torch.float32)
+        run(packed, None, scales, packed, False, torch.float32)
 
 
 def test_one_code_serves_all_sizes() -> None:
     """Sizes are arguments, so a bundle needs one compiled kernel a format."""
     keys = {
-        codebook.plan(
+        dequantize.plan(
             meta(depth, channels // 2, dtype=torch.uint8),
             meta(16, dtype=torch.float32),
             meta(depth // 16, channels, dtype=torch.float8_e4m3fn),

@@ -8,6 +8,7 @@ modulations are computed.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -167,8 +168,9 @@ class TorchBackend:
         """Drops networks with their weights, in host memory too."""
         for graph in graphs:
             self.networks.pop(graph, None)
-            if graph == "transformer":
+            if graph == "transformer" and self.step is not None:
                 self.step = None
+                gc.collect()  # approximations and captured steps are cycles, with the weights in them
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -267,8 +269,7 @@ class TorchBackend:
             exhausted = torch_advice.is_exhausted(fault)
             if not exhausted:
                 raise
-            # Whoever called this keeps the fault, and with it all that its frames hold: half a network.
-            clear_frames(fault.__traceback__)
+            forget_frames(fault)
         if exhausted:
             shapes = {name: tuple(value.shape) for name, value in inputs.items()}
             self.release(*self.bundle.graphs)
@@ -287,6 +288,14 @@ class TorchBackend:
             offload=self.options.offload,
             reuse=self.options.reuse_reference is not None,
         )
+
+
+def forget_frames(fault: BaseException | None) -> None:
+    """Drops what the frames of a fault and of those before it hold, such as half a network: whoever caught it may keep
+    it for longer than the memory can be spared."""
+    while fault is not None:
+        clear_frames(fault.__traceback__)
+        fault = fault.__context__
 
 
 def choose_device(device: str) -> torch.device:

@@ -165,8 +165,7 @@ class KernelLinear:
             fastest(key, {"triton": ours, "cublas": library}, changes=out if gate is not None else None)()
         else:
             ours()
-        if given.low is not None and stored.up is not None:
-            add(given.low @ stored.up, out, gate)
+        self.add_branch(given, out, gate)
 
     def int4(self, given: Input, out: Tensor, gate: Tensor | None, out_scale: Tensor | None) -> None:
         """INT4 weights unpacked in registers; or all at once, to the inputs' format, where there are many rows."""
@@ -206,16 +205,29 @@ class KernelLinear:
     def wide(self, given: Input, weight: Tensor, out: Tensor, gate: Tensor | None) -> None:
         """16-bit operands through cuBLAS (or the CPU's library); straight into `out` where it can."""
         bias = self.stored.bias
-        direct = (
-            gate is None and given.low is None and out.shape[0] == 1 and not torch.compiler.is_compiling()
-        )
-        if direct and bias is not None:
+        if gate is None and bias is not None and in_place(out):
             torch.addmm(bias, given.values[0], weight, out=out[0])
+            self.add_branch(given, out)
             return
         y = given.values @ weight
-        if given.low is not None and self.stored.up is not None:
-            y = y + given.low @ self.stored.up
+        self.add_branch(given, y)
         finish(y, bias, out, gate)
+
+    def add_branch(self, given: Input, out: Tensor, gate: Tensor | None = None) -> None:
+        """out += low-rank branch, or += gate * it; without another tensor of the output's size where that can be."""
+        up = self.stored.up
+        if given.low is None or up is None:
+            return
+        if gate is None and (out.is_contiguous() or in_place(out)):
+            rows = out.flatten(0, 1) if out.is_contiguous() else out[0]
+            rows.addmm_(given.low.flatten(0, 1), up)
+        else:
+            add(given.low @ up, out, gate)
+
+
+def in_place(out: Tensor) -> bool:
+    """Whether a library's product can be written into `out` [batch, tokens, channels], a view with strides."""
+    return out.shape[0] == 1 and not torch.compiler.is_compiling()
 
 
 def ending(gate: Tensor | None) -> str:

@@ -203,8 +203,12 @@ class Step:
         self.attention = attention
         self.blocks = blocks
         # Regional compilation: the weights are arguments, so one piece of code serves every block of a kind.
-        self.run_double = compiled_block(self.double_block) if compiled else self.double_block
-        self.run_single = compiled_block(self.single_block) if compiled else self.single_block
+        # Functions, since bound methods would be a cycle, and the weights would stay until that is collected.
+        self.run_double: Callable[..., None] = Step.double_block
+        self.run_single: Callable[..., None] = Step.single_block
+        if compiled:
+            self.run_double = compiled_block(Step.double_block)
+            self.run_single = compiled_block(Step.single_block)
 
     @property
     def depth(self) -> int:
@@ -259,10 +263,12 @@ class Step:
             with held as block:
                 if isinstance(block, DoubleBlock):
                     modulation = given.double_modulation[:, number]
-                    self.run_double(block, x, given.text_tokens, given.cos, given.sin, modulation, memory)
+                    self.run_double(
+                        self, block, x, given.text_tokens, given.cos, given.sin, modulation, memory
+                    )
                 else:
                     modulation = given.single_modulation[:, number - double]
-                    self.run_single(block, x, given.cos, given.sin, modulation, memory)
+                    self.run_single(self, block, x, given.cos, given.sin, modulation, memory)
 
     def velocity(self, x: Tensor, final_modulation: Tensor) -> Tensor:
         """fp32 [batch, targets, channels] of the target's part [batch, targets, hidden] of the residual stream."""

@@ -110,6 +110,26 @@ def test_what_was_half_read_is_gone_before_room_is_counted(
         short.run("text_encoder", IDS)
 
 
+def test_a_dropped_step_gives_its_weights_back_at_once(tiny_bundle: Path) -> None:
+    """Not when the collector comes by: the next network wants the room now."""
+    for options in ({}, {"cache": 0.1, "reuse_reference": 2}):
+        held = backend(tiny_bundle, **options)
+        gc.disable()
+        try:
+            held.step = step = held.load_step()
+            whole = step.step
+            weight = weakref.ref(whole.weights.single[0].linear2.stored.weight)  # type: ignore[attr-defined]
+            del step, whole
+            if not options:  # nothing but counts of references
+                held.step = None
+                assert weight() is None
+            held.step = held.step or held.load_step()
+            held.release("transformer")
+            assert weight() is None
+        finally:
+            gc.enable()
+
+
 def test_what_is_there_while_linears_come_one_by_one(tiny_bundle: Path) -> None:
     short = backend(tiny_bundle)
     module = short.load_network("text_encoder")

@@ -1,4 +1,5 @@
-"""A synthetic checkpoint with the exact shapes and names of a configuration: a diffusers folder of any size, streamed.
+"""A synthetic checkpoint with the exact shapes and names of a configuration: a diffusers folder of any size, streamed;
+FLUX.1 Kontext's with `python -m kontext.bench.synthetic FOLDER [--hollow]`.
 
 Weights are one tile of bf16 noise over and over, each tensor from a place of its own and scaled by a power of two to
 keep a network's outputs of order 1: deterministic, and as fast as the disk.
@@ -6,14 +7,17 @@ keep a network's outputs of order 1: deterministic, and as fast as the disk.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import KontextError
 from ..export.source_flags import EMBEDDED
@@ -22,6 +26,7 @@ from ..model.diffusers_config import config_files
 from ..model.diffusers_folder import WEIGHT_FILES
 from ..model.layouts import network_sources
 from ..model.networks import NETWORKS, weight_shapes
+from .command_line import exit_code
 
 SHARD_BYTES = 10_000_000_000
 """Largest shard, as the hub's checkpoints have them."""
@@ -64,8 +69,11 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def write(folder: Path, config: KontextConfig, advance: Callable[[int], object]) -> None:
-    """Writes the checkpoint; `advance` is told of bytes. Tokenizers are the embedded model's, which fit any larger."""
+def write(
+    folder: Path, config: KontextConfig, advance: Callable[[int], object], hollow: bool = False
+) -> None:
+    """Writes the checkpoint; `advance` is told of bytes. Tokenizers are the embedded model's, which fit any larger.
+    A `hollow` one has zeros for weights, which take no room on the disk."""
     for path, fields in config_files(config, "bfloat16").items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +88,9 @@ def write(folder: Path, config: KontextConfig, advance: Callable[[int], object])
         for number, names in enumerate(shards, 1):
             suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
             file = f"{stem}{suffix}.safetensors"
-            write_file(folder / component / file, {name: shapes[name] for name in names}, noise, advance)
+            write_file(
+                folder / component / file, {name: shapes[name] for name in names}, noise, advance, hollow
+            )
             index.update(dict.fromkeys(names, file))
         if len(shards) > 1:
             text = json.dumps({"metadata": {}, "weight_map": index}, indent=2)
@@ -101,7 +111,11 @@ def sharded(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
 
 
 def write_file(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], noise: Noise, advance: Callable[[int], object]
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    noise: Noise,
+    advance: Callable[[int], object],
+    hollow: bool = False,
 ) -> None:
     fields, position = {}, 0
     for name, shape in shapes.items():
@@ -112,6 +126,10 @@ def write_file(
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
+        if hollow:
+            file.truncate(file.tell() + position)
+            advance(position)
+            return
         for name, shape in shapes.items():
             for piece in noise.pieces(name, shape):
                 file.write(piece.view(torch.uint8).numpy().data)
@@ -147,3 +165,30 @@ class Noise:
         if exponent not in self.scaled:
             self.scaled[exponent] = (self.tile * 2.0**exponent).bfloat16()
         return self.scaled[exponent]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes FLUX.1 Kontext's; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m kontext.bench.synthetic", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="must not exist")
+    parser.add_argument(
+        "--hollow", action="store_true", help="zeros for weights, which take no room on the disk"
+    )
+    options = parser.parse_args(arguments)
+
+    def run() -> None:
+        if options.folder.exists():
+            raise KontextError(f"{options.folder} exists already: name a folder that does not")
+        config = KontextConfig(name="FLUX.1-Kontext-synthetic")
+        size = size_of(config)
+        options.folder.mkdir(parents=True)
+        if not options.hollow:
+            check_room(options.folder, size)
+        with tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            write(options.folder, config, bar.update, options.hollow)
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -154,7 +154,7 @@ def int4_weight(depth: int, channels: int, kind: torch.dtype) -> tuple[Tensor, T
 
 
 def dequantized(name: str, depth: int, channels: int, kind: torch.dtype) -> Iterator[Variant]:
-    """Unpacking a weight [in, out] in each format of 4 bits; sizes are arguments, so one code serves all."""
+    """Unpacking a weight [in, out] in each format; sizes are arguments, so one code serves all."""
     table, dense = meta(16, dtype=torch.float32), meta(depth, channels, dtype=kind)
     packed = meta(depth, channels // 2, dtype=torch.uint8)
     turned, absmax = (
@@ -173,6 +173,9 @@ def dequantized(name: str, depth: int, channels: int, kind: torch.dtype) -> Iter
         ("uint4", dequantize.plan(packed, None, scale, zeros, False, dense)),
     ):
         yield Variant(f"dequantize {format}, {name}", launch)
+    for format, codes in CODES.items():
+        weight, by_column = meta(depth, channels, dtype=codes), meta(channels, dtype=kind)
+        yield Variant(f"dequantize {format}, {name}", dequantize.plan_8bit(weight, by_column, dense))
 
 
 def products(arch: int, sizes: Sizes) -> Iterator[Variant]:

@@ -79,9 +79,8 @@ class Network:
 
     def pin(self) -> None:
         """Moves its weights to memory that a GPU reads by itself; worth the copy from the second run on."""
-        self.host = {
-            name: each_tensor(value, lambda tensor: tensor.pin_memory()) for name, value in self.host.items()
-        }
+        for name, value in self.host.items():  # one by one: only one of them is there twice
+            self.host[name] = each_tensor(value, torch_memory.pinned_tensor)
 
 
 class TorchBackend:

@@ -6,20 +6,25 @@ copied on a stream of its own, so that of all blocks two are on the device.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .torch_transformer import Block
-from .torch_weights import each_tensor
+from .torch_weights import Part, each_tensor
 
 WARMUPS = 2
 """Runs of a step before it is captured: kernels are compiled, libraries set up, and ways of computing chosen."""
 
+
+PAGE = 4096
+"""Bytes that are registered as a whole: no two tensors may share them."""
 
 Blocks = Callable[[int, int], Iterator[AbstractContextManager[Block]]]
 """Hands out the blocks from one number to before another."""
@@ -29,14 +34,27 @@ def resident(blocks: Sequence[Block]) -> Blocks:
     return lambda start, stop: (nullcontext(block) for block in blocks[start:stop])
 
 
-def pinned(block: Block, device: torch.device) -> Block:
-    """A copy in host memory that a GPU can read by itself."""
+def pinned(part: Part, device: torch.device) -> Part:
+    """A copy in host memory, which a GPU of this process can read by itself."""
+    return each_tensor(part, pinned_tensor if device.type == "cuda" else Tensor.cpu)
 
-    def to_host(tensor: Tensor) -> Tensor:
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=device.type == "cuda")
-        return host.copy_(tensor)
 
-    return each_tensor(block, to_host)
+def pinned_tensor(tensor: Tensor) -> Tensor:
+    """A copy in pages of its own that CUDA is told of; as good but slower to read where it has no room for more.
+
+    PyTorch's own allocator makes every tensor's memory a power of two, two fifths more for FLUX's weights, and keeps
+    what was freed.
+    """
+    size = -(-tensor.nbytes // PAGE) * PAGE
+    memory = np.empty(size + PAGE, np.uint8)
+    start = -memory.ctypes.data % PAGE
+    pages = memory[start : start + size]
+    driver = torch.cuda.cudart()
+    if size and int(driver.cudaHostRegister(pages.ctypes.data, size, 0)) == 0:
+        done = weakref.finalize(memory, driver.cudaHostUnregister, pages.ctypes.data)
+        done.atexit = False  # the process's end gives all back, and the driver may be gone by then
+    host = torch.from_numpy(pages[: tensor.nbytes]).view(tensor.dtype).view(tensor.shape)
+    return host.copy_(tensor)
 
 
 def recorded(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import KontextError
 from ...kernels import int4
-from ...kernels.dequantize import dequantize_4bit_op
+from ...kernels.dequantize import dequantize_4bit_op, dequantize_8bit_op
 from ...quant import nf4, nvfp4
 from ...quant.formats import FORMATS as NUMBER_FORMATS
 from ...quant.formats import WIDE
@@ -76,11 +76,8 @@ class StoredLinear:
                 self.weight, self.table, self.scale, self.zeros, turned, dtype
             )
             return unpacked
-        return (
-            (self.weight.to(dtype) if dtype != torch.float16 else self.weight.float())
-            .mul(self.scale)
-            .to(dtype)
-        )
+        scaled: Tensor = dequantize_8bit_op(self.weight, self.scale, dtype)
+        return scaled
 
     def apply(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out] with activations as they are."""

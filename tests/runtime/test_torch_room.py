@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.runtime.backends import torch_weights  # noqa: E402
+from kontext.runtime.backends import torch_memory, torch_weights  # noqa: E402
 from kontext.runtime.backends.torch import Options, TorchBackend  # noqa: E402
 from kontext.runtime.backends.torch_advice import Device, streamed  # noqa: E402
 from kontext.runtime.bundle import Bundle  # noqa: E402
@@ -128,6 +128,49 @@ def test_a_dropped_step_gives_its_weights_back_at_once(tiny_bundle: Path) -> Non
             assert weight() is None
         finally:
             gc.enable()
+
+
+class Driver:
+    """Registers host memory as CUDA does, by whole pages, up to a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held: dict[int, int] = {}
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        assert (address % 4096, size % 4096, flags) == (0, 0, 0)
+        if sum(self.held.values()) + size > self.limit:
+            return 2
+        self.held[address] = size
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.held[address]
+        return 0
+
+
+@pytest.mark.parametrize("limit", [10**6, 0])
+def test_pinned_memory_is_as_large_as_what_is_in_it_and_given_back(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(limit)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    tensors = (
+        torch.randn(300, 70),
+        torch.randn(3, 5).to(torch.float8_e4m3fn).t(),
+        torch.tensor(2.5, dtype=torch.bfloat16),
+        torch.empty(0, 4),
+    )
+    copies = torch_memory.pinned(tensors, torch.device("cuda"))
+    for copy, tensor in zip(copies, tensors, strict=True):
+        assert (copy.dtype, copy.shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(copy.float(), tensor.float())
+    assert sorted(driver.held.values()) == ([4096, 4096, 86016] if limit else [])
+    view = copies[0][:2]
+    del copies, copy
+    assert len(driver.held) == (1 if limit else 0)  # for as long as a view is there
+    del view
+    assert not driver.held
 
 
 def test_what_is_there_while_linears_come_one_by_one(tiny_bundle: Path) -> None:

@@ -179,6 +179,8 @@ class TorchBackend:
         """Reads the transformer; block by block into host memory where it is offloaded."""
         config = self.config.transformer
         dtype = self.dtype("transformer")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # weights that stay would leave holes in what the stages before have freed
         file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
         activations = choose_activations(self.options.activations, file.formats(), self.device)
         if self.options.offload:

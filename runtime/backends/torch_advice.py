@@ -48,7 +48,12 @@ class Device:
         if device.type != "cuda":  # there is nothing that is exhausted
             return cls(0, 0)
         major, minor = torch.cuda.get_device_capability(device)
-        return cls(*torch.cuda.mem_get_info(device), 10 * major + minor)
+        free, total = torch.cuda.mem_get_info(device)
+        share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
+        allowed = int(share(device) * total)
+        if allowed < total:
+            free, total = min(free, allowed - torch.cuda.memory_reserved(device)), allowed
+        return cls(free, total, 10 * major + minor)
 
     @property
     def budget(self) -> int:

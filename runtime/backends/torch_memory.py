@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -102,7 +102,8 @@ def swapped(blocks: Sequence[Block], device: torch.device) -> Blocks:
 class GraphedStep:
     """A step captured once for each shape of its inputs, and replayed: no launch waits for Python.
 
-    On a CPU it calls the step. `pool` is the memory that graphs take, where several share one.
+    On a CPU, and where a graph does not fit, it calls the step. `pool` is the memory that graphs take, where several
+    share one.
     """
 
     def __init__(
@@ -123,7 +124,12 @@ class GraphedStep:
         if shapes not in self.graphs:
             # Another shape's graph holds memory for all its activations: one at a time.
             self.graphs.clear()
-            self.graphs[shapes] = self.capture(inputs)
+            with suppress(torch.cuda.OutOfMemoryError):
+                self.graphs[shapes] = self.capture(inputs)
+            if shapes not in self.graphs:  # a graph's memory is its own, beside what the warm-up took
+                self.enabled = False
+                torch.cuda.empty_cache()
+                return self.step(**inputs)
         graph, static, output = self.graphs[shapes]
         for name, tensor in inputs.items():
             static[name].copy_(tensor, non_blocking=True)

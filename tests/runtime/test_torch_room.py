@@ -130,6 +130,25 @@ def test_a_dropped_step_gives_its_weights_back_at_once(tiny_bundle: Path) -> Non
             gc.enable()
 
 
+def test_a_step_that_cannot_be_captured_runs_uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = torch_memory.GraphedStep(lambda x: x + 1, torch.device("cuda"))
+    tries = Exhausted(None, 9)
+    monkeypatch.setattr(step, "capture", tries)
+    assert [float(step({"x": torch.tensor(value)})) for value in (1.0, 2.0)] == [2, 3]
+    assert tries.left == 8  # tried once
+
+
+def test_a_share_of_the_gpu_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 * 10**9, 24 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10**9)
+    device = torch.device("cuda")
+    for share, expected in ((1.0, (20, 24)), (0.5, (11, 12))):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _, share=share: share)
+        found = Device.of(device)
+        assert (found.free // 10**9, found.total // 10**9, found.capability) == (*expected, 89)
+
+
 class Driver:
     """Registers host memory as CUDA does, by whole pages, up to a limit."""
 

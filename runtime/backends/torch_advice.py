@@ -50,7 +50,7 @@ class Device:
         major, minor = torch.cuda.get_device_capability(device)
         free, total = torch.cuda.mem_get_info(device)
         share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
-        allowed = int(share(device) * total)
+        allowed = int(share(device.index) * total)
         if allowed < total:
             free, total = min(free, allowed - torch.cuda.memory_reserved(device)), allowed
         return cls(free, total, 10 * major + minor)

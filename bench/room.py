@@ -113,13 +113,20 @@ def run(options: argparse.Namespace) -> None:
         for row in measure(options.bundle, cards, size):
             rows.append(row)
             bar.update()
-    result: dict[str, Any] = {"what": "room", "size": list(size), "rows": rows, "machine": describe()}
-    if options.json is not None:
-        write_json(options.json, result)
     import torch
 
+    gpu = torch.cuda.get_device_name()
+    result: dict[str, Any] = {
+        "what": "room",
+        "size": list(size),
+        "gpu": gpu,
+        "rows": rows,
+        "machine": describe(),
+    }
+    if options.json is not None:
+        write_json(options.json, result)
     footer = (
-        f"{options.size}, one reference, two edits; {torch.cuda.get_device_name()} cut down to each size. "
+        f"{options.size}, one reference, two edits; {gpu} cut down to each size. "
         f"{one_line(result['machine'])}"
     )
     if options.page is not None:

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from .choose import Tile, fastest_tile
 from .key_order import deinterleave, interleave_tile
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
 from .rope import BLOCK, HEAD_DIMS
@@ -189,27 +190,35 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     tl.store(to, (acc * by[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
 
 
-TILES = {
-    # (16-bit or not, head_dim): queries, keys, warps, stages. Hopper: two warpgroups of 64 queries each.
+TILES: dict[int, dict[tuple[bool, int], tuple[Tile, ...]]] = {
+    # (16-bit or not, head_dim): queries, keys, warps, stages. Hopper: two warpgroups of 64 queries each; or one, and
+    # two programs at a time.
     90: {
-        (True, 32): (128, 128, 8, 3),
-        (True, 64): (128, 128, 8, 3),
-        (True, 128): (128, 64, 8, 3),
-        (False, 32): (128, 128, 8, 3),
-        (False, 64): (128, 128, 8, 3),
-        (False, 128): (128, 128, 8, 3),
+        (True, 32): ((128, 128, 8, 3),),
+        (True, 64): ((128, 128, 8, 3),),
+        (True, 128): ((128, 64, 8, 3), (64, 64, 4, 3)),
+        (False, 32): ((128, 128, 8, 3),),
+        (False, 64): ((128, 128, 8, 3),),
+        (False, 128): ((128, 128, 8, 3), (64, 128, 4, 3), (128, 64, 8, 3)),
     },
     # Ampere to Ada and consumer Blackwell: 100 KB of shared memory, registers hold the scores.
     80: {
-        (True, 32): (128, 64, 4, 3),
-        (True, 64): (128, 64, 8, 3),
-        (True, 128): (128, 32, 8, 3),
-        (False, 32): (128, 64, 4, 3),
-        (False, 64): (128, 64, 4, 3),
-        (False, 128): (128, 64, 8, 3),
+        (True, 32): ((128, 64, 4, 3),),
+        (True, 64): ((128, 64, 8, 3),),
+        (True, 128): ((128, 32, 8, 3),),
+        (False, 32): ((128, 64, 4, 3),),
+        (False, 64): ((128, 64, 4, 3),),
+        (False, 128): ((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 3)),
     },
 }
-"""By the oldest architecture that they are for."""
+"""By the oldest architecture that they are for, those to measure; none spills on sm_89 or sm_90."""
+
+
+def tiles(q: Tensor, arch: int) -> tuple[Tile, ...]:
+    """Of operands like q [batch, heads, tokens, head_dim]."""
+    if q.dtype == torch.float32:  # for the interpreter and for fp32 models: twice the bytes
+        return ((64, 32, 8, 1),)
+    return TILES[90 if arch in (90, 100, 103) else 80][q.dtype in FLOATS, q.shape[3]]
 
 
 def check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -239,8 +248,9 @@ def plan(
     scales: tuple[Tensor, Tensor, Tensor] | None = None,
     fast: bool = True,
     arch: int = 0,
+    tile: int = 0,
 ) -> Launch:
-    """The launch for compute capability `arch` (0: that of the tensors' device).
+    """The launch for compute capability `arch` (0: that of the tensors' device); `tile` counts those of `tiles`.
 
     `fast` leaves sums of FP8 products in the tensor cores' own accumulators, which on Ada and Hopper keep about 14
     bits; otherwise they are added up in fp32 for every block of keys.
@@ -249,10 +259,7 @@ def plan(
     check(q, k, v)
     require_capability(arch, "" if scales is None else "FP8 attention needs", "16-bit attention")
     batch, heads, q_tokens, head_dim = q.shape
-    wide = scales is None
-    m, n, warps, stages = TILES[90 if arch in (90, 100, 103) else 80][wide, head_dim]
-    if q.dtype == torch.float32:  # for the interpreter and for fp32 models: twice the bytes
-        m, n, stages = 64, 32, 1
+    m, n, warps, stages = tiles(q, arch)[tile]
     q_scale, k_scale, v_scale = scales or (None, None, None)
     return Launch(
         attention_kernel,
@@ -294,6 +301,24 @@ def plan(
     )
 
 
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    scales: tuple[Tensor, Tensor, Tensor] | None = None,
+    fast: bool = True,
+) -> None:
+    """Into `out`, with the fastest tile."""
+
+    def start(tile: int) -> None:
+        plan(q, k, v, out, scales, fast, tile=tile).run()
+
+    sizes = "x".join(map(str, (*q.shape[:3], k.shape[2], q.shape[3])))
+    key = f"attention {q.dtype} {sizes}{'' if fast else ' fp32 sums'}".replace("torch.", "")
+    fastest_tile(key, tiles(q, capability(q)), start)
+
+
 def launch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     check(q, k, v)
     require(
@@ -302,7 +327,7 @@ def launch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, tokens, head_dim = q.shape
     out = q.new_empty((batch, tokens, heads * head_dim))
     if out.numel():
-        plan(q, k, v, out).run()
+        run(q, k, v, out)
     return out
 
 
@@ -319,7 +344,7 @@ def launch_attention_quantized(
     batch, heads, tokens, head_dim = q.shape
     out = q.new_empty((batch, tokens, heads * head_dim), dtype=dtype)
     if out.numel():
-        plan(q, k, v, out, (q_scale, k_scale, v_scale), fast).run()
+        run(q, k, v, out, (q_scale, k_scale, v_scale), fast)
     return out
 
 

@@ -1,4 +1,5 @@
-"""Chooses between ways to compute one thing by measuring them, once for each shape, and keeps the measurements.
+"""Chooses between ways to compute one thing, and between tiles of one kernel, by measuring them, once for each shape,
+and keeps the measurements.
 
 Nothing is measured on a CPU, while a CUDA graph is captured, or under torch.compile: there the first way that was not
 measured slower is taken, and compiled code keeps to it.
@@ -6,12 +7,16 @@ measured slower is taken, and compiled code keeps to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .launch import FAILURES
+from .launch import FAILURES, triton
+
+Tile = tuple[int, ...]
+"""A kernel's rows, columns (and depth) a program, warps and stages."""
 
 MEASURED: dict[str, dict[str, float]] = {}
 """What was measured: key → way → milliseconds."""
@@ -39,6 +44,24 @@ def fastest(
         if changes is not None and kept is not None:
             changes.copy_(kept)
     return ways[chosen(key, tuple(ways))]
+
+
+def fastest_tile(
+    key: str, tiles: Sequence[Tile], start: Callable[[int], None], changes: Tensor | None = None
+) -> None:
+    """Runs a kernel with the fastest of its tiles, the first of which is the one that bundles have compiled.
+
+    Args:
+        key: the kernel and its sizes.
+        tiles: what the kernel can be compiled for.
+        start: runs it with the tile of this number.
+        changes: as in `fastest`.
+    """
+    if len(tiles) == 1 or triton is None:
+        start(0)
+        return
+    names = ["x".join(map(str, tile)) for tile in tiles]
+    fastest(f"tile of {key}", {name: partial(start, i) for i, name in enumerate(names)}, changes)()
 
 
 @torch.compiler.assume_constant_result

@@ -191,6 +191,11 @@ def finish_split(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
+def ending(gate: Tensor | None, out_scale: Tensor | None) -> str:
+    """An epilogue's name."""
+    return "residual" if gate is not None else "gelu" if out_scale is not None else "plain"
+
+
 @jit()
 def tile_of(  # type: ignore[no-untyped-def]
     program, rows, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
+from .choose import Tile, fastest_tile
 from .epilogue import finish_split, rows_of, tile_of
 from .launch import Launch, capability, jit, require, require_capability, tl
 
@@ -100,13 +101,19 @@ def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-TILES = {
-    # M, N, K, warps, stages. Hopper and datacenter Blackwell: two warpgroups, 64 rows of 256 columns each.
-    90: (128, 256, 128, 8, 3),
-    80: (128, 128, 64, 8, 4),
+TILES: dict[tuple[int, bool], tuple[Tile, ...]] = {
+    # M, N, K, warps, stages. Hopper and datacenter Blackwell: two warpgroups, 64 rows of 256 columns each; smaller ones
+    # for the last wave of programs. INT8's sums of 256 columns and their fp32 values do not fit the registers together.
+    (90, False): ((128, 256, 128, 8, 3), (128, 128, 128, 8, 4), (64, 256, 128, 4, 4)),
+    (90, True): ((128, 128, 128, 8, 4), (128, 128, 64, 8, 4)),
+    (80, False): ((128, 128, 64, 8, 4), (128, 64, 128, 4, 4), (64, 128, 128, 4, 4)),
+    (80, True): ((128, 128, 64, 8, 4), (128, 128, 128, 8, 3)),
 }
-INT8_TILE = (128, 128, 128, 8, 4)
-"""On Hopper: the int32 sums of 256 columns and their fp32 values do not fit the registers together."""
+"""(oldest architecture, whether operands are INT8) → the tiles to measure, none of which spills on sm_89 or sm_90."""
+
+
+def tiles(a: Tensor, arch: int) -> tuple[Tile, ...]:
+    return TILES[90 if arch in (90, 100, 103) else 80, a.dtype == torch.int8]
 
 
 def check(
@@ -138,14 +145,14 @@ def plan(
     out_scale: Tensor | None = None,
     fast: bool = True,
     arch: int = 0,
+    tile: int = 0,
 ) -> Launch:
-    """`fast`: see `attention.plan`."""
+    """`fast`: see `attention.plan`; `tile` counts those of `tiles`."""
     arch = arch or capability(a)
     check(out, a, a_scale, weight, w_scale, out_scale)
     require_capability(arch, "" if a.dtype == torch.int8 else "FP8 products need", "INT8 activations")
     depth = a.shape[2]
-    large = arch in (90, 100, 103)
-    m, n, k, warps, stages = INT8_TILE if large and a.dtype == torch.int8 else TILES[90 if large else 80]
+    m, n, k, warps, stages = tiles(a, arch)[tile]
     # Blackwell's sums leave the tensor memory all at once: 256 columns of them spill beside any ending.
     pieces = {"PIECES": 4} if arch in (100, 103) and n > 128 else {}
     return epilogue.product_launch(
@@ -167,8 +174,13 @@ def launch_scaled_linear(
     gate: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> None:
+    def start(tile: int) -> None:
+        plan(out, a, a_scale, weight, w_scale, bias, gate, out_scale, tile=tile).run()
+
     if out.numel():
-        plan(out, a, a_scale, weight, w_scale, bias, gate, out_scale).run()
+        sizes = "x".join(map(str, (*a.shape[:2], *weight.shape)))
+        key = f"{a.dtype} {sizes} {epilogue.ending(gate, out_scale)}".removeprefix("torch.")
+        fastest_tile(key, tiles(a, capability(a)), start, None if gate is None else out)
 
 
 scaled_linear_op = torch.library.custom_op(

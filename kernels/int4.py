@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
+from .choose import Tile, fastest_tile
 from .epilogue import finish_split, rows_of, tile_of
 from .launch import Launch, capability, jit, power_of_two, require, require_capability, tl
 
@@ -141,8 +142,17 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-TILES = {90: (128, 128, 8, 4), 80: (128, 128, 8, 3)}
-"""Rows, columns, warps, stages."""
+TILES: dict[int, tuple[Tile, ...]] = {
+    90: ((128, 128, 8, 4), (64, 128, 4, 4), (128, 64, 4, 4)),
+    80: ((128, 128, 8, 3), (64, 128, 4, 4), (128, 64, 4, 4)),
+}
+"""Oldest architecture → rows, columns, warps, stages; the small ones leave room for three programs at a time."""
+
+
+def tiles(a: Tensor, arch: int) -> tuple[Tile, ...]:
+    if a.dtype == torch.float32:
+        return ((64, 64, 8, 1),)
+    return TILES[90 if arch in (90, 100, 103) else 80]
 
 
 def check(
@@ -193,15 +203,14 @@ def plan(
     gate: Tensor | None = None,
     out_scale: Tensor | None = None,
     arch: int = 0,
+    tile: int = 0,
 ) -> Launch:
     arch = arch or capability(a)
     check(out, a, a_scale, packed, scales, low, up, out_scale)
     require_capability(arch, "" if a_scale is None else "FP8 products need", "16-bit activations")
-    m, n, warps, stages = TILES[90 if arch in (90, 100, 103) else 80]
+    m, n, warps, stages = tiles(a, arch)[tile]
     if arch in (100, 103) and a_scale is not None:  # 128 columns spill 320 bytes a thread
         n = 64
-    if a.dtype == torch.float32:
-        m, n, stages = 64, 64, 1
     rank = up.shape[0] if up is not None else 0
     return epilogue.product_launch(
         int4_gemm_kernel,
@@ -230,8 +239,14 @@ def launch_int4_linear(
     gate: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> None:
+    def start(tile: int) -> None:
+        plan(out, a, a_scale, packed, scales, low, up, bias, gate, out_scale, tile=tile).run()
+
     if out.numel():
-        plan(out, a, a_scale, packed, scales, low, up, bias, gate, out_scale).run()
+        sizes = "x".join(map(str, (*a.shape, 2 * packed.shape[1])))
+        rank = f" rank {up.shape[0]}" if up is not None else ""
+        key = f"int4 {a.dtype} {sizes} {epilogue.ending(gate, out_scale)}{rank}".replace("torch.", "")
+        fastest_tile(key, tiles(a, capability(a)), start, None if gate is None else out)
 
 
 int4_linear_op = torch.library.custom_op(

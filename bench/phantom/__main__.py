@@ -77,7 +77,9 @@ def build(folder: Path) -> None:
         unfinished.replace(target)
 
 
-def environment(folder: Path, memory: int, architecture: int, trace: bool = False) -> dict[str, str]:
+def environment(
+    folder: Path, memory: int, architecture: int, trace: bool = False, pinned: bool = True
+) -> dict[str, str]:
     """This process's environment with the phantom GPU of `memory` bytes in it."""
 
     def before(name: str, *paths: str) -> str:
@@ -97,6 +99,7 @@ def environment(folder: Path, memory: int, architecture: int, trace: bool = Fals
         "PHANTOM_MEMORY": str(memory),
         "PHANTOM_ARCHITECTURE": str(architecture),
         "PHANTOM_TRACE": "1" if trace else "0",
+        "PHANTOM_PINNED": "1" if pinned else "0",
     }
 
 
@@ -119,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory", default="80GB", metavar="SIZE", help="of the GPU (default: 80GB)")
     parser.add_argument("--architecture", default="sm_90", metavar="SM", help="of the GPU (default: sm_90)")
     parser.add_argument("--trace", action="store_true", help="list every launch of a Triton kernel on stderr")
+    parser.add_argument("--unpinned", action="store_true", help="refuse to register host memory, as WSL may")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --, with its arguments")
     options = parser.parse_args(arguments)
 
@@ -126,7 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         architecture = parse_architectures(options.architecture)[0]
         folder = cache_folder() / "phantom"
         build(folder)
-        variables = environment(folder, parse_size(options.memory), architecture, options.trace)
+        variables = environment(
+            folder, parse_size(options.memory), architecture, options.trace, not options.unpinned
+        )
         check_torch(variables)
         return subprocess.run(options.command, env=variables).returncode
 

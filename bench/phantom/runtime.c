@@ -190,9 +190,13 @@ cudaError_t cudaHostAlloc(void** address, size_t size, unsigned flags) {
     return posix_memalign(address, 4096, size) ? fail(cudaErrorMemoryAllocation) : cudaSuccess;
 }
 
+// All or nothing: under WSL and small limits there is little that can be registered.
+cudaError_t cudaHostRegister(void* address, size_t size, unsigned flags) {
+    return phantom_number("PHANTOM_PINNED", 1) ? cudaSuccess : fail(cudaErrorMemoryAllocation);
+}
+
 cudaError_t cudaFreeHost(void* address) { return free(address), cudaSuccess; }
 
-NOTHING(cudaHostRegister, void* address, size_t size, unsigned flags)
 NOTHING(cudaHostUnregister, void* address)
 NOTHING(cudaMemcpyPeerAsync, void* to, int device, const void* from, int other, size_t size, cudaStream_t stream)
 NOTHING(cudaMemcpyToSymbol, const void* symbol, const void* from, size_t size, size_t at, enum cudaMemcpyKind kind)

@@ -53,6 +53,9 @@ def pinned_tensor(tensor: Tensor) -> Tensor:
     if size and int(driver.cudaHostRegister(pages.ctypes.data, size, 0)) == 0:
         done = weakref.finalize(memory, driver.cudaHostUnregister, pages.ctypes.data)
         done.atexit = False  # the process's end gives all back, and the driver may be gone by then
+    elif size:
+        with suppress(RuntimeError):  # the next launch of any kernel would raise what this call left behind
+            torch.ones(1, device=tensor.device if tensor.is_cuda else "cuda")
     host = torch.from_numpy(pages[: tensor.nbytes]).view(tensor.dtype).view(tensor.shape)
     return host.copy_(tensor)
 

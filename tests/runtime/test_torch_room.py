@@ -174,6 +174,8 @@ def test_pinned_memory_is_as_large_as_what_is_in_it_and_given_back(
 ) -> None:
     driver = Driver(limit)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    launched = []
+    monkeypatch.setattr(torch, "ones", lambda *_, device: launched.append(device))
     tensors = (
         torch.randn(300, 70),
         torch.randn(3, 5).to(torch.float8_e4m3fn).t(),
@@ -185,6 +187,7 @@ def test_pinned_memory_is_as_large_as_what_is_in_it_and_given_back(
         assert (copy.dtype, copy.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(copy.float(), tensor.float())
     assert sorted(driver.held.values()) == ([4096, 4096, 86016] if limit else [])
+    assert launched == ([] if limit else ["cuda"] * 3)  # takes CUDA's pending error along
     view = copies[0][:2]
     del copies, copy
     assert len(driver.held) == (1 if limit else 0)  # for as long as a view is there

@@ -137,8 +137,11 @@ def check(
         f"4-bit codes must be whole rows of bytes, not {packed.dtype} {list(packed.shape)}",
     )
     require(
-        table is None or (table.dtype == torch.float32 and tuple(table.shape) == (CODES,)),
-        "a table is sixteen fp32 values",
+        table is None
+        or (
+            table.dtype == torch.float32 and tuple(table.shape) == (CODES,) and table.device == packed.device
+        ),
+        "a table is sixteen fp32 values where the codes are",
     )
     height, width = packed.shape[0], 2 * packed.shape[1]
     depth, channels = (width, height) if transposed else (height, width)

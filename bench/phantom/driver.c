@@ -2,7 +2,9 @@
 //
 // A kernel's machine code must be machine code, and its launch one that the architecture takes: PHANTOM_TRACE=1 lists them.
 
+#define _GNU_SOURCE
 #include <cuda.h>
+#include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -131,7 +133,10 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
                   config->blockDimX * config->blockDimY * config->blockDimZ, config->sharedMemBytes);
 }
 
+// How Triton finds out that a tensor is not the GPU's.
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdeviceptr address) {
+    int (*on_device)(const void*) = (int (*)(const void*))dlsym(RTLD_DEFAULT, "phantom_on_device");
+    if (on_device && !on_device((const void*)(uintptr_t)address)) return CUDA_ERROR_INVALID_VALUE;
     return *(CUdeviceptr*)value = address, CUDA_SUCCESS;
 }
 

@@ -45,7 +45,8 @@ static cudaError_t allowed(const char* call) {
     return fail(cudaErrorStreamCaptureUnsupported);
 }
 
-static int on_device(const void* address) {
+// The driver asks too.
+int phantom_on_device(const void* address) {
     int found = 0;
     pthread_mutex_lock(&lock);
     for (Block* block = blocks; block && !found; block = block->next)
@@ -204,7 +205,7 @@ NOTHING(cudaMemset, void* address, int value, size_t size)
 NOTHING(cudaMemsetAsync, void* address, int value, size_t size, cudaStream_t stream)
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream) {
-    if (!on_device(to)) memset(to, 0, size);
+    if (!phantom_on_device(to)) memset(to, 0, size);
     return cudaSuccess;
 }
 
@@ -218,7 +219,7 @@ cudaError_t cudaGetSymbolAddress(void** address, const void* symbol) {
 
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes* attributes, const void* address) {
     memset(attributes, 0, sizeof *attributes);
-    attributes->type = on_device(address) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+    attributes->type = phantom_on_device(address) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
     return cudaSuccess;
 }
 

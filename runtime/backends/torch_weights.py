@@ -102,11 +102,11 @@ def each_tensor(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
     return part
 
 
-def code_values(codec: str, *others: Tensor) -> Tensor | None:
+def code_values(codec: str, device: torch.device, *others: Tensor) -> Tensor | None:
     """What the sixteen codes of a format stand for, fp32; NVFP4's with its scale of the whole weight."""
     if codec == "nf4":
-        return torch.tensor(nf4.CODES)
-    return nvfp4.decode(torch.arange(16)) * others[0].cpu() if codec == "nvfp4" else None
+        return torch.tensor(nf4.CODES, device=device)
+    return nvfp4.decode(torch.arange(16, device=device)) * others[0] if codec == "nvfp4" else None
 
 
 def to_device(part: Part, device: torch.device) -> Part:
@@ -181,7 +181,7 @@ class WeightFile:
                 up=up,
                 input_mean=mean,
                 codec=codec,
-                table=code_values(codec, *others),
+                table=code_values(codec, weight.device, *others),
                 zeros=others[0] if codec == "uint4" else None,
             )
         weight = self.read(key)

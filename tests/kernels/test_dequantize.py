@@ -84,6 +84,8 @@ def test_refusals() -> None:
     assert table is not None
     with pytest.raises(KontextError, match="sixteen fp32 values"):
         run(packed, table[:8], scales, None, False, torch.float32)
+    with pytest.raises(KontextError, match="where the codes are"):
+        run(packed, table.to("meta"), scales, None, False, torch.float32)
     with pytest.raises(KontextError, match="for 64 inputs and 16 channels"):
         run(packed, table, scales[:3].contiguous(), None, False, torch.float32)
     with pytest.raises(KontextError, match="whole rows of bytes"):

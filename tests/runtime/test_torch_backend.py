@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
+from kontext.quant.formats import FORMATS as NUMBER_FORMATS  # noqa: E402
 from kontext.runtime.backends import torch_decode, torch_memory, torch_weights  # noqa: E402
 from kontext.runtime.backends.torch import Options, TorchBackend  # noqa: E402
 from kontext.runtime.backends.torch_linear import KernelLinear, choose_activations  # noqa: E402
@@ -296,6 +297,26 @@ def test_on_a_gpu(embedded: dict[str, Path], onnx_pictures: dict[str, Image.Imag
         bundle = Bundle.open(embedded[name])
         picture = Pipeline(bundle, TorchBackend(bundle, "cuda")).edit(photograph(), TEXT, steps=4)
         assert psnr(picture, onnx_pictures[name]) >= 35
+
+
+@pytest.mark.parametrize("format", ["nf4", "nvfp4", "uint4"])
+def test_all_of_a_linear_is_where_its_weight_is(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table made on the host would be an address that a kernel cannot read."""
+    stored = NUMBER_FORMATS[format]
+    tensors = stored.quantize(torch.randn(128, 64), torch.float32)
+    names = [f"l.weight{ending}" for ending, *_ in stored.layout((128, 64))]
+    path = tmp_path / "w.safetensors"
+    save_file({**dict(zip(names, tensors, strict=True)), "l.bias": torch.ones(64)}, path)
+    file = torch_weights.WeightFile(path, torch.device("cpu"), torch.float32)
+    read = file.read
+    monkeypatch.setattr(file, "read", lambda *words, **options: read(*words, **options).to("meta"))
+    devices: set[str] = set()
+    torch_weights.each_tensor(
+        file.linear("l", 128, 64), lambda tensor: devices.add(tensor.device.type) or tensor
+    )
+    assert devices == {"meta"}
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def measure(
         "machine": describe(),
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix="kontext-fullsize-") as temporary:
-        checkpoint, bundle = Path(temporary) / "FLUX.1-Kontext-synthetic", Path(temporary) / "bundle"
+        checkpoint, bundle = Path(temporary) / synthetic.FULL.name, Path(temporary) / "bundle"
         with tqdm(total=size, desc="checkpoint", unit="B", unit_scale=True, disable=not progress) as bar:
             start = time.perf_counter()
             synthetic.write(checkpoint, config, bar.update)
@@ -228,11 +228,10 @@ def full_size(blocks: str) -> KontextConfig:
     counts = blocks.split(",")
     if len(counts) != 2 or not all(count.isdecimal() and int(count) > 0 for count in counts):
         raise KontextError(f"--blocks takes two numbers, such as 19,38, not {blocks!r}")
-    config = KontextConfig(name="FLUX.1-Kontext-synthetic")
     transformer = dataclasses.replace(
-        config.transformer, num_double_blocks=int(counts[0]), num_single_blocks=int(counts[1])
+        synthetic.FULL.transformer, num_double_blocks=int(counts[0]), num_single_blocks=int(counts[1])
     )
-    return dataclasses.replace(config, transformer=transformer)
+    return dataclasses.replace(synthetic.FULL, transformer=transformer)
 
 
 if __name__ == "__main__":

@@ -117,10 +117,9 @@ def run(device: torch.device, report: Report) -> dict[str, Any]:
     config = gpu_step.FULL if large else gpu_step.SMALL
     report.section("correctness of the step", lambda: gpu_step.shallow_errors(device, dtype, config))
     report.section("attention", lambda: gpu_kernels.attentions(shape, clock))
-    report.section("passes", lambda: gpu_kernels.passes(shape, clock, found.get("copy_gb_s", float("nan"))))
-    report.section(
-        "unpacking", lambda: gpu_kernels.unpackings(shape, clock, found.get("copy_gb_s", float("nan")))
-    )
+    copy_gb_s = found.get("copy_gb_s", float("nan"))
+    report.section("passes", lambda: gpu_kernels.passes(shape, clock, copy_gb_s))
+    report.section("unpacking", lambda: gpu_kernels.unpackings(shape, clock, copy_gb_s))
     report.section("products", lambda: gpu_kernels.products(shape, clock))
     steps(device, report, clock, config, dtype, large)
     report.results["chosen"] = MEASURED

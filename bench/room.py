@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import KontextError
 from ..quant.memory import CUDA
+from ..runtime.backends.torch import Options, TorchBackend
 from ..runtime.bundle import Bundle
 from ..runtime.cli import parse_size as parse_sides
 from ..runtime.pipeline import Pipeline
@@ -37,14 +39,9 @@ PROMPTS = ("make the circle red", "make it night")
 
 def edits(bundle: Path, offload: bool, size: tuple[int, int]) -> dict[str, Any]:
     """Peak of allocated bytes over two edits, and whether a picture was decoded in tiles; or why they do not fit."""
-    import torch
-
-    from ..runtime.backends.torch import Options, TorchBackend
-
     torch.cuda.reset_peak_memory_stats()
-    pipeline = Pipeline(
-        Bundle.open(bundle), TorchBackend(Bundle.open(bundle), "cuda", Options(offload=offload))
-    )
+    opened = Bundle.open(bundle)
+    pipeline = Pipeline(opened, TorchBackend(opened, "cuda", Options(offload=offload)))
     picture = Image.effect_noise(size, 50).convert("RGB")
     try:
         with warnings.catch_warnings(record=True) as told:
@@ -65,8 +62,6 @@ def measure(bundles: Sequence[Path], cards: Sequence[str], size: tuple[int, int]
     Raises:
         KontextError: no GPU, or one that is smaller than a card that is asked for.
     """
-    import torch
-
     if not torch.cuda.is_available():
         raise KontextError(
             "there is no GPU: run this under `python -m kontext.bench.phantom`, which computes nothing"
@@ -113,8 +108,6 @@ def run(options: argparse.Namespace) -> None:
         for row in measure(options.bundle, cards, size):
             rows.append(row)
             bar.update()
-    import torch
-
     gpu = torch.cuda.get_device_name()
     result: dict[str, Any] = {
         "what": "room",

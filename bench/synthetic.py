@@ -34,6 +34,9 @@ SHARD_BYTES = 10_000_000_000
 TILE = 1 << 24
 """Numbers in the tile of noise."""
 
+FULL = KontextConfig(name="FLUX.1-Kontext-synthetic")
+"""FLUX.1 Kontext's own sizes."""
+
 SPARE_BYTES = 2_000_000_000
 
 Shapes = dict[str, tuple[int, ...]]
@@ -179,13 +182,12 @@ def main(arguments: list[str] | None = None) -> int:
     def run() -> None:
         if options.folder.exists():
             raise KontextError(f"{options.folder} exists already: name a folder that does not")
-        config = KontextConfig(name="FLUX.1-Kontext-synthetic")
-        size = size_of(config)
+        size = size_of(FULL)
         options.folder.mkdir(parents=True)
         if not options.hollow:
             check_room(options.folder, size)
         with tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-            write(options.folder, config, bar.update, options.hollow)
+            write(options.folder, FULL, bar.update, options.hollow)
 
     return exit_code(run)
 

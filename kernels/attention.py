@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from .choose import Tile, fastest_tile
+from .choose import Tile, fastest_tile, generation
 from .key_order import deinterleave, interleave_tile
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
 from .rope import BLOCK, HEAD_DIMS
@@ -219,7 +219,7 @@ def tiles(q: Tensor, arch: int) -> tuple[Tile, ...]:
     """Of operands like q [batch, heads, tokens, head_dim]."""
     if q.dtype == torch.float32:  # for the interpreter and for fp32 models: twice the bytes
         return ((64, 32, 8, 1),)
-    return TILES[90 if arch in (90, 100, 103) else 80][q.dtype in FLOATS, q.shape[3]]
+    return TILES[generation(arch)][q.dtype in FLOATS, q.shape[3]]
 
 
 def check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -316,7 +316,7 @@ def run(
         plan(q, k, v, out, scales, fast, tile=tile).run()
 
     sizes = "x".join(map(str, (*q.shape[:3], k.shape[2], q.shape[3])))
-    key = f"attention {q.dtype} {sizes}{'' if fast else ' fp32 sums'}".replace("torch.", "")
+    key = f"attention {q.dtype} {sizes}{'' if fast else ' fp32 sums'}"
     fastest_tile(key, tiles(q, capability(q)), start)
 
 

@@ -18,6 +18,15 @@ from .launch import FAILURES, triton
 Tile = tuple[int, ...]
 """A kernel's rows, columns (and depth) a program, warps and stages."""
 
+LARGE = (90, 100, 103)
+"""Hopper and datacenter Blackwell: 227 KB of shared memory, and tensor cores that read it."""
+
+
+def generation(arch: int) -> int:
+    """The oldest architecture that has the tiles of `arch`."""
+    return 90 if arch in LARGE else 80
+
+
 MEASURED: dict[str, dict[str, float]] = {}
 """What was measured: key → way → milliseconds."""
 
@@ -61,6 +70,7 @@ def fastest_tile(
         start(0)
         return
     names = ["x".join(map(str, tile)) for tile in tiles]
+    key = key.replace("torch.", "")  # as dtypes are written
     fastest(f"tile of {key}", {name: partial(start, i) for i, name in enumerate(names)}, changes)()
 
 

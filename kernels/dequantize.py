@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .int4 import codes, signed
 from .launch import Launch, cdiv, jit, require, tl
 
 CODES = 16
@@ -48,15 +49,9 @@ def dequantize_4bit(
     elif zeros is not None:
         values = (numbers - codes(zeros, transposed).repeat_interleave(group, axis)).float()
     else:
-        values = ((numbers ^ 8) - 8).float()
+        values = signed(numbers).float()
     weight = (values * scales.float().repeat_interleave(group, axis)).to(dtype)
     return weight.t() if transposed else weight
-
-
-def codes(packed: Tensor, high_first: bool) -> Tensor:
-    """Whole numbers from 0 to 15, [rows, columns] of [rows, columns / 2]."""
-    halves = (packed >> 4, packed & 15) if high_first else (packed & 15, packed >> 4)
-    return torch.stack(halves, dim=-1).flatten(-2).int()
 
 
 @jit()
@@ -209,9 +204,14 @@ def launch_dequantize_4bit(
     transposed: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    out = packed.new_empty((packed.shape[0], 2 * packed.shape[1]), dtype=dtype)
+    out = as_packed(packed, dtype)
     plan(packed, table, scales, zeros, transposed, out).run()
     return out.t() if transposed else out
+
+
+def as_packed(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for the weights as their codes lie."""
+    return packed.new_empty((packed.shape[0], 2 * packed.shape[1]), dtype=dtype)
 
 
 dequantize_4bit_op = torch.library.custom_op(
@@ -234,7 +234,7 @@ def _(
     dtype: torch.dtype,
 ) -> Tensor:
     check(packed, table, scales, zeros, transposed)
-    out = packed.new_empty((packed.shape[0], 2 * packed.shape[1]), dtype=dtype)
+    out = as_packed(packed, dtype)
     return out.t() if transposed else out
 
 

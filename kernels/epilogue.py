@@ -27,6 +27,11 @@ def kind(gate: Tensor | None, out_scale: Tensor | None) -> int:
     return GELU if out_scale is not None else PLAIN
 
 
+def ending(gate: Tensor | None, out_scale: Tensor | None) -> str:
+    """An epilogue's name."""
+    return ("plain", "gelu", "residual")[kind(gate, out_scale)]
+
+
 def check(out: Tensor, rows: tuple[int, ...], channels: int, out_scale: Tensor | None) -> None:
     """Raises KontextError unless `out` can take a product of [*rows, channels]."""
     expected = [*rows, channels]
@@ -189,11 +194,6 @@ def finish_split(  # type: ignore[no-untyped-def]
             right, rows, column + BLOCK_N // 2, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token,
             gate_batch, BLOCK_M, BLOCK_N // 2, PIECES // 2, EPILOGUE, BIAS, LIMIT, INTEGER,
         )  # fmt: skip
-
-
-def ending(gate: Tensor | None, out_scale: Tensor | None) -> str:
-    """An epilogue's name."""
-    return "residual" if gate is not None else "gelu" if out_scale is not None else "plain"
 
 
 @jit()

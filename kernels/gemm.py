@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
-from .choose import Tile, fastest_tile
+from .choose import Tile, fastest_tile, generation
 from .epilogue import finish_split, rows_of, tile_of
 from .launch import Launch, capability, jit, require, require_capability, tl
 
@@ -113,7 +113,7 @@ TILES: dict[tuple[int, bool], tuple[Tile, ...]] = {
 
 
 def tiles(a: Tensor, arch: int) -> tuple[Tile, ...]:
-    return TILES[90 if arch in (90, 100, 103) else 80, a.dtype == torch.int8]
+    return TILES[generation(arch), a.dtype == torch.int8]
 
 
 def check(
@@ -179,7 +179,7 @@ def launch_scaled_linear(
 
     if out.numel():
         sizes = "x".join(map(str, (*a.shape[:2], *weight.shape)))
-        key = f"{a.dtype} {sizes} {epilogue.ending(gate, out_scale)}".removeprefix("torch.")
+        key = f"{a.dtype} {sizes} {epilogue.ending(gate, out_scale)}"
         fastest_tile(key, tiles(a, capability(a)), start, None if gate is None else out)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
-from .choose import Tile, fastest_tile
+from .choose import Tile, fastest_tile, generation
 from .epilogue import finish_split, rows_of, tile_of
 from .launch import Launch, capability, jit, power_of_two, require, require_capability, tl
 
@@ -24,9 +24,18 @@ MAX_RANK = 256
 
 def unpack(packed: Tensor, scales: Tensor) -> Tensor:
     """fp32 weights [in, out]."""
-    halves = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2).to(torch.int8)
-    integers = torch.where(halves > 7, halves - 16, halves)
-    return integers.float() * scales.float().repeat_interleave(GROUP, 0)
+    return signed(codes(packed)).float() * scales.float().repeat_interleave(GROUP, 0)
+
+
+def codes(packed: Tensor, high_first: bool = False) -> Tensor:
+    """Whole numbers from 0 to 15, [rows, columns] of [rows, columns / 2]."""
+    halves = (packed >> 4, packed & 15) if high_first else (packed & 15, packed >> 4)
+    return torch.stack(halves, dim=-1).flatten(-2).int()
+
+
+def signed(codes: Tensor) -> Tensor:
+    """What four bits mean as a two's complement."""
+    return (codes ^ 8) - 8
 
 
 def int4_linear(
@@ -152,7 +161,16 @@ TILES: dict[int, tuple[Tile, ...]] = {
 def tiles(a: Tensor, arch: int) -> tuple[Tile, ...]:
     if a.dtype == torch.float32:
         return ((64, 64, 8, 1),)
-    return TILES[90 if arch in (90, 100, 103) else 80]
+    return TILES[generation(arch)]
+
+
+def check_scales(packed: Tensor, scales: Tensor) -> None:
+    """Raises KontextError unless INT4 weights have a scale for each group and output channel."""
+    shape = [packed.shape[0] // GROUP, 2 * packed.shape[1]]
+    require(
+        list(scales.shape) == shape and scales.is_contiguous(),
+        f"INT4 scales must be {shape}, not {list(scales.shape)}",
+    )
 
 
 def check(
@@ -172,10 +190,7 @@ def check(
         packed.dtype == torch.uint8 and packed.is_contiguous() and depth == a.shape[2] and depth % GROUP == 0,
         f"INT4 weights of {list(packed.shape)} for an input of {list(a.shape)}; rows go in groups of {GROUP}",
     )
-    require(
-        tuple(scales.shape) == (depth // GROUP, channels) and scales.is_contiguous(),
-        f"INT4 scales must be {[depth // GROUP, channels]}, not {list(scales.shape)}",
-    )
+    check_scales(packed, scales)
     require(a.dtype != torch.int8, "INT4 weights go with 16-bit or FP8 activations, not with INT8")
     require(
         (a.dtype == torch.float8_e4m3fn) == (a_scale is not None), f"an input in {a.dtype} and its scales"
@@ -245,7 +260,7 @@ def launch_int4_linear(
     if out.numel():
         sizes = "x".join(map(str, (*a.shape, 2 * packed.shape[1])))
         rank = f" rank {up.shape[0]}" if up is not None else ""
-        key = f"int4 {a.dtype} {sizes} {epilogue.ending(gate, out_scale)}{rank}".replace("torch.", "")
+        key = f"int4 {a.dtype} {sizes} {epilogue.ending(gate, out_scale)}{rank}"
         fastest_tile(key, tiles(a, capability(a)), start, None if gate is None else out)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .int4 import GROUP, unpack, unpack_tile
+from .int4 import GROUP, check_scales, unpack, unpack_tile
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
 from .numeric import LIMITS, encode
 
@@ -65,12 +65,8 @@ def int4_to_fp8_kernel(  # type: ignore[no-untyped-def]
 
 
 def check(packed: Tensor, scales: Tensor, by_column: Tensor) -> None:
-    depth, channels = packed.shape[0], 2 * packed.shape[1]
-    require(packed.is_contiguous() and depth % GROUP == 0, f"INT4 weights of {list(packed.shape)}")
-    require(
-        tuple(scales.shape) == (depth // GROUP, channels) and scales.is_contiguous(),
-        f"INT4 scales must be {[depth // GROUP, channels]}, not {list(scales.shape)}",
-    )
+    require(packed.is_contiguous() and packed.shape[0] % GROUP == 0, f"INT4 weights of {list(packed.shape)}")
+    check_scales(packed, scales)
     require(
         tuple(by_column.shape) == (scales.shape[1],) and by_column.dtype == torch.float32,
         f"column scales must be fp32 {[scales.shape[1]]}, not {by_column.dtype} {list(by_column.shape)}",

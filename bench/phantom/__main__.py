@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...errors import KontextError
-from ...kernels.compile import parse_architectures
+from ...kernels.compile import SHARED_LIMITS, parse_architectures
 from ...runtime.cache import cache_folder
 from ...runtime.units import parse_size
 from ..command_line import exit_code
@@ -58,16 +58,19 @@ def build(folder: Path) -> None:
         raise KontextError("a phantom GPU needs a C compiler: install one, or name it in CC")
     folder.mkdir(parents=True, exist_ok=True)
     newest = max(path.stat().st_mtime for path in HERE.glob("*.[ch]"))
-    for source, library in LIBRARIES.items():
-        target = folder / library
-        if target.exists() and target.stat().st_mtime > newest:
-            continue
-        unfinished = target.with_name(f"{library}.{os.getpid()}")
+    stale = {
+        source: target
+        for source, library in LIBRARIES.items()
+        if not (target := folder / library).exists() or target.stat().st_mtime <= newest
+    }
+    includes = [f"-I{each}" for each in headers()] if stale else []
+    for source, target in stale.items():
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
         command = [
             compiler,
             *FLAGS,
-            *(f"-I{each}" for each in headers()),
-            f"-Wl,-soname,{library}",
+            *includes,
+            f"-Wl,-soname,{target.name}",
             str(HERE / f"{source}.c"),
             *("-o", str(unfinished), "-ldl", "-lpthread"),
         ]
@@ -98,6 +101,7 @@ def environment(
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "PHANTOM_MEMORY": str(memory),
         "PHANTOM_ARCHITECTURE": str(architecture),
+        "PHANTOM_SHARED": str(SHARED_LIMITS[architecture] * 1024),
         "PHANTOM_TRACE": "1" if trace else "0",
         "PHANTOM_PINNED": "1" if pinned else "0",
     }

@@ -21,17 +21,8 @@ static inline int phantom_architecture(void) { return (int)phantom_number("PHANT
 
 static inline size_t phantom_memory(void) { return (size_t)phantom_number("PHANTOM_MEMORY", 80000000000L); }
 
-// Bytes of shared memory that one program may ask for (CUDA C++ programming guide, compute capabilities).
-static inline int phantom_shared(void) {
-    switch (phantom_architecture()) {
-        case 80:
-        case 87: return 163 * 1024;
-        case 90:
-        case 100:
-        case 103: return 227 * 1024;
-        default: return 99 * 1024;
-    }
-}
+// Bytes of shared memory that one program may ask for.
+static inline int phantom_shared(void) { return (int)phantom_number("PHANTOM_SHARED", 227 * 1024); }
 
 #define PHANTOM_SAY(...) (fprintf(stderr, "phantom GPU: " __VA_ARGS__), fputc('\n', stderr))
 

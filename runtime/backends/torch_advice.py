@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,17 +104,28 @@ def smallest(config: KontextConfig, graph: str, compute: str) -> int:
     return wide * others + sum(item.smallest() for item in items) + largest
 
 
-def offloaded(weights: Mapping[str, int]) -> int:
-    """Bytes of the transformer's weights (tensor → bytes) that are on the GPU with `--offload`."""
-    blocks: dict[str, int] = {}
+def in_turn(weights: Mapping[str, int], part_of: Callable[[str], str | None], at_once: int) -> int:
+    """Bytes of weights (tensor → bytes) on the GPU where the largest `at_once` parts are there, and all that is in
+    none."""
+    parts: dict[str, int] = {}
     others = 0
     for name, size in weights.items():
-        match = re.match(r"(?:double|single)_blocks\.\d+\.", name)
-        if match:
-            blocks[match[0]] = blocks.get(match[0], 0) + size
-        else:
+        part = part_of(name)
+        if part is None:
             others += size
-    return others + sum(sorted(blocks.values())[-ON_DEVICE:])
+        else:
+            parts[part] = parts.get(part, 0) + size
+    return others + sum(sorted(parts.values())[-at_once:])
+
+
+def offloaded(weights: Mapping[str, int]) -> int:
+    """Bytes of the transformer's weights (tensor → bytes) that are on the GPU with `--offload`."""
+
+    def block(name: str) -> str | None:
+        match = re.match(r"(?:double|single)_blocks\.\d+\.", name)
+        return match and match[0]
+
+    return in_turn(weights, block, ON_DEVICE)
 
 
 def streamed(config: KontextConfig, graph: str, weights: Mapping[str, int]) -> int:
@@ -122,15 +133,12 @@ def streamed(config: KontextConfig, graph: str, weights: Mapping[str, int]) -> i
     with torch.device("meta"):
         network = build_network(graph, config)
     linears = {path for path, module in network.named_modules() if isinstance(module, nn.Linear)}
-    modules: dict[str, int] = {}
-    others = 0
-    for name, size in weights.items():
+
+    def linear(name: str) -> str | None:
         path = re.split(r"\.(?:weight|bias)", name)[0]
-        if path in linears:
-            modules[path] = modules.get(path, 0) + size
-        else:
-            others += size
-    return others + max(modules.values(), default=0)
+        return path if path in linears else None
+
+    return in_turn(weights, linear, 1)
 
 
 def advise(
@@ -163,10 +171,10 @@ def advise(
         depth = model.num_double_blocks + model.num_single_blocks
         tokens = work.references * work.width * work.height // (2 * config.autoencoder.downscale) ** 2
         kept = work.batch * depth * tokens * 2 * model.hidden_size * BYTES[compute[graph]]
-    if graph == "transformer":
-        held = offloaded(weights) if offload else sum(weights.values())
-    else:  # the backend has tried that by itself
-        held = streamed(config, graph, weights)
+    # Of other networks the backend has brought the linears one by one by itself.
+    least_held = offloaded(weights) if graph == "transformer" else streamed(config, graph, weights)
+    whole = graph == "transformer" and not offload
+    held = sum(weights.values()) if whole else least_held
     text = (
         f"the GPU has no room for {graph}: it takes about {gigabytes(held + beside + kept)} ({gigabytes(held)} of "
         f"weights) and {gigabytes(device.budget)} of {gigabytes(device.total)} can be had; what would fit: "
@@ -175,7 +183,7 @@ def advise(
     if kept and held + beside <= device.budget:
         ways.append(f"no --reuse-reference (about {gigabytes(held + beside)})")
     if not offload:  # beside another network, what helps is that the transformer's blocks leave
-        swapped = (offloaded(weights) if graph == "transformer" else held) + beside + kept
+        swapped = least_held + beside + kept
         if swapped <= device.budget:
             ways.append(f"--offload (about {gigabytes(swapped)})")
     least = max(smallest(config, name, compute[name]) + needs[name].bytes for name in NETWORKS)

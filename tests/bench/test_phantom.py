@@ -74,7 +74,9 @@ def test_launches_that_no_gpu_takes(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("PHANTOM_ARCHITECTURE", str(architecture))
+    for name, value in phantom.environment(built, 10**9, architecture).items():
+        if name.startswith("PHANTOM_"):
+            monkeypatch.setenv(name, value)
     driver = ctypes.CDLL(str(built / "libcuda.so.1"))
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     assert driver.cuModuleLoadData(ctypes.byref(module), b"no machine code") == 200

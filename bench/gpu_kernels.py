@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..kernels.adaln import adaln_op, adaln_quantize_op
 from ..kernels.attention import attention_op, attention_quantized_op, launch_attention_quantized
-from ..kernels.dequantize import dequantize_4bit, dequantize_4bit_op
+from ..kernels.dequantize import dequantize_4bit, dequantize_4bit_op, dequantize_8bit_op
 from ..kernels.gelu import gelu_join_quantize_op
 from ..kernels.gemm import scaled_linear_op
 from ..kernels.int4 import GROUP, int4_linear_op, unpack
@@ -120,7 +120,10 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     for format in ("fp8", "int8"):
         a, a_scale = quantize_rows(x.float(), format)
         codes, w_scale = quantize_rows(weight, format)
-        exact = (a.double() * a_scale[..., None].double()) @ (codes.double() * w_scale.double()[:, None]).t()
+        restored = (codes.double() * w_scale.double()[:, None]).t()
+        turned = dequantize_8bit_op(codes.t().contiguous(), w_scale, shape.dtype)
+        note(f"dequantize {format}", turned, restored, BOUNDS["16-bit"])
+        exact = (a.double() * a_scale[..., None].double()) @ restored
         out.fill_(float("nan"))
         scaled_linear_op(out, a, a_scale, codes, w_scale.to(shape.dtype), bias, None, None)
         note(f"scaled_gemm {format}", out, exact + bias.double(), BOUNDS["16-bit"])

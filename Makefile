@@ -86,8 +86,8 @@ QUANTIZED := $(addprefix build/kontext-tiny-,fp8 fp8-weights int8 int4 nf4)
 fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
 	$(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 --peers all --count 4 \
 		--json bench/results/fidelity.json
-	$(BIN)/python -m kontext.bench.methods --json bench/results/methods.json
-	$(BIN)/python -m kontext.bench.approximations build/kontext-tiny-fp32 --json bench/results/approximations.json
+	$(BIN)/python -m kontext.bench.fidelity.methods --json bench/results/methods.json
+	$(BIN)/python -m kontext.bench.fidelity.approximations build/kontext-tiny-fp32 --json bench/results/approximations.json
 	$(BIN)/kontext-bench quantspeed --json bench/results/quantspeed.json
 	$(BIN)/kontext-bench readme
 
@@ -96,7 +96,7 @@ edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32
 	$(BIN)/kontext-bench readme
 
 fullsize: $(VENV)/.kontext-demo
-	$(BIN)/python -m kontext.bench.fullsize --json bench/results/fullsize.json
+	$(BIN)/python -m kontext.bench.fullsize.exporting --json bench/results/fullsize.json
 	$(BIN)/kontext-bench readme
 
 clean:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
-from ..export.source_flags import EMBEDDED
+from ..export.cli.source_flags import EMBEDDED
 from ..runtime.cli import parse_size
 from .command_line import exit_code, show
 from .inputs import parse_counts
@@ -219,7 +219,8 @@ def run_edits(arguments: argparse.Namespace) -> int:
 
 
 def run_fidelity(arguments: argparse.Namespace) -> int:
-    from . import fidelity, fidelity_report, peers
+    from .fidelity import compare as fidelity
+    from .fidelity import peers, report
 
     at_least(arguments, steps=1, count=1)
     names = peers.parse(arguments.peers)
@@ -237,10 +238,10 @@ def run_fidelity(arguments: argparse.Namespace) -> int:
         peer_names=[name for name in names if name not in missing],
         progress=sys.stderr.isatty(),
     )
-    for line in fidelity_report.absences(result):
+    for line in report.absences(result):
         print(line)
-    shown = [*fidelity_report.tables(result), *fidelity_report.detail_tables(result)]
-    return finish(arguments, result, shown, fidelity_report.footer(result))
+    shown = [*report.tables(result), *report.detail_tables(result)]
+    return finish(arguments, result, shown, report.footer(result))
 
 
 def run_quantspeed(arguments: argparse.Namespace) -> int:

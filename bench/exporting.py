@@ -28,7 +28,7 @@ def measure(
                     bundle = Path(folder) / "bundle"
                     # Graphs and calibrations that other exports have kept would be taken from there.
                     words = with_cache(
-                        Path(folder) / "cache", command("kontext-export", "kontext.export.cli")
+                        Path(folder) / "cache", command("kontext-export", "kontext.export.cli.main")
                     )
                     costs.append(run_process([*words, str(checkpoint), f"--{precision}", "-o", str(bundle)]))
                     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())

@@ -189,7 +189,7 @@ def connected(server: str) -> Iterator[tuple[Client, bool]]:
     if "://" in server:
         yield connect(server), False
         return
-    from ..export.triton_repository import Settings, write_repository
+    from ..export.server.repository import Settings, write_repository
 
     if not is_ready():
         raise KontextError("the server's environment is not there: `make server` makes it; or give a URL")

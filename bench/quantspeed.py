@@ -19,12 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import KontextError
-from ..export.decibels import decibels
+from ..export.calibration.decibels import decibels
 from ..model.config import KontextConfig, TransformerConfig
 from ..quant.methods import FORMATS
 from ..runtime.bundle import Bundle
 from ..tiny.architecture import TINY
-from . import fidelity_bits, synthetic
+from .fidelity import bits as fidelity_bits
+from .fullsize import synthetic
 from .inputs import command
 from .machine import describe, one_line, usable_cores
 from .measure import Clock, Summary, interleave, run_process
@@ -77,7 +78,7 @@ def measure(
         checkpoint = root / "checkpoint"
         synthetic.check_room(root, 5 * synthetic.size_of(config))
         synthetic.write(checkpoint, config, lambda _: None)
-        words = command("kontext-export", "kontext.export.cli")
+        words = command("kontext-export", "kontext.export.cli.main")
         for name in ("fp32", *formats):
             flags = ["--fp32"] if name == "fp32" else ["--fp32", f"--{name}"]
             run_process([*words, str(checkpoint), "-o", str(root / name), *flags, "--quiet"])

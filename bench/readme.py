@@ -8,18 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import KontextError
-from . import (
-    approximations,
-    coldstart,
-    edits,
-    exporting,
-    fidelity_report,
-    fullsize,
-    latency,
-    methods,
-    quantspeed,
-    serving,
-)
+from . import coldstart, edits, exporting, latency, quantspeed, serving
+from .fidelity import approximations, methods, report
+from .fullsize import exporting as fullsize
 from .report import Table, replace_section
 
 
@@ -54,7 +45,7 @@ SECTIONS: dict[str, list[Part]] = {
             "Exporting the embedded model (`kontext-bench export`):",
         ),
     ],
-    "fidelity": [Part("fidelity.json", fidelity_report.tables, fidelity_report.footer)],
+    "fidelity": [Part("fidelity.json", report.tables, report.footer)],
     "quantspeed": [Part("quantspeed.json", quantspeed.tables, quantspeed.footer)],
     "fullsize": [Part("fullsize.json", fullsize.tables, fullsize.footer)],
     "serving": [Part("serving.json", serving.tables, serving.footer)],
@@ -64,10 +55,10 @@ SECTIONS: dict[str, list[Part]] = {
 DOCUMENTS: dict[str, dict[str, list[Part]]] = {
     "docs/fidelity.md": {
         "fidelity": [
-            Part("fidelity.json", fidelity_report.tables, fidelity_report.footer),
-            Part("fidelity.json", lambda _: [], fidelity_report.plot_link),
+            Part("fidelity.json", report.tables, report.footer),
+            Part("fidelity.json", lambda _: [], report.plot_link),
         ],
-        "details": [Part("fidelity.json", fidelity_report.detail_tables, fidelity_report.detail_footer)],
+        "details": [Part("fidelity.json", report.detail_tables, report.detail_footer)],
     },
     "docs/approximations.md": {
         "approximations": [Part("approximations.json", approximations.tables, approximations.footer)],
@@ -77,7 +68,7 @@ DOCUMENTS: dict[str, dict[str, list[Part]]] = {
 }
 """Those beside it."""
 
-PLOTS = {f"docs/images/{fidelity_report.PLOT}": ("fidelity.json", fidelity_report.draw)}
+PLOTS = {f"docs/images/{report.PLOT}": ("fidelity.json", report.draw)}
 
 
 def rewrite(document: Path, results: Path, sections: Mapping[str, Sequence[Part]] = SECTIONS) -> list[str]:

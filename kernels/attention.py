@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from .choose import Tile, fastest_tile, generation
+from .autotune import Tile, fastest_tile, generation
 from .key_order import deinterleave, interleave_tile
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
 from .rope import BLOCK, HEAD_DIMS

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
-from .choose import Tile, fastest_tile, generation
+from .autotune import Tile, fastest_tile, generation
 from .epilogue import finish_split, rows_of, tile_of
 from .launch import Launch, capability, jit, require, require_capability, tl
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import epilogue
-from .choose import Tile, fastest_tile, generation
+from .autotune import Tile, fastest_tile, generation
 from .epilogue import finish_split, rows_of, tile_of
 from .launch import Launch, capability, jit, power_of_two, require, require_capability, tl
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..model.config import AutoencoderConfig, KontextConfig
+from .gpus import Target
 from .recipe import BYTES
-from .targets import Target
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
-from .gains import GAINS
 from .methods import dequantize, quantize
 from .options import Option
 from .recipe import Layer
+from .sensitivity_prior import GAINS
 from .statistics import InputStatistics
 
 FORMAT, VERSION = "kontext-sensitivity", 1

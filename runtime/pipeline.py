@@ -354,7 +354,7 @@ def make_backend(
         raise KontextError("a weight budget is for compiled engines: add --device rtx or --device tensorrt")
     if backend == "torch":
         try:
-            from .backends.torch import Options, TorchBackend
+            from .backends.torch.backend import Options, TorchBackend
         except ModuleNotFoundError as fault:
             if fault.name != "torch":
                 raise
@@ -366,7 +366,7 @@ def make_backend(
         if value not in (None, False):
             raise KontextError(f"{name} is the torch backend's: add --backend torch")
     if device in ENGINE_DEVICES:
-        from .backends.tensorrt import TensorRTBackend
+        from .backends.tensorrt.backend import TensorRTBackend
 
         return TensorRTBackend(bundle, device, weight_budget=weight_budget)
     from .backends.onnxruntime import OnnxRuntimeBackend

@@ -58,7 +58,7 @@ def tiny_bundle(shared_folder: Path, tiny_checkpoint: Path) -> Path:
     """The fp32 export of `tiny_checkpoint`. Do not change it: copy it."""
 
     def make(folder: Path) -> None:
-        from kontext.export.cli import main
+        from kontext.export.cli.main import main
 
         assert main([str(tiny_checkpoint), "-o", str(folder), "--fp32", "--quiet"]) == 0
 
@@ -71,7 +71,7 @@ def untraced() -> Callable[[Path], AbstractContextManager[None]]:
 
     @contextlib.contextmanager
     def context(bundle: Path) -> Iterator[None]:
-        from kontext.export.tracing import Tracers, unpack
+        from kontext.export.graph.workers import Tracers, unpack
 
         computes = json.loads((bundle / "manifest.json").read_text())["precision"]["networks"]
 
@@ -90,7 +90,7 @@ def untraced() -> Callable[[Path], AbstractContextManager[None]]:
                 return unpack((bundle / f"{network}.onnx").read_bytes())
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("kontext.export.bundle.Tracers", Untraced)
+            patch.setattr("kontext.export.exporter.Tracers", Untraced)
             yield
 
     return context
@@ -100,8 +100,8 @@ def untraced() -> Callable[[Path], AbstractContextManager[None]]:
 def embedded(shared_folder: Path) -> dict[str, Path]:
     """The embedded model in three formats. Do not change them: copy them."""
     pytest.importorskip("torch")
-    from kontext.export.cli import main
-    from kontext.export.source_flags import EMBEDDED
+    from kontext.export.cli.main import main
+    from kontext.export.cli.source_flags import EMBEDDED
 
     if not (EMBEDDED / "model_index.json").exists():
         pytest.skip("the embedded model is not part of this checkout")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import KontextError
-from ..heap import map_large_blocks, return_freed
+from ..glibc_malloc import map_large_blocks, return_freed
 from . import ENGINE_DEVICES, PROVIDERS
 
 if TYPE_CHECKING:

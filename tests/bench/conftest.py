@@ -18,11 +18,11 @@ def bundles(
 ) -> dict[str, Path]:
     """Format → bundle. Do not change them: copy them."""
     pytest.importorskip("onnx")
-    from kontext.export import cli
+    from kontext.export.cli import main
 
     folder = tmp_path_factory.mktemp("fidelity")
     with untraced(tiny_bundle):
         for name in ("fp8", "int8", "int4"):
             words = [str(tiny_checkpoint), "-o", str(folder / name), f"--{name}", "--fp32", "--quiet"]
-            assert cli.main(words) == 0
+            assert main.main(words) == 0
     return {"fp32": tiny_bundle, "fp8": folder / "fp8", "int8": folder / "int8", "int4": folder / "int4"}

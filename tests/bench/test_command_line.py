@@ -39,5 +39,8 @@ def test_a_command_that_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_parser_is_described_by_its_module() -> None:
     parser = module_parser("engines", "Engines at full size: `python -m …`.\n\nMore.")
-    assert (parser.prog, parser.description) == ("python -m kontext.bench.engines", "Engines at full size")
+    assert (parser.prog, parser.description) == (
+        "python -m kontext.bench.fullsize.engines",
+        "Engines at full size",
+    )
     assert parser.parse_args(["--json", "x"]).json == Path("x")

@@ -43,7 +43,7 @@ def int4_bundle(shared_folder: Path, tiny_checkpoint: Path, tiny_bundle: Path, u
 
 def quantized_bundle(flag: str, shared: Path, checkpoint: Path) -> Path:
     """Made once for all workers of a test run."""
-    from kontext.export.cli import main
+    from kontext.export.cli.main import main
 
     folder = shared / f"bundle-{flag}"
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
@@ -61,7 +61,7 @@ def embedded_bundles(shared_folder: Path, untraced: Untraced) -> Callable[[str],
     """
 
     def get(name: str) -> Path:
-        from kontext.export.cli import main
+        from kontext.export.cli.main import main
 
         folder = shared_folder / f"embedded-{name}"
         compute, _, quantization = name.partition("-")

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kontext.export.cli import main
+from kontext.export.cli.main import main
 from kontext.kernels import archive
 from kontext.runtime.bundle import Bundle
 

@@ -195,10 +195,14 @@ def test_the_cpp_example_compiles_and_says_what_it_lacks(tmp_path: Path) -> None
 
 def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's launchers run on a CPU with nothing started; each key must be one of the archive's."""
-    from kontext.bench import gpu_step
+    from kontext.bench.gpu import step
     from kontext.kernels import adaln, attention, dequantize, gelu, gemm, int4, int4_to_fp8, rope
     from kontext.model.config import TransformerConfig
-    from kontext.runtime.backends import torch_linear, torch_transformer, torch_weights
+    from kontext.runtime.backends.torch import (
+        linear,
+        transformer,
+        weights,
+    )
 
     config = TransformerConfig(
         hidden_size=128, num_heads=2, num_double_blocks=1, num_single_blocks=1, mlp_ratio=2.0, axes_dim=(8, 28, 28),
@@ -208,12 +212,12 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
     monkeypatch.setattr(launch.Launch, "run", lambda self: started.setdefault(self.key(), self.name))
     for module, names in (
         (
-            torch_linear,
+            linear,
             ("adaln", "adaln_quantize", "gelu_join", "gelu_join_quantize", "scaled_linear", "int4_linear"),
         ),
-        (torch_linear, ("int4_to_fp8", "gate_residual")),
-        (torch_transformer, ("adaln", "attention", "attention_quantized", "norm_rope", "norm_rope_quantize")),
-        (torch_weights, ("dequantize_4bit",)),
+        (linear, ("int4_to_fp8", "gate_residual")),
+        (transformer, ("adaln", "attention", "attention_quantized", "norm_rope", "norm_rope_quantize")),
+        (weights, ("dequantize_4bit",)),
     ):
         for name in names:
             home = next(
@@ -225,10 +229,10 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
     sizes = variants.Sizes(hidden=128, heads=2, mlp=256, rank=0)
     compiled = {variant.launch.key() for variant in variants.variants(90, sizes)}
     device = torch.device("cpu")
-    model = gpu_step.network(config, device, torch.bfloat16)
-    given = gpu_step.inputs(config, 5, 24, 20, device, torch.bfloat16)
-    for formats in (*gpu_step.SIDES.values(), ("fp8", "fp8", "int8"), ("int4", "16-bit", "fp8")):
-        gpu_step.on_kernels(model, *formats)(**given)
+    model = step.network(config, device, torch.bfloat16)
+    given = step.inputs(config, 5, 24, 20, device, torch.bfloat16)
+    for formats in (*step.SIDES.values(), ("fp8", "fp8", "int8"), ("int4", "16-bit", "fp8")):
+        step.on_kernels(model, *formats)(**given)
     missing = {key: name for key, name in started.items() if key not in compiled}
     assert not missing
     assert len(started) > 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext.kernels import attention, choose, gemm, int4, rope
+from kontext.kernels import attention, autotune, gemm, int4, rope
 from kontext.kernels.numeric import quantize_rows
 from kontext.quant import int4 as stored
 
@@ -72,9 +72,9 @@ def test_quantized_attention(arch: int, format: str) -> None:
 def test_the_fastest_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     tiles, started = ((128, 64, 8, 3), (64, 64, 4, 3)), []
     measured = {"tile of x": {"128x64x8x3": 2.0, "64x64x4x3": 1.0}}
-    monkeypatch.setattr(choose, "MEASURED", measured)
-    choose.fastest_tile("x", tiles, started.append)
-    choose.fastest_tile("x", tiles[:1], started.append)
-    monkeypatch.setattr(choose, "triton", None)  # bundles have the first one alone
-    choose.fastest_tile("x", tiles, started.append)
+    monkeypatch.setattr(autotune, "MEASURED", measured)
+    autotune.fastest_tile("x", tiles, started.append)
+    autotune.fastest_tile("x", tiles[:1], started.append)
+    monkeypatch.setattr(autotune, "triton", None)  # bundles have the first one alone
+    autotune.fastest_tile("x", tiles, started.append)
     assert started == [1, 0, 0]

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("huggingface_hub")
 
 from kontext.errors import KontextError
-from kontext.export import cli
+from kontext.export.cli import main
 from kontext.model import hub
 
 
@@ -56,7 +56,7 @@ def test_a_cached_snapshot(offline: Path, tiny_checkpoint: Path) -> None:
 def test_not_there_and_not_reachable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KontextError, match="the hub cannot be reached"):
         hub.download("black-forest-labs/FLUX.1-Kontext-dev")
-    assert cli.main(["owner/name", "-o", str(tmp_path / "out")]) == 2
+    assert main.main(["owner/name", "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: there is neither a file nor a folder owner/name here")
     assert error.count("\n") == 1

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.export.weights import stored_as  # noqa: E402
+from kontext.export.weights.plan import stored_as  # noqa: E402
 from kontext.model.safetensors_file import DTYPES  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.quant.options import Option, parse_options  # noqa: E402

@@ -102,7 +102,7 @@ class Served(LocalServer):
 
 @pytest.fixture(scope="session")
 def server(server_environment: Path, tiny_bundle: Path, server_folder: Path) -> Iterator[Served]:
-    from kontext.export.cli import main
+    from kontext.export.cli.main import main
 
     filters, repository = server_folder / "my_filters.py", server_folder / "repository"
     # Of a copy: the repository links to the bundle's files, and onnx refuses to read files with several links.

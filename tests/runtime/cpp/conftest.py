@@ -68,7 +68,7 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
 def embedded_bundle(kept_folder: Path, untraced: Untraced) -> Callable[[str], Path]:
     """The embedded model's bundle in a precision: fp32, fp8, int4. Only fp32 is traced; the rest takes its graphs."""
     pytest.importorskip("torch")
-    from kontext.export.cli import main
+    from kontext.export.cli.main import main
 
     def export(precision: str, folder: Path) -> None:
         with contextlib.nullcontext() if precision == "fp32" else untraced(bundle("fp32")):
@@ -83,7 +83,7 @@ def embedded_bundle(kept_folder: Path, untraced: Untraced) -> Callable[[str], Pa
 @pytest.fixture
 def linked_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, untraced: Untraced) -> Path:
     """`tiny_bundle` over the checkpoint's own files."""
-    from kontext.export.cli import main
+    from kontext.export.cli.main import main
 
     folder = tmp_path / "linked"
     with untraced(tiny_bundle):

@@ -1,0 +1,1 @@
+"""How close quantized models stay to the reference, beside other libraries' quantization."""

@@ -1,0 +1,114 @@
+"""What each quantization method is worth on the embedded model: `python -m kontext.bench.fidelity.methods --json FILE`.
+
+Exports the model once for each variant and measures all of them in one run of `fidelity`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...errors import KontextError
+from ..command_line import exit_code, module_parser, show
+from ..report import Table, write_json
+from . import compare as fidelity
+from . import report
+
+VARIANTS: dict[str, tuple[str, list[str]]] = {
+    "fp8-nearest": ("rounded to the nearest", ["--fp8", "--calibrate", "none"]),
+    "fp8-feedback": ("error feedback", ["--fp8", "--weight-only"]),
+    "fp8-inputs": ("error feedback, static E4M3 inputs", ["--recipe", "fp8"]),
+    "fp8": ("the same, centred (`--fp8`)", ["--fp8"]),
+    "fp8-attention": ("the same, FP8 attention", ["--fp8", "--fp8-attention"]),
+    "int8-nearest": ("rounded to the nearest", ["--int8", "--weight-only", "--calibrate", "none"]),
+    "int8-feedback": ("error feedback", ["--int8", "--weight-only"]),
+    "int8-inputs": ("error feedback, INT8 inputs", ["--recipe", "int8"]),
+    "int8": ("the same, centred (`--int8`)", ["--int8"]),
+    "int4-nearest": ("scale search", ["--int4", "--rank", "0", "--calibrate", "none"]),
+    "int4-svd16": (
+        "scale search, branch of the weight, rank 16",
+        ["--int4", "--rank", "16", "--calibrate", "none"],
+    ),
+    "int4": ("scale search, error feedback (`--int4`)", ["--int4"]),
+    "int4-feedback16": ("the same, low-rank correction, rank 16", ["--int4", "--rank", "16"]),
+    "nf4-nearest": ("rounded to the nearest", ["--nf4", "--calibrate", "none"]),
+    "nf4": ("error feedback (`--nf4`)", ["--nf4"]),
+}
+"""Name → what it is called in the table, and the exporter's flags."""
+
+
+def measure(steps: int, count: int, seed: int, progress: bool) -> dict[str, Any]:
+    """Exports every variant into a temporary folder and compares them with the fp32 export."""
+    from ...export.cli.main import main as export
+
+    with tempfile.TemporaryDirectory(prefix="kontext-methods-") as name:
+        folder = Path(name)
+        wanted = {"fp32": ["--fp32"], **{key: flags for key, (_, flags) in VARIANTS.items()}}
+        for key, flags in tqdm(wanted.items(), desc="exports", disable=not progress):
+            if flags[0] == "--recipe":
+                flags = ["--recipe", str(uncentred(folder, flags[1]))]
+            if export(["-o", str(folder / key), "--quiet", *flags]) != 0:
+                raise KontextError(f"the export {key} failed")
+        bundles = [folder / key for key in VARIANTS]
+        result = fidelity.measure(
+            folder / "fp32", bundles, steps=steps, count=count, seed=seed, progress=progress
+        )
+    return result | {"what": "methods"}
+
+
+def uncentred(folder: Path, format: str) -> Path:
+    """A recipe file of rounded weights and inputs, as `--fp8` and `--int8` have them but for the centring."""
+    network = "transformer" if format == "fp8" else "*"
+    rules = [{"network": network, "format": format, "activations": format}, {"format": format}]
+    path = folder / f"{format}.json"
+    path.write_text(json.dumps({"rules": rules}), encoding="utf-8")
+    return path
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    rows = [
+        [
+            entry["precision"],
+            VARIANTS[name][0],
+            f"{entry['velocity_snr']:.1f}",
+            f"{min(entry['velocity_snr_steps']):.1f}",
+            f"{entry['psnr']:.1f}",
+            f"{100 * entry['lost_edits']:+.1f}",
+        ]
+        for name, entry in result["bundles"].items()
+    ]
+    return [
+        Table(
+            ["weights", "method", "velocity SNR [dB]", "worst step", "PSNR [dB]", "lost edits [points]"], rows
+        )
+    ]
+
+
+def footer(result: dict[str, Any]) -> str:
+    return report.footer(result)
+
+
+def run(options: argparse.Namespace) -> None:
+    result = measure(options.steps, options.count, options.seed, sys.stderr.isatty())
+    if options.json is not None:
+        write_json(options.json, result)
+    show(tables(result), footer(result))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = module_parser("methods", __doc__)
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("-n", "--count", type=int, default=2, help="edits of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""FLUX.1 Kontext at its full size, with synthetic weights."""

@@ -1,0 +1,170 @@
+"""What `bench.fullsize` runs in processes of their own: `python -m kontext.bench.fullsize.checks CHECK BUNDLE`.
+
+Each check (check, load, blocks) prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...export.engines.compiler import weights_as_inputs
+from ...runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...export.weights.plan import Plan
+
+TOKENS = 256
+"""Target tokens, and reference tokens, that the blocks are run on."""
+
+
+def check(folder: Path) -> dict[str, object]:
+    """onnx.checker on every graph, with strict shape inference; linked graphs have their weights as inputs for it."""
+    import onnx
+
+    bundle = Bundle.open(folder)
+    for entry in bundle.graphs.values():
+        if bundle.links:
+            model = onnx.load(entry.path, load_external_data=False)
+            weights_as_inputs(model)
+            onnx.checker.check_model(model, full_check=True)
+        else:
+            onnx.checker.check_model(str(entry.path), full_check=True)
+    return {"graphs": len(bundle.graphs)}
+
+
+def load(folder: Path) -> dict[str, object]:
+    """Sessions of the transformer and its modulation in ONNX Runtime, on the CPU."""
+    from ...runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    bundle = Bundle.open(folder)
+    backend = OnnxRuntimeBackend({name: entry.path for name, entry in bundle.graphs.items()}, "cpu")
+    seconds = {}
+    for name in ("modulation", "transformer"):
+        start = time.perf_counter()
+        backend.session(name)
+        seconds[name] = round(time.perf_counter() - start, 2)
+    return {"seconds": seconds}
+
+
+def blocks(folder: Path) -> dict[str, object]:
+    """The first double and the first single block of the bundle, at full width, in ONNX Runtime against PyTorch in
+    fp32 with the bundle's own weights; the relative error of the velocity."""
+    import onnxruntime
+    import torch
+
+    from ...export.graph import bind_weights, trace
+    from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
+    from ...model.transformer import Transformer
+
+    bundle = Bundle.open(folder)
+    stated = bundle.manifest["model"]["transformer"]
+    fields = {field.name: stated[field.name] for field in dataclasses.fields(TransformerConfig)}
+    fields |= {"num_double_blocks": 1, "num_single_blocks": 1, "axes_dim": tuple(stated["axes_dim"])}
+    small = TransformerConfig(**fields)
+    config = KontextConfig("blocks", small, AutoencoderConfig(), ClipConfig(), T5Config())
+    entry, stored = bundle.graphs["transformer"], StoredNetwork(bundle)
+    probe = trace.trace("transformer", config, stored.compute)
+    bind_weights.bind(
+        probe, stored.plan(list(probe.graph.initializers)), entry.weights.relative_to(folder).as_posix()
+    )
+    path = folder / "blocks.probe.onnx"
+    path.write_bytes(bind_weights.serialize(probe))
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink()
+    rng = np.random.default_rng(0)
+    inputs = {
+        node.name: rng.standard_normal([axis_size(dimension) for dimension in node.shape], np.float32)
+        for node in session.get_inputs()
+    }
+    angles = rng.uniform(-np.pi, np.pi, inputs["rope_cos"].shape).astype(np.float32)
+    inputs |= {"rope_cos": np.cos(angles), "rope_sin": np.sin(angles)}
+    inputs |= {name: 0.2 * value for name, value in inputs.items() if name.endswith("modulation")}
+    start = time.perf_counter()
+    ours = session.run(None, inputs)[0]
+    seconds = time.perf_counter() - start
+    del session
+    network = Transformer(small).eval()
+    network.load_state_dict({name: stored.read(name) for name in network.state_dict()})
+    with torch.inference_mode():
+        theirs = network(*(torch.from_numpy(inputs[name]) for name in inputs)).numpy()
+    error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    return {
+        "relative_error": error,
+        "seconds": round(seconds, 2),
+        "tokens": 2 * TOKENS + inputs["text"].shape[1],
+    }
+
+
+def axis_size(dimension: int | str) -> int:
+    """Sizes of the probe's inputs: batch 1, as many reference tokens as target tokens."""
+    if isinstance(dimension, int):
+        return dimension
+    sizes = {"batch": 1, "target_tokens": TOKENS, "reference_tokens": TOKENS, "text_tokens": 512}
+    return sum(sizes[part.strip()] for part in dimension.split("+"))
+
+
+class StoredNetwork:
+    """A bundle's file of the transformer's weights, as its header and the manifest describe it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        from ...model.safetensors_file import read_header
+        from ...quant.recipe import Layer
+
+        precision = bundle.manifest["precision"]
+        self.tensors = read_header(bundle.graphs["transformer"].weights).tensors
+        self.compute: str = precision["networks"]["transformer"]
+        quantized = precision["layers"].get("transformer", {})
+        self.layers = {name: Layer.from_json(entry) for name, entry in quantized.items()}
+
+    def parts(self, name: str) -> list[str]:
+        """Names of the tensors that a weight is stored as."""
+        from ...quant.methods import layout
+
+        if name not in self.layers:
+            return [name]
+        return [name + ending for ending, *_ in layout(self.layers[name], (1 << 10, 2))]
+
+    def plan(self, wanted: list[str]) -> Plan:
+        """The part of the file that a graph with the weights `wanted` needs, as `binding.bind` takes it."""
+        from ...export.weights.plan import Item, Plan, StoredTensor
+        from ...quant.recipe import Layer
+
+        items = []
+        for name in (name for name in wanted if name in self.tensors):
+            parts = tuple(
+                StoredTensor(part, info.dtype, info.shape, info.start, info.stop)
+                for part in self.parts(name)
+                for info in [self.tensors[part]]
+            )
+            items.append(Item(name, self.layers.get(name, Layer(self.compute)), False, parts))
+        return Plan("transformer", self.compute, b"", tuple(items), {}, {})
+
+    def read(self, name: str) -> Tensor:
+        """A weight in fp32 as PyTorch has it: dequantized, linears [out, in]."""
+        from ...quant.methods import dequantize
+
+        stored = [self.tensors[part].read() for part in self.parts(name)]
+        value = dequantize(stored, self.layers[name]) if name in self.layers else stored[0].float()
+        return value.t() if value.ndim == 2 else value
+
+
+def main() -> int:
+    what, folder = sys.argv[1:]
+    result = {"check": check, "load": load, "blocks": blocks}[what](Path(folder))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

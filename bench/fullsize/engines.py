@@ -1,0 +1,191 @@
+"""Engines at FLUX.1 Kontext's full size: `python -m kontext.bench.fullsize.engines --target sm89,sm120 --json FILE`.
+
+The graphs are traced with no weights, and the engines take their weights as inputs: neither a checkpoint nor a GPU is
+needed. Time and peak memory are of one compiler's process for each engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ...errors import KontextError
+from ...export.bundle.preferred_sizes import preferred_sizes
+from ...export.engines.build import parse_targets
+from ...export.engines.process import BuilderProcess
+from ...export.engines.profiles import profiles
+from ...export.exporter import weights_file
+from ...export.graph import bind_weights, trace
+from ...export.progress import Progress
+from ...export.weights import plan as weights
+from ...model.checkpoint import NetworkWeights
+from ...model.config import KontextConfig
+from ...model.networks import NETWORKS, weight_shapes
+from ...quant.recipe import choose
+from ...runtime.bundle import (
+    AutoencoderEntry,
+    Bundle,
+    GraphEntry,
+    SamplerEntry,
+    TokenizerEntry,
+    TransformerEntry,
+)
+from ..command_line import exit_code, module_parser, show
+from ..machine import describe, one_line
+from ..report import Table, write_json
+from .exporting import full_size, gigabytes
+
+FULL_PARAMETERS = 12_000_000_000
+"""For the recipe: a large model's T5 does not go to fp32."""
+
+
+def write_graph(folder: Path, config: KontextConfig, network: str, formats: str) -> None:
+    """The ONNX graph of a network in `formats`, such as bf16 or bf16-fp8; the weights' file is not made."""
+    compute, _, quantization = formats.partition("-")
+    recipe = choose(tuple(NETWORKS), FULL_PARAMETERS, compute, quantization or None)
+    shapes = {name: tuple(shape) for name, shape in weight_shapes(network, config).items()}
+    plan = weights.plan(
+        NetworkWeights(network, shapes, {}, {}),
+        recipe,
+        trace.linear_weights(network, config),
+        trace.constants(network, config),
+    )
+    model = trace.trace(network, config, recipe.compute[network])
+    bind_weights.bind(model, plan, weights_file(network))
+    (folder / f"{network}.onnx").write_bytes(bind_weights.serialize(model))
+
+
+def outline(folder: Path, config: KontextConfig) -> Bundle:
+    """As much of a bundle as profiles are made of."""
+    transformer, autoencoder, sampler = config.transformer, config.autoencoder, config.sampler
+    multiple = 2 * autoencoder.downscale
+    return Bundle(
+        folder=folder,
+        name=config.name,
+        transformer=TransformerEntry(
+            transformer.in_channels,
+            transformer.head_dim,
+            transformer.axes_dim,
+            transformer.theta,
+            transformer.text_dim,
+            transformer.pooled_dim,
+        ),
+        autoencoder=AutoencoderEntry(autoencoder.latent_channels, autoencoder.downscale),
+        sampler=SamplerEntry(
+            sampler.steps,
+            sampler.guidance,
+            sampler.base_shift,
+            sampler.max_shift,
+            sampler.base_tokens,
+            sampler.max_tokens,
+            multiple,
+            tuple(preferred_sizes(autoencoder.sample_size, multiple)),
+        ),
+        graphs={
+            name: GraphEntry(folder / f"{name}.onnx", folder / weights_file(name), trace.OPSET)
+            for name in NETWORKS
+        },
+        tokenizers={"t5": TokenizerEntry(folder / "t5.json", config.text_encoder_2.max_length, 0, 1)},
+        files={},
+        links={},
+        manifest={},
+    )
+
+
+def measure(
+    config: KontextConfig, network: str, formats: str, target: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Builds one engine; what it cost, or why there is none."""
+    entry: dict[str, Any] = {"graph": network, "precision": formats, "target": target}
+    with tempfile.TemporaryDirectory(prefix="kontext-engines-") as temporary:
+        folder = Path(temporary)
+        start = time.perf_counter()
+        write_graph(folder, config, network, formats)
+        entry["trace_seconds"] = round(time.perf_counter() - start, 1)
+        inputs = trace.signature(network, config).inputs
+        found = profiles(outline(folder, config), network, options.batch, inputs)
+        taken = found[: options.profiles]
+        entry["profiles"] = [profile.use for profile in taken]
+        job = {
+            "graph": str(folder / f"{network}.onnx"),
+            "output": str(folder / "engine"),
+            "target": target,
+            "weights": "bound",
+            "profiles": [dict(profile.inputs) for profile in taken],
+            "decompose": network != "transformer",
+            "stream": False,
+            "timing_cache": None,
+        }
+        start = time.perf_counter()
+        with BuilderProcess(options.engine) as builder:
+            watch = threading.Timer(options.limit, builder.kill)
+            watch.start()
+            try:
+                with Progress(sys.stderr.isatty()).phases(f"{network} {formats} {target}") as phase:
+                    entry |= builder.build(job, phase)
+            except KontextError as fault:
+                entry["fault"] = str(fault)
+                entry["seconds"] = round(time.perf_counter() - start, 1)
+            finally:
+                watch.cancel()
+    return entry
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    rows = []
+    for entry in result["engines"]:
+        row = [f"{entry['graph']} {entry['precision']}", entry["target"], str(len(entry["profiles"]))]
+        if "fault" in entry:
+            rows.append([*row, f"{entry['seconds']:.0f}", "", "", entry["fault"]])
+        else:
+            size, peak = f"{entry['size'] / 1e6:.1f}", gigabytes(entry["peak_bytes"])
+            rows.append([*row, f"{entry['seconds']:.0f}", peak, size, ""])
+    header = ["engine", "for", "profiles", "time [s]", "peak memory [GB]", "engine [MB]", "fault"]
+    return [Table(header, rows)]
+
+
+def footer(result: dict[str, Any]) -> str:
+    double, single = result["blocks"]
+    return f"{double} double and {single} single blocks; weights are inputs.\n{one_line(result['machine'])}"
+
+
+def run(options: argparse.Namespace) -> None:
+    config = full_size(options.blocks)
+    blocks = [config.transformer.num_double_blocks, config.transformer.num_single_blocks]
+    result: dict[str, Any] = {"what": "engines", "blocks": blocks, "engines": [], "machine": describe()}
+    for network in options.graphs.split(","):
+        if network not in NETWORKS:
+            raise KontextError(f"--graphs takes {', '.join(NETWORKS)}, not {network!r}")
+        for formats in options.formats.split(","):
+            for target in parse_targets(options.target):
+                result["engines"].append(measure(config, network, formats, target, options))
+                if options.json is not None:  # it may take an hour: what is measured is kept
+                    write_json(options.json, result)
+    show(tables(result), footer(result))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = module_parser("engines", __doc__)
+    parser.add_argument("--engine", default="rtx", choices=["rtx", "tensorrt"])
+    parser.add_argument("--target", default="sm89,sm120", metavar="SM,…")
+    parser.add_argument(
+        "--formats", default="fp16,bf16,bf16-fp8", help="which, as compute or compute-weights"
+    )
+    parser.add_argument("--graphs", default="transformer", help="which of the six")
+    parser.add_argument("--blocks", default="19,38", metavar="D,S", help="double and single blocks (19,38)")
+    parser.add_argument("--batch", type=int, default=1, help="the largest batch (1)")
+    parser.add_argument(
+        "--profiles", type=int, default=3, help="uses to compile for: one reference, none, several"
+    )
+    parser.add_argument("--limit", type=float, default=3600, metavar="S", help="seconds for one engine")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""A synthetic checkpoint with the exact shapes and names of a configuration: a diffusers folder of any size, streamed;
+FLUX.1 Kontext's with `python -m kontext.bench.fullsize.synthetic FOLDER [--hollow]`.
+
+Weights are one tile of bf16 noise over and over, each tensor from a place of its own and scaled by a power of two to
+keep a network's outputs of order 1: deterministic, and as fast as the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...errors import KontextError
+from ...export.cli.source_flags import EMBEDDED
+from ...model.config import KontextConfig
+from ...model.diffusers_config import config_files
+from ...model.diffusers_folder import WEIGHT_FILES
+from ...model.layouts import network_sources
+from ...model.networks import NETWORKS, weight_shapes
+from ..command_line import exit_code
+
+SHARD_BYTES = 10_000_000_000
+"""Largest shard, as the hub's checkpoints have them."""
+
+TILE = 1 << 24
+"""Numbers in the tile of noise."""
+
+FULL = KontextConfig(name="FLUX.1-Kontext-synthetic")
+"""FLUX.1 Kontext's own sizes."""
+
+SPARE_BYTES = 2_000_000_000
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def component_shapes(config: KontextConfig) -> dict[str, Shapes]:
+    """Component → name in its files → shape."""
+    result: dict[str, Shapes] = {}
+    hidden, mlp = config.transformer.hidden_size, config.transformer.mlp_size
+    for network, component in NETWORKS.items():
+        shapes = weight_shapes(network, config)
+        for native, source in network_sources(network, config).items():
+            rows = [hidden, hidden, hidden, mlp] if len(source.parts) > 1 else [shapes[native][0]]
+            for part, count in zip(source.parts, rows, strict=False):
+                result.setdefault(component, {})[part] = (count, *shapes[native][1:])
+    return result
+
+
+def size_of(config: KontextConfig) -> int:
+    """Bytes of the checkpoint's weights."""
+    return sum(
+        2 * math.prod(shape) for shapes in component_shapes(config).values() for shape in shapes.values()
+    )
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises KontextError if the disk of `folder` cannot take `needed` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise KontextError(
+            f"{folder} has {free / 1e9:.1f} GB free, and this needs {(needed + SPARE_BYTES) / 1e9:.1f} GB: "
+            "name a larger disk with --folder, or fewer blocks with --blocks"
+        )
+
+
+def write(
+    folder: Path, config: KontextConfig, advance: Callable[[int], object], hollow: bool = False
+) -> None:
+    """Writes the checkpoint; `advance` is told of bytes. Tokenizers are the embedded model's, which fit any larger.
+    A `hollow` one has zeros for weights, which take no room on the disk."""
+    for path, fields in config_files(config, "bfloat16").items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(EMBEDDED / name, folder / name, dirs_exist_ok=True)
+    noise = Noise()
+    for component, shapes in component_shapes(config).items():
+        stem = WEIGHT_FILES.get(component, "model")
+        shards = list(sharded(shapes))
+        index: dict[str, str] = {}
+        for number, names in enumerate(shards, 1):
+            suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+            file = f"{stem}{suffix}.safetensors"
+            write_file(
+                folder / component / file, {name: shapes[name] for name in names}, noise, advance, hollow
+            )
+            index.update(dict.fromkeys(names, file))
+        if len(shards) > 1:
+            text = json.dumps({"metadata": {}, "weight_map": index}, indent=2)
+            (folder / component / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def sharded(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        count = 2 * math.prod(shape)
+        if names and size + count > SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += count
+    yield names
+
+
+def write_file(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    noise: Noise,
+    advance: Callable[[int], object],
+    hollow: bool = False,
+) -> None:
+    fields, position = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        fields[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    header = json.dumps(fields, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        if hollow:
+            file.truncate(file.tell() + position)
+            advance(position)
+            return
+        for name, shape in shapes.items():
+            for piece in noise.pieces(name, shape):
+                file.write(piece.view(torch.uint8).numpy().data)
+                advance(2 * piece.numel())
+
+
+class Noise:
+    """The tile, and its copies scaled by powers of two."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.tile = torch.randn(TILE, generator=generator)
+        self.scaled: dict[int, Tensor] = {}
+        self.start = 0
+
+    def pieces(self, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """A tensor's values in bf16, piece by piece."""
+        count = math.prod(shape)
+        if len(shape) == 1 and not name.endswith("bias"):  # a norm's scale
+            yield torch.ones(count, dtype=torch.bfloat16)
+            return
+        fan_in = count // shape[0] if len(shape) > 1 else 1024
+        tile = self.at_scale(-round(math.log2(fan_in) / 2))
+        self.start = (self.start + 7919) % TILE  # a prime: no two tensors begin alike
+        position = self.start
+        while count:
+            piece = tile[position : position + count]
+            yield piece
+            count -= piece.numel()
+            position = 0
+
+    def at_scale(self, exponent: int) -> Tensor:
+        if exponent not in self.scaled:
+            self.scaled[exponent] = (self.tile * 2.0**exponent).bfloat16()
+        return self.scaled[exponent]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes FLUX.1 Kontext's; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m kontext.bench.fullsize.synthetic", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="must not exist")
+    parser.add_argument(
+        "--hollow", action="store_true", help="zeros for weights, which take no room on the disk"
+    )
+    options = parser.parse_args(arguments)
+
+    def run() -> None:
+        if options.folder.exists():
+            raise KontextError(f"{options.folder} exists already: name a folder that does not")
+        size = size_of(FULL)
+        options.folder.mkdir(parents=True)
+        if not options.hollow:
+            check_room(options.folder, size)
+        with tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            write(options.folder, FULL, bar.update, options.hollow)
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

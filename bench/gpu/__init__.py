@@ -1,0 +1,1 @@
+"""The GPU benchmark: kernels and the full-size step."""

@@ -1,0 +1,1 @@
+"""Memory: predicted against measured, and which cards a model fits on."""

@@ -1,0 +1,65 @@
+"""One edit, with the peak memory of each stage: `python -m kontext.bench.memory.child BUNDLE WxH STEPS`.
+
+A process of its own, since memory that was ever taken shows in what comes after. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from ...runtime import Pipeline
+
+PROMPT = "make the circle red"
+
+
+class Peaks:
+    """A backend that notes the highest resident memory while each graph is loaded and run."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.peaks: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        forget_peak()
+        outputs: dict[str, Any] = self.backend.run(graph, inputs)
+        self.peaks[graph] = max(self.peaks.get(graph, 0), peak_bytes())
+        return outputs
+
+
+def forget_peak() -> None:
+    """The kernel counts the peak from now on (Linux: proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """Peak resident memory since then."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError("this system does not tell the peak of resident memory")
+    return 1024 * int(found[1])
+
+
+def main() -> int:
+    bundle, size, steps = sys.argv[1:]
+    width, height = map(int, size.split("x"))
+    pipe = Pipeline.load(bundle, device="cpu", low_memory=True)
+    pipe.backend = peaks = Peaks(pipe.backend)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pipe.edit(PIL.Image.fromarray(pixels), PROMPT, steps=int(steps), size=(width, height))
+    print(json.dumps(peaks.peaks))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

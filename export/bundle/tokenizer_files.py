@@ -1,0 +1,163 @@
+"""The two tokenizers as Hugging Face `tokenizers` files, so that a runtime needs that small library and no
+transformers.
+
+A `tokenizer.json` is taken as it is; CLIP's is made from vocab.json and merges.txt, T5's from spiece.model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from ...errors import KontextError
+from ...model.diffusers_config import Fields
+
+CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""How CLIP parts a lower-cased text (openai/CLIP, simple_tokenizer.py)."""
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer ready to be written, and the two ids that a runtime pads and ends with."""
+
+    text: str
+    max_length: int
+    pad_id: int
+    eos_id: int
+
+
+def clip_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
+    """CLIP's tokenizer of a diffusers folder's `tokenizer/`; ids below `vocab_size`, prompts of `max_length`
+    tokens."""
+    if not (folder / "tokenizer.json").exists():
+        tokenizer = build_clip(folder)
+    else:
+        tokenizer = load(folder / "tokenizer.json")
+    return finish(tokenizer, folder, max_length, vocab_size, eos="<|endoftext|>", pad="<|endoftext|>")
+
+
+def t5_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
+    """T5's tokenizer of a diffusers folder's `tokenizer_2/`."""
+    if (folder / "tokenizer.json").exists():
+        tokenizer = load(folder / "tokenizer.json")
+    elif (folder / "spiece.model").exists():
+        tokenizer = convert_sentencepiece(folder)
+    else:
+        raise KontextError(
+            f"{folder} has neither tokenizer.json nor spiece.model: the checkpoint is incomplete"
+        )
+    return finish(tokenizer, folder, max_length, vocab_size, eos="</s>", pad="<pad>")
+
+
+def load(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as fault:  # the library raises plain Exception
+        raise KontextError(f"{path} is not a tokenizer: {fault}") from None
+
+
+def convert_sentencepiece(folder: Path) -> Tokenizer:
+    from transformers import AutoTokenizer  # slow to import, and few checkpoints need it
+
+    try:
+        return Tokenizer.from_str(AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer.to_str())
+    except Exception as fault:
+        raise KontextError(
+            f"cannot convert {folder / 'spiece.model'}: {str(fault).splitlines()[0]}"
+        ) from None
+
+
+def build_clip(folder: Path) -> Tokenizer:
+    """CLIP's byte-level BPE: NFC, white space to single blanks, lower case; <|startoftext|> …
+    <|endoftext|>."""
+    vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
+    vocab = Fields(vocab_path).data
+    try:
+        lines = merges_path.read_text(encoding="utf-8").split("\n")
+    except OSError:
+        raise KontextError(f"{merges_path} is missing: the checkpoint is incomplete") from None
+    merges = [line.partition(" ")[::2] for line in lines if line.strip() and not line.startswith("#version")]
+    special = {
+        name: special_token(folder, f"{name}_token", default) for name, default in CLIP_SPECIAL.items()
+    }
+    for token in special.values():
+        if token not in vocab:
+            raise KontextError(f"{vocab_path} lacks {token}")
+    try:
+        model = models.BPE(
+            vocab=vocab,
+            merges=merges,
+            unk_token=special["unk"],
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+        )
+    except Exception as fault:
+        raise KontextError(f"{vocab_path} and merges.txt do not fit together: {fault}") from None
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (special["eos"], vocab[special["eos"]]),
+        (special["bos"], vocab[special["bos"]]),
+        add_prefix_space=False,
+        trim_offsets=False,
+    )
+    ordered = sorted(set(special.values()), key=vocab.__getitem__)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in ordered])
+    return tokenizer
+
+
+CLIP_SPECIAL = {
+    "bos": "<|startoftext|>",
+    "eos": "<|endoftext|>",
+    "unk": "<|endoftext|>",
+    "pad": "<|endoftext|>",
+}
+
+
+def special_token(folder: Path, name: str, default: str) -> str:
+    """A special token by its name, from tokenizer_config.json or special_tokens_map.json."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / file).exists():
+            token = Fields(folder / file).data.get(name)
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str):
+                return content
+    return default
+
+
+def finish(
+    tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int, eos: str, pad: str
+) -> TokenizerFile:
+    """Checks the tokenizer against its encoder; cutting and padding are the runtime's, so the file does
+    neither."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = {}
+    for name, default in (("eos", eos), ("pad", pad)):
+        token = special_token(folder, f"{name}_token", default)
+        found = tokenizer.token_to_id(token)
+        if found is None:
+            raise KontextError(f"{folder}: the tokenizer lacks its {name} token {token}")
+        ids[name] = found
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if largest >= vocab_size:
+        raise KontextError(
+            f"{folder}: token id {largest} is beyond the text encoder's vocabulary of {vocab_size}"
+        )
+    text = json.dumps(
+        json.loads(tokenizer.to_str()), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+    )
+    return TokenizerFile(text, max_length, ids["pad"], ids["eos"])

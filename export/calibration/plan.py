@@ -1,0 +1,291 @@
+"""`--fit`: from a model's shapes, a budget and a target to a plan: every layer's format, the peak of every stage, and
+what the edit loses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...errors import KontextError
+from ...model.config import KontextConfig
+from ...model.networks import NETWORKS, weight_shapes
+from ...quant.formats import FORMATS
+from ...quant.gpus import Target
+from ...quant.memory import Demand, Workload, demands, engine_of, resident_bytes
+from ...quant.options import Option, layer_bytes
+from ...quant.planner import Allocation, Choice, Item, allocate
+from ...quant.recipe import BYTES, SPARED, Layer, Recipe, Rule, choose
+from ...quant.sensitivity import Sensitivity, gain, kind_of, normal_error
+from ...runtime.units import gigabytes
+from ..graph.trace import constants
+from .sensitivity import count_kinds, quantizable
+
+COMPUTE = "compute"
+"""The choice of leaving a layer in the format that its network computes in."""
+
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network's part of an edit. `counts` are layers and bytes by format; `error` is the relative energy that its
+    layers add to the velocity's error, and no plan of this size adds less than `bound`."""
+
+    network: str
+    weights: int
+    stored: int
+    """Bytes on disk; in memory, `weights`, an engine may hold more."""
+    demand: Demand
+    counts: Mapping[str, tuple[int, int]]
+    error: float
+    bound: float
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.demand.bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model fits into `budget` bytes on `target`."""
+
+    model: str
+    budget: int
+    target: Target
+    work: Workload
+    compute: str
+    method: str
+    """How layers' errors are known, a key of `METHODS`."""
+    stages: Sequence[Stage]
+    recipe: Recipe
+
+    @property
+    def peak(self) -> int:
+        return max(stage.peak for stage in self.stages)
+
+    @property
+    def error(self) -> float:
+        return math.fsum(stage.error for stage in self.stages)
+
+    @property
+    def bound(self) -> float:
+        return math.fsum(stage.bound for stage in self.stages)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weights."""
+        return sum(stage.stored for stage in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "budget": self.budget,
+            "target": self.target.name,
+            "workload": asdict(self.work),
+            "sensitivity": self.method,
+            "peak": self.peak,
+            "velocity_error": self.error,
+            "velocity_error_bound": self.bound,
+            "stages": {
+                stage.network: {
+                    "peak": stage.peak,
+                    "weights": stage.weights,
+                    **asdict(stage.demand),
+                    "formats": {
+                        name: {"layers": layers, "bytes": size}
+                        for name, (layers, size) in stage.counts.items()
+                    },
+                }
+                for stage in self.stages
+            },
+        }
+
+
+def usable_options(
+    target: Target, asked: Sequence[Option] | None, report: Sensitivity | None
+) -> list[Option]:
+    """The options that a plan chooses from.
+
+    Raises:
+        KontextError: one that was asked for does not run on the target, or the report lacks it.
+    """
+    if asked is not None:
+        for option in asked:
+            if option.format not in target.formats or option.format not in FORMATS:
+                runs = ", ".join(name for name in target.formats if name in FORMATS)
+                raise KontextError(f"{option.format} weights do not run on {target.name}: it takes {runs}")
+            if report is not None and str(option) not in report.options:
+                raise KontextError(
+                    f"the sensitivity report knows {', '.join(report.options)}, and not {option}: measure it with "
+                    f"kontext-export sensitivity --formats {option}"
+                )
+        return list(asked)
+    if report is not None:
+        options = [Option.parse(text) for text in report.options]
+    else:
+        options = [option for name in FORMATS for option in (Option.parse(name), Option(name))]
+    usable = [
+        each for each in dict.fromkeys(options) if each.format in FORMATS and each.format in target.formats
+    ]
+    if not usable:
+        raise KontextError(
+            f"the sensitivity report has no format that runs on {target.name}: {target.formats}"
+        )
+    return usable
+
+
+def make_plan(
+    config: KontextConfig,
+    budget: int,
+    target: Target,
+    work: Workload,
+    compute: str | None = None,
+    asked: Sequence[Option] | None = None,
+    report: Sensitivity | None = None,
+) -> Plan:
+    """The plan that loses the least; only the model's shapes are needed.
+
+    Args:
+        config: the model's sizes.
+        budget: bytes that no stage may exceed.
+        target: decides the formats, and what is there beside the model.
+        work: the edit to plan for.
+        compute: what networks compute in; by default what an export without flags uses, on a CPU fp32.
+        asked: the formats to choose from; by default all that the target runs.
+        report: each layer's sensitivity; by default estimated from the shapes.
+
+    Raises:
+        KontextError: nothing fits (the message has the smallest budget that does), or flags do not go together.
+    """
+    shapes = {name: weight_shapes(name, config) for name in NETWORKS}
+    parameters = sum(math.prod(shape) for each in shapes.values() for shape in each.values())
+    if compute is None and target.is_cpu:
+        compute = "fp32"
+    base = choose(tuple(NETWORKS), parameters, compute, "int8")
+    options = usable_options(target, asked, report)
+    layers = quantizable(config, shapes, base)
+    counts = count_kinds(layers)
+    needs = demands(config, base.compute, work, engine_of(target))
+    stages, rules, smallest = [], list(SPARED), 0
+    for network in NETWORKS:
+        wide = BYTES[base.compute[network]]
+        items = []
+        for weight, shape in layers.get(network, {}).items():
+            plain = wide * math.prod(shape)
+            choices = [Choice(COMPUTE, plain, 0.0, plain)]
+            for option in options:
+                if option.fits(shape):
+                    if report is not None:
+                        error = report.error(network, weight, shape, option)
+                    else:
+                        error = gain(network, weight, counts[kind_of(network, weight)])
+                        error *= normal_error(option, shape, wide)
+                    stored = option.stored_bytes(shape, wide)
+                    size = resident_bytes([(option.format, stored)], target)
+                    choices.append(Choice(str(option), size, error, stored))
+            items.append(Item(weight, tuple(choices)))
+        fixed = fixed_bytes(config, network, shapes[network], layers.get(network, {}), wide)
+        stage, least = fit_stage(network, items, layers.get(network, {}), fixed, needs[network], budget, wide)
+        smallest = max(smallest, least)
+        if stage is not None:
+            allocation, made = stage
+            stages.append(made)
+            rules += rules_for(network, items, allocation)
+    if len(stages) < len(NETWORKS):
+        raise KontextError(
+            f"nothing fits {config.name} into {gigabytes(budget)} on {target.name}: the smallest budget that does, for "
+            f"{work}, is {math.ceil(smallest / 1e7) / 100:.2f}GB"
+        )
+    quantized = any(name != COMPUTE for stage in stages for name in stage.counts)
+    recipe = choose(tuple(NETWORKS), parameters, compute)
+    if quantized:
+        recipe = Recipe(f"mixed ({gigabytes(budget)})", base.compute, tuple(rules))
+    method = "shapes" if report is None else report.method
+    return Plan(config.name, budget, target, work, base.compute["transformer"], method, stages, recipe)
+
+
+def fixed_bytes(
+    config: KontextConfig,
+    network: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    layers: Mapping[str, object],
+    wide: int,
+) -> int:
+    """Bytes of the weights that stay as they are, and of the graph's tables."""
+    tables = sum(table.numel() * table.element_size() for table in constants(network, config).values())
+    return tables + sum(wide * math.prod(shape) for weight, shape in shapes.items() if weight not in layers)
+
+
+def stored_layers(config: KontextConfig, network: str, precision: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(format, bytes) of every weight and table of a bundle's network, by the `precision` of its manifest."""
+    compute = precision["networks"][network]
+    layers = precision["layers"].get(network, {})
+    result = [
+        (compute, table.numel() * table.element_size()) for table in constants(network, config).values()
+    ]
+    for weight, shape in weight_shapes(network, config).items():
+        layer = Layer.from_json(layers.get(weight, compute))
+        if layer.format in FORMATS:
+            result.append((layer.format, layer_bytes(layer, (shape[1], shape[0]), BYTES[compute])))
+        else:
+            result.append((layer.format, BYTES[layer.format] * math.prod(shape)))
+    return result
+
+
+def fit_stage(
+    network: str,
+    items: Sequence[Item],
+    shapes: Mapping[str, tuple[int, int]],
+    fixed: int,
+    demand: Demand,
+    budget: int,
+    wide: int,
+) -> tuple[tuple[Allocation, Stage] | None, int]:
+    """The stage with the least error within the budget, or None, and the smallest budget that it fits into."""
+    room = budget - demand.bytes - fixed
+    plain = Allocation(tuple(item.choices[0] for item in items), 0.0)
+    if plain.bytes <= room:
+        return (plain, stage_of(network, plain, fixed, demand)), 0
+    # Where no kernel takes packed weights, one at a time is unpacked before its product.
+    unpacked = wide * max(math.prod(shape) for shape in shapes.values()) if shapes else 0
+    demand = Demand(demand.held, demand.activations, demand.workspace + unpacked, demand.overhead)
+    least = demand.bytes + fixed + sum(item.smallest() for item in items)
+    allocation = allocate(items, room - unpacked)
+    if allocation is None:
+        return None, least
+    return (allocation, stage_of(network, allocation, fixed, demand)), least
+
+
+def stage_of(network: str, allocation: Allocation, fixed: int, demand: Demand) -> Stage:
+    counts: dict[str, tuple[int, int]] = {}
+    for choice in allocation.choices:
+        layers, size = counts.get(choice.name, (0, 0))
+        counts[choice.name] = (layers + 1, size + choice.stored)
+    return Stage(
+        network,
+        allocation.bytes + fixed,
+        sum(choice.stored for choice in allocation.choices) + fixed,
+        demand,
+        counts,
+        allocation.error,
+        min(allocation.bound, allocation.error),
+    )
+
+
+def rules_for(network: str, items: Sequence[Item], allocation: Allocation) -> list[Rule]:
+    """Rules that give each layer its choice: the exceptions by name, then the most common choice for all others."""
+    names = [choice.name for choice in allocation.choices]
+    if not names:
+        return []
+    common = max(dict.fromkeys(names), key=names.count)
+    pairs = [(item.weight, name) for item, name in zip(items, names, strict=True) if name != common]
+    return [rule_of(network, weight, name) for weight, name in [*pairs, ("*", common)]]
+
+
+def rule_of(network: str, weight: str, name: str) -> Rule:
+    if name == COMPUTE:
+        return Rule(network, weight, COMPUTE)
+    option = Option.parse(name)
+    return Rule(network, weight, option.format, option.rank)

@@ -1,0 +1,1 @@
+"""The command line `kontext-export`: its flags, its commands and what they print."""

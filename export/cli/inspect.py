@@ -1,0 +1,158 @@
+"""`kontext-export inspect FILE…`: what a file or folder is and what it would become, from headers alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ...errors import KontextError
+from ...model.checkpoint import FLAGS, Checkpoint, NetworkWeights, check_part
+from ...model.config import KontextConfig
+from ...model.inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
+from ...model.layouts import LORA_MARKS, TITLES, Part, network_sources, parts_of
+from ...model.networks import NETWORKS, weight_shapes
+from ...model.weight_files import StoredWeight, open_weight_file
+from ...quant.recipe import BIG_MODEL, choose
+from ...runtime.bundle import MANIFEST_NAME, Bundle
+from ..graph import trace
+from ..weights import plan as weights
+from .summary import human
+
+PREVIEWED = {"--bf16": None, "--fp8": "fp8", "--int8": "int8", "--int4": "int4"}
+"""Flags whose sizes are shown, and what they quantize to."""
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="kontext-export inspect",
+        description="Says what files of weights are and what they would become; reads their headers only.",
+    )
+    result.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="weights, a LoRA, a folder, a bundle"
+    )
+    return result
+
+
+def run(arguments: Sequence[str]) -> int:
+    for number, path in enumerate(parser().parse_args(arguments).files):
+        if number:
+            print()
+        for line in describe(path):
+            print(line)
+    return 0
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Lines of text about `path`.
+
+    Raises:
+        KontextError: it is damaged, or nothing that belongs to FLUX.1 Kontext.
+    """
+    if (path / MANIFEST_NAME).is_file():
+        yield from describe_bundle(path)
+    elif path.is_dir():
+        checkpoint = Checkpoint.open(path)
+        yield f"{path}: a diffusers folder, {checkpoint.config.name}"
+        for component, title in TITLES.items():
+            network = next(n for name, n in checkpoint.networks.items() if NETWORKS[name] == component)
+            yield from describe_tensors(title, "diffusers", network.files)
+        yield becomes(list(checkpoint.networks.values()), checkpoint.config)
+    else:
+        yield from describe_file(path)
+
+
+def describe_bundle(path: Path) -> Iterator[str]:
+    bundle = Bundle.open(path)
+    precision = bundle.manifest["precision"]
+    size = sum(entry.size for entry in bundle.files.values())
+    yield f"{path}: a bundle of {bundle.name}, {human(size)}"
+    yield f"  {precision['weights']} weights, computes in {precision['compute']}"
+    for lora in bundle.manifest["model"].get("loras", ()):
+        yield f"  with the LoRA {lora['file']} at {lora['weight']:g}"
+
+
+def describe_file(path: Path) -> Iterator[str]:
+    file = open_weight_file(path)
+    kind = f"{path}: {file.kind}, {human(path.stat().st_size)}"
+    if any(mark in name for name in file.tensors for mark in LORA_MARKS):
+        yield f"{kind}, a LoRA"
+        yield from describe_lora(file.tensors)
+        return
+    parts = parts_of(file)
+    yield kind
+    for component, part in parts.items():
+        yield from describe_tensors(TITLES[component], part.layout, part.tensors)
+    networks, config = plannable(parts)
+    if networks:
+        yield becomes(networks, config)
+    missing = [component for component in TITLES if component not in parts]
+    listed = [f"{TITLES[component]} ({FLAGS.get(component, 'MODEL')})" for component in missing]
+    yield f"  it lacks {', '.join([*listed, 'the tokenizers'])}; --base FOLDER can give all of it"
+
+
+def describe_tensors(title: str, layout: str, tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
+    formats: Counter[str] = Counter()
+    for tensor in tensors.values():
+        formats[tensor.dtype] += torch.Size(tensor.shape).numel()
+    total = sum(formats.values())
+    shares = ", ".join(
+        dtype if len(formats) == 1 else f"{dtype} {count / max(total, 1):.1%}"
+        for dtype, count in formats.most_common()
+    )
+    yield f"  {title}, {layout} names: {len(tensors)} tensors, {total / 1e6:,.1f} M parameters, {shares}"
+
+
+def describe_lora(tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
+    down = [tensor for name, tensor in tensors.items() if re.search(r"lora_A|lora_down|\.down\.", name)]
+    ranks = sorted({tensor.shape[0] for tensor in down if tensor.shape})
+    listed = ", ".join(map(str, ranks[:6])) + (", …" if len(ranks) > 6 else "")
+    yield from describe_tensors(f"{len(down)} updates of rank {listed}", "its own", tensors)
+    yield "  give it with --lora FILE[:weight] when you export the model that it is for"
+
+
+def plannable(parts: Mapping[str, Part]) -> tuple[list[NetworkWeights], KontextConfig]:
+    """The networks whose sizes the file's shapes tell, with no weight to read; checked against those shapes."""
+    config = KontextConfig()
+    if "transformer" in parts:
+        config = dataclasses.replace(config, transformer=infer_transformer(parts["transformer"]))
+    planned = dict(parts)
+    if "vae" in parts:
+        try:
+            config = dataclasses.replace(config, autoencoder=infer_autoencoder(parts["vae"]))
+        except KontextError:
+            del planned["vae"]  # another one than FLUX.1's, which its --base may well describe
+    if "text_encoder" in parts:
+        config = dataclasses.replace(config, text_encoder=infer_clip(parts["text_encoder"]))
+    if "text_encoder_2" in parts:
+        config = dataclasses.replace(config, text_encoder_2=infer_t5(parts["text_encoder_2"]))
+    networks: list[NetworkWeights] = []
+    for component, part in planned.items():
+        mine = {}
+        for name in (name for name, owner in NETWORKS.items() if owner == component):
+            shapes = weight_shapes(name, config)
+            sources = network_sources(name, config, part.layout, part.tensors)
+            mine[name] = (shapes, sources)
+            networks.append(NetworkWeights(name, shapes, sources, part.tensors))
+        check_part(part, mine)
+    return networks, config
+
+
+def becomes(networks: Sequence[NetworkWeights], config: KontextConfig) -> str:
+    """What each flag would make of these networks' weights, in bytes."""
+    parameters = sum(network.parameters() for network in networks)
+    names = tuple(NETWORKS)
+    sizes = []
+    for flag, quantization in PREVIEWED.items():
+        recipe = choose(names, max(parameters, BIG_MODEL), "bf16", quantization)
+        plans = [
+            weights.plan(network, recipe, trace.linear_weights(network.name, config), {})
+            for network in networks
+        ]
+        sizes.append(f"{human(sum(plan.size for plan in plans))} with {flag}")
+    return f"  becomes {', '.join(sizes)}"

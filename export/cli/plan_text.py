@@ -1,0 +1,60 @@
+"""A plan in words: a table of stages with their peaks, the formats chosen, and what is expected of the picture."""
+
+from __future__ import annotations
+
+from ...quant.sensitivity import METHODS
+from ...runtime.units import gigabytes
+from ..calibration.decibels import decibels
+from ..calibration.plan import COMPUTE, Plan
+
+TITLES = {
+    "text_encoder": "CLIP",
+    "text_encoder_2": "T5",
+    "vae_encoder": "VAE encoder",
+    "modulation": "modulation",
+    "transformer": "transformer",
+    "vae_decoder": "VAE decoder",
+}
+
+
+def signal_to_noise(error: float) -> str:
+    """The velocity's, in words, from the relative energy of its error."""
+    return f"{decibels(1, error):.1f} dB" if error > 0 else "nothing lost"
+
+
+def render(plan: Plan) -> str:
+    """The plan as lines of text: a table of stages, formats, and what is expected of the picture."""
+    header = ["stage", "weights", "activations", "other", "peak", "formats (layers)"]
+    rows = []
+    for stage in plan.stages:
+        other = stage.demand.held + stage.demand.workspace + stage.demand.overhead
+        formats = ", ".join(
+            f"{plan.compute if name == COMPUTE else name} ({layers}, {gigabytes(size)})"
+            for name, (layers, size) in sorted(stage.counts.items())
+        )
+        sizes = (stage.weights, stage.demand.activations, other, stage.peak)
+        rows.append(
+            [TITLES[stage.network], *(f"{size / 1e9:.2f}" for size in sizes), formats or plan.compute]
+        )
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(5)]
+    lines = [
+        f"{plan.model} in {gigabytes(plan.budget)} on {plan.target.name}: {plan.work}, computing in {plan.compute} [GB]"
+    ]
+    for row in [header, *rows]:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:5], widths[1:], strict=True)]
+        lines.append("  " + "  ".join([*cells, row[5]]))
+    lines.append(
+        f"peak {gigabytes(plan.peak)} of {gigabytes(plan.budget)}; {gigabytes(plan.size)} of weights on disk"
+    )
+    lines.append(f"expected of the velocity: {fidelity(plan)}; {METHODS[plan.method]}")
+    return "\n".join(lines)
+
+
+def fidelity(plan: Plan) -> str:
+    if plan.error <= 0:
+        return "nothing lost"
+    text = f"{signal_to_noise(plan.error)} signal to noise"
+    if plan.bound > 0:
+        text += f" (no plan gets above {signal_to_noise(plan.bound)})"
+    return text

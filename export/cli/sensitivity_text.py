@@ -1,0 +1,42 @@
+"""A sensitivity report in words: the layers that suffer most, and whether errors add up."""
+
+from __future__ import annotations
+
+from ...quant.sensitivity import METHODS, Sensitivity
+from ..calibration.decibels import decibels
+
+MOST = 10
+"""Layers that are listed."""
+
+
+def render(report: Sensitivity) -> str:
+    """The report as lines of text; the layers are ranked in the last of its formats."""
+    option = report.options[-1]
+    count = sum(map(len, report.layers.values()))
+    lines = [f"{report.model}: {count} layers in {', '.join(report.options)}; {METHODS[report.method]}"]
+    if report.about:
+        about = report.about
+        lines.append(f"  on {about['count']} edits of {about['samples']}")
+    pictures = {(each["network"], each["weight"]): each["psnr"] for each in report.pictures}
+    ranked = sorted(
+        (
+            (layer.errors.get(option, 0.0), network, weight)
+            for network, layers in report.layers.items()
+            for weight, layer in layers.items()
+        ),
+        reverse=True,
+    )[:MOST]
+    lines.append(
+        f"  velocity's signal to noise with one layer in {option}, and the picture's PSNR, lowest first:"
+    )
+    for error, network, weight in ranked:
+        psnr = f"{pictures[network, weight]:6.1f} dB" if (network, weight) in pictures else ""
+        lines.append(
+            f"    {decibels(1, error):6.1f} dB  {psnr:9}  {network}: {weight.removesuffix('.weight')}"
+        )
+    for name, sums in report.sums.items():
+        lines.append(
+            f"  all layers in {name}: {decibels(1, sums['whole']):.1f} dB measured, {decibels(1, sums['sum']):.1f} dB "
+            "as the sum of the layers' errors"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""What `kontext-export` prints when it is done: sizes, time, peak memory, and what to run next."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+from ..exporter import Summary
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def human(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def render(summary: Summary) -> str:
+    """The summary as lines of text."""
+    recipe, sizes = summary.recipe, summary.sizes
+    compute = recipe.compute["transformer"]
+    parameters = f"{summary.parameters / 1e6:,.1f} M parameters"
+    lines = [f"{summary.name}: {parameters}, {recipe.weights} weights, {compute} compute"]
+    lines += [f"  {network} computes in {own}" for network, own in recipe.compute.items() if own != compute]
+    if summary.calibration:
+        about = summary.calibration
+        lines.append(
+            f"  calibrated on {about['count']} edits of {about['samples']} at {about['steps']} steps"
+        )
+    lines += [f"  {note}" for note in summary.notes]
+    for lora in summary.loras:
+        lines.append(f"  with {lora.path.name} at {lora.weight:g}: {lora.updates} updates")
+        if lora.unmatched:
+            lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
+    lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
+    lines.append(f"  {'in all':<36} {human(sum(sizes.values())):>10}")
+    if summary.linked:
+        lines.append(f"  {'left in the checkpoint':<36} {human(summary.linked):>10}")
+    if summary.resumed:
+        lines.append(f"  taken over from an unfinished export: {', '.join(summary.resumed)}")
+    seconds = summary.seconds
+    calibration = f"calibration {seconds['calibration']:.1f} s, " if "calibration" in seconds else ""
+    lines.append(
+        f"{seconds['all']:.1f} s ({calibration}weights {seconds['weights']:.1f} s, graphs {seconds['graphs']:.1f} s), "
+        f"peak memory {human(peak_memory())}"
+    )
+    lines.append(f"The bundle is {summary.output}. Next:")
+    lines.append(f'  kontext-edit {summary.output} -i in.png --prompt "make the circle red" -o out.png')
+    return "\n".join(lines)

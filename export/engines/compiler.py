@@ -1,0 +1,249 @@
+"""Compiles engines in a process of its own: `python -m kontext.export.engines.compiler rtx|tensorrt`, jobs on stdin.
+
+The compiler works for minutes without looking up, holds gigabytes and may crash: a process can be stopped at once, and
+takes its memory with it. Jobs come as lines of JSON; progress and results go back the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...errors import KontextError
+from ...runtime.engines import load_library
+from ..bundle.journal import write_atomic
+
+Report = Callable[[dict[str, Any]], None]
+
+HEARTBEAT = 0.1
+"""Seconds between two reports of progress, at the least."""
+
+TIMING_CACHE_LIBRARY = "tensorrt"
+"""TensorRT for RTX times nothing when it builds: its timing caches are empty."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    (library,) = sys.argv[1:] if arguments is None else arguments
+    # The compiler writes to stdout as it likes; reports keep the original for themselves.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def report(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        start = time.perf_counter()
+        try:
+            built = build(library, job, report)
+        except KontextError as fault:
+            report({"fault": str(fault)})
+            continue
+        built["seconds"] = round(time.perf_counter() - start, 2)
+        built["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        report({"built": built})
+    return 0
+
+
+def build(library: str, job: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Compiles one engine into the file `job["output"]`.
+
+    Args:
+        library: rtx or tensorrt.
+        job: `graph` (the ONNX file), `target`, `weights` (see `runtime.engines.WEIGHTS`), `profiles` (for each input
+            name three shapes), `decompose` (attention without a kernel of its own may be several), `stream`
+            (weights may stay in the host's memory), `timing_cache` (a file, or null).
+        report: told of progress.
+
+    Raises:
+        KontextError: the library refuses the graph; says what it says.
+    """
+    trt = load_library(library)
+    log = make_logger(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(network_flags(trt))
+    weights = parse(trt, network, log, Path(job["graph"]), job["weights"])
+    if job["decompose"]:
+        let_attention_decompose(trt, network)
+    config = builder.create_builder_config()
+    set_target(trt, config, job["target"])
+    set_weights(trt, network, config, job["weights"], weights, job["stream"])
+    for shapes in job["profiles"]:
+        profile = builder.create_optimization_profile()
+        for name, (low, best, high) in shapes.items():
+            profile.set_shape(name, tuple(low), tuple(best), tuple(high))
+        if config.add_optimization_profile(profile) < 0:
+            raise KontextError(f"the library refuses a profile: {log.last()}")
+    cache = load_timing_cache(library, config, job["timing_cache"])
+    config.progress_monitor = make_monitor(trt, report)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise KontextError(log.last() or "the library gives no reason")
+    if cache is not None:
+        keep(Path(job["timing_cache"]), memoryview(cache.serialize()))
+    data = memoryview(plan)
+    keep(Path(job["output"]), data)
+    return {
+        "size": data.nbytes,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "version": trt.__version__,
+        "layers": network.num_layers,
+        "weights": len(weights),
+    }
+
+
+def network_flags(trt: Any) -> int:
+    """Strongly typed: every layer computes in the graph's own formats. The only kind there is from TensorRT 11 on."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def parse(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> list[str]:
+    """Fills the network from an ONNX file; returns the names of the weights that it keeps in other files."""
+    import onnx
+
+    model = onnx.load(str(graph), load_external_data=False)
+    external = weights_as_inputs(model)
+    parser = trt.OnnxParser(network, log)
+    if weights == "bound":
+        parsed = parser.parse(model.SerializeToString())
+    else:
+        parsed = parser.parse_from_file(str(graph))
+    if not parsed:
+        faults = [parser.get_error(index) for index in range(parser.num_errors)]
+        where = "; ".join(
+            f"{fault.node_operator()} {fault.node_name()}: {fault.desc()}" for fault in faults[:2]
+        )
+        raise KontextError(f"the parser refuses {graph.name}: {where or log.last()}")
+    return external
+
+
+def weights_as_inputs(model: Any) -> list[str]:
+    """Makes inputs of an ONNX model's weights in other files; returns their names."""
+    import onnx
+
+    external, kept = [], []
+    for item in model.graph.initializer:
+        if item.data_location == onnx.TensorProto.EXTERNAL:
+            value = onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
+            model.graph.input.append(value)
+            external.append(item.name)
+        else:
+            kept.append(item)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return external
+
+
+def let_attention_decompose(trt: Any, network: Any) -> None:
+    """Lets attention run as several kernels where there is no single one, as for fp32 and for heads of 512 channels."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionBoundaryLayer
+            layer.attention.decomposable = True
+
+
+def set_target(trt: Any, config: Any, target: str) -> None:
+    """TensorRT for RTX compiles for any of its architectures, TensorRT for the GPU that it finds."""
+    if hasattr(config, "set_compute_capability"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+
+
+def set_weights(trt: Any, network: Any, config: Any, kind: str, weights: list[str], stream: bool) -> None:
+    """What the engine holds of its weights: nothing, all, or all but those that are put in at load; and whether those
+    that it has may be streamed."""
+    if stream:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if kind == "stripped":
+        # Only what lies in the bundle's files is left out; the graph's own small constants stay.
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        for name in weights:
+            if not network.mark_weights_refittable(name):
+                raise KontextError(f"the library cannot leave out the weight {name}")
+
+
+def load_timing_cache(library: str, config: Any, path: str | None) -> Any:
+    if library != TIMING_CACHE_LIBRARY or path is None:
+        return None
+    file = Path(path)
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return config.get_timing_cache()
+
+
+def make_logger(trt: Any) -> Any:
+    class Log(trt.ILogger):
+        """Keeps what the library complains of."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.faults: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.faults.append(" ".join(message.split()))
+
+        def last(self) -> str:
+            """The last complaint without the library's own bookkeeping."""
+            text = self.faults[-1] if self.faults else ""
+            return text.split(": ", 1)[-1] if text.startswith("IBuilder::") else text
+
+    return Log()
+
+
+def make_monitor(trt: Any, report: Report) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        """Reports the outermost phase's steps and the name of the innermost; ends the build when nobody listens."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.phases: dict[str, int] = {}
+            self.outermost = ""
+            self.step = 0
+            self.last = 0.0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if not self.phases:
+                self.outermost, self.step = phase_name, 0
+            self.phases[phase_name] = num_steps
+            self.tell(phase_name)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.phases.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name == self.outermost:
+                self.step = step + 1
+            return self.tell(phase_name)
+
+        def tell(self, phase: str) -> bool:
+            now = time.monotonic()
+            if now - self.last < HEARTBEAT:
+                return True
+            self.last = now
+            try:
+                report({"phase": phase, "step": self.step, "of": self.phases.get(self.outermost, 0)})
+            except OSError:  # whoever asked for the engine is gone
+                return False
+            return True
+
+    return Monitor()
+
+
+def keep(path: Path, data: memoryview) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Binds a traced graph to its weights: every initializer becomes a place in the bundle's safetensors file.
+
+`forms` has what stands in the place of quantized ones.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ...quant.formats import FORMATS
+from ..weights.plan import Plan, StoredTensor
+from .quantized_linear import PACKED, quantize_linear
+
+ONNX_DTYPES = {
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
+    "I64": ir.DataType.INT64,
+    "I8": ir.DataType.INT8,
+    "U8": ir.DataType.UINT8,
+}
+
+
+def bind(model: ir.Model, plan: Plan, location: str) -> None:
+    """Gives every weight of `model` its place; `location` is the weights' file relative to the graph's.
+
+    Raises:
+        RuntimeError: graph and plan do not have the same weights; a fault of this program.
+    """
+    graph = model.graph
+    unbound = {name: value for name, value in graph.initializers.items() if value.const_value is None}
+    stored = plan.tensors()
+    for item in plan.items:
+        value = unbound.pop(item.weight, None)
+        if value is None:
+            raise RuntimeError(f"{plan.network}: the graph does not use {item.weight}")
+        if item.layer is not None and item.layer.format in FORMATS:
+            packed = PACKED.get(item.layer.format, {})
+            endings = {tensor.name.removeprefix(item.weight): tensor for tensor in item.tensors}
+            parts = {
+                ending: external(tensor, location, packed.get(ending)) for ending, tensor in endings.items()
+            }
+            quantize_linear(graph, value, item.layer, parts)
+            continue
+        main = stored[item.weight]
+        if (value.dtype, tuple(value.shape or ())) != (ONNX_DTYPES[main.dtype], main.shape):
+            raise RuntimeError(f"{plan.network}: {item.weight} is {value.dtype} {value.shape} in the graph")
+        value.const_value = external(main, location)
+    if unbound:
+        raise RuntimeError(f"{plan.network}: no weight for {', '.join(unbound)}")
+
+
+def external(tensor: StoredTensor, location: str, packed: ir.DataType | None = None) -> ir.ExternalTensor:
+    """A place in the weights' file; `packed` is what ONNX takes its bytes for where two values share one."""
+    dtype, shape = ONNX_DTYPES.get(tensor.dtype), tensor.shape
+    if packed is not None:
+        dtype, shape = packed, (*shape[:-1], 2 * shape[-1])
+    if dtype is None:
+        raise RuntimeError(f"{tensor.name} is stored as {tensor.dtype}, which no graph takes")
+    return ir.ExternalTensor(
+        location,
+        tensor.start,
+        tensor.stop - tensor.start,
+        dtype,
+        shape=ir.Shape(shape),
+        name=tensor.name,
+        base_dir="",
+    )
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The graph alone as an ONNX file. The weights' bytes are elsewhere and need not exist yet."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)

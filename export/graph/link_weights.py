@@ -1,0 +1,132 @@
+"""`--link-weights`: graphs over the user's own safetensors files. What is stored there as it is needed is not copied.
+
+A graph of the bundle names such a file as external data under `links/`, where there is nothing: the manifest says which
+file is meant, and the runtime hands its contents to ONNX Runtime. Fused and transposed weights are put together by a
+few operators at the graph's start, which ONNX Runtime and TensorRT compute once, when they load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ...model.checkpoint import Checkpoint, NetworkWeights
+from ...model.diffusers_format import Join
+from ...model.safetensors_file import TensorInfo
+from ...quant.recipe import Recipe
+from ..weights.plan import STORED
+from .bind_weights import ONNX_DTYPES
+
+
+@dataclass(frozen=True)
+class Link:
+    """A native weight that lies in the user's files as `parts`."""
+
+    parts: tuple[TensorInfo, ...]
+    join: Join
+    transpose: bool
+
+
+def linkable(network: NetworkWeights, recipe: Recipe, linears: set[str]) -> dict[str, Link]:
+    """The weights of a network that need no copy: of the right number format already, in safetensors, with no LoRA."""
+    result = {}
+    compute = recipe.compute[network.name]
+    for weight, source in network.sources.items():
+        linear, shape = weight in linears, network.shapes[weight]
+        parts = [network.files[part] for part in source.parts]
+        plain = [part for part in parts if isinstance(part, TensorInfo) and part.dtype == STORED[compute]]
+        kept = (
+            recipe.layer_of(network.name, weight, shape[::-1] if linear else shape, linear).format == compute
+        )
+        if kept and len(plain) == len(parts) and weight not in network.updates:
+            result[weight] = Link(tuple(plain), source.join, linear)
+    return result
+
+
+def locations(paths: Iterable[Path]) -> dict[Path, str]:
+    """A name inside the bundle for every linked file, made of its own and its folder's."""
+    names: dict[Path, str] = {}
+    for path in sorted(set(paths)):
+        name = f"links/{path.absolute().parent.name or 'root'}/{path.name}"
+        name = "".join(c if c.isalnum() or c in "-_./" else "_" for c in name)
+        names[path] = name if name not in names.values() else f"links/{len(names)}/{Path(name).name}"
+    return names
+
+
+def manifest_links(checkpoint: Checkpoint, names: Mapping[Path, str]) -> dict[str, dict[str, object]]:
+    """What the manifest says of every linked file: where it is, and how to know that it is still the one."""
+    return {
+        name: {
+            "path": str(path.absolute()),
+            "size": path.stat().st_size,
+            "header_sha256": checkpoint.files[path],
+        }
+        for path, name in names.items()
+    }
+
+
+def bind_links(model: ir.Model, links: Mapping[str, Link], names: Mapping[Path, str]) -> None:
+    """Gives every linked weight of `model` its place in the user's file, and what makes it of the parts there.
+
+    Raises:
+        RuntimeError: the graph lacks a weight, or has it in another shape or format; a fault of this program.
+    """
+    graph = model.graph
+    for weight, link in links.items():
+        value = graph.initializers.get(weight)
+        if value is None or value.const_value is not None:
+            raise RuntimeError(f"the graph does not use {weight}")
+        users = [use.node for use in value.uses()]
+        del graph.initializers[weight]
+        parts = [initializer(graph, part, names[part.path]) for part in link.parts]
+        nodes = assembly(weight, link, parts, len(value.shape or ()))
+        if nodes:
+            for node in nodes:
+                graph.insert_before(users[0], node)
+            result = nodes[-1].outputs[0]
+            result.shape, result.type = value.shape, value.type
+        else:
+            result = parts[0]
+            if (result.dtype, result.shape) != (value.dtype, value.shape):
+                raise RuntimeError(f"{weight} is {value.dtype} {value.shape} in the graph")
+        ir.convenience.replace_all_uses_with(value, result)
+
+
+def initializer(graph: ir.Graph, part: TensorInfo, location: str) -> ir.Value:
+    name = f"{location}:{part.name}"
+    if name not in graph.initializers:
+        dtype, shape = ONNX_DTYPES[part.dtype], ir.Shape(part.shape)
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+        value.const_value = ir.ExternalTensor(
+            location, part.start, part.stop - part.start, dtype, shape=shape, name=name, base_dir=""
+        )
+        graph.initializers[name] = value
+    return graph.initializers[name]
+
+
+def assembly(weight: str, link: Link, parts: list[ir.Value], rank: int) -> list[ir.Node]:
+    """The nodes that make a native weight of its parts; none where it is one part as it stands."""
+    nodes: list[ir.Node] = []
+
+    def add(
+        operator: str, inputs: list[ir.Value], outputs: int = 1, **attributes: int | list[int]
+    ) -> list[ir.Value]:
+        name = f"{weight}/{operator}"
+        node = ir.node(operator, inputs, attributes=attributes, num_outputs=outputs, name=name)
+        for index, output in enumerate(node.outputs):
+            output.name = f"{name}_{index}"
+        nodes.append(node)
+        return list(node.outputs)
+
+    value = parts[0] if len(parts) == 1 else add("Concat", parts, axis=0)[0]
+    if link.join == "swap_halves":
+        first, second = add("Split", [value], outputs=2, axis=0, num_outputs=2)
+        value = add("Concat", [second, first], axis=0)[0]
+    if len(link.parts[0].shape) > rank:  # the reference autoencoder's 1x1 convolutions, which are our linears
+        value = add("Flatten", [value], axis=1)[0]
+    if link.transpose:
+        add("Transpose", [value], perm=[1, 0])
+    return nodes

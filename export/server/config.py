@@ -1,0 +1,155 @@
+"""config.pbtxt of the models in a repository of NVIDIA Triton Inference Server, from the contract and a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...runtime.bundle import Bundle
+from ...runtime.server import contract
+from ...runtime.server.contract import Tensor
+
+QUEUE_DELAY_MICROSECONDS = 5000
+"""A request waits this long for others to join its batch; a step of the smallest model takes longer."""
+
+QUEUE_LENGTH = 256
+"""Requests beyond are refused at once: better than an answer after minutes."""
+
+FULL_BATCH_TOKENS = 4096
+LARGEST_BATCH = 8
+
+ONNX_TYPES = {1: "TYPE_FP32", 7: "TYPE_INT64"}
+"""ONNX's number of an element type → config.pbtxt's; a bundle's graphs have no others (docs/bundle.md)."""
+
+WARMUP = (contract.PROMPT, contract.IMAGES, contract.STEPS)
+"""An edit of one step uses every graph once; its inputs are the files of these names in the folder `warmup`."""
+
+
+def default_batch(bundle: Bundle) -> int:
+    """Pictures worth sampling together: one of 1024x1024 (4096 tokens) fills a GPU, small ones share it.
+
+    1 where a picture would depend on the others of its batch: DynamicQuantizeLinear has one scale for a whole tensor
+    (a difference of up to 8 of 255 levels with INT8 activations; none with fp32, fp8 or int4 weights).
+    """
+    if any(b"DynamicQuantizeLinear" in entry.path.read_bytes() for entry in bundle.graphs.values()):
+        return 1
+    side = bundle.sampler.size_multiple
+    tokens = max(width * height for width, height in bundle.sampler.preferred_sizes) // side**2
+    return max(1, min(LARGEST_BATCH, FULL_BATCH_TOKENS // tokens))
+
+
+def stream(batch: int, instances: int, graphs_in_server: bool) -> str:
+    """Of `kontext_stream`."""
+    limits = contract.Limits()
+    parameters = {
+        "graphs": "server" if graphs_in_server else "",
+        "device": "",
+        "threads": "",
+        "low_memory": "false",
+        "verify": "true",
+        **{name: str(value) for name, value in vars(limits).items()},
+    }
+    return "\n".join(
+        [
+            "# Parameters are explained in README.md, beside the models.",
+            *head(contract.STREAM, "python", batch),
+            "model_transaction_policy { decoupled: true }",
+            *tensors("input", contract.INPUTS),
+            *tensors("output", contract.OUTPUTS[contract.STREAM]),
+            "dynamic_batching {",
+            f"  max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS}",
+            f"  default_queue_policy {{ max_queue_size: {QUEUE_LENGTH} }}",
+            "}",
+            instance_group(instances, "KIND_AUTO"),
+            # A server that starts takes no requests from its models, so pipelines over its graphs start cold.
+            *([] if graphs_in_server else warmup()),
+            *(parameter(name, value) for name, value in parameters.items()),
+            "",
+        ]
+    )
+
+
+def warmup() -> list[str]:
+    inputs = (
+        f'  inputs {{ key: "{tensor.name}" value {{ data_type: {tensor.config_type} dims: [ 1 ] '
+        f'input_data_file: "{tensor.name}" }} }}'
+        for tensor in WARMUP
+    )
+    return ['model_warmup [ { name: "edit" batch_size: 1', *inputs, "} ]"]
+
+
+def plain() -> str:
+    """Of `kontext`."""
+    return "\n".join(
+        [
+            *head(contract.PLAIN, "python", 1),
+            *tensors("input", contract.INPUTS),
+            *tensors("output", contract.OUTPUTS[contract.PLAIN]),
+            instance_group(1, "KIND_CPU"),
+            "",
+        ]
+    )
+
+
+def graph(bundle: Bundle, name: str) -> str:
+    """Of a bundle's graph as a model of the server's ONNX Runtime backend."""
+    inputs, outputs = graph_tensors(bundle.graphs[name].path)
+    return "\n".join(
+        [
+            *head(f"{contract.PLAIN}_{name}", "onnxruntime", 0),
+            *listing("input", inputs),
+            *listing("output", outputs),
+            instance_group(1, "KIND_AUTO"),
+            "",
+        ]
+    )
+
+
+def graph_tensors(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str, tuple[str, list[int]]]]:
+    """The inputs and outputs of an ONNX file: name → (type, shape with -1 for what is dynamic)."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+
+    def described(values: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[str, list[int]]]:
+        return {
+            value.name: (
+                ONNX_TYPES[value.type.tensor_type.elem_type],
+                [each.dim_value or -1 for each in value.type.tensor_type.shape.dim],
+            )
+            for value in values
+        }
+
+    return described(model.graph.input), described(model.graph.output)
+
+
+def head(name: str, backend: str, batch: int) -> list[str]:
+    return [f'name: "{name}"', f'backend: "{backend}"', f"max_batch_size: {batch}"]
+
+
+def tensors(kind: str, listed: Sequence[Tensor]) -> list[str]:
+    return listing(
+        kind,
+        {each.name: (each.config_type, list(each.shape)) for each in listed},
+        {each.name for each in listed if each.optional},
+    )
+
+
+def listing(
+    kind: str, shapes: Mapping[str, tuple[str, list[int]]], optional: set[str] | frozenset[str] = frozenset()
+) -> list[str]:
+    rows = [
+        f'  {{ name: "{name}" data_type: {dtype} dims: [ {", ".join(map(str, shape))} ]'
+        f"{' optional: true' if name in optional else ''} }}"
+        for name, (dtype, shape) in shapes.items()
+    ]
+    return [f"{kind} [", ",\n".join(rows), "]"]
+
+
+def instance_group(count: int, kind: str) -> str:
+    """KIND_AUTO: `count` on each GPU that the server sees, or on the CPU where there is none."""
+    return f"instance_group [ {{ count: {count} kind: {kind} }} ]"
+
+
+def parameter(name: str, value: str) -> str:
+    return f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'

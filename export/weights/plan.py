@@ -1,0 +1,180 @@
+"""From a network's weights to the tensors of one safetensors file of the bundle; `streaming` writes it.
+
+`plan` fixes every tensor's place before a weight is read, so graphs can point into a file that is still being
+written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import KontextError
+from ...model.checkpoint import NetworkWeights
+from ...model.safetensors_file import DTYPES as STORED_DTYPES
+from ...quant import methods
+from ...quant.formats import FORMATS, WIDE
+from ...quant.recipe import Layer, Recipe
+from ...quant.statistics import InputStatistics
+
+STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+"""Formats to compute in → safetensors' names; `quant.formats` has those of quantized weights."""
+
+Entry = tuple[str, str, tuple[int, ...]]
+"""A tensor before it has a place: name, format as safetensors names it, shape."""
+
+STRIP = 128
+"""Rows that are transposed at once, so that what is read and what is written of them stays in the cache."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of the file: its format as safetensors names it, and its bytes' place counted from the
+    file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one weight becomes: itself in another format, or quantized values, scales and what else `layer` asks for;
+    None for a constant."""
+
+    weight: str
+    layer: Layer | None
+    transpose: bool
+    tensors: tuple[StoredTensor, ...]
+
+    @property
+    def size(self) -> int:
+        return self.tensors[-1].stop - self.tensors[0].start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole file before it is written: its header's bytes and its tensors in order. `constants` are not
+    weights; `statistics` are of the weights' inputs, by weight."""
+
+    network: str
+    compute: str
+    header: bytes
+    items: tuple[Item, ...]
+    constants: dict[str, Tensor]
+    statistics: Mapping[str, InputStatistics]
+
+    @property
+    def size(self) -> int:
+        return self.items[-1].tensors[-1].stop if self.items else len(self.header)
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        return {tensor.name: tensor for item in self.items for tensor in item.tensors}
+
+
+def plan(
+    network: NetworkWeights,
+    recipe: Recipe,
+    linears: set[str],
+    constants: dict[str, Tensor],
+    linked: Collection[str] = (),
+    statistics: Mapping[str, InputStatistics] | None = None,
+) -> Plan:
+    """Lays out a network's file: constants first, then the weights in the network's own order.
+
+    Args:
+        network: names and shapes.
+        recipe: decides every weight's format.
+        linears: weights to be stored as [in, out].
+        constants: tables that the graph needs and the checkpoint does not have.
+        linked: weights that stay where they are.
+        statistics: weight → what calibration knows of its inputs.
+    """
+    compute = recipe.compute[network.name]
+    listed: list[tuple[str, Layer | None, bool, list[Entry]]] = []
+    names = {dtype: name for name, dtype in STORED_DTYPES.items()}
+    for name, tensor in constants.items():
+        listed.append((name, None, False, [(name, names[tensor.dtype], tuple(tensor.shape))]))
+    for name, shape in network.shapes.items():
+        if name in linked:
+            continue
+        transpose = name in linears
+        stored = shape[::-1] if transpose else shape
+        layer = recipe.layer_of(network.name, name, stored, transpose)
+        listed.append((name, layer, transpose, stored_as(name, stored, layer, compute)))
+    position, relative = 0, {}
+    for *_, entries in listed:
+        for name, dtype, shape in entries:
+            size = torch.Size(shape).numel() * STORED_DTYPES[dtype].itemsize
+            relative[name] = (position, position + size)
+            position += size
+    fields = {
+        name: {"dtype": dtype, "shape": list(shape), "data_offsets": list(relative[name])}
+        for *_, entries in listed
+        for name, dtype, shape in entries
+    }
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    items = tuple(
+        Item(
+            weight,
+            layer,
+            transpose,
+            tuple(
+                StoredTensor(
+                    name, dtype, shape, len(header) + relative[name][0], len(header) + relative[name][1]
+                )
+                for name, dtype, shape in entries
+            ),
+        )
+        for weight, layer, transpose, entries in listed
+    )
+    return Plan(network.name, compute, header, items, constants, statistics or {})
+
+
+def stored_as(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[Entry]:
+    """Name, safetensors format and shape of each tensor that a weight of `shape` is stored as."""
+    if layer.format not in FORMATS:
+        return [(name, STORED[layer.format], shape)]
+    rows, columns = shape
+    return [
+        (name + ending, STORED[compute] if dtype == WIDE else dtype, part)
+        for ending, dtype, part in methods.layout(layer, (rows, columns))
+    ]
+
+
+def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
+    """Reads one weight and makes its stored tensors, in the order of `item.tensors`.
+
+    Raises:
+        KontextError: the weight is damaged, or too large for the format asked for.
+    """
+    if item.layer is None:
+        return [plan.constants[item.weight]]
+    weight = network.read(item.weight)
+    if item.layer.format in FORMATS:
+        wide = STORED_DTYPES[STORED[plan.compute]]
+        weight = weight.t() if item.transpose else weight
+        return methods.quantize(weight, item.layer, wide, plan.statistics.get(item.weight))
+    stored = weight.to(STORED_DTYPES[STORED[item.layer.format]])
+    stored = transposed(stored) if item.transpose else stored.contiguous()
+    if item.layer.format == "fp16" and not torch.isfinite(stored.abs().max()):
+        raise KontextError(
+            f"{plan.network}: weight {item.weight} is too large for fp16: export with --bf16 or --fp32"
+        )
+    return [stored]
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """`matrix` [rows, columns] as a contiguous [columns, rows]; a third faster than PyTorch does it at once."""
+    result = matrix.new_empty(matrix.shape[::-1])
+    for start in range(0, len(matrix), STRIP):
+        result[:, start : start + STRIP] = matrix[start : start + STRIP].t()
+    return result

@@ -1,0 +1,1 @@
+"""The TensorRT backend: a bundle's compiled engines."""

@@ -1,0 +1,308 @@
+"""One engine on the GPU: loaded, given its weights, run on buffers of its own and on shared activation memory.
+
+`prepare` takes the inputs and says how much activation memory they need; `run` is given it and returns the outputs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import KontextError
+from ...cache import cache_folder
+from ...cuda_driver import CapturedRun, CudaDriver, DeviceMemory
+from ...engines import EngineEntry
+from ...units import gigabytes
+from .weights import WeightFile
+
+Array = NDArray[Any]
+
+ACTIVATION_SHARE = 4
+"""At most one part in so many of the GPU's free memory is kept for activations when weights are streamed: an engine
+says what its largest shapes need, and most runs need far less."""
+
+
+class HeldArray:
+    """An array on the GPU, or some of its rows."""
+
+    def __init__(self, driver: CudaDriver, array: Array) -> None:
+        self.array = np.ascontiguousarray(array)  # the host's copy must live until the upload is done
+        self.shape = self.array.shape
+        self.memory = driver.allocate(self.array.nbytes)
+        self.address = self.memory.address
+        driver.upload(self.memory, self.array, self.array.nbytes)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def rows(self, part: slice) -> HeldArray:
+        result = object.__new__(HeldArray)
+        result.memory, result.array = self.memory, self.array[part]
+        result.shape = result.array.shape
+        result.address = self.address + part.start * (self.array.nbytes // max(len(self), 1))
+        return result
+
+
+def logger(module: Any) -> Any:
+    """A logger of the library that keeps its last error, for a message of one line."""
+
+    class LastError(module.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.error = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
+                self.error = message
+
+    return LastError()
+
+
+class Stage:
+    """An engine ready to run.
+
+    Args:
+        module, runtime, logger: the library's.
+        driver: the GPU.
+        entry: what the manifest says of the engine.
+        weights: the safetensors file that the graph's weights are in.
+        plan: the engine's bytes, as bytes or mapped.
+        weight_budget: see `TensorRTBackend`.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        runtime: Any,
+        driver: CudaDriver,
+        entry: EngineEntry,
+        weights: Path,
+        plan: Any,
+        logger: Any,
+        weight_budget: int | None = None,
+    ) -> None:
+        self.module, self.driver, self.entry, self.logger = module, driver, entry, logger
+        self.engine = runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise self.fault("cannot be loaded")
+        self.bound: list[DeviceMemory] = []
+        self.weight_addresses: dict[str, int] = {}
+        if entry.weights == "stripped":
+            self.refit(WeightFile(weights))
+        elif entry.weights == "bound":
+            self.bind(WeightFile(weights))
+        self.streams = self.engine.streamable_weights_size > 0 and self.stream(weight_budget)
+        self.context, self.cache = self.make_context()
+        self.profile = -1
+        self.inputs: dict[str, DeviceMemory] = {}
+        self.outputs: dict[str, tuple[DeviceMemory, Array]] = {}
+        self.kept: list[Any] = []
+        self.key: tuple[Any, ...] = ()
+        self.captured: tuple[tuple[Any, ...], CapturedRun] | None = None
+        self.warm: tuple[Any, ...] | None = None
+        self.unsaved = False
+
+    def fault(self, what: str) -> KontextError:
+        reason = f": {self.logger.error.strip()}" if self.logger.error else ""
+        return KontextError(f"the {self.entry.target} engine of {self.entry.graph} {what}{reason}")
+
+    # -- weights --
+
+    def refit(self, weights: WeightFile) -> None:
+        """Puts the bundle's weights into an engine that was built without: from the file's pages to the GPU."""
+        trt = self.module
+        refitter = trt.Refitter(self.engine, self.logger)
+        for name in refitter.get_all_weights():
+            prototype = refitter.get_weights_prototype(name)
+            place = weights.place(name, stored_bytes(prototype.size, prototype.dtype))
+            values = trt.Weights(prototype.dtype, weights.address(place), prototype.size)
+            if not refitter.set_named_weights(name, values):
+                raise self.fault(f"does not take the weight {name}")
+        if not refitter.refit_cuda_engine():
+            raise self.fault("cannot be given its weights")
+
+    def bind(self, weights: WeightFile) -> None:
+        """Uploads the weights that are the engine's inputs; every run finds them where they are."""
+        for name in self.tensors("INPUT"):
+            if name not in self.entry.profiles[0].inputs:
+                place = weights.place(name, self.bytes_of(name))
+                memory = self.driver.allocate(place.size)
+                self.driver.upload(memory, weights.address(place), place.size)
+                self.bound.append(memory)
+                self.weight_addresses[name] = memory.address
+        self.driver.synchronize()
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of a tensor of fixed shape; 4-bit values are two a byte."""
+        return stored_bytes(math.prod(self.engine.get_tensor_shape(name)), self.engine.get_tensor_dtype(name))
+
+    def stream(self, budget: int | None) -> bool:
+        """Weight streaming: what does not fit stays in the host's memory and comes over for every run.
+
+        Returns whether anything stays there.
+        """
+        whole = self.engine.streamable_weights_size
+        if budget is None:  # the library's own advice comes back in 32 bits
+            free = self.driver.free_bytes()
+            budget = free - min(int(self.engine.device_memory_size_v2), free // ACTIVATION_SHARE)
+        budget = min(budget, whole)
+        self.engine.weight_streaming_budget_v2 = budget
+        if self.engine.weight_streaming_budget_v2 != budget:  # Python is not told otherwise
+            raise self.fault(
+                f"cannot keep {gigabytes(budget)} of its {gigabytes(whole)} of weights on the GPU"
+            )
+        return bool(budget < whole)
+
+    # -- runs --
+
+    def tensors(self, mode: str) -> list[str]:
+        wanted = getattr(self.module.TensorIOMode, mode)
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        return [name for name in names if self.engine.get_tensor_mode(name) == wanted]
+
+    def make_context(self) -> tuple[Any, Any]:
+        """An execution context on memory that is handed in, and TensorRT for RTX's cache of kernels, if it has one."""
+        trt = self.module
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        cache = None
+        if hasattr(self.engine, "create_runtime_config"):
+            config = self.engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(managed)
+            if self.captures_itself and not self.streams:  # TensorRT for RTX cannot do both
+                config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if hasattr(config, "create_runtime_cache"):
+                cache = config.create_runtime_cache()
+                if self.cache_file.is_file():
+                    cache.deserialize(self.cache_file.read_bytes())
+                config.set_runtime_cache(cache)
+            context = self.engine.create_execution_context(config)
+        else:
+            context = self.engine.create_execution_context(managed)
+        if context is None:
+            raise self.fault("cannot be started")
+        for name, address in self.weight_addresses.items():
+            context.set_tensor_address(name, address)
+        return context, cache
+
+    @property
+    def captures_itself(self) -> bool:
+        """TensorRT for RTX captures its runs as CUDA graphs; with TensorRT that is for its user to do."""
+        return hasattr(self.module, "CudaGraphStrategy")
+
+    @property
+    def cache_file(self) -> Path:
+        """Kernels that TensorRT for RTX has compiled for this GPU, kept between processes."""
+        return cache_folder() / "engines" / f"{self.entry.path.stem}-{self.entry.sha256[:16]}.cache"
+
+    def prepare(self, inputs: Mapping[str, Any]) -> int:
+        """Uploads the inputs, tells the engine their shapes; returns the bytes of activation memory it needs."""
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        self.check(shapes)
+        profile = self.entry.profile_for(shapes)
+        if profile != self.profile:
+            if not self.context.set_optimization_profile_async(profile, self.driver.stream.value):
+                raise self.fault(f"refuses its profile {self.entry.profiles[profile].use}")
+            self.driver.synchronize()
+            self.profile = profile
+        addresses = {}
+        for name, value in inputs.items():
+            if isinstance(value, HeldArray):
+                self.kept.append(value)
+                addresses[name] = value.address
+            else:
+                addresses[name] = self.upload(name, value)
+            if not self.context.set_input_shape(name, shapes[name]):
+                raise self.fault(f"refuses {name} of {list(shapes[name])}")
+            self.context.set_tensor_address(name, addresses[name])
+        for name in self.tensors("OUTPUT"):
+            shape = tuple(self.context.get_tensor_shape(name))
+            dtype = self.module.nptype(self.engine.get_tensor_dtype(name))
+            memory, array = self.outputs.get(name, (None, None))
+            if memory is None or array is None or array.shape != shape:
+                array = np.empty(shape, dtype)
+                if memory is None or memory.size < array.nbytes:
+                    memory = self.driver.allocate(array.nbytes)
+                self.outputs[name] = memory, array
+            addresses[name] = memory.address
+            self.context.set_tensor_address(name, memory.address)
+        self.key = (profile, tuple(shapes.items()), tuple(addresses.items()))
+        return int(self.context.update_device_memory_size_for_shapes())
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        expected = set(self.entry.profiles[0].inputs)
+        if set(shapes) != expected:
+            raise KontextError(
+                f"{self.entry.graph} takes {', '.join(sorted(expected))}, not {', '.join(sorted(shapes))}"
+            )
+
+    def upload(self, name: str, value: Array) -> int:
+        """Copies an input into its buffer, which grows and is otherwise kept: captured runs know its address."""
+        dtype = np.dtype(self.module.nptype(self.engine.get_tensor_dtype(name)))
+        array = np.ascontiguousarray(value, dtype)
+        self.kept.append(array)
+        if name not in self.inputs or self.inputs[name].size < array.nbytes:
+            self.inputs[name] = self.driver.allocate(array.nbytes)
+        self.driver.upload(self.inputs[name], array, array.nbytes)
+        return self.inputs[name].address
+
+    def run(self, scratch: DeviceMemory) -> dict[str, Array]:
+        """Runs what was prepared; the outputs are the caller's."""
+        self.context.set_device_memory(scratch.address, scratch.size)
+        key = (*self.key, scratch.address)
+        if self.captured is not None and self.captured[0] == key:
+            self.captured[1].launch()
+        elif self.warm == key and not self.captures_itself:
+            self.capture(key)
+        else:
+            self.enqueue()
+        results = {}
+        for name, (memory, array) in self.outputs.items():
+            self.driver.download(memory, array)
+            results[name] = array.copy()
+        self.driver.synchronize()
+        self.kept.clear()
+        self.unsaved = self.unsaved or self.warm != key
+        if self.warm is None:
+            self.save_cache()
+        self.warm = key
+        return results
+
+    def enqueue(self) -> None:
+        if not self.context.execute_async_v3(self.driver.stream.value):
+            raise self.fault("failed")
+
+    def capture(self, key: tuple[Any, ...]) -> None:
+        """Records a run that was made once before on the same memory, and makes it."""
+        self.captured = None
+        self.driver.begin_capture()
+        try:
+            self.enqueue()
+        finally:
+            run = self.driver.end_capture()
+        run.launch()
+        self.captured = key, run
+
+    def save_cache(self) -> None:
+        """Keeps the kernels that runs have compiled; a cache that cannot be written is done without."""
+        if self.cache is None or not self.unsaved:
+            return
+        self.unsaved = False
+        path = self.cache_file
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(bytes(self.cache.serialize()))
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+
+def stored_bytes(count: int, dtype: Any) -> int:
+    """Bytes of `count` values of a `dtype`, two of 4 bits in a byte; the library's own `nbytes` is negative there."""
+    return math.ceil(count * dtype.itemsize)

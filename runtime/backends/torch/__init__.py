@@ -1,0 +1,1 @@
+"""The PyTorch backend: the transformer on Triton kernels, with offloading."""

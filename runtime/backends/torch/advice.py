@@ -1,0 +1,222 @@
+"""What would fit when the GPU's memory is exhausted: the planner's arithmetic (`quant.memory`) as one line of advice.
+
+Estimates: shapes and formats give the bytes, and nobody measured what a driver and its libraries take beside them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ....model.config import KontextConfig
+from ....model.networks import NETWORKS, build_network
+from ....model.safetensors_file import read_header
+from ....quant.memory import CUDA, Workload, demands
+from ....quant.options import Option
+from ....quant.planner import Choice, Item
+from ....quant.recipe import BYTES, SPARED, Recipe, Rule
+from ...bundle import Bundle
+from ...units import gigabytes
+
+Shapes = Mapping[str, Sequence[int]]
+
+SMALLEST = (Option("int4"), Option("nf4"))
+"""Ways to store a weight that every GPU runs and none of fewer bits beats."""
+
+SIZED = ("transformer", "vae_encoder", "vae_decoder")
+"""Networks that need less for a smaller picture."""
+
+ON_DEVICE = 2
+"""Blocks on the GPU with `--offload`: the one that computes and the one that is copied."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as the advice needs it: bytes, and its compute capability times ten (0: not known)."""
+
+    free: int
+    total: int
+    capability: int = 0
+
+    @classmethod
+    def of(cls, device: torch.device) -> Device:
+        if device.type != "cuda":  # there is nothing that is exhausted
+            return cls(0, 0)
+        major, minor = torch.cuda.get_device_capability(device)
+        free, total = torch.cuda.mem_get_info(device)
+        share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
+        allowed = int(share(device.index) * total)
+        if allowed < total:
+            free, total = min(free, allowed - torch.cuda.memory_reserved(device)), allowed
+        return cls(free, total, 10 * major + minor)
+
+    @property
+    def budget(self) -> int:
+        """Bytes for an edit, which the planner takes the driver's own from."""
+        return min(self.free + CUDA.overhead, self.total)
+
+
+def is_exhausted(fault: RuntimeError) -> bool:
+    """Whether the device had no room: PyTorch's own error, or what the driver and its libraries say."""
+    return isinstance(fault, torch.cuda.OutOfMemoryError) or bool(
+        re.search("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED", str(fault))
+    )
+
+
+def workload(config: KontextConfig, graph: str, shapes: Shapes) -> Workload:
+    """The edit that the inputs of a network belong to; where they do not tell its size, it is the model's square."""
+    side, downscale = 2 * config.autoencoder.downscale, config.autoencoder.downscale
+    square = config.autoencoder.sample_size
+    rows = max((shape[0] for shape in shapes.values() if shape), default=1)
+    if graph == "transformer" and "target" in shapes:
+        batch, tokens, _ = shapes["target"]
+        reference = shapes["reference"][1] if "reference" in shapes else 0
+        return Workload(tokens * side, side, math.ceil(reference / max(tokens, 1)), batch, 1)
+    if graph == "vae_encoder" and "image" in shapes:
+        return Workload(shapes["image"][3], shapes["image"][2], 1, 1, 1)
+    if graph == "vae_decoder" and "latents" in shapes:
+        return Workload(shapes["latents"][3] * downscale, shapes["latents"][2] * downscale, 0, 1, 1)
+    if graph == "modulation":
+        return Workload(square, square, 1, 1, rows)
+    return Workload(square, square, 1, rows, 1)
+
+
+def smallest(config: KontextConfig, graph: str, compute: str) -> int:
+    """Bytes of a network's weights where the planner stores every layer in the fewest, and of one layer unpacked."""
+    with torch.device("meta"):
+        network = build_network(graph, config)
+    recipe = Recipe("", {graph: compute}, (*SPARED, Rule("*", "*", "int4")))
+    wide, items, quantized, largest = BYTES[compute], [], 0, 0
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            shape = (module.in_features, module.out_features)
+            if recipe.layer_of(graph, f"{path}.weight", shape, True).format != compute:
+                choices = [Choice(str(each), each.stored_bytes(shape, wide), 0.0) for each in SMALLEST]
+                items.append(Item(path, tuple(choices)))
+                quantized += math.prod(shape)
+                largest = max(largest, wide * math.prod(shape))
+    others = sum(tensor.numel() for tensor in network.state_dict().values()) - quantized
+    return wide * others + sum(item.smallest() for item in items) + largest
+
+
+def in_turn(weights: Mapping[str, int], part_of: Callable[[str], str | None], at_once: int) -> int:
+    """Bytes of weights (tensor → bytes) on the GPU where the largest `at_once` parts are there, and all that is in
+    none."""
+    parts: dict[str, int] = {}
+    others = 0
+    for name, size in weights.items():
+        part = part_of(name)
+        if part is None:
+            others += size
+        else:
+            parts[part] = parts.get(part, 0) + size
+    return others + sum(sorted(parts.values())[-at_once:])
+
+
+def offloaded(weights: Mapping[str, int]) -> int:
+    """Bytes of the transformer's weights (tensor → bytes) that are on the GPU with `--offload`."""
+
+    def block(name: str) -> str | None:
+        match = re.match(r"(?:double|single)_blocks\.\d+\.", name)
+        return match and match[0]
+
+    return in_turn(weights, block, ON_DEVICE)
+
+
+def streamed(config: KontextConfig, graph: str, weights: Mapping[str, int]) -> int:
+    """Bytes of another network's weights (tensor → bytes) that are on the GPU while its linears' come one by one."""
+    with torch.device("meta"):
+        network = build_network(graph, config)
+    linears = {path for path, module in network.named_modules() if isinstance(module, nn.Linear)}
+
+    def linear(name: str) -> str | None:
+        path = re.split(r"\.(?:weight|bias)", name)[0]
+        return path if path in linears else None
+
+    return in_turn(weights, linear, 1)
+
+
+def advise(
+    config: KontextConfig,
+    compute: Mapping[str, str],
+    graph: str,
+    weights: Mapping[str, int],
+    work: Workload,
+    device: Device,
+    *,
+    offload: bool = False,
+    reuse: bool = False,
+) -> str:
+    """One line: what `graph` takes, and what would fit.
+
+    Args:
+        config: the model's sizes.
+        compute: network → what it computes in.
+        graph: the network that did not fit.
+        weights: its tensors → bytes.
+        work: the edit.
+        device: the GPU.
+        offload, reuse: whether these options are on.
+    """
+    needs = demands(config, dict(compute), work, CUDA)
+    beside = needs[graph].bytes
+    kept = 0
+    if graph == "transformer" and reuse:
+        model = config.transformer
+        depth = model.num_double_blocks + model.num_single_blocks
+        tokens = work.references * work.width * work.height // (2 * config.autoencoder.downscale) ** 2
+        kept = work.batch * depth * tokens * 2 * model.hidden_size * BYTES[compute[graph]]
+    # Of other networks the backend has brought the linears one by one by itself.
+    least_held = offloaded(weights) if graph == "transformer" else streamed(config, graph, weights)
+    whole = graph == "transformer" and not offload
+    held = sum(weights.values()) if whole else least_held
+    text = (
+        f"the GPU has no room for {graph}: it takes about {gigabytes(held + beside + kept)} ({gigabytes(held)} of "
+        f"weights) and {gigabytes(device.budget)} of {gigabytes(device.total)} can be had; what would fit: "
+    )
+    ways = []
+    if kept and held + beside <= device.budget:
+        ways.append(f"no --reuse-reference (about {gigabytes(held + beside)})")
+    if not offload:  # beside another network, what helps is that the transformer's blocks leave
+        swapped = least_held + beside + kept
+        if swapped <= device.budget:
+            ways.append(f"--offload (about {gigabytes(swapped)})")
+    least = max(smallest(config, name, compute[name]) + needs[name].bytes for name in NETWORKS)
+    if smallest(config, graph, compute[graph]) < sum(weights.values()) and least <= device.budget:
+        ways.append(
+            f"a bundle of kontext-export MODEL {fit_flags(config, work, device)} (from {gigabytes(least)} on)"
+        )
+    if graph in SIZED:
+        ways.append("a smaller --size or fewer --num-images" if work.batch > 1 else "a smaller --size")
+    elif not ways:
+        ways.append("--device cpu")
+    return text + ", or ".join(ways)
+
+
+def fit_flags(config: KontextConfig, work: Workload, device: Device) -> str:
+    """kontext-export's flags for a bundle that fits this edit; sizes beyond the model's square as the square of no
+    fewer tokens."""
+    side = 2 * config.autoencoder.downscale
+    flags = [f"--fit {math.floor(device.budget / 1e8) / 10:g}GB"]
+    if device.capability:
+        flags.append(f"--gpu sm_{device.capability}")
+    pixels = work.width * work.height
+    if pixels > config.autoencoder.sample_size**2:
+        length = math.ceil(math.sqrt(pixels) / side) * side
+        flags.append(f"--size {length}x{length}")
+    if work.references > 1:
+        flags.append(f"--references {work.references}")
+    if work.batch > 1:
+        flags.append(f"--batch {work.batch}")
+    return " ".join(flags)
+
+
+def tensor_bytes(bundle: Bundle, graph: str) -> dict[str, int]:
+    """Tensor → bytes of a network's weights in a bundle."""
+    header = read_header(bundle.graphs[graph].weights)
+    return {name: info.stop - info.start for name, info in header.tensors.items()}

@@ -1,0 +1,261 @@
+"""Two approximations of the denoising loop, both off unless asked for: what changes little between a run's steps is
+taken from an earlier one.
+
+`cache`: where the first block does to the target nearly what it did at the last step that was computed in full, the
+other blocks are not run, and what they added then is added again. The first steps of an edit and large changes are
+computed. This is First Block Cache (ParaAttention, github.com/chengzeyi/ParaAttention; `FirstBlockCacheConfig` in
+diffusers), which decides as TeaCache does (Liu et al. 2024, arXiv:2411.19108) and needs no fitted polynomial.
+
+`reuse`: every so many steps the reference's tokens go through the network, and each block keeps their keys and values;
+the steps between compute text and target alone, which attend to what was kept. Only an approximation, for reference
+tokens attend to the target too and are modulated by the timestep (conditional feature reuse in OminiControl2, Tan et
+al. 2025, arXiv:2503.08280, is exact because it trains without that attention).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....errors import KontextError
+from .memory import GraphedStep
+from .transformer import Given, Step
+
+TABLES = ("rope_cos", "rope_sin")
+MODULATIONS = ("double_modulation", "single_modulation")
+
+
+@dataclass
+class Report:
+    """Steps since the backend was made: all of them, those that ran every block, and those that ran every block on the
+    reference's tokens too."""
+
+    steps: int = 0
+    computed: int = 0
+    with_reference: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a run's steps, in rows and tokens."""
+
+    batch: int
+    text: int
+    target: int
+    reference: int
+
+    @classmethod
+    def of(cls, inputs: dict[str, Tensor]) -> Shape:
+        text, target, reference = (inputs[name].shape[1] for name in ("text", "target", "reference"))
+        return cls(inputs["target"].shape[0], text, target, reference)
+
+
+@dataclass(frozen=True)
+class State:
+    """What lives from one step to the next, and from one part of a step to the next. CUDA graphs know the addresses.
+
+    `x` [batch, tokens, hidden] is the residual stream after the first block; `residual` [batch, targets, hidden] what
+    that block added to the target at this step, `first` at the last step that was computed in full, `rest` what all
+    the other blocks added then. `kept` has each block's keys and values [batch, reference tokens, 2 * hidden].
+    """
+
+    shape: Shape
+    x: Tensor
+    residual: Tensor
+    first: Tensor
+    rest: Tensor
+    kept: tuple[Tensor, ...] | None
+
+
+class ApproximateStep:
+    """Velocities of one step after another. A run is known by its text, which all its steps hold in common: where that
+    is another tensor, nothing is reused.
+
+    In a batch the row that changed most decides for all. With CUDA graphs the step is cut into pieces with a graph each
+    (first block; other blocks; neither), since the host decides what comes next: one wait for one number a step,
+    where a step without graphs would wait for the launch of every kernel.
+
+    Args:
+        step: the exact step.
+        device: where it runs.
+        graphs: capture the pieces as CUDA graphs.
+        cache: the largest relative change of the first block's residual that counts as none; None: every block of
+            every step is run.
+        reuse: steps from one computation of the reference's tokens to the next; None: all.
+        report: is counted up.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        device: torch.device,
+        graphs: bool,
+        cache: float | None,
+        reuse: int | None,
+        report: Report,
+    ) -> None:
+        self.step, self.device, self.cache, self.reuse, self.report = step, device, cache, reuse, report
+        self.graphs = graphs and device.type == "cuda"
+        self.pool: Any = None
+        self.run_of: Tensor | None = None
+        self.state: State | None = None
+        self.pieces: dict[tuple[str, bool], GraphedStep] = {}
+        self.known = False
+        """Whether a step of this run was computed in full."""
+        self.since: int | None = None
+        """Steps since the reference's tokens were computed in every block, that one included; None: never."""
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The velocity [batch, targets, channels], inputs as `Step` takes them."""
+        self.begin(inputs)
+        reusing = self.reuse is not None and inputs["reference"].shape[1] > 0
+        # Without reuse, as without a reference, all tokens there are go through every step.
+        every = not reusing or self.since is None or (self.reuse is not None and self.since >= self.reuse)
+        given = inputs if every else {**inputs, "reference": inputs["reference"][:, :0]}
+        full = True
+        if self.cache is None:
+            velocity = self.piece("whole", every)(given)
+        else:
+            change = self.piece("first", every)(
+                {name: tensor for name, tensor in given.items() if name != "final_modulation"}
+            )
+            full = not (self.known and float(change.max()) <= self.cache)  # computed where it is not a number
+            if full:
+                names = (*TABLES, *MODULATIONS, "final_modulation")
+                velocity = self.piece("others", every)({name: given[name] for name in names})
+            else:
+                velocity = self.piece("none")({"final_modulation": given["final_modulation"]})
+        self.count(full, every)
+        return velocity
+
+    def begin(self, inputs: dict[str, Tensor]) -> None:
+        """Forgets what is another run's, and makes room for this one's shape."""
+        if inputs["text"] is not self.run_of:
+            self.run_of, self.known, self.since = inputs["text"], False, None
+        shape = Shape.of(inputs)
+        if self.state is None or self.state.shape != shape:
+            self.pieces.clear()  # graphs of the other state's addresses
+            # One memory for all graphs: none needs what another has left in it, and what they return is copied.
+            self.pool = torch.cuda.graph_pool_handle() if self.graphs else None
+            self.state = None  # before the next is allocated
+            self.state, self.known, self.since = self.allocate(shape, inputs["target"]), False, None
+
+    def drop_graphs(self) -> None:
+        """As `GraphedStep.drop_graphs`; what was computed stays."""
+        for piece in self.pieces.values():
+            piece.drop_graphs()
+
+    def count(self, full: bool, every: bool) -> None:
+        self.report.steps += 1
+        self.report.computed += full
+        self.report.with_reference += full and every
+        self.known = self.known or full
+        if full and every:
+            self.since = 1
+        elif self.since is not None:
+            self.since += 1
+
+    def allocate(self, shape: Shape, like: Tensor) -> State:
+        """Zeros for a run of this shape; empty where the option that needs them is off."""
+        hidden = self.step.config.hidden_size
+
+        def room(tokens: int) -> Tensor:
+            return like.new_zeros((shape.batch, tokens if self.cache is not None else 0, hidden))
+
+        kept = None
+        if self.reuse is not None and shape.reference:
+            size = (shape.batch, shape.reference, 2 * hidden)
+            kept = tuple(like.new_zeros(size) for _ in range(self.step.depth))
+        x = room(shape.text + shape.target + shape.reference)
+        return State(shape, x, room(shape.target), room(shape.target), room(shape.target), kept)
+
+    def piece(self, name: str, every: bool = True) -> GraphedStep:
+        """A part of the step, for all tokens or for those of text and target alone."""
+        if (name, every) not in self.pieces:
+            parts: dict[str, Callable[..., Tensor]] = {
+                "whole": self.whole,
+                "first": self.first_block,
+                "others": self.other_blocks_all if every else self.other_blocks,
+                "none": self.no_blocks,
+            }
+            self.pieces[name, every] = GraphedStep(parts[name], self.device, self.graphs, self.pool)
+        return self.pieces[name, every]
+
+    # -- the pieces: each may be run twice with the same inputs, as before a capture, and gives the same again --
+
+    @property
+    def now(self) -> State:
+        assert self.state is not None
+        return self.state
+
+    @property
+    def target(self) -> slice:
+        """Where the target's tokens are."""
+        return slice(self.now.shape.text, self.now.shape.text + self.now.shape.target)
+
+    def given(
+        self, rope_cos: Tensor, rope_sin: Tensor, double_modulation: Tensor, single_modulation: Tensor
+    ) -> Given:
+        return Given(self.now.shape.text, rope_cos, rope_sin, double_modulation, single_modulation)
+
+    def whole(
+        self, target: Tensor, reference: Tensor, text: Tensor, final_modulation: Tensor, **shared: Tensor
+    ) -> Tensor:
+        x = self.step.embed(target, reference, text)
+        self.step.run(x, self.given(**shared), 0, self.step.depth, self.now.kept)
+        return self.step.velocity(x[:, self.target], final_modulation)
+
+    def first_block(self, target: Tensor, reference: Tensor, text: Tensor, **shared: Tensor) -> Tensor:
+        """fp32 [batch]: mean |residual - first| / mean |first| over the target, as in diffusers. The reference's tokens
+        are left out: they are alike from step to step and would hide the target's change."""
+        state = self.now
+        x = self.step.embed(target, reference, text)
+        before = x[:, self.target].clone()
+        self.step.run(x, self.given(**shared), 0, 1, state.kept)
+        state.x[:, : x.shape[1]] = x
+        torch.sub(x[:, self.target], before, out=state.residual)
+        apart = (state.residual.float() - state.first.float()).abs().mean((1, 2))
+        return apart / state.first.float().abs().mean((1, 2))
+
+    def other_blocks_all(self, **shared: Tensor) -> Tensor:
+        return self.from_second(self.now.x, **shared)
+
+    def other_blocks(self, **shared: Tensor) -> Tensor:
+        return self.from_second(self.now.x[:, : self.target.stop], **shared)
+
+    def from_second(self, after_first: Tensor, final_modulation: Tensor, **shared: Tensor) -> Tensor:
+        state, x = self.now, after_first.clone()
+        self.step.run(x, self.given(**shared), 1, self.step.depth, state.kept)
+        state.first.copy_(state.residual)
+        torch.sub(x[:, self.target], after_first[:, self.target], out=state.rest)
+        return self.step.velocity(x[:, self.target], final_modulation)
+
+    def no_blocks(self, final_modulation: Tensor) -> Tensor:
+        return self.step.velocity(self.now.x[:, self.target] + self.now.rest, final_modulation)
+
+
+def check(cache: float | None, reuse: int | None) -> None:
+    """Raises KontextError for a threshold or a number of steps that means nothing."""
+    if cache is not None and not (0 < cache < math.inf):
+        raise KontextError(
+            f"cache must be a relative change above 0, such as 0.1, not {cache:g}: leave it out to run every block"
+        )
+    if reuse is not None and reuse < 2:
+        raise KontextError(
+            f"reuse_reference must be 2 steps or more, not {reuse}: leave it out to compute the reference at each"
+        )
+
+
+def describe(cache: float | None, reuse: int | None, report: Report) -> str:
+    """What was approximated, in words; "" for nothing."""
+    parts = []
+    if cache is not None:
+        parts.append(f"cache {cache:g}: {report.computed} of {report.steps} steps computed in full")
+    if reuse is not None:
+        parts.append(f"reuse_reference {reuse}: reference computed at {report.with_reference}")
+    return "; ".join(parts)

@@ -1,0 +1,341 @@
+"""The torch backend: a bundle's networks in PyTorch, the transformer on our kernels.
+
+The only part of the runtime that needs PyTorch; nothing else imports it. Weights go from the safetensors files to
+the device. On a GPU the transformer stays there and its step is a CUDA graph; the other networks are brought in
+from host memory when an edit needs them, and go again, and so do the modulation's weights once all steps'
+modulations are computed.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from traceback import clear_frames
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ....errors import KontextError
+from ....kernels.archive import INDEX
+from ....kernels.driver import register
+from ....kernels.launch import triton
+from ....model.config import PARTS, KontextConfig, part_from_json
+from ....model.networks import build_network
+from ...bundle import MANIFEST_NAME, OUTPUTS, Bundle
+from . import (
+    advice as torch_advice,
+)
+from . import (
+    approximations,
+)
+from . import (
+    memory as torch_memory,
+)
+from . import (
+    transformer as torch_transformer,
+)
+from .approximations import ApproximateStep
+from .compile import check_compiler
+from .decode import decode_tiled
+from .linear import choose_activations
+from .transformer import Step
+from .weights import COMPUTE, StoredLinear, WeightFile, each_tensor, place, read_network, to_device
+
+WIDE = ("timestep", "guidance", "rope_cos", "rope_sin")
+"""Inputs that stay in fp32: half precision alone would move the output."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; the defaults are chosen by the device.
+
+    Args:
+        activations: of linears with quantized weights: auto, 16-bit, fp8 or int8.
+        attention: auto, 16-bit, fp8 or int8.
+        offload: keep the transformer's blocks in host memory and copy each while the one before it computes; the other
+            networks' linears are copied for each use.
+        graphs: capture the step as a CUDA graph; not with `offload`.
+        tiled: decode pictures in tiles; else only where the device has no room for a whole one.
+        compute: fp32, fp16 or bf16 for networks that compute in another format; None for the bundle's own.
+        compile: let torch.compile make the code of each kind of block.
+        cache: an approximation: skip the blocks after the first where that one's residual changed by no more than this
+            share since the last step that was computed in full.
+        reuse_reference: an approximation: compute the reference's tokens at every so many steps only.
+    """
+
+    activations: str = "auto"
+    attention: str = "auto"
+    offload: bool = False
+    graphs: bool = True
+    tiled: bool = False
+    compute: str | None = None
+    compile: bool = False
+    cache: float | None = None
+    reuse_reference: int | None = None
+
+
+@dataclass
+class Network:
+    """A network that is not the transformer: its weights in host memory, on the device while it runs."""
+
+    module: nn.Module
+    host: dict[str, Tensor | StoredLinear]
+    runs: int = 0
+
+    def pin(self) -> None:
+        """Moves its weights to memory that a GPU reads by itself; worth the copy from the second run on."""
+        for name, value in self.host.items():  # one by one: only one of them is there twice
+            self.host[name] = each_tensor(value, torch_memory.pinned_tensor)
+
+
+class TorchBackend:
+    """Runs a bundle's networks; `device` is auto, cpu or cuda.
+
+    Raises:
+        KontextError: no such device, or formats, sizes or options that it cannot compute with.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "auto", options: Options | None = None) -> None:
+        self.bundle = bundle
+        self.options = options or Options()
+        approximations.check(self.options.cache, self.options.reuse_reference)
+        self.device = choose_device(device)
+        if self.options.compile:
+            check_compiler(self.device)
+        if bundle.links:
+            raise KontextError(
+                f"{bundle.folder} was exported with --link-weights, which only the ONNX Runtime backend reads: "
+                "use --backend onnxruntime, or export it without"
+            )
+        self.config = read_config(bundle)
+        self.attention = torch_transformer.choose_attention(
+            self.options.attention, self.config.transformer.head_dim, self.device
+        )
+        if self.device.type == "cuda" and triton is None:
+            self.register_kernels()
+        self.networks: dict[str, Network] = {}
+        self.step: torch_memory.GraphedStep | ApproximateStep | None = None
+        self.report = approximations.Report()
+
+    @property
+    def approximated(self) -> str:
+        """What was approximated since this was made, in words; "" for nothing."""
+        return approximations.describe(self.options.cache, self.options.reuse_reference, self.report)
+
+    def register_kernels(self) -> None:
+        """Without Triton, kernels are the bundle's own compiled ones for this GPU."""
+        major, minor = torch.cuda.get_device_capability(self.device)
+        folder = self.bundle.folder / "kernels" / f"sm_{major}{minor}"
+        if f"kernels/sm_{major}{minor}/{INDEX}" not in self.bundle.files:
+            raise KontextError(
+                f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels for this GPU: "
+                f"pip install 'kontext-export[gpu]', or export with --kernels sm_{major}{minor}"
+            )
+        register(folder)
+
+    def dtype(self, graph: str) -> torch.dtype:
+        """What a network computes in."""
+        try:
+            name = self.options.compute or self.bundle.manifest["precision"]["networks"][graph]
+            return COMPUTE[name]
+        except (KeyError, TypeError):
+            raise KontextError(
+                f"{self.bundle.folder / MANIFEST_NAME}: precision of {graph} is none that the torch backend computes "
+                f"in ({', '.join(COMPUTE)})"
+            ) from None
+
+    def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Puts inputs that several runs share on the device, once."""
+        with self.memory("transformer", {}):
+            return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
+
+    def tensor(self, graph: str, name: str, value: Any) -> Tensor:
+        """An input on the device, in the format that its network takes it in."""
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        wide = name in WIDE or not tensor.is_floating_point()
+        return tensor.to(self.device, None if wide else self.dtype(graph))
+
+    @torch.inference_mode()
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Runs a network on arrays or held tensors and returns its outputs as fp32 arrays, by name."""
+        with self.memory(graph, inputs):
+            tensors = {name: self.tensor(graph, name, value) for name, value in inputs.items()}
+            if graph == "transformer":
+                self.step = self.step or self.load_step()
+                outputs: tuple[Tensor, ...] = (self.step(tensors),)
+            else:
+                outputs = self.run_network(graph, tensors)
+        arrays = [output.float().cpu().numpy() for output in outputs]
+        return dict(zip(OUTPUTS[graph], arrays, strict=True))
+
+    def release(self, *graphs: str) -> None:
+        """Drops networks with their weights, in host memory too."""
+        for graph in graphs:
+            self.networks.pop(graph, None)
+            if graph == "transformer" and self.step is not None:
+                self.step = None
+                gc.collect()  # approximations and captured steps are cycles, with the weights in them
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # -- the transformer --
+
+    def load_step(self) -> torch_memory.GraphedStep | ApproximateStep:
+        """Reads the transformer; block by block into host memory where it is offloaded."""
+        config = self.config.transformer
+        dtype = self.dtype("transformer")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # weights that stay would leave holes in what the stages before have freed
+        file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
+        activations = choose_activations(self.options.activations, file.formats(), self.device)
+        if self.options.offload:
+            weights = torch_transformer.read_weights(
+                file, config, activations, lambda block: torch_memory.pinned(block, self.device)
+            )
+            blocks = torch_memory.swapped([*weights.double, *weights.single], self.device)
+        else:
+            weights = torch_transformer.read_weights(file, config, activations, lambda block: block)
+            blocks = torch_memory.resident([*weights.double, *weights.single])
+        step = Step(config, weights, dtype, self.attention, blocks, self.options.compile)
+        graphs = self.options.graphs and not self.options.offload
+        cache, reuse = self.options.cache, self.options.reuse_reference
+        if cache is not None or reuse is not None:
+            return ApproximateStep(step, self.device, graphs, cache, reuse, self.report)
+        return torch_memory.GraphedStep(step, self.device, graphs)
+
+    # -- the other networks --
+
+    def load_network(self, graph: str) -> Network:
+        with torch.device("meta"):
+            module = build_network(graph, self.config)
+        dtype = self.dtype(graph)
+        file = WeightFile(self.bundle.graphs[graph].weights, torch.device("cpu"), dtype)
+        return Network(module.eval(), read_network(module, file))
+
+    def run_network(self, graph: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Runs a network with its weights on the device, or its linears' one after another where the device has no room
+        for all, which is as exact: beside a transformer that stays there, or with `offload`."""
+        if graph not in self.networks:
+            self.networks[graph] = self.load_network(graph)
+        network = self.networks[graph]
+        if network.runs == 1 and self.device.type == "cuda":
+            network.pin()
+        network.runs += 1
+        if not self.options.offload:
+            with suppress(torch.cuda.OutOfMemoryError):
+                return self.run_placed(graph, network, inputs)
+            self.make_room()
+        return self.run_placed(graph, network, inputs, streamed=True)
+
+    def run_placed(
+        self, graph: str, network: Network, inputs: dict[str, Tensor], streamed: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Brings weights to the device, those of linears only when they are used if `streamed`, and takes them off
+        again."""
+        try:
+            here = {
+                name: value if streamed and isinstance(value, StoredLinear) else to_device(value, self.device)
+                for name, value in network.host.items()
+            }
+            place(network.module, here)
+            if graph == "vae_decoder":
+                return (self.decode(network.module, inputs["latents"]),)
+            outputs = network.module(**inputs)
+        finally:
+            if self.device.type == "cuda":
+                place(network.module, network.host)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def make_room(self) -> None:
+        """Gives back what the device can do without: cached memory, and what captured steps hold."""
+        if self.step is not None:
+            self.step.drop_graphs()
+        torch.cuda.empty_cache()
+
+    def decode(self, decoder: nn.Module, latents: Tensor) -> Tensor:
+        """The whole picture at once, or in tiles where that was asked for or the device has no room."""
+        if not self.options.tiled:
+            for _ in range(2):
+                with suppress(torch.cuda.OutOfMemoryError):
+                    whole: Tensor = decoder(latents)
+                    return whole
+                self.make_room()
+            warnings.warn(
+                "the GPU has no room to decode the whole picture: it is decoded in tiles", stacklevel=2
+            )
+        return decode_tiled(decoder, latents, self.config.autoencoder.downscale)
+
+    @contextmanager
+    def memory(self, graph: str, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Turns an exhausted device into a message that says what would fit."""
+        exhausted = False
+        try:
+            yield
+        except RuntimeError as fault:
+            exhausted = torch_advice.is_exhausted(fault)
+            if not exhausted:
+                raise
+            forget_frames(fault)
+        if exhausted:
+            shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+            self.release(*self.bundle.graphs)
+            raise KontextError(self.advice(graph, shapes)) from None
+
+    def advice(self, graph: str, shapes: torch_advice.Shapes) -> str:
+        """What would fit on a device that `graph` does not fit with inputs of these shapes."""
+        networks = self.bundle.manifest["precision"]["networks"]
+        return torch_advice.advise(
+            self.config,
+            {name: self.options.compute or networks[name] for name in networks},
+            graph,
+            torch_advice.tensor_bytes(self.bundle, graph),
+            torch_advice.workload(self.config, graph, shapes),
+            torch_advice.Device.of(self.device),
+            offload=self.options.offload,
+            reuse=self.options.reuse_reference is not None,
+        )
+
+
+def forget_frames(fault: BaseException | None) -> None:
+    """Drops what the frames of a fault and of those before it hold, such as half a network: whoever caught it may keep
+    it for longer than the memory can be spared."""
+    while fault is not None:
+        clear_frames(fault.__traceback__)
+        fault = fault.__context__
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolves "auto" (CUDA where PyTorch has it, else the CPU).
+
+    Raises:
+        KontextError: not known here, or not there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise KontextError(f"the torch backend runs on cpu or cuda, not on {device!r}")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise KontextError("device 'cuda' needs a PyTorch with CUDA and an NVIDIA driver: use --device cpu")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def read_config(bundle: Bundle) -> KontextConfig:
+    """The networks' sizes from the manifest's `model`."""
+    model = bundle.manifest["model"]
+    parts: dict[str, Any] = {}
+    for name in PARTS:
+        try:
+            parts[name] = part_from_json(name, model.get(name, {}))
+        except TypeError as fault:
+            raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.{name}: {fault}") from None
+    transformer = parts["transformer"]
+    if transformer.hidden_size % transformer.num_heads or sum(transformer.axes_dim) != transformer.head_dim:
+        raise KontextError(
+            f"{bundle.folder / MANIFEST_NAME}: model.transformer: its sizes do not go together"
+        )
+    return KontextConfig(name=bundle.name, **parts)

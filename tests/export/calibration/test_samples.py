@@ -1,0 +1,94 @@
+"""Calibration sets: what a folder of pictures and instructions gives, and what of it is left out, by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+
+from kontext.errors import KontextError
+from kontext.export.calibration.samples import FEWEST, read_samples, scenes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index in range(FEWEST):
+        Image.new("RGB", (32 + index, 24), (index, 9, 9)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f" make it {index}\n")
+    return tmp_path
+
+
+def test_pairs_are_read_in_order(folder: Path) -> None:
+    samples = read_samples(folder)
+    assert [sample.prompt for sample in samples.samples] == [f"make it {i}" for i in range(FEWEST)]
+    pictures = [sample.picture() for sample in samples.samples]
+    assert [picture.size for picture in pictures if picture] == [(32 + i, 24) for i in range(FEWEST)]
+    assert not samples.skipped
+
+
+def test_metadata_names_prompts_too(folder: Path) -> None:
+    for index in range(FEWEST):
+        (folder / f"{index}.txt").unlink()
+    keys = ("prompt", "text")
+    lines = [json.dumps({"file_name": f"{i}.png", keys[i % 2]: f"listed {i}"}) for i in range(FEWEST)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n\n")
+    assert [sample.prompt for sample in read_samples(folder).samples] == [
+        f"listed {i}" for i in range(FEWEST)
+    ]
+
+
+def test_what_cannot_be_used_is_named(folder: Path) -> None:
+    (folder / "alone.png").write_bytes((folder / "0.png").read_bytes())
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.txt").write_text("make it whole")
+    (folder / "mute.jpg").write_bytes((folder / "0.png").read_bytes())
+    (folder / "mute.txt").write_text("  \n")
+    (folder / "strange.png").write_bytes((folder / "0.png").read_bytes())
+    (folder / "strange.txt").write_bytes(b"\xff\xfe\x00bad")
+    samples = read_samples(folder)
+    assert len(samples.samples) == FEWEST
+    assert [line.split(":")[0] for line in samples.skipped] == [
+        "alone.png",
+        "broken.png",
+        "mute.jpg",
+        "strange.png",
+    ]
+    assert "there is no alone.txt" in samples.skipped[0]
+
+
+def test_too_few_are_refused_with_their_faults(folder: Path) -> None:
+    (folder / "0.png").write_bytes(b"no picture")
+    with pytest.raises(KontextError, match=rf"{FEWEST - 1}.*0\.png"):
+        read_samples(folder)
+
+
+def test_a_file_and_nothing_are_no_folders(folder: Path) -> None:
+    for path in (folder / "0.png", folder / "missing"):
+        with pytest.raises(KontextError, match="is not a folder of pictures"):
+            read_samples(path)
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '{"file_name": "0.png"}', "{", "3"])
+def test_faults_of_the_list_have_their_line(folder: Path, line: str) -> None:
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "prompt": "x"}) + "\n" + line)
+    with pytest.raises(KontextError, match=r"metadata\.jsonl, line 2"):
+        read_samples(folder)
+
+
+def test_digests_are_of_prompts_and_pixels(folder: Path) -> None:
+    first = read_samples(folder).digest()
+    assert read_samples(folder).digest() == first
+    (folder / "1.txt").write_text("make it different")
+    second = read_samples(folder).digest()
+    Image.new("RGB", (33, 24)).save(folder / "1.png")
+    assert len({first, second, read_samples(folder).digest()}) == 3
+
+
+def test_the_built_in_set_is_of_every_kind_and_always_the_same() -> None:
+    samples = scenes()
+    assert len(samples.samples) >= 9
+    assert samples.digest() == scenes().digest()

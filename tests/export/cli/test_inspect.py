@@ -1,0 +1,103 @@
+"""`kontext-export inspect`: every kind of file told by its header, with no weight read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from safetensors.torch import save_file  # noqa: E402
+
+from kontext.bench.fullsize import synthetic  # noqa: E402
+from kontext.export.cli import main  # noqa: E402
+from kontext.model.config import KontextConfig  # noqa: E402
+from kontext.model.networks import weight_shapes  # noqa: E402
+from kontext.model.safetensors_file import TensorInfo  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(self: TensorInfo) -> None:
+        pytest.fail(f"{self.name} was read")
+
+    monkeypatch.setattr(TensorInfo, "read", read)
+
+
+def inspect(capsys: pytest.CaptureFixture[str], *paths: Path) -> str:
+    assert main.main(["inspect", *map(str, paths)]) == 0
+    return capsys.readouterr().out
+
+
+def sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    """A file with a true header and holes for weights."""
+    import json
+    import math
+
+    fields, position = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        fields[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    header = json.dumps(fields).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + position)
+    return path
+
+
+def test_the_real_sizes_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = KontextConfig()
+    shapes = weight_shapes("transformer", config) | weight_shapes("modulation", config)
+    path = sparse(tmp_path / "flux1-kontext-dev.safetensors", shapes)
+    printed = inspect(capsys, path)
+    assert "safetensors, 23.80 GB" in printed
+    assert "the transformer, native names: 780 tensors, 11,901.4 M parameters, BF16" in printed
+    assert "becomes 23.80 GB with --bf16, 11.9" in printed
+    assert "it lacks the autoencoder (--vae), CLIP (--clip), T5 (--t5), the tokenizers" in printed
+
+
+def test_text_encoders_and_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = synthetic.component_shapes(KontextConfig())
+    t5 = sparse(tmp_path / "t5xxl_fp16.safetensors", shapes["text_encoder_2"])
+    vae = sparse(tmp_path / "ae.safetensors", shapes["vae"])
+    clip = sparse(tmp_path / "clip_l.safetensors", shapes["text_encoder"])
+    printed = inspect(capsys, t5, vae, clip)
+    assert "T5, transformers names: 219 tensors, 4,762.3 M parameters, BF16" in printed
+    assert "the autoencoder, diffusers names: 244 tensors, 83.8 M parameters, BF16" in printed
+    assert "CLIP, transformers names: 196 tensors, 123.1 M parameters, BF16" in printed
+
+
+def test_folder_and_bundle(
+    tiny_checkpoint: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = inspect(capsys, tiny_checkpoint, tiny_bundle)
+    assert "a diffusers folder, kontext-random" in printed
+    assert "the transformer, diffusers names: " in printed
+    assert "a bundle of kontext-random" in printed
+    assert "fp32 weights, computes in fp32" in printed
+
+
+def test_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {f"{module}.lora_A.weight": torch.ones(4, 64), f"{module}.lora_B.weight": torch.ones(64, 4)}
+    save_file(tensors, tmp_path / "style.safetensors")
+    printed = inspect(capsys, tmp_path / "style.safetensors")
+    assert "a LoRA" in printed
+    assert "1 updates of rank 4" in printed
+
+
+def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04" + bytes(50))
+    assert main.main(["inspect", str(tmp_path / "model.ckpt")]) == 2
+    assert "is a pickle" in capsys.readouterr().err
+    assert main.main(["inspect", str(tmp_path / "nothing")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_an_autoencoder_that_is_not_flux(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = inspect(capsys, tiny_checkpoint / "vae/diffusion_pytorch_model.safetensors")
+    assert "the autoencoder, diffusers names" in printed
+    assert "becomes" not in printed

@@ -1,0 +1,161 @@
+"""What the compiler makes of each number format's form in a graph, by its own account: docs/engines.md's table."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+ir = pytest.importorskip("onnx_ir")
+trt = pytest.importorskip("tensorrt_rtx")
+
+from kontext.export.engines.formats import NOT_PARSED  # noqa: E402
+from kontext.export.graph import fp8_attention  # noqa: E402
+from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
+from kontext.export.graph.quantized_linear import PACKED, quantize_linear  # noqa: E402
+from kontext.export.graph.trace import DTYPES  # noqa: E402
+from kontext.export.weights.plan import STORED  # noqa: E402
+from kontext.quant.formats import WIDE  # noqa: E402
+from kontext.quant.methods import layout, quantize  # noqa: E402
+from kontext.quant.recipe import Layer  # noqa: E402
+from kontext.quant.statistics import InputStatistics  # noqa: E402
+
+TOKENS, INPUTS, OUTPUTS = 1024, 256, 512
+
+
+def graph_of(inputs: list[Any], node: Any, shape: Any, weights: list[Any], replaced: bool) -> Any:
+    """A graph of one node; where the node is `replaced`, its output must be another node's and not the graph's."""
+    nodes = [node, ir.node("Identity", [node.outputs[0]], name="last")] if replaced else [node]
+    for each, name in zip(reversed(nodes), ("y", "result"), strict=False):
+        each.outputs[0].name, each.outputs[0].shape = name, shape
+        each.outputs[0].type = inputs[0].type
+    outputs = [nodes[-1].outputs[0]]
+    return ir.Graph(inputs, outputs, nodes=nodes, initializers=weights, opset_imports={"": 23}, name="g")
+
+
+def linear(layer: Layer, compute: str) -> Any:
+    """x @ w, its weight in the layer's form."""
+    generator = torch.Generator().manual_seed(0)
+    statistics = InputStatistics.empty(INPUTS)
+    statistics.add(torch.randn(64, INPUTS, generator=generator), 0)
+    stored = quantize(torch.randn(INPUTS, OUTPUTS, generator=generator), layer, DTYPES[compute], statistics)
+    dtype = ONNX_DTYPES[STORED[compute]]
+    x = ir.Value(name="x", shape=ir.Shape([TOKENS, INPUTS]), type=ir.TensorType(dtype))
+    weight = ir.Value(name="w", shape=ir.Shape([INPUTS, OUTPUTS]), type=ir.TensorType(dtype))
+    product = ir.node("MatMul", [x, weight], name="product")
+    replaced = layer.rank > 0 or layer.activations == "int8" or layer.centred
+    graph = graph_of([x], product, ir.Shape([TOKENS, OUTPUTS]), [weight], replaced)
+    tensors = {}
+    for (ending, kind, shape), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), stored, strict=True):
+        onnx_dtype = ONNX_DTYPES[STORED[compute] if kind == WIDE else kind]
+        if ending in PACKED.get(layer.format, {}):
+            onnx_dtype, shape = PACKED[layer.format][ending], (*shape[:-1], 2 * shape[-1])
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        proto = onnx.helper.make_tensor(f"w{ending}", onnx_dtype.value, shape, raw, raw=True)
+        tensors[ending] = ir.serde.deserialize_tensor(proto)
+    quantize_linear(graph, weight, layer, tensors)
+    return ir.to_proto(ir.Model(graph, ir_version=11))
+
+
+def one_attention(compute: str) -> Any:
+    """Attention of 8 heads of 128 channels, its operands rounded to E4M3."""
+    dtype = ONNX_DTYPES[STORED[compute]]
+    shape = ir.Shape([1, 8, TOKENS, 128])
+    operands = [ir.Value(name=name, shape=shape, type=ir.TensorType(dtype)) for name in "qkv"]
+    node = ir.node("Attention", operands, name="attention")
+    graph = graph_of(operands, node, shape, [], True)
+    statistics = InputStatistics.empty(128, moments=False)
+    statistics.add(torch.from_numpy(np.ones((4, 128), np.float32)), 0)
+    fp8_attention.replace(graph, node, "a", 128, [statistics] * 3)
+    return ir.to_proto(ir.Model(graph, ir_version=11))
+
+
+class Log(trt.ILogger):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def log(self, _severity: Any, message: str) -> None:
+        self.lines += message.splitlines()
+
+
+def parsed(proto: Any) -> tuple[Log, Any, Any, bool, list[str]]:
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    done = parser.parse(proto.SerializeToString())
+    return (
+        log,
+        builder,
+        network,
+        done,
+        [parser.get_error(i).node_operator() for i in range(parser.num_errors)],
+    )
+
+
+def compiled(proto: Any, target: str) -> list[tuple[str, str, str]]:
+    """The engine's layers that compute: kind, name, and the compiler's whole account."""
+    log, builder, network, done, faults = parsed(proto)
+    assert done, faults
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    assert builder.build_serialized_network(network, config) is not None, log.lines[-1]
+    found = [
+        (match[2], match[1], line)
+        for line in log.lines
+        if (match := re.search(r"Name: (\S+), LayerType: (\w+)", line))
+    ]
+    return [layer for layer in found if layer[0] not in ("signal", "wait")]
+
+
+@pytest.mark.parametrize(
+    ("layer", "target", "inside"),
+    [(Layer("fp8"), "sm89", "FP8"), (Layer("int8"), "sm86", "Int8"), (Layer("int4"), "sm86", "Int4")],
+)
+def test_weights_are_unpacked_inside_the_product(layer: Layer, target: str, inside: str) -> None:
+    ((kind, _, account),) = compiled(linear(layer, "bf16"), target)
+    assert kind == "runtime_fusion"
+    assert f"Datatype: {inside}" in account
+
+
+def test_low_rank_branches_end_in_the_product_that_is_added() -> None:
+    kinds = sorted(kind for kind, *_ in compiled(linear(Layer("int4", 32), "bf16"), "sm86"))
+    assert kinds == ["gemm", "runtime_fusion", "runtime_fusion"]
+
+
+@pytest.mark.parametrize(("compute", "written"), [("bf16", "BFloat16"), ("fp16", "Half")])
+@pytest.mark.parametrize("centred", [False, True])
+def test_static_inputs_make_a_product_in_fp8(compute: str, written: str, centred: bool) -> None:
+    """Written in the graph's format before the columns' scales come: why fp16 is refused. Centring costs no kernel."""
+    rounding, product, scaling = compiled(linear(Layer("fp8", 0, "fp8", centred), compute), "sm89")
+    assert product[0] == "gemm"
+    before, after = product[2].split("Outputs:")
+    assert "Datatype: FP8" in before
+    assert f"Datatype: {written}" in after
+    assert "Cast" in rounding[1]
+    assert "Mul" in scaling[1]
+
+
+def test_nvfp4_weights_are_unpacked_first() -> None:
+    kinds = [kind for kind, *_ in compiled(linear(Layer("nvfp4"), "bf16"), "sm120")]
+    assert kinds == ["kgen", "gemm"]
+
+
+@pytest.mark.parametrize("target", ["sm89", "sm120"])
+def test_fp8_attention_is_one_kernel(target: str) -> None:
+    layers = compiled(one_attention("bf16"), target)
+    (kernel,) = [layer for layer in layers if "mha" in layer[1]]
+    assert kernel[2].split("Outputs:")[0].count("Datatype: FP8") == 3
+    assert not any(kind == "gemm" for kind, *_ in layers)
+
+
+@pytest.mark.parametrize("layer", [*map(Layer, NOT_PARSED), Layer("int8", 0, "int8")], ids=str)
+def test_what_is_refused_before_the_compiler_is_what_the_parser_refuses(layer: Layer) -> None:
+    assert not parsed(linear(layer, "fp16"))[3]

@@ -1,0 +1,160 @@
+"""Bundles over the user's own files: no weight copied, the same pictures, and nothing else ever opened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from kontext.errors import KontextError  # noqa: E402
+from kontext.export.cli import main  # noqa: E402
+from kontext.export.graph import link_weights  # noqa: E402
+from kontext.model.checkpoint import load_state  # noqa: E402
+from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
+from kontext.runtime.bundle import GRAPHS, Bundle  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("fast_trace")
+
+
+def export(*arguments: object) -> int:
+    return main.main([*map(str, arguments), "--fp32", "--quiet"])
+
+
+@pytest.fixture
+def linked(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A linked bundle beside a checkpoint of its own."""
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    assert export(model, "-o", tmp_path / "linked", "--link-weights") == 0
+    return tmp_path / "linked"
+
+
+def run_all(folder: Path) -> dict[str, list[np.ndarray]]:
+    """Outputs of every graph for the same random inputs."""
+    bundle = Bundle.open(folder)
+    graphs = {name: entry.path for name, entry in bundle.graphs.items()}
+    backend = OnnxRuntimeBackend(graphs, "cpu", threads=1, files=bundle.linked_files)
+    sizes = {
+        "batch": 2,
+        "rows": 2,
+        "target_tokens": 16,
+        "reference_tokens": 16,
+        "latent_height": 4,
+        "latent_width": 4,
+    }
+    results = {}
+    for name in GRAPHS:
+        rng = np.random.default_rng(1)
+        session = backend.session(name)
+        feeds = {}
+        for node in session.get_inputs():
+            shape = []
+            for dimension in node.shape:
+                if isinstance(dimension, str):
+                    factor, _, key = dimension.rpartition("*")
+                    terms = key.split(" + ")
+                    dimension = int(factor or 1) * sum(sizes.get(term, 24) for term in terms)
+                shape.append(dimension)
+            if "int64" in node.type:
+                feeds[node.name] = rng.integers(0, 100, shape)
+            else:
+                feeds[node.name] = rng.standard_normal(shape, np.float32)
+        results[name] = session.run(None, feeds)
+    return results
+
+
+def test_no_weight_is_copied(linked: Path, tiny_bundle: Path) -> None:
+    weights = {path.name: path.stat().st_size for path in (linked / "weights").iterdir()}
+    # T5's table of buckets is the one constant that no checkpoint has.
+    assert weights.pop("text_encoder_2.safetensors") < 24 * 24 * 8 + 500
+    assert max(weights.values()) < 20
+    links = Bundle.open(linked).links
+    assert len(links) == 4
+    assert all(entry.path.is_relative_to(linked.parent / "model") for entry in links.values())
+    assert Bundle.open(linked).weight_bytes >= Bundle.open(tiny_bundle).weight_bytes * 0.99
+
+
+def test_the_same_results(linked: Path, tiny_bundle: Path) -> None:
+    expected, found = run_all(tiny_bundle), run_all(linked)
+    for name in GRAPHS:
+        for ours, theirs in zip(found[name], expected[name], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1, float(np.abs(theirs).max())))
+
+
+def test_single_files_are_linked_too(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Fused weights of Black Forest Labs' file need no assembly; the autoencoder's 1x1 convolutions become linears."""
+    state = load_state(tiny_checkpoint)
+    save_file({**state["modulation"], **state["transformer"]}, tmp_path / "flux.safetensors")
+    attention = (
+        "mid.attn_1.q.weight",
+        "mid.attn_1.k.weight",
+        "mid.attn_1.v.weight",
+        "mid.attn_1.proj_out.weight",
+    )
+    halves = {
+        f"{half}.{name}": tensor[..., None, None].contiguous() if name in attention else tensor
+        for half in ("encoder", "decoder")
+        for name, tensor in state[f"vae_{half}"].items()
+    }
+    save_file(halves, tmp_path / "ae.safetensors")
+    arguments = [
+        tmp_path / "flux.safetensors",
+        "--vae",
+        tmp_path / "ae.safetensors",
+        "--base",
+        tiny_checkpoint,
+    ]
+    assert export(*arguments, "-o", tmp_path / "linked", "--link-weights") == 0
+    expected, found = run_all(tiny_bundle), run_all(tmp_path / "linked")
+    for name in GRAPHS:
+        for ours, theirs in zip(found[name], expected[name], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1, float(np.abs(theirs).max())))
+
+
+def test_what_needs_conversion_is_copied(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    path = model / "vae/diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    assert export(model, "-o", tmp_path / "linked", "--link-weights", "--fp8") == 0
+    bundle = Bundle.open(tmp_path / "linked")
+    assert not any(entry.path == path for entry in bundle.links.values())
+    assert (tmp_path / "linked/weights/vae_decoder.safetensors").stat().st_size > 10_000
+    header = (tmp_path / "linked/weights/transformer.safetensors").read_bytes()[:4000]
+    assert b"double_blocks.0.img_attn.qkv.weight_scale" in header
+    assert b'"img_in.weight"' not in header
+
+
+def test_a_changed_or_missing_file_is_refused(linked: Path) -> None:
+    path = linked.parent / "model/vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors, path, metadata={"made": "anew"})
+    with pytest.raises(KontextError, match=r"is not the file that .* was exported over"):
+        Bundle.open(linked)
+    path.unlink()
+    with pytest.raises(KontextError, match="is not there: the bundle takes its weights from it"):
+        Bundle.open(linked)
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../model/vae/config.json", "relative.safetensors"])
+def test_a_bundle_cannot_point_anywhere(target: str, linked: Path) -> None:
+    manifest = json.loads((linked / "manifest.json").read_text())
+    manifest["links"][next(iter(manifest["links"]))]["path"] = target
+    (linked / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(KontextError, match="is not"):
+        Bundle.open(linked)
+
+
+def test_names_inside_the_bundle_are_all_different(tmp_path: Path) -> None:
+    paths = [tmp_path / part / "vae" / "model.safetensors" for part in "abc"]
+    names = link_weights.locations(paths)
+    assert len(set(names.values())) == 3
+    assert link_weights.locations([Path("/my model/ä b.safetensors")]) == {
+        Path("/my model/ä b.safetensors"): "links/my_model/ä_b.safetensors"
+    }

@@ -1,0 +1,259 @@
+"""Quantized linears in graphs: every format and what goes with it, run by ONNX Runtime against the same in PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+ir = pytest.importorskip("onnx_ir")
+
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
+from kontext.export.graph.quantized_linear import PACKED, quantize_linear  # noqa: E402
+from kontext.export.graph.trace import DTYPES  # noqa: E402
+from kontext.export.weights.plan import STORED  # noqa: E402
+from kontext.quant.formats import FORMATS, WIDE  # noqa: E402
+from kontext.quant.methods import dequantize, layout, quantize  # noqa: E402
+from kontext.quant.recipe import Layer  # noqa: E402
+from kontext.quant.statistics import InputStatistics  # noqa: E402
+
+INPUTS, OUTPUTS = 128, 96
+COMPUTE = ["fp32", "fp16"]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs() -> Tensor:
+    x = noise(2, 5, INPUTS, seed=1)
+    x[..., 7] *= 30
+    return x
+
+
+def stored(layer: Layer, compute: str) -> list[Tensor]:
+    statistics = InputStatistics.empty(INPUTS)
+    statistics.add(inputs(), 0)
+    return quantize(noise(INPUTS, OUTPUTS) / 11, layer, DTYPES[compute], statistics)
+
+
+def model(layer: Layer, compute: str) -> onnx.ModelProto:
+    """y = x @ W + b, its W in the layer's form."""
+    dtype = ONNX_DTYPES[STORED[compute]]
+    x = ir.Value(name="x", shape=ir.Shape(["batch", "tokens", INPUTS]), type=ir.TensorType(dtype))
+    weight = ir.Value(name="w", shape=ir.Shape([INPUTS, OUTPUTS]), type=ir.TensorType(dtype))
+    bias = ir.Value(name="b", shape=ir.Shape([OUTPUTS]), type=ir.TensorType(dtype))
+    bias.const_value = ir.Tensor(np.ones(OUTPUTS, dtype.numpy()), name="b")
+    product = ir.node("MatMul", [x, weight], name="product")
+    total = ir.node("Add", [product.outputs[0], bias], name="total")
+    product.outputs[0].name, total.outputs[0].name = "xw", "y"
+    for node in (product, total):
+        node.outputs[0].shape = ir.Shape(["batch", "tokens", OUTPUTS])
+        node.outputs[0].type = ir.TensorType(dtype)
+    graph = ir.Graph(
+        [x],
+        [total.outputs[0]],
+        nodes=[product, total],
+        initializers=[weight, bias],
+        opset_imports={"": 23},
+        name="linear",
+    )
+    tensors = {}
+    for (ending, kind, shape), tensor in zip(
+        layout(layer, (INPUTS, OUTPUTS)), stored(layer, compute), strict=True
+    ):
+        onnx_dtype = ONNX_DTYPES[STORED[compute] if kind == WIDE else kind]
+        if ending in PACKED.get(layer.format, {}):
+            onnx_dtype, shape = PACKED[layer.format][ending], (*shape[:-1], 2 * shape[-1])
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        proto = onnx.helper.make_tensor(f"w{ending}", onnx_dtype.value, shape, raw, raw=True)
+        tensors[ending] = ir.serde.deserialize_tensor(proto)
+    quantize_linear(graph, weight, layer, tensors)
+    result = ir.to_proto(ir.Model(graph, ir_version=10 if layer.format != "nvfp4" else 11))
+    onnx.checker.check_model(result, full_check=True)
+    assert not any(name == "w" for node in result.graph.node for name in node.input) or layer.format
+    return result
+
+
+def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"x": x})[0]
+
+
+def expected(layer: Layer, compute: str) -> Tensor:
+    """The same in fp32 PyTorch: inputs centred and rounded as the layer says, the weight as it is stored."""
+    tensors = stored(layer, compute)
+    found = {
+        ending: tensor for (ending, *_), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), tensors, strict=True)
+    }
+    x = inputs().to(DTYPES[compute]).float()
+    plain = dequantize(tensors, layer)
+    offset = torch.ones(OUTPUTS)
+    if layer.centred:
+        x, offset = x - found["_input_mean"].float(), offset + found["_mean_output"].float()
+    branch = found["_down"].float() @ found["_up"].float() if layer.rank else torch.zeros_like(plain)
+    rounded = x
+    if layer.activations == "fp8":
+        scale = found["_input_scale"].float()
+        rounded = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+    elif layer.activations == "int8":
+        largest = x.abs().amax(-1, keepdim=True)
+        units = x / largest
+        low, high = units.min(), units.max()
+        scale = (high - low) / 255
+        zero = (-low / scale).round()
+        rounded = ((units / scale).round() + zero).clamp(0, 255).sub(zero) * scale * largest
+    return rounded @ (plain - branch) + x @ branch + offset
+
+
+LAYERS = [
+    *(Layer(name, rank) for name, rank in itertools.product(FORMATS, (0, 8)) if name != "nvfp4"),
+    Layer("fp8", 0, "fp8"),
+    Layer("fp8", 8, "fp8"),
+    Layer("int8", 0, "int8"),
+    Layer("int8", 0, "int8", centred=True),
+    Layer("int8", 8, "int8", centred=True),
+    Layer("fp8", 0, "fp8", centred=True),
+    Layer("fp8", 8, "fp8", centred=True),
+]
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_the_graph_computes_what_is_meant(layer: Layer, compute: str) -> None:
+    x = inputs().to(DTYPES[compute]).numpy()
+    y = torch.from_numpy(run(model(layer, compute), x).astype(np.float32))
+    error = float((y - expected(layer, compute)).norm() / y.norm())
+    # In fp16 a value may round to another E4M3 or INT8 neighbour than in fp32.
+    assert error < (3e-6 if compute == "fp32" else 4e-3 if layer.activations else 1.5e-3)
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_nvfp4_by_the_reference_implementation(rank: int) -> None:
+    layer = Layer("nvfp4", rank)
+    y = ReferenceEvaluator(model(layer, "fp32")).run(None, {"x": inputs().numpy()})[0]
+    error = np.linalg.norm(y - expected(layer, "fp32").numpy()) / np.linalg.norm(y)
+    assert error < 3e-6
+
+
+def operators(layer: Layer, compute: str) -> Counter[str]:
+    return Counter(node.op_type for node in model(layer, compute).graph.node)
+
+
+def test_forms_are_those_that_engines_fuse() -> None:
+    assert operators(Layer("int4"), "fp16") == {"DequantizeLinear": 1, "MatMul": 1, "Add": 1}
+    assert operators(Layer("fp8", 0, "fp8"), "fp16") == {
+        "QuantizeLinear": 1,
+        "DequantizeLinear": 2,
+        "MatMul": 1,
+        "Add": 1,
+    }
+    found = operators(Layer("int8", 0, "int8"), "fp32")
+    assert found == {
+        "ReduceMax": 1,
+        "ReduceMin": 1,
+        "Neg": 1,
+        "Max": 1,
+        "Div": 1,
+        "DynamicQuantizeLinear": 1,
+        "MatMulInteger": 1,
+        "Cast": 1,
+        "Mul": 3,
+        "Add": 1,
+    }
+    assert operators(Layer("nvfp4"), "fp32")["DequantizeLinear"] == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel"), [(Layer("int4"), "MatMulNBits"), (Layer("uint4"), "MatMulNBits")]
+)
+def test_onnx_runtime_fuses_four_bits(layer: Layer, kernel: str, tmp_path: object) -> None:
+    assert kernel in optimized(layer, tmp_path)
+
+
+def test_onnx_runtime_fuses_integer_products(tmp_path: object) -> None:
+    found = optimized(Layer("int8", 0, "int8"), tmp_path)
+    assert found == {"ReduceMax", "ReduceMin", "Neg", "Max", "Div", "DynamicQuantizeMatMul", "Mul"}
+
+
+def test_centring_is_one_subtraction(tmp_path: object) -> None:
+    """What the mean makes is in the bias once the graph is loaded."""
+    nodes = Counter(
+        node.op_type for node in optimized_graph(Layer("fp8", 0, "fp8", centred=True), tmp_path).node
+    )
+    plain = Counter(node.op_type for node in optimized_graph(Layer("fp8", 0, "fp8"), tmp_path).node)
+    assert nodes - plain == {"Sub": 1}
+
+
+def test_centring_goes_into_a_modulated_norm() -> None:
+    """x = normed * scale + shift, with a shift for each picture: the mean leaves the shift, and no token is touched."""
+    sizes = {"normed": [2, 5, INPUTS], "shift": [2, 1, INPUTS], "x": [2, 5, INPUTS], "w": [INPUTS, OUTPUTS]}
+    values = {
+        name: ir.Value(name=name, shape=ir.Shape(size), type=ir.TensorType(ir.DataType.FLOAT))
+        for name, size in sizes.items()
+    }
+    modulate = ir.node("Add", [values["normed"], values["shift"]], outputs=[values["x"]], name="modulate")
+    product = ir.node("MatMul", [values["x"], values["w"]], name="product")
+    result = ir.node("Identity", [product.outputs[0]], name="result")
+    product.outputs[0].name, result.outputs[0].name = "xw", "y"
+    result.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [values["normed"], values["shift"]],
+        [result.outputs[0]],
+        nodes=[modulate, product, result],
+        initializers=[values["w"]],
+        opset_imports={"": 23},
+        name="linear",
+    )
+    layer = Layer("int8", 0, "int8", centred=True)
+    tensors = {
+        ending: ir.tensor(tensor.numpy(), name=f"w{ending}")
+        for (ending, *_), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), stored(layer, "fp32"), strict=True)
+    }
+    quantize_linear(graph, values["w"], layer, tensors)
+    subtractions = [node for node in graph if node.op_type == "Sub"]
+    assert [node.inputs[0] is values["shift"] for node in subtractions] == [True]
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    normed, shift = inputs(), noise(2, 1, INPUTS, seed=4)
+    y = session.run(None, {"normed": normed.numpy(), "shift": shift.numpy()})[0]
+    expected = (normed + shift) @ (noise(INPUTS, OUTPUTS) / 11)
+    assert np.linalg.norm(y - expected.numpy()) / np.linalg.norm(y) < 0.02
+
+
+def optimized(layer: Layer, folder: object) -> set[str]:
+    return {node.op_type for node in optimized_graph(layer, folder).node} - {"Add"}
+
+
+def optimized_graph(layer: Layer, folder: object) -> onnx.GraphProto:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = f"{folder}/optimized.onnx"
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(
+        model(layer, "fp32").SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return onnx.load(options.optimized_model_filepath).graph
+
+
+def test_a_shared_weight_is_a_fault() -> None:
+    x = ir.Value(name="x", shape=ir.Shape([4, 64]), type=ir.TensorType(ir.DataType.FLOAT))
+    weight = ir.Value(name="w", shape=ir.Shape([64, 8]), type=ir.TensorType(ir.DataType.FLOAT))
+    nodes = [ir.node("MatMul", [x, weight]) for _ in range(2)]
+    graph = ir.Graph(
+        [x], [node.outputs[0] for node in nodes], nodes=nodes, initializers=[weight], opset_imports={"": 23}
+    )
+    with pytest.raises(RuntimeError, match="used by 2 nodes"):
+        quantize_linear(graph, weight, Layer("int8"), {})

@@ -1,0 +1,50 @@
+"""The choice between ways to compute one thing, where nothing can be measured and where something was."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kontext.kernels import autotune  # noqa: E402
+
+
+def computed(length: int) -> float:
+    """1 + 1 by the first way, 1 * 3 by the second."""
+    x, out = torch.ones(length), []
+
+    def first() -> None:
+        out[:] = [x + 1]
+
+    def second() -> None:
+        out[:] = [x * 3]
+
+    autotune.fastest(f"test {length}", {"first": first, "second": second})()
+    return float(out[0][0])
+
+
+def test_the_first_unless_measured_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("here it is measured")
+    monkeypatch.setattr(autotune, "MEASURED", {"test 3": {"first": 2.0, "second": 1.0}})
+    assert [computed(2), computed(3)] == [2, 3]
+
+
+def test_compiled_code_keeps_to_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "MEASURED", {"test 3": {"first": 2.0, "second": 1.0}})
+    torch.compiler.reset()
+
+    @torch.compile(backend="eager", fullgraph=True, dynamic=False)
+    def compiled(x: torch.Tensor) -> torch.Tensor:
+        out = []
+
+        def first() -> None:
+            out[:] = [x + 1]
+
+        def second() -> None:
+            out[:] = [x * 3]
+
+        autotune.fastest(f"test {x.shape[0]}", {"first": first, "second": second})()
+        return out[0]
+
+    assert [float(compiled(torch.ones(length))[0]) for length in (2, 3, 2)] == [2, 3, 2]

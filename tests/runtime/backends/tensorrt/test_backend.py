@@ -1,0 +1,657 @@
+"""The engines' backend: how it loads, names, chooses, refuses, refits and runs.
+
+Engines need a GPU to run. Here a driver over the host's memory and a library that computes an engine's graph in ONNX
+Runtime stand for it: addresses, shapes, profiles, weights and their order are those of the real ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kontext.errors import KontextError
+from kontext.runtime import cuda_driver, engines
+from kontext.runtime.backends.tensorrt import backend as tensorrt
+from kontext.runtime.backends.tensorrt.backend import TensorRTBackend
+from kontext.runtime.backends.tensorrt.stage import stored_bytes
+from kontext.runtime.backends.tensorrt.weights import WeightFile
+from kontext.runtime.bundle import Bundle
+from kontext.runtime.cuda_driver import CudaDriver
+from kontext.runtime.engines import LIBRARIES, Profile, choose, chunks, platform_name
+from kontext.runtime.pipeline import Pipeline
+
+VERSION = "1.7.1.116"
+
+
+class HostDriver:
+    """libcuda's functions over the host's memory. What a capture records runs when it is launched."""
+
+    def __init__(self, major: int = 8, minor: int = 9, gpus: int = 1, room: int = 1 << 30) -> None:
+        self.capability, self.gpus, self.room = {75: major, 76: minor}, gpus, room
+        self.memory: dict[int, Any] = {}
+        self.recording: list[Any] | None = None
+        self.recorded: dict[int, list[Any]] = {}
+        self.launches = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: 0  # the functions that only give handles
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = self.gpus
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: Any, _device: Any) -> int:
+        value._obj.value = self.capability[attribute.value]
+        return 0
+
+    def cuStreamCreate(self, stream: Any, _flags: Any) -> int:
+        stream._obj.value = 4711
+        return 0
+
+    def cuMemGetInfo_v2(self, free: Any, _total: Any) -> int:
+        free._obj.value = self.room
+        return 0
+
+    def cuMemAlloc_v2(self, address: Any, size: Any) -> int:
+        if size.value > self.room:
+            return cuda_driver.OUT_OF_MEMORY
+        block = ctypes.create_string_buffer(size.value)
+        address._obj.value = ctypes.addressof(block)
+        self.memory[address._obj.value] = block
+        return 0
+
+    def cuMemFree_v2(self, address: Any) -> int:
+        del self.memory[address.value]
+        return 0
+
+    def cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, size: Any, _stream: Any) -> int:
+        ctypes.memmove(target.value, source.value, size.value)
+        return 0
+
+    def cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, size: Any, _stream: Any) -> int:
+        ctypes.memmove(target.value, source.value, size.value)
+        return 0
+
+    def cuStreamBeginCapture_v2(self, _stream: Any, _mode: Any) -> int:
+        self.recording = []
+        return 0
+
+    def cuStreamEndCapture(self, _stream: Any, graph: Any) -> int:
+        graph._obj.value = len(self.recorded) + 1
+        self.recorded[graph._obj.value], self.recording = self.recording or [], None
+        return 0
+
+    def cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, _flags: Any) -> int:
+        executable._obj.value = graph.value
+        return 0
+
+    def cuGraphLaunch(self, executable: Any, _stream: Any) -> int:
+        self.launches += 1
+        for run in self.recorded[executable.value]:
+            run()
+        return 0
+
+    def cuGetErrorString(self, _status: Any, text: Any) -> int:
+        text._obj.value = b"it is broken"
+        return 0
+
+
+class Enum:
+    """Any attribute is its own name, as in the library's enumerations."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+class HostLibrary:
+    """TensorRT's Python API where an engine is JSON that names a graph; `rtx` has what TensorRT for RTX adds."""
+
+    def __init__(self, driver: HostDriver, rtx: bool) -> None:
+        self.driver, self.__version__ = driver, VERSION
+        self.TensorIOMode = self.ExecutionContextAllocationStrategy = Enum()
+        self.ILogger = type("ILogger", (), {"ERROR": "ERROR", "INTERNAL_ERROR": "INTERNAL_ERROR"})
+        self.captures: list[str] = []
+        if rtx:
+            self.CudaGraphStrategy = Enum()
+
+    def Runtime(self, logger: Any) -> Any:
+        def deserialize(mapped: Any) -> Any:
+            plan = bytes(mapped)
+            if not plan.startswith(b"{"):
+                logger.log("ERROR", "the plan is torn\nand more")
+                return None
+            return HostEngine(self, json.loads(plan))
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+    def Weights(self, dtype: Any, address: int, count: int) -> Any:
+        return SimpleNamespace(data=ctypes.string_at(address, count * dtype.itemsize))
+
+    def Refitter(self, engine: HostEngine, _logger: Any) -> Any:
+        def put(name: str, weights: Any) -> bool:
+            engine.given[name] = weights.data
+            return True
+
+        dtype = np.dtype(np.float32)
+        prototypes = {
+            name: SimpleNamespace(dtype=dtype, size=math.prod(shape))
+            for name, shape in engine.weights.items()
+        }
+        return SimpleNamespace(
+            get_all_weights=lambda: list(prototypes),
+            get_weights_prototype=prototypes.__getitem__,
+            set_named_weights=put,
+            refit_cuda_engine=lambda: set(engine.given) == set(prototypes),
+        )
+
+    @staticmethod
+    def nptype(dtype: Any) -> Any:
+        return dtype
+
+
+class HostEngine:
+    def __init__(self, library: HostLibrary, plan: dict[str, Any]) -> None:
+        import onnxruntime
+
+        self.library, self.kind = library, plan["weights"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(plan["graph"], options)
+        self.file = WeightFile(Path(plan["file"]))
+        self.weights = {name: place.shape for name, place in self.file.places.items() if place.dtype == "F32"}
+        self.given: dict[str, bytes] = {}
+        self.io = {value.name: ("INPUT", value) for value in self.session.get_inputs()}
+        self.io |= {value.name: ("OUTPUT", value) for value in self.session.get_outputs()}
+        self.bound = list(self.weights) if self.kind == "bound" else []
+        self.names = [*self.io, *self.bound]
+        self.num_io_tensors = len(self.names)
+        self.streamable_weights_size = 1000 if self.kind == "inside" else 0
+        self.budget = -1
+        self.device_memory_size_v2 = 100
+        if hasattr(library, "CudaGraphStrategy"):
+            self.create_runtime_config = self.runtime_config
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self.budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        """Like the library's: a budget that there is no room for changes nothing and raises nothing."""
+        if budget <= self.library.driver.room:
+            self.budget = budget
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "INPUT" if name in self.bound else self.io[name][0]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        integer = name in self.io and "int64" in self.io[name][1].type
+        return np.dtype(np.int64 if integer else np.float32)
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.weights[name]
+
+    def create_execution_context(self, how: Any) -> HostContext:
+        assert how == "USER_MANAGED" or how.strategy == "USER_MANAGED"
+        self.how = how
+        return HostContext(self)
+
+    def runtime_config(self) -> Any:
+        config = SimpleNamespace(strategy=None, cuda_graph_strategy=None)
+        config.set_execution_context_allocation_strategy = lambda value: setattr(config, "strategy", value)
+        config.create_runtime_cache = lambda: SimpleNamespace(
+            serialize=lambda: b"kernels", deserialize=self.library.captures.append
+        )
+        config.set_runtime_cache = lambda cache: None
+        return config
+
+
+class HostContext:
+    def __init__(self, engine: HostEngine) -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.profiles: list[int] = []
+        self.scratch = (0, 0)
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream == 4711
+        self.profiles.append(index)
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        sizes: dict[str, int] = {}
+        for given, shape in self.shapes.items():
+            for dimension, size in zip(self.engine.io[given][1].shape, shape, strict=True):
+                if isinstance(dimension, str):
+                    factor, star, inner = dimension.partition("*")
+                    sizes[inner if star else dimension] = size // int(factor) if star else size
+        result = []
+        for dimension in self.engine.io[name][1].shape:
+            if isinstance(dimension, str) and "*" in dimension:
+                factor, _, inner = dimension.partition("*")
+                result.append(int(factor) * sizes[inner])
+            else:
+                result.append(sizes[dimension] if isinstance(dimension, str) else dimension)
+        return tuple(result)
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.scratch = (address, size)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        driver = self.engine.library.driver
+        if driver.recording is not None:
+            driver.recording.append(self.compute)
+        else:
+            self.compute()
+        return stream == 4711
+
+    def compute(self) -> None:
+        engine = self.engine
+        assert self.scratch[1] >= self.update_device_memory_size_for_shapes()
+        assert self.scratch[0] in engine.library.driver.memory
+        for name in engine.weights:
+            place = engine.file.places[name]
+            expected = ctypes.string_at(engine.file.address(place), place.size)
+            if engine.kind == "bound":
+                assert ctypes.string_at(self.addresses[name], place.size) == expected
+            elif engine.kind == "stripped":
+                assert engine.given[name] == expected
+        inputs = {}
+        for name, shape in self.shapes.items():
+            dtype = engine.get_tensor_dtype(name)
+            data = ctypes.string_at(self.addresses[name], math.prod(shape) * dtype.itemsize)
+            inputs[name] = np.frombuffer(data, dtype).reshape(shape)
+        outputs = [value.name for value in engine.session.get_outputs()]
+        for name, array in zip(outputs, engine.session.run(outputs, inputs), strict=True):
+            assert array.shape == self.get_tensor_shape(name)
+            ctypes.memmove(self.addresses[name], np.ascontiguousarray(array).ctypes.data, array.nbytes)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def engine_bundle(
+    source: Path,
+    folder: Path,
+    weights: str = "bound",
+    library: str = "rtx",
+    batch: int = 4,
+    streams: bool = False,
+) -> Bundle:
+    """A copy of a bundle with an engine for every graph on sm89, built with weight streaming or not."""
+    export = pytest.importorskip("kontext.export.engines.build")
+    bundle = Bundle.open(shutil.copytree(source, folder))
+    options = export.EngineOptions(library, ("sm89",), weights, batch)
+    for graph, files in bundle.graphs.items():
+        entry = export.describe(bundle, graph, "sm89", options, VERSION)
+        if streams:
+            entry["streams"] = True
+        path = bundle.folder / entry["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan = {"graph": str(files.path), "file": str(files.weights), "weights": weights}
+        path.write_text(json.dumps(plan))
+        bundle = export.record(bundle, entry)
+    return bundle
+
+
+def backend_of(bundle: Bundle, library: str = "rtx", **options: Any) -> tuple[TensorRTBackend, HostDriver]:
+    driver = HostDriver()
+    module = HostLibrary(driver, library == "rtx")
+    return TensorRTBackend(
+        bundle, library, driver=CudaDriver(library=driver), module=module, **options
+    ), driver
+
+
+PICTURE = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("weights", "library"), [("bound", "rtx"), ("stripped", "tensorrt"), ("inside", "tensorrt")]
+)
+def test_edits_are_those_of_the_graphs(tiny_bundle: Path, tmp_path: Path, weights: str, library: str) -> None:
+    """No, one and two references, and a batch that is too large for one run; all on one block of activations."""
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", weights, library, batch=2)
+    backend, driver = backend_of(bundle, library)
+    ours, theirs = Pipeline(bundle, backend), Pipeline.load(tiny_bundle, device="cpu")
+    for images in (None, PICTURE, [PICTURE, PICTURE.rotate(90)]):
+        given = {"steps": 3, "seed": 5, "num_images": 3 if images is PICTURE else 1}
+        found, expected = (
+            ours.edit(images, "make it blue", **given),
+            theirs.edit(images, "make it blue", **given),
+        )
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+    stage = backend.stages["transformer"]
+    uses = [stage.entry.profiles[index].use for index in stage.context.profiles]
+    assert uses == ["no reference", "one reference", "2 to 4 references"]
+    # TensorRT's runs are captured once their shapes and addresses come again; TensorRT for RTX does that itself.
+    assert (driver.launches > 0) == (library == "tensorrt")
+    backend.release(*bundle.graphs)
+    assert not backend.stages
+    assert backend.scratch is None
+
+
+@pytest.mark.usefixtures("cache")
+def test_held_values_stay_on_the_gpu(tiny_bundle: Path, tmp_path: Path) -> None:
+    backend, driver = backend_of(engine_bundle(tiny_bundle, tmp_path / "bundle"))
+    before = len(driver.memory)
+    held = backend.hold(
+        {"a": np.arange(12, dtype=np.float32).reshape(4, 3), "none": np.ones((1, 0, 4), np.float32)}
+    )
+    assert len(driver.memory) == before + 2
+    assert held["a"].rows(slice(1, 3)).shape == (2, 3)
+    assert ctypes.string_at(held["a"].rows(slice(1, 3)).address, 4) == np.float32(3).tobytes()
+    del held
+    assert len(driver.memory) == before
+
+
+def test_kernels_compiled_for_this_gpu_are_kept(tiny_bundle: Path, tmp_path: Path, cache: Path) -> None:
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle")
+    for _ in range(2):
+        backend, _ = backend_of(bundle)
+        backend.run("text_encoder", {"input_ids": np.ones((1, 77), np.int64)})
+    (file,) = (cache / "kontext-export" / "engines").iterdir()
+    assert file.read_bytes() == b"kernels"
+    assert backend.module.captures == [b"kernels"]  # the second process was given what the first one kept
+
+
+@pytest.mark.usefixtures("cache")
+def test_weights_stream_where_there_is_little_room(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", "inside", streams=True)
+    for asked, free, budget in (
+        (None, 1 << 30, 1000),
+        (None, 600, 500),
+        (300, 600, 300),
+        (0, 600, 0),
+        (5000, 2000, 1000),
+    ):
+        backend, driver = backend_of(bundle, weight_budget=asked)
+        driver.room = free
+        for _ in range(2):  # loaded again, it has the same budget again
+            engine = backend.stage("transformer").engine
+            assert engine.weight_streaming_budget_v2 == budget
+            # TensorRT for RTX cannot capture a run that streams.
+            assert (engine.how.cuda_graph_strategy is None) == (budget < 1000)
+            backend.release("transformer")
+    driver.room = 600
+    with pytest.raises(KontextError, match=r"cannot keep 0\.0 MB of its 0\.0 MB of weights on the GPU"):
+        backend.stage("transformer")
+
+
+@pytest.mark.usefixtures("cache")
+def test_edits_with_streamed_weights(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", "inside", streams=True)
+    pictures = [
+        Pipeline(bundle, backend_of(bundle, weight_budget=budget)[0], low_memory=True).edit(
+            PICTURE, "make it blue", steps=2
+        )
+        for budget in (None, 100)
+    ]
+    assert np.array_equal(*map(np.asarray, pictures))
+
+
+@pytest.mark.parametrize(
+    ("weights", "streams", "budget", "message"),
+    [
+        (
+            "bound",
+            False,
+            300,
+            "takes no weight budget: its weights are its inputs, .* --engine-weights inside",
+        ),
+        ("inside", False, 300, "sm89 engine of transformer takes no weight budget: with less than 1 GiB"),
+        ("inside", True, -1, "a weight budget is 0 bytes or more, not -1"),
+    ],
+)
+def test_budgets_that_an_engine_does_not_take(
+    tiny_bundle: Path, tmp_path: Path, weights: str, streams: bool, budget: int, message: str
+) -> None:
+    """Refused before any engine is loaded."""
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", weights, streams=streams)
+    with pytest.raises(KontextError, match=message):
+        backend_of(bundle, weight_budget=budget)
+
+
+@pytest.mark.parametrize(("backend", "device"), [("onnxruntime", "cpu"), ("torch", "cpu"), ("torch", "rtx")])
+def test_a_budget_is_for_engines(tiny_bundle: Path, backend: str, device: str) -> None:
+    with pytest.raises(KontextError, match="a weight budget is for compiled engines: add --device rtx"):
+        Pipeline.load(tiny_bundle, device=device, backend=backend, weight_budget=1 << 30)
+
+
+def test_a_budget_reaches_the_backend(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(tensorrt, "TensorRTBackend", lambda *_, **options: given.update(options))
+    Pipeline.load(tiny_bundle, device="rtx", weight_budget=1 << 30)
+    assert given == {"weight_budget": 1 << 30}
+
+
+@pytest.mark.usefixtures("cache")
+def test_sizes_that_an_engine_was_not_built_for(tiny_bundle: Path, tmp_path: Path) -> None:
+    backend, _ = backend_of(engine_bundle(tiny_bundle, tmp_path / "bundle"))
+    with pytest.raises(KontextError, match=r"engine of vae_encoder does not take image \[1, 3, 4096, 4096\]"):
+        backend.run("vae_encoder", {"image": np.zeros((1, 3, 4096, 4096), np.float32)})
+    with pytest.raises(KontextError, match="text_encoder takes input_ids, not ids"):
+        backend.run("text_encoder", {"ids": np.ones((1, 77), np.int64)})
+
+
+def test_what_does_not_fit_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle")
+    assert set(choose(bundle, "rtx", VERSION, "sm89")) == set(bundle.graphs)
+    for library, version, target, message in (
+        (
+            "tensorrt",
+            VERSION,
+            "sm89",
+            r"has no TensorRT engine of text_encoder: kontext-export .* --engine tensorrt",
+        ),
+        ("rtx", VERSION, "sm120", r"are for sm89, and this GPU is sm120: kontext-export .* --target sm120"),
+        ("rtx", "1.8", "sm89", r"built with TensorRT for RTX 1\.7\.1\.116, and 1\.8 is installed"),
+    ):
+        with pytest.raises(KontextError, match=message):
+            choose(bundle, library, version, target)
+    rewrite(bundle.folder, lambda entry: entry.update(platform="windows-amd64"))
+    with pytest.raises(KontextError, match=f"was built for windows-amd64, and this is {platform_name()}"):
+        choose(Bundle.open(bundle.folder), "rtx", VERSION, "sm89")
+    rewrite(bundle.folder, lambda entry: entry.update(platform=platform_name(), graph_sha256="0" * 64))
+    with pytest.raises(KontextError, match="was built from another graph"):
+        choose(Bundle.open(bundle.folder), "rtx", VERSION, "sm89")
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry in manifest["engines"]:
+        change(entry)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"graph": "dreams"}, "graph is 'dreams', and not one of"),
+        ({"library": "onnx"}, "library is 'onnx'"),
+        ({"weights": "elsewhere"}, "weights is 'elsewhere'"),
+        ({"target": "8.9"}, "target must be an architecture such as sm89"),
+        ({"file": "../engine"}, "is not a path inside the bundle"),
+        ({"file": "engines/other"}, "is not among the bundle's files"),
+        ({"profiles": []}, "profiles must be a list of profiles"),
+        ({"profiles": [{"use": "x", "inputs": {"a": [[1], [2, 3], [4]]}}]}, "must be 1 whole numbers"),
+        ({"profiles": [{"use": "x", "inputs": {"a": 3}}]}, "must be three shapes"),
+        ({"profiles": [{"use": "x", "inputs": {}}]}, "inputs must name an input"),
+        ({"version": 3}, "version must be a text"),
+        ({"streams": "often"}, "streams must be true or false, not 'often'"),
+    ],
+)
+def test_manifests_are_not_trusted(
+    tiny_bundle: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = engine_bundle(tiny_bundle, tmp_path / "bundle").folder
+    rewrite(folder, lambda entry: entry.update(change))
+    with pytest.raises(KontextError, match=message):
+        choose(Bundle.open(folder), "rtx", VERSION, "sm89")
+
+
+@pytest.mark.usefixtures("cache")
+def test_damaged_engines_and_weights(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle")
+    backend, driver = backend_of(bundle)
+    path = backend.engines["modulation"].path
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(KontextError, match="is damaged: its SHA-256 is not the manifest's"):
+        backend.stage("modulation")
+    driver.room = 1000
+    with pytest.raises(KontextError, match="the GPU has no room left"):
+        backend.stage("transformer")
+    weights = bundle.graphs["text_encoder"].weights
+    for data, message in (
+        (b"no header", "is not a safetensors file"),
+        (minimal("other"), "has no such tensor"),
+    ):
+        weights.write_bytes(data)
+        with pytest.raises(KontextError, match=message):
+            WeightFile(weights).place("text_model.final_layer_norm.weight", 128)
+
+
+def minimal(name: str) -> bytes:
+    """A safetensors file of one tensor."""
+    header = json.dumps({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4)
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_engine_that_the_library_refuses(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle")
+    export = pytest.importorskip("kontext.export.engines.build")
+    entry = next(entry for entry in bundle.manifest["engines"] if entry["graph"] == "modulation")
+    (bundle.folder / entry["file"]).write_bytes(b"torn")
+    backend, _ = backend_of(export.record(bundle, entry))
+    with pytest.raises(KontextError, match="sm89 engine of modulation cannot be loaded: the plan is torn"):
+        backend.stage("modulation")
+
+
+@pytest.mark.parametrize("device", ["rtx", "tensorrt"])
+def test_without_the_library(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    library = LIBRARIES[device]
+    for name, message in (
+        (library.module, rf"is not installed: pip install 'kontext-export\[{library.extra}\]'"),
+        ("libstrange", "cannot be loaded: No module named 'libstrange'"),
+    ):
+
+        def missing(_module: str, name: str = name) -> Any:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engines.importlib, "import_module", missing)
+            with pytest.raises(KontextError, match=message):
+                Pipeline.load(tiny_bundle, device=device)
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "library_name", lambda: "libcuda-that-is-not-there.so")
+    with pytest.raises(KontextError, match="there is no NVIDIA driver on this machine"):
+        CudaDriver()
+    assert not cuda_driver.has_gpu()
+    with pytest.raises(KontextError, match="there is no GPU 0 on this machine: it has 0"):
+        CudaDriver(library=HostDriver(gpus=0))
+    broken = HostDriver()
+    broken.cuInit = lambda flags: 999  # type: ignore[attr-defined]
+    with pytest.raises(KontextError, match="failed in cuInit: it is broken"):
+        CudaDriver(library=broken)
+    assert CudaDriver(library=HostDriver(12, 0)).target == "sm120"
+
+
+@pytest.mark.parametrize(
+    ("count", "largest", "sizes"), [(1, 4, [1]), (4, 4, [4]), (5, 4, [3, 2]), (28, 64, [28]), (0, 4, [0])]
+)
+def test_rows_are_cut_into_few_and_equal_runs(count: int, largest: int, sizes: list[int]) -> None:
+    parts = chunks(count, largest)
+    assert [part.stop - part.start for part in parts] == sizes
+
+
+def test_a_profile_takes_what_lies_between() -> None:
+    profile = Profile("x", {"a": ((1, 0), (1, 2), (2, 4))})
+    assert profile.takes({"a": (1, 0)})
+    assert profile.takes({"a": (2, 4)})
+    assert not profile.takes({"a": (3, 4)})
+    assert not profile.takes({"a": (1, 2, 1)})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["rtx", "tensorrt"])
+@pytest.mark.parametrize("weights", ["stripped", "bound", "inside"])
+def test_engines_on_a_gpu(tiny_checkpoint: Path, tmp_path: Path, device: str, weights: str) -> None:
+    """Built for this machine's GPU and run on it, against the same bundle's graphs in ONNX Runtime on the CPU."""
+    pytest.importorskip(LIBRARIES[device].module)
+    if not cuda_driver.has_gpu():
+        pytest.skip("no NVIDIA GPU")
+    from kontext.export.cli.main import main
+
+    folder = tmp_path / "bundle"
+    words = [str(tiny_checkpoint), "-o", str(folder), "--fp16", "--quiet"]
+    assert main([*words, "--engine", device, "--engine-weights", weights]) == 0
+    for images in (None, PICTURE, [PICTURE, PICTURE.rotate(90)]):
+        ours, theirs = (
+            np.asarray(Pipeline.load(folder, device=each).edit(images, "make it blue", steps=4), np.float64)
+            for each in (device, "cpu")
+        )
+        assert 10 * np.log10(255**2 / max(np.mean((ours - theirs) ** 2), 1e-9)) > 35
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["rtx", "tensorrt"])
+def test_streamed_weights_on_a_gpu(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """An engine gives the same picture whether its weights are on the GPU or half of them stream."""
+    pytest.importorskip(LIBRARIES[device].module)
+    if not cuda_driver.has_gpu():
+        pytest.skip("no NVIDIA GPU")
+    from kontext.export.cli import main as export_cli
+    from kontext.export.engines import build
+
+    monkeypatch.setattr(build, "STREAMED_BYTES", 0)
+    folder = tmp_path / "bundle"
+    words = [str(tiny_checkpoint), "-o", str(folder), "--fp16", "--quiet"]
+    assert export_cli.main([*words, "--engine", device, "--engine-weights", "inside"]) == 0
+    half = Bundle.open(folder).graphs["transformer"].weights.stat().st_size // 2
+    pictures = [
+        np.asarray(
+            Pipeline.load(folder, device=device, weight_budget=budget).edit(PICTURE, "make it blue", steps=4),
+            np.int64,
+        )
+        for budget in (None, half, 0)
+    ]
+    # Not bit for bit: TensorRT for RTX replaces kernels by better ones as it runs.
+    assert max(np.abs(pictures[0] - other).max() for other in pictures[1:]) <= 2
+
+
+def test_bytes_of_weights_are_those_of_the_file() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    for dtype, count, size in (("INT4", 129, 65), ("FP8", 7, 7), ("BF16", 7, 14), ("FLOAT", 7, 28)):
+        assert stored_bytes(count, getattr(trt.DataType, dtype)) == size

@@ -1,0 +1,363 @@
+"""The torch backend on a CPU: the same pictures as ONNX Runtime from the same bundles, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from kontext.errors import KontextError  # noqa: E402
+from kontext.quant.formats import FORMATS as NUMBER_FORMATS  # noqa: E402
+from kontext.runtime.backends.torch import (  # noqa: E402
+    decode as torch_decode,
+)
+from kontext.runtime.backends.torch import (  # noqa: E402
+    memory,
+    weights,
+)
+from kontext.runtime.backends.torch.backend import Options, TorchBackend  # noqa: E402
+from kontext.runtime.backends.torch.linear import KernelLinear, choose_activations  # noqa: E402
+from kontext.runtime.backends.torch.transformer import choose_attention  # noqa: E402
+from kontext.runtime.bundle import Bundle  # noqa: E402
+from kontext.runtime.pipeline import Pipeline  # noqa: E402
+
+CPU = torch.device("cpu")
+TEXT = "make the circle red"
+
+
+def photograph() -> Image.Image:
+    return Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    squared = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / max(squared, 1e-12)))
+
+
+class Capture(TorchDispatchMode):
+    """Refuses what a CUDA graph's capture refuses and a CPU can tell: tensors made of Python's numbers, whose copy to
+    a GPU would start in pageable memory, and numbers read back."""
+
+    REFUSED = (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in self.REFUSED, f"{func} in a step"
+        return func(*args, **(kwargs or {}))
+
+
+def edited(folder: Path, **options: Any) -> Image.Image:
+    bundle = Bundle.open(folder)
+    return Pipeline(bundle, TorchBackend(bundle, "cpu", Options(**options))).edit(photograph(), TEXT, steps=4)
+
+
+@pytest.fixture(scope="module")
+def onnx_pictures(embedded: dict[str, Path]) -> dict[str, Image.Image]:
+    pictures = {}
+    for name, folder in embedded.items():
+        pipe = Pipeline.load(folder, device="cpu", threads=1)
+        pictures[name] = pipe.edit(photograph(), TEXT, steps=4)
+    return pictures
+
+
+@pytest.mark.parametrize(("name", "bound"), [("fp32", 60), ("fp8", 60), ("int4", 45)])
+def test_the_same_picture_as_onnx_runtime(
+    name: str, bound: float, embedded: dict[str, Path], onnx_pictures: dict[str, Image.Image]
+) -> None:
+    """With INT4 weights ONNX Runtime rounds activations to 8 bits, and this backend does not."""
+    assert psnr(edited(embedded[name]), onnx_pictures[name]) >= bound
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fp32", {"compute": "bf16"}),
+        ("fp32", {"attention": "fp8"}),
+        ("fp32", {"attention": "int8"}),
+        ("fp8", {"compute": "bf16"}),
+        ("int4", {"compute": "bf16"}),
+    ],
+)
+def test_what_a_gpu_computes_in(
+    name: str, options: dict[str, Any], embedded: dict[str, Path], onnx_pictures: dict[str, Image.Image]
+) -> None:
+    """The numbers of the GPU's formats, by the kernels' PyTorch meanings, against fp32 activations."""
+    assert psnr(edited(embedded[name], **options), onnx_pictures[name]) >= 45
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4"])
+def test_fp8_activations_stay_close(
+    name: str, embedded: dict[str, Path], onnx_pictures: dict[str, Image.Image]
+) -> None:
+    assert psnr(edited(embedded[name], activations="fp8"), onnx_pictures[name]) >= 45
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp8", "int4"])
+def test_a_step_can_be_captured(
+    name: str, embedded: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = memory.GraphedStep.__call__
+
+    def captured(self: Any, inputs: dict[str, Any]) -> Any:
+        with Capture():
+            return plain(self, inputs)
+
+    monkeypatch.setattr(memory.GraphedStep, "__call__", captured)
+    edited(embedded[name])
+    if name != "fp32":
+        edited(embedded[name], activations="fp8", attention="fp8")
+
+
+def test_offload_and_batches(tiny_bundle: Path) -> None:
+    """Blocks from host memory give the same numbers; a batch of different prompts is its rows."""
+    bundle = Bundle.open(tiny_bundle)
+    plain, offloaded = (
+        Pipeline(bundle, TorchBackend(bundle, "cpu", Options(offload=offload))) for offload in (False, True)
+    )
+    pictures = plain.edit(photograph(), ["x", "make it blue"], steps=2)
+    others = offloaded.edit(photograph(), ["x", "make it blue"], steps=2)
+    reference = Pipeline.load(tiny_bundle, device="cpu").edit(photograph(), ["x", "make it blue"], steps=2)
+    for a, b, c in zip(pictures, others, reference, strict=True):
+        assert np.array_equal(np.asarray(a), np.asarray(b))
+        assert psnr(a, c) > 55
+    assert psnr(plain.edit(None, "x", steps=2), Pipeline.load(tiny_bundle).edit(None, "x", steps=2)) > 55
+
+
+def changed(bundle: Path, folder: Path, change: Any) -> Path:
+    """A copy of a bundle with its transformer's tensors changed, and a manifest that agrees."""
+    shutil.copytree(bundle, folder)
+    path = folder / "weights" / "transformer.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["weights/transformer.safetensors"]["size"] = path.stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_low_rank_branch_adds_its_product(tiny_bundle: Path, tmp_path: Path) -> None:
+    """weight = rest + down @ up gives the picture of the whole weight."""
+
+    def split(tensors: dict[str, Any]) -> None:
+        for name in [
+            name for name in tensors if name.endswith((".linear1.weight", "_mlp.0.weight", ".proj.weight"))
+        ]:
+            u, s, v = torch.linalg.svd(tensors[name], full_matrices=False)
+            down, up = u[:, :6] * s[:6], v[:6]
+            tensors[name] = (tensors[name] - down @ up).contiguous()
+            tensors[f"{name}_down"], tensors[f"{name}_up"] = down.contiguous(), up.contiguous()
+
+    folder = changed(tiny_bundle, tmp_path / "branch", split)
+    assert psnr(edited(folder), edited(tiny_bundle)) > 55
+
+
+def test_linears_in_every_format_with_static_scales() -> None:
+    """FP8 and INT8 through the code path of a GPU, the GELU in the epilogue at a static scale."""
+    from kontext.quant import fp8, int8
+
+    g = torch.Generator().manual_seed(5)
+    x, weight, bias = (
+        torch.randn(1, 9, 64, generator=g),
+        torch.randn(64, 48, generator=g) / 8,
+        torch.randn(48, generator=g),
+    )
+    wanted = x.double() @ weight.double() + bias.double()
+    for format, quantize, bound in (("fp8", fp8.quantize, 0.05), ("int8", int8.quantize, 0.02)):
+        values, scale = quantize(weight, torch.float32)
+        stored = weights.StoredLinear(values, bias, scale, torch.tensor([0.01]))
+        linear = KernelLinear.of(stored, format)
+        assert (linear.activations, linear.channels, linear.static) == (format, 48, True)
+        out = torch.empty(1, 9, 48)
+        linear.product(linear.joined(x, None), out)
+        assert float((out.double() - wanted).norm() / wanted.norm()) < bound
+        codes = linear.coded((x / 0.03).to(values.dtype))
+        assert tuple(codes.scale.shape) == (1, 9)  # type: ignore[union-attr]
+        assert KernelLinear.of(stored, "16-bit").channels == 48
+
+
+def test_tiles_of_a_decoder_that_sees_only_its_pixels() -> None:
+    """For a decoder without normalizations, tiles are exact; their weights add up to one everywhere."""
+    latents = torch.randn(1, 16, 40, 23, generator=torch.Generator().manual_seed(2))
+
+    def decode(piece: torch.Tensor) -> torch.Tensor:
+        return piece[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    for tile, overlap in ((16, 4), (24, 8), (64, 16)):
+        tiled = torch_decode.decode_tiled(decode, latents, 8, tile, overlap)
+        assert torch.allclose(tiled, decode(latents), atol=1e-5)
+
+
+def test_the_tensors_of_nested_data() -> None:
+    stored = weights.StoredLinear(torch.ones(2), None, torch.ones(3))
+    doubled = weights.each_tensor((stored, (torch.ones(1),)), lambda tensor: tensor * 2)
+    assert doubled[0].scale.tolist() == [2, 2, 2]
+    assert doubled[0].bias is None
+    assert doubled[1][0].tolist() == [2]
+
+
+def test_a_step_without_a_gpu_is_not_captured() -> None:
+    step = memory.GraphedStep(lambda x: x + 1, CPU)
+    assert step({"x": torch.ones(1)}).item() == 2
+    assert not step.graphs
+
+
+# -- what it refuses --
+
+
+def test_tensors_that_it_does_not_know_or_miss(tiny_bundle: Path, tmp_path: Path) -> None:
+    def unknown(tensors: dict[str, Any]) -> None:
+        tensors["single_blocks.0.linear1.weight_smooth"] = torch.ones(64)
+
+    def missing(tensors: dict[str, Any]) -> None:
+        del tensors["single_blocks.0.linear1.bias"]
+
+    def shape(tensors: dict[str, Any]) -> None:
+        tensors["img_in.weight"] = torch.zeros(3, 3)
+
+    for number, (change, message) in enumerate(
+        (
+            (unknown, "1 tensors that the torch backend does not know"),
+            (missing, "has no tensor"),
+            (shape, r"is \[3, 3\]"),
+        )
+    ):
+        folder = changed(tiny_bundle, tmp_path / str(number), change)
+        with pytest.raises(KontextError, match=message):
+            edited(folder)
+
+
+def test_options_that_make_no_sense(tiny_bundle: Path) -> None:
+    with pytest.raises(KontextError, match="backend 'jax' is not known: choose from onnxruntime, torch"):
+        Pipeline.load(tiny_bundle, backend="jax")
+    with pytest.raises(KontextError, match="offload is the torch backend's"):
+        Pipeline.load(tiny_bundle, offload=True)
+    with pytest.raises(KontextError, match="runs on cpu or cuda, not on 'tensorrt'"):
+        Pipeline.load(tiny_bundle, backend="torch", device="tensorrt")
+    if not torch.cuda.is_available():
+        with pytest.raises(KontextError, match="needs a PyTorch with CUDA"):
+            Pipeline.load(tiny_bundle, backend="torch", device="cuda")
+    with pytest.raises(KontextError, match="attention 'fp4' is not known"):
+        edited(tiny_bundle, attention="fp4")
+    with pytest.raises(KontextError, match="FP8 activations go with FP8 or INT4 weights"):
+        edited(tiny_bundle, activations="fp8")
+    with pytest.raises(KontextError, match="INT8 activations go with INT8 weights"):
+        choose_activations("int8", {"fp8"}, CPU)
+    with pytest.raises(KontextError, match="heads of 32, 64, 128 channels, this model's have 48"):
+        choose_attention("auto", 48, CPU)
+
+
+@pytest.mark.parametrize(
+    ("capability", "ask", "message"),
+    [
+        ((7, 5), "auto", r"need compute capability 8.0 \(Ampere\), this GPU has 7.5"),
+        ((8, 6), "fp8", r"fp8 attention needs compute capability 8.9 \(Ada\), this GPU has 8.6"),
+    ],
+)
+def test_gpus_that_are_too_old(
+    capability: tuple[int, int], ask: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    with pytest.raises(KontextError, match=message):
+        choose_attention(ask, 128, torch.device("cuda"))
+
+
+def test_the_command_line_and_what_the_lean_runtime_imports(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    words = [
+        sys.executable,
+        "-m",
+        "kontext.runtime.cli",
+        str(tiny_bundle),
+        "-p",
+        "x",
+        "-o",
+        str(out),
+        "--steps",
+        "1",
+    ]
+    done = subprocess.run([*words, "--backend", "torch", "--device", "cpu"], capture_output=True, text=True)
+    assert (done.returncode, out.exists()) == (0, True), done.stderr
+    done = subprocess.run([*words, "--offload"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: offload is the torch backend's: add --backend torch\n"
+    check = "import sys, kontext.runtime.pipeline, kontext.runtime.backends.onnxruntime; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert answer == "False\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu(embedded: dict[str, Path], onnx_pictures: dict[str, Image.Image]) -> None:
+    for name in ("fp32", "fp8", "int4"):
+        bundle = Bundle.open(embedded[name])
+        picture = Pipeline(bundle, TorchBackend(bundle, "cuda")).edit(photograph(), TEXT, steps=4)
+        assert psnr(picture, onnx_pictures[name]) >= 35
+
+
+@pytest.mark.parametrize("format", ["nf4", "nvfp4", "uint4"])
+def test_all_of_a_linear_is_where_its_weight_is(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table made on the host would be an address that a kernel cannot read."""
+    stored = NUMBER_FORMATS[format]
+    tensors = stored.quantize(torch.randn(128, 64), torch.float32)
+    names = [f"l.weight{ending}" for ending, *_ in stored.layout((128, 64))]
+    path = tmp_path / "w.safetensors"
+    save_file({**dict(zip(names, tensors, strict=True)), "l.bias": torch.ones(64)}, path)
+    file = weights.WeightFile(path, torch.device("cpu"), torch.float32)
+    read = file.read
+    monkeypatch.setattr(file, "read", lambda *words, **options: read(*words, **options).to("meta"))
+    devices: set[str] = set()
+    weights.each_tensor(file.linear("l", 128, 64), lambda tensor: devices.add(tensor.device.type) or tensor)
+    assert devices == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "layer", [("nf4", 0), ("nf4", 8), ("nvfp4", 8), ("uint4", 0), ("int8", 4), ("int4", 0)], ids=str
+)
+def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp_path: Path) -> None:
+    """What `quant.methods` stores, centred and with a branch, against its own dequantization."""
+    from kontext.quant.methods import dequantize, layout, quantize
+    from kontext.quant.recipe import Layer
+    from kontext.quant.statistics import InputStatistics
+
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(128, 64, generator=generator), torch.randn(2, 5, 128, generator=generator)
+    x[..., 3] *= 40
+    statistics = InputStatistics.empty(128)
+    statistics.add(x, 0)
+    stored = Layer(*layer, centred=layer[0] == "int8")
+    tensors = quantize(weight, stored, torch.float32, statistics)
+    names = [f"l.weight{ending}" for ending, *_ in layout(stored, (128, 64))]
+    path = tmp_path / "w.safetensors"
+    save_file({**dict(zip(names, tensors, strict=True)), "l.bias": torch.ones(64)}, path)
+    file = weights.WeightFile(path, torch.device("cpu"), torch.float32)
+    linear = file.linear("l", 128, 64)
+    file.close()
+    offset = torch.ones(64)
+    if stored.centred:
+        offset += tensors[-1] - tensors[-2] @ dequantize(tensors, stored)
+    expected = x @ dequantize(tensors, stored) + offset
+    assert linear.channels == 64
+    assert torch.allclose(linear.apply(x), expected, atol=2e-4)
+    kernel = KernelLinear.of(linear, "16-bit")
+    out = torch.empty(2, 5, 64)
+    with Capture():
+        kernel.product(kernel.joined(x, None), out)
+    assert torch.allclose(out, expected, atol=2e-4)
+    # The mean leaves the modulation's shift.
+    shift, scale = (torch.randn(2, 128, generator=generator) * 0.1 for _ in range(2))
+    normalized = torch.nn.functional.layer_norm(x, (128,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    kernel.product(kernel.normalized(x, shift, scale), out)
+    assert torch.allclose(out, normalized @ dequantize(tensors, stored) + offset, atol=2e-4)

@@ -92,7 +92,9 @@ def test_the_runtime_needs_nothing_heavy(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path)} & HEAVY
 
 
-@pytest.mark.parametrize("path", [*sources(*FOLDERS), *(ROOT / f"{name}.py" for name in sorted(ANYONE))], ids=label)
+@pytest.mark.parametrize(
+    "path", [*sources(*FOLDERS), *(ROOT / f"{name}.py" for name in sorted(ANYONE))], ids=label
+)
 def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path)} & UNPICKLERS
     for node in ast.walk(tree(path)):

@@ -12,7 +12,7 @@ help:
 	@echo "make server  NVIDIA Triton Inference Server from a wheel, in build/server, for tests and benchmarks of serving"
 	@echo "make test    every test, with coverage; tests that need a GPU are skipped where there is none"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   latency, cold start, export time and fidelity of the embedded model, into bench/results/ and README.md"
+	@echo "make bench   latency, cold start, export time and fidelity of the embedded model, into bench/results/ and docs/"
 	@echo "make fidelity   that part of it, beside other libraries' quantization, and the speed of quantized steps"
 	@echo "make edits   success of each kind of edit at 28 and at 4 steps, likewise"
 	@echo "make fullsize   the export at FLUX.1 Kontext's full size, synthetic weights, likewise; needs 70 GB of disk"

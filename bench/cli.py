@@ -108,10 +108,10 @@ def parser() -> argparse.ArgumentParser:
     speed.add_argument("--without-diffusers", action="store_true", help="leave the peer out")
 
     readme = commands.add_parser(
-        "readme", help="Rewrite the documents' measured sections from bench/results."
+        "readme", help="Rewrite the measured sections and plots of docs/ from bench/results."
     )
     readme.set_defaults(run=run_readme)
-    readme.add_argument("readme", type=Path, nargs="?", default=Path("README.md"), metavar="FILE")
+    readme.add_argument("root", type=Path, nargs="?", default=Path(), help="the repository (.)")
     readme.add_argument("--results", type=Path, default=Path("bench/results"), metavar="FOLDER")
 
     demo = commands.add_parser("demo", help="Edits of scenes and of a photograph, as a contact sheet.")
@@ -281,9 +281,9 @@ def run_serving(arguments: argparse.Namespace) -> int:
 def run_readme(arguments: argparse.Namespace) -> int:
     from . import readme
 
-    for document, sections in readme.rewrite_all(arguments.readme, arguments.results).items():
+    for document, sections in readme.rewrite_all(arguments.root, arguments.results).items():
         print(f"{document}: {', '.join(sections) or 'no results, no section'} rewritten")
-    for plot in readme.draw(arguments.readme.parent, arguments.results):
+    for plot in readme.draw(arguments.root, arguments.results):
         print(f"{plot} drawn")
     return 0
 

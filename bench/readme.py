@@ -1,4 +1,4 @@
-"""The documents' measured sections and plots, made of the results in bench/results: `kontext-bench readme`."""
+"""Writes the measured sections and plots of docs/ from the results in bench/results: `kontext-bench readme`."""
 
 from __future__ import annotations
 
@@ -23,36 +23,34 @@ class Part(NamedTuple):
     title: str = ""
 
 
-SECTIONS: dict[str, list[Part]] = {
-    "edits": [Part("edits.json", edits.tables, edits.footer)],
-    "speed": [
-        Part(
-            "coldstart.json",
-            coldstart.tables,
-            coldstart.footer,
-            "Cold start (`kontext-bench coldstart`), process start to PNG:",
-        ),
-        Part(
-            "latency.json",
-            latency.tables,
-            latency.footer,
-            "An edit, stage by stage (`kontext-bench latency --against diffusers`):",
-        ),
-        Part(
-            "export.json",
-            exporting.tables,
-            exporting.footer,
-            "Exporting the embedded model (`kontext-bench export`):",
-        ),
-    ],
-    "fidelity": [Part("fidelity.json", report.tables, report.footer)],
-    "quantspeed": [Part("quantspeed.json", quantspeed.tables, quantspeed.footer)],
-    "fullsize": [Part("fullsize.json", fullsize.tables, fullsize.footer)],
-    "serving": [Part("serving.json", serving.tables, serving.footer)],
-}
-"""Of the README."""
-
 DOCUMENTS: dict[str, dict[str, list[Part]]] = {
+    "docs/benchmarks.md": {
+        "edits": [Part("edits.json", edits.tables, edits.footer)],
+        "speed": [
+            Part(
+                "coldstart.json",
+                coldstart.tables,
+                coldstart.footer,
+                "Cold start (`kontext-bench coldstart`), process start to PNG:",
+            ),
+            Part(
+                "latency.json",
+                latency.tables,
+                latency.footer,
+                "An edit, stage by stage (`kontext-bench latency --against diffusers`):",
+            ),
+            Part(
+                "export.json",
+                exporting.tables,
+                exporting.footer,
+                "Exporting the embedded model (`kontext-bench export`):",
+            ),
+        ],
+        "fidelity": [Part("fidelity.json", report.tables, report.footer)],
+        "quantspeed": [Part("quantspeed.json", quantspeed.tables, quantspeed.footer)],
+        "fullsize": [Part("fullsize.json", fullsize.tables, fullsize.footer)],
+        "serving": [Part("serving.json", serving.tables, serving.footer)],
+    },
     "docs/fidelity.md": {
         "fidelity": [
             Part("fidelity.json", report.tables, report.footer),
@@ -66,12 +64,12 @@ DOCUMENTS: dict[str, dict[str, list[Part]]] = {
     },
     "docs/quantization.md": {"methods": [Part("methods.json", methods.tables, methods.footer)]},
 }
-"""Those beside it."""
+"""Document → section → the results in it."""
 
 PLOTS = {f"docs/images/{report.PLOT}": ("fidelity.json", report.draw)}
 
 
-def rewrite(document: Path, results: Path, sections: Mapping[str, Sequence[Part]] = SECTIONS) -> list[str]:
+def rewrite(document: Path, results: Path, sections: Mapping[str, Sequence[Part]]) -> list[str]:
     """Rewrites every section of `document` whose results are all in the folder `results`; returns their names.
 
     Raises:
@@ -87,17 +85,20 @@ def rewrite(document: Path, results: Path, sections: Mapping[str, Sequence[Part]
     return done
 
 
-def rewrite_all(readme: Path, results: Path) -> dict[Path, list[str]]:
-    """The README and, where they are there, the documents beside it: path → sections rewritten."""
-    done = {readme: rewrite(readme, results)}
-    for name, sections in DOCUMENTS.items():
-        if (document := readme.parent / name).exists():
-            done[document] = rewrite(document, results, sections)
-    return done
+def rewrite_all(root: Path, results: Path) -> dict[Path, list[str]]:
+    """Rewrites the documents that exist under the repository's root; returns path → sections rewritten.
+
+    Raises:
+        KontextError: none of them exists there, or one cannot be rewritten.
+    """
+    documents = {root / name: sections for name, sections in DOCUMENTS.items() if (root / name).exists()}
+    if not documents:
+        raise KontextError(f"{root} is not the root of the repository: it has no {', '.join(DOCUMENTS)}")
+    return {document: rewrite(document, results, sections) for document, sections in documents.items()}
 
 
 def draw(root: Path, results: Path) -> list[Path]:
-    """Draws the plots that the documents under `root` show, of those results that there are."""
+    """Draws the documents' plots whose results exist; returns their paths."""
     done = []
     for name, (file, plot) in PLOTS.items():
         if (results / file).exists():

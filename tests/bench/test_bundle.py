@@ -89,22 +89,23 @@ def test_held_out_edits_are_the_same_for_every_number_of_steps() -> None:
     assert first != edits.held_out("move", 3, seed=6)
 
 
-def test_success_table_goes_into_the_readme(tiny_bundle: Path, tmp_path: Path) -> None:
-    readme, file = tmp_path / "README.md", tmp_path / "edits.json"
-    readme.write_text("<!-- edits:begin -->\n<!-- edits:end -->\nkept\n")
+def test_success_table_goes_into_the_document(tiny_bundle: Path, tmp_path: Path) -> None:
+    document, file = tmp_path / "docs" / "benchmarks.md", tmp_path / "edits.json"
+    document.parent.mkdir()
+    document.write_text("<!-- edits:begin -->\n<!-- edits:end -->\nkept\n")
     words = ["edits", str(tiny_bundle), "--steps", "2,1", "-n", "2", "--batch", "2"]
     assert main([*words, "--json", str(file)]) == 0
-    assert main(["readme", str(readme), "--results", str(tmp_path)]) == 0
+    assert main(["readme", str(tmp_path), "--results", str(tmp_path)]) == 0
     result = json.loads(file.read_text())
     assert list(result["successes"]) == ["2", "1"]
     for successes in result["successes"].values():
         assert list(successes) == list(KINDS)
         assert all(0 <= count <= 2 for count in successes.values())
-    assert "| edit | 2 steps | 1 steps |" in readme.read_text()
-    assert "| all |" in readme.read_text()
-    assert readme.read_text().endswith("kept\n")
+    assert "| edit | 2 steps | 1 steps |" in document.read_text()
+    assert "| all |" in document.read_text()
+    assert document.read_text().endswith("kept\n")
     file.write_text('{"what": "something else"}')
-    assert main(["readme", str(readme), "--results", str(tmp_path)]) == 2
+    assert main(["readme", str(tmp_path), "--results", str(tmp_path)]) == 2
 
 
 def test_groups_weigh_their_kinds_alike() -> None:

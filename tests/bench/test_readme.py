@@ -10,16 +10,23 @@ import pytest
 pytest.importorskip("torch")
 
 from kontext.bench import readme
+from kontext.errors import KontextError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_documents_are_up_to_date(tmp_path: Path) -> None:
-    for name in ("README.md", *readme.DOCUMENTS):
+    for name in readme.DOCUMENTS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    assert readme.rewrite_all(tmp_path / "README.md", ROOT / "bench/results")[tmp_path / "README.md"]
-    for name in ("README.md", *readme.DOCUMENTS):
+    rewritten = readme.rewrite_all(tmp_path, ROOT / "bench/results")
+    for name, sections in readme.DOCUMENTS.items():
+        assert rewritten[tmp_path / name] == list(sections)
         assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8"), (
             f"{name}: run `kontext-bench readme`"
         )
+
+
+def test_a_folder_without_documents_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KontextError, match="is not the root of the repository"):
+        readme.rewrite_all(tmp_path, ROOT / "bench/results")

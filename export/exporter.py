@@ -34,8 +34,8 @@ from .graph import link_weights as linking
 from .graph.fp8_attention import quantize_attention
 from .graph.workers import Tracers
 from .progress import Progress
-from .weights import plan as weights
-from .weights import write as streaming
+from .weights.plan import WeightPlan, plan_weights
+from .weights.write import write_weights
 
 if TYPE_CHECKING:
     from ..kernels.variants import Sizes
@@ -147,7 +147,7 @@ class Layout:
     """Where every weight will be: in the bundle's files (`plans`) or in the user's (`links`), which graphs know by the
     names in `locations`."""
 
-    plans: dict[str, weights.Plan]
+    plans: dict[str, WeightPlan]
     links: dict[str, dict[str, linking.Link]]
     locations: dict[Path, str]
     statistics: Statistics
@@ -167,7 +167,7 @@ def lay_out(
     for name, network in checkpoint.networks.items():
         linears = trace.linear_weights(name, config)
         links[name] = linking.linkable(network, recipe, linears) if link_weights else {}
-        plans[name] = weights.plan(
+        plans[name] = plan_weights(
             network,
             recipe,
             linears,
@@ -209,7 +209,7 @@ def fill(
     untraced = [name for name in layout.plans if not journal.finished(graph_file(name))]
     with Tracers(untraced, checkpoint.config, recipe.compute) as tracers:
         begin = time.perf_counter()
-        write_weights(journal, checkpoint, layout, summary, progress)
+        write_weight_files(journal, checkpoint, layout, summary, progress)
         summary.seconds["weights"] = time.perf_counter() - begin
         begin = time.perf_counter()
         with progress.steps("graphs", len(layout.plans)) as step:
@@ -227,7 +227,7 @@ def fill(
         summary.seconds["graphs"] = time.perf_counter() - begin
 
 
-def write_weights(
+def write_weight_files(
     journal: Journal, checkpoint: Checkpoint, layout: Layout, summary: Summary, progress: Progress
 ) -> None:
     for name, plan in layout.plans.items():
@@ -236,7 +236,7 @@ def write_weights(
             summary.resumed.append(file)
             continue
         with progress.bytes(f"{name} weights", plan.size) as advance, reused_memory():
-            digest = streaming.write(
+            digest = write_weights(
                 plan,
                 checkpoint.networks[name],
                 journal.folder / file,

@@ -20,7 +20,7 @@ from ...runtime.bundle import Bundle
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...export.weights.plan import Plan
+    from ...export.weights.plan import WeightPlan
 
 TOKENS = 256
 """Target tokens, and reference tokens, that the blocks are run on."""
@@ -135,9 +135,9 @@ class StoredNetwork:
             return [name]
         return [name + ending for ending, *_ in layout(self.layers[name], (1 << 10, 2))]
 
-    def plan(self, wanted: list[str]) -> Plan:
+    def plan(self, wanted: list[str]) -> WeightPlan:
         """The part of the file that a graph with the weights `wanted` needs, as `binding.bind` takes it."""
-        from ...export.weights.plan import Item, Plan, StoredTensor
+        from ...export.weights.plan import PlannedWeight, StoredTensor, WeightPlan
         from ...quant.recipe import Layer
 
         items = []
@@ -147,8 +147,8 @@ class StoredNetwork:
                 for part in self.parts(name)
                 for info in [self.tensors[part]]
             )
-            items.append(Item(name, self.layers.get(name, Layer(self.compute)), False, parts))
-        return Plan("transformer", self.compute, b"", tuple(items), {}, {})
+            items.append(PlannedWeight(name, self.layers.get(name, Layer(self.compute)), False, parts))
+        return WeightPlan("transformer", self.compute, b"", tuple(items), {}, {})
 
     def read(self, name: str) -> Tensor:
         """A weight in fp32 as PyTorch has it: dequantized, linears [out, in]."""

@@ -22,7 +22,7 @@ from ...export.engines.profiles import profiles
 from ...export.exporter import weights_file
 from ...export.graph import bind_weights, trace
 from ...export.progress import Progress
-from ...export.weights import plan as weights
+from ...export.weights.plan import plan_weights
 from ...model.checkpoint import NetworkWeights
 from ...model.config import KontextConfig
 from ...model.networks import NETWORKS, weight_shapes
@@ -49,7 +49,7 @@ def write_graph(folder: Path, config: KontextConfig, network: str, formats: str)
     compute, _, quantization = formats.partition("-")
     recipe = choose(tuple(NETWORKS), FULL_PARAMETERS, compute, quantization or None)
     shapes = {name: tuple(shape) for name, shape in weight_shapes(network, config).items()}
-    plan = weights.plan(
+    plan = plan_weights(
         NetworkWeights(network, shapes, {}, {}),
         recipe,
         trace.linear_weights(network, config),

@@ -21,7 +21,7 @@ from ...model.weight_files import StoredWeight, open_weight_file
 from ...quant.recipe import BIG_MODEL, choose
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from ..graph import trace
-from ..weights import plan as weights
+from ..weights.plan import plan_weights
 from .summary import human
 
 PREVIEWED = {"--bf16": None, "--fp8": "fp8", "--int8": "int8", "--int4": "int4"}
@@ -151,7 +151,7 @@ def becomes(networks: Sequence[NetworkWeights], config: KontextConfig) -> str:
     for flag, quantization in PREVIEWED.items():
         recipe = choose(names, max(parameters, BIG_MODEL), "bf16", quantization)
         plans = [
-            weights.plan(network, recipe, trace.linear_weights(network.name, config), {})
+            plan_weights(network, recipe, trace.linear_weights(network.name, config), {})
             for network in networks
         ]
         sizes.append(f"{human(sum(plan.size for plan in plans))} with {flag}")

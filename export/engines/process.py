@@ -53,7 +53,7 @@ class BuilderProcess:
     def start(self) -> subprocess.Popen[str]:
         # In a session of its own: Ctrl-C comes to this process, which decides what becomes of the other.
         return subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.engine_builder", self.library],
+            [sys.executable, "-m", f"{__package__}.compiler", self.library],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ...quant.formats import FORMATS
-from ..weights.plan import Plan, StoredTensor
+from ..weights.plan import StoredTensor, WeightPlan
 from .quantized_linear import PACKED, quantize_linear
 
 ONNX_DTYPES = {
@@ -22,7 +22,7 @@ ONNX_DTYPES = {
 }
 
 
-def bind(model: ir.Model, plan: Plan, location: str) -> None:
+def bind(model: ir.Model, plan: WeightPlan, location: str) -> None:
     """Gives every weight of `model` its place; `location` is the weights' file relative to the graph's.
 
     Raises:

@@ -1,6 +1,6 @@
-"""From a network's weights to the tensors of one safetensors file of the bundle; `streaming` writes it.
+"""From a network's weights to the tensors of one safetensors file of the bundle; `write` writes it.
 
-`plan` fixes every tensor's place before a weight is read, so graphs can point into a file that is still being
+`plan_weights` fixes every tensor's place before a weight is read, so graphs can point into a file that is still being
 written.
 """
 
@@ -44,7 +44,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class Item:
+class PlannedWeight:
     """What one weight becomes: itself in another format, or quantized values, scales and what else `layer` asks for;
     None for a constant."""
 
@@ -59,14 +59,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WeightPlan:
     """The whole file before it is written: its header's bytes and its tensors in order. `constants` are not
     weights; `statistics` are of the weights' inputs, by weight."""
 
     network: str
     compute: str
     header: bytes
-    items: tuple[Item, ...]
+    items: tuple[PlannedWeight, ...]
     constants: dict[str, Tensor]
     statistics: Mapping[str, InputStatistics]
 
@@ -78,14 +78,14 @@ class Plan:
         return {tensor.name: tensor for item in self.items for tensor in item.tensors}
 
 
-def plan(
+def plan_weights(
     network: NetworkWeights,
     recipe: Recipe,
     linears: set[str],
     constants: dict[str, Tensor],
     linked: Collection[str] = (),
     statistics: Mapping[str, InputStatistics] | None = None,
-) -> Plan:
+) -> WeightPlan:
     """Lays out a network's file: constants first, then the weights in the network's own order.
 
     Args:
@@ -123,7 +123,7 @@ def plan(
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     items = tuple(
-        Item(
+        PlannedWeight(
             weight,
             layer,
             transpose,
@@ -136,7 +136,7 @@ def plan(
         )
         for weight, layer, transpose, entries in listed
     )
-    return Plan(network.name, compute, header, items, constants, statistics or {})
+    return WeightPlan(network.name, compute, header, items, constants, statistics or {})
 
 
 def stored_as(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[Entry]:
@@ -150,7 +150,7 @@ def stored_as(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> 
     ]
 
 
-def convert(plan: Plan, item: Item, network: NetworkWeights) -> list[Tensor]:
+def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> list[Tensor]:
     """Reads one weight and makes its stored tensors, in the order of `item.tensors`.
 
     Raises:

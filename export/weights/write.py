@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import KontextError
 from ...model.checkpoint import NetworkWeights
 from ...quant.formats import FORMATS
-from .plan import Item, Plan, convert
+from .plan import PlannedWeight, WeightPlan, convert
 
 SYNC_BYTES = 256 << 20
 """Bytes between two syncs to disk; what a killed export may have to make again."""
@@ -31,8 +31,8 @@ AHEAD_BYTES = 256 << 20
 COPY_BYTES = 1 << 20
 
 
-def write(
-    plan: Plan,
+def write_weights(
+    plan: WeightPlan,
     network: NetworkWeights,
     path: Path,
     start: int,
@@ -127,12 +127,12 @@ class Output:
 
 
 def converted(
-    plan: Plan, items: Sequence[Item], network: NetworkWeights
-) -> Iterator[tuple[Item, list[Tensor]]]:
+    plan: WeightPlan, items: Sequence[PlannedWeight], network: NetworkWeights
+) -> Iterator[tuple[PlannedWeight, list[Tensor]]]:
     """Every item and its stored tensors, in order; following ones are read and converted while the caller writes."""
     # One that waits for the disk and one that computes; quantization uses all cores and much memory by itself.
     quantized = any(item.layer is not None and item.layer.format in FORMATS for item in items)
-    waiting: deque[tuple[Item, Future[list[Tensor]]]] = deque()
+    waiting: deque[tuple[PlannedWeight, Future[list[Tensor]]]] = deque()
     ahead, following = 0, iter(items)
     upcoming = next(following, None)
     with ThreadPoolExecutor(1 if quantized else 2) as workers:

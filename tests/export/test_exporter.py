@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from kontext.export import exporter  # noqa: E402
 from kontext.export.bundle.journal import Journal  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
-from kontext.export.weights import plan as weights  # noqa: E402
-from kontext.export.weights import write as streaming  # noqa: E402
+from kontext.export.weights import write  # noqa: E402
+from kontext.export.weights.plan import PlannedWeight, WeightPlan  # noqa: E402
 from kontext.model.safetensors_file import TensorInfo, read_header  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("fast_trace")
@@ -65,14 +65,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, network: str, weight: str, fault: BaseException) -> None:
     """Lets the export fail when it comes to one weight."""
-    original = streaming.convert
+    original = write.convert
 
-    def convert(plan: weights.Plan, item: weights.Item, source: object) -> list[torch.Tensor]:
+    def convert(plan: WeightPlan, item: PlannedWeight, source: object) -> list[torch.Tensor]:
         if (plan.network, item.weight) == (network, weight):
             raise fault
         return original(plan, item, source)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(streaming, "convert", convert)
+    monkeypatch.setattr(write, "convert", convert)
 
 
 def test_another_process_makes_the_same_bytes(
@@ -238,7 +238,7 @@ def test_ctrl_c_while_tracing(
 
 def test_killed_at_any_moment(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch) -> None:
     """The state on disk at a sync, with garbage behind it as a power cut may leave, is gone on with."""
-    monkeypatch.setattr(streaming, "SYNC_BYTES", 100_000)
+    monkeypatch.setattr(write, "SYNC_BYTES", 100_000)
     states: list[Path] = []
     original = Journal.mark
 

@@ -14,8 +14,8 @@ onnx = pytest.importorskip("onnx")
 import onnxruntime  # noqa: E402
 
 from kontext.export.graph import bind_weights, trace  # noqa: E402
-from kontext.export.weights import plan as weights  # noqa: E402
-from kontext.export.weights import write as streaming  # noqa: E402
+from kontext.export.weights.plan import plan_weights  # noqa: E402
+from kontext.export.weights.write import write_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
 from kontext.model.networks import NETWORKS, build_network  # noqa: E402
@@ -205,8 +205,8 @@ def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: boo
     opened = Checkpoint.open(checkpoint)
     recipe = choose(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
     linears = trace.linear_weights(name, opened.config)
-    plan = weights.plan(opened.networks[name], recipe, linears, trace.constants(name, opened.config))
-    streaming.write(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
+    plan = plan_weights(opened.networks[name], recipe, linears, trace.constants(name, opened.config))
+    write_weights(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
     model = trace.trace(name, opened.config, recipe.compute[name])
     bind_weights.bind(model, plan, "w.safetensors")
     path = folder / f"{name}.onnx"

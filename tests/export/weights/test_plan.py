@@ -13,8 +13,8 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from kontext.export.graph.trace import linear_weights  # noqa: E402
-from kontext.export.weights import plan as weights  # noqa: E402
-from kontext.export.weights import write as streaming  # noqa: E402
+from kontext.export.weights import write  # noqa: E402
+from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
@@ -24,12 +24,12 @@ from kontext.quant.recipe import choose  # noqa: E402
 
 def planned(
     checkpoint: Path, name: str, compute: str, quantization: str | None
-) -> tuple[weights.Plan, Checkpoint]:
+) -> tuple[WeightPlan, Checkpoint]:
     opened = Checkpoint.open(checkpoint)
     recipe = choose(tuple(NETWORKS), 1, compute, quantization)
     constants = {"table": torch.arange(6).reshape(2, 3)}
     linears = linear_weights(name, opened.config)
-    return weights.plan(opened.networks[name], recipe, linears, constants), opened
+    return plan_weights(opened.networks[name], recipe, linears, constants), opened
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -40,7 +40,7 @@ def test_the_file_is_the_plan(
 ) -> None:
     plan, checkpoint = planned(tiny_checkpoint, name, compute, quantization)
     network, path, progress = checkpoint.networks[name], tmp_path / "w.safetensors", []
-    digest = streaming.write(plan, network, path, 0, lambda _: None, progress.append)
+    digest = write.write_weights(plan, network, path, 0, lambda _: None, progress.append)
     data = path.read_bytes()
     assert digest == hashlib.sha256(data).hexdigest()
     assert len(data) == plan.size == sum(progress)
@@ -66,7 +66,7 @@ def test_the_file_is_the_plan(
 
 def test_the_header_is_aligned_and_has_nothing_but_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
     plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", "fp8")
-    streaming.write(
+    write.write_weights(
         plan, checkpoint.networks["modulation"], tmp_path / "w", 0, lambda _: None, lambda _: None
     )
     assert len(plan.header) % 8 == 0
@@ -81,19 +81,19 @@ def test_going_on_gives_the_same_file(
 ) -> None:
     plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", None)
     network, path = checkpoint.networks["transformer"], tmp_path / "w"
-    digest = streaming.write(plan, network, path, 0, lambda _: None, lambda _: None)
+    digest = write.write_weights(plan, network, path, 0, lambda _: None, lambda _: None)
     whole = path.read_bytes()
     position = plan.items[kept].tensors[-1].stop + 3  # in the middle of the next weight
     path.write_bytes(whole[:position] + b"rubbish" * 9)
     converted = []
-    original = streaming.convert
+    original = write.convert
     monkeypatch.setattr(
-        streaming,
+        write,
         "convert",
         lambda plan, item, source: converted.append(item) or original(plan, item, source),
     )
     progress: list[int] = []
-    assert streaming.write(plan, network, path, position, lambda _: None, progress.append) == digest
+    assert write.write_weights(plan, network, path, position, lambda _: None, progress.append) == digest
     assert path.read_bytes() == whole
     assert converted == list(plan.items[kept + 1 :])
     assert sum(progress) == plan.size

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from .launch import Launch, jit, require, tl
 from .numeric import quantize_rows
-from .rows import empty_codes, row_constants, row_launch, store_row
+from .rows import empty_codes, plan_rows, row_constants, store_row
 
 EPS = 1e-6
 MAX_WIDTH = 16384
 """Channels of a row that still fit the registers of one program."""
 
 
-def adaln(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def adaln_reference(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """The plain meaning: x [batch, tokens, width], shift and scale [batch, width] → the dtype of x, computed in
     fp32."""
     y = F.layer_norm(x.float(), x.shape[-1:], eps=EPS)
     return (y * (1 + scale.float()[:, None]) + shift.float()[:, None]).to(x.dtype)
 
 
-def adaln_quantize(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
+def adaln_quantize_reference(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
     """The plain meaning with `format` "fp8" or "int8": codes [batch, tokens, width] and fp32 scales [batch, tokens]."""
     y = F.layer_norm(x.float(), x.shape[-1:], eps=EPS)
     return quantize_rows(y * (1 + scale.float()[:, None]) + shift.float()[:, None], format)
@@ -70,14 +70,14 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
     store_row(y, row, columns, out, out_scale, WIDTH, QUANTIZE, INTEGER, LIMIT, MIN_AMAX)
 
 
-def plan(
+def plan_adaln(
     x: Tensor, shift: Tensor, scale: Tensor, out: Tensor, out_scale: Tensor | None, format: str
 ) -> Launch:
     width = x.shape[2]
     require(width <= MAX_WIDTH, f"AdaLN takes up to {MAX_WIDTH} channels, not {width}")
     require(x.stride(2) == 1, "AdaLN takes rows whose channels lie next to each other")
     require(shift.stride() == scale.stride() and shift.stride(1) == 1, "shift and scale must lie alike")
-    return row_launch(
+    return plan_rows(
         adaln_kernel,
         tuple(x.shape),
         {
@@ -98,14 +98,14 @@ def plan(
 def launch_adaln(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel():
-        plan(x, shift, scale, out, None, "").run()
+        plan_adaln(x, shift, scale, out, None, "").run()
     return out
 
 
 def launch_adaln_quantize(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
     out, out_scale = empty_codes(x, tuple(x.shape), format)
     if out.numel():
-        plan(x, shift, scale, out, out_scale, format).run()
+        plan_adaln(x, shift, scale, out, out_scale, format).run()
     return out, out_scale
 
 
@@ -116,7 +116,7 @@ adaln_op = torch.library.custom_op(
     device_types="cuda",
     schema="(Tensor x, Tensor shift, Tensor scale) -> Tensor",
 )
-adaln_op.register_kernel("cpu")(adaln)
+adaln_op.register_kernel("cpu")(adaln_reference)
 adaln_op.register_fake(lambda x, shift, scale: x.new_empty(x.shape))
 
 adaln_quantize_op = torch.library.custom_op(
@@ -126,5 +126,5 @@ adaln_quantize_op = torch.library.custom_op(
     device_types="cuda",
     schema="(Tensor x, Tensor shift, Tensor scale, str format) -> (Tensor, Tensor)",
 )
-adaln_quantize_op.register_kernel("cpu")(adaln_quantize)
+adaln_quantize_op.register_kernel("cpu")(adaln_quantize_reference)
 adaln_quantize_op.register_fake(lambda x, shift, scale, format: empty_codes(x, x.shape, format))

@@ -2,7 +2,7 @@
 
     out = softmax(q k^T / sqrt(d)) v
 
-Online softmax in base 2 (FlashAttention-2, Dao 2023). Quantized operands come from `rope.norm_rope_quantize`: Q
+Online softmax in base 2 (FlashAttention-2, Dao 2023). Quantized operands come from `norm_rope_quantize`: Q
 with a scale a token and K with one per block of 128, so the product is descaled by one factor a row and block,
 which the softmax's own multiplication takes in. V's block scales ride on the accumulator's rescaling as ratios. P
 is at most 448, E4M3's largest number, because the maximum is lowered by log2(448); the row sum carries the same
@@ -19,7 +19,8 @@ from torch import Tensor
 from .autotune import Tile, fastest_tile, generation
 from .key_order import deinterleave, interleave_tile
 from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
-from .rope import BLOCK, HEAD_DIMS
+from .norm_rope import HEAD_DIMS
+from .norm_rope_quantize import BLOCK
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 FP8_OFFSET = math.log2(448.0)
@@ -37,18 +38,18 @@ def softmax_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The plain meaning: q, k, v [batch, heads, tokens, head_dim] of one dtype → [batch, q tokens, heads *
     head_dim]."""
-    check(q, k, v)
+    check_attention(q, k, v)
     return softmax_product(q, k, v)
 
 
-def attention_quantized(
+def attention_quantized_reference(
     q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """The plain meaning of quantized operands, but for P, which only the kernel rounds; `dtype` is the output's."""
-    check(q, k, v)
+    check_attention(q, k, v)
     values = dequantize(deinterleave(v).transpose(2, 3)[:, :, : k.shape[2]], v_scale)
     return softmax_product(dequantize(q, q_scale), dequantize(k, k_scale), values).to(dtype)
 
@@ -222,7 +223,7 @@ def tiles(q: Tensor, arch: int) -> tuple[Tile, ...]:
     return TILES[generation(arch)][q.dtype in FLOATS, q.shape[3]]
 
 
-def check(q: Tensor, k: Tensor, v: Tensor) -> None:
+def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raises KontextError for operands that no kernel takes."""
     require(q.ndim == k.ndim == v.ndim == 4, "attention takes [batch, heads, tokens, head_dim]")
     head_dim = q.shape[3]
@@ -241,7 +242,7 @@ def check(q: Tensor, k: Tensor, v: Tensor) -> None:
     )  # fmt: skip
 
 
-def plan(
+def plan_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -257,7 +258,7 @@ def plan(
     bits; otherwise they are added up in fp32 for every block of keys.
     """
     arch = arch or capability(q)
-    check(q, k, v)
+    check_attention(q, k, v)
     require_capability(arch, "" if scales is None else "FP8 attention needs", "16-bit attention")
     batch, heads, q_tokens, head_dim = q.shape
     m, n, warps, stages = tiles(q, arch)[tile]
@@ -302,7 +303,7 @@ def plan(
     )
 
 
-def run(
+def launch_fastest(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -313,7 +314,7 @@ def run(
     """Into `out`, with the fastest tile."""
 
     def start(tile: int) -> None:
-        plan(q, k, v, out, scales, fast, tile=tile).run()
+        plan_attention(q, k, v, out, scales, fast, tile=tile).run()
 
     sizes = "x".join(map(str, (*q.shape[:3], k.shape[2], q.shape[3])))
     key = f"attention {q.dtype} {sizes}{'' if fast else ' fp32 sums'}"
@@ -321,14 +322,14 @@ def run(
 
 
 def launch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    check(q, k, v)
+    check_attention(q, k, v)
     require(
         q.stride(3) == k.stride(3) == v.stride(3) == 1, "attention takes heads whose channels lie together"
     )
     batch, heads, tokens, head_dim = q.shape
     out = q.new_empty((batch, tokens, heads * head_dim))
     if out.numel():
-        run(q, k, v, out)
+        launch_fastest(q, k, v, out)
     return out
 
 
@@ -345,7 +346,7 @@ def launch_attention_quantized(
     batch, heads, tokens, head_dim = q.shape
     out = q.new_empty((batch, tokens, heads * head_dim), dtype=dtype)
     if out.numel():
-        run(q, k, v, out, (q_scale, k_scale, v_scale), fast)
+        launch_fastest(q, k, v, out, (q_scale, k_scale, v_scale), fast)
     return out
 
 
@@ -356,12 +357,12 @@ attention_op = torch.library.custom_op(
     device_types="cuda",
     schema="(Tensor q, Tensor k, Tensor v) -> Tensor",
 )
-attention_op.register_kernel("cpu")(lambda q, k, v: attention(q, k, v).contiguous())
+attention_op.register_kernel("cpu")(lambda q, k, v: attention_reference(q, k, v).contiguous())
 
 
 @attention_op.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    check(q, k, v)
+    check_attention(q, k, v)
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]))
 
 
@@ -372,12 +373,14 @@ attention_quantized_op = torch.library.custom_op(
     device_types="cuda",
     schema="(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor v, Tensor v_scale, ScalarType dtype) -> Tensor",
 )
-attention_quantized_op.register_kernel("cpu")(lambda *operands: attention_quantized(*operands).contiguous())
+attention_quantized_op.register_kernel("cpu")(
+    lambda *operands: attention_quantized_reference(*operands).contiguous()
+)
 
 
 @attention_quantized_op.register_fake
 def _(
     q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    check(q, k, v)
+    check_attention(q, k, v)
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]), dtype=dtype)

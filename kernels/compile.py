@@ -48,7 +48,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Report:
+class Resources:
     """What the tools say of one kernel's machine code."""
 
     registers: int
@@ -107,7 +107,7 @@ def tool(name: str) -> str:
     return str(path)
 
 
-def inspect(compiled: Compiled) -> Report:
+def inspect(compiled: Compiled) -> Resources:
     """Resources and tensor-core instructions, by cuobjdump."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.cubin)
@@ -122,10 +122,10 @@ def inspect(compiled: Compiled) -> Report:
     local = len(re.findall(r"\b(?:LDL|STL)\b", output))
     spilled = int(usage.group(2)) if local else 0
     bytewise = len(BYTEWISE.findall(output))
-    return Report(int(usage.group(1)), spilled, compiled.shared, dict(found), bytewise)
+    return Resources(int(usage.group(1)), spilled, compiled.shared, dict(found), bytewise)
 
 
-def faults(report: Report, patterns: Sequence[re.Pattern[str]], arch: int) -> list[str]:
+def faults(report: Resources, patterns: Sequence[re.Pattern[str]], arch: int) -> list[str]:
     """What is wrong with a kernel, in words."""
     found = []
     if report.spilled:
@@ -142,7 +142,7 @@ def faults(report: Report, patterns: Sequence[re.Pattern[str]], arch: int) -> li
     return found
 
 
-def check(arch: int, only: str | None = None) -> Iterator[tuple[str, Report, list[str]]]:
+def compile_variants(arch: int, only: str | None = None) -> Iterator[tuple[str, Resources, list[str]]]:
     """Compiles the variants of one architecture whose name holds `only`."""
     from .variants import Sizes, attention_variants, variants
 
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ["TRITON_CACHE_DIR"] = cache
             print(f"{'':8}{'kernel':36}{'registers':>10}{'spilled':>9}{'shared':>9}  tensor cores")
             for arch in parse_architectures(options.arch):
-                for name, report, found in check(arch, options.only):
+                for name, report, found in compile_variants(arch, options.only):
                     cores = ", ".join(
                         f"{count} {kind}" for kind, count in sorted(report.instructions.items())
                     )

@@ -117,7 +117,7 @@ def register(folder: Path, driver: Driver | None = None) -> int:
             raise KontextError(
                 f"{path} has format {index['format']}, this reads {FORMAT}: export the bundle again"
             )
-        entries = [check(entry, path) for entry in index["kernels"]]
+        entries = [check_entry(entry, path) for entry in index["kernels"]]
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise KontextError(f"{path} is not an index of compiled kernels: {fault}") from None
     driver = driver or Driver()
@@ -126,7 +126,7 @@ def register(folder: Path, driver: Driver | None = None) -> int:
     return len(entries)
 
 
-def check(entry: dict[str, Any], path: Path) -> dict[str, Any]:
+def check_entry(entry: dict[str, Any], path: Path) -> dict[str, Any]:
     """An entry whose fields are all there and plain."""
     file = entry["file"]
     if Path(file).name != file or not file.endswith(".cubin"):

@@ -32,7 +32,7 @@ def ending(gate: Tensor | None, out_scale: Tensor | None) -> str:
     return ("plain", "gelu", "residual")[kind(gate, out_scale)]
 
 
-def check(out: Tensor, rows: tuple[int, ...], channels: int, out_scale: Tensor | None) -> None:
+def check_output(out: Tensor, rows: tuple[int, ...], channels: int, out_scale: Tensor | None) -> None:
     """Raises KontextError unless `out` can take a product of [*rows, channels]."""
     expected = [*rows, channels]
     require(list(out.shape) == expected, f"an output of {list(out.shape)} for a product of {expected}")
@@ -43,7 +43,7 @@ def check(out: Tensor, rows: tuple[int, ...], channels: int, out_scale: Tensor |
     )
 
 
-def finish(
+def finish_reference(
     out: Tensor, product: Tensor, bias: Tensor | None, gate: Tensor | None, out_scale: Tensor | None
 ) -> None:
     """The plain meaning: product fp32 [batch, tokens, channels] into `out`, rounded once."""
@@ -87,7 +87,7 @@ def arguments(
     }
 
 
-def product_launch(
+def plan_product(
     kernel: Any,
     tile: tuple[int, int, int, int],
     operands: Mapping[str, Tensor | None],

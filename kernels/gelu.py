@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .launch import Launch, jit, require, tl
 from .numeric import gelu, gelu_tile, quantize_rows
-from .rows import empty_codes, row_constants, row_launch, store_row
+from .rows import empty_codes, plan_rows, row_constants, store_row
 
 MAX_WIDTH = 32768
 
@@ -27,13 +27,13 @@ def joined(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
+def gelu_join_reference(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
     """The plain meaning: [batch, tokens, plain + mlp channels] in the inputs' dtype."""
     first = plain if plain is not None else mlp
     return joined(plain, mlp).to(first.dtype if first is not None else torch.float32)
 
 
-def gelu_join_quantize(
+def gelu_join_quantize_reference(
     plain: Tensor | None, mlp: Tensor | None, format: str, mean: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The plain meaning with `format` "fp8" or "int8": codes and fp32 scales [batch, tokens], of the channels less
@@ -81,7 +81,7 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
     store_row(y, row, columns, out, out_scale, PLAIN + MLP, QUANTIZE, INTEGER, LIMIT, MIN_AMAX)
 
 
-def plan(
+def plan_gelu_join(
     plain: Tensor | None,
     mlp: Tensor | None,
     out: Tensor,
@@ -96,7 +96,7 @@ def plan(
     require(width <= MAX_WIDTH, f"GELU with quantization takes up to {MAX_WIDTH} channels, not {width}")
     for part in (plain, mlp):
         require(part is None or part.stride(2) == 1, "GELU takes rows whose channels lie next to each other")
-    return row_launch(
+    return plan_rows(
         gelu_join_kernel,
         tuple(out.shape),
         {
@@ -131,7 +131,7 @@ def launch_gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
     first, shape = shape_of(plain, mlp)
     out = torch.empty(shape, dtype=first.dtype, device=first.device)
     if out.numel():
-        plan(plain, mlp, out, None, "").run()
+        plan_gelu_join(plain, mlp, out, None, "").run()
     return out
 
 
@@ -141,7 +141,7 @@ def launch_gelu_join_quantize(
     first, shape = shape_of(plain, mlp)
     out, out_scale = empty_codes(first, shape, format)
     if out.numel():
-        plan(plain, mlp, out, out_scale, format, mean).run()
+        plan_gelu_join(plain, mlp, out, out_scale, format, mean).run()
     return out, out_scale
 
 
@@ -152,7 +152,7 @@ gelu_join_op = torch.library.custom_op(
     device_types="cuda",
     schema="(Tensor? plain, Tensor? mlp) -> Tensor",
 )
-gelu_join_op.register_kernel("cpu")(gelu_join)
+gelu_join_op.register_kernel("cpu")(gelu_join_reference)
 
 
 @gelu_join_op.register_fake
@@ -168,7 +168,7 @@ gelu_join_quantize_op = torch.library.custom_op(
     device_types="cuda",
     schema="(Tensor? plain, Tensor? mlp, str format, Tensor? mean=None) -> (Tensor, Tensor)",
 )
-gelu_join_quantize_op.register_kernel("cpu")(gelu_join_quantize)
+gelu_join_quantize_op.register_kernel("cpu")(gelu_join_quantize_reference)
 gelu_join_quantize_op.register_fake(
     lambda plain, mlp, format, mean=None: empty_codes(*shape_of(plain, mlp), format)
 )

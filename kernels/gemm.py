@@ -17,7 +17,7 @@ from .epilogue import finish_split, rows_of, tile_of
 from .launch import Launch, capability, jit, require, require_capability, tl
 
 
-def scaled_linear(
+def scaled_linear_reference(
     out: Tensor,
     a: Tensor,
     a_scale: Tensor,
@@ -37,9 +37,9 @@ def scaled_linear(
         gate: [batch, out].
         out_scale: fp32, one number: of the quantized output, after GELU.
     """
-    check(out, a, a_scale, weight, w_scale, out_scale)
+    check_scaled_linear(out, a, a_scale, weight, w_scale, out_scale)
     product = a.float() @ weight.float().t()
-    epilogue.finish(out, product * a_scale[..., None] * w_scale.float(), bias, gate, out_scale)
+    epilogue.finish_reference(out, product * a_scale[..., None] * w_scale.float(), bias, gate, out_scale)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -116,7 +116,7 @@ def tiles(a: Tensor, arch: int) -> tuple[Tile, ...]:
     return TILES[generation(arch), a.dtype == torch.int8]
 
 
-def check(
+def check_scaled_linear(
     out: Tensor, a: Tensor, a_scale: Tensor, weight: Tensor, w_scale: Tensor, out_scale: Tensor | None
 ) -> None:
     """Raises KontextError for operands that do not go together."""
@@ -131,10 +131,10 @@ def check(
     )
     require(a_scale.shape == a.shape[:2] and a_scale.is_contiguous(), "a scale for every row")
     require(tuple(w_scale.shape) == (weight.shape[0],), "a scale for every output channel")
-    epilogue.check(out, tuple(a.shape[:2]), weight.shape[0], out_scale)
+    epilogue.check_output(out, tuple(a.shape[:2]), weight.shape[0], out_scale)
 
 
-def plan(
+def plan_scaled_linear(
     out: Tensor,
     a: Tensor,
     a_scale: Tensor,
@@ -147,15 +147,15 @@ def plan(
     arch: int = 0,
     tile: int = 0,
 ) -> Launch:
-    """`fast`: see `attention.plan`; `tile` counts those of `tiles`."""
+    """`fast`: see `attention.plan_attention`; `tile` counts those of `tiles`."""
     arch = arch or capability(a)
-    check(out, a, a_scale, weight, w_scale, out_scale)
+    check_scaled_linear(out, a, a_scale, weight, w_scale, out_scale)
     require_capability(arch, "" if a.dtype == torch.int8 else "FP8 products need", "INT8 activations")
     depth = a.shape[2]
     m, n, k, warps, stages = tiles(a, arch)[tile]
     # Blackwell's sums leave the tensor memory all at once: 256 columns of them spill beside any ending.
     pieces = {"PIECES": 4} if arch in (100, 103) and n > 128 else {}
-    return epilogue.product_launch(
+    return epilogue.plan_product(
         scaled_gemm_kernel,
         (m, n, warps, stages),
         {"a": a, "weight": weight, "a_scale": a_scale, "w_scale": w_scale},
@@ -175,7 +175,7 @@ def launch_scaled_linear(
     out_scale: Tensor | None = None,
 ) -> None:
     def start(tile: int) -> None:
-        plan(out, a, a_scale, weight, w_scale, bias, gate, out_scale, tile=tile).run()
+        plan_scaled_linear(out, a, a_scale, weight, w_scale, bias, gate, out_scale, tile=tile).run()
 
     if out.numel():
         sizes = "x".join(map(str, (*a.shape[:2], *weight.shape)))
@@ -191,9 +191,9 @@ scaled_linear_op = torch.library.custom_op(
     schema="(Tensor(a!) out, Tensor a, Tensor a_scale, Tensor weight, Tensor w_scale, Tensor? bias, Tensor? gate, "
     "Tensor? out_scale) -> ()",
 )
-scaled_linear_op.register_kernel("cpu")(scaled_linear)
+scaled_linear_op.register_kernel("cpu")(scaled_linear_reference)
 scaled_linear_op.register_fake(
-    lambda out, a, a_scale, weight, w_scale, bias, gate, out_scale: check(
+    lambda out, a, a_scale, weight, w_scale, bias, gate, out_scale: check_scaled_linear(
         out, a, a_scale, weight, w_scale, out_scale
     )
 )

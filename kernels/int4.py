@@ -38,7 +38,7 @@ def signed(codes: Tensor) -> Tensor:
     return (codes ^ 8) - 8
 
 
-def int4_linear(
+def int4_linear_reference(
     out: Tensor,
     a: Tensor,
     a_scale: Tensor | None,
@@ -59,13 +59,13 @@ def int4_linear(
         low, up: [batch, tokens, rank] and [rank, out], or neither.
         bias, gate, out_scale: as in `gemm.scaled_linear`.
     """
-    check(out, a, a_scale, packed, scales, low, up, out_scale)
+    check_int4_linear(out, a, a_scale, packed, scales, low, up, out_scale)
     product = a.float() @ unpack(packed, scales)
     if a_scale is not None:
         product = product * a_scale[..., None]
     if low is not None and up is not None:
         product = product + low.float() @ up.float()
-    epilogue.finish(out, product, bias, gate, out_scale)
+    epilogue.finish_reference(out, product, bias, gate, out_scale)
 
 
 @jit()
@@ -173,7 +173,7 @@ def check_scales(packed: Tensor, scales: Tensor) -> None:
     )
 
 
-def check(
+def check_int4_linear(
     out: Tensor,
     a: Tensor,
     a_scale: Tensor | None,
@@ -203,10 +203,10 @@ def check(
             f"a low-rank factor of {list(up.shape)} for {channels} channels and {low.shape[2]} ranks up to {MAX_RANK}",
         )
         require(low.dtype == up.dtype, "the low-rank factors must be in one format")
-    epilogue.check(out, tuple(a.shape[:2]), channels, out_scale)
+    epilogue.check_output(out, tuple(a.shape[:2]), channels, out_scale)
 
 
-def plan(
+def plan_int4_linear(
     out: Tensor,
     a: Tensor,
     a_scale: Tensor | None,
@@ -221,13 +221,13 @@ def plan(
     tile: int = 0,
 ) -> Launch:
     arch = arch or capability(a)
-    check(out, a, a_scale, packed, scales, low, up, out_scale)
+    check_int4_linear(out, a, a_scale, packed, scales, low, up, out_scale)
     require_capability(arch, "" if a_scale is None else "FP8 products need", "16-bit activations")
     m, n, warps, stages = tiles(a, arch)[tile]
     if arch in (100, 103) and a_scale is not None:  # 128 columns spill 320 bytes a thread
         n = 64
     rank = up.shape[0] if up is not None else 0
-    return epilogue.product_launch(
+    return epilogue.plan_product(
         int4_gemm_kernel,
         (m, n, warps, stages),
         {"a": a, "packed": packed, "scales": scales, "a_scale": a_scale, "low": low, "up": up},
@@ -255,7 +255,7 @@ def launch_int4_linear(
     out_scale: Tensor | None = None,
 ) -> None:
     def start(tile: int) -> None:
-        plan(out, a, a_scale, packed, scales, low, up, bias, gate, out_scale, tile=tile).run()
+        plan_int4_linear(out, a, a_scale, packed, scales, low, up, bias, gate, out_scale, tile=tile).run()
 
     if out.numel():
         sizes = "x".join(map(str, (*a.shape, 2 * packed.shape[1])))
@@ -272,9 +272,9 @@ int4_linear_op = torch.library.custom_op(
     schema="(Tensor(a!) out, Tensor a, Tensor? a_scale, Tensor packed, Tensor scales, Tensor? low, Tensor? up, "
     "Tensor? bias, Tensor? gate, Tensor? out_scale) -> ()",
 )
-int4_linear_op.register_kernel("cpu")(int4_linear)
+int4_linear_op.register_kernel("cpu")(int4_linear_reference)
 int4_linear_op.register_fake(
-    lambda out, a, a_scale, packed, scales, low, up, bias, gate, out_scale: check(
+    lambda out, a, a_scale, packed, scales, low, up, bias, gate, out_scale: check_int4_linear(
         out, a, a_scale, packed, scales, low, up, out_scale
     )
 )

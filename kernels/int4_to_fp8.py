@@ -31,10 +31,10 @@ def column_scales(scales: Tensor) -> Tensor:
     )
 
 
-def int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor) -> Tensor:
+def int4_to_fp8_reference(packed: Tensor, scales: Tensor, by_column: Tensor) -> Tensor:
     """The plain meaning: packed uint8 [in, out / 2] and scales [in / 64, out] → E4M3 codes [out, in] in units of
     `by_column` fp32 [out]."""
-    check(packed, scales, by_column)
+    check_int4_to_fp8(packed, scales, by_column)
     return encode(unpack(packed, scales) / by_column, "fp8").t().contiguous()
 
 
@@ -64,7 +64,7 @@ def int4_to_fp8_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + columns.to(tl.int64)[:, None] * K + rows[None, :], codes, mask=(columns < N)[:, None])
 
 
-def check(packed: Tensor, scales: Tensor, by_column: Tensor) -> None:
+def check_int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor) -> None:
     require(packed.is_contiguous() and packed.shape[0] % GROUP == 0, f"INT4 weights of {list(packed.shape)}")
     check_scales(packed, scales)
     require(
@@ -73,8 +73,8 @@ def check(packed: Tensor, scales: Tensor, by_column: Tensor) -> None:
     )
 
 
-def plan(packed: Tensor, scales: Tensor, by_column: Tensor, out: Tensor, arch: int = 0) -> Launch:
-    check(packed, scales, by_column)
+def plan_int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor, out: Tensor, arch: int = 0) -> Launch:
+    check_int4_to_fp8(packed, scales, by_column)
     require_capability(arch or capability(packed), "FP8 products need", "16-bit activations")
     channels, depth = out.shape
     return Launch(
@@ -89,7 +89,7 @@ def plan(packed: Tensor, scales: Tensor, by_column: Tensor, out: Tensor, arch: i
 
 def launch_int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor) -> Tensor:
     out = torch.empty((2 * packed.shape[1], packed.shape[0]), dtype=torch.float8_e4m3fn, device=packed.device)
-    plan(packed, scales, by_column, out).run()
+    plan_int4_to_fp8(packed, scales, by_column, out).run()
     return out
 
 
@@ -100,10 +100,10 @@ int4_to_fp8_op = torch.library.custom_op(
     device_types="cuda",
     schema="(Tensor packed, Tensor scales, Tensor by_column) -> Tensor",
 )
-int4_to_fp8_op.register_kernel("cpu")(int4_to_fp8)
+int4_to_fp8_op.register_kernel("cpu")(int4_to_fp8_reference)
 
 
 @int4_to_fp8_op.register_fake
 def _(packed: Tensor, scales: Tensor, by_column: Tensor) -> Tensor:
-    check(packed, scales, by_column)
+    check_int4_to_fp8(packed, scales, by_column)
     return packed.new_empty((2 * packed.shape[1], packed.shape[0]), dtype=torch.float8_e4m3fn)

@@ -59,3 +59,14 @@ def gelu_tile(x):  # type: ignore[no-untyped-def]
     """x * sigmoid(2u) = x / 2 * (1 + tanh u) with u = sqrt(2 / pi) * (x + 0.044715 x^3)."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     return x / (1.0 + tl.exp2(u * -2.8853900817779268))
+
+
+@jit()
+def float_tile(values):  # type: ignore[no-untyped-def]
+    """fp32 of INT8 or floats; E4M3 comes as uint8, since GPUs before Ada lack the type."""
+    if values.dtype == tl.uint8:  # fp16 with the same bits has an exponent that is 8 too small
+        bits = values.to(tl.int16)
+        half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+        number = half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256
+        return tl.where((bits & 0x7F) == 0x7F, float("nan"), number)
+    return values.to(tl.float32)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .launch import Launch, jit, require, tl
-from .rows import row_launch
+from .rows import plan_rows
 
 
-def gate_residual(x: Tensor, gate: Tensor, y: Tensor) -> None:
+def gate_residual_reference(x: Tensor, gate: Tensor, y: Tensor) -> None:
     """The plain meaning, in place: x, y [batch, tokens, width], gate [batch, width]; the sum is rounded once."""
     x.copy_(x.float() + gate.float()[:, None] * y.float())
 
@@ -41,11 +41,11 @@ def gate_residual_kernel(  # type: ignore[no-untyped-def]
     tl.store(at, (value + by * added).to(x.dtype.element_ty), mask=inside)
 
 
-def plan(x: Tensor, gate: Tensor, y: Tensor) -> Launch:
+def plan_gate_residual(x: Tensor, gate: Tensor, y: Tensor) -> Launch:
     require(x.shape == y.shape, f"a residual of {list(x.shape)} and a product of {list(y.shape)}")
     for part in (x, y, gate):
         require(part.stride(-1) == 1, "gate and residual take rows whose channels lie next to each other")
-    return row_launch(
+    return plan_rows(
         gate_residual_kernel,
         tuple(x.shape),
         {
@@ -65,7 +65,7 @@ def plan(x: Tensor, gate: Tensor, y: Tensor) -> Launch:
 
 def launch_gate_residual(x: Tensor, gate: Tensor, y: Tensor) -> None:
     if x.numel():
-        plan(x, gate, y).run()
+        plan_gate_residual(x, gate, y).run()
 
 
 gate_residual_op = torch.library.custom_op(
@@ -75,5 +75,5 @@ gate_residual_op = torch.library.custom_op(
     device_types="cuda",
     schema="(Tensor(a!) x, Tensor gate, Tensor y) -> ()",
 )
-gate_residual_op.register_kernel("cpu")(gate_residual)
+gate_residual_op.register_kernel("cpu")(gate_residual_reference)
 gate_residual_op.register_fake(lambda x, gate, y: None)

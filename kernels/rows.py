@@ -14,7 +14,7 @@ from .launch import Launch, jit, power_of_two, tl
 from .numeric import CODES, LIMITS, MIN_AMAX, check_format, quantize_tile
 
 
-def row_launch(
+def plan_rows(
     kernel: Any, shape: tuple[int, ...], arguments: Mapping[str, Any], constants: Mapping[str, Any]
 ) -> Launch:
     """The launch over rows of [batch, tokens, width]; a program holds a whole one in its registers."""

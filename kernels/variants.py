@@ -12,7 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import adaln, attention, dequantize, gelu, gemm, int4, int4_to_fp8, residual, rope
+from . import (
+    adaln,
+    attention,
+    dequantize_4bit,
+    dequantize_8bit,
+    gelu,
+    gemm,
+    int4,
+    int4_to_fp8,
+    norm_rope,
+    norm_rope_quantize,
+    residual,
+)
 from .launch import FP8_CAPABILITY, Launch
 from .numeric import CODES
 
@@ -79,27 +91,27 @@ def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
     vector = meta(1, 6, hidden, dtype=kind)[:, 0]
     scale = meta(1, tokens, dtype=torch.float32)
     fused = meta(1, tokens, 3 * hidden + sizes.mlp, dtype=kind)[..., 3 * hidden :]
-    yield Variant("adaln", adaln.plan(x, vector, vector, x, None, ""))
-    yield Variant("gate_residual", residual.plan(x, vector, x))
+    yield Variant("adaln", adaln.plan_adaln(x, vector, vector, x, None, ""))
+    yield Variant("gate_residual", residual.plan_gate_residual(x, vector, x))
     middle = meta(1, tokens, sizes.mlp, dtype=kind)
-    yield Variant("gelu_join, mlp", gelu.plan(None, middle, middle, None, ""))
+    yield Variant("gelu_join, mlp", gelu.plan_gelu_join(None, middle, middle, None, ""))
     joint = (1, tokens, hidden + sizes.mlp)
-    yield Variant("gelu_join", gelu.plan(x, fused, meta(*joint, dtype=kind), None, ""))
+    yield Variant("gelu_join", gelu.plan_gelu_join(x, fused, meta(*joint, dtype=kind), None, ""))
     for format in formats(arch):
         codes = CODES[format]
         yield Variant(
-            f"adaln {format}", adaln.plan(x, vector, vector, meta(*x.shape, dtype=codes), scale, format)
+            f"adaln {format}", adaln.plan_adaln(x, vector, vector, meta(*x.shape, dtype=codes), scale, format)
         )
         out = meta(*joint, dtype=codes)
         for ending, centred in (("", False), (", centred", True)):
             means = [meta(each, dtype=kind) if centred else None for each in (hidden + sizes.mlp, hidden)]
-            both = gelu.plan(x, fused, out, scale, format, means[0])
+            both = gelu.plan_gelu_join(x, fused, out, scale, format, means[0])
             yield Variant(f"gelu_join {format}, both{ending}", both)
-            plain = gelu.plan(x, None, meta(*x.shape, dtype=codes), scale, format, means[1])
+            plain = gelu.plan_gelu_join(x, None, meta(*x.shape, dtype=codes), scale, format, means[1])
             yield Variant(f"gelu_join {format}, plain{ending}", plain)
         yield Variant(
             f"gelu_join {format}, mlp",
-            gelu.plan(None, middle, meta(*middle.shape, dtype=codes), scale, format),
+            gelu.plan_gelu_join(None, middle, meta(*middle.shape, dtype=codes), scale, format),
         )
 
 
@@ -110,26 +122,18 @@ def rope_variants(arch: int, sizes: Sizes) -> Iterator[Variant]:
     for where, width in (("double", 3 * sizes.hidden), ("single", 3 * sizes.hidden + sizes.mlp)):
         qkv = meta(1, tokens, width, dtype=sizes.compute)[..., : 3 * sizes.hidden]
         text = sizes.text_tokens if where == "double" else 0
-        for format in ("", *(formats(arch) if arch >= FP8_CAPABILITY else ())):
+        operands = (qkv, table, table, norms, sizes.heads, text)
+        q, k = norm_rope.empty_qk(qkv, sizes.heads)
+        yield Variant(f"norm_rope 16-bit, {where}", norm_rope.plan_norm_rope(*operands, q, k))
+        for format in formats(arch) if arch >= FP8_CAPABILITY else ():
             mean = meta(1, sizes.heads, head_dim, dtype=torch.float32) if format == "int8" else None
-            launch = rope.plan(
-                qkv,
-                table,
-                table,
-                norms,
-                sizes.heads,
-                text,
-                format,
-                mean,
-                rope.allocate(qkv, sizes.heads, format),
-            )
-            yield Variant(f"norm_rope {format or '16-bit'}, {where}", launch)
+            outputs = norm_rope_quantize.empty_outputs(qkv, sizes.heads, format)
+            launch = norm_rope_quantize.plan_norm_rope_quantize(*operands, format, mean, outputs)
+            yield Variant(f"norm_rope {format}, {where}", launch)
             if format == "int8":
-                sums = meta(1, sizes.heads, tokens // rope.BLOCK, head_dim, dtype=torch.float32)
-                yield Variant(
-                    f"key_sum, {where}",
-                    rope.plan_key_sum(qkv, table, table, norms, sizes.heads, text, sums),
-                )
+                blocks = tokens // norm_rope_quantize.BLOCK
+                sums = meta(1, sizes.heads, blocks, head_dim, dtype=torch.float32)
+                yield Variant(f"key_sum, {where}", norm_rope_quantize.plan_key_sum(*operands, sums))
 
 
 def attention_variants(arch: int, sizes: Sizes, head_dims: tuple[int, ...] = ()) -> Iterator[Variant]:
@@ -137,14 +141,16 @@ def attention_variants(arch: int, sizes: Sizes, head_dims: tuple[int, ...] = ())
     for head_dim in head_dims or (sizes.hidden // sizes.heads,):
         out = meta(1, tokens, heads * head_dim, dtype=sizes.compute)
         qkv = meta(1, tokens, 3 * heads * head_dim, dtype=sizes.compute)
-        values = rope.split(qkv, heads)[2]
+        values = norm_rope.split_qkv(qkv, heads)[2]
         q = meta(1, heads, tokens, head_dim, dtype=sizes.compute)
         yield Variant(
-            f"attention 16-bit, {head_dim}", attention.plan(q, q, values, out, arch=arch), ("16-bit",)
+            f"attention 16-bit, {head_dim}",
+            attention.plan_attention(q, q, values, out, arch=arch),
+            ("16-bit",),
         )
         for format in formats(arch) if arch >= FP8_CAPABILITY else ():
-            q, q_scale, k, k_scale, v, v_scale = rope.quantized(rope.allocate(qkv, heads, format))
-            launch = attention.plan(q, k, v, out, (q_scale, k_scale, v_scale), arch=arch)
+            q, q_scale, k, k_scale, v, v_scale = norm_rope_quantize.empty_outputs(qkv, heads, format)
+            launch = attention.plan_attention(q, k, v, out, (q_scale, k_scale, v_scale), arch=arch)
             kinds = ("fp8",) if format == "fp8" else ("int8", "fp8")
             yield Variant(f"attention {format}, {head_dim}", launch, kinds)
 
@@ -167,15 +173,17 @@ def dequantized(name: str, depth: int, channels: int, kind: torch.dtype) -> Iter
     )
     blocks = meta(depth // 16, channels, dtype=torch.float8_e4m3fn)
     for format, launch in (
-        ("int4", dequantize.plan(packed, None, scale, None, False, dense)),
-        ("nf4", dequantize.plan(turned, table, absmax, None, True, dense.t())),
-        ("nvfp4", dequantize.plan(packed, table, blocks, None, False, dense)),
-        ("uint4", dequantize.plan(packed, None, scale, zeros, False, dense)),
+        ("int4", dequantize_4bit.plan_dequantize_4bit(packed, None, scale, None, False, dense)),
+        ("nf4", dequantize_4bit.plan_dequantize_4bit(turned, table, absmax, None, True, dense.t())),
+        ("nvfp4", dequantize_4bit.plan_dequantize_4bit(packed, table, blocks, None, False, dense)),
+        ("uint4", dequantize_4bit.plan_dequantize_4bit(packed, None, scale, zeros, False, dense)),
     ):
         yield Variant(f"dequantize {format}, {name}", launch)
     for format, codes in CODES.items():
         weight, by_column = meta(depth, channels, dtype=codes), meta(channels, dtype=kind)
-        yield Variant(f"dequantize {format}, {name}", dequantize.plan_8bit(weight, by_column, dense))
+        yield Variant(
+            f"dequantize {format}, {name}", dequantize_8bit.plan_dequantize_8bit(weight, by_column, dense)
+        )
 
 
 def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
@@ -202,7 +210,7 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
             weight, w_scale = meta(channels, depth, dtype=CODES[format]), meta(channels, dtype=kind)
             yield Variant(
                 f"scaled_gemm {format}, {name}",
-                gemm.plan(out, a, scale, weight, w_scale, bias, gate, out_scale, arch=arch),
+                gemm.plan_scaled_linear(out, a, scale, weight, w_scale, bias, gate, out_scale, arch=arch),
                 (format,),
             )
         if ending == "gelu":
@@ -210,7 +218,9 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
         packed, scales = int4_weight(depth, channels, kind)
         if arch >= FP8_CAPABILITY:
             codes, by_column = meta(channels, depth, dtype=CODES["fp8"]), meta(channels, dtype=torch.float32)
-            yield Variant(f"int4_to_fp8, {name}", int4_to_fp8.plan(packed, scales, by_column, codes, arch))
+            yield Variant(
+                f"int4_to_fp8, {name}", int4_to_fp8.plan_int4_to_fp8(packed, scales, by_column, codes, arch)
+            )
         yield from dequantized(name, depth, channels, kind)
         out = meta(1, tokens, channels, dtype=kind)
         for format in ("16-bit", "fp8") if arch >= FP8_CAPABILITY else ("16-bit",):
@@ -220,7 +230,7 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
             for rank in sorted({0, sizes.rank}):
                 low = meta(1, tokens, rank, dtype=kind) if rank else None
                 up = meta(rank, channels, dtype=kind) if rank else None
-                launch = int4.plan(out, a, by_row, packed, scales, low, up, bias, gate, arch=arch)
+                launch = int4.plan_int4_linear(out, a, by_row, packed, scales, low, up, bias, gate, arch=arch)
                 kinds = (("fp8",) if coded else ("16-bit",)) + (("16-bit",) if coded and rank else ())
                 branch = f", rank {rank}" if rank else ""
                 yield Variant(f"int4_gemm {format}, {name}{branch}", launch, kinds)

@@ -1,6 +1,6 @@
 """Every kernel on the device: right against float64, and timed against PyTorch's own and against the device's limits.
 
-The same code runs on a CPU, at small sizes, through the operators' PyTorch meanings.
+The same code runs on a CPU, at small sizes, through the operators' reference implementations in PyTorch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...kernels.adaln import adaln_op, adaln_quantize_op
 from ...kernels.attention import attention_op, attention_quantized_op, launch_attention_quantized
-from ...kernels.dequantize import dequantize_4bit, dequantize_4bit_op, dequantize_8bit_op
+from ...kernels.dequantize_4bit import dequantize_4bit_op, dequantize_4bit_reference
+from ...kernels.dequantize_8bit import dequantize_8bit_op
 from ...kernels.gelu import gelu_join_quantize_op
 from ...kernels.gemm import scaled_linear_op
 from ...kernels.int4 import GROUP, int4_linear_op, unpack
 from ...kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
 from ...kernels.launch import FAILURES
+from ...kernels.norm_rope import norm_rope_op, normalize_and_rotate, split_qkv
+from ...kernels.norm_rope_quantize import norm_rope_quantize_op
 from ...kernels.numeric import quantize_rows
 from ...kernels.residual import gate_residual_op
-from ...kernels.rope import norm_rope_op, norm_rope_quantize_op, normalized, split
 from .clock import Clock
 
 BOUNDS = {"16-bit": 0.01, "fp8": 0.09, "int8": 0.06}
@@ -100,9 +102,9 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     qkv = random(1, tokens, 3 * hidden, like=shape, device=device)
     cos, sin = tables(shape, device)
     norms = [1 + random(shape.head_dim, like=shape, device=device) / 4 for _ in range(4)]
-    q, k, v = split(qkv, heads)
+    q, k, v = split_qkv(qkv, heads)
     q_wide, k_wide = (
-        normalized(part, norms[index], norms[index + 2], shape.text, cos, sin)
+        normalize_and_rotate(part, norms[index], norms[index + 2], shape.text, cos, sin)
         for index, part in enumerate((q, k))
     )
     q16, k16 = norm_rope_op(qkv, cos, sin, norms, heads, shape.text)
@@ -134,8 +136,8 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     codes = int4_to_fp8_op(packed, steps, by_column)
     note("int4_to_fp8", codes.double() * by_column.double()[:, None], dense.t(), BOUNDS["fp8"])
     for name, operands in four_bits(hidden, shape.mlp, shape.dtype, device).items():
-        # The meaning in fp32, held to float64 itself in the tests.
-        wide = dequantize_4bit(*operands, torch.float32)
+        # The reference implementation in fp32; the tests compare it with float64.
+        wide = dequantize_4bit_reference(*operands, torch.float32)
         note(f"dequantize {name}", dequantize_4bit_op(*operands, shape.dtype), wide, BOUNDS["16-bit"])
     low, up = (
         random(1, tokens, 32, like=shape, device=device),
@@ -213,7 +215,7 @@ def unpackings(shape: Shape, clock: Clock, copy_gb_s: float) -> dict[str, dict[s
 def four_bits(
     depth: int, channels: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor | None, Tensor, Tensor | None, bool]]:
-    """Operands of `dequantize_4bit` on random codes, by format."""
+    """Operands of `dequantize_4bit_op` with random codes, by format."""
 
     def codes(rows: int, columns: int) -> Tensor:
         return torch.randint(0, 256, (rows, columns // 2), device=device, dtype=torch.uint8)
@@ -256,7 +258,7 @@ def attentions(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
     cos, sin = tables(shape, device)
     norms = [torch.ones(shape.head_dim, device=device, dtype=shape.dtype)] * 4
     q, k = norm_rope_op(qkv, cos, sin, norms, heads, 0)
-    v = split(qkv, heads)[2]
+    v = split_qkv(qkv, heads)[2]
     operations = 4 * tokens**2 * shape.hidden
     found: dict[str, dict[str, float]] = {}
 
@@ -300,16 +302,18 @@ def products(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
     }
     for name, (depth, channels) in sizes.items():
         operations = 2 * tokens * depth * channels
-        for way, run in ways(shape, depth, channels, device).items():
+        for candidate, run in candidates(shape, depth, channels, device).items():
             try:
                 time = clock.replayed(run)
             except FAILURES:
                 continue
-            found[f"{name}, {way}"] = {"ms": time, "tflop_s": operations / time / 1e9}
+            found[f"{name}, {candidate}"] = {"ms": time, "tflop_s": operations / time / 1e9}
     return found
 
 
-def ways(shape: Shape, depth: int, channels: int, device: torch.device) -> dict[str, Callable[[], object]]:
+def candidates(
+    shape: Shape, depth: int, channels: int, device: torch.device
+) -> dict[str, Callable[[], object]]:
     """What computes one linear, by name; all on the same random numbers, in the format of each."""
     x = random(1, shape.tokens, depth, like=shape, device=device)
     weight = random(channels, depth, like=shape, device=device)

@@ -20,7 +20,7 @@ def gelu(x: Any) -> Any:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def rope(x: Any, weight: Any, cos: Any, sin: Any) -> Any:
+def norm_rope(x: Any, weight: Any, cos: Any, sin: Any) -> Any:
     """x [..., tokens, head_dim] with weight [tokens, head_dim]: complex multiplication of pairs."""
     x = x.double()
     x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()

@@ -65,7 +65,7 @@ def index(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def gate_residual() -> launch.Launch:
     x = torch.zeros(1, 3, 64, dtype=torch.bfloat16)
-    return residual.plan(x, torch.zeros(1, 64, dtype=torch.bfloat16), x.clone())
+    return residual.plan_gate_residual(x, torch.zeros(1, 64, dtype=torch.bfloat16), x.clone())
 
 
 def test_a_registered_kernel_is_started_with_its_arguments(
@@ -196,7 +196,17 @@ def test_the_cpp_example_compiles_and_says_what_it_lacks(tmp_path: Path) -> None
 def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's launchers run on a CPU with nothing started; each key must be one of the archive's."""
     from kontext.bench.gpu import step
-    from kontext.kernels import adaln, attention, dequantize, gelu, gemm, int4, int4_to_fp8, rope
+    from kontext.kernels import (
+        adaln,
+        attention,
+        dequantize_4bit,
+        gelu,
+        gemm,
+        int4,
+        int4_to_fp8,
+        norm_rope,
+        norm_rope_quantize,
+    )
     from kontext.model.config import TransformerConfig
     from kontext.runtime.backends.torch import (
         linear,
@@ -208,6 +218,18 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
         hidden_size=128, num_heads=2, num_double_blocks=1, num_single_blocks=1, mlp_ratio=2.0, axes_dim=(8, 28, 28),
         text_dim=64,
     )  # fmt: skip
+    homes = (
+        adaln,
+        attention,
+        dequantize_4bit,
+        gelu,
+        gemm,
+        int4,
+        int4_to_fp8,
+        norm_rope,
+        norm_rope_quantize,
+        residual,
+    )
     started: dict[str, str] = {}
     monkeypatch.setattr(launch.Launch, "run", lambda self: started.setdefault(self.key(), self.name))
     for module, names in (
@@ -220,11 +242,7 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
         (weights, ("dequantize_4bit",)),
     ):
         for name in names:
-            home = next(
-                each
-                for each in (adaln, attention, dequantize, gelu, gemm, int4, int4_to_fp8, residual, rope)
-                if hasattr(each, f"launch_{name}")
-            )
+            home = next(each for each in homes if hasattr(each, f"launch_{name}"))
             monkeypatch.setattr(module, f"{name}_op", getattr(home, f"launch_{name}"))
     sizes = variants.Sizes(hidden=128, heads=2, mlp=256, rank=0)
     compiled = {variant.launch.key() for variant in variants.variants(90, sizes)}
@@ -243,4 +261,4 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
     for depth, channels in ((768, 3072), (10240, 4096)):
         packed, scales = variants.int4_weight(depth, channels, torch.bfloat16)
         out = variants.meta(depth, channels, dtype=torch.bfloat16)
-        assert dequantize.plan(packed, None, scales, None, False, out).key() in compiled
+        assert dequantize_4bit.plan_dequantize_4bit(packed, None, scales, None, False, out).key() in compiled

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kontext.errors import KontextError
-from kontext.kernels import attention, rope
+from kontext.kernels import attention, norm_rope_quantize
 
 from .conftest import check_operator, error
+from .qkv import expected_qkv, random_case
 from .reference import attention as reference
-from .test_rope import draw, expected
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3}
 QUANTIZED = {"fp8": 0.08, "int8": 0.05}
@@ -34,41 +34,41 @@ def test_any_length(seed: int, queries: int, keys: int, head_dim: int, dtype: to
     out = attention.launch_attention(q, k, v)
     assert tuple(out.shape) == (1, queries, 2 * head_dim)
     assert error(out, reference(q, k, v)) < BOUNDS[dtype]
-    assert error(attention.attention(q, k, v), reference(q, k, v)) < BOUNDS[dtype]
+    assert error(attention.attention_reference(q, k, v), reference(q, k, v)) < BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("format", ["fp8", "int8"])
 @pytest.mark.parametrize(("tokens", "head_dim"), [(5, 32), (257, 64), (130, 128)])
 def test_quantized(format: str, tokens: int, head_dim: int) -> None:
-    case = draw(tokens, 1, tokens, 2, head_dim)
-    operands = rope.launch_norm_rope_quantize(*case, 2, 3, format)
+    case = random_case(tokens, 1, tokens, 2, head_dim)
+    operands = norm_rope_quantize.launch_norm_rope_quantize(*case, 2, 3, format)
     out = attention.launch_attention_quantized(*operands, torch.float32)
-    assert error(out, reference(*expected(case, 2, 3))) < QUANTIZED[format]
+    assert error(out, reference(*expected_qkv(case, 2, 3))) < QUANTIZED[format]
     # The same operands without rounding P: half a step of E4M3 at most in each weight.
-    assert error(out, attention.attention_quantized(*operands, torch.float32)) < 0.035
+    assert error(out, attention.attention_quantized_reference(*operands, torch.float32)) < 0.035
 
 
 def test_scales_that_differ_between_blocks_by_far() -> None:
     """V's block scales ride on the accumulator's rescaling: from large to small and back."""
-    case = draw(3, 1, 384, 1, 64)
+    case = random_case(3, 1, 384, 1, 64)
     qkv = case[0]
     qkv[:, 128:256, 128:] *= 1e-4
     qkv[:, 256:, 128:] *= 1e3
-    operands = rope.launch_norm_rope_quantize(*case, 1, 0, "fp8")
+    operands = norm_rope_quantize.launch_norm_rope_quantize(*case, 1, 0, "fp8")
     out = attention.launch_attention_quantized(*operands, torch.float32)
-    assert error(out, attention.attention_quantized(*operands, torch.float32)) < 0.035
+    assert error(out, attention.attention_quantized_reference(*operands, torch.float32)) < 0.035
 
 
 def test_smoothing_keeps_what_a_common_offset_would_drown() -> None:
     """Keys that share a large vector: INT8 with the mean taken out, and FP8 without."""
-    case = draw(4, 1, 140, 1, 64)
+    case = random_case(4, 1, 140, 1, 64)
     case[0][..., 64:128] += 8 * torch.randn(64, generator=torch.Generator().manual_seed(1))
     case[1].fill_(1), case[2].fill_(0)  # no rotation, so that the offset is common to all
-    wanted = reference(*expected(case, 1, 0))
+    wanted = reference(*expected_qkv(case, 1, 0))
     errors = {
         format: error(
             attention.launch_attention_quantized(
-                *rope.launch_norm_rope_quantize(*case, 1, 0, format), torch.float32
+                *norm_rope_quantize.launch_norm_rope_quantize(*case, 1, 0, format), torch.float32
             ),
             wanted,
         )
@@ -88,8 +88,8 @@ def test_large_scores_do_not_overflow() -> None:
 def test_the_operators_and_their_refusals() -> None:
     q = torch.randn(1, 1, 4, 32)
     check_operator(attention.attention_op, (q, q, q))
-    case = draw(0, 1, 7, 1, 32)
-    operands = rope.norm_rope_quantize(*case, 1, 0, "int8")
+    case = random_case(0, 1, 7, 1, 32)
+    operands = norm_rope_quantize.norm_rope_quantize_reference(*case, 1, 0, "int8")
     check_operator(attention.attention_quantized_op, (*operands, torch.float32))
     with pytest.raises(KontextError, match="heads of 32, 64, 128 channels, not 48"):
         attention.launch_attention(*[torch.randn(1, 1, 4, 48)] * 3)
@@ -101,6 +101,6 @@ def test_the_operators_and_their_refusals() -> None:
     with pytest.raises(
         KontextError, match=r"FP8 attention needs compute capability 8.9 \(Ada\), this GPU has 8.0"
     ):
-        attention.plan(q_codes, k_codes, v_codes, q, (q_scale, k_scale, v_scale), arch=80)
+        attention.plan_attention(q_codes, k_codes, v_codes, q, (q_scale, k_scale, v_scale), arch=80)
     with pytest.raises(KontextError, match=r"need compute capability 8.0, this GPU has 7.5"):
-        attention.plan(q, q, q, q, arch=75)
+        attention.plan_attention(q, q, q, q, arch=75)

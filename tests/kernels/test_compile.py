@@ -39,9 +39,9 @@ def test_kernels_compile_without_spilling(arch: str, pattern: str, instructions:
 
 def test_what_counts_as_a_fault() -> None:
     patterns = (re.compile(r"\bQGMMA\b"),)
-    good = compile.Report(200, 0, 100_000, {"QGMMA": 8})
+    good = compile.Resources(200, 0, 100_000, {"QGMMA": 8})
     assert compile.faults(good, patterns, 90) == []
-    bad = compile.Report(255, 64, 240_000, {"HMMA": 8}, 16)
+    bad = compile.Resources(255, 64, 240_000, {"HMMA": 8}, 16)
     assert compile.faults(bad, patterns, 90) == [
         "spills 64 bytes a thread",
         "needs 234 KiB of shared memory, sm_90 has 227",

@@ -49,7 +49,7 @@ def test_products_and_epilogues(seed: int, format: str, rows: int, depth: int, c
     a, a_scale, weight, w_scale, bias, gate = draw(seed, format, rows, depth, channels)
     wanted = product(a, a_scale, weight, w_scale)
     joint = torch.randn(2, rows + 3, channels + 5, generator=torch.Generator().manual_seed(seed))
-    for run in (gemm.launch_scaled_linear, gemm.scaled_linear):
+    for run in (gemm.launch_scaled_linear, gemm.scaled_linear_reference):
         buffer = joint.clone()
         view = buffer[:, 2 : 2 + rows, :channels]
         run(view, a, a_scale, weight, w_scale)
@@ -69,7 +69,7 @@ def test_gelu_and_quantization_in_the_epilogue(format: str) -> None:
     gemm.launch_scaled_linear(out, a, a_scale, weight, w_scale, bias, None, step)
     assert error(out.float() * step, wanted) < {"fp8": 0.03, "int8": 0.03}[format]
     plain = torch.empty_like(out)
-    gemm.scaled_linear(plain, a, a_scale, weight, w_scale, bias, None, step)
+    gemm.scaled_linear_reference(plain, a, a_scale, weight, w_scale, bias, None, step)
     assert (out.float() != plain.float()).float().mean() < 0.02
 
 
@@ -96,4 +96,4 @@ def test_the_operator_and_its_refusals() -> None:
     with pytest.raises(KontextError, match=r"an output of \[2, 4, 15\]"):
         gemm.launch_scaled_linear(out[..., :15], a, a_scale, weight, w_scale)
     with pytest.raises(KontextError, match=r"8.9 \(Ada\), this GPU has 8.6: use INT8 activations"):
-        gemm.plan(out, a, a_scale, weight, w_scale, arch=86)
+        gemm.plan_scaled_linear(out, a, a_scale, weight, w_scale, arch=86)

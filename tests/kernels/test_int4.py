@@ -50,7 +50,7 @@ def test_products_and_epilogues(
         low, up = torch.randn(2, rows, rank, generator=g), torch.randn(rank, channels, generator=g)
         wanted = wanted + low.double() @ up.double()
     bias, gate = torch.randn(channels, generator=g), torch.randn(2, channels, generator=g)
-    for run in (int4.launch_int4_linear, int4.int4_linear):
+    for run in (int4.launch_int4_linear, int4.int4_linear_reference):
         out = torch.zeros(2, rows, channels)
         run(out, a, a_scale, packed, scales, low, up, bias)
         assert error(out, wanted + bias.double()) < BOUNDS[format]
@@ -67,7 +67,7 @@ def test_unpacking_to_fp8_rounds_each_weight_once(channels: int) -> None:
     codes = int4_to_fp8.launch_int4_to_fp8(packed, scales, by_column)
     assert (codes.double() - wanted).abs().max() <= 16  # half of the largest codes' spacing
     assert (codes.double() - wanted).abs().le(wanted.abs() / 16 + 2**-10).all()
-    assert torch.equal(codes.float(), int4_to_fp8.int4_to_fp8(packed, scales, by_column).float())
+    assert torch.equal(codes.float(), int4_to_fp8.int4_to_fp8_reference(packed, scales, by_column).float())
     assert error(codes.double() * by_column[:, None], reference(packed, scales).t()) < 0.03
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext.kernels import attention, autotune, gemm, int4, rope
+from kontext.kernels import attention, autotune, gemm, int4, norm_rope_quantize
 from kontext.kernels.numeric import quantize_rows
 from kontext.quant import int4 as stored
 
@@ -24,7 +24,7 @@ def test_scaled_products(arch: int, format: str) -> None:
     wanted = (a.double() * a_scale.double()[..., None]) @ (weight.double() * w_scale.double()[:, None]).t()
     for tile in range(len(gemm.tiles(a, arch))):
         out = torch.full((1, 150, 272), float("nan"))
-        gemm.plan(out, a, a_scale, weight, w_scale, arch=arch, tile=tile).run()
+        gemm.plan_scaled_linear(out, a, a_scale, weight, w_scale, arch=arch, tile=tile).run()
         assert error(out, wanted) < 1e-5, gemm.tiles(a, arch)[tile]
 
 
@@ -37,7 +37,7 @@ def test_int4_products(arch: int) -> None:
     wanted = (a.double() * a_scale.double()[..., None]) @ reference.int4(packed, scales)
     for tile in range(len(int4.tiles(a, arch))):
         out = torch.full((1, 140, 144), float("nan"))
-        int4.plan(out, a, a_scale, packed, scales, arch=arch, tile=tile).run()
+        int4.plan_int4_linear(out, a, a_scale, packed, scales, arch=arch, tile=tile).run()
         assert error(out, wanted) < 1e-5, int4.tiles(a, arch)[tile]
 
 
@@ -49,7 +49,7 @@ def test_attention(arch: int, tokens: int) -> None:
     wanted = reference.attention(q, k, v)
     for tile in range(len(attention.tiles(q, arch))):
         out = torch.full((1, tokens, 256), float("nan")).half()
-        attention.plan(q, k, v, out, arch=arch, tile=tile).run()
+        attention.plan_attention(q, k, v, out, arch=arch, tile=tile).run()
         assert error(out, wanted) < 3e-3, attention.tiles(q, arch)[tile]
 
 
@@ -58,14 +58,14 @@ def test_attention(arch: int, tokens: int) -> None:
 def test_quantized_attention(arch: int, format: str) -> None:
     g = torch.Generator().manual_seed(arch)
     qkv, angles = torch.randn(1, 190, 3 * 128, generator=g), torch.rand(190, 64, generator=g) * 6.28
-    operands = rope.launch_norm_rope_quantize(
+    operands = norm_rope_quantize.launch_norm_rope_quantize(
         qkv, angles.cos(), angles.sin(), [torch.ones(128)] * 4, 1, 0, format
     )
     q, q_scale, k, k_scale, v, v_scale = operands
-    wanted = attention.attention_quantized(*operands, torch.float32)
+    wanted = attention.attention_quantized_reference(*operands, torch.float32)
     for tile in range(len(attention.tiles(q, arch))):
         out = torch.full((1, 190, 128), float("nan"))
-        attention.plan(q, k, v, out, (q_scale, k_scale, v_scale), arch=arch, tile=tile).run()
+        attention.plan_attention(q, k, v, out, (q_scale, k_scale, v_scale), arch=arch, tile=tile).run()
         assert error(out, wanted) < 0.035, attention.tiles(q, arch)[tile]
 
 

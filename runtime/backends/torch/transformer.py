@@ -19,7 +19,8 @@ from ....kernels.adaln import adaln_op
 from ....kernels.attention import attention_op, attention_quantized_op
 from ....kernels.autotune import fastest
 from ....kernels.launch import FP8_CAPABILITY, MIN_CAPABILITY
-from ....kernels.rope import HEAD_DIMS, norm_rope_op, norm_rope_quantize_op, split
+from ....kernels.norm_rope import HEAD_DIMS, norm_rope_op, split_qkv
+from ....kernels.norm_rope_quantize import norm_rope_quantize_op
 from ....model.config import TransformerConfig
 from .compile import compiled_block
 from .linear import KernelLinear
@@ -356,7 +357,7 @@ class Step:
             return attended
         q, k = norm_rope_op(qkv, cos, sin, norms, heads, text_tokens)
         q = q[:, :, :queries]
-        v = split(qkv, heads)[2]
+        v = split_qkv(qkv, heads)[2]
         if not qkv.is_cuda:
             return attention_op(q, k, v)
         out: list[Tensor] = []

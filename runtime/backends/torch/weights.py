@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ....errors import KontextError
 from ....kernels import int4
-from ....kernels.dequantize import dequantize_4bit_op, dequantize_8bit_op
+from ....kernels.dequantize_4bit import dequantize_4bit_op
+from ....kernels.dequantize_8bit import dequantize_8bit_op
 from ....quant import nf4, nvfp4
 from ....quant.formats import FORMATS as NUMBER_FORMATS
 from ....quant.formats import WIDE

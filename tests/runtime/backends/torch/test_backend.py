@@ -91,7 +91,7 @@ def test_the_same_picture_as_onnx_runtime(
 def test_what_a_gpu_computes_in(
     name: str, options: dict[str, Any], embedded: dict[str, Path], onnx_pictures: dict[str, Image.Image]
 ) -> None:
-    """The numbers of the GPU's formats, by the kernels' PyTorch meanings, against fp32 activations."""
+    """The numbers of the GPU's formats, by the kernels' reference implementations, against fp32 activations."""
     assert psnr(edited(embedded[name], **options), onnx_pictures[name]) >= 45
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import PIL.Image
 from tqdm import tqdm
 
-from ..export.calibration.decibels import psnr
+from ..decibels import psnr
 from .inputs import command, picture_and_prompt, sizes
 from .machine import describe, one_line
 from .measure import ProcessCost, Summary, interleave, run_process

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..export.calibration.decibels import psnr
+from ..decibels import psnr
 from ..runtime import Pipeline
 from ..runtime.pipeline import Backend
 from . import reference

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..decibels import decibels
 from ..errors import KontextError
-from ..export.calibration.decibels import decibels
 from ..model.config import KontextConfig, TransformerConfig
 from ..quant.methods import FORMATS
 from ..runtime.bundle import Bundle

@@ -28,6 +28,7 @@ from .diffusers_config import (
 )
 from .diffusers_folder import folder_part
 from .diffusers_format import Source
+from .finite import is_finite
 from .inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
 from .layouts import TITLES, Part, network_sources, parts_of
 from .lora import LoraFile, Update, read_loras
@@ -106,13 +107,6 @@ class NetworkWeights:
 
     def parameters(self) -> int:
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether there is no NaN and no infinity: they survive a sum, and a sum is the fastest of all reductions."""
-    if not tensor.numel() or bool(torch.isfinite(tensor.sum())):
-        return True
-    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())  # finite numbers may add up to infinity
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
-from .safetensors_file import DTYPES, TensorInfo, check_layout, padded
+from ..safetensors_header import check_layout, padded
+from .dtypes import TORCH_DTYPES
+from .safetensors_file import TensorInfo
 
 # fmt: off
 QUANTIZED = (
@@ -87,7 +89,7 @@ class GgufTensor:
         Raises:
             KontextError: the file can no longer be read as its header said.
         """
-        if self.dtype in DTYPES:
+        if self.dtype in TORCH_DTYPES:
             return TensorInfo(self.path, self.name, self.dtype, self.shape, self.start, self.stop).read()
         gguf = gguf_library()
         kind = gguf.GGMLQuantizationType[self.dtype]
@@ -314,7 +316,7 @@ class HeaderParser:
         shape = self.numbers(f"{num_dims}Q")[::-1]  # the file has the innermost dimension first
         kind, start = self.numbers("IQ")
         dtype = next((known.name for known in gguf.GGMLQuantizationType if known == kind), f"number {kind}")
-        if dtype not in DTYPES and dtype not in QUANTIZED:
+        if dtype not in TORCH_DTYPES and dtype not in QUANTIZED:
             raise KontextError(
                 f"{self.path}: tensor {name!r} has the number format {dtype}, which is not read: expected "
                 f"F32, F16, BF16 or one of {', '.join(QUANTIZED)}"

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import KontextError
 from .config import KontextConfig
+from .finite import is_finite
 from .lora_names import OTHER_KINDS, Part, Target, guess_steps, module_tables, resolve, split_name
-from .safetensors_file import TensorInfo, read_header
+from .safetensors_file import TensorInfo, open_safetensors
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Network → native weight → shape."""
@@ -137,13 +137,12 @@ def read_loras(
     files = []
     for path, weight in requests:
         check_file(path)
-        header = read_header(path)
-        metadata = read_metadata(path)
-        check_kind(path, header.tensors)
-        modules, unmatched = find_modules(path, header.tensors, tables, shapes)
+        file = open_safetensors(path)
+        check_kind(path, file.tensors)
+        modules, unmatched = find_modules(path, file.tensors, tables, shapes)
         if not modules or (unmatched and not partial):
-            raise unmatched_error(path, unmatched, len(header.tensors), bool(modules))
-        settings = adapter_settings(path, metadata)
+            raise unmatched_error(path, unmatched, len(file.tensors), bool(modules))
+        settings = adapter_settings(path, file.metadata)
         claimed: dict[tuple[str, str], list[slice]] = {}
         count = 0
         for module in modules:
@@ -154,7 +153,7 @@ def read_loras(
                 claimed[network, name].append(update.rows)
                 updates.setdefault(network, {}).setdefault(name, []).append(update)
                 count += 1
-        files.append(LoraFile(path, weight, header.digest, guess_steps(path, metadata), count, unmatched))
+        files.append(LoraFile(path, weight, file.digest, guess_steps(path, file.metadata), count, unmatched))
     return updates, files
 
 
@@ -323,13 +322,6 @@ def setting(path: Path, settings: Mapping[str, Any], pattern: str, name: str, mo
     return settings.get(name, other)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The header's `__metadata__`, of a file whose header has been checked."""
-    with path.open("rb") as file:
-        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__")
-    return metadata if isinstance(metadata, dict) else {}
-
-
 def adapter_settings(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """PEFT's settings, which diffusers writes since 0.34: r, lora_alpha, rank_pattern, alpha_pattern, …"""
     try:
@@ -339,11 +331,6 @@ def adapter_settings(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise KontextError(f"{path}: its lora_adapter_metadata should hold a JSON object")
     return settings
-
-
-def is_finite(tensor: Tensor) -> bool:
-    # A norm needs no mask of the tensor's size: NaN and infinity both survive max(|x|).
-    return tensor.numel() == 0 or bool(torch.isfinite(torch.linalg.vector_norm(tensor, math.inf)))
 
 
 def read_finite(info: TensorInfo) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import KontextError
 from .gguf_file import read_gguf
-from .safetensors_file import TensorInfo, read_header
+from .safetensors_file import TensorInfo, open_safetensors
 
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
 """First bytes of what torch.save has written, new and old."""
@@ -96,8 +96,8 @@ def open_weight_file(path: Path) -> WeightFile:
         KontextError: it is missing, damaged, or neither safetensors nor GGUF.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(32)
+        with path.open("rb") as stream:
+            start = stream.read(32)
     except FileNotFoundError:
         raise KontextError(f"{path} does not exist") from None
     except OSError as fault:
@@ -113,8 +113,8 @@ def open_weight_file(path: Path) -> WeightFile:
     if start.startswith(b"GGUF"):
         gguf = read_gguf(path)
         return WeightFile(path, "GGUF", gguf.tensors, gguf.digest)
-    header = read_header(path)
-    return WeightFile(path, "safetensors", fold_scales(path, header.tensors), header.digest)
+    file = open_safetensors(path)
+    return WeightFile(path, "safetensors", fold_scales(path, file.tensors), file.digest)
 
 
 def fold_scales(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, StoredWeight]:

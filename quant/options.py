@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import KontextError
-from ..model.safetensors_file import DTYPES
+from ..model.dtypes import TORCH_DTYPES
 from . import low_rank
 from .formats import FORMATS, WIDE
 from .methods import layout
@@ -65,7 +65,7 @@ class Option:
 def layer_bytes(layer: Layer, shape: tuple[int, int], wide: int) -> int:
     """Bytes that a quantized weight [in, out] is stored in, where the network computes in `wide` bytes a number."""
     return sum(
-        math.prod(size) * (wide if dtype == WIDE else DTYPES[dtype].itemsize)
+        math.prod(size) * (wide if dtype == WIDE else TORCH_DTYPES[dtype].itemsize)
         for _, dtype, size in layout(layer, shape)
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import KontextError
+from ..safetensors_header import read_header
 from .fields import Fields, whole_numbers
 
 MANIFEST_NAME = "manifest.json"
@@ -32,9 +33,6 @@ OUTPUTS = {
 
 GRAPHS = tuple(OUTPUTS)
 TOKENIZERS = ("clip", "t5")
-
-MAX_HEADER_BYTES = 100_000_000
-"""Of a safetensors file; the format's own limit."""
 
 MAX_MANIFEST_BYTES = 64 << 20
 """A manifest of a 12 B model is under 1 MB; what is larger than this is not one."""
@@ -277,12 +275,10 @@ def read_links(root: Fields, folder: Path) -> dict[str, LinkEntry]:
                 raise KontextError(
                     f"{link.path} is not there: the bundle takes its weights from it; export it again"
                 )
-            with link.path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                digest = hashlib.sha256(file.read(length) if length <= MAX_HEADER_BYTES else b"").hexdigest()
+            size = link.path.stat().st_size
         except OSError as fault:
             raise KontextError(f"cannot read {link.path}: {fault.strerror}") from None
-        if link.path.stat().st_size != link.size or digest != link.header_sha256:
+        if size != link.size or read_header(link.path).digest != link.header_sha256:
             raise KontextError(
                 f"{link.path} is not the file that {folder} was exported over; export it again"
             )

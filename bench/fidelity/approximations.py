@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ...decibels import psnr
 from ...errors import KontextError
-from ...export.calibration.decibels import psnr
 from ...model.config import TransformerConfig
 from ...runtime.bundle import Bundle
 from ...runtime.pipeline import Pipeline

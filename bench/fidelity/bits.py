@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ...errors import KontextError
-from ...model.safetensors_file import Header, read_header
+from ...model.safetensors_file import SafetensorsFile, open_safetensors
 from ...quant.recipe import BYTES
 from ...runtime.bundle import Bundle
 
@@ -20,9 +20,9 @@ Layers = Mapping[str, Sequence[str]]
 """Graph → names of weights."""
 
 
-def headers(bundle: Bundle) -> dict[str, Header]:
+def headers(bundle: Bundle) -> dict[str, SafetensorsFile]:
     """Of every graph's weights. Raises KontextError where a file is damaged."""
-    return {name: read_header(entry.weights) for name, entry in bundle.graphs.items()}
+    return {name: open_safetensors(entry.weights) for name, entry in bundle.graphs.items()}
 
 
 def quantized_layers(bundle: Bundle) -> dict[str, list[str]]:
@@ -78,8 +78,8 @@ def layer_bits(bundle: Bundle, reference: Bundle, layers: Layers) -> float | Non
     for graph in COUNTED:
         for weight in layers[graph]:
             stored = [
-                info.stop - info.start
-                for name, info in ours[graph].tensors.items()
+                entry.size
+                for name, entry in ours[graph].tensors.items()
                 if name == weight or name.startswith(f"{weight}_")
             ]
             if not stored:

@@ -23,8 +23,8 @@ import PIL.Image
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ...decibels import decibels
 from ...errors import KontextError
-from ...export.calibration.decibels import decibels
 from ...runtime import Pipeline
 from ...runtime.bundle import Bundle
 from ...tiny.edits import KINDS, Edit

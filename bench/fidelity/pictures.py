@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from ...export.calibration.decibels import psnr
+from ...decibels import psnr
 
 Compare = Callable[[PIL.Image.Image, PIL.Image.Image], float]
 """(picture, reference) → one number."""

@@ -118,11 +118,11 @@ class StoredNetwork:
     """A bundle's file of the transformer's weights, as its header and the manifest describe it."""
 
     def __init__(self, bundle: Bundle) -> None:
-        from ...model.safetensors_file import read_header
+        from ...model.safetensors_file import open_safetensors
         from ...quant.recipe import Layer
 
         precision = bundle.manifest["precision"]
-        self.tensors = read_header(bundle.graphs["transformer"].weights).tensors
+        self.tensors = open_safetensors(bundle.graphs["transformer"].weights).tensors
         self.compute: str = precision["networks"]["transformer"]
         quantized = precision["layers"].get("transformer", {})
         self.layers = {name: Layer.from_json(entry) for name, entry in quantized.items()}
@@ -137,13 +137,14 @@ class StoredNetwork:
 
     def plan(self, wanted: list[str]) -> WeightPlan:
         """The part of the file that a graph with the weights `wanted` needs, as `binding.bind` takes it."""
-        from ...export.weights.plan import PlannedWeight, StoredTensor, WeightPlan
+        from ...export.weights.plan import PlannedWeight, WeightPlan
         from ...quant.recipe import Layer
+        from ...safetensors_header import TensorEntry
 
         items = []
         for name in (name for name in wanted if name in self.tensors):
             parts = tuple(
-                StoredTensor(part, info.dtype, info.shape, info.start, info.stop)
+                TensorEntry(part, info.dtype, info.shape, info.start, info.stop)
                 for part in self.parts(name)
                 for info in [self.tensors[part]]
             )

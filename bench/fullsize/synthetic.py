@@ -26,6 +26,7 @@ from ...model.diffusers_config import config_files
 from ...model.diffusers_folder import WEIGHT_FILES
 from ...model.layouts import network_sources
 from ...model.networks import NETWORKS, weight_shapes
+from ...safetensors_header import make_header
 from ..command_line import exit_code
 
 SHARD_BYTES = 10_000_000_000
@@ -120,18 +121,13 @@ def write_file(
     advance: Callable[[int], object],
     hollow: bool = False,
 ) -> None:
-    fields, position = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        fields[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [position, position + size]}
-        position += size
-    header = json.dumps(fields, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
+    header, _ = make_header((name, "BF16", shape) for name, shape in shapes.items())
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(header)
         if hollow:
-            file.truncate(file.tell() + position)
-            advance(position)
+            size = sum(2 * math.prod(shape) for shape in shapes.values())
+            file.truncate(file.tell() + size)
+            advance(size)
             return
         for name, shape in shapes.items():
             for piece in noise.pieces(name, shape):

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...decibels import psnr
 from ...errors import KontextError
 from ...model.checkpoint import Checkpoint
 from ...model.config import KontextConfig
@@ -35,7 +36,6 @@ from ..graph.trace import linear_weights
 from ..progress import Progress
 from .calibrate import BATCH_PIXELS, RESIDENT, calibrate, compute_dtype, outline
 from .calibrate import digest as calibration_digest
-from .decibels import psnr
 from .samples import Samples
 from .trajectories import Batch, ForcedNetworks, batches
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...decibels import decibels
 from ...quant.sensitivity import METHODS
 from ...runtime.units import gigabytes
-from ..calibration.decibels import decibels
 from ..calibration.plan import COMPUTE, Plan
 
 TITLES = {

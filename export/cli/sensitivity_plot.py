@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...decibels import decibels
 from ...errors import KontextError
 from ...quant.sensitivity import METHODS, Sensitivity
-from ..calibration.decibels import decibels
 
 TITLES = {
     "text_encoder": "CLIP",

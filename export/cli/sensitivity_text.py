@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...decibels import decibels
 from ...quant.sensitivity import METHODS, Sensitivity
-from ..calibration.decibels import decibels
 
 MOST = 10
 """Layers that are listed."""

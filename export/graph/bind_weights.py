@@ -8,7 +8,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ...quant.formats import FORMATS
-from ..weights.plan import StoredTensor, WeightPlan
+from ...safetensors_header import TensorEntry
+from ..weights.plan import WeightPlan
 from .quantized_linear import PACKED, quantize_linear
 
 ONNX_DTYPES = {
@@ -51,7 +52,7 @@ def bind(model: ir.Model, plan: WeightPlan, location: str) -> None:
         raise RuntimeError(f"{plan.network}: no weight for {', '.join(unbound)}")
 
 
-def external(tensor: StoredTensor, location: str, packed: ir.DataType | None = None) -> ir.ExternalTensor:
+def external(tensor: TensorEntry, location: str, packed: ir.DataType | None = None) -> ir.ExternalTensor:
     """A place in the weights' file; `packed` is what ONNX takes its bytes for where two values share one."""
     dtype, shape = ONNX_DTYPES.get(tensor.dtype), tensor.shape
     if packed is not None:
@@ -61,7 +62,7 @@ def external(tensor: StoredTensor, location: str, packed: ir.DataType | None = N
     return ir.ExternalTensor(
         location,
         tensor.start,
-        tensor.stop - tensor.start,
+        tensor.size,
         dtype,
         shape=ir.Shape(shape),
         name=tensor.name,

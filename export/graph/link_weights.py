@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from ...model.checkpoint import Checkpoint, NetworkWeights
 from ...model.diffusers_format import Join
+from ...model.dtypes import STORED_DTYPES
 from ...model.safetensors_file import TensorInfo
 from ...quant.recipe import Recipe
-from ..weights.plan import STORED
 from .bind_weights import ONNX_DTYPES
 
 
@@ -37,7 +37,9 @@ def linkable(network: NetworkWeights, recipe: Recipe, linears: set[str]) -> dict
     for weight, source in network.sources.items():
         linear, shape = weight in linears, network.shapes[weight]
         parts = [network.files[part] for part in source.parts]
-        plain = [part for part in parts if isinstance(part, TensorInfo) and part.dtype == STORED[compute]]
+        plain = [
+            part for part in parts if isinstance(part, TensorInfo) and part.dtype == STORED_DTYPES[compute]
+        ]
         kept = (
             recipe.layer_of(network.name, weight, shape[::-1] if linear else shape, linear).format == compute
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from ...model.config import KontextConfig
+from ...model.dtypes import COMPUTE_DTYPES
 from ...model.networks import build_network
 from ...model.text_encoders import relative_buckets
 from . import blocks
@@ -27,8 +28,6 @@ from .passes import literal_reshapes, optimize
 OPSET = 23
 """Attention, RMSNormalization and RotaryEmbedding are single operators from 23 on; 26 and up break
 silently."""
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 BATCH = 2
 """Rows of the example: a batch of one would be traced as a constant."""
@@ -137,7 +136,7 @@ def trace(name: str, config: KontextConfig, compute: str) -> ir.Model:
     Linear weights are [in, out]; initializers carry the weights' own names, shapes and formats, and no
     values.
     """
-    dtype, shapes = DTYPES[compute], signature(name, config)
+    dtype, shapes = COMPUTE_DTYPES[compute], signature(name, config)
     wide = [key in shapes.wide for key in shapes.inputs]
     with default_dtype(dtype), FakeTensorMode(), quiet():
         network = build_network(name, config)

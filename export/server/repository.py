@@ -136,10 +136,7 @@ def write(path: Path, text: str) -> None:
 def copy_runtime(folder: Path) -> None:
     """The lean runtime as the package `kontext`, so that the server needs no installation of this one."""
     for source in (
-        PACKAGE / "__init__.py",
-        PACKAGE / "errors.py",
-        PACKAGE / "files.py",
-        PACKAGE / "command.py",
+        *sorted(PACKAGE.glob("*.py")),
         *sorted((PACKAGE / "runtime").rglob("*.py")),
     ):
         target = folder / "kontext" / source.relative_to(PACKAGE)

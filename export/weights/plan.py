@@ -6,41 +6,26 @@ written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ...errors import KontextError
 from ...model.checkpoint import NetworkWeights
-from ...model.safetensors_file import DTYPES as STORED_DTYPES
+from ...model.dtypes import COMPUTE_DTYPES, STORED_DTYPES, TORCH_DTYPES
+from ...model.finite import is_finite
 from ...quant import methods
 from ...quant.formats import FORMATS, WIDE
 from ...quant.recipe import Layer, Recipe
 from ...quant.statistics import InputStatistics
-
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-"""Formats to compute in → safetensors' names; `quant.formats` has those of quantized weights."""
+from ...safetensors_header import TensorEntry, make_header
 
 Entry = tuple[str, str, tuple[int, ...]]
 """A tensor before it has a place: name, format as safetensors names it, shape."""
 
 STRIP = 128
 """Rows that are transposed at once, so that what is read and what is written of them stays in the cache."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of the file: its format as safetensors names it, and its bytes' place counted from the
-    file's start."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class PlannedWeight:
     weight: str
     layer: Layer | None
     transpose: bool
-    tensors: tuple[StoredTensor, ...]
+    tensors: tuple[TensorEntry, ...]
 
     @property
     def size(self) -> int:
@@ -74,7 +59,7 @@ class WeightPlan:
     def size(self) -> int:
         return self.items[-1].tensors[-1].stop if self.items else len(self.header)
 
-    def tensors(self) -> dict[str, StoredTensor]:
+    def tensors(self) -> dict[str, TensorEntry]:
         return {tensor.name: tensor for item in self.items for tensor in item.tensors}
 
 
@@ -98,7 +83,7 @@ def plan_weights(
     """
     compute = recipe.compute[network.name]
     listed: list[tuple[str, Layer | None, bool, list[Entry]]] = []
-    names = {dtype: name for name, dtype in STORED_DTYPES.items()}
+    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     for name, tensor in constants.items():
         listed.append((name, None, False, [(name, names[tensor.dtype], tuple(tensor.shape))]))
     for name, shape in network.shapes.items():
@@ -108,32 +93,9 @@ def plan_weights(
         stored = shape[::-1] if transpose else shape
         layer = recipe.layer_of(network.name, name, stored, transpose)
         listed.append((name, layer, transpose, stored_as(name, stored, layer, compute)))
-    position, relative = 0, {}
-    for *_, entries in listed:
-        for name, dtype, shape in entries:
-            size = torch.Size(shape).numel() * STORED_DTYPES[dtype].itemsize
-            relative[name] = (position, position + size)
-            position += size
-    fields = {
-        name: {"dtype": dtype, "shape": list(shape), "data_offsets": list(relative[name])}
-        for *_, entries in listed
-        for name, dtype, shape in entries
-    }
-    text = json.dumps(fields, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
+    header, places = make_header(entry for *_, entries in listed for entry in entries)
     items = tuple(
-        PlannedWeight(
-            weight,
-            layer,
-            transpose,
-            tuple(
-                StoredTensor(
-                    name, dtype, shape, len(header) + relative[name][0], len(header) + relative[name][1]
-                )
-                for name, dtype, shape in entries
-            ),
-        )
+        PlannedWeight(weight, layer, transpose, tuple(places[name] for name, *_ in entries))
         for weight, layer, transpose, entries in listed
     )
     return WeightPlan(network.name, compute, header, items, constants, statistics or {})
@@ -142,10 +104,10 @@ def plan_weights(
 def stored_as(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[Entry]:
     """Name, safetensors format and shape of each tensor that a weight of `shape` is stored as."""
     if layer.format not in FORMATS:
-        return [(name, STORED[layer.format], shape)]
+        return [(name, STORED_DTYPES[layer.format], shape)]
     rows, columns = shape
     return [
-        (name + ending, STORED[compute] if dtype == WIDE else dtype, part)
+        (name + ending, STORED_DTYPES[compute] if dtype == WIDE else dtype, part)
         for ending, dtype, part in methods.layout(layer, (rows, columns))
     ]
 
@@ -160,12 +122,12 @@ def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> l
         return [plan.constants[item.weight]]
     weight = network.read(item.weight)
     if item.layer.format in FORMATS:
-        wide = STORED_DTYPES[STORED[plan.compute]]
+        wide = COMPUTE_DTYPES[plan.compute]
         weight = weight.t() if item.transpose else weight
         return methods.quantize(weight, item.layer, wide, plan.statistics.get(item.weight))
-    stored = weight.to(STORED_DTYPES[STORED[item.layer.format]])
+    stored = weight.to(COMPUTE_DTYPES[item.layer.format])
     stored = transposed(stored) if item.transpose else stored.contiguous()
-    if item.layer.format == "fp16" and not torch.isfinite(stored.abs().max()):
+    if item.layer.format == "fp16" and not is_finite(stored):
         raise KontextError(
             f"{plan.network}: weight {item.weight} is too large for fp16: export with --bf16 or --fp32"
         )

@@ -25,7 +25,8 @@ from kontext.export.bundle.journal import Journal  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
 from kontext.export.weights import write  # noqa: E402
 from kontext.export.weights.plan import PlannedWeight, WeightPlan  # noqa: E402
-from kontext.model.safetensors_file import TensorInfo, read_header  # noqa: E402
+from kontext.model.safetensors_file import TensorInfo  # noqa: E402
+from kontext.safetensors_header import read_header  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("fast_trace")
 

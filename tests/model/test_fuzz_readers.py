@@ -24,7 +24,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
 from kontext.model.gguf_file import read_gguf  # noqa: E402
-from kontext.model.safetensors_file import read_header  # noqa: E402
+from kontext.model.safetensors_file import open_safetensors  # noqa: E402
 
 EXAMPLES = 1500
 """Per test; there are three, and 1500 take 4 s of an idle core."""
@@ -237,7 +237,7 @@ def safetensors_bytes(entries: list[tuple[str, Entry | str]]) -> bytes:
 
 
 def test_safetensors(tmp_path: Path) -> None:
-    judge = Judge(tmp_path / "a.safetensors", read_header)
+    judge = Judge(tmp_path / "a.safetensors", open_safetensors)
     judge(safetensors_bytes(SAFETENSORS))
     assert judge.verdicts == {"valid": 1}
     step = st.tuples(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kontext.decibels import psnr
 from kontext.errors import KontextError
 from kontext.runtime import Pipeline
 
@@ -16,11 +17,6 @@ from kontext.runtime import Pipeline
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def psnr(one: Image.Image, other: Image.Image) -> float:
-    error = np.asarray(one, np.float64) - np.asarray(other, np.float64)
-    return float(10 * np.log10(255**2 / max(np.square(error).mean(), 1e-10)))
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from torch import nn
 
 from ....model.config import KontextConfig
 from ....model.networks import NETWORKS, build_network
-from ....model.safetensors_file import read_header
 from ....quant.memory import CUDA, Workload, demands
 from ....quant.options import Option
 from ....quant.planner import Choice, Item
 from ....quant.recipe import BYTES, SPARED, Recipe, Rule
+from ....safetensors_header import read_header
 from ...bundle import Bundle
 from ...units import gigabytes
 
@@ -219,4 +219,4 @@ def fit_flags(config: KontextConfig, work: Workload, device: Device) -> str:
 def tensor_bytes(bundle: Bundle, graph: str) -> dict[str, int]:
     """Tensor → bytes of a network's weights in a bundle."""
     header = read_header(bundle.graphs[graph].weights)
-    return {name: info.stop - info.start for name, info in header.tensors.items()}
+    return {name: entry.size for name, entry in header.tensors.items()}

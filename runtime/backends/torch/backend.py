@@ -26,6 +26,7 @@ from ....kernels.archive import INDEX
 from ....kernels.driver import register
 from ....kernels.launch import triton
 from ....model.config import PARTS, KontextConfig, part_from_json
+from ....model.dtypes import COMPUTE_DTYPES
 from ....model.networks import build_network
 from ...bundle import MANIFEST_NAME, OUTPUTS, Bundle
 from . import (
@@ -45,7 +46,7 @@ from .compile import check_compiler
 from .decode import decode_tiled
 from .linear import choose_activations
 from .transformer import Step
-from .weights import COMPUTE, StoredLinear, WeightFile, each_tensor, place, read_network, to_device
+from .weights import StoredLinear, WeightFile, each_tensor, place, read_network, to_device
 
 WIDE = ("timestep", "guidance", "rope_cos", "rope_sin")
 """Inputs that stay in fp32: half precision alone would move the output."""
@@ -143,11 +144,11 @@ class TorchBackend:
         """What a network computes in."""
         try:
             name = self.options.compute or self.bundle.manifest["precision"]["networks"][graph]
-            return COMPUTE[name]
+            return COMPUTE_DTYPES[name]
         except (KeyError, TypeError):
             raise KontextError(
                 f"{self.bundle.folder / MANIFEST_NAME}: precision of {graph} is none that the torch backend computes "
-                f"in ({', '.join(COMPUTE)})"
+                f"in ({', '.join(COMPUTE_DTYPES)})"
             ) from None
 
     def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from ....quant import nf4, nvfp4
 from ....quant.formats import FORMATS as NUMBER_FORMATS
 from ....quant.formats import WIDE
 
-COMPUTE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STORED = {"F8_E4M3": "fp8", "I8": "int8", "U8": "int4"}
 FORMATS = {torch.float8_e4m3fn: "fp8", torch.int8: "int8", torch.uint8: "int4"}
 

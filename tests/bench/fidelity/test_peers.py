@@ -13,8 +13,8 @@ import torch
 
 from kontext.bench.fidelity import bits as fidelity_bits
 from kontext.bench.fidelity import peers, peers_libraries
+from kontext.decibels import decibels
 from kontext.errors import KontextError
-from kontext.export.calibration.decibels import decibels
 from kontext.runtime.bundle import Bundle
 
 BITS = {

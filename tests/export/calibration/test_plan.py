@@ -12,8 +12,8 @@ from kontext.export.cli.plan_text import render  # noqa: E402
 from kontext.export.graph.trace import linear_weights  # noqa: E402
 from kontext.export.weights.plan import stored_as  # noqa: E402
 from kontext.model.config import KontextConfig  # noqa: E402
+from kontext.model.dtypes import TORCH_DTYPES  # noqa: E402
 from kontext.model.networks import weight_shapes  # noqa: E402
-from kontext.model.safetensors_file import DTYPES  # noqa: E402
 from kontext.quant.gpus import find_target  # noqa: E402
 from kontext.quant.memory import Workload  # noqa: E402
 from kontext.quant.options import parse_options  # noqa: E402
@@ -58,7 +58,7 @@ def test_the_recipe_stores_what_the_plan_says(cards: dict[int, Plan]) -> None:
             stored = shape[::-1] if linear else shape
             layer = plan.recipe.layer_of(stage.network, weight, stored, linear)
             for _, dtype, size in stored_as(weight, stored, layer, plan.recipe.compute[stage.network]):
-                total += torch.Size(size).numel() * DTYPES[dtype].itemsize
+                total += torch.Size(size).numel() * TORCH_DTYPES[dtype].itemsize
         tables = 8 * 512 * 512 if stage.network == "text_encoder_2" else 0
         assert stage.weights == total + tables
 

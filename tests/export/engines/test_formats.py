@@ -17,8 +17,7 @@ from kontext.export.engines.formats import NOT_PARSED  # noqa: E402
 from kontext.export.graph import fp8_attention  # noqa: E402
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
 from kontext.export.graph.quantized_linear import PACKED, quantize_linear  # noqa: E402
-from kontext.export.graph.trace import DTYPES  # noqa: E402
-from kontext.export.weights.plan import STORED  # noqa: E402
+from kontext.model.dtypes import COMPUTE_DTYPES, STORED_DTYPES  # noqa: E402
 from kontext.quant.formats import WIDE  # noqa: E402
 from kontext.quant.methods import layout, quantize  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
@@ -42,8 +41,10 @@ def linear(layer: Layer, compute: str) -> Any:
     generator = torch.Generator().manual_seed(0)
     statistics = InputStatistics.empty(INPUTS)
     statistics.add(torch.randn(64, INPUTS, generator=generator), 0)
-    stored = quantize(torch.randn(INPUTS, OUTPUTS, generator=generator), layer, DTYPES[compute], statistics)
-    dtype = ONNX_DTYPES[STORED[compute]]
+    stored = quantize(
+        torch.randn(INPUTS, OUTPUTS, generator=generator), layer, COMPUTE_DTYPES[compute], statistics
+    )
+    dtype = ONNX_DTYPES[STORED_DTYPES[compute]]
     x = ir.Value(name="x", shape=ir.Shape([TOKENS, INPUTS]), type=ir.TensorType(dtype))
     weight = ir.Value(name="w", shape=ir.Shape([INPUTS, OUTPUTS]), type=ir.TensorType(dtype))
     product = ir.node("MatMul", [x, weight], name="product")
@@ -51,7 +52,7 @@ def linear(layer: Layer, compute: str) -> Any:
     graph = graph_of([x], product, ir.Shape([TOKENS, OUTPUTS]), [weight], replaced)
     tensors = {}
     for (ending, kind, shape), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), stored, strict=True):
-        onnx_dtype = ONNX_DTYPES[STORED[compute] if kind == WIDE else kind]
+        onnx_dtype = ONNX_DTYPES[STORED_DTYPES[compute] if kind == WIDE else kind]
         if ending in PACKED.get(layer.format, {}):
             onnx_dtype, shape = PACKED[layer.format][ending], (*shape[:-1], 2 * shape[-1])
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -63,7 +64,7 @@ def linear(layer: Layer, compute: str) -> Any:
 
 def one_attention(compute: str) -> Any:
     """Attention of 8 heads of 128 channels, its operands rounded to E4M3."""
-    dtype = ONNX_DTYPES[STORED[compute]]
+    dtype = ONNX_DTYPES[STORED_DTYPES[compute]]
     shape = ir.Shape([1, 8, TOKENS, 128])
     operands = [ir.Value(name=name, shape=shape, type=ir.TensorType(dtype)) for name in "qkv"]
     node = ir.node("Attention", operands, name="attention")

@@ -18,8 +18,7 @@ from torch import Tensor  # noqa: E402
 
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
 from kontext.export.graph.quantized_linear import PACKED, quantize_linear  # noqa: E402
-from kontext.export.graph.trace import DTYPES  # noqa: E402
-from kontext.export.weights.plan import STORED  # noqa: E402
+from kontext.model.dtypes import COMPUTE_DTYPES, STORED_DTYPES  # noqa: E402
 from kontext.quant.formats import FORMATS, WIDE  # noqa: E402
 from kontext.quant.methods import dequantize, layout, quantize  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
@@ -42,12 +41,12 @@ def inputs() -> Tensor:
 def stored(layer: Layer, compute: str) -> list[Tensor]:
     statistics = InputStatistics.empty(INPUTS)
     statistics.add(inputs(), 0)
-    return quantize(noise(INPUTS, OUTPUTS) / 11, layer, DTYPES[compute], statistics)
+    return quantize(noise(INPUTS, OUTPUTS) / 11, layer, COMPUTE_DTYPES[compute], statistics)
 
 
 def model(layer: Layer, compute: str) -> onnx.ModelProto:
     """y = x @ W + b, its W in the layer's form."""
-    dtype = ONNX_DTYPES[STORED[compute]]
+    dtype = ONNX_DTYPES[STORED_DTYPES[compute]]
     x = ir.Value(name="x", shape=ir.Shape(["batch", "tokens", INPUTS]), type=ir.TensorType(dtype))
     weight = ir.Value(name="w", shape=ir.Shape([INPUTS, OUTPUTS]), type=ir.TensorType(dtype))
     bias = ir.Value(name="b", shape=ir.Shape([OUTPUTS]), type=ir.TensorType(dtype))
@@ -70,7 +69,7 @@ def model(layer: Layer, compute: str) -> onnx.ModelProto:
     for (ending, kind, shape), tensor in zip(
         layout(layer, (INPUTS, OUTPUTS)), stored(layer, compute), strict=True
     ):
-        onnx_dtype = ONNX_DTYPES[STORED[compute] if kind == WIDE else kind]
+        onnx_dtype = ONNX_DTYPES[STORED_DTYPES[compute] if kind == WIDE else kind]
         if ending in PACKED.get(layer.format, {}):
             onnx_dtype, shape = PACKED[layer.format][ending], (*shape[:-1], 2 * shape[-1])
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -98,7 +97,7 @@ def expected(layer: Layer, compute: str) -> Tensor:
     found = {
         ending: tensor for (ending, *_), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), tensors, strict=True)
     }
-    x = inputs().to(DTYPES[compute]).float()
+    x = inputs().to(COMPUTE_DTYPES[compute]).float()
     plain = dequantize(tensors, layer)
     offset = torch.ones(OUTPUTS)
     if layer.centred:
@@ -133,7 +132,7 @@ LAYERS = [
 @pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_the_graph_computes_what_is_meant(layer: Layer, compute: str) -> None:
-    x = inputs().to(DTYPES[compute]).numpy()
+    x = inputs().to(COMPUTE_DTYPES[compute]).numpy()
     y = torch.from_numpy(run(model(layer, compute), x).astype(np.float32))
     error = float((y - expected(layer, compute)).norm() / y.norm())
     # In fp16 a value may round to another E4M3 or INT8 neighbour than in fp32.

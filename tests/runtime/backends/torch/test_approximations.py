@@ -11,6 +11,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from kontext.decibels import psnr  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
 from kontext.runtime.backends.torch import approximations, memory  # noqa: E402
 from kontext.runtime.backends.torch.backend import Options, TorchBackend  # noqa: E402
@@ -25,11 +26,6 @@ BOTH = {"cache": 0.2, "reuse_reference": 3}
 
 def photograph() -> Image.Image:
     return Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    squared = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(squared, 1e-12)))
 
 
 def pipeline(folder: Path, **options: Any) -> Pipeline:

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from kontext.decibels import psnr  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
 from kontext.quant.formats import FORMATS as NUMBER_FORMATS  # noqa: E402
 from kontext.runtime.backends.torch import (  # noqa: E402
@@ -38,11 +39,6 @@ TEXT = "make the circle red"
 
 def photograph() -> Image.Image:
     return Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    squared = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(squared, 1e-12)))
 
 
 class Capture(TorchDispatchMode):

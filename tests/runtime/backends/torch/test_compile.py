@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from kontext.decibels import psnr  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
 from kontext.runtime.backends.torch import compile  # noqa: E402
 from kontext.runtime.backends.torch.backend import Options, TorchBackend  # noqa: E402
@@ -37,11 +37,6 @@ def edited(folder: Path, *, steps: int = 2, **options: Any) -> Image.Image:
     bundle = Bundle.open(folder)
     picture = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     return Pipeline(bundle, TorchBackend(bundle, "cpu", Options(**options))).edit(picture, "x", steps=steps)
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    squared = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(squared, 1e-12)))
 
 
 @needs_compiler

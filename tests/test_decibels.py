@@ -7,7 +7,7 @@ import math
 import PIL.Image
 import pytest
 
-from kontext.export.calibration.decibels import decibels, psnr
+from kontext.decibels import decibels, psnr
 
 
 def plain(level: int) -> PIL.Image.Image:

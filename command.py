@@ -1,9 +1,10 @@
-"""What every command line of this package has in common: one-line errors, exit codes, `--version`."""
+"""What all command lines of this package share: one-line errors, exit codes, `--version`."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,9 +16,9 @@ DISTRIBUTION = "kontext-export"
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `KontextError` with one line instead of printing its usage, and has `--version`.
+    """An `ArgumentParser` with `--version` that raises `KontextError` with one line instead of printing its usage.
 
-    Parsers of subcommands are of this class too.
+    Subparsers are of this class too.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Prints the installed version; it is looked up only when asked for, which takes 30 ms."""
+    """Prints the installed version. It is looked up only here because that takes 30 ms."""
 
     def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -39,22 +40,35 @@ class Version(argparse.Action):
 
         try:
             number = version(DISTRIBUTION)
-        except PackageNotFoundError:  # used in place, as inside a server's model repository
+        except PackageNotFoundError:  # a copy, as in a server's model repository
             number = "(not installed)"
         print(f"{DISTRIBUTION} {number}")
         parser.exit()
 
 
 def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], str] = str) -> int:
-    """Runs a command and returns its exit code; what went wrong becomes one line on stderr.
+    """Runs a command and returns its exit code. Errors become one line on stderr.
 
     Args:
-        work: the command; returns its exit code, None for 0.
-        after_interrupt: after Ctrl-C, what is to be said behind "interrupted".
+        work: the command, parsing of its arguments included; returns its exit code, None for 0.
+        after_interrupt: called after Ctrl-C; returns what is printed behind "interrupted".
 
     Returns:
-        0 for success or what `work` returned, 2 for what the user can mend, 130 after Ctrl-C.
+        0 for success or what `work` returned, 2 for an error that the user can fix, 130 after Ctrl-C, 1 if the reader
+        of stdout has gone.
+
+    Raises:
+        SystemExit: `--help` or `--version` was given.
+        Exception: a bug; anything but KontextError, MemoryError, ImportError and BrokenPipeError keeps its traceback.
     """
+    try:
+        code = run_and_report(work, after_interrupt)
+    finally:
+        written = flush_stdout()
+    return code if written else code or 1
+
+
+def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[], str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
@@ -69,12 +83,14 @@ def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], st
         if caused_by_interrupt(error):
             return interrupted(after_interrupt())
         return fail(f"a library cannot be loaded: {error}")
-    except BrokenPipeError:  # `… | head` has read enough; nothing more can be written, at exit neither
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not stdout_is_broken():
+            raise
         return 1
 
 
 def fail(message: str) -> int:
+    """Prints `message` as one line and returns the exit code of errors that the user can fix."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
@@ -85,12 +101,34 @@ def interrupted(more: str) -> int:
 
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """In the place of `warnings.showwarning`: one line, without the place in the code."""
+    """Replaces `warnings.showwarning`: one line, without the place in the code."""
     print(f"warning: {message}", file=sys.stderr)
 
 
+def stdout_is_broken() -> bool:
+    """Whether the process that reads stdout has gone, as in `… | head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def flush_stdout() -> bool:
+    """Writes what is buffered for stdout; returns False if nobody reads it.
+
+    The rest then goes to /dev/null: Python flushes at exit, and would print the error that it meets there.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return False
+    return True
+
+
 def caused_by_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C while a compiled library was loading has surfaced as an ImportError."""
+    """Whether an ImportError was caused by Ctrl-C: compiled libraries turn it into one while they load."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

@@ -11,28 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-"""Names of files that are not finished: what a killed process leaves behind."""
+"""Names of unfinished files; a killed process leaves them behind."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that replaces `path` when the block ends, or is removed when the block raises.
+    """Yields a temporary file that replaces `path` when the block ends and is removed if the block raises.
 
-    The new file keeps the permissions of the one that it replaces; the first one gets those of the umask.
-
-    Yields:
-        The temporary file's path: an empty file in the folder of `path`, to be written or overwritten.
+    It is an empty file in the folder of `path`, to be written or overwritten. A replaced file's permissions are kept;
+    a new file gets those of the umask.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, or the disk is full.
+        OSError: the folder does not exist or cannot be written, or the disk is full. An existing `path` is untouched.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
+        fsync(temporary)
         with contextlib.suppress(FileNotFoundError):
             temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-        fsync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -40,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | memoryview | str) -> None:
-    """Writes `data` to `path`, text as UTF-8. Raises OSError, with the old file untouched."""
+    """Writes `data` to `path`, text as UTF-8. Raises OSError; an existing file is then untouched."""
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -53,7 +51,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Returns once a file, or a folder's list of names, is on the disk."""
+    """Returns once a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,181 @@
+"""What every command line does: one line for an error, its exit code, Ctrl-C, closed pipes, `--version`."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError
+from typing import NoReturn
+
+import pytest
+
+from kontext.command import Parser, run_command
+from kontext.errors import KontextError
+
+
+def raising(error: BaseException) -> NoReturn:
+    raise error
+
+
+def a_parser() -> Parser:
+    parser = Parser(prog="kontext-some")
+    parser.add_argument("--steps", type=int)
+    parser.add_subparsers(dest="command").add_parser("one").add_argument("file")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--foo"], "error: unrecognized arguments: --foo (kontext-some --help shows the flags)\n"),
+        (
+            ["--steps", "x"],
+            "error: argument --steps: invalid int value: 'x' (kontext-some --help shows the flags)\n",
+        ),
+        (
+            ["one"],
+            "error: the following arguments are required: file (kontext-some one --help shows the flags)\n",
+        ),
+    ],
+)
+def test_a_mistyped_flag_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: raising(AssertionError(a_parser().parse_args(words)))) == 2
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["one", "--version"]])
+def test_version(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run_command(lambda: a_parser().parse_args(words) and None)
+    assert not exit.value.code
+    assert re.fullmatch(r"kontext-export (\d+\.\d+\S*|\(not installed\))\n", capsys.readouterr().out)
+
+
+def test_the_version_of_a_copy_that_is_not_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: raising(PackageNotFoundError()))
+    with pytest.raises(SystemExit):
+        a_parser().parse_args(["--version"])
+    assert capsys.readouterr().out == "kontext-export (not installed)\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KontextError("the file\n  is not there"), 2, "error: the file is not there\n"),
+        (MemoryError(), 2, "error: not enough memory\n"),
+        (
+            ImportError("libcuda.so:\n not found"),
+            2,
+            "error: a library cannot be loaded: libcuda.so: not found\n",
+        ),
+        (KeyboardInterrupt(), 130, "\ninterrupted; nothing is kept\n"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(lambda: raising(error), lambda: "; nothing is kept") == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_the_codes_of_work_that_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [run_command(lambda: None), run_command(lambda: 0), run_command(lambda: 3)] == [0, 0, 3]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bugs_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+
+
+def test_control_c_while_a_library_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    """Compiled libraries raise an ImportError in place of the interrupt, and keep that as cause or as context."""
+
+    def cause() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("initialization failed") from interrupt
+
+    def context() -> None:
+        try:
+            cause()
+        except ImportError:
+            raise ImportError("numpy did not load")  # noqa: B904
+
+    for work in (cause, context):
+        assert run_command(work) == 130
+        assert capsys.readouterr() == ("", "\ninterrupted\n")
+
+
+def test_warnings_are_one_line_and_only_inside(capsys: pytest.CaptureFixture[str]) -> None:
+    before = warnings.showwarning
+    assert run_command(lambda: warnings.warn("the prompt is cut", stacklevel=1)) == 0
+    assert capsys.readouterr() == ("", "warning: the prompt is cut\n")
+    assert warnings.showwarning is before
+
+
+def in_process(work: str, *, unread: bool) -> tuple[int, str]:
+    """The exit code and stderr of a command in a process of its own; `unread`: nobody reads its stdout."""
+    code = (
+        "import os, sys; from kontext.command import Parser, run_command; from kontext.errors import KontextError\n"
+        f"def work():\n    {work}\nsys.exit(run_command(work))\n"
+    )
+    read, write = os.pipe()
+    if unread:
+        os.close(read)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
+    os.close(write)
+    if not unread:
+        os.close(read)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("work", ["print('x')", "print('x' * 10**6)"])
+def test_a_closed_stdout_is_no_traceback(work: str) -> None:
+    assert in_process(work, unread=True) == (1, "")
+
+
+def test_a_closed_stdout_of_version_is_no_traceback() -> None:
+    assert in_process("Parser().parse_args(['--version'])", unread=True) == (0, "")
+
+
+def test_an_error_is_printed_although_stdout_is_closed() -> None:
+    work = "print('x'); raise KontextError('no such file')"
+    assert in_process(work, unread=True) == (2, "error: no such file\n")
+
+
+def test_another_broken_pipe_keeps_its_traceback() -> None:
+    work = "read, write = os.pipe(); os.close(read); os.write(write, b'x')"
+    code, errors = in_process(work, unread=False)
+    assert code == 1
+    assert "BrokenPipeError" in errors
+
+
+def test_control_c_in_a_process() -> None:
+    code = (
+        "import sys, time; from kontext.command import run_command\n"
+        "def work():\n    print('ready', flush=True); time.sleep(60)\n"
+        "sys.exit(run_command(work))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background ignores Ctrl-C and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "\ninterrupted\n"
+    assert process.returncode == 130

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import KontextError
 from ..export.cli.source_flags import EMBEDDED
-from ..runtime.cli import parse_size
+from ..runtime.cli import parse_width_height
 from .command_line import exit_code, show
 from .inputs import parse_counts
 from .report import Table, write_json
@@ -142,7 +142,7 @@ def edit_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps": arguments.steps,
         "guidance": arguments.guidance,
         "seed": arguments.seed,
-        "size": parse_size(arguments.size) if arguments.size else None,
+        "size": parse_width_height(arguments.size) if arguments.size else None,
         "repeat": arguments.repeat,
         "image": arguments.image,
         "prompt": arguments.prompt,
@@ -268,7 +268,7 @@ def run_serving(arguments: argparse.Namespace) -> int:
 
     at_least(arguments, requests=1, steps=1)
     concurrency = parse_counts(arguments.concurrency, "--concurrency")
-    size = parse_size(arguments.size) if arguments.size else None
+    size = parse_width_height(arguments.size) if arguments.size else None
     edit = serving.edit_of(arguments.image, arguments.prompt, arguments.steps, size)
     with connected(arguments.server) as (client, local):
         result = serving.measure(client, edit, concurrency, requests=arguments.requests)

@@ -10,8 +10,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from ..command import Parser, run_command
 from ..errors import KontextError
 from . import units
 from .backends import BACKENDS, DEVICES
@@ -22,14 +23,7 @@ if TYPE_CHECKING:
     from .bundle import Bundle
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise KontextError(f"{message} (kontext-edit --help shows the flags)")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     result = Parser(prog="kontext-edit", description="Edits a picture with a bundle, here or on a server.")
     result.add_argument(
         "bundle", type=Path, nargs="?", metavar="BUNDLE", help="a folder that kontext-export wrote"
@@ -62,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     result.add_argument(
         "--size",
-        type=parse_size,
+        type=parse_width_height,
         metavar="WxH",
         help="output size in pixels (default: the reference's aspect, at a size the model prefers)",
     )
@@ -87,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--weight-budget",
-        type=units.parse_size,
+        type=units.parse_bytes,
         metavar="SIZE",
         help="with --device rtx or tensorrt: what an engine's weights may take of the GPU, such as 8GB; the others are "
         "streamed from host memory in every run (default: as much as there is room for)",
@@ -117,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_width_height(text: str) -> tuple[int, int]:
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()) or len(text) > 20:
         raise KontextError(f"--size takes WIDTHxHEIGHT, such as 1024x768, not {text!r}")
@@ -143,7 +137,10 @@ def run(options: argparse.Namespace) -> None:
     paths = output_paths(options.output, options.num_images)
     for path in paths:
         check_writable(path)
-    pictures = edit_here(options) if options.server is None else edit_there(options)
+    try:
+        pictures = edit_here(options) if options.server is None else edit_there(options)
+    except MemoryError:
+        raise KontextError("not enough memory: try a smaller --size, or fewer --num-images") from None
     for picture, path in zip(pictures, paths, strict=True):
         save_picture(picture, path)
         if not options.quiet:
@@ -235,45 +232,9 @@ def verify(bundle: Bundle, show: bool) -> None:
         bundle.verify(bar.update)
 
 
-def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    try:
-        options = parser().parse_args(arguments)
-        with warnings.catch_warnings():
-            warnings.showwarning = show_warning
-            run(options)
-    except KontextError as fault:
-        print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("error: not enough memory: try a smaller --size, or fewer --num-images", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return interrupted()
-    except ImportError as fault:
-        if comes_of_interrupt(fault):
-            return interrupted()
-        print(f"error: a library cannot be loaded: {' '.join(str(fault).split())}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def interrupted() -> int:
-    print("\ninterrupted", file=sys.stderr)
-    return 130
-
-
-def comes_of_interrupt(fault: BaseException | None) -> bool:
-    """Ctrl-C while a compiled library is loading surfaces as the ImportError that it causes."""
-    while fault is not None:
-        if isinstance(fault, KeyboardInterrupt):
-            return True
-        fault = fault.__cause__ or fault.__context__
-    return False
+    """Runs the command; returns its exit code, see `run_command`."""
+    return run_command(lambda: run(parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

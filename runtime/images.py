@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import KontextError
+from ..files import replacing
 
 Array = NDArray[np.float32]
 Size = tuple[int, int]
@@ -147,25 +147,9 @@ def save_picture(image: Image.Image, path: Path) -> None:
         KontextError: no such format, folder or permission, or no space.
     """
     file_format = check_format(path)
-    partial = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = file.name
-            image.save(file, format=file_format)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~current_umask())
-        os.replace(partial, path)
-        partial = None
+        with replacing(path) as temporary:
+            image.save(temporary, format=file_format)
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise KontextError(f"{path} cannot be written: {reason}") from None
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
-
-
-def current_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

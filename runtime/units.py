@@ -10,7 +10,7 @@ from ..errors import KontextError
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-def parse_size(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """Bytes: 12GB is 12 · 10^9, 12GiB 12 · 2^30; a fraction is fine.
 
     Raises:

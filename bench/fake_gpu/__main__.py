@@ -19,7 +19,7 @@ from pathlib import Path
 from ...errors import KontextError
 from ...kernels.compile import SHARED_LIMITS, parse_architectures
 from ...runtime.cache import cache_folder
-from ...runtime.units import parse_size
+from ...runtime.units import parse_bytes
 from ..command_line import exit_code
 
 HERE = Path(__file__).resolve().parent
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = cache_folder() / "fake_gpu"
         build(folder)
         variables = environment(
-            folder, parse_size(options.memory), architecture, options.trace, not options.unpinned
+            folder, parse_bytes(options.memory), architecture, options.trace, not options.unpinned
         )
         check_torch(variables)
         return subprocess.run(options.command, env=variables).returncode

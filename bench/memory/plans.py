@@ -17,7 +17,7 @@ from ...model.config import KontextConfig
 from ...quant.gpus import find_target
 from ...quant.memory import Workload
 from ...quant.sensitivity import Sensitivity
-from ...runtime.units import gigabytes, parse_size
+from ...runtime.units import gigabytes, parse_bytes
 from ..command_line import exit_code, module_parser
 from ..report import Table, replace_section, write_json
 
@@ -36,7 +36,7 @@ PARTS = {
 def plans(gpu: str, work: Workload, report: Sensitivity | None = None) -> list[Plan]:
     """A plan for each of `CARDS`."""
     target = find_target(gpu)
-    return [make_plan(KontextConfig(), parse_size(card), target, work, report=report) for card in CARDS]
+    return [make_plan(KontextConfig(), parse_bytes(card), target, work, report=report) for card in CARDS]
 
 
 def table(made: list[Plan]) -> Table:

@@ -24,9 +24,9 @@ from ...errors import KontextError
 from ...quant.memory import CUDA
 from ...runtime.backends.torch.backend import Options, TorchBackend
 from ...runtime.bundle import Bundle
-from ...runtime.cli import parse_size as parse_sides
+from ...runtime.cli import parse_width_height
 from ...runtime.pipeline import Pipeline
-from ...runtime.units import parse_size
+from ...runtime.units import parse_bytes
 from ..command_line import exit_code, module_parser, show
 from ..machine import describe, one_line
 from ..report import Table, replace_section, write_json
@@ -68,7 +68,7 @@ def measure(bundles: Sequence[Path], cards: Sequence[str], size: tuple[int, int]
         )
     total = torch.cuda.get_device_properties(0).total_memory
     for card in cards:
-        room = parse_size(card) - CUDA.overhead
+        room = parse_bytes(card) - CUDA.overhead
         if room > total:
             raise KontextError(f"--memory {card} is more than this GPU has ({total / 1e9:.1f} GB)")
         for bundle in bundles:
@@ -99,7 +99,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def run(options: argparse.Namespace) -> None:
     cards = [card.strip() for card in options.memory.split(",")]
-    size = parse_sides(options.size)
+    size = parse_width_height(options.size)
     bar = tqdm(
         total=len(cards) * len(options.bundle) * len(WAYS), unit="run", disable=not sys.stderr.isatty()
     )

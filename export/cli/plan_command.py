@@ -81,10 +81,10 @@ def plan_for(options: argparse.Namespace, chosen: Origin) -> Plan:
     from ...quant.memory import Workload
     from ...quant.options import parse_options
     from ...quant.sensitivity import Sensitivity
-    from ...runtime.units import parse_size
+    from ...runtime.units import parse_bytes
     from ..calibration.plan import make_plan
 
-    budget = parse_size(options.fit)
+    budget = parse_bytes(options.fit)
     target = find_target(options.gpu or DEFAULT_GPU)
     asked = None if options.formats is None else parse_options(options.formats)
     report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)

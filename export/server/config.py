@@ -78,13 +78,13 @@ def warmup() -> list[str]:
     return ['model_warmup [ { name: "edit" batch_size: 1', *inputs, "} ]"]
 
 
-def plain() -> str:
+def unary() -> str:
     """Of `kontext`."""
     return "\n".join(
         [
-            *head(contract.PLAIN, "python", 1),
+            *head(contract.UNARY, "python", 1),
             *tensors("input", contract.INPUTS),
-            *tensors("output", contract.OUTPUTS[contract.PLAIN]),
+            *tensors("output", contract.OUTPUTS[contract.UNARY]),
             instance_group(1, "KIND_CPU"),
             "",
         ]
@@ -96,7 +96,7 @@ def graph(bundle: Bundle, name: str) -> str:
     inputs, outputs = graph_tensors(bundle.graphs[name].path)
     return "\n".join(
         [
-            *head(f"{contract.PLAIN}_{name}", "onnxruntime", 0),
+            *head(f"{contract.UNARY}_{name}", "onnxruntime", 0),
             *listing("input", inputs),
             *listing("output", outputs),
             instance_group(1, "KIND_AUTO"),

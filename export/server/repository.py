@@ -82,12 +82,12 @@ def fill(root: Path, bundle: Bundle, settings: Settings) -> None:
     """Writes everything but the marker."""
     batch = config.default_batch(bundle) if settings.batch is None else settings.batch
     in_server = settings.backend == "onnxruntime"
-    stream, plain = (root / "models" / name for name in (contract.STREAM, contract.PLAIN))
-    for model, kind in ((stream, "stream"), (plain, "plain")):
+    stream, unary = (root / "models" / name for name in (contract.STREAM, contract.UNARY))
+    for model, kind in ((stream, "stream"), (unary, "unary")):
         copy_runtime(model / "1")
         write(model / "1" / "model.py", template(f"{kind}_model.py.txt"))
     write(stream / "config.pbtxt", config.stream(batch, settings.instances, in_server))
-    write(plain / "config.pbtxt", config.plain())
+    write(unary / "config.pbtxt", config.unary())
     filters = template("filters.py.txt") if settings.filters is None else settings.filters.read_text("utf-8")
     write(stream / "1" / "filters.py", filters)
     if not in_server:
@@ -98,11 +98,11 @@ def fill(root: Path, bundle: Bundle, settings: Settings) -> None:
         place(bundle.folder / name, stream / "1" / "bundle" / name)
     if in_server:
         for name, entry in bundle.graphs.items():
-            model = root / "models" / f"{contract.PLAIN}_{name}"
+            model = root / "models" / f"{contract.UNARY}_{name}"
             place(entry.path, model / "1" / "model.onnx")
             place(entry.weights, model / "1" / entry.weights.relative_to(bundle.folder))
             write(model / "config.pbtxt", config.graph(bundle, name))
-    values = {"name": bundle.name, "batch": batch, "plain": contract.PLAIN, "stream": contract.STREAM}
+    values = {"name": bundle.name, "batch": batch, "unary": contract.UNARY, "stream": contract.STREAM}
     for name in ("README.md", "Dockerfile", "requirements.txt", "compose.yaml", "kubernetes.yaml"):
         write(root / name, Template(template(name)).substitute(values))
 

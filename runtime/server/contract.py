@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 STREAM = "kontext_stream"
 """The model that has the pipeline: a response after each step and one with the picture (decoupled)."""
 
-PLAIN = "kontext"
+UNARY = "kontext"
 """The model that passes requests on to STREAM and answers once, for clients that take no streams."""
 
 
@@ -54,7 +54,7 @@ WARNINGS = Tensor(
 )
 DONE = Tensor("STEP", "INT32", (1,), "steps done")
 TOTAL = Tensor("TOTAL", "INT32", (1,), "steps in all")
-OUTPUTS = {PLAIN: (IMAGE, WARNINGS), STREAM: (DONE, TOTAL, IMAGE, WARNINGS)}
+OUTPUTS = {UNARY: (IMAGE, WARNINGS), STREAM: (DONE, TOTAL, IMAGE, WARNINGS)}
 
 BASE64 = "base64"
 """Request parameter: true for IMAGE in base64, which JSON can carry."""
@@ -63,7 +63,7 @@ PROGRESS = "progress"
 """Request parameter of STREAM: false for the picture alone."""
 
 CANCEL_FILE = "cancel_file"
-"""Request parameter from PLAIN to STREAM: the name of a file that appears when the caller has gone."""
+"""Request parameter from UNARY to STREAM: the name of a file that appears when the caller has gone."""
 
 ERROR_CODES = ("INVALID_ARG", "CANCELLED", "UNAVAILABLE", "INTERNAL")
 BROKEN = "the edit failed inside the server; its log says why"

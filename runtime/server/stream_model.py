@@ -78,7 +78,7 @@ def load(
     if parameters.get("verify") == "true":
         bundle.verify()
     if parameters.get("graphs") == "server":
-        return Pipeline(bundle, ServerGraphs(contract.PLAIN), **filters)
+        return Pipeline(bundle, ServerGraphs(contract.UNARY), **filters)
     device = parameters.get("device") or ("cuda" if args["model_instance_kind"] == "GPU" else "cpu")
     if args["model_instance_kind"] == "GPU":
         show_only_gpu(int(args["model_instance_device_id"]))
@@ -133,7 +133,7 @@ class Response:
         outcome, code, message = explain(fault)
         line = " ".join(message.split())
         if self.cancel_file is not None:
-            line = f"{code}: {line}"  # the server drops the code of errors between models; `plain` takes it from here
+            line = f"{code}: {line}"  # the server drops the code of errors between models; `unary` takes it from here
         error = pb_utils.TritonError(line, getattr(pb_utils.TritonError, code))
         self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
         self.end(outcome, message)
@@ -164,7 +164,7 @@ def explain(fault: BaseException | None) -> tuple[str, str, str]:
 
 
 def cancel_file(name: str) -> Path | None:
-    """Where the plain model leaves word that a caller has gone; None for anything but a name of its making."""
+    """Where the unary model leaves word that a caller has gone; None for anything but a name of its making."""
     return Path(tempfile.gettempdir()) / name if re.fullmatch("kontext-cancel-[0-9a-f]{32}", name) else None
 
 

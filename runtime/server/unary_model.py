@@ -27,7 +27,7 @@ THREADS = 256
 POLL_SECONDS = 0.05
 
 
-class PlainModel:
+class UnaryModel:
     """One instance is enough: its threads only wait."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class PlainModel:
 
 def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:
     """The one response to a request with these tensors."""
-    names = [tensor.name for tensor in contract.OUTPUTS[contract.PLAIN]]
+    names = [tensor.name for tensor in contract.OUTPUTS[contract.UNARY]]
     request = pb_utils.InferenceRequest(
         model_name=contract.STREAM,
         requested_output_names=names,

@@ -1,6 +1,6 @@
 """What the tests ask of a server over gRPC; runs in the server's environment and prints JSON.
 
-grpc_calls.py URL edit PICTURE STEPS SEED OUT | plain … | cancel | cancel-plain | refused
+grpc_calls.py URL edit PICTURE STEPS SEED OUT | unary … | cancel | cancel-unary | refused
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def edit(url: str, picture: str, steps: str, seed: str, output: str) -> dict[str
     return {"seen": seen}
 
 
-def plain(url: str, picture: str, steps: str, seed: str, output: str) -> dict[str, Any]:
+def unary(url: str, picture: str, steps: str, seed: str, output: str) -> dict[str, Any]:
     """Through the server's own client, one call and one answer."""
     asked = Edit("make it blue", [picture_file(Path(picture))], int(steps), None, int(seed))
     with tritonclient.grpc.InferenceServerClient(url.partition("://")[2]) as client:
-        result = client.infer("kontext", connect(url).inputs(asked), request_id="plain-grpc")
+        result = client.infer("kontext", connect(url).inputs(asked), request_id="unary-grpc")
     Path(output).write_bytes(result.as_numpy("IMAGE")[0, 0])
     return {"id": result.get_response().id}
 
@@ -63,7 +63,7 @@ def cancel(url: str) -> dict[str, Any]:
     return {"steps": steps, "faults": faults, "ended": not thread.is_alive()}
 
 
-def cancel_plain(url: str) -> dict[str, Any]:
+def cancel_unary(url: str) -> dict[str, Any]:
     """The same through `kontext`, whose caller sees no steps: cancelled as soon as the server runs it."""
     ended = threading.Event()
     faults: list[str] = []
@@ -98,5 +98,5 @@ def refused(url: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    call = {"edit": edit, "plain": plain, "cancel": cancel, "cancel-plain": cancel_plain, "refused": refused}
+    call = {"edit": edit, "unary": unary, "cancel": cancel, "cancel-unary": cancel_unary, "refused": refused}
     print(json.dumps(call[sys.argv[2]](sys.argv[1], *sys.argv[3:])))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kontext.runtime import Pipeline, cli, images
+from kontext import files
+from kontext.runtime import Pipeline, cli
 
 HEAVY = ("torch", "transformers", "diffusers", "triton", "onnx", "scipy")
 
@@ -125,7 +126,7 @@ def test_a_full_disk(
     def full(_file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     message = refused(capsys, command(tiny_bundle, tmp_path / "out.png"))
     assert "out.png cannot be written: No space left on device" in message
     assert list(tmp_path.iterdir()) == []
@@ -182,7 +183,7 @@ def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path, picture: P
     assert {"onnxruntime", "tokenizers", "PIL.Image"} <= set(modules)
     assert not {name.split(".")[0] for name in modules} & set(HEAVY)
     ours = {name.split(".")[1] for name in modules if name.startswith("kontext.")}
-    assert ours == {"errors", "runtime"}
+    assert ours == {"command", "errors", "files", "runtime"}
 
 
 def test_importing_the_runtime_loads_not_even_numpy() -> None:

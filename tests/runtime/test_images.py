@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kontext import files
 from kontext.errors import KontextError
 from kontext.runtime import images
 
@@ -164,7 +165,7 @@ def test_a_full_disk_leaves_the_older_picture(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "out.png"
     images.save_picture(gradient(16, 16), path)
     before = path.read_bytes()
-    monkeypatch.setattr(images.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(KontextError, match="No space left on device"):
         images.save_picture(gradient(32, 32), path)
     assert path.read_bytes() == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kontext.errors import KontextError
-from kontext.runtime.units import gigabytes, parse_size
+from kontext.runtime.units import gigabytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -30,16 +30,16 @@ from kontext.runtime.units import gigabytes, parse_size
 )
 def test_sizes(text: str, size: int | None) -> None:
     if size is not None:
-        assert parse_size(text) == size
+        assert parse_bytes(text) == size
         return
     with pytest.raises(KontextError, match="is not a size of memory: write 12GB"):
-        parse_size(text)
+        parse_bytes(text)
 
 
 @pytest.mark.parametrize("text", ["0", "0GB", "0.0 MiB"])
 def test_a_budget_of_nothing(text: str) -> None:
     with pytest.raises(KontextError, match="holds nothing"):
-        parse_size(text)
+        parse_bytes(text)
 
 
 def test_gigabytes() -> None:

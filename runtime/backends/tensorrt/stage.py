@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import KontextError
+from ....files import write_atomic
 from ...cache import cache_folder
 from ...cuda_driver import CapturedRun, CudaDriver, DeviceMemory
 from ...engines import EngineEntry
@@ -293,14 +294,9 @@ class Stage:
         if self.cache is None or not self.unsaved:
             return
         self.unsaved = False
-        path = self.cache_file
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(bytes(self.cache.serialize()))
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.cache_file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.cache_file, bytes(self.cache.serialize()))
 
 
 def stored_bytes(count: int, dtype: Any) -> int:

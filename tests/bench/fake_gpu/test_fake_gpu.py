@@ -139,4 +139,4 @@ def test_cards_need_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert vram_fit.main([str(tmp_path)]) == 2
     assert "run this under `python -m kontext.bench.fake_gpu`" in capsys.readouterr().err
     with pytest.raises(KontextError, match="is not a size"):
-        vram_fit.parse_size("twelve")
+        vram_fit.parse_bytes("twelve")

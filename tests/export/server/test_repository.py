@@ -96,13 +96,18 @@ def test_files_are_copied_where_it_does_not(
 
 
 def test_the_runtime_in_it_needs_nothing_else(repository: Path) -> None:
-    """The copy is complete and lean: it imports by itself, apart from this installation."""
-    code = "import kontext.runtime.pipeline, kontext.runtime.server.jobs, sys; print(kontext.__file__)"
+    """The copy is complete: an edit and the command line run without this repository's package."""
+    code = (
+        "import sys, kontext.runtime.server.jobs; from kontext.runtime.cli import main; print(kontext.__file__)\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    bundle = repository / "models" / "kontext_stream" / "1" / "bundle"
+    words = [str(bundle), "-p", "make it blue", "--steps", "1", "-o", str(repository / "out.png"), "--quiet"]
     for model in ("kontext", "kontext_stream"):
         folder = repository / "models" / model / "1"
         environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, *words],
             env=environment,
             cwd=folder,
             capture_output=True,
@@ -322,9 +327,9 @@ def test_the_documented_contract_is_the_contract() -> None:
         shape = [1, *tensor.shape]
         optional = "optional; " if tensor.optional else ""
         assert f"| `{tensor.name}` | {tensor.datatype} | {shape} | {optional}{tensor.meaning} |" in table
-    plain = {tensor.name for tensor in contract.OUTPUTS[contract.PLAIN]}
+    unary = {tensor.name for tensor in contract.OUTPUTS[contract.UNARY]}
     for tensor in contract.OUTPUTS[contract.STREAM]:
-        of = "both" if tensor.name in plain else f"`{contract.STREAM}`"
+        of = "both" if tensor.name in unary else f"`{contract.STREAM}`"
         assert (
             f"| `{tensor.name}` | {of} | {tensor.datatype} | {[1, *tensor.shape]} | {tensor.meaning} |"
             in table

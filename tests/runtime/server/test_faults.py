@@ -257,7 +257,7 @@ def test_a_closed_http_stream_stops_the_sampler(server: Any) -> None:
 
 def test_a_cancelled_plain_request_stops_the_sampler(server: Any) -> None:
     cancelled, before = server.outcomes("cancelled"), steps_done(server)
-    process = server.grpc_process("cancel-plain")
+    process = server.grpc_process("cancel-unary")
     until(lambda: steps_done(server) > before)  # it runs; the caller sees no steps
     output, errors = process.communicate("now\n", timeout=120)
     assert process.returncode == 0, errors

@@ -218,4 +218,4 @@ def test_png_keeps_every_pixel() -> None:
 
 
 def test_the_plain_model_has_a_part_of_the_streams_outputs() -> None:
-    assert set(contract.OUTPUTS[contract.PLAIN]) < set(contract.OUTPUTS[contract.STREAM])
+    assert set(contract.OUTPUTS[contract.UNARY]) < set(contract.OUTPUTS[contract.STREAM])

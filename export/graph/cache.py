@@ -12,9 +12,9 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+from ...files import write_atomic
 from ...model.config import KontextConfig
 from ...runtime.cache import cache_folder
-from ..bundle.journal import write_atomic
 
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir")
 """Whose versions a graph depends on."""

@@ -56,7 +56,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 def same(first: State, second: State) -> bool:
-    return all(
+    return first.keys() == second.keys() and all(
         first[name].keys() == second[name].keys()
         and all(torch.equal(first[name][key], second[name][key]) for key in first[name])
         for name in first

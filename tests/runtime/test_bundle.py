@@ -130,7 +130,7 @@ def test_no_link_leaves_the_folder(copy: Path) -> None:
     assert "is a link that leaves the bundle" in fault(copy)
     graph.unlink()
     graph.symlink_to(graph.name)
-    assert "transformer.onnx" in fault(copy)  # a link to itself
+    assert "cannot read" in fault(copy)  # a link to itself
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_no_link_leaves_the_folder(copy: Path) -> None:
         ("model.transformer.axes_dim", [8, 12], "must be 3 positive whole numbers"),
         ("model.transformer.axes_dim", [8, 12, 14], "add up to head_dim"),
         ("model.transformer.theta", 1, "theta must be above 1"),
-        ("model.transformer.in_channels", 32, "4"),
+        ("model.transformer.in_channels", 32, "2x2 latents of 16 channels make 64"),
         ("tokenizers.t5.max_length", 1, "tokenizers.t5.max_length"),
         ("files.transformer.onnx.sha256", "zz", "must be 64 hexadecimal digits"),
         ("files.transformer.onnx.size", -1, "size must be a whole number of at least 0"),
@@ -178,7 +178,7 @@ def test_every_field_that_is_needed_is_missed(tiny_bundle: Path, copy: Path) -> 
         manifest = json.loads(json.dumps(whole))
         del (manifest if group is None else manifest[group])[name]
         (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
-        assert name in fault(copy)
+        assert f"{name} is missing" in fault(copy)
 
 
 VALUES = st.recursive(

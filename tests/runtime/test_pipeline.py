@@ -12,6 +12,7 @@ from PIL import Image
 from kontext.decibels import psnr
 from kontext.errors import KontextError
 from kontext.runtime import Pipeline
+from kontext.runtime.tokens import positions, rope_tables
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -76,6 +77,7 @@ def test_several_pictures_are_those_of_their_seeds(pipe: Pipeline) -> None:
     image = picture(128, 128)
     several = pipe.edit(image, "x", steps=3, seed=5, num_images=3)
     assert isinstance(several, list)
+    assert len(several) == 3
     for index, each in enumerate(several):
         alone = pipe.edit(image, "x", steps=3, seed=5 + index)
         assert isinstance(alone, Image.Image)
@@ -120,13 +122,13 @@ def test_one_picture_for_a_batch_of_prompts(pipe: Pipeline) -> None:
 
 def test_the_order_of_references_and_their_own_sizes(pipe: Pipeline) -> None:
     """Reference k has image index k in the positions, and its own size."""
-    tables: list[tuple[int, ...]] = []
+    tables: list[np.ndarray] = []
     run = pipe.backend.run
 
     class Spy:
         def hold(self, arrays: dict[str, Any]) -> dict[str, Any]:
             if "rope_cos" in arrays:  # and not one step's modulation
-                tables.append(tuple(arrays["rope_cos"].shape))
+                tables.append(arrays["rope_cos"])
                 assert arrays["reference"].shape == (1, 64 + 6 * 11, 64)
             return arrays
 
@@ -137,7 +139,10 @@ def test_the_order_of_references_and_their_own_sizes(pipe: Pipeline) -> None:
             pass
 
     Pipeline(pipe.bundle, Spy()).edit([picture(128, 128), picture(96, 176)], "x", steps=1)
-    assert tables == [(24 + 64 + 64 + 66, 16)]
+    grids = [(8, 8), (8, 8), (11, 6)]  # the target's and the references' rows and columns of tokens
+    expected, _ = rope_tables(positions(24, grids), (8, 12, 12), 10_000.0)
+    (cos,) = tables
+    assert np.array_equal(cos, expected)
 
 
 def test_output_that_is_not_finite_is_an_error(pipe: Pipeline) -> None:

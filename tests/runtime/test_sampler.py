@@ -35,12 +35,23 @@ def test_golden_schedule_of_four_steps() -> None:
 
 def test_euler_integrates_a_straight_flow_exactly() -> None:
     noise, picture = np.ones((1, 2, 3), np.float32), np.full((1, 2, 3), 5, np.float32)
-    seen: list[int] = []
-    result = euler(
-        noise,
-        schedule(7, 64, SETTINGS),
-        lambda _step, _x: noise - picture,
-        lambda step, _x: seen.append(step),
-    )
+    result = euler(noise, schedule(7, 64, SETTINGS), lambda _step, _x: noise - picture)
     assert np.allclose(result, picture, atol=1e-5)
-    assert seen == list(range(1, 8))
+
+
+def test_euler_by_hand() -> None:
+    """Steps of -0.5, -0.25 and -0.25 of v = step + x, all exact in binary; the network and the callback see each x."""
+    times = np.array([1, 0.5, 0.25, 0], np.float32)
+    given: list[tuple[int, float]] = []
+    seen: list[tuple[int, float]] = []
+
+    def velocity(step: int, latents: np.ndarray) -> np.ndarray:
+        given.append((step, float(latents[0, 0, 0])))
+        return step + latents
+
+    start = np.full((1, 1, 1), 8, np.float32)
+    result = euler(start, times, velocity, lambda step, x: seen.append((step, float(x[0, 0, 0]))))
+    assert given == [(0, 8.0), (1, 4.0), (2, 2.75)]
+    assert seen == [(1, 4.0), (2, 2.75), (3, 1.5625)]
+    assert result.tolist() == [[[1.5625]]]
+    assert start[0, 0, 0] == 8  # the noise is left alone

@@ -32,5 +32,5 @@ def test_lines_follow_columns(count: int) -> None:
 
 
 def test_an_empty_sheet_is_refused() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="at least one row"):
         contact_sheet([])

@@ -51,6 +51,6 @@ def test_a_checkpoint_of_other_sizes_or_none_is_refused(tmp_path: Path) -> None:
     wider = dataclasses.replace(TINY.transformer, hidden_size=256, num_heads=4)
     with pytest.raises(KontextError, match="other sizes than kontext-tiny"):
         start_from(CHECKPOINT, tmp_path / "run", dataclasses.replace(TINY, transformer=wider))
-    with pytest.raises(KontextError):
+    with pytest.raises(KontextError, match="nothing does not exist"):
         start_from(tmp_path / "nothing", tmp_path / "run", TINY)
     assert not (tmp_path / "run").exists()

@@ -131,7 +131,8 @@ def test_malformed_tensors_are_refused(server: Any, name: str) -> None:
 def test_what_is_not_a_request_is_refused(server: Any, body: bytes) -> None:
     for path in (GENERATE, "models/kontext/infer", "models/kontext_stream/generate_stream"):
         status, answer = server.post(path, body)
-        assert status >= 400 or b"error" in answer
+        print(status, answer)
+        assert status >= 400
 
 
 def test_a_batch_is_for_the_server_to_make(server: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from kontext.errors import KontextError
 from kontext.runtime.bundle import Bundle, TokenizerEntry
@@ -40,11 +42,31 @@ def test_ids_are_those_of_transformers(
     assert ids.tolist() == expected
 
 
-def test_what_is_cut_is_counted_and_the_end_token_stays(tiny_bundle: Path) -> None:
-    entry = Bundle.open(tiny_bundle).tokenizers["t5"]
-    with pytest.warns(UserWarning, match=r"longer than T5's 24 tokens: its last \d+ tokens are ignored"):
-        ids = PromptTokenizer(entry, "T5")(["make the circle red " * 40])
+@pytest.mark.parametrize("name", ["clip", "t5"])
+def test_what_is_cut_is_counted_and_the_end_token_stays(tiny_bundle: Path, name: str) -> None:
+    """Against the `tokenizers` library without a limit: every token beyond it is counted, special ones are not."""
+    entry = Bundle.open(tiny_bundle).tokenizers[name]
+    prompt = "make the circle red " * 40
+    whole = Tokenizer.from_file(str(entry.path))
+    whole.no_truncation()
+    lost = len(whole.encode(prompt).ids) - entry.max_length
+    message = f"longer than {name}'s {entry.max_length} tokens: its last {lost} tokens are ignored"
+    with pytest.warns(UserWarning, match=message):
+        ids = PromptTokenizer(entry, name)([prompt])
     assert ids[0, -1] == entry.eos_id
+
+
+def test_padding_of_the_file_is_not_used(tiny_bundle: Path, tmp_path: Path) -> None:
+    entry = Bundle.open(tiny_bundle).tokenizers["t5"]
+    file = Tokenizer.from_file(str(entry.path))
+    file.enable_padding(length=9, pad_id=7)
+    file.save(str(tmp_path / "t5.json"))
+    padded = PromptTokenizer(replace(entry, path=tmp_path / "t5.json"), "T5")(["make"])
+    assert np.array_equal(padded, PromptTokenizer(entry, "T5")(["make"]))
+
+
+def test_a_prompt_that_fits_needs_no_warning(tiny_bundle: Path) -> None:
+    entry = Bundle.open(tiny_bundle).tokenizers["t5"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PromptTokenizer(entry, "T5")(["make", ""])

@@ -197,7 +197,7 @@ def test_test_split_takes_all_kinds_alike() -> None:
 
 
 def test_an_unknown_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="\"train\" or \"test\", not 'validation'"):
+    with pytest.raises(ValueError, match='"train" or "test", not \'validation\''):
         sample_edit(np.random.default_rng(0), split="validation")
 
 

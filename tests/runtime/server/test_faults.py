@@ -113,9 +113,9 @@ BAD_TENSORS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "shape": ([PROMPT, tensor("SIZE", "INT32", [1, 3], [64, 64, 64])], "'SIZE'"),
     "rank": ([tensor("PROMPT", "BYTES", [1], ["x"])], "'PROMPT'"),
     "batch": ([tensor("PROMPT", "BYTES", [2, 1], ["x", "y"])], "batch-size must be <= 1"),
-    "fewer values than the shape says": ([tensor("PROMPT", "BYTES", [1, 1], [])], ""),
-    "more values than the shape says": ([tensor("PROMPT", "BYTES", [1, 1], ["x", "y"])], ""),
-    "a text for a number": ([PROMPT, tensor("STEPS", "INT32", [1, 1], ["four"])], ""),
+    "fewer values than the shape says": ([tensor("PROMPT", "BYTES", [1, 1], [])], "'PROMPT'"),
+    "more values than the shape says": ([tensor("PROMPT", "BYTES", [1, 1], ["x", "y"])], "'PROMPT'"),
+    "a text for a number": ([PROMPT, tensor("STEPS", "INT32", [1, 1], ["four"])], "Unable to parse 'data'"),
 }
 
 
@@ -131,8 +131,8 @@ def test_malformed_tensors_are_refused(server: Any, name: str) -> None:
 def test_what_is_not_a_request_is_refused(server: Any, body: bytes) -> None:
     for path in (GENERATE, "models/kontext/infer", "models/kontext_stream/generate_stream"):
         status, answer = server.post(path, body)
-        print(status, answer)
-        assert status >= 400
+        assert status in (400, 500)  # 500 is the server's own word for what is not JSON
+        assert json.loads(answer)["error"]
 
 
 def test_a_batch_is_for_the_server_to_make(server: Any) -> None:

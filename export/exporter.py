@@ -181,16 +181,12 @@ def lay_out(
 
 def export_key(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> dict[str, object]:
     """What an unfinished export must agree in to be gone on with; the weights by size, date and header."""
-    sources = {}
-    for path, digest in checkpoint.files.items():
-        status = path.stat()
-        sources[str(path.absolute())] = [status.st_size, status.st_mtime_ns, digest]
     return {
         "config": json.loads(json.dumps(dataclasses.asdict(checkpoint.config))),
         "loras": [[str(lora.path.absolute()), lora.weight] for lora in checkpoint.loras],
         "recipe": recipe.digest(),
         "linked": link_weights,
-        "sources": sources,
+        "sources": checkpoint.identity(),
     }
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..compute_capability import parse_capabilities, sm_name
 from ..errors import KontextError
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -158,19 +159,23 @@ def compile_variants(arch: int, only: str | None = None) -> Iterator[tuple[str, 
 
 
 def parse_architectures(text: str) -> tuple[int, ...]:
-    """sm_89,sm_120 as (89, 120)."""
-    names = [f"sm_{arch}" for arch in ARCHITECTURES]
-    chosen = [name.strip() for name in text.split(",")]
-    for name in chosen:
-        if name not in names:
-            raise KontextError(f"there are kernels for {', '.join(names)}, not for {name!r}")
-    return tuple(int(name.removeprefix("sm_")) for name in chosen)
+    """sm_89,sm_120 as (89, 120).
+
+    Raises:
+        KontextError: no architecture, or one that there are no kernels for.
+    """
+    chosen = parse_capabilities(text)
+    for arch in chosen:
+        if arch not in ARCHITECTURES:
+            known = ", ".join(map(sm_name, ARCHITECTURES))
+            raise KontextError(f"there are kernels for {known}, not for {sm_name(arch)}")
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 where a kernel fails its checks, 2 for a mistyped option."""
     parser = argparse.ArgumentParser(prog="python -m kontext.kernels.compile", description=__doc__)
-    every = ",".join(f"sm_{arch}" for arch in ARCHITECTURES)
+    every = ",".join(map(sm_name, ARCHITECTURES))
     parser.add_argument("--arch", default=every, help=f"architectures (default: {every})")
     parser.add_argument(
         "--only", metavar="PATTERN", help="kernels whose name matches, such as 'attention fp8'"

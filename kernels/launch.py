@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compute_capability import dotted
 from ..errors import KontextError
 
 try:
@@ -144,19 +145,22 @@ def run_compiled(launch: Launch) -> None:
 
 def capability(tensor: Tensor) -> int:
     """Compute capability of a tensor's device, as 90 for 9.0; 90 too where there is none (interpreter, meta)."""
-    if tensor.device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return device_capability(tensor.device) if tensor.device.type == "cuda" else 90
+
+
+def device_capability(device: torch.device) -> int:
+    """Compute capability of a GPU, as 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
 def require_capability(arch: int, fp8: str, instead: str) -> None:
     """Raises KontextError for a GPU that is too old; `fp8` says what of it needs E4M3 (nothing: ""), and what to do
     without."""
-    require(arch >= MIN_CAPABILITY, f"these kernels need compute capability 8.0, this GPU has {arch / 10}")
+    require(arch >= MIN_CAPABILITY, f"these kernels need compute capability 8.0, this GPU has {dotted(arch)}")
     require(
         not fp8 or arch >= FP8_CAPABILITY,
-        f"{fp8} compute capability 8.9 (Ada), this GPU has {arch / 10}: use {instead}",
+        f"{fp8} compute capability 8.9 (Ada), this GPU has {dotted(arch)}: use {instead}",
     )
 
 

@@ -161,6 +161,14 @@ class Checkpoint:
     def parameters(self) -> int:
         return sum(network.parameters() for network in self.networks.values())
 
+    def identity(self) -> dict[str, list[int | str]]:
+        """What tells whether the weight files are still the same: path → size, time of change and header's SHA-256."""
+        result: dict[str, list[int | str]] = {}
+        for path, digest in self.files.items():
+            status = path.stat()
+            result[str(path.absolute())] = [status.st_size, status.st_mtime_ns, digest]
+        return result
+
 
 def with_steps(config: KontextConfig, steps: int | None) -> KontextConfig:
     if steps is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..compute_capability import parse_capability, sm_name
 from ..errors import KontextError
 
 
@@ -68,13 +69,9 @@ def find_target(text: str) -> Target:
     word = re.sub(r"[\s_-]|nvidia|geforce", "", text.lower())
     if word == "cpu":
         return Target("cpu", ON_CPU)
-    number = re.fullmatch(r"(?:sm)?(\d{2,3})[af]?|(\d{1,2})\.(\d)", word)
-    if number:
-        capability = int("".join(part for part in number.groups() if part))
-    else:
-        capability = GPUS.get(word, 0)
+    capability = parse_capability(word) or GPUS.get(word, 0)
     if capability not in ARCHITECTURES:
-        known = ", ".join(f"sm_{each}" for each in ARCHITECTURES)
+        known = ", ".join(map(sm_name, ARCHITECTURES))
         raise KontextError(
             f"GPU {text!r} is not known: name an architecture ({known}), a card such as RTX 4090, or cpu"
         )
@@ -83,4 +80,4 @@ def find_target(text: str) -> Target:
         formats = ("fp8", *formats)
     if capability >= FP4_FROM:
         formats = (*formats, "nvfp4")
-    return Target(f"sm_{capability}", formats)
+    return Target(sm_name(capability), formats)

@@ -12,6 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ..compute_capability import engine_target
 from ..errors import KontextError
 
 OUT_OF_MEMORY = 2
@@ -101,7 +102,7 @@ class CudaDriver:
             value = ctypes.c_int()
             self.call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), self.device)
             parts.append(value.value)
-        return f"sm{parts[0]}{parts[1]}"
+        return engine_target(10 * parts[0] + parts[1])
 
     def free_bytes(self) -> int:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.launch import FP8_CAPABILITY, device_capability
 from ...kernels.numeric import quantize_rows
 
 
@@ -69,7 +70,7 @@ def limits(clock: Clock, side: int) -> dict[str, Any]:
     b = torch.randn(side, side, device=device).to(torch.bfloat16)
     operations = 2 * side**3
     found["bf16_tflop_s"] = operations / clock.milliseconds(lambda: a @ b) / 1e9
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+    if device.type == "cuda" and device_capability(device) >= FP8_CAPABILITY:
         (a8, a_scale), (b8, b_scale) = quantize_rows(a.float(), "fp8"), quantize_rows(b.float(), "fp8")
 
         def product() -> torch.Tensor:

@@ -256,10 +256,6 @@ def keep(statistics: Statistics, path: Path) -> None:
 
 def digest(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> str:
     """Of everything that the statistics depend on: the weights' files, LoRAs, samples, sampler, linears watched."""
-    files = {}
-    for path, header in checkpoint.files.items():
-        status = path.stat()
-        files[str(path.absolute())] = [status.st_size, status.st_mtime_ns, header]
     watched = {
         name: sorted(
             weight
@@ -270,7 +266,7 @@ def digest(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> str:
     }
     parts = {
         "version": VERSION,
-        "files": files,
+        "files": checkpoint.identity(),
         "loras": [[lora.digest, lora.weight] for lora in checkpoint.loras],
         "samples": samples.digest(),
         "sampler": repr(checkpoint.config.sampler),

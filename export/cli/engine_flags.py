@@ -20,7 +20,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target",
         metavar="SM,…",
-        help="architectures to compile for, such as sm86,sm89,sm120 (default: this machine's GPU)",
+        help="architectures to compile for, such as sm_86,sm_89,sm_120 (default: this machine's GPU)",
     )
     group.add_argument(
         "--engine-weights",

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...compute_capability import engine_target, parse_capabilities
 from ...errors import KontextError
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from ...runtime.cache import cache_folder
@@ -81,12 +82,8 @@ def engine_options(given: argparse.Namespace) -> EngineOptions:
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
-    """«sm86,sm89» as architectures. Raises KontextError."""
-    targets = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
-    for target in targets:
-        if not re.fullmatch(r"sm\d{2,3}", target):
-            raise KontextError(f"--target takes architectures such as sm86,sm89,sm120, not {target!r}")
-    return targets
+    """ "sm_86,8.9" as ("sm86", "sm89"), the manifest's spelling. Raises KontextError."""
+    return tuple(map(engine_target, parse_capabilities(text)))
 
 
 def check_options(options: EngineOptions) -> EngineOptions:

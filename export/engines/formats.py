@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...compute_capability import parse_capability
 from ...errors import KontextError
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 
@@ -63,6 +64,7 @@ def check_bundle(bundle: Bundle, target: str) -> None:
             f"{bundle.folder} computes in fp32, and TensorRT has attention in 16 bits only: export with --bf16 or "
             "--fp16"
         )
+    capability = parse_capability(target) or 0
     for graph in bundle.graphs:
         formats = formats_of(bundle, graph)
         for name in formats.weights:
@@ -76,7 +78,7 @@ def check_bundle(bundle: Bundle, target: str) -> None:
             # The product comes out in fp16 before it is scaled: sums of up to 448 * 448.
             raise KontextError(f"products in FP8 leave the range of fp16 ({graph}): export with --bf16 --fp8")
         for name in (formats.compute, *formats.weights, *formats.activations):
-            if int(target[2:]) < FIRST_WITH.get(name, 0):
+            if capability < FIRST_WITH.get(name, 0):
                 raise KontextError(
                     f"{target} has no {name} ({graph}): it takes bundles made with --fp16, with --int8 --weight-only "
                     "or --int4 beside it"

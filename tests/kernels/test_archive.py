@@ -131,8 +131,8 @@ def test_sizes_are_the_manifests() -> None:
 
 
 def test_architectures_by_name() -> None:
-    assert compile.parse_architectures("sm_89, sm_120") == (89, 120)
-    with pytest.raises(KontextError, match="not for 'sm_75'"):
+    assert compile.parse_architectures("sm_89, 12.0") == (89, 120)
+    with pytest.raises(KontextError, match="not for sm_75"):
         compile.parse_architectures("sm_75")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,15 @@ def test_diffusers_loads_what_we_write_and_we_read_what_it_writes(
 def test_opening_reads_no_weight(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kontext.model.safetensors_file.TensorInfo.read", lambda self: pytest.fail("read"))
     assert Checkpoint.open(folder).parameters() == 497_259
+
+
+def test_the_identity_changes_with_any_weight_file(folder: Path) -> None:
+    before = Checkpoint.open(folder).identity()
+    assert before == Checkpoint.open(folder).identity()
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    os.utime(file, ns=(1, 1))
+    after = Checkpoint.open(folder).identity()
+    assert [path for path in before if before[path] != after[path]] == [str(file.absolute())]
 
 
 def test_shards_and_cache_links(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ....compute_capability import sm_name
+from ....kernels.launch import device_capability
 from ....model.config import KontextConfig
 from ....model.networks import NETWORKS, build_network
 from ....quant.memory import CUDA, Workload, demands
@@ -47,13 +49,12 @@ class Device:
     def of(cls, device: torch.device) -> Device:
         if device.type != "cuda":  # there is nothing that is exhausted
             return cls(0, 0)
-        major, minor = torch.cuda.get_device_capability(device)
         free, total = torch.cuda.mem_get_info(device)
         share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
         allowed = int(share(device.index) * total)
         if allowed < total:
             free, total = min(free, allowed - torch.cuda.memory_reserved(device)), allowed
-        return cls(free, total, 10 * major + minor)
+        return cls(free, total, device_capability(device))
 
     @property
     def budget(self) -> int:
@@ -204,7 +205,7 @@ def fit_flags(config: KontextConfig, work: Workload, device: Device) -> str:
     side = 2 * config.autoencoder.downscale
     flags = [f"--fit {math.floor(device.budget / 1e8) / 10:g}GB"]
     if device.capability:
-        flags.append(f"--gpu sm_{device.capability}")
+        flags.append(f"--gpu {sm_name(device.capability)}")
     pixels = work.width * work.height
     if pixels > config.autoencoder.sample_size**2:
         length = math.ceil(math.sqrt(pixels) / side) * side

@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ....compute_capability import sm_name
 from ....errors import KontextError
 from ....kernels.archive import INDEX
 from ....kernels.driver import register
-from ....kernels.launch import triton
+from ....kernels.launch import device_capability, triton
 from ....model.config import PARTS, KontextConfig, part_from_json
 from ....model.dtypes import COMPUTE_DTYPES
 from ....model.networks import build_network
@@ -131,12 +132,12 @@ class TorchBackend:
 
     def register_kernels(self) -> None:
         """Without Triton, kernels are the bundle's own compiled ones for this GPU."""
-        major, minor = torch.cuda.get_device_capability(self.device)
-        folder = self.bundle.folder / "kernels" / f"sm_{major}{minor}"
-        if f"kernels/sm_{major}{minor}/{INDEX}" not in self.bundle.files:
+        architecture = sm_name(device_capability(self.device))
+        folder = self.bundle.folder / "kernels" / architecture
+        if f"kernels/{architecture}/{INDEX}" not in self.bundle.files:
             raise KontextError(
                 f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels for this GPU: "
-                f"pip install 'kontext-export[gpu]', or export with --kernels sm_{major}{minor}"
+                f"pip install 'kontext-export[gpu]', or export with --kernels {architecture}"
             )
         register(folder)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ....compute_capability import dotted
 from ....errors import KontextError
 from ....kernels.adaln import adaln_op, adaln_quantize_op
 from ....kernels.autotune import fastest
@@ -18,7 +19,7 @@ from ....kernels.gelu import gelu_join_op, gelu_join_quantize_op
 from ....kernels.gemm import scaled_linear_op
 from ....kernels.int4 import int4_linear_op
 from ....kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
-from ....kernels.launch import FP8_CAPABILITY, capability
+from ....kernels.launch import FP8_CAPABILITY, capability, device_capability
 from ....kernels.residual import gate_residual_op
 from .weights import StoredLinear
 
@@ -259,12 +260,10 @@ def choose_activations(asked: str, weights: set[str], device: torch.device) -> s
     """
     if asked not in ACTIVATIONS:
         raise KontextError(f"activations {asked!r} are not known: choose from {', '.join(ACTIVATIONS)}")
-    old = False
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        old = 10 * major + minor < FP8_CAPABILITY
+    arch = device_capability(device) if device.type == "cuda" else FP8_CAPABILITY
+    old = arch < FP8_CAPABILITY
     if asked == "fp8" and old:
-        raise KontextError(f"FP8 activations need compute capability 8.9 (Ada), this GPU has {major}.{minor}")
+        raise KontextError(f"FP8 activations need compute capability 8.9 (Ada), this GPU has {dotted(arch)}")
     if asked == "fp8" and not weights & {"fp8", "int4"}:
         raise KontextError("FP8 activations go with FP8 or INT4 weights, which this bundle does not have")
     if asked == "int8" and "int8" not in weights:

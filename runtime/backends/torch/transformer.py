@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ....compute_capability import dotted
 from ....errors import KontextError
 from ....kernels.adaln import adaln_op
 from ....kernels.attention import attention_op, attention_quantized_op
 from ....kernels.autotune import fastest
-from ....kernels.launch import FP8_CAPABILITY, MIN_CAPABILITY
+from ....kernels.launch import FP8_CAPABILITY, MIN_CAPABILITY, device_capability
 from ....kernels.norm_rope import HEAD_DIMS, norm_rope_op, split_qkv
 from ....kernels.norm_rope_quantize import norm_rope_quantize_op
 from ....model.config import TransformerConfig
@@ -138,16 +139,15 @@ def choose_attention(asked: str, head_dim: int, device: torch.device) -> str:
         )
     if device.type != "cuda":
         return "16-bit" if asked == "auto" else asked
-    major, minor = torch.cuda.get_device_capability(device)
-    arch = 10 * major + minor
+    arch = device_capability(device)
     if arch < MIN_CAPABILITY:
         raise KontextError(
-            f"the kernels need compute capability 8.0 (Ampere), this GPU has {major}.{minor}: "
+            f"the kernels need compute capability 8.0 (Ampere), this GPU has {dotted(arch)}: "
             "use --backend onnxruntime"
         )
     if asked in ("fp8", "int8") and arch < FP8_CAPABILITY:
         raise KontextError(
-            f"{asked} attention needs compute capability 8.9 (Ada), this GPU has {major}.{minor}"
+            f"{asked} attention needs compute capability 8.9 (Ada), this GPU has {dotted(arch)}"
         )
     if asked == "auto":
         return "fp8" if arch >= FP8_CAPABILITY else "16-bit"

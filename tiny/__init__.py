@@ -1,1 +1,1 @@
-"""The embedded model: procedural scenes, edits, the judge, the training script and the trained weights."""
+"""The embedded model: procedural scenes and edits, the judge, training, and the trained weights."""

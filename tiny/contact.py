@@ -1,4 +1,4 @@
-"""A labelled sheet of before/after pictures: rows of (before, after, prompt) in, one picture out."""
+"""A contact sheet: before and after pictures of several edits, each with its prompt, in one picture."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ PAPER, INK, FAINT = (255, 255, 255), (40, 40, 48), (150, 150, 160)
 def contact_sheet(
     rows: Sequence[tuple[Image.Image | None, Image.Image, str]], columns: int = 3, side: int = 160
 ) -> Image.Image:
-    """Draws every edit as before → after with its prompt below; `before` is None for text-to-image.
+    """Draws each edit as before → after, with its prompt below.
 
-    Pictures are fitted into `side` x `side` pixels, `columns` edits stand in one line.
+    Args:
+        rows: (before, after, prompt) of each edit; `before` is None for text-to-image.
+        columns: edits per line.
+        side: pictures are scaled to fit `side` x `side` pixels.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
@@ -57,7 +60,7 @@ def contact_sheet(
 
 
 def place(sheet: Image.Image, picture: Image.Image, x: int, y: int, side: int) -> None:
-    """Pastes `picture` fitted into a square, centred."""
+    """Pastes `picture`, scaled to fit a square of `side` pixels whose corner is (x, y), in its centre."""
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     fitted = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -65,7 +68,7 @@ def place(sheet: Image.Image, picture: Image.Image, x: int, y: int, side: int) -
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Breaks `text` into at most two lines of `width` pixels; what is longer ends with "…"."""
+    """Breaks `text` into at most two lines of `width` pixels; longer text is cut and ends with "…"."""
     per_letter = max(1.0, font.getlength(text) / max(1, len(text)))
     lines = textwrap.wrap(text, max(8, int(width / per_letter * 0.95)), max_lines=2, placeholder=" …")
     return "\n".join(lines)

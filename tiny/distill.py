@@ -1,11 +1,11 @@
-"""Stages 3 and 4: the guidance scale becomes an input, then four steps become enough.
+"""Stages 3 and 4: guidance distillation, then few-step distillation.
 
-Guidance (Meng et al. 2023, "On Distillation of Guided Diffusion Models"): the student, told the scale w, learns the
-teacher's v(empty) + w * (v(prompt) - v(empty)) in one evaluation, as FLUX [dev] does.
+Guidance (Meng et al. 2023, "On Distillation of Guided Diffusion Models"): with the scale w as an input, the student
+learns the teacher's v(empty) + w * (v(prompt) - v(empty)) in one evaluation, as FLUX [dev] does.
 
-Few steps (Wang et al. 2024, "Phased Consistency Models"): the flow's time is cut where the 4-step schedule steps;
-inside a phase the student's straight line must reach the same end from every point of the teacher's trajectory. Because
-each phase keeps its own end, the model stays a flow that more steps can follow too.
+Few steps (Wang et al. 2024, "Phased Consistency Models"): the 4-step schedule divides the flow's time into phases;
+within a phase, the student's straight line must end at the same point from everywhere on the teacher's trajectory.
+Since every phase has its own end point, the model is still a flow, and can be sampled with more steps too.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .train_flow import (
 
 GUIDANCE_RANGE = (1.0, 4.0)
 GUIDANCE_STRENGTH = 1 / 3
-"""How much of the scale beyond 1 the student takes to heart. FLUX's default of 2.5 so means 1.5 here: halfway through
-the flow's training 69 of 90 edits succeeded at that, 65 at 1 and 63 at 2.5 (8 steps). They have one right answer,
-easily overshot, and the better the flow, the less guidance it needs.
+"""The student learns scale 1 + (w - 1) / 3 for input w, so FLUX's default of 2.5 means 1.5 here. Halfway through the
+flow's training, 69 of 90 edits succeeded at 1.5, 65 at 1 and 63 at 2.5 (8 steps): edits have one correct answer, which
+guidance easily overshoots, and the better the flow, the less guidance it needs.
 """
 PHASES = 4
 TEACHER_STEPS_PER_PHASE = 8
@@ -47,7 +47,7 @@ FIRST_FILL = 1_024
 
 @dataclass
 class Conditioned:
-    """One batch with everything a velocity needs but the point on the trajectory."""
+    """A batch with all inputs of the velocity except the point on the trajectory."""
 
     target: Tensor
     source: Tensor
@@ -65,7 +65,8 @@ Loss = Callable[[KontextNetwork, KontextNetwork, KontextNetwork, Conditioned], T
 def guidance_loss(
     student: KontextNetwork, _: KontextNetwork, teacher: KontextNetwork, batch: Conditioned
 ) -> Tensor:
-    """Squared distance to the teacher's guided velocity, v(empty) + w' * (v(prompt) - v(empty)) with w' nearer to 1."""
+    """Squared distance to the teacher's v(empty) + w' * (v(prompt) - v(empty)), w' = 1 + `GUIDANCE_STRENGTH` * (w -
+    1)."""
     time = shifted_time(torch.rand(len(batch.target), device=batch.target.device))
     noisy = torch.lerp(batch.target, torch.randn_like(batch.target), time[:, None, None])
     one = torch.ones_like(batch.guidance)
@@ -80,19 +81,20 @@ def guidance_loss(
 
 
 def phase_edges(device: torch.device | str) -> Tensor:
-    """Times where the few-step schedule steps, from 1 down to 0."""
+    """The times of the few-step schedule, from 1 down to 0."""
     return shifted_time(torch.linspace(1, 0, PHASES + 1, device=device))
 
 
 def consistency_loss(
     student: KontextNetwork, average: KontextNetwork, teacher: KontextNetwork, batch: Conditioned
 ) -> Tensor:
-    """Squared distance between the velocities that reach the phase's end from here and from one teacher step on."""
+    """Squared distance between the velocities to the phase's end from here, and from one step of the teacher further
+    on."""
     rows, device = len(batch.target), batch.target.device
     edges = phase_edges(device)
     phase = torch.randint(PHASES, (rows,), device=device)
     start, end = edges[phase], edges[phase + 1]
-    # Positions 0 .. T-1 in the phase; 0, its very start, is the only one that 4-step sampling visits: half of the rows.
+    # Positions 0 .. T-1 in the phase. Half of the rows take 0, its start: the only one that 4-step sampling visits.
     position = torch.randint(TEACHER_STEPS_PER_PHASE, (rows,), device=device) * (
         torch.rand(rows, device=device) < 0.5
     )
@@ -109,9 +111,10 @@ def consistency_loss(
         reached = moved + (end - later)[:, None, None] * velocity(average, moved, later)
         wanted = (reached - noisy) / (end - time)[:, None, None]
     error = (velocity(student, noisy, time) - wanted).square().mean((1, 2))
+    remaining = (time - end) / (start - end)
     return (
-        error * ((time - end) / (start - end))
-    ).mean()  # short remainders divide by little: weigh them less
+        error * remaining
+    ).mean()  # `wanted` divides by what remains of the phase, so errors near its end are large
 
 
 LOSSES: dict[str, tuple[Loss, float]] = {
@@ -122,7 +125,7 @@ LOSSES: dict[str, tuple[Loss, float]] = {
 
 
 def load_network(config: KontextConfig, state: Path, device: str) -> KontextNetwork:
-    """A frozen network with the averaged weights of a finished stage."""
+    """A frozen network with the averaged weights of a stage's state."""
     network = KontextNetwork(config)
     network.load_state_dict(run_state.load_average(state))
     return network.requires_grad_(False).to(device)
@@ -138,7 +141,7 @@ def distill(
     device: str,
     compiled: bool = False,
 ) -> None:
-    """Trains stage "guidance" or "fewstep" from `teacher_state`'s averaged weights; text encoders stay as they are."""
+    """Trains stage "guidance" or "fewstep" from `teacher_state`'s averaged weights; text encoders are frozen."""
     loss_of, peak_rate = LOSSES[stage]
     path = run / f"{stage}.safetensors"
     teacher = load_network(config, teacher_state, device)
@@ -150,7 +153,7 @@ def distill(
         for network in (teacher, student, average_network):
             compile_blocks(network)
     matrices = [p for p in block_matrices(student) if p.requires_grad]
-    session = run_state.Session(path, student, optimizers_for(student, matrices), 0.995)
+    session = run_state.TrainingSession(path, student, optimizers_for(student, matrices), 0.995)
     prompts = Prompts(run, config)
     pool = EditPool(encoder, POOL, session.data_seed(3), device)
     pool.fill(FIRST_FILL)
@@ -161,10 +164,10 @@ def distill(
             part.expand(BATCH, *part.shape[1:]) for part in teacher.encode_text(*empty)
         )
     low, high = GUIDANCE_RANGE
-    smooth = run_state.Smooth()
-    with session.training(minutes) as clock:
-        while clock.fraction < 1:
-            rate = peak_rate * min(1, (session.step + 1) / 100) * (1 - clock.fraction)
+    shown_loss = run_state.RunningMean()
+    with session.training(minutes) as budget:
+        while budget.fraction < 1:
+            rate = peak_rate * min(1, (session.step + 1) / 100) * (1 - budget.fraction)
             session.set_learning_rate(rate)
             pool.add(FRESH_PER_STEP)
             drawn = pool.sample(BATCH)
@@ -179,9 +182,9 @@ def distill(
                 loss = loss_of(student, average_network, teacher, batch)
             session.update(loss)
             copy_into(average_network, session.average.weights)
-            smooth.add(float(loss.detach()))
+            shown_loss.add(float(loss.detach()))
             if session.step % 10 == 0:
-                session.show(loss=f"{smooth.value:.5f}")
+                session.show(loss=f"{shown_loss.value:.5f}")
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Antialiased masks of everything the tiny world shows, drawn once at 4x with Pillow and kept.
+"""Antialiased masks of everything that scenes contain: float32 [height, width] in 0..1.
 
-Names and sizes in, masks out: float32 [height, width] in 0..1. Painting a scene is then a few blends.
+They are drawn with Pillow at 4x, scaled down and cached. Painting a scene then takes a few blends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Colour: TypeAlias = tuple[int, int, int]
 Point: TypeAlias = tuple[float, float]
 
 SUPERSAMPLE = 4
-# Sizes below are in units of a 128-pixel picture.
+# Sizes below are in pixels of a 128 x 128 picture.
 OUTLINE = 1.6
 THICK_OUTLINE = 2.6
 SIGN_SIZE = (118, 38)
@@ -34,7 +34,7 @@ POSES = ("up", "down", "waving")
 
 
 def polygon(shape: str) -> list[Point]:
-    """The corner points of a shape that fills the square -1..1 (y points down)."""
+    """The corners of a shape that fills the square -1..1 (y points down)."""
     if shape == "circle":
         return [(0.98 * math.cos(a), 0.98 * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 72, False)]
     if shape == "square":
@@ -74,7 +74,7 @@ def polygon(shape: str) -> list[Point]:
 
 
 class Pen:
-    """Draws into one 4x supersampled mask; coordinates are pixels of the final picture."""
+    """Draws into one 4x supersampled mask; coordinates are in pixels of the final picture."""
 
     def __init__(self, width: int, height: int) -> None:
         self.size = (width, height)
@@ -88,7 +88,7 @@ class Pen:
             self.stroke(points, 2 * grow, fill)
 
     def stroke(self, points: Sequence[Point], width: float, fill: int = 255) -> None:
-        """A closed line of this width with round corners."""
+        """A closed line of `width` pixels with round corners."""
         scaled = [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points]
         self.draw.line([*scaled, scaled[0]], fill=fill, width=round(width * SUPERSAMPLE))
         for x, y in points:
@@ -135,9 +135,9 @@ def frozen(mask: Mask) -> Mask:
 
 @lru_cache(maxsize=1024)
 def shape_masks(shape: str, size: int, line: float) -> tuple[Mask, Mask]:
-    """(silhouette with outline, inside without) of a shape `size` pixels wide, its outline `line` wide.
+    """(silhouette with outline, inside without outline) of a shape `size` pixels wide; the outline is `line` wide.
 
-    Both are [size + 2 m, size + 2 m] with the shape in the middle.
+    Both are [size + 2 margin, size + 2 margin], with the shape in the middle.
     """
     margin = math.ceil(line) + 1
     side = size + 2 * margin
@@ -152,7 +152,7 @@ def shape_masks(shape: str, size: int, line: float) -> tuple[Mask, Mask]:
 
 @lru_cache(maxsize=256)
 def glow_mask(shape: str, size: int, line: float, radius: float) -> Mask:
-    """A blurred halo around a shape's outline, on the mask's box widened by 3 radii on each side."""
+    """A blurred halo around a shape's outline; the shape's mask, 3 radii larger on each side."""
     outer, inner = shape_masks(shape, size, line)
     pad = math.ceil(3 * radius)
     ring = np.pad(outer - inner, pad)
@@ -164,7 +164,7 @@ def glow_mask(shape: str, size: int, line: float, radius: float) -> Mask:
 
 @lru_cache(maxsize=64)
 def pattern(name: str, width: int, height: int, scale: float) -> Mask:
-    """A fill pattern over a whole picture: "stripes" (diagonal), "dots" (staggered) or "chalk" (hatching)."""
+    """A fill pattern of a whole picture: "stripes" (diagonal), "dots" (staggered) or "chalk" (hatching)."""
     factor = SUPERSAMPLE
     y, x = (np.mgrid[0 : height * factor, 0 : width * factor] + 0.5) / (factor * scale)
     if name == "stripes":
@@ -183,7 +183,7 @@ def pattern(name: str, width: int, height: int, scale: float) -> Mask:
 
 
 def bold_font(pixels: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own scalable font (Aileron): the same letters on every machine."""
+    """Pillow's built-in scalable font (Aileron), so that letters are the same on every machine."""
     font = ImageFont.load_default(pixels)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
     return font
@@ -191,7 +191,7 @@ def bold_font(pixels: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=512)
 def word_mask(word: str, width: int, height: int, scale: float) -> Mask:
-    """Bold letters, each centred in a slot of its own, the word centred in [height, width]."""
+    """Bold letters, each centred in a slot of fixed width; the word is centred in [height, width]."""
     pen = Pen(width, height)
     pixels = round((36 if len(word) == 1 else 32) * scale * SUPERSAMPLE)
     font, pitch = bold_font(pixels), 26.5 * scale
@@ -208,7 +208,7 @@ def word_mask(word: str, width: int, height: int, scale: float) -> Mask:
 
 @lru_cache(maxsize=16)
 def sign_masks(scale: float) -> tuple[Mask, Mask]:
-    """(board with frame, board without) of the sign."""
+    """(board with frame, board without frame) of the sign."""
     width, height = round(SIGN_SIZE[0] * scale), round(SIGN_SIZE[1] * scale)
     line = OUTLINE * scale
     outer, inner = Pen(width, height), Pen(width, height)
@@ -218,7 +218,7 @@ def sign_masks(scale: float) -> tuple[Mask, Mask]:
 
 
 def body_parts(pen: Pen, body: str, head: str, pose: str, scale: float, grow: float) -> None:
-    """The silhouette of a character: legs, arms, ears and trunk, all widened by `grow`."""
+    """Draws the silhouette of a character: legs, arms, ears and trunk, all `grow` pixels wider."""
     s = scale
 
     def capsule(x0: float, y0: float, x1: float, y1: float, r: float) -> None:
@@ -249,7 +249,7 @@ def body_parts(pen: Pen, body: str, head: str, pose: str, scale: float, grow: fl
 
 @lru_cache(maxsize=256)
 def character_masks(body: str, head: str, pose: str, scale: float) -> dict[str, Mask]:
-    """Silhouette with outline ("outer"), without ("inner"), and the hat ("dark"), each [112, 80] x scale."""
+    """Silhouette with outline ("outer") and without ("inner"), and the hat ("dark"), each [112, 80] x scale."""
     size = round(CHARACTER_SIZE[0] * scale), round(CHARACTER_SIZE[1] * scale)
     outer, inner, dark = Pen(*size), Pen(*size), Pen(*size)
     body_parts(outer, body, head, pose, scale, OUTLINE * scale)
@@ -262,7 +262,7 @@ def character_masks(body: str, head: str, pose: str, scale: float) -> dict[str, 
 
 @lru_cache(maxsize=64)
 def face_masks(eyes: int, belly: str, scale: float) -> dict[str, Mask]:
-    """Keys "white" (belly and whites of the eyes), "rim" (around the eyes) and "dark" (pupils and mouth)."""
+    """ "white" (belly and whites of the eyes), "rim" (around the eyes) and "dark" (pupils and mouth)."""
     size = round(CHARACTER_SIZE[0] * scale), round(CHARACTER_SIZE[1] * scale)
     white, rim, dark, s = Pen(*size), Pen(*size), Pen(*size), scale
     places: dict[int, list[tuple[float, float, float]]] = {
@@ -286,7 +286,7 @@ def face_masks(eyes: int, belly: str, scale: float) -> dict[str, Mask]:
 
 @lru_cache(maxsize=16)
 def night_sky(width: int, height: int, scale: float) -> Mask:
-    """Small stars in the gaps between the places where objects stand."""
+    """Small stars in the gaps between the nine places of objects."""
     pen = Pen(width, height)
     for x, y, radius in (
         (44, 8, 1.7),
@@ -302,14 +302,14 @@ def night_sky(width: int, height: int, scale: float) -> Mask:
 
 
 def paint(canvas: Canvas, mask: Mask, colour: Colour, x: int, y: int) -> None:
-    """Blends `colour` into `canvas` [H, W, 3] through `mask`, whose top left corner lies at (x, y)."""
+    """Blends `colour` into `canvas` [H, W, 3] through `mask`, whose top left corner is at (x, y)."""
     view, part = overlap(canvas, mask, x, y)
     if part.size:
         view += (np.asarray(colour, dtype=np.float32) - view) * part[..., None]
 
 
 def overlap(canvas: NDArray[np.float32], mask: Mask, x: int, y: int) -> tuple[NDArray[np.float32], Mask]:
-    """The parts of `canvas` and `mask` that lie over each other when the mask's corner is at (x, y)."""
+    """The overlapping parts of `canvas` and `mask` when the mask's top left corner is at (x, y)."""
     height, width = canvas.shape[:2]
     top, left = max(0, -y), max(0, -x)
     bottom, right = min(mask.shape[0], height - y), min(mask.shape[1], width - x)

@@ -1,10 +1,10 @@
-"""Edits of the tiny world: an instruction, the scene before and the one right scene after.
+"""Edits of the tiny world: an instruction, the scene before, and the one correct scene after.
 
-`sample_edit(rng)` draws one of a kind; combinations are split once and for all into train and test. The
-split is over what the instruction is about, named in `Edit.keys`: about 10 % of all combinations, picked
-by a checksum, appear in test edits only. Every single word, colour, shape and place is seen in training.
+`sample_edit(rng)` draws a random edit. What an instruction is about is named in `Edit.keys`; a checksum of the keys
+splits all combinations into train and test once and for all. About 10 % appear in test edits only. Every single word,
+colour, shape and place occurs in training.
 
-| kind | combination that is held out |
+| kind | combination that is split |
 |---|---|
 | recolour | shape, old colour, new colour |
 | add, remove | shape, colour, place |
@@ -28,7 +28,6 @@ import numpy as np
 
 from .draw import BELLIES, BODIES, HEADS, POSES, SHAPES
 from .phrases import ALL_TEXTS, AT, LETTERS, POSE_WORDS, TEMPLATES, TO, WORDS
-from .phrases import vocabulary as vocabulary  # for who asks here what prompts may say
 from .scenes import (
     BACKGROUNDS,
     CHARACTER_PLACES,
@@ -41,8 +40,8 @@ from .scenes import (
     STYLES,
     Character,
     Identity,
-    Item,
     Scene,
+    SceneObject,
     Sign,
 )
 
@@ -58,7 +57,7 @@ GROUPS: dict[str, str] = {
     "style": "style",
 }
 KINDS = tuple(GROUPS)
-# How often each kind is drawn for training; the harder ones more often. Tests weigh all KINDS alike.
+# How often each kind is drawn for training; the harder ones more often. The test split draws all KINDS equally often.
 TRAINING_SHARES: dict[str, float] = {
     "recolour": 0.17,
     "add": 0.05,
@@ -71,7 +70,7 @@ TRAINING_SHARES: dict[str, float] = {
     "style": 0.17,
     "draw": 0.01,
 }
-HELD_OUT_SHARE = 10  # one combination in this many
+HELD_OUT_SHARE = 10  # one combination in 10 is held out for tests
 
 CHARACTER_COLOURS = tuple(name for name in COLOURS if name != "white")  # bellies are white
 STYLE_COLOURS = CHARACTER_COLOURS  # white lines do not show on paper
@@ -79,7 +78,7 @@ STYLE_COLOURS = CHARACTER_COLOURS  # white lines do not show on paper
 
 @dataclass(frozen=True)
 class Edit:
-    """One instruction with the scene before (None for text-to-image) and after; `keys` decide its split."""
+    """An instruction with the scene before (None for text-to-image) and after; `keys` decide its split."""
 
     kind: str
     prompt: str
@@ -101,12 +100,12 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def pick_several(rng: np.random.Generator, choices: Sequence[T], count: int) -> list[T]:
-    """`count` different ones, in random order."""
+    """`count` different choices, in random order."""
     return [choices[int(i)] for i in rng.permutation(len(choices))[:count]]
 
 
 def held_out(key: tuple[str, ...]) -> bool:
-    """Whether a combination belongs to the test split (a checksum, hence the same on every machine)."""
+    """Whether a combination belongs to the test split; a checksum decides, so it is the same on every machine."""
     return zlib.crc32("/".join(key).encode()) % HELD_OUT_SHARE == 3
 
 
@@ -122,13 +121,13 @@ def article(colour: str, shape: str) -> str:
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
 
 
-def sample_items(rng: np.random.Generator, low: int = 1, high: int = 3) -> tuple[Item, ...]:
-    """Objects of different shapes and colours at different places."""
+def sample_objects(rng: np.random.Generator, low: int = 1, high: int = 3) -> tuple[SceneObject, ...]:
+    """`low` to `high` objects of different shapes and colours at different places."""
     count = int(rng.integers(low, high + 1))
     shapes = pick_several(rng, SHAPES, count)
     colours = pick_several(rng, tuple(COLOURS), count)
     places = pick_several(rng, tuple(PLACES), count)
-    return tuple(Item(*which) for which in zip(shapes, colours, places, strict=True))
+    return tuple(SceneObject(*which) for which in zip(shapes, colours, places, strict=True))
 
 
 def sample_background(rng: np.random.Generator, *taken: str) -> str:
@@ -136,14 +135,14 @@ def sample_background(rng: np.random.Generator, *taken: str) -> str:
 
 
 def object_scene(rng: np.random.Generator, low: int = 1, high: int = 3) -> Scene:
-    items = sample_items(rng, low, high)
+    items = sample_objects(rng, low, high)
     return Scene(sample_background(rng, *(item.colour for item in items)), items)
 
 
 def sign_scene(rng: np.random.Generator, word: str) -> Scene:
-    """A sign in one row and sometimes an object in another."""
+    """A sign in one row, and sometimes an object in another row."""
     row = int(rng.integers(3))
-    items = sample_items(rng, 1, 1) if rng.random() < 0.5 else ()
+    items = sample_objects(rng, 1, 1) if rng.random() < 0.5 else ()
     items = tuple(item for item in items if PLACES[item.place][0] != row)
     background = sample_background(rng, *(item.colour for item in items))
     return Scene(background, items, Sign(word, pick(rng, tuple(INKS)), row))
@@ -165,11 +164,11 @@ def character_scene(rng: np.random.Generator) -> Scene:
 
 
 def any_scene(rng: np.random.Generator) -> tuple[Scene, str]:
-    """A scene for a global edit, and its main colour."""
+    """A scene for a global edit, and its main colour: of its first object, its sign's ink or its character."""
     chance = rng.random()
     if chance < 0.7:
         scene = object_scene(rng)
-        return scene, scene.items[0].colour
+        return scene, scene.objects[0].colour
     if chance < 0.85:
         scene = sign_scene(rng, pick(rng, ALL_TEXTS))
         return scene, scene.sign.ink if scene.sign else ""
@@ -178,55 +177,55 @@ def any_scene(rng: np.random.Generator) -> tuple[Scene, str]:
 
 
 def is_colourful(scene: Scene) -> bool:
-    """Whether anything in the scene would change in black and white."""
-    shown = [scene.background, *(item.colour for item in scene.items)]
+    """Whether the scene has any colour that black and white would remove."""
+    shown = [scene.background, *(item.colour for item in scene.objects)]
     shown += [scene.sign.ink] if scene.sign else []
     return scene.character is not None or any(name not in ("white", "grey", "black") for name in shown)
 
 
 def recolour(rng: np.random.Generator) -> Edit:
     scene = object_scene(rng)
-    which = int(rng.integers(len(scene.items)))
-    item = scene.items[which]
-    taken = {scene.background, *(other.colour for other in scene.items)}
+    which = int(rng.integers(len(scene.objects)))
+    item = scene.objects[which]
+    taken = {scene.background, *(other.colour for other in scene.objects)}
     new = pick(rng, [name for name in COLOURS if name not in taken])
-    items = tuple(replace(x, colour=new) if x is item else x for x in scene.items)
+    items = tuple(replace(x, colour=new) if x is item else x for x in scene.objects)
     prompt = sentence(rng, "recolour", shape=item.shape, old=item.colour, new=new)
     key = ("recolour", item.shape, item.colour, new)
-    return Edit("recolour", prompt, scene, replace(scene, items=items), (key,))
+    return Edit("recolour", prompt, scene, replace(scene, objects=items), (key,))
 
 
 def add(rng: np.random.Generator) -> Edit:
     full = object_scene(rng, 2, 3)
-    new = full.items[-1]
-    prompt = sentence(rng, "add", item=article(new.colour, new.shape), at=AT[new.place])
+    new = full.objects[-1]
+    prompt = sentence(rng, "add", object=article(new.colour, new.shape), at=AT[new.place])
     key = ("add", new.shape, new.colour, new.place)
-    return Edit("add", prompt, replace(full, items=full.items[:-1]), full, (key,))
+    return Edit("add", prompt, replace(full, objects=full.objects[:-1]), full, (key,))
 
 
 def remove(rng: np.random.Generator) -> Edit:
     scene = object_scene(rng)
-    gone = pick(rng, scene.items)
-    items = tuple(item for item in scene.items if item is not gone)
+    gone = pick(rng, scene.objects)
+    items = tuple(item for item in scene.objects if item is not gone)
     prompt = sentence(rng, "remove", shape=gone.shape, colour=gone.colour)
     key = ("remove", gone.shape, gone.colour, gone.place)
-    return Edit("remove", prompt, scene, replace(scene, items=items), (key,))
+    return Edit("remove", prompt, scene, replace(scene, objects=items), (key,))
 
 
 def move(rng: np.random.Generator) -> Edit:
     scene = object_scene(rng)
-    item = pick(rng, scene.items)
-    taken = {other.place for other in scene.items}
+    item = pick(rng, scene.objects)
+    taken = {other.place for other in scene.objects}
     place = pick(rng, [name for name in PLACES if name not in taken])
-    items = tuple(replace(x, place=place) if x is item else x for x in scene.items)
+    items = tuple(replace(x, place=place) if x is item else x for x in scene.objects)
     prompt = sentence(rng, "move", shape=item.shape, colour=item.colour, to=TO[place], at=AT[place])
     key = ("move", item.shape, item.place, place)
-    return Edit("move", prompt, scene, replace(scene, items=items), (key,))
+    return Edit("move", prompt, scene, replace(scene, objects=items), (key,))
 
 
 def background(rng: np.random.Generator) -> Edit:
     scene, colour = any_scene(rng)
-    taken = [colour, scene.background, *(item.colour for item in scene.items)]
+    taken = [colour, scene.background, *(item.colour for item in scene.objects)]
     new = sample_background(rng, *taken)
     key = ("background", scene.background, new, colour)
     return Edit(
@@ -254,7 +253,7 @@ def text(rng: np.random.Generator) -> Edit:
 
 
 def character(rng: np.random.Generator) -> Edit:
-    """Background, pose and place may change, at least one of them; what is not named stays."""
+    """Changes at least one of background, pose and place; whatever the instruction does not name stays."""
     scene = character_scene(rng)
     who = scene.character
     assert who is not None
@@ -277,21 +276,21 @@ def character(rng: np.random.Generator) -> Edit:
     return Edit("character", prompt, scene, target, (key,))
 
 
-def sample_layout(rng: np.random.Generator, colours: Sequence[str]) -> tuple[Item, ...]:
-    """One huge object in the centre, or two large ones: the first on the left, the second on the right."""
+def sample_layout(rng: np.random.Generator, colours: Sequence[str]) -> tuple[SceneObject, ...]:
+    """One huge object in the centre, or two large ones: first on the left, second on the right."""
     count = int(rng.integers(1, 3))
     shapes, shades = pick_several(rng, SHAPES, count), pick_several(rng, colours, count)
     if count == 1:
-        return (Item(shapes[0], shades[0], "centre", HUGE),)
-    return tuple(Item(shapes[i], shades[i], ("left", "right")[i], LARGE) for i in range(2))
+        return (SceneObject(shapes[0], shades[0], "centre", HUGE),)
+    return tuple(SceneObject(shapes[i], shades[i], ("left", "right")[i], LARGE) for i in range(2))
 
 
-def describe(items: Sequence[Item]) -> str:
+def describe(items: Sequence[SceneObject]) -> str:
     return " and ".join(article(item.colour, item.shape) for item in items)
 
 
 def style(rng: np.random.Generator) -> Edit:
-    """The source lends its style and paper; the objects and their order come from the instruction."""
+    """Style and paper come from the source; the objects and their order from the instruction."""
     name = pick(rng, STYLES)
     before = sample_layout(rng, STYLE_COLOURS)
     after = before
@@ -299,12 +298,12 @@ def style(rng: np.random.Generator) -> Edit:
         after = sample_layout(rng, STYLE_COLOURS)
     ground = sample_background(rng, *(item.colour for item in (*before, *after)))
     keys = tuple(("style", name, item.shape, item.colour) for item in after)
-    prompt = sentence(rng, "style", items=describe(after))
+    prompt = sentence(rng, "style", objects=describe(after))
     return Edit("style", prompt, Scene(ground, before, style=name), Scene(ground, after, style=name), keys)
 
 
-def draw(rng: np.random.Generator) -> Edit:
-    """Text-to-image: no source."""
+def text_to_image(rng: np.random.Generator) -> Edit:
+    """Kind "draw": no source."""
     if rng.random() < 0.3:
         word, ground = pick(rng, ALL_TEXTS), sample_background(rng)
         prompt = sentence(rng, "draw sign", word=word, background=ground).replace("a orange", "an orange")
@@ -313,11 +312,11 @@ def draw(rng: np.random.Generator) -> Edit:
         items = sample_layout(rng, tuple(COLOURS))
         what = describe(items)
     else:
-        items = sample_items(rng, 1, 1)
+        items = sample_objects(rng, 1, 1)
         what = f"{describe(items)} {AT[items[0].place]}"
     ground = sample_background(rng, *(item.colour for item in items))
     keys = tuple(("draw", item.shape, item.colour, item.place) for item in items)
-    prompt = sentence(rng, "draw", items=what, background=ground).replace("a orange", "an orange")
+    prompt = sentence(rng, "draw", objects=what, background=ground).replace("a orange", "an orange")
     return Edit("draw", prompt, None, Scene(ground, items), keys)
 
 
@@ -331,14 +330,14 @@ SAMPLERS = {
     "text": text,
     "character": character,
     "style": style,
-    "draw": draw,
+    "draw": text_to_image,
 }
 
 
 def sample_edit(rng: np.random.Generator, split: str = "train", kind: str | None = None) -> Edit:
-    """A random edit of the split ("train" or "test") and kind (one of KINDS or "draw").
+    """A random edit of a split ("train" or "test") and kind (one of KINDS, or "draw").
 
-    Without a kind, train follows TRAINING_SHARES (text-to-image included) and test takes all KINDS alike.
+    With no kind given, train draws from TRAINING_SHARES (text-to-image included), test from all KINDS equally often.
     """
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", not {split!r}')
@@ -355,7 +354,7 @@ def sample_edit(rng: np.random.Generator, split: str = "train", kind: str | None
 
 
 def all_prompts_corpus(count: int = 20_000, seed: int = 0) -> Iterator[str]:
-    """Prompts as training sees them, to train tokenizers on; the same ones every time."""
+    """`count` prompts distributed as in training, for the tokenizers to train on; the same ones for the same seed."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield sample_edit(rng).prompt

@@ -1,28 +1,27 @@
-"""Programs that say whether a picture does what its instruction asked, since tiny scenes are known.
+"""Decides whether a picture does what its instruction asked: a picture uint8 [128, 128, 3] and an `Edit` in, a
+`Verdict` out. Deterministic, with nothing learned.
 
-A picture uint8 [128, 128, 3] and an `Edit` in; a `Verdict` out. Never learned, never random.
+Every edit has one correct target. A picture succeeds if all of these hold (errors in levels of 0..255):
 
-Every edit has one right target. A picture succeeds when all of these hold (errors in levels of 0..255):
-
-- **Nearer to the target than to every wrong answer**: the source left as it is, each object in another
-  colour, as another shape, missing or elsewhere; another background, effect, ink, pose or place; each
-  feature of the character (colour, body, head, eyes, belly) changed. Where target and wrong answer differ,
-  the mean error against the target is at most `RIVAL_MARGIN` = 0.8 of that against the wrong answer.
-- **What changed is right**: mean error over the edited region at most `CHANGED_ERROR` = 40 (not for text,
-  which is read); for effects, characters, styles and drawings over the whole picture at most
-  `WHOLE_ERROR` = 20.
-- **What did not change is kept**: outside the edited region the mean error is at most `KEPT_ERROR` = 14
-  (for a new background: over objects, sign and character at most `CHANGED_ERROR`).
-- **Nothing strays in**: no 16 x 16 block is off by more than `BLOCK_ERROR` = 45, at night by half of that
-  (of text and characters: outside the edited region or the character), and none by more than
-  `EMPTY_ERROR` = 20, at night 14, counting only its pixels 3 or more away from any object.
-- **Objects stand where they should**: pixels nearer to the object's fill or outline than to the background
-  overlap its mask with IoU at least `OBJECT_IOU` = 0.6.
-- **The word is read**: of all letters and words, the one whose rendering overlaps the ink most is the
-  target's, with an overlap (soft IoU) of at least `WORD_OVERLAP` = 0.55.
-- **The style is recognised**: of all styles, sharp or slightly blurred, the nearest in local mean and local
-  contrast is the target's (flat and pixel are told apart pixel by pixel). Styles are compared through a
-  blur: a pattern may sit a little elsewhere.
+- **Closer to the target than to any wrong answer**: the unchanged source; each object in another colour, as another
+  shape, missing or elsewhere; another background, effect, ink, pose or place; each feature of the character (colour,
+  body, head, eyes, belly) changed. Over the pixels where target and wrong answer differ, the mean error against the
+  target is at most `RIVAL_MARGIN` = 0.8 of that against the wrong answer.
+- **What changed is right**: the mean error over the edited region is at most `CHANGED_ERROR` = 40 (not for text, which
+  is read instead); for effects, characters, styles and drawings it is at most `WHOLE_ERROR` = 20 over the whole
+  picture.
+- **What did not change is kept**: outside the edited region the mean error is at most `KEPT_ERROR` = 14 (for a new
+  background: at most `CHANGED_ERROR` over objects, sign and character).
+- **Nothing was added**: no 16 x 16 block has a mean error above `BLOCK_ERROR` = 45, at night half of that (for text and
+  characters: outside the edited region or the character); and none above `EMPTY_ERROR` = 20, at night 14, over its
+  pixels that are 3 or more away from any object.
+- **Objects are where they should be**: pixels closer to the object's fill or outline than to the background overlap its
+  mask with IoU of at least `OBJECT_IOU` = 0.6.
+- **The word is readable**: of all letters and words, the one whose rendering overlaps the ink most is the target's,
+  with an overlap (soft IoU) of at least `WORD_OVERLAP` = 0.55.
+- **The style is recognizable**: of all styles, sharp or slightly blurred, the one closest in local mean and local
+  contrast is the target's (flat and pixel are compared pixel by pixel). The comparison is blurred, so that a pattern
+  may be shifted a little.
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from . import draw, scenes
-from .edits import ALL_TEXTS, CHARACTER_COLOURS, Edit
+from .edits import CHARACTER_COLOURS, Edit
+from .phrases import ALL_TEXTS
 from .scenes import BACKGROUNDS, COLOURS, EFFECTS, INKS, PLACES, STYLES, UNIT, Scene
 
 RIVAL_MARGIN = 0.8
@@ -52,7 +52,7 @@ VISIBLE = 24.0  # levels by which a pixel must differ to count as different
 STYLE_BLUR = 2.0  # pixels
 STYLE_SOFTNESS = (1.0,)  # blurs of a style's rendering that are still that style
 PLAIN_STYLES = ("flat", "pixel")
-SHIFT = 12.0  # levels by which a whole picture may be lighter or darker where styles are compared
+SHIFT = 12.0  # levels by which a whole picture may be lighter or darker when styles are compared
 
 Picture = NDArray[np.float32]
 Region = NDArray[np.bool_]
@@ -60,7 +60,7 @@ Region = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`reasons` says in words what is wrong (empty on success); `scores` holds what was measured."""
+    """`reasons` are what is wrong, in words (empty on success); `scores` are the measurements."""
 
     success: bool
     reasons: tuple[str, ...]
@@ -68,7 +68,7 @@ class Verdict:
 
 
 def judge(picture: NDArray[np.uint8] | Image.Image, edit: Edit) -> Verdict:
-    """Holds `picture` (uint8 [128, 128, 3], or a PIL image of any size) against its instruction."""
+    """Checks `picture` (uint8 [128, 128, 3], or a PIL image of any size) against an edit's target."""
     answer = as_picture(picture)
     target = shown(edit.target)
     reasons: list[str] = []
@@ -98,7 +98,7 @@ def as_picture(picture: NDArray[np.uint8] | Image.Image) -> Picture:
 
 @lru_cache(maxsize=256)
 def drawn(scene: Scene) -> NDArray[np.uint8]:
-    """A rendering, kept: an edit is usually judged at several steps, with the same wrong answers."""
+    """A rendering, cached: an edit is usually judged at several steps, with the same wrong answers."""
     picture = scenes.render(scene)
     picture.setflags(write=False)
     return picture
@@ -114,13 +114,13 @@ def blurred(picture: Picture, radius: float) -> Picture:
 
 
 def widened(region: Region, pixels: int) -> Region:
-    """The region and everything within a square of this many pixels around it."""
+    """The region, extended by `pixels` in every direction."""
     image = Image.fromarray(region.astype(np.uint8) * 255)
     return np.asarray(image.filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
 
 
 def closed(region: Region) -> Region:
-    """The region with gaps of up to two pixels filled, as where an outline fades into the fill."""
+    """The region with gaps of up to two pixels filled, such as between outline and fill."""
     image = Image.fromarray(region.astype(np.uint8) * 255)
     return np.asarray(image.filter(ImageFilter.MaxFilter(3)).filter(ImageFilter.MinFilter(3))) > 0
 
@@ -132,10 +132,10 @@ def mean_over(error: NDArray[np.float32], region: Region) -> float:
 def judge_closeness(
     answer: Picture, target: Picture, edit: Edit, reasons: list[str], scores: dict[str, float]
 ) -> None:
-    """Is the edited region right and the rest kept?"""
+    """Whether the edited region is right and the rest is kept."""
     error = np.abs(answer - target).mean(axis=2)
     everything = np.ones((UNIT, UNIT), dtype=bool)
-    if edit.kind == "style":  # a pattern may sit a little elsewhere
+    if edit.kind == "style":  # a pattern may be shifted a little
         error = np.abs(blurred(answer, STYLE_BLUR) - blurred(target, STYLE_BLUR)).mean(axis=2)
     things = np.maximum.reduce(
         [np.zeros((UNIT, UNIT), np.float32), *scenes.render_masks(edit.target).values()]
@@ -155,7 +155,7 @@ def judge_closeness(
         if scores["changed_error"] > (WHOLE_ERROR if whole else CHANGED_ERROR):
             reasons.append(f"the edited region is off by {scores['changed_error']:.0f} levels")
     scores["kept_error"] = mean_over(error, kept)
-    # Over objects alone, outlines weigh more than over a whole picture.
+    # Over objects alone, outlines count for more than over a whole picture.
     if scores["kept_error"] > (CHANGED_ERROR if edit.kind == "background" else KEPT_ERROR):
         reasons.append(f"what should stay is off by {scores['kept_error']:.0f} levels")
     watched = kept if edit.kind in ("text", "character") else everything
@@ -169,17 +169,18 @@ def judge_closeness(
 
 
 def worst_block(error: NDArray[np.float32], region: Region) -> float:
-    """The largest mean error of a block over its pixels in the region (a quarter of the block at least)."""
+    """The largest mean error of any block over its pixels in the region (counted as at least a quarter of the
+    block)."""
     return float((in_blocks(error * region) / np.maximum(in_blocks(region), BLOCK * BLOCK / 4)).max())
 
 
 def in_blocks(values: NDArray[np.float32] | Region) -> NDArray[np.float32]:
-    """Sums over squares of `BLOCK` pixels."""
+    """Sums over squares of `BLOCK` x `BLOCK` pixels."""
     return values.reshape(UNIT // BLOCK, BLOCK, UNIT // BLOCK, BLOCK).sum(axis=(1, 3), dtype=np.float32)
 
 
 def rivals(edit: Edit) -> Iterator[tuple[str, Scene]]:
-    """Wrong answers to the instruction, each with what it would show."""
+    """Wrong answers to the instruction: a description and a scene each."""
     target = edit.target
     if edit.source is not None:
         yield "the source, unchanged", edit.source
@@ -192,7 +193,7 @@ def rivals(edit: Edit) -> Iterator[tuple[str, Scene]]:
         for name in BACKGROUNDS:
             if name != target.background:
                 yield f"a {name} background", replace(target, background=name)
-    yield from item_rivals(edit)
+    yield from object_rivals(edit)
     if target.sign:
         yield "no sign", replace(target, sign=None)
         for ink in INKS:
@@ -202,35 +203,35 @@ def rivals(edit: Edit) -> Iterator[tuple[str, Scene]]:
         yield from character_rivals(target)
 
 
-def item_rivals(edit: Edit) -> Iterator[tuple[str, Scene]]:
+def object_rivals(edit: Edit) -> Iterator[tuple[str, Scene]]:
     target = edit.target
-    before = set(edit.source.items) if edit.source and edit.kind != "style" else set()
-    taken = {item.place for item in target.items}
-    for item in target.items:
-        others = tuple(other for other in target.items if other is not item)
-        yield f"no {item.shape}", replace(target, items=others)
+    before = set(edit.source.objects) if edit.source and edit.kind != "style" else set()
+    taken = {item.place for item in target.objects}
+    for item in target.objects:
+        others = tuple(other for other in target.objects if other is not item)
+        yield f"no {item.shape}", replace(target, objects=others)
         for colour in COLOURS:
             if colour not in (item.colour, target.background):
                 yield (
                     f"a {colour} {item.shape}",
-                    replace(target, items=(*others, replace(item, colour=colour))),
+                    replace(target, objects=(*others, replace(item, colour=colour))),
                 )
         for shape in draw.SHAPES:
             if shape != item.shape:
-                changed = replace(target, items=(*others, replace(item, shape=shape)))
+                changed = replace(target, objects=(*others, replace(item, shape=shape)))
                 yield f"a {shape} instead of the {item.shape}", changed
         if item not in before and edit.kind != "style":
             for place in PLACES:
                 if place not in taken:
-                    moved = replace(target, items=(*others, replace(item, place=place)))
+                    moved = replace(target, objects=(*others, replace(item, place=place)))
                     yield f"the {item.shape}: {place}", moved
-    for gone in before - set(target.items):
+    for gone in before - set(target.objects):
         if gone.place not in taken:
-            yield f"the {gone.shape} still {gone.place}", replace(target, items=(*target.items, gone))
-    if edit.kind == "style" and len(target.items) == 2:
-        first, second = target.items
+            yield f"the {gone.shape} still {gone.place}", replace(target, objects=(*target.objects, gone))
+    if edit.kind == "style" and len(target.objects) == 2:
+        first, second = target.objects
         swapped = (replace(first, place=second.place), replace(second, place=first.place))
-        yield "the objects swapped", replace(target, items=swapped)
+        yield "the objects swapped", replace(target, objects=swapped)
 
 
 def character_rivals(target: Scene) -> Iterator[tuple[str, Scene]]:
@@ -259,10 +260,10 @@ def character_rivals(target: Scene) -> Iterator[tuple[str, Scene]]:
 def judge_rivals(
     answer: Picture, target: Picture, edit: Edit, reasons: list[str], scores: dict[str, float]
 ) -> None:
-    """Is the answer nearer to the target than to every wrong answer, where the two differ?"""
+    """Whether the answer is closer to the target than to every wrong answer, over the pixels where the two differ."""
     floor = VISIBLE
     if edit.kind == "style":
-        # Thin lines on paper: a slightly darker paper would pass for another ink.
+        # Thin lines on paper: a slightly darker paper would look like another ink.
         answer = answer - np.median(answer - target, axis=(0, 1)).clip(-SHIFT, SHIFT)
         answer, target, floor = blurred(answer, STYLE_BLUR), blurred(target, STYLE_BLUR), 4.0
     worst = 0.0
@@ -275,7 +276,7 @@ def judge_rivals(
         red, green, blue = np.moveaxis(np.abs(rival[part] - target[part]), 2, 0)
         difference = np.maximum(np.maximum(red, green), blue)
         region = difference > (max(floor, 0.3 * difference.max()) if edit.kind == "style" else floor)
-        if region.sum() < 8:  # they look alike, nothing to tell
+        if region.sum() < 8:  # indistinguishable
             continue
         seen = answer[part][region]
         to_target = float(np.abs(seen - target[part][region]).mean())
@@ -287,11 +288,11 @@ def judge_rivals(
 
 
 def judge_objects(answer: Picture, scene: Scene, reasons: list[str], scores: dict[str, float]) -> None:
-    """Does each object, segmented by colour, cover its mask?"""
+    """Whether each object, segmented by colour, covers its mask."""
     masks = scenes.render_masks(scene)
     ground = shown(Scene(scene.background))
     away = np.linalg.norm(answer - ground, axis=2)
-    for item in scene.items:
+    for item in scene.objects:
         mask = masks[item.shape] > 0.5
         window = widened(mask, 4)
         for name, other in masks.items():
@@ -307,7 +308,7 @@ def judge_objects(answer: Picture, scene: Scene, reasons: list[str], scores: dic
 
 
 def judge_word(answer: Picture, scene: Scene, reasons: list[str], scores: dict[str, float]) -> None:
-    """Which letter or word does the sign show?"""
+    """Whether the sign shows the target's letter or word."""
     assert scene.sign is not None
     board = scenes.render_masks(scene)["sign"]
     rows, columns = np.nonzero(board > 0.5)
@@ -331,7 +332,7 @@ def judge_word(answer: Picture, scene: Scene, reasons: list[str], scores: dict[s
 
 
 def texture(picture: Picture) -> NDArray[np.float32]:
-    """Local mean and local contrast of every channel, [H, W, 6]: blind to where a pattern sits."""
+    """Local mean and local contrast of every channel, [H, W, 6], which do not depend on a pattern's phase."""
     mean = blurred(picture, 4)
     contrast = blurred(np.abs(picture - blurred(picture, 4)), 4)
     return np.concatenate([mean, 2 * contrast], axis=2)
@@ -344,9 +345,9 @@ def style_looks(scene: Scene) -> tuple[NDArray[np.float32], ...]:
 
 
 def judge_style(answer: Picture, scene: Scene, reasons: list[str], scores: dict[str, float]) -> None:
-    """Of all styles, which is nearest? Each may be as soft as an autoencoder leaves it."""
+    """Whether the target's style is the closest of all, each of them sharp or as blurred as by an autoencoder."""
     seen = texture(answer)
-    # Papers differ everywhere, fills only around the objects.
+    # Papers differ everywhere, fills only near objects.
     around = widened(np.maximum.reduce(list(scenes.render_masks(scene).values())) > 0.5, 4)
 
     def distance(style: str) -> float:
@@ -355,7 +356,9 @@ def judge_style(answer: Picture, scene: Scene, reasons: list[str], scores: dict[
 
     distances = {style: distance(style) for style in STYLES}
     nearest = min(distances, key=distances.__getitem__)
-    if nearest in PLAIN_STYLES:  # alike from afar, and without a pattern: compared pixel by pixel
+    if (
+        nearest in PLAIN_STYLES
+    ):  # the same texture and no pattern that could be shifted: compared pixel by pixel
 
         def pixel_error(style: str) -> float:
             sharp = shown(replace(scene, style=style))

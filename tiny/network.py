@@ -23,7 +23,7 @@ def pack(latents: Tensor) -> Tensor:
 
 
 class KontextNetwork(nn.Module):
-    """Velocity from noisy latents, reference latents, prompts, time and guidance."""
+    """Computes the velocity from noisy latents, reference latents, prompts, time and guidance."""
 
     def __init__(self, config: KontextConfig) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class KontextNetwork(nn.Module):
         """RoPE tables without and with a reference."""
 
     def encode_text(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled [batch, pooled_dim] and sequence [batch, text_tokens, text_dim]."""
+        """The pooled vector [batch, pooled_dim] and the sequence [batch, text_tokens, text_dim]."""
         return self.text_encoder(clip_ids), self.text_encoder_2(t5_ids)
 
     def forward(
@@ -52,7 +52,7 @@ class KontextNetwork(nn.Module):
         timestep: Tensor,
         guidance: Tensor,
     ) -> Tensor:
-        """All of `target` and `reference` packed; `reference` may have no tokens. Returns the target's velocity."""
+        """The velocity at `target`; `target` and `reference` are packed latents, `reference` may have no tokens."""
         cos, sin = self.tables[int(reference.shape[1] > 0)]
         modulation = self.modulation(timestep, guidance, pooled)
         return self.transformer(
@@ -62,7 +62,8 @@ class KontextNetwork(nn.Module):
 
 @torch.no_grad()
 def initialize(network: KontextNetwork) -> None:
-    """Xavier for linears, zero for what opens the residual branches (adaLN-Zero, Peebles & Xie 2023)."""
+    """Xavier for linears; zero for the modulation, so that residual branches start closed (adaLN-Zero, Peebles & Xie
+    2023)."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -77,7 +78,9 @@ def initialize(network: KontextNetwork) -> None:
     t5 = network.config.text_encoder_2
     nn.init.normal_(network.text_encoder_2.shared.weight, std=1.0)
     for name, parameter in network.text_encoder_2.named_parameters():
-        if name.endswith("SelfAttention.q.weight"):  # T5 scales q here instead of in the attention
+        if name.endswith(
+            "SelfAttention.q.weight"
+        ):  # T5 scales q by its initialization instead of in the attention
             nn.init.normal_(parameter, std=1 / math.sqrt(t5.hidden_size * t5.head_dim))
 
 
@@ -90,7 +93,7 @@ def modulation_linears(modulation: Modulation) -> list[nn.Linear]:
 
 
 class Prompts:
-    """Both tokenizers of the embedded model, as one call."""
+    """Both tokenizers of the embedded model, called with a list of prompts."""
 
     def __init__(self, folder: Path, config: KontextConfig) -> None:
         from transformers import AutoTokenizer
@@ -100,7 +103,8 @@ class Prompts:
         self.lengths = config.text_encoder.max_length, config.text_encoder_2.max_length
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """CLIP ids, cut after the longest prompt (its attention is causal, so padding changes nothing), and T5 ids."""
+        """CLIP ids and T5 ids. CLIP's are cut after the longest prompt: its attention is causal, so padding has no
+        effect."""
         clip, t5 = (
             tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             for tokenizer, length in zip((self.clip, self.t5), self.lengths, strict=True)

@@ -1,4 +1,4 @@
-"""What instructions say: the words on signs, the names of places, a few phrasings for each kind of edit."""
+"""The words of instructions: texts on signs, names of places, and several phrasings for each kind of edit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "make the {old} {shape} {new}",
         "turn the {old} {shape} {new}",
     ),
-    "add": ("add {item} {at}", "put {item} {at}", "draw {item} {at}"),
+    "add": ("add {object} {at}", "put {object} {at}", "draw {object} {at}"),
     "remove": (
         "remove the {shape}",
         "remove the {colour} {shape}",
@@ -60,14 +60,18 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "show the same character {changes}",
         "this character {changes}",
     ),
-    "style": ("in this style, draw {items}", "draw {items} in this style", "draw {items} in the same style"),
-    "draw": ("{items} on a {background} background", "draw {items} on a {background} background"),
+    "style": (
+        "in this style, draw {objects}",
+        "draw {objects} in this style",
+        "draw {objects} in the same style",
+    ),
+    "draw": ("{objects} on a {background} background", "draw {objects} on a {background} background"),
     "draw sign": ("a sign that says {word} on a {background} background",),
 }
 
 
 def vocabulary() -> list[str]:
-    """Every word that a prompt may hold, sorted, without commas."""
+    """Every word that can occur in a prompt, sorted, without commas."""
     phrases = [phrase for group in TEMPLATES.values() for phrase in group]
     phrases += [*COLOURS, *BACKGROUNDS, *SHAPES, *AT.values(), *TO.values(), *POSE_WORDS.values(), *ALL_TEXTS]
     phrases += ["and", "an", "on a background"]

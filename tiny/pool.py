@@ -1,6 +1,6 @@
-"""A pool of encoded edits to train the flow on: drawing and encoding cost more than one use, so each serves a few.
+"""A pool of encoded edits to train the flow on. Drawing and encoding an edit is expensive, so each is used a few times.
 
-A batch is drawn from the whole pool at random while a share of it is replaced by fresh edits.
+Batches are drawn from the whole pool at random, while part of it is replaced by new edits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ ENCODE_BATCH = 16
 
 @dataclass
 class Batch:
-    """`source` has no tokens for text-to-image; both sides are packed normalized latents [batch, tokens, 64]."""
+    """`source` and `target` are packed normalized latents [batch, tokens, 64]; for text-to-image `source` has no
+    tokens."""
 
     source: Tensor
     target: Tensor
@@ -31,7 +32,7 @@ class Batch:
 
 
 class EditPool:
-    """Edits with a reference (`edits`) or text-to-image (`drawings`), as half-precision latents in memory."""
+    """Edits with a reference (key True) and text-to-image (key False), as fp16 latents in memory."""
 
     def __init__(self, encoder: torch.nn.Module, size: int, seed: list[int], device: str = "cpu") -> None:
         self.encoder, self.size, self.device = encoder, size, device
@@ -46,7 +47,7 @@ class EditPool:
         return pack(latents.float()).half().cpu()
 
     def add(self, count: int) -> None:
-        """Draws `count` edits; the oldest leave when the pool is full."""
+        """Draws `count` edits; when the pool is full they replace the oldest."""
         for start in range(0, count, ENCODE_BATCH):
             edits = [sample_edit(self.rng, split="train") for _ in range(min(ENCODE_BATCH, count - start))]
             targets = self.encode([render(edit.target) for edit in edits])
@@ -57,7 +58,7 @@ class EditPool:
                 self.insert(has_source, (next(sources) if has_source else None, target, edit.prompt))
 
     def fill(self, count: int) -> None:
-        """`add` with a progress bar, for the many edits that training starts with."""
+        """As `add`, with a progress bar, to fill the pool before training."""
         for _ in tqdm(range(count // 64), desc="drawing edits"):
             self.add(64)
 
@@ -70,7 +71,7 @@ class EditPool:
             self.next[has_source] += 1
 
     def sample(self, count: int) -> Batch:
-        """A batch of one kind, edits or drawings, in the proportion that the pool holds."""
+        """A batch of edits, or of text-to-image, in the pool's proportion of the two."""
         edits, drawings = len(self.pairs[True]), len(self.pairs[False])
         has_source = bool(self.rng.random() < edits / (edits + drawings))
         pairs = self.pairs[has_source]

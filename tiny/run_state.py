@@ -1,6 +1,6 @@
-"""What a training run keeps on disk, as safetensors: weights, their running average, optimizer state, counters.
+"""The state of a training stage on disk, as safetensors: weights, their running average, optimizer state, counters.
 
-A stage saves every few minutes and on Ctrl-C; started again, it goes on where it stopped.
+A stage saves every two minutes and on Ctrl-C. Started again, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..files import replacing
+
 SAVE_SECONDS = 120
-"""What a kill may cost."""
+"""Time between two saves: what a killed process loses at most."""
 
 
 class Average:
-    """Exponential moving average of parameters, warmed up so that early steps do not linger."""
+    """Exponential moving average of parameters; its decay is warmed up, so that early steps are soon forgotten."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -36,8 +38,8 @@ class Average:
             self.weights[name].lerp_(parameter.detach(), 1 - decay)
 
 
-class Smooth:
-    """A running mean of about the last hundred values, to show; it starts at the first one."""
+class RunningMean:
+    """The running mean of about the last hundred values, for the progress bar; starts at the first value."""
 
     def __init__(self) -> None:
         self.value, self.count = 0.0, 0
@@ -48,7 +50,7 @@ class Smooth:
 
 
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of the optimizers' state, as "optimizer/<name>/<parameter index>/<key>"."""
+    """Every tensor of the optimizers' states, as "optimizer/<name>/<parameter index>/<key>"."""
     tensors = {}
     for name, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
@@ -64,17 +66,13 @@ def save(
     optimizers: Mapping[str, torch.optim.Optimizer],
     counters: Mapping[str, float],
 ) -> None:
-    """Writes a whole run state to `path`; the file appears whole or not at all."""
+    """Writes a state to `path`, whole or not at all."""
     tensors = {f"model/{name}": p.detach() for name, p in module.named_parameters()}
     tensors |= {f"average/{name}": value for name, value in average.weights.items()}
     tensors |= optimizer_tensors(optimizers)
-    partial = path.with_suffix(".partial")
-    save_file(
-        {name: t.contiguous() for name, t in tensors.items()},
-        partial,
-        {"counters": json.dumps(dict(counters))},
-    )
-    partial.replace(path)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"counters": json.dumps(dict(counters))})
 
 
 def load(
@@ -83,7 +81,7 @@ def load(
     average: Average,
     optimizers: Mapping[str, torch.optim.Optimizer],
 ) -> dict[str, float]:
-    """Restores what `save` wrote and returns its counters; an empty dict when there is nothing to go on from."""
+    """Restores what `save` wrote and returns its counters; an empty dict if there is no file."""
     if not path.exists():
         return {}
     optimizer_state: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in optimizers}
@@ -108,14 +106,14 @@ def load(
 
 
 def load_average(path: Path) -> dict[str, Tensor]:
-    """The averaged weights: what the next stage and the checkpoint use."""
+    """The averaged weights, which the next stage and the checkpoint use."""
     with safe_open(path, "pt") as file:
         start = "average/"
         return {key[len(start) :]: file.get_tensor(key) for key in file.keys() if key.startswith(start)}  # noqa: SIM118
 
 
-class Clock:
-    """Training time against its budget, so that the learning rate ends at zero when the time does."""
+class TimeBudget:
+    """Training time spent, as a share of its budget, so that the learning rate reaches zero when the time is up."""
 
     def __init__(self, budget_seconds: float, spent: float = 0.0) -> None:
         self.budget = budget_seconds
@@ -130,12 +128,12 @@ class Clock:
         return min(self.spent / self.budget, 1.0)
 
 
-class Session:
-    """A stage's training: its state on disk, its clock and its progress bar.
+class TrainingSession:
+    """The training of one stage: its state on disk, its time budget and its progress bar.
 
     Args:
-        path: the state; training goes on from it where it exists.
-        module: what is trained.
+        path: file of the state; training continues from it if it exists.
+        module: the module to train.
         optimizers: over the module's parameters.
         decay: of the running average.
     """
@@ -150,18 +148,18 @@ class Session:
         self.seconds = counters.get("seconds", 0.0)
 
     def data_seed(self, stage: int) -> list[int]:
-        """Seed of a stage's data: fixed for a new run, and another one wherever training goes on."""
+        """Seed of a stage's data: fixed for a new run, another one each time that training continues."""
         return [stage, self.step, os.getpid() if self.step else 0]
 
     @contextmanager
-    def training(self, minutes: float) -> Iterator[Clock]:
-        """Starts the clock of `minutes` in all, earlier calls included; however the block ends, the state is saved."""
-        self.clock = Clock(minutes * 60, self.seconds)
-        self.saved = self.clock.spent
-        total, initial = round(self.clock.budget), round(self.clock.spent)
+    def training(self, minutes: float) -> Iterator[TimeBudget]:
+        """Trains for `minutes` in all, earlier runs included. However the block ends, the state is saved."""
+        self.time = TimeBudget(minutes * 60, self.seconds)
+        self.saved = self.time.spent
+        total, initial = round(self.time.budget), round(self.time.spent)
         with tqdm(total=total, initial=initial, unit="s", desc=self.path.stem) as self.bar:
             try:
-                yield self.clock
+                yield self.time
             finally:
                 self.save()
 
@@ -171,7 +169,7 @@ class Session:
                 group["lr"] = rate
 
     def update(self, loss: Tensor) -> None:
-        """One step of every optimizer down the gradient of `loss`; saves when it is time to."""
+        """One step of every optimizer down the gradient of `loss`; saves when `SAVE_SECONDS` have passed."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         loss.backward()
@@ -180,15 +178,15 @@ class Session:
             optimizer.step()
         self.average.update(self.module, self.step)
         self.step += 1
-        if self.clock.spent - self.saved > SAVE_SECONDS:
+        if self.time.spent - self.saved > SAVE_SECONDS:
             self.save()
-            self.saved = self.clock.spent
+            self.saved = self.time.spent
 
     def show(self, **figures: str) -> None:
         self.bar.set_postfix(step=self.step, **figures)
-        self.bar.n = round(min(self.clock.spent, self.clock.budget))
+        self.bar.n = round(min(self.time.spent, self.time.budget))
         self.bar.refresh()
 
     def save(self) -> None:
-        counters = {"step": self.step, "seconds": self.clock.spent}
+        counters = {"step": self.step, "seconds": self.time.spent}
         save(self.path, self.module, self.average, self.optimizers, counters)

@@ -1,25 +1,20 @@
-"""The tiny world: scenes as plain data, and their pictures.
+"""Scenes of the tiny world as plain data, and their pictures.
 
-`render(scene)` draws a scene as uint8 [height, width, 3]; `render_masks` says which pixels belong to what.
-`python -m kontext.tiny.scenes --sheet out.png` draws random edits to look at.
+`render(scene)` draws a scene, uint8 [height, width, 3]; `render_masks(scene)` gives the pixels of each object.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from . import draw
 from .draw import Canvas, Colour, Mask, paint
 
-UNIT = 128  # the picture's side that all sizes refer to
+UNIT = 128  # side of the picture that all sizes below are given for, in pixels
 
 COLOURS: dict[str, Colour] = {
     "red": (222, 38, 44),
@@ -31,7 +26,7 @@ COLOURS: dict[str, Colour] = {
     "pink": (250, 112, 178),
     "white": (250, 250, 250),
 }
-# Backgrounds carry the same names in softer tones, so that an object never melts into one.
+# The same names in softer tones, so that an object stands out from the background of its name.
 BACKGROUNDS: dict[str, Colour] = {
     "white": (246, 246, 242),
     "grey": (150, 154, 160),
@@ -58,18 +53,18 @@ PLACES: dict[str, tuple[int, int]] = {
     "bottom": (2, 1),
     "bottom right": (2, 2),
 }
-CENTRES = (24, 64, 104)  # of the rows and columns
+CENTRES = (24, 64, 104)  # of the three rows and columns
 CHARACTER_PLACES = {"left": 39, "centre": 64, "right": 89}
-MEDIUM, LARGE, HUGE = 36, 44, 64  # objects' sizes
+MEDIUM, LARGE, HUGE = 36, 44, 64  # sizes of objects
 STYLES = ("flat", "outline", "stripes", "dots", "pixel", "chalk", "neon")
 EFFECTS = ("night", "negative", "black and white")
-# These styles bring their own paper, whatever the scene's background is.
+# Styles with a background of their own; the scene's is ignored.
 PAPERS: dict[str, Colour] = {"outline": (250, 240, 214), "chalk": (44, 74, 62), "neon": (24, 20, 44)}
 
 
 @dataclass(frozen=True)
-class Item:
-    """One object: a coloured shape at a named place."""
+class SceneObject:
+    """A coloured shape at a named place."""
 
     shape: str
     colour: str
@@ -79,7 +74,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Sign:
-    """A board with a word or a single letter across one row (0 top, 1 middle, 2 bottom)."""
+    """A board with a word or letter, across one row of the picture (0 top, 1 middle, 2 bottom)."""
 
     word: str
     ink: str = "black"
@@ -88,7 +83,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a character the same character."""
+    """The features that stay when the same character is drawn elsewhere or in another pose."""
 
     colour: str
     body: str
@@ -106,10 +101,11 @@ class Character:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture as data. `effect` is one of EFFECTS or None; `style` one of STYLES."""
+    """A picture as data. `background` is a key of BACKGROUNDS, `style` one of STYLES, `effect` one of EFFECTS or
+    None."""
 
     background: str
-    items: tuple[Item, ...] = ()
+    objects: tuple[SceneObject, ...] = ()
     sign: Sign | None = None
     character: Character | None = None
     style: str = "flat"
@@ -122,7 +118,8 @@ def width_height(size: int | tuple[int, int]) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def background_picture(colour: Colour, width: int, height: int, gradient: bool) -> Canvas:
-    """A plain colour, a little lighter at the top and darker at the bottom when `gradient`."""
+    """A plain colour; with `gradient`, slightly lighter at the top and darker at the bottom. fp32 [height, width,
+    3]."""
     shade = np.linspace(1.035, 0.945, height, dtype=np.float32) if gradient else np.ones(height, np.float32)
     picture = shade[:, None, None] * np.asarray(colour, dtype=np.float32)
     return np.broadcast_to(picture, (height, width, 3)).clip(0, 255)
@@ -140,7 +137,7 @@ def darken(colour: Colour, share: float) -> Colour:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture's size and where the world's units fall in it."""
+    """A picture's size in pixels, and the conversion from units (a picture is `UNIT` wide) to pixels."""
 
     width: int
     height: int
@@ -150,20 +147,20 @@ class Frame:
         return min(self.width, self.height) / UNIT
 
     def at(self, x: float, y: float, mask: Mask) -> tuple[int, int]:
-        """The top left corner of `mask` centred at (x, y) in units."""
+        """The top left corner, in pixels, of `mask` centred at (x, y) in units."""
         return (
             round(x / UNIT * self.width - mask.shape[1] / 2),
             round(y / UNIT * self.height - mask.shape[0] / 2),
         )
 
-    def item(self, item: Item) -> tuple[int, int, int]:
-        """The centre (in units) and the size (in pixels) of an object."""
+    def locate(self, item: SceneObject) -> tuple[int, int, int]:
+        """An object's centre x and y (in units) and its size (in pixels)."""
         row, column = PLACES[item.place]
         return CENTRES[column], CENTRES[row], round(item.size * self.scale)
 
 
-def paint_item(canvas: Canvas, frame: Frame, item: Item, style: str) -> None:
-    cx, cy, size = frame.item(item)
+def paint_object(canvas: Canvas, frame: Frame, item: SceneObject, style: str) -> None:
+    cx, cy, size = frame.locate(item)
     colour = COLOURS[item.colour]
     scale = frame.scale
     thick = style in ("outline", "chalk", "neon")
@@ -183,7 +180,7 @@ def paint_item(canvas: Canvas, frame: Frame, item: Item, style: str) -> None:
         paint(canvas, glow * 0.85, colour, *frame.at(cx, cy, glow))
         paint(canvas, outer - inner, lighten(colour, 0.45), x, y)
         return
-    # The rest is filled with a pattern that runs over the whole picture.
+    # The other styles fill shapes with a pattern that is continuous over the whole picture.
     texture = draw.pattern(style, frame.width, frame.height, scale)
     over, part = draw.overlap(texture, inner, x, y)
     if style == "chalk":
@@ -222,7 +219,7 @@ def paint_character(canvas: Canvas, frame: Frame, character: Character) -> None:
 
 
 def mosaic(canvas: Canvas, block: int) -> Canvas:
-    """Every `block` x `block` square becomes its mean colour (the last ones may be smaller)."""
+    """Replaces every `block` x `block` square by its mean colour; those at the right and bottom may be smaller."""
     height, width = canvas.shape[:2]
     padded = np.pad(canvas, ((0, -height % block), (0, -width % block), (0, 0)), mode="edge")
     rows, columns = padded.shape[0] // block, padded.shape[1] // block
@@ -231,7 +228,7 @@ def mosaic(canvas: Canvas, block: int) -> Canvas:
 
 
 def apply_effect(canvas: Canvas, empty: Canvas, effect: str, frame: Frame) -> Canvas:
-    """`empty` is the background alone: stars stand in the sky, not on things."""
+    """Applies an effect to `canvas`; `empty` is the background alone, where the stars of "night" are drawn."""
     if effect == "negative":
         return 255 - canvas
     if effect == "black and white":
@@ -253,8 +250,8 @@ def render(scene: Scene, size: int | tuple[int, int] = UNIT) -> NDArray[np.uint8
     colour = paper or BACKGROUNDS[scene.background]
     empty = background_picture(colour, frame.width, frame.height, paper is None)
     canvas = empty.copy()
-    for item in scene.items:
-        paint_item(canvas, frame, item, scene.style)
+    for item in scene.objects:
+        paint_object(canvas, frame, item, scene.style)
     if scene.sign:
         paint_sign(canvas, frame, scene.sign)
     if scene.character:
@@ -267,9 +264,9 @@ def render(scene: Scene, size: int | tuple[int, int] = UNIT) -> NDArray[np.uint8
 
 
 def render_masks(scene: Scene, size: int | tuple[int, int] = UNIT) -> dict[str, Mask]:
-    """Which pixels belong to what, float32 [height, width] in 0..1, outlines included.
+    """The share of each pixel that belongs to an object, float32 [height, width] in 0..1, outlines included.
 
-    Keys: each object's shape, "sign", "character"; "character/inner" is the body without outline, face, hat.
+    Keys: each object's shape, "sign", "character", and "character/inner": the body without outline, face and hat.
     """
     frame = Frame(*width_height(size))
     masks: dict[str, Mask] = {}
@@ -280,8 +277,8 @@ def render_masks(scene: Scene, size: int | tuple[int, int] = UNIT) -> dict[str, 
         view[...] = part
         masks[name] = whole
 
-    for item in scene.items:
-        cx, cy, side = frame.item(item)
+    for item in scene.objects:
+        cx, cy, side = frame.locate(item)
         outer, _ = draw.shape_masks(item.shape, side, draw.OUTLINE * frame.scale)
         place(item.shape, outer, *frame.at(cx, cy, outer))
     if scene.sign:
@@ -296,41 +293,3 @@ def render_masks(scene: Scene, size: int | tuple[int, int] = UNIT) -> dict[str, 
         covered = np.maximum.reduce([face["rim"], face["white"], face["dark"], parts["dark"]])
         place("character/inner", parts["inner"] * (1 - covered), x, y)
     return masks
-
-
-def sample_rows(
-    seed: int, per_kind: int
-) -> Iterator[tuple[NDArray[np.uint8] | None, NDArray[np.uint8], str]]:
-    """Random edits of every kind as (before, after, prompt)."""
-    from . import edits  # edits draws on this module
-
-    rng = np.random.default_rng(seed)
-    for kind in (*edits.KINDS, "draw"):
-        for _ in range(per_kind):
-            edit = edits.sample_edit(rng, kind=kind)
-            before = None if edit.source is None else render(edit.source)
-            yield before, render(edit.target), edit.prompt
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kontext.tiny.scenes", description="Draws random edits to look at."
-    )
-    parser.add_argument("--sheet", required=True, metavar="PNG", help="where the contact sheet goes")
-    parser.add_argument(
-        "--per-kind", type=int, default=3, metavar="N", help="edits of each kind (default: 3)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    from .contact import contact_sheet
-
-    rows = [
-        (None if before is None else Image.fromarray(before), Image.fromarray(after), prompt)
-        for before, after, prompt in sample_rows(options.seed, options.per_kind)
-    ]
-    contact_sheet(rows, columns=options.per_kind).save(options.sheet)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

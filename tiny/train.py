@@ -1,13 +1,13 @@
-"""Trains the embedded model: `python -m kontext.tiny.train --run runs/tiny`, from nothing or from a checkpoint.
+"""Trains the embedded model: `python -m kontext.tiny.train --run runs/tiny`, from scratch or from a checkpoint.
 
-Stages run in order, each for its share of time, and each goes on where it was stopped (Ctrl-C is safe). A finished run
-is written as a diffusers folder with `--checkpoint FOLDER`, from the last stages that there are.
+Stages run in order, each for its own time; started again, a stage continues where it stopped (Ctrl-C is safe).
+`--checkpoint FOLDER` writes a run as a diffusers folder, with the weights of its last stages.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..command import Parser, run_command
 from ..errors import KontextError
 from ..model import Autoencoder, AutoencoderConfig, KontextConfig
+from ..model.diffusers_folder import save_diffusers
 from . import run_state
 from .architecture import TINY
 from .distill import distill, load_network
 from .edits import all_prompts_corpus
 from .pool import normalization
-from .train_autoencoder import draw, train_autoencoder, train_decoder
+from .train_autoencoder import draw_pictures, train_autoencoder, train_decoder
 from .train_flow import train_flow
 from .vocabulary import train_clip, train_t5
 from .warm_start import start_from
@@ -30,11 +32,11 @@ from .warm_start import start_from
 NETWORK_STAGES = ("flow", "guidance", "fewstep")
 STAGES = ("autoencoder", *NETWORK_STAGES, "decoder")
 MINUTES = {"autoencoder": 45.0, "flow": 100.0, "guidance": 10.0, "fewstep": 15.0, "decoder": 12.0}
-"""Shares of about three hours on two idle cores; time on slower or busy ones buys fewer steps, not a broken model."""
+"""About three hours on two idle cores. On slower or busy cores fewer steps fit; the model still works."""
 
 
-def tokenizers(run: Path) -> None:
-    """Trains both tokenizers on the instructions, once."""
+def train_tokenizers(run: Path) -> None:
+    """Trains both tokenizers on the instructions, unless they exist."""
     if (run / "tokenizer_2" / "tokenizer.json").exists():
         return
     corpus = list(all_prompts_corpus())
@@ -44,11 +46,11 @@ def tokenizers(run: Path) -> None:
 
 
 def trained_autoencoder(config: AutoencoderConfig, run: Path) -> Autoencoder:
-    """The autoencoder of stage 1, its configuration normalizing the latents that it really makes."""
+    """The autoencoder of stage 1, with a configuration that normalizes its latents."""
     weights = run_state.load_average(run / "autoencoder.safetensors")
     model = Autoencoder(config)
     model.load_state_dict(weights)
-    shift, scale = normalization(model, draw(np.random.default_rng(0), 256))
+    shift, scale = normalization(model, draw_pictures(np.random.default_rng(0), 256))
     fitted = dataclasses.replace(config, shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
     model = Autoencoder(fitted).requires_grad_(False)
     model.load_state_dict(weights)
@@ -58,14 +60,13 @@ def trained_autoencoder(config: AutoencoderConfig, run: Path) -> Autoencoder:
 def write_checkpoint(run: Path, folder: Path, stage: str | None = None) -> None:
     """Writes the averaged weights, in bf16, as a diffusers folder.
 
-    The network's are those of `stage`, one of NETWORK_STAGES (default: the last that there is), the decoder's those of
-    its own stage where that was trained.
+    The network's are those of `stage`, one of NETWORK_STAGES (default: the last one trained); the decoder's are those
+    of stage "decoder", if it was trained.
     """
-    import shutil
-
-    from ..model.diffusers_folder import save_diffusers
-
-    stage = stage or [name for name in NETWORK_STAGES if (run / f"{name}.safetensors").exists()][-1]
+    trained = [name for name in NETWORK_STAGES if (run / f"{name}.safetensors").exists()]
+    if not trained:
+        raise KontextError(f"{run} has no trained network: train stage {NETWORK_STAGES[0]} first")
+    stage = stage or trained[-1]
     autoencoder = trained_autoencoder(TINY.autoencoder, run)
     if (run / "decoder.safetensors").exists():
         autoencoder.decoder.load_state_dict(run_state.load_average(run / "decoder.safetensors"))
@@ -92,7 +93,7 @@ def train(
     run: Path, stages: list[str], minutes: dict[str, float], device: str, compiled: bool = False
 ) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    tokenizers(run)
+    train_tokenizers(run)
     if "autoencoder" in stages:
         train_autoencoder(TINY.autoencoder, run, minutes["autoencoder"], device)
     autoencoder = trained_autoencoder(TINY.autoencoder, run)
@@ -108,53 +109,64 @@ def train(
         train_decoder(autoencoder, run, minutes["decoder"], device)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m kontext.tiny.train", description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="folder of the training state")
-    parser.add_argument("--stages", default=",".join(STAGES), help="which stages to run, in order")
-    for stage in STAGES:
-        parser.add_argument(f"--{stage}-minutes", type=float, default=MINUTES[stage])
+def main(arguments: list[str] | None = None) -> int:
+    return run_command(
+        lambda: run_training(arguments), after_interrupt=lambda: "; the same command continues from here"
+    )
+
+
+def run_training(arguments: list[str] | None) -> None:
+    parser = Parser(prog="python -m kontext.tiny.train", description=__doc__)
     parser.add_argument(
-        "--from", dest="start", type=Path, help="checkpoint whose weights a new run starts from"
+        "--run",
+        type=Path,
+        default=Path("runs/tiny"),
+        help="folder of the training state (default: runs/tiny)",
+    )
+    parser.add_argument(
+        "--stages", default=",".join(STAGES), help=f"stages to run, in order (default: {','.join(STAGES)})"
+    )
+    for stage in STAGES:
+        text = f"training time of this stage, earlier runs included (default: {MINUTES[stage]:g})"
+        parser.add_argument(f"--{stage}-minutes", type=float, default=MINUTES[stage], metavar="N", help=text)
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="diffusers folder whose weights a new run starts from",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the transformer (needs a C++ compiler)"
     )
-    parser.add_argument("--checkpoint", type=Path, help="only write the run as a diffusers folder")
     parser.add_argument(
-        "--network", choices=NETWORK_STAGES, help="the stage that --checkpoint writes (the last)"
+        "--checkpoint",
+        type=Path,
+        metavar="FOLDER",
+        help="write the run as a diffusers folder, and train nothing",
     )
-    args = parser.parse_args()
-    if args.checkpoint:
-        write_checkpoint(args.run, args.checkpoint, args.network)
-        return 0
-    stages = args.stages.split(",")
+    parser.add_argument(
+        "--network",
+        choices=NETWORK_STAGES,
+        help="stage that --checkpoint writes (default: the last one trained)",
+    )
+    options = parser.parse_args(arguments)
+    if options.checkpoint:
+        write_checkpoint(options.run, options.checkpoint, options.network)
+        return
+    stages = options.stages.split(",")
     unknown = set(stages) - set(STAGES)
     if unknown:
-        print(
-            f"error: unknown stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}",
-            file=sys.stderr,
-        )
-        return 2
-    # A scheduler's SIGTERM, and SIGINT to a background job, stop as Ctrl-C does: the state is saved.
+        raise KontextError(f"unknown stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
+    # SIGTERM, as from a scheduler, and SIGINT to a background job stop training as Ctrl-C does: the state is saved.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    if args.start:
-        try:
-            started = start_from(args.start, args.run, TINY)
-        except KontextError as fault:
-            print(f"error: {fault}", file=sys.stderr)
-            return 2
-        for stage in started:
-            print(f"stage {stage!r} starts from {args.start}")
-    minutes = {stage: getattr(args, f"{stage}_minutes") for stage in STAGES}
-    try:
-        train(args.run, stages, minutes, args.device, args.compile)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    if options.start:
+        for stage in start_from(options.start, options.run, TINY):
+            print(f"stage {stage!r} starts from {options.start}")
+    minutes = {stage: getattr(options, f"{stage}_minutes") for stage in STAGES}
+    train(options.run, stages, minutes, options.device, options.compile)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Stages 1 and 5 of training the embedded model: the autoencoder, and at the end its decoder alone, on scenes drawn on
-the fly.
+"""Stages 1 and 5: the autoencoder, and at the end its decoder alone, on scenes drawn on the fly.
 
-The flow knows the encoder's latents, so whatever is trained after it must leave the encoder as it is.
+The flow is trained on the encoder's latents, so stage 5 must not change the encoder.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..decibels import decibels
 from ..model import Autoencoder, AutoencoderConfig
 from ..model.autoencoder import AttentionBlock, ResnetBlock
 from . import run_state
@@ -26,17 +26,17 @@ KL_WEIGHT = 1e-4
 LEARNING_RATE = 2e-3
 DECODER_RATE = 1e-3
 LATENT_NOISE = 0.1
-"""Most noise on the latents, in their standard deviation, that stage 5 trains the decoder to see through, since the
-flow's latents are never quite the encoder's."""
+"""Stage 5 adds noise to the latents, of at most this standard deviation (the latents' is 1): the flow's latents differ
+slightly from the encoder's."""
 SHARES = {"effect": 0.35, "style": 0.25, "character": 0.2, "text": 0.08, "move": 0.07, "background": 0.05}
-"""How often each kind of edit is drawn: patterns and inverted colours, which are lost first, the most often."""
+"""How often each kind of edit is drawn; patterns and inverted colours, the hardest to reconstruct, most often."""
 
 
 @torch.no_grad()
 def initialize(model: Autoencoder) -> None:
-    """Residual branches start at zero and linear maps keep their input's scale (as in Fixup, Zhang et al. 2019).
+    """Residual branches start at zero and linear maps preserve their input's scale (as in Fixup, Zhang et al. 2019).
 
-    The network is nearly linear at first and finds the pictures' coarse content within a few dozen steps; the latents
+    The network is nearly linear at first and learns the pictures' coarse content within a few dozen steps; the latents
     start almost without noise.
     """
     for module in model.modules():
@@ -52,17 +52,17 @@ def initialize(model: Autoencoder) -> None:
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """uint8 [H, W, 3] pictures → float32 [batch, 3, H, W] in [-1, 1], channel after channel in memory.
+    """uint8 [H, W, 3] pictures → float32 [batch, 3, H, W] in [-1, 1], channels first in memory.
 
-    The memory order matters: with channels last, which convolutions pass on, the CPU's group_norm_backward in bf16 is
-    scalar code and takes more than half of a training step (63 ms a picture instead of 47, one core with AMX).
+    The memory order matters: with channels last, which convolutions preserve, the CPU's group_norm_backward in bf16 is
+    scalar code and takes more than half of a training step (63 ms per picture instead of 47, one core with AMX).
     """
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     return pixels.float().contiguous() / 127.5 - 1
 
 
-def draw(rng: np.random.Generator, count: int) -> Tensor:
-    """`count` pictures of both sides of random edits, of kinds as in `SHARES`."""
+def draw_pictures(rng: np.random.Generator, count: int) -> Tensor:
+    """`count` pictures: sources and targets of random edits, their kinds distributed as in `SHARES`."""
     pictures: list[np.ndarray] = []
     while len(pictures) < count:
         kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
@@ -76,17 +76,17 @@ def edges(x: Tensor) -> Tensor:
 
 
 def reconstruction_loss(output: Tensor, image: Tensor) -> Tensor:
-    """L1 and L2 of the picture, and L1 of its gradients: flat colours stay flat, outlines stay sharp."""
+    """L1 and L2 of the picture, and L1 of its gradients, which keeps flat colours flat and outlines sharp."""
     return F.l1_loss(output, image) + 2 * F.mse_loss(output, image) + F.l1_loss(edges(output), edges(image))
 
 
-def decibels(output: Tensor, image: Tensor) -> float:
-    """PSNR of a batch."""
-    return float(-10 * torch.log10((output.detach().clamp(-1, 1) - image).square().mean() / 4))
+def batch_psnr(output: Tensor, image: Tensor) -> float:
+    """PSNR of a batch in [-1, 1], in dB."""
+    return decibels(1, float((output.detach().clamp(-1, 1) - image).square().mean() / 4))
 
 
 def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, device: str = "cpu") -> None:
-    """Trains for `minutes` in all, over as many calls as it takes; the state is `run`/autoencoder.safetensors."""
+    """Trains for `minutes` in all, earlier runs included; the state is `run`/autoencoder.safetensors."""
     path = run / "autoencoder.safetensors"
     torch.manual_seed(0)
     model = Autoencoder(config)
@@ -95,13 +95,13 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, devi
     optimizers = {
         "adam": torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
     }
-    session = run_state.Session(path, model, optimizers, 0.998)
+    session = run_state.TrainingSession(path, model, optimizers, 0.998)
     rng = np.random.default_rng(session.data_seed(1))
-    with session.training(minutes) as clock:
-        while clock.fraction < 1:
-            rate = LEARNING_RATE * min(1, (session.step + 1) / 100) * (1 - clock.fraction) ** 0.7
+    with session.training(minutes) as budget:
+        while budget.fraction < 1:
+            rate = LEARNING_RATE * min(1, (session.step + 1) / 100) * (1 - budget.fraction) ** 0.7
             session.set_learning_rate(rate)
-            image = draw(rng, BATCH).to(device)
+            image = draw_pictures(rng, BATCH).to(device)
             with torch.autocast(device, torch.bfloat16):
                 mean, log_variance = (t.float() for t in model.encoder.moments(image))
                 log_variance = log_variance.clamp(-12, 4)
@@ -111,15 +111,15 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, devi
             kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             session.update(reconstruction_loss(output, image) + KL_WEIGHT * kl)
             if session.step % 20 == 0:
-                session.show(psnr=f"{decibels(output, image):.1f}", kl=f"{kl:.2f}")
+                session.show(psnr=f"{batch_psnr(output, image):.1f}", kl=f"{kl:.2f}")
 
 
 def train_decoder(autoencoder: Autoencoder, run: Path, minutes: float, device: str = "cpu") -> None:
-    """Trains the decoder on latents of the frozen encoder, noisy by up to `LATENT_NOISE`, for `minutes` in all.
+    """Trains the decoder for `minutes` in all on the frozen encoder's latents with noise of up to `LATENT_NOISE`.
 
     Args:
-        autoencoder: of stage 1, its configuration normalizing the latents; left as it is.
-        run: the state is `run`/decoder.safetensors.
+        autoencoder: of stage 1, with the configuration that normalizes its latents; not changed.
+        run: folder of the state, decoder.safetensors.
     """
     torch.manual_seed(0)
     encoder = autoencoder.encoder.to(device)
@@ -127,12 +127,12 @@ def train_decoder(autoencoder: Autoencoder, run: Path, minutes: float, device: s
     optimizers = {
         "adam": torch.optim.AdamW(decoder.parameters(), DECODER_RATE, betas=(0.9, 0.95), weight_decay=0)
     }
-    session = run_state.Session(run / "decoder.safetensors", decoder, optimizers, 0.998)
+    session = run_state.TrainingSession(run / "decoder.safetensors", decoder, optimizers, 0.998)
     rng = np.random.default_rng(session.data_seed(4))
-    with session.training(minutes) as clock:
-        while clock.fraction < 1:
-            session.set_learning_rate(DECODER_RATE * min(1, (session.step + 1) / 50) * (1 - clock.fraction))
-            image = draw(rng, BATCH).to(device)
+    with session.training(minutes) as budget:
+        while budget.fraction < 1:
+            session.set_learning_rate(DECODER_RATE * min(1, (session.step + 1) / 50) * (1 - budget.fraction))
+            image = draw_pictures(rng, BATCH).to(device)
             with torch.autocast(device, torch.bfloat16):
                 with torch.no_grad():
                     latents = encoder(image).float()
@@ -140,4 +140,4 @@ def train_decoder(autoencoder: Autoencoder, run: Path, minutes: float, device: s
                 output = decoder(latents + spread * torch.randn_like(latents)).float()
             session.update(reconstruction_loss(output, image))
             if session.step % 20 == 0:
-                session.show(psnr=f"{decibels(output, image):.1f}")
+                session.show(psnr=f"{batch_psnr(output, image):.1f}")

@@ -1,7 +1,7 @@
-"""Stage 2: the rectified flow, text encoders and all, from (source, instruction, target) triples.
+"""Stage 2: the rectified flow, including the text encoders, from (source, instruction, target) triples.
 
-x_t = (1 - t) target + t noise; the network learns noise - target (Liu et al. 2022, Lipman et al. 2022), and the
-instruction is dropped now and then so that guidance has something to steer from (Ho & Salimans 2022).
+x_t = (1 - t) target + t noise; the network learns noise - target (Liu et al. 2022, Lipman et al. 2022). In 5 % of the
+rows the instruction is dropped, for classifier-free guidance (Ho & Salimans 2022).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ LEARNING_RATE = 1.5e-3
 TIME_SHIFT = 1.6
 """e^mu of the sampler's shift for 64 target tokens."""
 TRAINING_SHIFT = 5.0
-"""Training looks closer at noise than sampling does. An edit has one right answer, which must be found from source and
-instruction alone at time 1; at small times the noisy latents show it already, and what is left to learn there is detail
-of the latents that no one sees."""
+"""More than sampling's, so that training sees more noise. An edit has one correct answer: near time 1 it must be found
+from source and instruction alone; at small times the noisy latents already show it, and only invisible details of the
+latents are left to learn."""
 
 
 def shifted_time(uniform: Tensor, shift: float = TIME_SHIFT) -> Tensor:
@@ -37,7 +37,7 @@ def shifted_time(uniform: Tensor, shift: float = TIME_SHIFT) -> Tensor:
 
 
 def optimizers_for(network: nn.Module, matrices: list[Tensor]) -> dict[str, torch.optim.Optimizer]:
-    """Muon for the blocks' matrices (Jordan et al. 2024), AdamW for all the rest."""
+    """Muon for the blocks' matrices (Jordan et al. 2024), AdamW for all other parameters."""
     chosen = {id(p) for p in matrices}
     rest = [p for p in network.parameters() if p.requires_grad and id(p) not in chosen]
     return {
@@ -47,7 +47,7 @@ def optimizers_for(network: nn.Module, matrices: list[Tensor]) -> dict[str, torc
 
 
 def block_matrices(network: KontextNetwork) -> list[Tensor]:
-    """The weights of all linears inside blocks, the text encoders' too: what Muon is for."""
+    """The weights of all linears inside blocks, including the text encoders': those that Muon trains."""
     blocks: list[nn.Module] = [
         *network.transformer.double_blocks,
         *network.transformer.single_blocks,
@@ -58,17 +58,17 @@ def block_matrices(network: KontextNetwork) -> list[Tensor]:
 
 
 def compile_blocks(network: KontextNetwork) -> None:
-    """torch.compile for what most of a step is: on a CPU it fuses the pointwise operators, 0.90 s a step to 0.61 s.
+    """Compiles modulation and transformer: on a CPU, fused pointwise operators cut a step from 0.90 s to 0.61 s.
 
-    Needs a C++ compiler and, once per machine, a few minutes. The text encoders stay as they are: the prompts' length
-    varies, and they are small.
+    Needs a C++ compiler and, once per machine, a few minutes. The text encoders stay uncompiled: they are small, and
+    prompts vary in length.
     """
     network.modulation.compile(dynamic=False)
     network.transformer.compile(dynamic=False)
 
 
 def stance(batch: Batch) -> AbstractContextManager[None]:
-    """Within it, batches without a reference run uncompiled: too few to be worth graphs of their own shape."""
+    """A context in which a batch without reference runs uncompiled: too rare for a graph of that shape to pay off."""
     manager: AbstractContextManager[None] = torch.compiler.set_stance(
         "default" if batch.source.shape[1] else "force_eager"
     )
@@ -78,7 +78,8 @@ def stance(batch: Batch) -> AbstractContextManager[None]:
 def train_flow(
     config: KontextConfig, encoder: Encoder, run: Path, minutes: float, device: str, compiled: bool = False
 ) -> None:
-    """Trains for `minutes` in all; the state is `run`/flow.safetensors, beside the tokenizers."""
+    """Trains for `minutes` in all, earlier runs included; the state is `run`/flow.safetensors, beside the
+    tokenizers."""
     path = run / "flow.safetensors"
     torch.manual_seed(0)
     network = KontextNetwork(config)
@@ -86,15 +87,17 @@ def train_flow(
     network.to(device)
     if compiled:
         compile_blocks(network)
-    session = run_state.Session(path, network, optimizers_for(network, block_matrices(network)), 0.999)
+    session = run_state.TrainingSession(
+        path, network, optimizers_for(network, block_matrices(network)), 0.999
+    )
     torch.manual_seed(session.step)
     prompts = Prompts(run, config)
     pool = EditPool(encoder, POOL, session.data_seed(2), device)
     pool.fill(FIRST_FILL)
-    smooth = run_state.Smooth()
-    with session.training(minutes) as clock:
-        while clock.fraction < 1:
-            decay = min(1.0, (1 - clock.fraction) / 0.6)  # constant, then linear to zero
+    shown_loss = run_state.RunningMean()
+    with session.training(minutes) as budget:
+        while budget.fraction < 1:
+            decay = min(1.0, (1 - budget.fraction) / 0.6)  # constant, then linear to zero
             session.set_learning_rate(LEARNING_RATE * min(1, (session.step + 1) / 200) * decay)
             filling = len(pool.pairs[True]) < POOL
             pool.add(FRESH_PER_STEP * (2 if filling else 1))
@@ -111,16 +114,15 @@ def train_flow(
                 velocity = network(noisy, batch.source, pooled, text, time, guidance).float()
             error = (velocity - (noise - batch.target)).square().mean(-1)
             session.update((error * foreground_weight(batch.source, batch.target)).mean())
-            smooth.add(float(error.detach().mean()))
+            shown_loss.add(float(error.detach().mean()))
             if session.step % 10 == 0:
-                session.show(loss=f"{smooth.value:.4f}")
+                session.show(loss=f"{shown_loss.value:.4f}")
 
 
 def foreground_weight(source: Tensor, target: Tensor) -> Tensor:
-    """Per-token weight [batch, tokens]: those that change or show more than the background count more than empty ones.
+    """Weights of the tokens' errors [batch, tokens], mean 1: higher for tokens that change or show an object.
 
-    What is to be kept counts as much as what is to change: they are told apart by the same finding of the object that
-    the instruction means.
+    Objects to keep count as much as objects to change, since the network must tell them apart by the instruction.
     """
     background = target.median(dim=1, keepdim=True).values
     shown = (target - background).square().mean(-1) > 0.05

@@ -1,6 +1,6 @@
-"""Real tokenizers for the embedded model, trained on its own instructions: CLIP's BPE and T5's unigram model.
+"""Trains the embedded model's tokenizers on its instructions: CLIP's BPE and T5's unigram model.
 
-They are written in the layout that a diffusers folder has, so that transformers reads them too.
+They are written as in a diffusers folder, so that transformers reads them too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_json(path: Path, value: object) -> None:
 def train_clip(corpus: Iterable[str], vocab_size: int, max_length: int, folder: Path) -> None:
     """Trains byte-level BPE with CLIP's normalizer and splitting, and writes vocab.json and merges.txt to `folder`.
 
-    The end-of-text token has the highest id, as CLIP's has, which its pooling relies on.
+    The end-of-text token has the highest id, as in CLIP, whose pooling relies on it.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=END, continuing_subword_prefix="", end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -40,7 +40,7 @@ def train_clip(corpus: Iterable[str], vocab_size: int, max_length: int, folder: 
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    # CLIP's vocabulary opens with the 256 bytes, then the same bytes at the end of a word.
+    # CLIP's vocabulary begins with the 256 bytes, then the same bytes at the end of a word.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     base = alphabet + [byte + "</w>" for byte in alphabet]
     trainer = trainers.BpeTrainer(
@@ -70,8 +70,9 @@ def train_clip(corpus: Iterable[str], vocab_size: int, max_length: int, folder: 
 def train_t5(corpus: Iterable[str], vocab_size: int, max_length: int, folder: Path) -> None:
     """Makes a unigram model with T5's whitespace marks and end token, and writes tokenizer.json to `folder`.
 
-    The corpus has few words, so the most frequent ones are the pieces, at their log frequency; single characters, at a
-    lower score than any word, spell the rest. (The library's own trainer prunes such a corpus down to fragments.)
+    The corpus has few words, so the most frequent words are the pieces, scored by their log frequency; other words are
+    spelled in single characters, which score lower than any word. (The library's trainer reduces such a corpus to
+    fragments.)
     """
     pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,4 +1,4 @@
-"""Starts a run from a checkpoint's weights, so that training adds up over sessions whose run folders are not kept."""
+"""Starts a run from a checkpoint's weights, so that training can continue after its run folder is gone."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ NETWORK_PARTS = ("text_encoder", "text_encoder_2", "modulation", "transformer")
 
 
 def start_from(checkpoint: Path, run: Path, config: KontextConfig) -> list[str]:
-    """Writes the states that `run` lacks of the stages "autoencoder" and "flow", at step 0 and with these weights.
+    """Writes states at step 0, with a checkpoint's weights, of the stages "autoencoder" and "flow" that `run` lacks.
 
-    The tokenizers come along unchanged, since the text encoders' weights know no others. A state that is there
-    already stays, so the same command goes on where it stopped. The later stages start from the flow as ever.
+    The checkpoint's tokenizers are copied, since its text encoders were trained with them. Existing states are kept, so
+    the same command continues where it stopped. Later stages start from the flow, as always.
 
     Args:
         checkpoint: a diffusers folder of the embedded model, as `train --checkpoint` writes it.
         config: the model's sizes; must be the checkpoint's.
 
-    Returns: the stages whose states were written.
+    Returns:
+        The stages whose states were written.
 
     Raises:
         KontextError: the checkpoint is missing, incomplete or of other sizes than `config`.
@@ -39,7 +40,7 @@ def start_from(checkpoint: Path, run: Path, config: KontextConfig) -> list[str]:
         autoencoder.decoder.load_state_dict(weights["vae_decoder"])
         for part in NETWORK_PARTS:
             network.get_submodule(part).load_state_dict(weights[part])
-    except RuntimeError as fault:  # load_state_dict's list of all that does not fit
+    except RuntimeError as fault:  # from load_state_dict, with a list of all mismatches
         raise KontextError(
             f"{checkpoint} has other sizes than {config.name}: a run can only start from a checkpoint of the same model"
         ) from fault

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from kontext.tiny import edits, scenes
 from kontext.tiny.edits import KINDS, Edit, sample_edit
 from kontext.tiny.judge import judge, rivals
-from kontext.tiny.scenes import Item, render
+from kontext.tiny.scenes import SceneObject, render
 
 ALL = (*KINDS, "draw")
 COUNT = 30
@@ -107,16 +107,16 @@ def test_another_edits_answer_is_rejected(kind: str) -> None:
 def test_a_stray_object_is_rejected(kind: str) -> None:
     for edit in sampled(kind, 6, 16):
         target = edit.target
-        if target.character or any(item.size != scenes.MEDIUM for item in target.items):
+        if target.character or any(item.size != scenes.MEDIUM for item in target.objects):
             continue
         rows = {target.sign.row} if target.sign else set()
-        taken = {item.place for item in target.items}
+        taken = {item.place for item in target.objects}
         place = next(p for p, (row, _) in scenes.PLACES.items() if p not in taken and row not in rows)
-        used = {item.shape for item in target.items}
-        colours = {target.background, *(item.colour for item in target.items)}
+        used = {item.shape for item in target.objects}
+        colours = {target.background, *(item.colour for item in target.objects)}
         shape = next(s for s in ("heart", "circle", "cross", "star") if s not in used)
         colour = next(c for c in ("red", "blue", "purple", "green", "orange") if c not in colours)
-        stray = replace(target, items=(*target.items, Item(shape, colour, place)))
+        stray = replace(target, objects=(*target.objects, SceneObject(shape, colour, place)))
         assert not judge(render(stray), edit).success, (edit.prompt, stray)
 
 
@@ -125,12 +125,12 @@ def test_a_change_to_another_object_is_rejected(kind: str) -> None:
     checked = 0
     for edit in sampled(kind, 7, 16):
         assert edit.source is not None
-        for kept in set(edit.source.items) & set(edit.target.items):
-            rest = tuple(item for item in edit.target.items if item != kept)
+        for kept in set(edit.source.objects) & set(edit.target.objects):
+            rest = tuple(item for item in edit.target.objects if item != kept)
             colours = {edit.target.background, kept.colour, *(item.colour for item in rest)}
             colour = next(c for c in scenes.COLOURS if c not in colours)
             for items in (rest, (*rest, replace(kept, colour=colour))):
-                assert not judge(render(replace(edit.target, items=items)), edit).success, edit.prompt
+                assert not judge(render(replace(edit.target, objects=items)), edit).success, edit.prompt
             checked += 1
     assert checked > 10
 
@@ -185,7 +185,7 @@ def test_noise_and_grey_are_rejected() -> None:
             rng.integers(0, 256, (128, 128, 3), dtype=np.uint8),
             render(scenes.Scene(edit.target.background, effect=edit.target.effect)),
         ):
-            if kind == "remove" and not edit.target.items:
+            if kind == "remove" and not edit.target.objects:
                 continue
             assert not judge(picture, edit).success
 

@@ -38,24 +38,28 @@ def test_pictures_come_back_from_tensors_as_they_were() -> None:
 
 def test_a_lossless_round_trip_is_accepted_and_a_grey_one_refused() -> None:
     lossless: Any = Lossless()
-    accepted, decibels = round_trip.round_trip(lossless, "recolour", 3)
+    accepted, psnr = round_trip.round_trip(lossless, "recolour", 3)
     assert accepted == 3
-    assert decibels > 100
+    assert psnr > 100
     grey: Any = Grey()
     assert round_trip.round_trip(grey, "recolour", 3)[0] == 0
 
 
 def test_noise_on_the_latents_shows_in_the_decibels() -> None:
     lossless: Any = Lossless()
-    _, decibels = round_trip.round_trip(lossless, "move", 2, noise=0.1)
-    assert 15 < decibels < 45
+    _, psnr = round_trip.round_trip(lossless, "move", 2, noise=0.1)
+    assert 15 < psnr < 45
 
 
 def test_a_missing_checkpoint_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["round_trip", str(tmp_path / "none")])
-    assert round_trip.main() == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+    for arguments in (
+        [str(tmp_path / "none")],
+        [str(tmp_path / "none.safetensors")],
+        ["x", "--noises", "1", "-q"],
+    ):
+        assert round_trip.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1

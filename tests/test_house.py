@@ -347,7 +347,7 @@ def help_of(module: str, *subcommand: str) -> str:
 def usage(module: str, words: Sequence[str]) -> tuple[str, int]:
     """The help that a command line is for, the subcommand's where it names one, and how many words name that."""
     text, depth = help_of(module), 0
-    while depth < len(words) and re.fullmatch(r"[a-z][a-z-]*", words[depth]):
+    while depth < len(words) and re.fullmatch(r"[a-z][a-z-]*", words[depth]) and words[depth] in text.split():
         program = text.split()[1]
         below = help_of(module, *words[: depth + 1])
         if below.split()[1 : 3 + depth] != [program, *words[: depth + 1]]:
@@ -358,7 +358,7 @@ def usage(module: str, words: Sequence[str]) -> tuple[str, int]:
 
 def check_flags(document: Path, module: str, words: Sequence[str]) -> None:
     text, depth = usage(module, words)
-    assert depth or "COMMAND ..." not in text.partition("\n\n")[0], (
+    assert depth or not re.search(r"(?<!\[)COMMAND \.\.\.", text.partition("\n\n")[0]), (
         f"{document.name}: {words} names no subcommand"
     )
     flags = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
@@ -369,7 +369,8 @@ def check_flags(document: Path, module: str, words: Sequence[str]) -> None:
 def check_command(document: Path, words: Sequence[str]) -> None:
     """Program, subcommand and flags exist; what follows `--` is a command too."""
     if "--" in words:
-        check_command(document, words[words.index("--") + 1 :])
+        if (command := words[words.index("--") + 1 :]) != ["COMMAND"]:
+            check_command(document, command)
         words = words[: words.index("--")]
     program = words[0].rsplit("/", 1)[-1]
     if program == "make":

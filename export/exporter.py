@@ -29,9 +29,10 @@ from .bundle.output_folder import Kind, check_output, publish
 from .bundle.tokenizer_files import TokenizerFile, clip_file, t5_file
 from .calibration.calibrate import calibrate
 from .calibration.samples import Samples
-from .graph import bind_weights, trace
+from .graph import bind_weights
 from .graph import link_weights as linking
 from .graph.fp8_attention import quantize_attention
+from .graph.interface import constants, linear_weights
 from .graph.workers import Tracers
 from .progress import Progress
 from .weights.plan import WeightPlan, plan_weights
@@ -165,18 +166,18 @@ def lay_out(
     statistics = statistics or Statistics()
     plans, links = {}, {}
     for name, network in checkpoint.networks.items():
-        linears = trace.linear_weights(name, config)
-        links[name] = linking.linkable(network, recipe, linears) if link_weights else {}
+        linears = linear_weights(name, config)
+        links[name] = linking.linkable_weights(network, recipe, linears) if link_weights else {}
         plans[name] = plan_weights(
             network,
             recipe,
             linears,
-            trace.constants(name, config),
+            constants(name, config),
             links[name],
             statistics.inputs.get(name),
         )
     paths = {part.path for linked in links.values() for link in linked.values() for part in link.parts}
-    return Layout(plans, links, linking.locations(paths), statistics)
+    return Layout(plans, links, linking.link_names(paths), statistics)
 
 
 def export_key(checkpoint: Checkpoint, recipe: Recipe, link_weights: bool) -> dict[str, object]:

@@ -72,7 +72,7 @@ def blocks(folder: Path) -> dict[str, object]:
     small = TransformerConfig(**fields)
     config = KontextConfig("blocks", small, AutoencoderConfig(), ClipConfig(), T5Config())
     entry, stored = bundle.graphs["transformer"], StoredNetwork(bundle)
-    probe = trace.trace("transformer", config, stored.compute)
+    probe = trace.trace_network("transformer", config, stored.compute)
     bind_weights.bind(
         probe, stored.plan(list(probe.graph.initializers)), entry.weights.relative_to(folder).as_posix()
     )

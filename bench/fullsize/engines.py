@@ -20,7 +20,7 @@ from ...export.engines.build import parse_targets
 from ...export.engines.process import BuilderProcess
 from ...export.engines.profiles import profiles
 from ...export.exporter import weights_file
-from ...export.graph import bind_weights, trace
+from ...export.graph import bind_weights, interface, trace
 from ...export.progress import Progress
 from ...export.weights.plan import plan_weights
 from ...model.checkpoint import NetworkWeights
@@ -52,10 +52,10 @@ def write_graph(folder: Path, config: KontextConfig, network: str, formats: str)
     plan = plan_weights(
         NetworkWeights(network, shapes, {}, {}),
         recipe,
-        trace.linear_weights(network, config),
-        trace.constants(network, config),
+        interface.linear_weights(network, config),
+        interface.constants(network, config),
     )
-    model = trace.trace(network, config, recipe.compute[network])
+    model = trace.trace_network(network, config, recipe.compute[network])
     bind_weights.bind(model, plan, weights_file(network))
     (folder / f"{network}.onnx").write_bytes(bind_weights.serialize(model))
 
@@ -87,7 +87,7 @@ def outline(folder: Path, config: KontextConfig) -> Bundle:
             tuple(preferred_sizes(autoencoder.sample_size, multiple)),
         ),
         graphs={
-            name: GraphEntry(folder / f"{name}.onnx", folder / weights_file(name), trace.OPSET)
+            name: GraphEntry(folder / f"{name}.onnx", folder / weights_file(name), interface.OPSET)
             for name in NETWORKS
         },
         tokenizers={"t5": TokenizerEntry(folder / "t5.json", config.text_encoder_2.max_length, 0, 1)},
@@ -107,7 +107,7 @@ def measure(
         start = time.perf_counter()
         write_graph(folder, config, network, formats)
         entry["trace_seconds"] = round(time.perf_counter() - start, 1)
-        inputs = trace.signature(network, config).inputs
+        inputs = interface.network_interface(network, config).inputs
         found = profiles(outline(folder, config), network, options.batch, inputs)
         taken = found[: options.profiles]
         entry["profiles"] = [profile.use for profile in taken]

@@ -10,7 +10,7 @@ from ...model.checkpoint import Checkpoint
 from ...model.networks import NETWORKS
 from ...quant.recipe import Layer, Recipe
 from ...runtime.bundle import FORMAT, FORMAT_VERSION
-from ..graph.trace import OPSET, linear_weights
+from ..graph.interface import OPSET, linear_weights
 from .journal import FileEntry
 from .preferred_sizes import preferred_sizes
 from .tokenizer_files import TokenizerFile

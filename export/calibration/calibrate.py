@@ -35,7 +35,7 @@ from ...runtime.pipeline import Pipeline
 from ..bundle.manifest import build_manifest
 from ..bundle.tokenizer_files import TokenizerFile
 from ..graph.fp8_attention import OPERANDS
-from ..graph.trace import constants, linear_weights, signature
+from ..graph.interface import constants, linear_weights, network_interface
 from ..progress import Progress
 from .samples import Samples
 
@@ -72,7 +72,7 @@ class WatchedNetworks:
         if graph not in self.networks:
             self.networks[graph] = self.build(graph)
         config = self.checkpoint.config
-        interface = signature(graph, config)
+        interface = network_interface(graph, config)
         if graph == "transformer":
             self.parts = RANGES * self.step // self.steps
             self.step = (self.step + 1) % self.steps

@@ -20,7 +20,7 @@ from ...quant.planner import Allocation, Choice, Item, allocate
 from ...quant.recipe import BYTES, SPARED, Layer, Recipe, Rule, choose
 from ...quant.sensitivity import Sensitivity, gain, kind_of, normal_error
 from ...runtime.units import gigabytes
-from ..graph.trace import constants
+from ..graph.interface import constants
 from .sensitivity import count_kinds, quantizable
 
 COMPUTE = "compute"

@@ -32,7 +32,7 @@ from ...runtime.cache import cache_folder
 from ...runtime.pipeline import Pipeline
 from ..bundle.journal import write_atomic
 from ..bundle.tokenizer_files import TokenizerFile
-from ..graph.trace import linear_weights
+from ..graph.interface import linear_weights
 from ..progress import Progress
 from .calibrate import BATCH_PIXELS, RESIDENT, calibrate, compute_dtype, outline
 from .calibrate import digest as calibration_digest

@@ -100,7 +100,7 @@ def chosen_recipe(options: argparse.Namespace, checkpoint: Checkpoint, calibrate
     from ...model.networks import NETWORKS
     from ...quant.recipe import choose
     from ...quant.recipe_file import check_patterns, read_recipe
-    from ..graph.trace import linear_weights
+    from ..graph.interface import linear_weights
 
     networks, parameters = tuple(NETWORKS), checkpoint.parameters()
     if options.recipe is not None:

@@ -20,7 +20,7 @@ from ...model.networks import NETWORKS, weight_shapes
 from ...model.weight_files import StoredWeight, open_weight_file
 from ...quant.recipe import BIG_MODEL, choose
 from ...runtime.bundle import MANIFEST_NAME, Bundle
-from ..graph import trace
+from ..graph.interface import linear_weights
 from ..weights.plan import plan_weights
 from .summary import human
 
@@ -151,8 +151,7 @@ def becomes(networks: Sequence[NetworkWeights], config: KontextConfig) -> str:
     for flag, quantization in PREVIEWED.items():
         recipe = choose(names, max(parameters, BIG_MODEL), "bf16", quantization)
         plans = [
-            plan_weights(network, recipe, trace.linear_weights(network.name, config), {})
-            for network in networks
+            plan_weights(network, recipe, linear_weights(network.name, config), {}) for network in networks
         ]
         sizes.append(f"{human(sum(plan.size for plan in plans))} with {flag}")
     return f"  becomes {', '.join(sizes)}"

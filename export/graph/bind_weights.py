@@ -1,6 +1,6 @@
-"""Binds a traced graph to its weights: every initializer becomes a place in the bundle's safetensors file.
+"""Binds a traced graph to its weights: every initializer gets its place in the bundle's safetensors file.
 
-`forms` has what stands in the place of quantized ones.
+`quantized_linear` has the operators that replace quantized ones.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ ONNX_DTYPES = {
 
 
 def bind(model: ir.Model, plan: WeightPlan, location: str) -> None:
-    """Gives every weight of `model` its place; `location` is the weights' file relative to the graph's.
+    """Binds every weight of `model`; `location` is the path of the weights' file, relative to the graph's folder.
 
     Raises:
-        RuntimeError: graph and plan do not have the same weights; a fault of this program.
+        RuntimeError: graph and plan do not have the same weights (a bug).
     """
     graph = model.graph
     unbound = {name: value for name, value in graph.initializers.items() if value.const_value is None}
@@ -53,12 +53,12 @@ def bind(model: ir.Model, plan: WeightPlan, location: str) -> None:
 
 
 def external(tensor: TensorEntry, location: str, packed: ir.DataType | None = None) -> ir.ExternalTensor:
-    """A place in the weights' file; `packed` is what ONNX takes its bytes for where two values share one."""
+    """A tensor in the weights' file; `packed` is ONNX's format for it if a byte holds two values."""
     dtype, shape = ONNX_DTYPES.get(tensor.dtype), tensor.shape
     if packed is not None:
         dtype, shape = packed, (*shape[:-1], 2 * shape[-1])
     if dtype is None:
-        raise RuntimeError(f"{tensor.name} is stored as {tensor.dtype}, which no graph takes")
+        raise RuntimeError(f"{tensor.name} is stored as {tensor.dtype}, which ONNX lacks")
     return ir.ExternalTensor(
         location,
         tensor.start,
@@ -71,5 +71,5 @@ def external(tensor: TensorEntry, location: str, packed: ir.DataType | None = No
 
 
 def serialize(model: ir.Model) -> bytes:
-    """The graph alone as an ONNX file. The weights' bytes are elsewhere and need not exist yet."""
+    """The graph as an ONNX file without weights, whose file need not exist yet."""
     return ir.to_proto(model).SerializeToString(deterministic=True)

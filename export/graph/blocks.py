@@ -1,6 +1,6 @@
-"""Blocks that repeat are traced once: in the network each stands for one operator, whose definition is inlined later.
+"""Traces repeated blocks once: each becomes one operator in the network's graph, whose definition is inlined later.
 
-FLUX has 57 blocks of 2 kinds and T5 24 of one; tracing them one by one is most of the time that an export takes.
+FLUX has 57 blocks of 2 kinds and T5 has 24 of one kind; tracing each of them would take most of an export's time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from ...model.config import KontextConfig
 from .passes import simplify, weights_as_inputs
 
 DOMAIN = "kontext"
-"""Operator domain of the stand-ins; none is left in a finished graph."""
+"""Domain of the operators that replace blocks; a finished graph has none left."""
 
 
 @dataclass(frozen=True)
-class Repeated:
+class RepeatedBlock:
     """Blocks of one kind in a network.
 
-    `inputs` are the shapes of a block's inputs, by name, as in a `Signature`; the first `outputs` of them are the
-    shapes of its outputs too. `wide` inputs are fp32 whatever the network computes in.
+    `path` is the submodule that holds them, `operator` the operator that replaces each. `inputs` are the shapes of a
+    block's inputs by name, as in an `Interface`; the first `outputs` of them are also the shapes of its outputs. `wide`
+    inputs are fp32 whatever the network computes in.
     """
 
     path: str
@@ -34,9 +35,9 @@ class Repeated:
     wide: tuple[str, ...] = ()
 
 
-def repeated_blocks(name: str, config: KontextConfig) -> list[Repeated]:
-    """The repeated blocks of network `name`; the autoencoder's all differ."""
-    if name == "transformer":
+def repeated_blocks(network: str, config: KontextConfig) -> list[RepeatedBlock]:
+    """The kinds of repeated blocks in `network`; none in the autoencoder, whose blocks all differ."""
+    if network == "transformer":
         hidden, half = config.transformer.hidden_size, config.transformer.head_dim // 2
         text, image = config.text_encoder_2.max_length, "target_tokens + reference_tokens"
         tokens = f"text_tokens + {image}"
@@ -53,17 +54,17 @@ def repeated_blocks(name: str, config: KontextConfig) -> list[Repeated]:
             "modulation": ("batch", 3, hidden),
         }
         return [
-            Repeated("double_blocks", "DoubleBlock", double, outputs=2, wide=("cos", "sin")),
-            Repeated("single_blocks", "SingleBlock", single, wide=("cos", "sin")),
+            RepeatedBlock("double_blocks", "DoubleBlock", double, outputs=2, wide=("cos", "sin")),
+            RepeatedBlock("single_blocks", "SingleBlock", single, wide=("cos", "sin")),
         ]
-    if name == "text_encoder":
+    if network == "text_encoder":
         clip = config.text_encoder
         hidden_states = {"x": ("batch", clip.max_length, clip.hidden_size)}
-        return [Repeated("text_model.encoder.layers", "ClipLayer", hidden_states)]
-    if name == "text_encoder_2":
+        return [RepeatedBlock("text_model.encoder.layers", "ClipLayer", hidden_states)]
+    if network == "text_encoder_2":
         t5 = config.text_encoder_2
         return [
-            Repeated(
+            RepeatedBlock(
                 "encoder.block",
                 "T5Block",
                 {
@@ -76,17 +77,17 @@ def repeated_blocks(name: str, config: KontextConfig) -> list[Repeated]:
 
 
 def block_weights(block: nn.Module) -> list[tuple[str, Tensor]]:
-    """A block's weights by name, in order. T5's first block also keeps the bias table that its encoder uses."""
+    """A block's weights by name, in order, without the bias table in T5's first block, which the encoder uses."""
     named = block.named_parameters()
     return [(name, weight) for name, weight in named if not name.endswith("relative_attention_bias.weight")]
 
 
-def stand_in(block: nn.Module, kind: Repeated) -> None:
-    """Makes `block`, when called, one operator of its inputs and its weights."""
+def replace_by_operator(block: nn.Module, kind: RepeatedBlock) -> None:
+    """Makes `block`, when called, emit one operator of its inputs and weights."""
     names = [name for name, _ in block_weights(block)]
 
     def forward(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        # Asked for by name at each call: the tracer knows a module's parameters, and not a closure's tensors.
+        # Looked up at each call, because the tracer recognizes a module's parameters, but not a closure's tensors.
         weights = [block.get_parameter(name) for name in names]
         shaped = inputs[: kind.outputs]
         results = torch.onnx.ops.symbolic_multi_out(
@@ -101,8 +102,8 @@ def stand_in(block: nn.Module, kind: Repeated) -> None:
     block.forward = forward
 
 
-def define(model: ir.Model, kind: Repeated, names: Sequence[str]) -> ir.Function:
-    """The operator's definition from one traced block: its inputs, then its weights in the order of `names`."""
+def operator_definition(model: ir.Model, kind: RepeatedBlock, names: Sequence[str]) -> ir.Function:
+    """The operator's definition, from one traced block. Its inputs are the block's, then its weights as in `names`."""
     with weights_as_inputs(model, restore=False):
         simplify(model)
     initializers_to_constants(model.graph)
@@ -115,7 +116,7 @@ def define(model: ir.Model, kind: Repeated, names: Sequence[str]) -> ir.Function
 
 
 def initializers_to_constants(graph: ir.Graph) -> None:
-    """Folding leaves its results as initializers, and a function has none."""
+    """Constant folding leaves its results as initializers, which a function cannot have."""
     for name, value in list(graph.initializers.items()):
         node = ir.node("Constant", [], attributes={"value": value.const_value}, name=f"{name}/Constant")
         node.outputs[0].name = f"{name}_constant"
@@ -127,7 +128,7 @@ def initializers_to_constants(graph: ir.Graph) -> None:
 
 
 def rename_dimensions(graph: ir.Graph, prefix: str) -> None:
-    """Tracers number their dimensions: without a prefix, s40 here would pass for another trace's s40."""
+    """The tracer numbers dimensions in each trace: a prefix keeps this trace's s40 apart from another trace's."""
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
     for value in values:
         if value.shape is not None:
@@ -140,21 +141,21 @@ def rename_dimensions(graph: ir.Graph, prefix: str) -> None:
 
 
 def replace_repeated(
-    network: nn.Module, kinds: Sequence[Repeated], trace: Callable[[nn.Module, Repeated], ir.Model]
+    network: nn.Module, kinds: Sequence[RepeatedBlock], trace: Callable[[nn.Module, RepeatedBlock], ir.Model]
 ) -> list[ir.Function]:
-    """Puts stand-ins into `network` and returns their definitions; `trace` gives the graph of one block."""
+    """Replaces the blocks of `network` by operators and returns their definitions; `trace` traces one block."""
     functions = []
     for kind in kinds:
         blocks = list(network.get_submodule(kind.path).children())
         names = [name for name, _ in block_weights(blocks[0])]
-        functions.append(define(trace(blocks[0], kind), kind, names))
+        functions.append(operator_definition(trace(blocks[0], kind), kind, names))
         for block in blocks:
-            stand_in(block, kind)
+            replace_by_operator(block, kind)
     return functions
 
 
-def inline(model: ir.Model, functions: Sequence[ir.Function]) -> None:
-    """Gives the stand-ins of `model` their definitions, for the passes to inline."""
+def add_definitions(model: ir.Model, functions: Sequence[ir.Function]) -> None:
+    """Adds the operators' definitions to `model`, for the passes to inline."""
     for function in functions:
         model.functions[function.identifier()] = function
     if functions:

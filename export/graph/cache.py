@@ -1,5 +1,5 @@
-"""Traced graphs, kept by all that they depend on: tracing takes longer than writing a small model's weights, and every
-checkpoint of one architecture has the same graphs.
+"""A cache of traced graphs: every checkpoint of one architecture has the same graphs, and tracing takes longer than
+writing a small model's weights. An entry's name is a digest of everything that the graph depends on.
 """
 
 from __future__ import annotations
@@ -17,45 +17,50 @@ from ...model.config import KontextConfig
 from ...runtime.cache import cache_folder
 
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir")
-"""Whose versions a graph depends on."""
+"""Libraries whose versions a graph depends on."""
 
-PACKAGES = ("export/graph", "model")
-"""Of this project, whose code it depends on."""
+PACKAGE = Path(__file__).resolve().parents[2]
+FOLDERS = ("export/graph", "model")
+"""Folders of this package whose code a graph depends on."""
 
 DIGEST_BYTES = 32
 
 
-def find(network: str, config: KontextConfig, compute: str) -> bytes | None:
-    """What was kept of a network's graph; None where there is nothing, or it is damaged."""
+def find_graph(network: str, config: KontextConfig, compute: str) -> bytes | None:
+    """The cached graph of a network, or None if there is none or its file is damaged."""
     with contextlib.suppress(OSError):
-        data = place(network, config, compute).read_bytes()
+        data = graph_path(network, config, compute).read_bytes()
         digest, graph = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
         if hashlib.sha256(graph).digest() == digest:
             return graph
     return None
 
 
-def keep(network: str, config: KontextConfig, compute: str, graph: bytes) -> None:
-    """Keeps a graph for the next time, where that is possible."""
-    path = place(network, config, compute)
+def cache_graph(network: str, config: KontextConfig, compute: str, graph: bytes) -> None:
+    """Writes a graph to the cache, if that can be written."""
+    path = graph_path(network, config, compute)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, hashlib.sha256(graph).digest() + graph)
 
 
-def place(network: str, config: KontextConfig, compute: str) -> Path:
+def graph_path(network: str, config: KontextConfig, compute: str) -> Path:
     sizes = {
         key: value for key, value in dataclasses.asdict(config).items() if key not in ("name", "sampler")
     }
-    parts = json.dumps([network, compute, sizes, makers()], sort_keys=True)
+    parts = json.dumps([network, compute, sizes, library_versions(), code_digest()], sort_keys=True)
     return cache_folder() / "graphs" / f"{hashlib.sha256(parts.encode()).hexdigest()}.onnx"
 
 
 @functools.cache
-def makers() -> list[str]:
-    """Versions of the libraries, and a digest of our own code."""
-    code = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((Path(__file__).resolve().parents[1] / package).glob("*.py")):
-            code.update(path.name.encode() + path.read_bytes())
-    return [*(importlib.metadata.version(name) for name in LIBRARIES), code.hexdigest()]
+def library_versions() -> list[str]:
+    return [importlib.metadata.version(name) for name in LIBRARIES]
+
+
+@functools.cache
+def code_digest() -> str:
+    digest = hashlib.sha256()
+    for folder in FOLDERS:
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
+            digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()

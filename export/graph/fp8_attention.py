@@ -1,7 +1,7 @@
-"""FP8 attention in a graph: the Attention operator taken apart, its operands rounded to E4M3 with static scales.
+"""FP8 attention in a graph: replaces each Attention operator by its parts, with operands rounded to E4M3.
 
-q * sqrt(s) and k^T * sqrt(s), s = 1 / sqrt(head_dim), are rounded with calibrated scales, the softmax's weights with
-1 / 448, since they are at most 1, and v with its own. TensorRT makes one kernel of this arrangement.
+q * sqrt(s) and k^T * sqrt(s), with s = 1 / sqrt(head_dim), and v are rounded with calibrated static scales; the
+softmax's weights with scale 1 / 448, since they are at most 1. TensorRT fuses this pattern into one kernel.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ...quant.methods import static_scale
 from ...quant.statistics import InputStatistics, Statistics
 
 OPERANDS = ("q", "k", "v")
-"""Of a block's attention; statistics are kept as "<block>.attention.q" and so on."""
+"""Operands of an attention; their statistics are named "<block>.attention.q" and so on."""
 
 
 def attention_names(config: TransformerConfig) -> list[str]:
-    """The attentions' names, in the order in which the graph computes them."""
+    """Names of all attentions, in the order in which the graph computes them."""
     counts = {"double_blocks": config.num_double_blocks, "single_blocks": config.num_single_blocks}
     return [f"{kind}.{index}.attention" for kind, count in counts.items() for index in range(count)]
 
@@ -29,20 +29,22 @@ def quantize_attention(model: ir.Model, config: TransformerConfig, statistics: S
     """Replaces every Attention of the transformer's graph.
 
     Raises:
-        RuntimeError: the graph has other attentions, or the statistics do not know them; a fault of this program.
+        RuntimeError: the graph has other attentions, or statistics are missing (a bug).
     """
     found = [node for node in model.graph if node.op_type == "Attention"]
     names = attention_names(config)
     if len(found) != len(names):
-        raise RuntimeError(f"the graph has {len(found)} attentions and the network {len(names)}")
+        raise RuntimeError(f"the graph has {len(found)} attentions, the network {len(names)}")
     for node, name in zip(found, names, strict=True):
         seen = [statistics.get("transformer", f"{name}.{operand}") for operand in OPERANDS]
         if None in seen:
-            raise RuntimeError(f"nothing is known of the operands of {name}")
-        replace(model.graph, node, name, config.head_dim, [each for each in seen if each is not None])
+            raise RuntimeError(f"the statistics lack the operands of {name}")
+        replace_attention(
+            model.graph, node, name, config.head_dim, [each for each in seen if each is not None]
+        )
 
 
-def replace(
+def replace_attention(
     graph: ir.Graph, node: ir.Node, name: str, head_dim: int, statistics: list[InputStatistics]
 ) -> None:
     q, k, v = node.inputs[:3]

@@ -1,8 +1,9 @@
-"""`--link-weights`: graphs over the user's own safetensors files. What is stored there as it is needed is not copied.
+"""`--link-weights`: graphs that read weights from the user's safetensors files, instead of copies in the bundle.
 
-A graph of the bundle names such a file as external data under `links/`, where there is nothing: the manifest says which
-file is meant, and the runtime hands its contents to ONNX Runtime. Fused and transposed weights are put together by a
-few operators at the graph's start, which ONNX Runtime and TensorRT compute once, when they load it.
+Only weights that need no conversion are linked. The graph names the file as external data under `links/`, where no file
+exists; the manifest says which of the user's files is meant, and the runtime passes its contents to ONNX Runtime. Fused
+and transposed weights are assembled by a few operators at the start of the graph, which ONNX Runtime and TensorRT
+compute once, at load time.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from .bind_weights import ONNX_DTYPES
 
 @dataclass(frozen=True)
 class Link:
-    """A native weight that lies in the user's files as `parts`."""
+    """A native weight that is stored in the user's files as `parts`."""
 
     parts: tuple[TensorInfo, ...]
     join: Join
     transpose: bool
 
 
-def linkable(network: NetworkWeights, recipe: Recipe, linears: set[str]) -> dict[str, Link]:
-    """The weights of a network that need no copy: of the right number format already, in safetensors, with no LoRA."""
+def linkable_weights(network: NetworkWeights, recipe: Recipe, linears: set[str]) -> dict[str, Link]:
+    """The weights of a network that need no copy: in safetensors, in the format to store, and without LoRA."""
     result = {}
     compute = recipe.compute[network.name]
     for weight, source in network.sources.items():
@@ -48,8 +49,8 @@ def linkable(network: NetworkWeights, recipe: Recipe, linears: set[str]) -> dict
     return result
 
 
-def locations(paths: Iterable[Path]) -> dict[Path, str]:
-    """A name inside the bundle for every linked file, made of its own and its folder's."""
+def link_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """File → its name in the bundle, made of its folder's name and its own."""
     names: dict[Path, str] = {}
     for path in sorted(set(paths)):
         name = f"links/{path.absolute().parent.name or 'root'}/{path.name}"
@@ -59,7 +60,7 @@ def locations(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def manifest_links(checkpoint: Checkpoint, names: Mapping[Path, str]) -> dict[str, dict[str, object]]:
-    """What the manifest says of every linked file: where it is, and how to know that it is still the one."""
+    """The manifest's entry for every linked file: its path, and what identifies its contents."""
     return {
         name: {
             "path": str(path.absolute()),
@@ -71,10 +72,10 @@ def manifest_links(checkpoint: Checkpoint, names: Mapping[Path, str]) -> dict[st
 
 
 def bind_links(model: ir.Model, links: Mapping[str, Link], names: Mapping[Path, str]) -> None:
-    """Gives every linked weight of `model` its place in the user's file, and what makes it of the parts there.
+    """Binds every linked weight of `model` to its place in the user's files, and adds operators that assemble it.
 
     Raises:
-        RuntimeError: the graph lacks a weight, or has it in another shape or format; a fault of this program.
+        RuntimeError: the graph lacks a weight, or has it in another shape or format (a bug).
     """
     graph = model.graph
     for weight, link in links.items():
@@ -103,14 +104,14 @@ def initializer(graph: ir.Graph, part: TensorInfo, location: str) -> ir.Value:
         dtype, shape = ONNX_DTYPES[part.dtype], ir.Shape(part.shape)
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
         value.const_value = ir.ExternalTensor(
-            location, part.start, part.stop - part.start, dtype, shape=shape, name=name, base_dir=""
+            location, part.start, part.size, dtype, shape=shape, name=name, base_dir=""
         )
         graph.initializers[name] = value
     return graph.initializers[name]
 
 
 def assembly(weight: str, link: Link, parts: list[ir.Value], rank: int) -> list[ir.Node]:
-    """The nodes that make a native weight of its parts; none where it is one part as it stands."""
+    """The nodes that assemble a native weight from its parts; none if it is one unchanged part."""
     nodes: list[ir.Node] = []
 
     def add(

@@ -1,6 +1,7 @@
-"""What is done to a traced graph: functions inlined, constants folded, duplicates merged, names made plain.
+"""Passes over a traced graph: inlines functions, folds constants, merges duplicates, shortens names.
 
-The stock optimizer is not used: on a fake trace it folds weights that are not there, and it is quadratic at 12 B.
+onnxscript's own optimizer is not used: it folds weights that have no values yet, and takes quadratic time, too much for
+12 billion parameters.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
 
-LARGEST_FOLD = 1 << 14
-"""Elements; larger results of folding would be stored instead of computed."""
+MAX_FOLDED = 1 << 14
+"""Elements of a folded result; larger results stay computed, which takes less space than storing them."""
 
 
 @contextlib.contextmanager
 def weights_as_inputs(model: ir.Model, restore: bool = True) -> Iterator[None]:
-    """As inputs, weights are opaque to every pass: nothing folds, merges or renames values that are not there."""
+    """Turns weights into graph inputs, so that no pass folds, merges or renames them: they have no values yet."""
     graph = model.graph
     weights, inputs = dict(graph.initializers), len(graph.inputs)
     for name, value in weights.items():
@@ -35,10 +36,10 @@ def weights_as_inputs(model: ir.Model, restore: bool = True) -> Iterator[None]:
 
 
 def literal_reshapes(graph: ir.Graph) -> None:
-    """Makes the shape of every Reshape a constant where the trace knows enough; 0 there means «as in the input».
+    """Makes the shape of every Reshape a constant, if the trace determines it; 0 means "as in the input".
 
-    The tracer computes [batch, tokens, 64] with Shape, Slice and Concat nodes; [0, 0, 64] says the same. Only for a
-    graph as it was traced: its dimensions' names mean nothing in another.
+    The tracer computes [batch, tokens, 64] with Shape, Slice and Concat nodes; [0, 0, 64] means the same. Only valid
+    directly after tracing, because names of dimensions have no meaning in another graph.
     """
     for node in list(graph):
         data, result = node.inputs[0] if node.inputs else None, node.outputs[0]
@@ -64,10 +65,10 @@ def literal_reshapes(graph: ir.Graph) -> None:
 
 
 def simplify(model: ir.Model) -> None:
-    """Inlines, folds and merges, in place; constants stay nodes."""
+    """Inlines, folds and merges in place; constants remain nodes."""
     common.InlinePass()(model)
-    for _ in range(2):  # the second time folds what the first one made constant
-        fold_constants_ir(model, input_size_limit=LARGEST_FOLD, output_size_limit=LARGEST_FOLD)
+    for _ in range(2):  # the second pass folds what became constant in the first
+        fold_constants_ir(model, input_size_limit=MAX_FOLDED, output_size_limit=MAX_FOLDED)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.CommonSubexpressionEliminationPass(),
@@ -77,7 +78,7 @@ def simplify(model: ir.Model) -> None:
 
 
 def optimize(model: ir.Model) -> None:
-    """All there is to do to a whole graph, in place. Initializers keep their names."""
+    """Applies all passes to a whole graph, in place. Initializers keep their names."""
     with weights_as_inputs(model):
         simplify(model)
         ir.passes.Sequential(
@@ -89,7 +90,7 @@ def optimize(model: ir.Model) -> None:
             common.NameFixPass(),
             common.TopologicalSortPass(),
         )(model)
-    # Stack traces of the tracer, with this machine's paths in them.
+    # The tracer's stack traces hold paths of this machine.
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
     for node in model.graph.all_nodes():

@@ -1,6 +1,6 @@
-"""Traces graphs in processes of their own, while the exporter writes weights: `python -m kontext.export.graph.workers`.
+"""Traces graphs in child processes while the exporter writes weights: `python -m kontext.export.graph.workers`.
 
-Tracing is Python and switches PyTorch's defaults for a whole process, so threads would do neither side good.
+Not in threads: tracing is Python code, and changes PyTorch's defaults for the whole process.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import onnx
 import onnx_ir as ir
 
 from ...model.config import PARTS, KontextConfig, part_from_json
-from . import cache, trace
+from .cache import cache_graph, find_graph
+from .trace import trace_network
 
 LONGEST = "transformer"
-"""Takes about as long as all others together, and has a process to itself."""
+"""Takes about as long as all others together, so it is traced in a process of its own."""
 
-NOWHERE = "unbound"
-"""The file that weights are said to be in while a graph travels: ONNX has no word for one without data."""
+UNBOUND = "unbound"
+"""The external file of weights in a graph that is passed between processes: ONNX has no tensor without data."""
 
 
 class Tracers:
-    """Two processes that trace those graphs of `networks` that are not kept; a context that leaves none behind.
+    """Up to two processes that trace the graphs of `networks` that are not cached; they end with the context.
 
     Args:
-        networks: names; none of them twice.
+        networks: names, each once.
         config: the model's sizes.
         compute: network → number format that it computes in.
     """
@@ -39,8 +40,8 @@ class Tracers:
     def __init__(self, networks: Sequence[str], config: KontextConfig, compute: Mapping[str, str]) -> None:
         self.config = config
         self.compute = compute
-        self.kept = {name: cache.find(name, config, compute[name]) for name in networks}
-        new = [name for name in networks if self.kept[name] is None]
+        self.cached = {name: find_graph(name, config, compute[name]) for name in networks}
+        new = [name for name in networks if self.cached[name] is None]
         shares = [name for name in new if name == LONGEST], [name for name in new if name != LONGEST]
         self.shares = [share for share in shares if share]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -64,44 +65,44 @@ class Tracers:
             [sys.executable, "-m", __spec__.name, self.folder.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is the exporter's to answer, which ends this process
+            start_new_session=True,  # Ctrl-C goes to the exporter alone, which ends this process
         )
-        asked = {
+        request = {
             "compute": {name: self.compute[name] for name in networks},
             "name": self.config.name,
             **{part: dataclasses.asdict(getattr(self.config, part)) for part in PARTS},
         }
         assert process.stdin is not None
         with process.stdin as pipe:
-            pipe.write(json.dumps(asked).encode())
+            pipe.write(json.dumps(request).encode())
         return process
 
     def result(self, network: str) -> ir.Model:
-        """The graph of `network` as `graphs.trace` returns it, as soon as it is there.
+        """Waits for the graph of `network`, as `trace_network` returns it.
 
         Raises:
-            RuntimeError: it could not be traced: a fault of this program, or the system ended its process.
+            RuntimeError: it could not be traced (a bug), or the system ended its process.
         """
-        kept = self.kept[network]
-        if kept is not None:
-            return unpack(kept)
+        cached = self.cached[network]
+        if cached is not None:
+            return unpack(cached)
         path, process = Path(self.folder.name) / f"{network}.onnx", self.processes[network]
         assert process.stdout is not None
         while not path.exists():
             if not process.stdout.readline() and not path.exists():
                 raise RuntimeError(f"tracing the graph of {network} ended with exit code {process.wait()}")
         graph = path.read_bytes()
-        cache.keep(network, self.config, self.compute[network], graph)
+        cache_graph(network, self.config, self.compute[network], graph)
         return unpack(graph)
 
 
 def pack(model: ir.Model) -> bytes:
-    """A traced graph as an ONNX file, its weights said to be `NOWHERE`."""
+    """A traced graph as an ONNX file, with its weights in the file `UNBOUND`, which does not exist."""
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             assert value.dtype is not None
             value.const_value = ir.ExternalTensor(
-                NOWHERE, None, None, value.dtype, shape=ir.Shape(value.shape or ()), name=name, base_dir=""
+                UNBOUND, None, None, value.dtype, shape=ir.Shape(value.shape or ()), name=name, base_dir=""
             )
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
@@ -116,15 +117,15 @@ def unpack(data: bytes) -> ir.Model:
 
 
 def main() -> None:
-    """Traces what stdin asks for into the folder of the command line; a line on stdout for each that is there."""
-    gc.disable()  # a process of seconds whose millions of small objects live as long as it does: a tenth of its time
-    asked, folder = json.load(sys.stdin), Path(sys.argv[1])
-    parts = {part: part_from_json(part, asked[part]) for part in PARTS}
-    config = KontextConfig(name=asked["name"], **parts)
-    for network, compute in asked["compute"].items():
+    """Traces the networks of the request on stdin into the folder argument; prints the name of each finished one."""
+    gc.disable()  # takes a tenth of the time: millions of small objects, and nearly all live as long as the process
+    request, folder = json.load(sys.stdin), Path(sys.argv[1])
+    parts = {part: part_from_json(part, request[part]) for part in PARTS}
+    config = KontextConfig(name=request["name"], **parts)
+    for network, compute in request["compute"].items():
         path = folder / f"{network}.onnx"
         unfinished = path.with_suffix(".part")
-        unfinished.write_bytes(pack(trace.trace(network, config, compute)))
+        unfinished.write_bytes(pack(trace_network(network, config, compute)))
         unfinished.rename(path)
         print(network, flush=True)
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export.calibration.plan import COMPUTE, Plan, make_plan  # noqa: E402
 from kontext.export.cli.plan_text import render  # noqa: E402
-from kontext.export.graph.trace import linear_weights  # noqa: E402
+from kontext.export.graph.interface import linear_weights  # noqa: E402
 from kontext.export.weights.plan import stored_as  # noqa: E402
 from kontext.model.config import KontextConfig  # noqa: E402
 from kontext.model.dtypes import TORCH_DTYPES  # noqa: E402

@@ -1,4 +1,4 @@
-"""Repeated blocks: every one has its own weights, and no stand-in or computed shape is left in a graph."""
+"""Repeated blocks: each has its own weights, and no replacement operator or computed shape is left in a graph."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import onnx_ir as ir  # noqa: E402
 import onnxruntime  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from kontext.export.graph import fp8_attention, trace  # noqa: E402
+from kontext.export.graph import fp8_attention, interface  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.networks import build_network  # noqa: E402
 from kontext.model.transformer import JointAttention  # noqa: E402
@@ -38,7 +38,7 @@ def inputs(tiny_checkpoint: Path) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     sizes = {"batch": 2, "target_tokens": TOKENS, "reference_tokens": 4}
     sizes["text_tokens + target_tokens + reference_tokens"] = config.text_encoder_2.max_length + TOKENS + 4
-    shapes = trace.signature("transformer", config).inputs
+    shapes = interface.network_interface("transformer", config).inputs
     return {
         name: torch.randn(
             [sizes[each] if isinstance(each, str) else each for each in shape], generator=generator
@@ -130,9 +130,9 @@ def test_operands_are_rounded_where_engines_look(
 def test_what_was_not_watched_is_a_fault(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     model = ir.from_proto(onnx.load(tiny_bundle / "transformer.onnx", load_external_data=False))
     config = Checkpoint.open(tiny_checkpoint).config.transformer
-    with pytest.raises(RuntimeError, match=r"nothing is known of the operands of double_blocks\.0"):
+    with pytest.raises(RuntimeError, match=r"the statistics lack the operands of double_blocks\.0"):
         fp8_attention.quantize_attention(model, config, Statistics())
-    with pytest.raises(RuntimeError, match="3 attentions and the network 4"):
+    with pytest.raises(RuntimeError, match="3 attentions, the network 4"):
         fp8_attention.quantize_attention(
             model, dataclasses.replace(config, num_single_blocks=3), Statistics()
         )

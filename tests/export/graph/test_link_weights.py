@@ -153,8 +153,8 @@ def test_a_bundle_cannot_point_anywhere(target: str, linked: Path) -> None:
 
 def test_names_inside_the_bundle_are_all_different(tmp_path: Path) -> None:
     paths = [tmp_path / part / "vae" / "model.safetensors" for part in "abc"]
-    names = link_weights.locations(paths)
+    names = link_weights.link_names(paths)
     assert len(set(names.values())) == 3
-    assert link_weights.locations([Path("/my model/ä b.safetensors")]) == {
+    assert link_weights.link_names([Path("/my model/ä b.safetensors")]) == {
         Path("/my model/ä b.safetensors"): "links/my_model/ä_b.safetensors"
     }

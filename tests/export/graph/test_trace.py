@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 
 import onnxruntime  # noqa: E402
 
-from kontext.export.graph import bind_weights, trace  # noqa: E402
+from kontext.export.graph import bind_weights, interface, trace  # noqa: E402
 from kontext.export.weights.plan import plan_weights  # noqa: E402
 from kontext.export.weights.write import write_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
@@ -40,7 +40,7 @@ def network(name: str, checkpoint: Path, quantization: str | None = None) -> tor
     result = build_network(name, opened.config).eval()
     state = load_state(checkpoint)[name]
     recipe = choose(tuple(NETWORKS), 1, None, quantization)
-    linears = trace.linear_weights(name, opened.config)
+    linears = interface.linear_weights(name, opened.config)
     for key in state:
         linear = key in linears
         layer = recipe.layer_of(name, key, tuple(state[key].shape)[:: -1 if linear else 1], linear)
@@ -68,7 +68,7 @@ def inputs(name: str, checkpoint: Path, **sizes: int) -> dict[str, torch.Tensor]
     config = Checkpoint.open(checkpoint).config
     sizes = {"text_tokens": config.text_encoder_2.max_length, **sizes}
     generator = torch.Generator().manual_seed(sum(sizes.values()))
-    shapes = trace.signature(name, config)
+    shapes = interface.network_interface(name, config)
     result = {}
     for key, shape in shapes.inputs.items():
         resolved = [
@@ -115,6 +115,8 @@ SIZES = {
         {"batch": 3, "target_tokens": 35, "reference_tokens": 1},
     ],
 }
+
+
 CASES = [(name, sizes) for name, cases in SIZES.items() for sizes in cases]
 
 
@@ -185,29 +187,14 @@ def test_linear_weights_reach_their_matmul_untransposed(
                     assert node.input[1] in weight_names or (source and source.op_type == "DequantizeLinear")
 
 
-def test_interface_is_the_contract(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    config = Checkpoint.open(tiny_checkpoint).config
-    for name in NETWORKS:
-        graph = onnx.load(tiny_bundle / f"{name}.onnx", load_external_data=False).graph
-        expected = trace.signature(name, config)
-        for values, shapes in ((graph.input, expected.inputs), (graph.output, expected.outputs)):
-            assert [value.name for value in values] == list(shapes)
-            for value, shape in zip(values, shapes.values(), strict=True):
-                tensor = value.type.tensor_type
-                assert tensor.elem_type == (
-                    onnx.TensorProto.INT64 if "ids" in value.name else onnx.TensorProto.FLOAT
-                )
-                assert tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim) == shape
-
-
 def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: bool = False) -> Path:
     """One network, really traced, on disk as a bundle has it."""
     opened = Checkpoint.open(checkpoint)
     recipe = choose(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
-    linears = trace.linear_weights(name, opened.config)
-    plan = plan_weights(opened.networks[name], recipe, linears, trace.constants(name, opened.config))
+    linears = interface.linear_weights(name, opened.config)
+    plan = plan_weights(opened.networks[name], recipe, linears, interface.constants(name, opened.config))
     write_weights(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
-    model = trace.trace(name, opened.config, recipe.compute[name])
+    model = trace.trace_network(name, opened.config, recipe.compute[name])
     bind_weights.bind(model, plan, "w.safetensors")
     path = folder / f"{name}.onnx"
     path.write_bytes(bind_weights.serialize(model))
@@ -239,5 +226,5 @@ def test_a_model_without_guidance_keeps_the_input(tmp_path: Path, tiny_checkpoin
 
     config = Checkpoint.open(tiny_checkpoint).config
     narrow = TransformerConfig(64, 32, 1, 1, 1, 4.0, (8, 12, 12), 10_000.0, 48, 32, guidance_embed=False)
-    model = trace.trace("modulation", dataclasses.replace(config, transformer=narrow), "fp32")
+    model = trace.trace_network("modulation", dataclasses.replace(config, transformer=narrow), "fp32")
     assert [value.name for value in model.graph.inputs] == ["timestep", "guidance", "pooled"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kontext.export.graph import cache, trace
+from kontext.export.graph import trace
 from kontext.export.graph.bind_weights import serialize
 from kontext.export.graph.workers import Tracers, pack, unpack
 from kontext.model.checkpoint import Checkpoint
@@ -26,7 +25,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_process_traces_the_same_graph(tiny_checkpoint: Path, network: str) -> None:
     """T5 has a table of constants beside its weights."""
     config = Checkpoint.open(tiny_checkpoint).config
-    expected = trace.trace(network, config, "bf16")
+    expected = trace.trace_network(network, config, "bf16")
     weights = {
         name: (value.dtype, value.shape)
         for name, value in expected.graph.initializers.items()
@@ -46,25 +45,12 @@ def test_another_process_traces_the_same_graph(tiny_checkpoint: Path, network: s
         assert pack(tracers.result(network)) == pack(again)
 
 
-def test_what_was_kept_goes_with_all_that_it_depends_on(tiny_checkpoint: Path) -> None:
-    config = Checkpoint.open(tiny_checkpoint).config
-    cache.keep("modulation", config, "fp32", b"a graph")
-    assert cache.find("modulation", dataclasses.replace(config, name="other"), "fp32") == b"a graph"
-    wider = dataclasses.replace(config.transformer, hidden_size=2 * config.transformer.hidden_size)
-    assert cache.find("modulation", dataclasses.replace(config, transformer=wider), "fp32") is None
-    assert cache.find("modulation", config, "bf16") is None
-    assert cache.find("transformer", config, "fp32") is None
-    path = cache.place("modulation", config, "fp32")
-    path.write_bytes(path.read_bytes()[:-1])
-    assert cache.find("modulation", config, "fp32") is None
-
-
 def test_a_fault_in_the_other_process(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = Checkpoint.open(tiny_checkpoint).config
     with Tracers(["no network"], config, {"no network": "fp32"}) as tracers:
         with pytest.raises(RuntimeError, match="no network ended with exit code 1"):
             tracers.result("no network")
-    assert "no graph is called" in capfd.readouterr().err
+    assert "no network is called" in capfd.readouterr().err
 
 
 def test_no_process_is_left_behind(tiny_checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from kontext.export.graph.trace import linear_weights  # noqa: E402
+from kontext.export.graph.interface import linear_weights  # noqa: E402
 from kontext.export.weights import write  # noqa: E402
 from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402

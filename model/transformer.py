@@ -10,6 +10,7 @@ are.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,6 +176,20 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return normalized * (1 + scale[:, None]) + shift[:, None]
 
 
+class ModulationOut(NamedTuple):
+    """What `Modulation` computes for one attention or MLP, each [batch, hidden]; the reference release's name."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+def stream_modulation(modulation: Tensor) -> tuple[ModulationOut, ModulationOut]:
+    """Of one stream of a double block: [batch, 6, hidden] → that of attention, that of the MLP."""
+    parts = modulation.unbind(1)
+    return ModulationOut(*parts[:3]), ModulationOut(*parts[3:])
+
+
 class StreamAttention(nn.Module):
     """The attention weights of one stream (image or text) of a double block."""
 
@@ -209,22 +224,26 @@ class DoubleBlock(nn.Module):
         self, image: Tensor, text: Tensor, cos: Tensor, sin: Tensor, modulation: Tensor
     ) -> tuple[Tensor, Tensor]:
         """image, text: [batch, tokens, hidden]; modulation [batch, 2 (image, text), 6, hidden]."""
-        img, txt = (modulation[:, stream].unbind(1) for stream in (0, 1))
+        (img_attn, img_mlp), (txt_attn, txt_mlp) = (stream_modulation(modulation[:, i]) for i in (0, 1))
         image_qkv = split_heads(
-            self.img_attn.qkv(modulate(image, img[0], img[1])), self.num_heads, self.img_attn.norm
+            self.img_attn.qkv(modulate(image, img_attn.shift, img_attn.scale)),
+            self.num_heads,
+            self.img_attn.norm,
         )
         text_qkv = split_heads(
-            self.txt_attn.qkv(modulate(text, txt[0], txt[1])), self.num_heads, self.txt_attn.norm
+            self.txt_attn.qkv(modulate(text, txt_attn.shift, txt_attn.scale)),
+            self.num_heads,
+            self.txt_attn.norm,
         )
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(text_qkv, image_qkv, strict=True))
         joint = self.attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
         # Two slices: a split into varying sizes is an ONNX sequence, which engines do not take.
         text_attended, image_attended = joint[:, : text.shape[1]], joint[:, text.shape[1] :]
 
-        image = image + img[2][:, None] * self.img_attn.proj(image_attended)
-        image = image + img[5][:, None] * self.img_mlp(modulate(image, img[3], img[4]))
-        text = text + txt[2][:, None] * self.txt_attn.proj(text_attended)
-        text = text + txt[5][:, None] * self.txt_mlp(modulate(text, txt[3], txt[4]))
+        image = image + img_attn.gate[:, None] * self.img_attn.proj(image_attended)
+        image = image + img_mlp.gate[:, None] * self.img_mlp(modulate(image, img_mlp.shift, img_mlp.scale))
+        text = text + txt_attn.gate[:, None] * self.txt_attn.proj(text_attended)
+        text = text + txt_mlp.gate[:, None] * self.txt_mlp(modulate(text, txt_mlp.shift, txt_mlp.scale))
         return image, text
 
 

@@ -23,6 +23,7 @@ from ....kernels.launch import FP8_CAPABILITY, MIN_CAPABILITY, device_capability
 from ....kernels.norm_rope import HEAD_DIMS, norm_rope_op, split_qkv
 from ....kernels.norm_rope_quantize import norm_rope_quantize_op
 from ....model.config import TransformerConfig
+from ....model.transformer import stream_modulation
 from .compile import compiled_block
 from .linear import KernelLinear
 from .weights import WeightFile
@@ -292,12 +293,13 @@ class Step:
         """Changes x [batch, text + image tokens, hidden] in place; modulation [batch, 2 (image, text), 6, hidden]."""
         batch, tokens, hidden = x.shape
         views = (
-            (block.image, slice(text_tokens, tokens), modulation[:, 0].unbind(1)),
-            (block.text, slice(0, text_tokens), modulation[:, 1].unbind(1)),
+            (block.image, slice(text_tokens, tokens), *stream_modulation(modulation[:, 0])),
+            (block.text, slice(0, text_tokens), *stream_modulation(modulation[:, 1])),
         )
         qkv = x.new_empty((batch, cos.shape[0], 3 * hidden))
-        for stream, part, (shift, scale, *_) in views:
-            stream.qkv.product(stream.qkv.normalized(x[:, part], shift, scale), qkv[:, part])
+        for stream, part, of_attention, _ in views:
+            given = stream.qkv.normalized(x[:, part], of_attention.shift, of_attention.scale)
+            stream.qkv.product(given, qkv[:, part])
         norms = [
             block.text.query_norm,
             block.text.key_norm,
@@ -306,10 +308,10 @@ class Step:
         ]
         exchange(kept, qkv, tokens)
         attended = self.attend(qkv, cos, sin, norms, text_tokens, tokens)
-        for stream, part, (_, _, gate, mlp_shift, mlp_scale, mlp_gate) in views:
+        for stream, part, of_attention, of_mlp in views:
             residual = x[:, part]
-            stream.proj.product(stream.proj.joined(attended[:, part], None), residual, gate)
-            given = stream.mlp_in.normalized(residual, mlp_shift, mlp_scale)
+            stream.proj.product(stream.proj.joined(attended[:, part], None), residual, of_attention.gate)
+            given = stream.mlp_in.normalized(residual, of_mlp.shift, of_mlp.scale)
             step = stream.mlp_out.stored.input_scale
             if stream.mlp_out.static and stream.mlp_in.activations != "16-bit":
                 codes = torch.empty(
@@ -321,7 +323,7 @@ class Step:
                 wide = x.new_empty((*residual.shape[:2], self.config.mlp_size))
                 stream.mlp_in.product(given, wide)
                 middle = stream.mlp_out.joined(None, wide)
-            stream.mlp_out.product(middle, residual, mlp_gate)
+            stream.mlp_out.product(middle, residual, of_mlp.gate)
 
     def single_block(
         self,

@@ -1,6 +1,6 @@
-"""Triton kernels of the transformer, each beside its plain PyTorch meaning, as operators of `torch.ops.kontext`.
+"""Triton kernels of the transformer with reference implementations in PyTorch, as operators of `torch.ops.kontext`.
 
-On CPU tensors an operator runs its meaning, on CUDA tensors its kernel; both have a fake implementation, so that
-torch.compile, CUDA graphs and export see through them. `python -m kontext.kernels.compile` compiles all of them with
-no GPU.
+An operator runs its reference implementation on CPU tensors and its kernel on CUDA tensors. Each has a fake
+implementation for torch.compile, CUDA graphs and export. `python -m kontext.kernels.compile` compiles all kernels
+without a GPU.
 """

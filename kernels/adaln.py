@@ -1,8 +1,9 @@
-"""LayerNorm without affine, AdaLN's shift and scale, and quantization by token: one pass over the residual stream.
+"""LayerNorm without affine parameters, AdaLN's shift and scale, and quantization per token, in one pass.
 
-    y = (x - mean) / sqrt(var + 1e-6) * (1 + scale) + shift;   codes, s = quantize(y)
+    y = (x - mean) / sqrt(variance + 1e-6) * (1 + scale) + shift;   codes, s = quantize(y)
 
-The row lies in registers from the load to the store, so device memory sees it once in and once out.
+A row stays in registers from the load to the store, so each is read and written once. Source: AdaLN of DiT (Peebles and
+Xie 2023).
 """
 
 from __future__ import annotations
@@ -13,24 +14,37 @@ from torch import Tensor
 
 from .launch import Launch, jit, require, tl
 from .numeric import quantize_rows
-from .rows import empty_codes, plan_rows, row_constants, store_row
+from .operators import register_operator
+from .rows import empty_codes, plan_rows, program_row, row_arguments, row_constants, store_row
 
 EPS = 1e-6
 MAX_WIDTH = 16384
 """Channels of a row that still fit the registers of one program."""
 
 
-def adaln_reference(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """The plain meaning: x [batch, tokens, width], shift and scale [batch, width] → the dtype of x, computed in
-    fp32."""
+def normalize_and_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """fp32 LayerNorm, scaled and shifted; x [batch, tokens, width], shift and scale [batch, width]."""
     y = F.layer_norm(x.float(), x.shape[-1:], eps=EPS)
-    return (y * (1 + scale.float()[:, None]) + shift.float()[:, None]).to(x.dtype)
+    return y * (1 + scale.float()[:, None]) + shift.float()[:, None]
+
+
+def adaln_reference(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Reference implementation in PyTorch.
+
+    Args:
+        x: [batch, tokens, width].
+        shift, scale: [batch, width].
+
+    Returns:
+        [batch, tokens, width] in the dtype of x, computed in fp32.
+    """
+    return normalize_and_modulate(x, shift, scale).to(x.dtype)
 
 
 def adaln_quantize_reference(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    """The plain meaning with `format` "fp8" or "int8": codes [batch, tokens, width] and fp32 scales [batch, tokens]."""
-    y = F.layer_norm(x.float(), x.shape[-1:], eps=EPS)
-    return quantize_rows(y * (1 + scale.float()[:, None]) + shift.float()[:, None], format)
+    """Reference implementation in PyTorch, with `format` "fp8" or "int8": codes [batch, tokens, width] and fp32 scales
+    [batch, tokens]."""
+    return quantize_rows(normalize_and_modulate(x, shift, scale), format)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -52,14 +66,27 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr,
     MIN_AMAX: tl.constexpr,
 ):
-    """One program a row."""
-    row = tl.program_id(0).to(tl.int64)
-    batch = row // tokens
+    """One program per row.
+
+    Parameters:
+        x: [batch, tokens, WIDTH], strides (x_batch, x_token, 1).
+        shift, scale: [batch, WIDTH], strides (modulation_batch, 1).
+        out: output [batch, tokens, WIDTH], contiguous, in the dtype of x, or codes if QUANTIZE.
+        out_scale: output fp32 [batch, tokens]; None unless QUANTIZE.
+        tokens: rows of each batch item.
+        x_batch, x_token, modulation_batch: strides in elements.
+        WIDTH: channels.
+        BLOCK: WIDTH rounded up to a power of two.
+        EPS: added to the variance.
+        QUANTIZE, INTEGER, LIMIT, MIN_AMAX: see `rows.store_row`.
+
+    Grid: (batch * tokens).
+    """
+    row, batch, token = program_row(tokens)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
-    start = x + batch * x_batch + (row % tokens) * x_token
-    value = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
-    # The modulation is the same for all rows of a picture: it comes from L2, and asked for here it is not waited for.
+    value = tl.load(x + batch * x_batch + token * x_token + columns, mask=inside, other=0.0).to(tl.float32)
+    # All rows of an image share the modulation, so it is in L2; loaded this early, its latency is hidden.
     modulation = batch * modulation_batch + columns
     by = tl.load(scale + modulation, mask=inside, other=0.0).to(tl.float32)
     to = tl.load(shift + modulation, mask=inside, other=0.0).to(tl.float32)
@@ -73,10 +100,20 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
 def plan_adaln(
     x: Tensor, shift: Tensor, scale: Tensor, out: Tensor, out_scale: Tensor | None, format: str
 ) -> Launch:
+    """The launch; operands as in `adaln_reference`, results are written into `out` and `out_scale`.
+
+    `format` is "" if `out_scale` is None.
+
+    Raises:
+        KontextError: shapes or strides that the kernel does not take.
+    """
     width = x.shape[2]
     require(width <= MAX_WIDTH, f"AdaLN takes up to {MAX_WIDTH} channels, not {width}")
-    require(x.stride(2) == 1, "AdaLN takes rows whose channels lie next to each other")
-    require(shift.stride() == scale.stride() and shift.stride(1) == 1, "shift and scale must lie alike")
+    require(x.stride(2) == 1, "AdaLN takes rows of adjacent channels (stride 1)")
+    require(
+        shift.stride() == scale.stride() and shift.stride(1) == 1,
+        f"AdaLN's shift and scale must have the same strides (N, 1), not {shift.stride()} and {scale.stride()}",
+    )
     return plan_rows(
         adaln_kernel,
         tuple(x.shape),
@@ -86,9 +123,7 @@ def plan_adaln(
             "scale": scale,
             "out": out,
             "out_scale": out_scale,
-            "tokens": x.shape[1],
-            "x_batch": x.stride(0),
-            "x_token": x.stride(1),
+            **row_arguments(x.shape[1], x=x),
             "modulation_batch": shift.stride(0),
         },
         {"WIDTH": width, "EPS": EPS, **row_constants(out_scale, format)},
@@ -97,34 +132,26 @@ def plan_adaln(
 
 def launch_adaln(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if out.numel():
-        plan_adaln(x, shift, scale, out, None, "").run()
+    plan_adaln(x, shift, scale, out, None, "").run()
     return out
 
 
 def launch_adaln_quantize(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
     out, out_scale = empty_codes(x, tuple(x.shape), format)
-    if out.numel():
-        plan_adaln(x, shift, scale, out, out_scale, format).run()
+    plan_adaln(x, shift, scale, out, out_scale, format).run()
     return out, out_scale
 
 
-adaln_op = torch.library.custom_op(
-    "kontext::adaln",
+adaln_op = register_operator(
+    "adaln(Tensor x, Tensor shift, Tensor scale) -> Tensor",
     launch_adaln,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor x, Tensor shift, Tensor scale) -> Tensor",
+    adaln_reference,
+    lambda x, shift, scale: x.new_empty(x.shape),
 )
-adaln_op.register_kernel("cpu")(adaln_reference)
-adaln_op.register_fake(lambda x, shift, scale: x.new_empty(x.shape))
 
-adaln_quantize_op = torch.library.custom_op(
-    "kontext::adaln_quantize",
+adaln_quantize_op = register_operator(
+    "adaln_quantize(Tensor x, Tensor shift, Tensor scale, str format) -> (Tensor, Tensor)",
     launch_adaln_quantize,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor x, Tensor shift, Tensor scale, str format) -> (Tensor, Tensor)",
+    adaln_quantize_reference,
+    lambda x, shift, scale, format: empty_codes(x, x.shape, format),
 )
-adaln_quantize_op.register_kernel("cpu")(adaln_quantize_reference)
-adaln_quantize_op.register_fake(lambda x, shift, scale, format: empty_codes(x, x.shape, format))

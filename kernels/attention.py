@@ -1,12 +1,11 @@
 """Full (non-causal) attention in one pass over the keys: 16-bit, FP8, or INT8 Q and K with FP8 V.
 
-    out = softmax(q k^T / sqrt(d)) v
+    out = softmax(q k^T / sqrt(head_dim)) v
 
-Online softmax in base 2 (FlashAttention-2, Dao 2023). Quantized operands come from `norm_rope_quantize`: Q
-with a scale a token and K with one per block of 128, so the product is descaled by one factor a row and block,
-which the softmax's own multiplication takes in. V's block scales ride on the accumulator's rescaling as ratios. P
-is at most 448, E4M3's largest number, because the maximum is lowered by log2(448); the row sum carries the same
-factor, which cancels.
+Online softmax in base 2 (FlashAttention-2, Dao 2023). Quantized operands come from `norm_rope_quantize`: Q has a scale
+per token and K one per block of 128 keys, so a block of scores is descaled by one factor per row, which the softmax's
+own multiplication includes. V's block scales are applied as ratios when the accumulator is rescaled. P is at most 448,
+E4M3's largest number, since the maximum is lowered by log2(448); the row sum contains the same factor, which cancels.
 """
 
 from __future__ import annotations
@@ -18,40 +17,55 @@ from torch import Tensor
 
 from .autotune import Tile, fastest_tile, generation
 from .key_order import deinterleave, interleave_tile
-from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
+from .launch import Launch, capability, cdiv, jit, require, require_capability, require_fp8, tl
 from .norm_rope import HEAD_DIMS
 from .norm_rope_quantize import BLOCK
+from .operators import register_operator
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 FP8_OFFSET = math.log2(448.0)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """fp32 of codes [batch, heads, tokens, head_dim] with a scale for each token or for each block of 128."""
+    """fp32 of codes [batch, heads, tokens, head_dim] with a scale per token or per block of 128 tokens."""
     if scale.shape[2] != codes.shape[2]:
         scale = scale.repeat_interleave(BLOCK, 2)[:, :, : codes.shape[2]]
     return codes.float() * scale[..., None]
 
 
 def softmax_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v by PyTorch, [batch, heads, tokens, head_dim] → [batch, tokens, heads * head_dim]."""
+    """PyTorch's attention: q, k, v [batch, heads, tokens, head_dim] → [batch, tokens, heads * head_dim]."""
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The plain meaning: q, k, v [batch, heads, tokens, head_dim] of one dtype → [batch, q tokens, heads *
-    head_dim]."""
+    """Reference implementation in PyTorch.
+
+    Args:
+        q, k, v: [batch, heads, tokens, head_dim] of one dtype; k and v may have another number of tokens than q.
+
+    Returns:
+        [batch, q tokens, heads * head_dim], contiguous, in their dtype.
+    """
     check_attention(q, k, v)
-    return softmax_product(q, k, v)
+    return softmax_product(q, k, v).contiguous()
 
 
 def attention_quantized_reference(
     q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """The plain meaning of quantized operands, but for P, which only the kernel rounds; `dtype` is the output's."""
+    """Reference implementation in PyTorch. P is not rounded, as it is in the kernel.
+
+    Args:
+        q, q_scale, k, k_scale, v, v_scale: codes and scales as `norm_rope_quantize` returns them.
+        dtype: of the output.
+
+    Returns:
+        [batch, q tokens, heads * head_dim], contiguous, in `dtype`.
+    """
     check_attention(q, k, v)
     values = dequantize(deinterleave(v).transpose(2, 3)[:, :, : k.shape[2]], v_scale)
-    return softmax_product(dequantize(q, q_scale), dequantize(k, k_scale), values).to(dtype)
+    return softmax_product(dequantize(q, q_scale), dequantize(k, k_scale), values).to(dtype).contiguous()
 
 
 @jit()
@@ -78,8 +92,27 @@ def attend(  # type: ignore[no-untyped-def]
     OFFSET: tl.constexpr,
     IMPRECISE: tl.constexpr,
 ):
-    """One block of keys: the new accumulator, row sums, row maxima and scale of V."""
-    # A scalar address and offsets of 32 bits that stay the same: 64-bit addresses of every element would spill.
+    """One step of the online softmax, over a block of keys.
+
+    Parameters:
+        acc: unnormalized output, fp32 [BLOCK_M, D], in units of `v_before` if QUANTIZED.
+        total: row sums of P, fp32 [BLOCK_M].
+        largest: row maxima of the scores in base 2, fp32 [BLOCK_M].
+        v_before: the scale of V that `acc` is in units of, fp32; unused unless QUANTIZED.
+        q: [BLOCK_M, D].
+        row_scale: log2(e) / sqrt(D), times the rows' scale of q if QUANTIZED; fp32 [BLOCK_M].
+        k, v, k_scale, v_scale: pointers to this batch item's and head's, see `attention_kernel`.
+        k_token, v_stride: strides, see `attention_kernel`.
+        start: the block's first key.
+        k_tokens: number of keys.
+        channels: 0 to D - 1.
+        MASKED: the block goes beyond the last key.
+        QUANTIZED, BLOCK_N, KEY_BLOCK, OFFSET, IMPRECISE: see `attention_kernel`.
+
+    Returns:
+        The new acc, total, largest and v_before.
+    """
+    # A scalar address and 32-bit offsets that stay the same: 64-bit addresses of every element would spill.
     ahead = tl.arange(0, BLOCK_N)
     there = start + ahead < k_tokens
     k_tile_at = k + start * k_token.to(tl.int64) + (ahead[None, :] * k_token + channels[:, None])
@@ -111,7 +144,7 @@ def attend(  # type: ignore[no-untyped-def]
             v_tile = tl.load(v_tile_at)
     acc = acc * decay[:, None]
     weights = weights.to(v_tile.dtype)
-    if QUANTIZED:  # as V's keys lie, and in the registers where it is
+    if QUANTIZED:  # in the order of V's keys; no data moves between threads
         weights = interleave_tile(weights)
     acc = tl.dot(weights, v_tile, acc, max_num_imprecise_acc=IMPRECISE)
     return acc, total, now, v_before
@@ -147,7 +180,30 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     OFFSET: tl.constexpr,
     IMPRECISE: tl.constexpr,
 ):
-    """One program a block of queries of one head; `softmax_scale` is log2(e) / sqrt(d)."""
+    """One program per block of queries of one head.
+
+    Parameters:
+        q: [batch, HEADS, q_tokens, D], strides (q_batch, q_head, q_token, 1); fp32 or 16-bit, or codes if QUANTIZED.
+        k: [batch, HEADS, k_tokens, D], strides (k_batch, k_head, k_token, 1), in the dtype of q.
+        v: [batch, HEADS, k_tokens, D], strides (v_batch, v_head, v_stride, 1), in the dtype of q; if QUANTIZED, E4M3
+            [batch, HEADS, D, blocks * KEY_BLOCK], strides (v_batch, v_head, v_stride, 1), zero beyond the last key, its
+            keys in the order of `key_order.interleave`.
+        out: output [batch, q_tokens, HEADS, D], contiguous, fp32 or 16-bit.
+        q_scale: fp32 [batch, HEADS, q_tokens], contiguous; None unless QUANTIZED.
+        k_scale, v_scale: fp32 [batch, HEADS, blocks], contiguous; None unless QUANTIZED.
+        q_tokens, k_tokens: numbers of queries and keys; blocks = ceil(k_tokens / KEY_BLOCK).
+        q_batch … v_stride: strides in elements.
+        softmax_scale: log2(e) / sqrt(D).
+        HEADS, D: number of heads, channels of each.
+        BLOCK_M: queries of a program.
+        BLOCK_N: keys per step; divides KEY_BLOCK.
+        QUANTIZED: q, k and v are codes with scales.
+        KEY_BLOCK: keys that share a scale.
+        OFFSET: log2 of the largest P: log2(448) if QUANTIZED, otherwise 0.
+        IMPRECISE: how many products of P V the tensor cores add up before the sum goes to fp32; None: all of them.
+
+    Grid: (ceil(q_tokens / BLOCK_M), batch * HEADS).
+    """
     pair = tl.program_id(1).to(tl.int64)
     batch = pair // HEADS
     head = pair % HEADS
@@ -192,7 +248,7 @@ def attention_kernel(  # type: ignore[no-untyped-def]
 
 
 TILES: dict[int, dict[tuple[bool, int], tuple[Tile, ...]]] = {
-    # (16-bit or not, head_dim): queries, keys, warps, stages. Hopper: two warpgroups of 64 queries each; or one, and
+    # (whether 16-bit, head_dim): queries, keys, warps, stages. Hopper: two warpgroups of 64 queries each; or one, and
     # two programs at a time.
     90: {
         (True, 32): ((128, 128, 8, 3),),
@@ -202,37 +258,40 @@ TILES: dict[int, dict[tuple[bool, int], tuple[Tile, ...]]] = {
         (False, 64): ((128, 128, 8, 3),),
         (False, 128): ((128, 128, 8, 3), (64, 128, 4, 3), (128, 64, 8, 3)),
     },
-    # Ampere to Ada and consumer Blackwell: 100 KB of shared memory, registers hold the scores.
+    # Ampere to Ada and consumer Blackwell: 100 KB of shared memory; registers hold the scores.
     80: {
         (True, 32): ((128, 64, 4, 3),),
         (True, 64): ((128, 64, 8, 3),),
-        # The first spills 16 bytes with Triton 3.6, which PyTorch 2.11 brings, the second nothing.
+        # With Triton 3.6 (PyTorch 2.11) the first spills 16 bytes, the second none.
         (True, 128): ((128, 32, 8, 3), (64, 32, 8, 3)),
         (False, 32): ((128, 64, 4, 3),),
         (False, 64): ((128, 64, 4, 3),),
         (False, 128): ((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 3)),
     },
 }
-"""By the oldest architecture that they are for, those to measure; none spills on sm_89 or sm_90."""
+"""Oldest architecture → the tiles to measure; none spills on sm_89 or sm_90."""
 
 
 def tiles(q: Tensor, arch: int) -> tuple[Tile, ...]:
-    """Of operands like q [batch, heads, tokens, head_dim]."""
-    if q.dtype == torch.float32:  # for the interpreter and for fp32 models: twice the bytes
+    """The tiles to measure for q [batch, heads, tokens, head_dim]."""
+    if q.dtype == torch.float32:  # for the interpreter and fp32 models: twice the bytes
         return ((64, 32, 8, 1),)
     return TILES[generation(arch)][q.dtype in FLOATS, q.shape[3]]
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raises KontextError for operands that no kernel takes."""
+    """Raises KontextError for operands that the kernel does not take."""
     require(q.ndim == k.ndim == v.ndim == 4, "attention takes [batch, heads, tokens, head_dim]")
     head_dim = q.shape[3]
     require(
         head_dim in HEAD_DIMS,
         f"attention takes heads of {', '.join(map(str, HEAD_DIMS))} channels, not {head_dim}",
     )
-    require(q.shape[:2] == k.shape[:2] == v.shape[:2], "q, k and v must have the same pictures and heads")
-    require(k.shape[2] > 0, "attention needs a key at least")
+    require(
+        q.shape[:2] == k.shape[:2] == v.shape[:2],
+        f"q, k and v must have the same batch and heads, not {[list(x.shape[:2]) for x in (q, k, v)]}",
+    )
+    require(k.shape[2] > 0, "attention needs at least one key")
     quantized = q.dtype in (torch.float8_e4m3fn, torch.int8)
     require(
         q.dtype == k.dtype and (v.dtype == torch.float8_e4m3fn if quantized else v.dtype == q.dtype)
@@ -252,14 +311,19 @@ def plan_attention(
     arch: int = 0,
     tile: int = 0,
 ) -> Launch:
-    """The launch for compute capability `arch` (0: that of the tensors' device); `tile` counts those of `tiles`.
+    """The launch; operands as in the references, `scales` are those of q, k and v.
 
-    `fast` leaves sums of FP8 products in the tensor cores' own accumulators, which on Ada and Hopper keep about 14
-    bits; otherwise they are added up in fp32 for every block of keys.
+    Args:
+        fast: sum FP8 products in the tensor cores' own accumulators, which keep about 14 bits on Ada and Hopper;
+            otherwise they are summed in fp32 after every block of keys.
+        arch: compute capability, 90 for 9.0; 0 for that of the tensors' device.
+        tile: index into `tiles`.
     """
     arch = arch or capability(q)
     check_attention(q, k, v)
-    require_capability(arch, "" if scales is None else "FP8 attention needs", "16-bit attention")
+    require_capability(arch)
+    if scales is not None:
+        require_fp8(arch, "FP8 attention needs", instead="16-bit attention")
     batch, heads, q_tokens, head_dim = q.shape
     m, n, warps, stages = tiles(q, arch)[tile]
     q_scale, k_scale, v_scale = scales or (None, None, None)
@@ -303,7 +367,7 @@ def plan_attention(
     )
 
 
-def launch_fastest(
+def run_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -311,25 +375,29 @@ def launch_fastest(
     scales: tuple[Tensor, Tensor, Tensor] | None = None,
     fast: bool = True,
 ) -> None:
-    """Into `out`, with the fastest tile."""
+    """Attention into `out`, with the fastest tile."""
 
-    def start(tile: int) -> None:
-        plan_attention(q, k, v, out, scales, fast, tile=tile).run()
+    def plan(tile: int) -> Launch:
+        return plan_attention(q, k, v, out, scales, fast, tile=tile)
 
     sizes = "x".join(map(str, (*q.shape[:3], k.shape[2], q.shape[3])))
     key = f"attention {q.dtype} {sizes}{'' if fast else ' fp32 sums'}"
-    fastest_tile(key, tiles(q, capability(q)), start)
+    fastest_tile(key, tiles(q, capability(q)), plan)
+
+
+def empty_output(q: Tensor, dtype: torch.dtype) -> Tensor:
+    """Empty [batch, tokens, heads * head_dim] for q [batch, heads, tokens, head_dim]."""
+    return q.new_empty((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]), dtype=dtype)
 
 
 def launch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     check_attention(q, k, v)
     require(
-        q.stride(3) == k.stride(3) == v.stride(3) == 1, "attention takes heads whose channels lie together"
+        q.stride(3) == k.stride(3) == v.stride(3) == 1,
+        "attention takes heads of adjacent channels (stride 1)",
     )
-    batch, heads, tokens, head_dim = q.shape
-    out = q.new_empty((batch, tokens, heads * head_dim))
-    if out.numel():
-        launch_fastest(q, k, v, out)
+    out = empty_output(q, q.dtype)
+    run_attention(q, k, v, out)
     return out
 
 
@@ -343,44 +411,33 @@ def launch_attention_quantized(
     dtype: torch.dtype,
     fast: bool = True,
 ) -> Tensor:
-    batch, heads, tokens, head_dim = q.shape
-    out = q.new_empty((batch, tokens, heads * head_dim), dtype=dtype)
-    if out.numel():
-        launch_fastest(q, k, v, out, (q_scale, k_scale, v_scale), fast)
+    """`fast`: see `plan_attention`."""
+    check_attention(q, k, v)
+    out = empty_output(q, dtype)
+    run_attention(q, k, v, out, (q_scale, k_scale, v_scale), fast)
     return out
 
 
-attention_op = torch.library.custom_op(
-    "kontext::attention",
-    launch_attention,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor q, Tensor k, Tensor v) -> Tensor",
-)
-attention_op.register_kernel("cpu")(lambda q, k, v: attention_reference(q, k, v).contiguous())
-
-
-@attention_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def fake_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     check_attention(q, k, v)
-    return q.new_empty((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]))
+    return empty_output(q, q.dtype)
 
 
-attention_quantized_op = torch.library.custom_op(
-    "kontext::attention_quantized",
-    launch_attention_quantized,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor v, Tensor v_scale, ScalarType dtype) -> Tensor",
-)
-attention_quantized_op.register_kernel("cpu")(
-    lambda *operands: attention_quantized_reference(*operands).contiguous()
-)
-
-
-@attention_quantized_op.register_fake
-def _(
+def fake_attention_quantized(
     q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
     check_attention(q, k, v)
-    return q.new_empty((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]), dtype=dtype)
+    return empty_output(q, dtype)
+
+
+attention_op = register_operator(
+    "attention(Tensor q, Tensor k, Tensor v) -> Tensor", launch_attention, attention_reference, fake_attention
+)
+
+attention_quantized_op = register_operator(
+    "attention_quantized(Tensor q, Tensor q_scale, Tensor k, Tensor k_scale, Tensor v, Tensor v_scale, "
+    "ScalarType dtype) -> Tensor",
+    launch_attention_quantized,
+    attention_quantized_reference,
+    fake_attention_quantized,
+)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .launch import FAILURES, triton
+from .launch import FAILURES, Launch, triton
 
 Tile = tuple[int, ...]
 """Rows, columns (and depth) of a program, warps and stages."""
@@ -57,7 +57,7 @@ def fastest(key: str, candidates: Mapping[str, Candidate], changes: Tensor | Non
 
 
 def fastest_tile(
-    key: str, tiles: Sequence[Tile], start: Callable[[int], None], changes: Tensor | None = None
+    key: str, tiles: Sequence[Tile], plan: Callable[[int], Launch], changes: Tensor | None = None
 ) -> None:
     """Runs a kernel with the fastest of its tiles.
 
@@ -66,15 +66,19 @@ def fastest_tile(
     Args:
         key: the kernel and its sizes.
         tiles: those that the kernel can be compiled for.
-        start: runs it with the tile of this index.
+        plan: makes the launch with the tile of this index.
         changes: as in `fastest`.
     """
+
+    def run(tile: int) -> None:
+        plan(tile).run()
+
     if len(tiles) == 1 or triton is None:
-        start(0)
+        run(0)
         return
     names = ["x".join(map(str, tile)) for tile in tiles]
     key = key.replace("torch.", "")  # dtypes are printed with it
-    fastest(f"tile of {key}", {name: partial(start, i) for i, name in enumerate(names)}, changes)()
+    fastest(f"tile of {key}", {name: partial(run, i) for i, name in enumerate(names)}, changes)()
 
 
 @torch.compiler.assume_constant_result

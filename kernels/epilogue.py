@@ -1,16 +1,17 @@
-"""What a matrix product does on its way to memory: bias, then one of nothing, GELU and quantization, or gate and
-residual.
+"""The epilogue of matrix products: bias, and then nothing, or GELU and quantization, or gate and residual.
 
-    out = product + bias;   out = quantize(gelu(product + bias), out_scale);   out += gate * (product + bias)
+    out = product + bias
+    out = quantize(gelu(product + bias), out_scale)
+    out += gate * (product + bias)
 
-Outputs are [batch, tokens, channels] views with strides of their own, so the text's and the picture's products land
-side by side in one joint buffer.
+Outputs are strided [batch, tokens, channels] views, so the products of text and image are written side by side into one
+joint buffer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -18,97 +19,119 @@ from .launch import Launch, cdiv, jit, require, tl
 from .numeric import CODES, LIMITS, encode, gelu, gelu_tile
 
 PLAIN, GELU, RESIDUAL = 0, 1, 2
+"""The kinds of epilogue, in the order of the formulas above; EPILOGUE in kernels."""
 
 
-def kind(gate: Tensor | None, out_scale: Tensor | None) -> int:
-    require(gate is None or out_scale is None, "a product has a gate or a scale of its output, not both")
-    if gate is not None:
-        return RESIDUAL
-    return GELU if out_scale is not None else PLAIN
+class Epilogue(NamedTuple):
+    """A product's output and the epilogue's operands.
+
+    Args:
+        out: [batch, tokens, channels], strides (any, any, 1); added to if there is a gate.
+        bias: [channels].
+        gate: [batch, channels].
+        out_scale: fp32 [1], the scale of the output's codes, after GELU; not together with a gate.
+    """
+
+    out: Tensor
+    bias: Tensor | None = None
+    gate: Tensor | None = None
+    out_scale: Tensor | None = None
+
+    @property
+    def kind(self) -> int:
+        if self.gate is not None:
+            return RESIDUAL
+        return GELU if self.out_scale is not None else PLAIN
+
+    @property
+    def name(self) -> str:
+        return ("plain", "gelu", "residual")[self.kind]
+
+    @property
+    def format(self) -> str:
+        """The format of the output's codes, "fp8" or "int8"; "" if the output is not codes."""
+        return next((name for name, dtype in CODES.items() if dtype == self.out.dtype), "")
+
+    @property
+    def accumulates_into(self) -> Tensor | None:
+        """The output, if every run adds to it."""
+        return None if self.gate is None else self.out
+
+    def check(self, rows: tuple[int, ...], channels: int) -> None:
+        """Raises KontextError unless `out` can take a product of [*rows, channels]."""
+        out, expected = self.out, [*rows, channels]
+        require(
+            self.gate is None or self.out_scale is None, "a product takes a gate or an output scale, not both"
+        )
+        require(
+            list(out.shape) == expected,
+            f"the output must be {expected}, like the product, not {list(out.shape)}",
+        )
+        require(out.stride(2) == 1, "the output's channels must be adjacent (stride 1)")
+        require(
+            bool(self.format) == (self.out_scale is not None),
+            f"an output in {out.dtype} takes {'an' if self.format else 'no'} output scale",
+        )
 
 
-def ending(gate: Tensor | None, out_scale: Tensor | None) -> str:
-    """An epilogue's name."""
-    return ("plain", "gelu", "residual")[kind(gate, out_scale)]
-
-
-def check_output(out: Tensor, rows: tuple[int, ...], channels: int, out_scale: Tensor | None) -> None:
-    """Raises KontextError unless `out` can take a product of [*rows, channels]."""
-    expected = [*rows, channels]
-    require(list(out.shape) == expected, f"an output of {list(out.shape)} for a product of {expected}")
-    require(out.stride(2) == 1, "an output's channels must lie next to each other")
-    coded = out.dtype in CODES.values()
-    require(
-        coded == (out_scale is not None), f"an output in {out.dtype} goes with a scale, and no other does"
-    )
-
-
-def finish_reference(
-    out: Tensor, product: Tensor, bias: Tensor | None, gate: Tensor | None, out_scale: Tensor | None
-) -> None:
-    """The plain meaning: product fp32 [batch, tokens, channels] into `out`, rounded once."""
+def finish_reference(product: Tensor, epilogue: Epilogue) -> None:
+    """Reference implementation in PyTorch: product fp32 [batch, tokens, channels] → `epilogue.out`, rounded once."""
+    out, bias, gate, out_scale = epilogue
     if bias is not None:
         product = product + bias.float()
     if gate is not None:
         out.copy_(out.float() + gate.float()[:, None] * product)
     elif out_scale is not None:
-        format = next(name for name, dtype in CODES.items() if dtype == out.dtype)
-        out.copy_(encode(gelu(product) / out_scale, format))
+        out.copy_(encode(gelu(product) / out_scale, epilogue.format))
     else:
         out.copy_(product)
-
-
-def constants(
-    out: Tensor, bias: Tensor | None, gate: Tensor | None, out_scale: Tensor | None, columns: int
-) -> dict[str, object]:
-    """For tiles of so many columns."""
-    format = next((name for name, dtype in CODES.items() if dtype == out.dtype), "")
-    return {
-        "PIECES": 4 if gate is not None and columns > 128 else 1,
-        "EPILOGUE": kind(gate, out_scale),
-        "BIAS": bias is not None,
-        "LIMIT": LIMITS.get(format, 0.0),
-        "INTEGER": format == "int8",
-    }
-
-
-def arguments(
-    out: Tensor, bias: Tensor | None, gate: Tensor | None, out_scale: Tensor | None
-) -> dict[str, Tensor | int | None]:
-    return {
-        "out": out,
-        "bias": bias,
-        "gate": gate,
-        "out_scale": out_scale,
-        "tokens": out.shape[1],
-        "out_batch": out.stride(0),
-        "out_token": out.stride(1),
-        "gate_batch": gate.stride(0) if gate is not None else 0,
-    }
 
 
 def plan_product(
     kernel: Any,
     tile: tuple[int, int, int, int],
     operands: Mapping[str, Tensor | None],
-    of_product: Mapping[str, Any],
-    ending: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    constants: Mapping[str, Any],
+    epilogue: Epilogue,
+    pieces: int = 0,
 ) -> Launch:
-    """The launch of a product: one program a tile of one picture's output.
+    """The launch of a product with one program per tile of one batch item's output.
 
     Args:
         tile: rows, columns, warps, stages.
-        operands: the kernel's first arguments.
-        of_product: constants beside the sizes of the output and of the tile, or in the place of `constants`.
-        ending: out, bias, gate and out_scale.
+        operands: the kernel's own arguments, before those of the epilogue.
+        constants: the kernel's own.
+        epilogue: output and operands.
+        pieces: in which a tile is stored, see `finish_split`; 0: 4 for residuals of more than 128 columns, otherwise 1.
     """
-    (batch, tokens, channels), (m, n, warps, stages) = ending[0].shape, tile
-    sizes = {"N": channels, "BLOCK_M": m, "BLOCK_N": n, "GROUP_M": 8}
+    out, bias, gate, out_scale = epilogue
+    (batch, tokens, channels), (m, n, warps, stages) = out.shape, tile
     return Launch(
         kernel,
         (cdiv(tokens, m) * cdiv(channels, n), batch, 1),
-        {**operands, **arguments(*ending)},
-        {**sizes, **constants(*ending, n), **of_product},
+        {
+            **operands,
+            "out": out,
+            "bias": bias,
+            "gate": gate,
+            "out_scale": out_scale,
+            "tokens": tokens,
+            "out_batch": out.stride(0),
+            "out_token": out.stride(1),
+            "gate_batch": gate.stride(0) if gate is not None else 0,
+        },
+        {
+            "N": channels,
+            "BLOCK_M": m,
+            "BLOCK_N": n,
+            "GROUP_M": 8,
+            "PIECES": pieces or (4 if gate is not None and n > 128 else 1),
+            "EPILOGUE": epilogue.kind,
+            "BIAS": bias is not None,
+            "LIMIT": LIMITS.get(epilogue.format, 0.0),
+            "INTEGER": epilogue.format == "int8",
+            **constants,
+        },
         warps=warps,
         stages=stages,
         varying=("tokens",),
@@ -135,7 +158,23 @@ def finish_tile(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr,
     INTEGER: tl.constexpr,
 ):
-    """Stores a tile of products of one picture: acc fp32 [BLOCK_M, BLOCK_N] of the given rows and columns."""
+    """Applies the epilogue to a tile of products and stores it.
+
+    Parameters:
+        acc: products, fp32 [rows, columns of the tile].
+        rows, columns: int32 indices into tokens and channels; those beyond the end are not stored.
+        batch: int64, the batch item.
+        tokens, N: rows and channels of the output.
+        out: output [batch, tokens, N], strides (out_batch, out_token, 1); fp32 or 16-bit, or codes if EPILOGUE is 1.
+        bias: [N]; None unless BIAS.
+        gate: [batch, N], strides (gate_batch, 1); None unless EPILOGUE is 2.
+        out_scale: fp32 [1]; None unless EPILOGUE is 1.
+        out_batch, out_token, gate_batch: strides in elements.
+        EPILOGUE: 0: nothing (PLAIN), 1: GELU and quantization (GELU), 2: gate and residual (RESIDUAL).
+        BIAS: add `bias`.
+        LIMIT: the largest code, 448 or 127, if EPILOGUE is 1.
+        INTEGER: codes are INT8; otherwise E4M3.
+    """
     within = columns < N
     if BIAS:
         acc += tl.load(bias + columns, mask=within, other=0.0).to(tl.float32)[None, :]
@@ -147,7 +186,7 @@ def finish_tile(  # type: ignore[no-untyped-def]
         tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
     elif EPILOGUE == 1:
         acc = tl.minimum(tl.maximum(gelu_tile(acc) / tl.load(out_scale), -LIMIT), LIMIT)
-        if INTEGER:
+        if INTEGER:  # rounds, see `numeric.quantize_tile`
             acc = (acc + 12582912.0) - 12582912.0
         tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
     else:
@@ -177,8 +216,14 @@ def finish_split(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr,
     INTEGER: tl.constexpr,
 ):
-    """`finish_tile` of the columns from `column` on, in 1, 2 or 4 pieces: beside 256 columns of sums, a whole tile
-    of the residual does not fit the registers."""
+    """`finish_tile` in pieces: beside 256 columns of sums, a whole tile of the residual does not fit the registers.
+
+    Parameters:
+        acc: products, fp32 [BLOCK_M, BLOCK_N].
+        column: the tile's first column.
+        PIECES: 1, 2 or 4 ranges of columns.
+        all others: as in `finish_tile`.
+    """
     if PIECES == 1:
         finish_tile(
             acc, rows, column + tl.arange(0, BLOCK_N), batch, tokens, N, out, bias, gate, out_scale, out_batch,
@@ -200,7 +245,11 @@ def finish_split(  # type: ignore[no-untyped-def]
 def tile_of(  # type: ignore[no-untyped-def]
     program, rows, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr
 ):
-    """Row and column of a program's tile: GROUP_M tiles of rows go along the columns together, for L2's sake."""
+    """Row and column of a program's tile, in tiles.
+
+    Consecutive programs compute GROUP_M tiles below each other before they move along the columns, so that operands are
+    read again from L2 (Triton's matrix multiplication tutorial).
+    """
     down = tl.cdiv(rows, BLOCK_M)
     across = tl.cdiv(N, BLOCK_N)
     group = program // (GROUP_M * across)
@@ -210,8 +259,13 @@ def tile_of(  # type: ignore[no-untyped-def]
 
 
 def rows_of(x: Tensor) -> int:
-    """Rows of [batch, tokens, channels]; raises KontextError unless they lie one after the other."""
+    """Rows of [batch, tokens, channels].
+
+    Raises:
+        KontextError: the rows are not contiguous.
+    """
     require(
-        x.ndim == 3 and x.is_contiguous(), "a product's input must be contiguous [batch, tokens, channels]"
+        x.ndim == 3 and x.is_contiguous(),
+        f"a product's input must be contiguous [batch, tokens, channels], not {list(x.shape)}",
     )
     return x.shape[0] * x.shape[1]

@@ -1,9 +1,9 @@
-"""What a linear's input is made of: values as they are, values through GELU (tanh), side by side, quantized by token.
+"""Builds a linear's input: values, GELU (tanh) of values, or both side by side; rounded, or quantized per token.
 
     y = concat(plain, gelu(mlp));   codes, s = quantize(y - mean)
 
-One kernel for the attention's output (plain alone), the MLP's middle (mlp alone) and the single block's second linear
-(both): there, the concatenation costs no pass of its own.
+One kernel serves the attention's output (plain alone), the MLP's hidden layer (mlp alone) and the single block's second
+linear (both), whose concatenation then needs no pass of its own. Source: GELU (Hendrycks and Gimpel 2016).
 """
 
 from __future__ import annotations
@@ -13,32 +13,46 @@ from torch import Tensor
 
 from .launch import Launch, jit, require, tl
 from .numeric import gelu, gelu_tile, quantize_rows
-from .rows import empty_codes, plan_rows, row_constants, store_row
+from .operators import register_operator
+from .rows import empty_codes, plan_rows, program_row, row_arguments, row_constants, store_row
 
 MAX_WIDTH = 32768
+"""Channels of a row that still fit the registers of one program."""
 
 
-def joined(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
+def join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
     """concat(plain, gelu(mlp)) in fp32; either may be None, not both."""
+    shape_of(plain, mlp)
     parts = [] if plain is None else [plain.float()]
     if mlp is not None:
         parts.append(gelu(mlp.float()))
-    require(bool(parts), "there is nothing to join")
     return torch.cat(parts, dim=-1)
 
 
 def gelu_join_reference(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
-    """The plain meaning: [batch, tokens, plain + mlp channels] in the inputs' dtype."""
-    first = plain if plain is not None else mlp
-    return joined(plain, mlp).to(first.dtype if first is not None else torch.float32)
+    """Reference implementation in PyTorch.
+
+    Args:
+        plain, mlp: [batch, tokens, channels of each]; either may be None, not both.
+
+    Returns:
+        [batch, tokens, plain + mlp channels] in the inputs' dtype, computed in fp32.
+    """
+    first, _ = shape_of(plain, mlp)
+    return join(plain, mlp).to(first.dtype)
 
 
 def gelu_join_quantize_reference(
     plain: Tensor | None, mlp: Tensor | None, format: str, mean: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The plain meaning with `format` "fp8" or "int8": codes and fp32 scales [batch, tokens], of the channels less
-    their `mean` [plain + mlp channels]."""
-    y = joined(plain, mlp)
+    """Reference implementation in PyTorch, with `format` "fp8" or "int8".
+
+    `mean` [plain + mlp channels] is subtracted first.
+
+    Returns:
+        Codes [batch, tokens, plain + mlp channels] and fp32 scales [batch, tokens].
+    """
+    y = join(plain, mlp)
     return quantize_rows(y if mean is None else y - mean.float(), format)
 
 
@@ -63,10 +77,24 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr,
     MIN_AMAX: tl.constexpr,
 ):
-    """One program a row."""
-    row = tl.program_id(0).to(tl.int64)
-    batch = row // tokens
-    token = row % tokens
+    """One program per row.
+
+    Parameters:
+        plain: [batch, tokens, PLAIN], strides (plain_batch, plain_token, 1); None if PLAIN is 0.
+        mlp: [batch, tokens, MLP], strides (mlp_batch, mlp_token, 1); None if MLP is 0.
+        mean: [PLAIN + MLP]; None unless CENTRED.
+        out: output [batch, tokens, PLAIN + MLP], contiguous, in the inputs' dtype, or codes if QUANTIZE.
+        out_scale: output fp32 [batch, tokens]; None unless QUANTIZE.
+        tokens: rows of each batch item.
+        plain_batch, plain_token, mlp_batch, mlp_token: strides in elements.
+        PLAIN, MLP: channels of each part; 0 if there is none.
+        CENTRED: subtract `mean`.
+        BLOCK: PLAIN + MLP rounded up to a power of two.
+        QUANTIZE, INTEGER, LIMIT, MIN_AMAX: see `rows.store_row`.
+
+    Grid: (batch * tokens).
+    """
+    row, batch, token = program_row(tokens)
     columns = tl.arange(0, BLOCK)
     y = tl.zeros([BLOCK], tl.float32)
     if PLAIN > 0:
@@ -89,13 +117,21 @@ def plan_gelu_join(
     format: str,
     mean: Tensor | None = None,
 ) -> Launch:
+    """The launch; operands as in `gelu_join_quantize_reference`, results are written into `out` and `out_scale`.
+
+    `format` is "" if `out_scale` is None.
+
+    Raises:
+        KontextError: shapes or strides that the kernel does not take.
+    """
     width = out.shape[2]
     require(
-        mean is None or tuple(mean.shape) == (width,), f"the mean of {width} channels has as many numbers"
+        mean is None or tuple(mean.shape) == (width,),
+        f"the mean must have a number for each of {width} channels, not {[] if mean is None else list(mean.shape)}",
     )
-    require(width <= MAX_WIDTH, f"GELU with quantization takes up to {MAX_WIDTH} channels, not {width}")
+    require(width <= MAX_WIDTH, f"GELU takes up to {MAX_WIDTH} channels, not {width}")
     for part in (plain, mlp):
-        require(part is None or part.stride(2) == 1, "GELU takes rows whose channels lie next to each other")
+        require(part is None or part.stride(2) == 1, "GELU takes rows of adjacent channels (stride 1)")
     return plan_rows(
         gelu_join_kernel,
         tuple(out.shape),
@@ -105,11 +141,7 @@ def plan_gelu_join(
             "mean": mean,
             "out": out,
             "out_scale": out_scale,
-            "tokens": out.shape[1],
-            "plain_batch": plain.stride(0) if plain is not None else 0,
-            "plain_token": plain.stride(1) if plain is not None else 0,
-            "mlp_batch": mlp.stride(0) if mlp is not None else 0,
-            "mlp_token": mlp.stride(1) if mlp is not None else 0,
+            **row_arguments(out.shape[1], plain=plain, mlp=mlp),
         },
         {
             "PLAIN": plain.shape[2] if plain is not None else 0,
@@ -121,54 +153,42 @@ def plan_gelu_join(
 
 
 def shape_of(plain: Tensor | None, mlp: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
-    """The tensor that decides device and dtype, and the output's shape."""
-    given = [part for part in (plain, mlp) if part is not None]
-    require(bool(given), "there is nothing to join")
-    return given[0], (*given[0].shape[:2], sum(part.shape[2] for part in given))
+    """The tensor whose device and dtype the output has, and the output's shape.
+
+    Raises:
+        KontextError: both are None.
+    """
+    parts = [part for part in (plain, mlp) if part is not None]
+    require(bool(parts), "gelu_join needs plain, mlp or both, not neither")
+    return parts[0], (*parts[0].shape[:2], sum(part.shape[2] for part in parts))
+
+
+def empty_joined(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
+    first, shape = shape_of(plain, mlp)
+    return first.new_empty(shape)
 
 
 def launch_gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
-    first, shape = shape_of(plain, mlp)
-    out = torch.empty(shape, dtype=first.dtype, device=first.device)
-    if out.numel():
-        plan_gelu_join(plain, mlp, out, None, "").run()
+    out = empty_joined(plain, mlp)
+    plan_gelu_join(plain, mlp, out, None, "").run()
     return out
 
 
 def launch_gelu_join_quantize(
     plain: Tensor | None, mlp: Tensor | None, format: str, mean: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    first, shape = shape_of(plain, mlp)
-    out, out_scale = empty_codes(first, shape, format)
-    if out.numel():
-        plan_gelu_join(plain, mlp, out, out_scale, format, mean).run()
+    out, out_scale = empty_codes(*shape_of(plain, mlp), format)
+    plan_gelu_join(plain, mlp, out, out_scale, format, mean).run()
     return out, out_scale
 
 
-gelu_join_op = torch.library.custom_op(
-    "kontext::gelu_join",
-    launch_gelu_join,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor? plain, Tensor? mlp) -> Tensor",
+gelu_join_op = register_operator(
+    "gelu_join(Tensor? plain, Tensor? mlp) -> Tensor", launch_gelu_join, gelu_join_reference, empty_joined
 )
-gelu_join_op.register_kernel("cpu")(gelu_join_reference)
 
-
-@gelu_join_op.register_fake
-def _(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
-    first, shape = shape_of(plain, mlp)
-    return first.new_empty(shape)
-
-
-gelu_join_quantize_op = torch.library.custom_op(
-    "kontext::gelu_join_quantize",
+gelu_join_quantize_op = register_operator(
+    "gelu_join_quantize(Tensor? plain, Tensor? mlp, str format, Tensor? mean=None) -> (Tensor, Tensor)",
     launch_gelu_join_quantize,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor? plain, Tensor? mlp, str format, Tensor? mean=None) -> (Tensor, Tensor)",
-)
-gelu_join_quantize_op.register_kernel("cpu")(gelu_join_quantize_reference)
-gelu_join_quantize_op.register_fake(
-    lambda plain, mlp, format, mean=None: empty_codes(*shape_of(plain, mlp), format)
+    gelu_join_quantize_reference,
+    lambda plain, mlp, format, mean=None: empty_codes(*shape_of(plain, mlp), format),
 )

@@ -1,9 +1,9 @@
-"""FP8 and INT8 matrix products, scaled by row and by column, with an epilogue.
+"""FP8 and INT8 matrix products, scaled per row and per column, with an epilogue.
 
     product[m, n] = (sum_k a[m, k] * weight[n, k]) * a_scale[m] * w_scale[n]
 
-Weights are [out, in] here, transposed from the bundle's when they are loaded: FP8 tensor cores want both operands
-along k. INT8 sums are exact in int32; FP8 sums are in fp32.
+Weights are [out, in], transposed from the bundle's when they are loaded: FP8 tensor cores read both operands along k.
+INT8 sums are exact in int32; FP8 sums are fp32. Source: Triton's matrix multiplication tutorial.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import epilogue
 from .autotune import Tile, fastest_tile, generation
-from .epilogue import finish_split, rows_of, tile_of
-from .launch import Launch, capability, jit, require, require_capability, tl
+from .epilogue import Epilogue, finish_reference, finish_split, plan_product, rows_of, tile_of
+from .launch import Launch, capability, jit, require, require_capability, require_fp8, tl
+from .numeric import CODES
+from .operators import register_operator
 
 
 def scaled_linear_reference(
@@ -27,19 +28,17 @@ def scaled_linear_reference(
     gate: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> None:
-    """The plain meaning, into `out`.
+    """Reference implementation in PyTorch, into `out`.
 
     Args:
-        out: [batch, tokens, out], any strides; added to where there is a gate.
+        out, bias, gate, out_scale: see `epilogue.Epilogue`.
         a, a_scale: codes [batch, tokens, in] and fp32 scales [batch, tokens].
         weight, w_scale: codes [out, in] and scales [out].
-        bias: [out].
-        gate: [batch, out].
-        out_scale: fp32, one number: of the quantized output, after GELU.
     """
-    check_scaled_linear(out, a, a_scale, weight, w_scale, out_scale)
+    epilogue = Epilogue(out, bias, gate, out_scale)
+    check_scaled_linear(a, a_scale, weight, w_scale, epilogue)
     product = a.float() @ weight.float().t()
-    epilogue.finish_reference(out, product * a_scale[..., None] * w_scale.float(), bias, gate, out_scale)
+    finish_reference(product * a_scale[..., None] * w_scale.float(), epilogue)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -70,12 +69,35 @@ def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
     INTEGER: tl.constexpr,
     IMPRECISE: tl.constexpr,
 ):
-    """One program a tile of one picture's output."""
+    """One program per tile of one batch item's output.
+
+    Parameters:
+        a: codes [batch, tokens, K], contiguous, E4M3 or INT8.
+        weight: codes [N, K], contiguous, in the dtype of a.
+        a_scale: fp32 [batch, tokens], contiguous.
+        w_scale: [N], fp32 or 16-bit.
+        out: output [batch, tokens, N], strides (out_batch, out_token, 1); see `epilogue.finish_tile`.
+        bias: [N] or None.
+        gate: [batch, N], strides (gate_batch, 1), or None.
+        out_scale: fp32 [1] or None.
+        tokens: rows of each batch item.
+        out_batch, out_token, gate_batch: strides in elements.
+        N, K: output and input channels.
+        BLOCK_M, BLOCK_N: rows and columns of a tile.
+        BLOCK_K: input channels per step of the loop.
+        GROUP_M: tiles below each other that consecutive programs compute, see `epilogue.tile_of`.
+        WHOLE: BLOCK_K divides K, so that the loop needs no masks.
+        PIECES: in which a tile is stored, see `epilogue.finish_split`.
+        EPILOGUE, BIAS, LIMIT, INTEGER: see `epilogue.finish_tile`.
+        IMPRECISE: how many products the tensor cores add up before the sum goes to fp32; None: all of them.
+
+    Grid: (tiles, batch).
+    """
     down, across = tile_of(tl.program_id(0), tokens, N, BLOCK_M, BLOCK_N, GROUP_M)
     batch = tl.program_id(1).to(tl.int64)
     ks = tl.arange(0, BLOCK_K)
-    # Rows and columns beyond the end take the last ones' operands and are not stored: no masks in the loop. A scalar
-    # address and offsets of 32 bits: 64-bit addresses of every element would spill.
+    # Rows and columns beyond the end read the last ones' operands and are not stored, so the loop needs no masks. A
+    # scalar address and 32-bit offsets: 64-bit addresses of every element would spill.
     a_start = a + (batch * tokens + down * BLOCK_M) * K
     w_start = weight + (across * BLOCK_N).to(tl.int64) * K
     a_at = tl.minimum(tl.arange(0, BLOCK_M), tokens - 1 - down * BLOCK_M)[:, None] * K + ks[None, :]
@@ -102,65 +124,78 @@ def scaled_gemm_kernel(  # type: ignore[no-untyped-def]
 
 
 TILES: dict[tuple[int, bool], tuple[Tile, ...]] = {
-    # M, N, K, warps, stages. Hopper and datacenter Blackwell: two warpgroups, 64 rows of 256 columns each; smaller ones
-    # for the last wave of programs. INT8's sums of 256 columns and their fp32 values do not fit the registers together.
+    # M, N, K, warps, stages. Hopper and datacenter Blackwell: two warpgroups, 64 rows of 256 columns each; smaller
+    # tiles for the last wave of programs. Of INT8's products, the sums of 256 columns and their fp32 values do not both
+    # fit the registers.
     (90, False): ((128, 256, 128, 8, 3), (128, 128, 128, 8, 4), (64, 256, 128, 4, 4)),
     (90, True): ((128, 128, 128, 8, 4), (128, 128, 64, 8, 4)),
     (80, False): ((128, 128, 64, 8, 4), (128, 64, 128, 4, 4), (64, 128, 128, 4, 4)),
     (80, True): ((128, 128, 64, 8, 4), (128, 128, 128, 8, 3)),
 }
-"""(oldest architecture, whether operands are INT8) → the tiles to measure, none of which spills on sm_89 or sm_90."""
+"""(oldest architecture, whether operands are INT8) → the tiles to measure; none spills on sm_89 or sm_90."""
 
 
 def tiles(a: Tensor, arch: int) -> tuple[Tile, ...]:
+    """The tiles to measure for an input in the dtype of `a`."""
     return TILES[generation(arch), a.dtype == torch.int8]
 
 
 def check_scaled_linear(
-    out: Tensor, a: Tensor, a_scale: Tensor, weight: Tensor, w_scale: Tensor, out_scale: Tensor | None
+    a: Tensor, a_scale: Tensor, weight: Tensor, w_scale: Tensor, epilogue: Epilogue
 ) -> None:
     """Raises KontextError for operands that do not go together."""
     require(
-        a.dtype == weight.dtype and a.dtype in (torch.float8_e4m3fn, torch.int8),
-        f"a scaled product takes E4M3 or INT8 operands, both alike, not {a.dtype} and {weight.dtype}",
+        a.dtype == weight.dtype and a.dtype in CODES.values(),
+        f"a scaled product takes E4M3 or INT8 operands of the same dtype, not {a.dtype} and {weight.dtype}",
     )
     rows_of(a)
     require(
         weight.ndim == 2 and weight.is_contiguous() and weight.shape[1] == a.shape[2],
-        f"a weight of {list(weight.shape)} for an input of {list(a.shape)}",
+        f"the weight must be contiguous [out, {a.shape[2]}] for an input of {list(a.shape)}, not {list(weight.shape)}",
     )
-    require(a_scale.shape == a.shape[:2] and a_scale.is_contiguous(), "a scale for every row")
-    require(tuple(w_scale.shape) == (weight.shape[0],), "a scale for every output channel")
-    epilogue.check_output(out, tuple(a.shape[:2]), weight.shape[0], out_scale)
+    require(
+        a_scale.shape == a.shape[:2] and a_scale.is_contiguous(),
+        f"the input's scales must be {list(a.shape[:2])}, not {list(a_scale.shape)}",
+    )
+    require(
+        tuple(w_scale.shape) == (weight.shape[0],),
+        f"the weight's scales must be {[weight.shape[0]]}, not {list(w_scale.shape)}",
+    )
+    epilogue.check(tuple(a.shape[:2]), weight.shape[0])
 
 
 def plan_scaled_linear(
-    out: Tensor,
     a: Tensor,
     a_scale: Tensor,
     weight: Tensor,
     w_scale: Tensor,
-    bias: Tensor | None = None,
-    gate: Tensor | None = None,
-    out_scale: Tensor | None = None,
+    epilogue: Epilogue,
     fast: bool = True,
     arch: int = 0,
     tile: int = 0,
 ) -> Launch:
-    """`fast`: see `attention.plan_attention`; `tile` counts those of `tiles`."""
+    """The launch; operands as in `scaled_linear_reference`.
+
+    Args:
+        fast: see `attention.plan_attention`.
+        arch: compute capability, 90 for 9.0; 0 for that of the tensors' device.
+        tile: index into `tiles`.
+    """
     arch = arch or capability(a)
-    check_scaled_linear(out, a, a_scale, weight, w_scale, out_scale)
-    require_capability(arch, "" if a.dtype == torch.int8 else "FP8 products need", "INT8 activations")
+    check_scaled_linear(a, a_scale, weight, w_scale, epilogue)
+    require_capability(arch)
+    if a.dtype != torch.int8:
+        require_fp8(arch, "FP8 products need", instead="INT8 activations")
     depth = a.shape[2]
     m, n, k, warps, stages = tiles(a, arch)[tile]
-    # Blackwell's sums leave the tensor memory all at once: 256 columns of them spill beside any ending.
-    pieces = {"PIECES": 4} if arch in (100, 103) and n > 128 else {}
-    return epilogue.plan_product(
+    return plan_product(
         scaled_gemm_kernel,
         (m, n, warps, stages),
         {"a": a, "weight": weight, "a_scale": a_scale, "w_scale": w_scale},
-        {"K": depth, "BLOCK_K": k, "WHOLE": depth % k == 0, "IMPRECISE": None if fast else k, **pieces},
-        (out, bias, gate, out_scale),
+        {"K": depth, "BLOCK_K": k, "WHOLE": depth % k == 0, "IMPRECISE": None if fast else k},
+        epilogue,
+        # Blackwell's sums leave the tensor memory all at once: 256 columns of them spill with any epilogue.
+        pieces=4 if arch in (100, 103) and n > 128 else 0,
     )
 
 
@@ -174,26 +209,22 @@ def launch_scaled_linear(
     gate: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> None:
-    def start(tile: int) -> None:
-        plan_scaled_linear(out, a, a_scale, weight, w_scale, bias, gate, out_scale, tile=tile).run()
+    epilogue = Epilogue(out, bias, gate, out_scale)
 
-    if out.numel():
-        sizes = "x".join(map(str, (*a.shape[:2], *weight.shape)))
-        key = f"{a.dtype} {sizes} {epilogue.ending(gate, out_scale)}"
-        fastest_tile(key, tiles(a, capability(a)), start, None if gate is None else out)
+    def plan(tile: int) -> Launch:
+        return plan_scaled_linear(a, a_scale, weight, w_scale, epilogue, tile=tile)
+
+    sizes = "x".join(map(str, (*a.shape[:2], *weight.shape)))
+    key = f"{a.dtype} {sizes} {epilogue.name}"
+    fastest_tile(key, tiles(a, capability(a)), plan, epilogue.accumulates_into)
 
 
-scaled_linear_op = torch.library.custom_op(
-    "kontext::scaled_linear",
+scaled_linear_op = register_operator(
+    "scaled_linear(Tensor(a!) out, Tensor a, Tensor a_scale, Tensor weight, Tensor w_scale, Tensor? bias, "
+    "Tensor? gate, Tensor? out_scale) -> ()",
     launch_scaled_linear,
-    mutates_args=("out",),
-    device_types="cuda",
-    schema="(Tensor(a!) out, Tensor a, Tensor a_scale, Tensor weight, Tensor w_scale, Tensor? bias, Tensor? gate, "
-    "Tensor? out_scale) -> ()",
-)
-scaled_linear_op.register_kernel("cpu")(scaled_linear_reference)
-scaled_linear_op.register_fake(
+    scaled_linear_reference,
     lambda out, a, a_scale, weight, w_scale, bias, gate, out_scale: check_scaled_linear(
-        out, a, a_scale, weight, w_scale, out_scale
-    )
+        a, a_scale, weight, w_scale, Epilogue(out, bias, gate, out_scale)
+    ),
 )

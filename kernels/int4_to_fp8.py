@@ -1,11 +1,11 @@
-"""INT4 weights to E4M3 in one pass, so that products with FP8 inputs run at the FP8 tensor cores' full rate.
+"""Converts INT4 weights to E4M3 in one pass, so that products with FP8 inputs run at the FP8 tensor cores' full rate.
 
     weight[k, n] = int4[k, n] * scale[k / 64, n]  →  codes[n, k] * column_scale[n]
 
-`int4` multiplies integers exactly, but must scale each group's sum by itself, in registers that the sums need. Rounded
-to E4M3 with one scale a column, the weights lose another 2^-4 of their size at most, which beside INT4's own error is
-0.3 dB of normal weights, and groups are gone. The pass moves 2.5 bytes a weight; a product of 8704 rows computes 17 408
-times with it.
+`int4` multiplies integers exactly, but must scale each group's sum separately, in registers that the sums need. Rounded
+to E4M3 with one scale per column, there are no groups, and the weights lose at most another 2^-4 of their size: 0.3 dB
+beside INT4's own error, for normal weights. The pass moves 2.5 bytes per weight; a product of 8704 rows does 17 408
+operations with it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,34 @@ import torch
 from torch import Tensor
 
 from .int4 import GROUP, check_scales, unpack, unpack_tile
-from .launch import Launch, capability, cdiv, jit, require, require_capability, tl
+from .launch import Launch, capability, cdiv, jit, require, require_fp8, tl
 from .numeric import LIMITS, encode
+from .operators import register_operator
 
 COLUMNS = 128
-"""Output channels a program turns."""
+"""Output channels that a program transposes."""
 
 LARGEST = 8
-"""Of the integers' sizes."""
+"""The largest absolute value of the integers."""
 
 
 def column_scales(scales: Tensor) -> Tensor:
-    """The scales of `int4_to_fp8`, fp32 [out], for those of the groups [in / 64, out]."""
+    """Column scales fp32 [out] for the group scales [in / 64, out]: no code exceeds E4M3's largest number."""
     return (scales.float().abs().amax(0) * (LARGEST / LIMITS["fp8"])).clamp(
         min=torch.finfo(torch.float32).tiny
     )
 
 
 def int4_to_fp8_reference(packed: Tensor, scales: Tensor, by_column: Tensor) -> Tensor:
-    """The plain meaning: packed uint8 [in, out / 2] and scales [in / 64, out] → E4M3 codes [out, in] in units of
-    `by_column` fp32 [out]."""
+    """Reference implementation in PyTorch.
+
+    Args:
+        packed, scales: INT4 weights as in the bundle, uint8 [in, out / 2] and [in / 64, out].
+        by_column: fp32 [out], see `column_scales`.
+
+    Returns:
+        E4M3 codes [out, in]; the weights are codes * by_column.
+    """
     check_int4_to_fp8(packed, scales, by_column)
     return encode(unpack(packed, scales) / by_column, "fp8").t().contiguous()
 
@@ -49,7 +57,19 @@ def int4_to_fp8_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One program a group of 64 rows and a block of columns, which it turns on the way."""
+    """One program per group of inputs and block of output channels, which it transposes.
+
+    Parameters:
+        packed: uint8 [K, N / 2], contiguous.
+        scales: [K / GROUP, N], contiguous, fp32 or 16-bit.
+        by_column: fp32 [N].
+        out: output E4M3 [N, K], contiguous.
+        N, K: output and input channels.
+        GROUP: inputs that share a scale.
+        COLUMNS: output channels of a program.
+
+    Grid: (K / GROUP, ceil(N / COLUMNS)).
+    """
     group = tl.program_id(0)
     rows = (group * GROUP + tl.arange(0, GROUP)).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -65,17 +85,22 @@ def int4_to_fp8_kernel(  # type: ignore[no-untyped-def]
 
 
 def check_int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor) -> None:
-    require(packed.is_contiguous() and packed.shape[0] % GROUP == 0, f"INT4 weights of {list(packed.shape)}")
+    """Raises KontextError for operands that do not go together."""
+    require(
+        packed.is_contiguous() and packed.shape[0] % GROUP == 0,
+        f"INT4 weights must be contiguous, with rows in groups of {GROUP}, not {list(packed.shape)}",
+    )
     check_scales(packed, scales)
     require(
         tuple(by_column.shape) == (scales.shape[1],) and by_column.dtype == torch.float32,
-        f"column scales must be fp32 {[scales.shape[1]]}, not {by_column.dtype} {list(by_column.shape)}",
+        f"column scales must be float32 {[scales.shape[1]]}, not {by_column.dtype} {list(by_column.shape)}",
     )
 
 
 def plan_int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor, out: Tensor, arch: int = 0) -> Launch:
+    """The launch; operands as in `int4_to_fp8_reference`, its result is written into `out` [out, in]."""
     check_int4_to_fp8(packed, scales, by_column)
-    require_capability(arch or capability(packed), "FP8 products need", "16-bit activations")
+    require_fp8(arch or capability(packed), "FP8 products need", instead="16-bit activations")
     channels, depth = out.shape
     return Launch(
         int4_to_fp8_kernel,
@@ -87,23 +112,25 @@ def plan_int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor, out: Ten
     )
 
 
+def empty_codes(packed: Tensor) -> Tensor:
+    """Empty E4M3 [out, in] for packed [in, out / 2]."""
+    return packed.new_empty((2 * packed.shape[1], packed.shape[0]), dtype=torch.float8_e4m3fn)
+
+
 def launch_int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor) -> Tensor:
-    out = torch.empty((2 * packed.shape[1], packed.shape[0]), dtype=torch.float8_e4m3fn, device=packed.device)
+    out = empty_codes(packed)
     plan_int4_to_fp8(packed, scales, by_column, out).run()
     return out
 
 
-int4_to_fp8_op = torch.library.custom_op(
-    "kontext::int4_to_fp8",
-    launch_int4_to_fp8,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor packed, Tensor scales, Tensor by_column) -> Tensor",
-)
-int4_to_fp8_op.register_kernel("cpu")(int4_to_fp8_reference)
-
-
-@int4_to_fp8_op.register_fake
-def _(packed: Tensor, scales: Tensor, by_column: Tensor) -> Tensor:
+def fake_int4_to_fp8(packed: Tensor, scales: Tensor, by_column: Tensor) -> Tensor:
     check_int4_to_fp8(packed, scales, by_column)
-    return packed.new_empty((2 * packed.shape[1], packed.shape[0]), dtype=torch.float8_e4m3fn)
+    return empty_codes(packed)
+
+
+int4_to_fp8_op = register_operator(
+    "int4_to_fp8(Tensor packed, Tensor scales, Tensor by_column) -> Tensor",
+    launch_int4_to_fp8,
+    int4_to_fp8_reference,
+    fake_int4_to_fp8,
+)

@@ -1,4 +1,4 @@
-"""The order of V's keys in quantized attention: that in which one thread holds the columns of Q K^T."""
+"""The order of V's keys in quantized attention: that in which a thread holds the columns of Q K^T."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from .launch import jit, tl
 
 
 def interleave(x: Tensor) -> Tensor:
-    """Reorders the last axis within every 16: 2t, 2t + 1, 2t + 8 and 2t + 9 come to lie together, for t = 0 to 3.
+    """Reorders the last axis within every 16, so that 2t, 2t + 1, 2t + 8 and 2t + 9 become neighbours for t = 0 to 3.
 
-    These are the columns of Q K^T that one thread holds, and 8-bit tensor cores take four neighbours of P from it. With
-    V's keys in this order P goes from one product to the next without a shuffle (FlashAttention-3, Shah et al. 2024,
-    permutes too). Doing it twice is not the identity: see `deinterleave`.
+    One thread holds these columns of Q K^T, and 8-bit tensor cores take four neighbouring columns of P from it. With
+    V's keys in this order, P goes from one product to the next without a shuffle (FlashAttention-3, Shah et al. 2024,
+    also permutes V). Applying it twice is not the identity: see `deinterleave`.
     """
     return x.unflatten(-1, (-1, 2, 4, 2)).transpose(-3, -2).flatten(-4)
 

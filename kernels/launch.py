@@ -1,7 +1,7 @@
-"""Triton where it is installed, and a kernel's launch as data: run by Triton's JIT, or compiled ahead of time.
+"""A kernel's launch as data: run by Triton's JIT, or compiled ahead of time; and Triton, if it is installed.
 
-A launcher makes a `Launch` from its tensors. The ahead-of-time compiler makes the same one from `meta` tensors and
-reads the signature off it, so what it checks is what runs.
+Each kernel has a `plan_<operator>` that makes a `Launch` from its tensors. The ahead-of-time compiler makes the same
+Launch from `meta` tensors and reads the signature off it, so it compiles exactly what runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import KontextError
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the operators' PyTorch meanings need none, and bundles may bring compiled kernels
+except ImportError:  # reference implementations do without it, and bundles may contain compiled kernels
     triton = tl = None
 
 TRITON_TYPES = {
@@ -34,16 +34,17 @@ TRITON_TYPES = {
 FAILURES: tuple[type[Exception], ...] = (
     (RuntimeError,) if triton is None else (RuntimeError, triton.TritonError)
 )
-"""What a way to compute may raise where it cannot run here: no such format, no room, too little shared memory."""
+"""What a computation may raise if it cannot run here: format not supported, out of memory or of shared memory."""
 
 FP8_CAPABILITY = 89
-"""Compute capability from which on the tensor cores take E4M3."""
+"""The first compute capability whose tensor cores take E4M3, 8.9 (Ada)."""
 
 MIN_CAPABILITY = 80
+"""The first compute capability that the kernels are written for, 8.0 (Ampere)."""
 
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`triton.jit`, or the function as it is where there is no Triton."""
+    """`triton.jit`; without Triton the function itself."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         return function if triton is None else triton.jit(function, **options)
@@ -56,7 +57,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is not below `n`."""
+    """The smallest power of two that is at least `n`."""
     return 1 << max(n - 1, 0).bit_length()
 
 
@@ -65,11 +66,14 @@ class Launch:
     """One launch of a kernel.
 
     Args:
-        kernel: a function under `jit`.
-        grid: programs along each of three axes.
-        arguments: name → tensor, whole number, fraction, or None for what the constants say is not used.
+        kernel: a function decorated with `jit`.
+        grid: programs along each of three axes; if one is zero, nothing runs.
+        arguments: name → tensor, int, float, or None for one that the constants switch off.
         constants: name → value of every `tl.constexpr` parameter.
-        varying: arguments that change from call to call (numbers of tokens): no code is specialized for them.
+        warps: per program; a warp has 32 threads.
+        stages: loads in flight in the kernel's loop (Triton's `num_stages`).
+        varying: arguments that change from call to call, such as the number of tokens: code is not specialized for
+            them.
     """
 
     kernel: Any
@@ -85,11 +89,13 @@ class Launch:
         return str(getattr(self.kernel, "__name__", None) or self.kernel.fn.__name__)
 
     def run(self) -> None:
-        """Starts it on the current stream of the arguments' device.
+        """Starts the kernel on the current stream of the arguments' device.
 
         Raises:
-            KontextError: Triton is not installed, and no compiled kernel was registered for this launch.
+            KontextError: Triton is not installed, and no compiled kernel is registered for this launch.
         """
+        if 0 in self.grid:
+            return
         if triton is None:
             run_compiled(self)
             return
@@ -97,11 +103,11 @@ class Launch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The compiler's, for both ways."""
+        """Triton's compiler options, the same for JIT and ahead-of-time compilation."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
     def signature(self) -> dict[str, str]:
-        """Triton's type of every argument that is passed at run time; what is None is a constant."""
+        """Triton's type of every run-time argument; None is compiled in."""
         types = {}
         for name, value in self.arguments.items():
             if isinstance(value, Tensor):
@@ -113,7 +119,7 @@ class Launch:
         return types
 
     def aligned(self) -> tuple[str, ...]:
-        """Arguments that the compiled code may take for multiples of 16: tensors' addresses and fixed sizes."""
+        """Arguments that the compiled code assumes to be multiples of 16: tensors' addresses and fixed sizes."""
         return tuple(
             name
             for name, value in self.arguments.items()
@@ -122,7 +128,7 @@ class Launch:
         )
 
     def key(self) -> str:
-        """Names the compiled code: launches of one key can share it."""
+        """Identifies the compiled code: launches with the same key share it."""
         parts = [f"{name}:{kind}" for name, kind in self.signature().items()]
         parts += [f"{name}%16" for name in self.aligned()]
         parts += [f"{name}={value}" for name, value in sorted(self.constants.items())]
@@ -130,42 +136,56 @@ class Launch:
 
 
 COMPILED: dict[str, Callable[[Launch], None]] = {}
-"""`Launch.key` → what starts the compiled kernel; filled by `launcher.register`."""
+"""`Launch.key` → what starts the compiled kernel; filled by `driver.register`."""
 
 
 def run_compiled(launch: Launch) -> None:
     start = COMPILED.get(launch.key())
     if start is None:
         raise KontextError(
-            f"kernel {launch.name} is not among the bundle's compiled ones for this GPU, and Triton is not "
-            "installed: pip install 'kontext-export[gpu]', or export with --kernels for this GPU"
+            f"the bundle has no compiled {launch.name} for this GPU, and Triton is not installed: "
+            "pip install 'kontext-export[gpu]', or export with --kernels for this GPU"
         )
     start(launch)
 
 
 def capability(tensor: Tensor) -> int:
-    """Compute capability of a tensor's device, as 90 for 9.0; 90 too where there is none (interpreter, meta)."""
+    """Compute capability of a tensor's device, 90 for 9.0; also 90 if it is not a GPU (interpreter, meta tensors)."""
     return device_capability(tensor.device) if tensor.device.type == "cuda" else 90
 
 
 def device_capability(device: torch.device) -> int:
-    """Compute capability of a GPU, as 90 for 9.0."""
+    """Compute capability of a GPU, 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
-def require_capability(arch: int, fp8: str, instead: str) -> None:
-    """Raises KontextError for a GPU that is too old; `fp8` says what of it needs E4M3 (nothing: ""), and what to do
-    without."""
-    require(arch >= MIN_CAPABILITY, f"these kernels need compute capability 8.0, this GPU has {dotted(arch)}")
+def require_capability(arch: int) -> None:
+    """Raises KontextError for a GPU that the kernels are not written for; `arch` is 75 for 7.5."""
     require(
-        not fp8 or arch >= FP8_CAPABILITY,
-        f"{fp8} compute capability 8.9 (Ada), this GPU has {dotted(arch)}: use {instead}",
+        arch >= MIN_CAPABILITY,
+        f"the kernels need compute capability 8.0 (Ampere), this GPU has {dotted(arch)}",
+    )
+
+
+def require_fp8(arch: int, needs: str, instead: str) -> None:
+    """Raises KontextError for a GPU without FP8 tensor cores.
+
+    Args:
+        arch: 86 for 8.6.
+        needs: such as "FP8 attention needs".
+        instead: what to use on this GPU.
+    """
+    require(
+        arch >= FP8_CAPABILITY,
+        f"{needs} compute capability 8.9 (Ada), this GPU has {dotted(arch)}: use {instead}",
     )
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises KontextError with `message` unless `condition` holds: what a kernel cannot take is never computed
-    wrong."""
+    """Raises KontextError with `message` unless `condition` holds.
+
+    Every launch is checked so, since a kernel would compute wrong numbers from operands that it does not take.
+    """
     if not condition:
         raise KontextError(message)

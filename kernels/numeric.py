@@ -1,4 +1,4 @@
-"""Number formats of the kernels: scales by token, E4M3 and INT8 codes, GELU; in PyTorch and for use inside kernels.
+"""Number formats of the kernels in PyTorch and inside kernels: scales per token, E4M3 and INT8 codes; and GELU.
 
 E4M3 saturates at 448 and INT8 is symmetric, so a scale is amax / 448 or amax / 127. Codes round to nearest, ties to
 even.
@@ -13,8 +13,10 @@ from torch import Tensor
 from .launch import jit, require, tl
 
 LIMITS = {"fp8": 448.0, "int8": 127.0}
+"""The largest code of each format."""
+
 CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
-"""What activations may be quantized to."""
+"""The formats that activations can be quantized to."""
 
 MIN_AMAX = 1e-12
 """Amax of a row of zeros, so that no scale is zero."""
@@ -25,7 +27,7 @@ def check_format(format: str) -> None:
 
 
 def encode(values: Tensor, format: str) -> Tensor:
-    """fp32 values, already divided by their scale, as codes."""
+    """Codes of fp32 values that are already divided by their scale."""
     limit = LIMITS[format]
     values = values.clamp(-limit, limit)
     return (values.round() if format == "int8" else values).to(CODES[format])
@@ -46,9 +48,9 @@ def gelu(x: Tensor) -> Tensor:
 
 @jit()
 def quantize_tile(values, step, INTEGER: tl.constexpr, LIMIT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes of fp32 values in units of `step`. Adding 1.5 * 2^23 leaves no bit below one."""
+    """Codes of fp32 `values` with scale `step`: INT8 if INTEGER, otherwise E4M3, up to LIMIT."""
     values = tl.minimum(tl.maximum(values / step, -LIMIT), LIMIT)
-    if INTEGER:
+    if INTEGER:  # adding 1.5 * 2^23 rounds: fp32 numbers of that size have no bits below one
         return ((values + 12582912.0) - 12582912.0).to(tl.int8)
     else:
         return values.to(tl.float8e4nv)
@@ -64,7 +66,7 @@ def gelu_tile(x):  # type: ignore[no-untyped-def]
 @jit()
 def float_tile(values):  # type: ignore[no-untyped-def]
     """fp32 of INT8 or floats; E4M3 comes as uint8, since GPUs before Ada lack the type."""
-    if values.dtype == tl.uint8:  # fp16 with the same bits has an exponent that is 8 too small
+    if values.dtype == tl.uint8:  # E4M3's bits as fp16 have an exponent that is 8 too small
         bits = values.to(tl.int16)
         half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
         number = half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256

@@ -1,16 +1,22 @@
-"""Gate and residual in place: x += gate * y, for products whose kernel has no such epilogue."""
+"""Gate and residual in place, for products whose kernel has no such epilogue (cuBLAS).
+
+x += gate * y
+"""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .launch import Launch, jit, require, tl
-from .rows import plan_rows
+from .operators import register_operator
+from .rows import plan_rows, program_row, row_arguments
 
 
 def gate_residual_reference(x: Tensor, gate: Tensor, y: Tensor) -> None:
-    """The plain meaning, in place: x, y [batch, tokens, width], gate [batch, width]; the sum is rounded once."""
+    """Reference implementation in PyTorch, in place: x, y [batch, tokens, width], gate [batch, width].
+
+    Computed in fp32, and the sum is rounded once.
+    """
     x.copy_(x.float() + gate.float()[:, None] * y.float())
 
 
@@ -28,10 +34,20 @@ def gate_residual_kernel(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row."""
-    row = tl.program_id(0).to(tl.int64)
-    batch = row // tokens
-    token = row % tokens
+    """One program per row.
+
+    Parameters:
+        x: [batch, tokens, WIDTH], strides (x_batch, x_token, 1); read and written.
+        gate: [batch, WIDTH], strides (gate_batch, 1).
+        y: [batch, tokens, WIDTH], strides (y_batch, y_token, 1).
+        tokens: rows of each batch item.
+        x_batch, x_token, y_batch, y_token, gate_batch: strides in elements.
+        WIDTH: channels.
+        BLOCK: WIDTH rounded up to a power of two.
+
+    Grid: (batch * tokens).
+    """
+    _, batch, token = program_row(tokens)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     at = x + batch * x_batch + token * x_token + columns
@@ -42,38 +58,29 @@ def gate_residual_kernel(  # type: ignore[no-untyped-def]
 
 
 def plan_gate_residual(x: Tensor, gate: Tensor, y: Tensor) -> Launch:
-    require(x.shape == y.shape, f"a residual of {list(x.shape)} and a product of {list(y.shape)}")
+    """The launch; operands as in `gate_residual_reference`.
+
+    Raises:
+        KontextError: shapes or strides that the kernel does not take.
+    """
+    require(x.shape == y.shape, f"x and y must have one shape, not {list(x.shape)} and {list(y.shape)}")
     for part in (x, y, gate):
-        require(part.stride(-1) == 1, "gate and residual take rows whose channels lie next to each other")
+        require(part.stride(-1) == 1, "gate and residual take rows of adjacent channels (stride 1)")
     return plan_rows(
         gate_residual_kernel,
         tuple(x.shape),
-        {
-            "x": x,
-            "gate": gate,
-            "y": y,
-            "tokens": x.shape[1],
-            "x_batch": x.stride(0),
-            "x_token": x.stride(1),
-            "y_batch": y.stride(0),
-            "y_token": y.stride(1),
-            "gate_batch": gate.stride(0),
-        },
+        {"x": x, "gate": gate, "y": y, **row_arguments(x.shape[1], x=x, y=y), "gate_batch": gate.stride(0)},
         {"WIDTH": x.shape[2]},
     )
 
 
 def launch_gate_residual(x: Tensor, gate: Tensor, y: Tensor) -> None:
-    if x.numel():
-        plan_gate_residual(x, gate, y).run()
+    plan_gate_residual(x, gate, y).run()
 
 
-gate_residual_op = torch.library.custom_op(
-    "kontext::gate_residual",
+gate_residual_op = register_operator(
+    "gate_residual(Tensor(a!) x, Tensor gate, Tensor y) -> ()",
     launch_gate_residual,
-    mutates_args=("x",),
-    device_types="cuda",
-    schema="(Tensor(a!) x, Tensor gate, Tensor y) -> ()",
+    gate_residual_reference,
+    lambda x, gate, y: None,
 )
-gate_residual_op.register_kernel("cpu")(gate_residual_reference)
-gate_residual_op.register_fake(lambda x, gate, y: None)

@@ -1,6 +1,4 @@
-"""What kernels with one program for each row have in common: their launch, and the row's way to memory, as it is or
-quantized by token.
-"""
+"""What kernels with one program per row share: their launch, a program's row, and storing it as it is or quantized."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from .numeric import CODES, LIMITS, MIN_AMAX, check_format, quantize_tile
 def plan_rows(
     kernel: Any, shape: tuple[int, ...], arguments: Mapping[str, Any], constants: Mapping[str, Any]
 ) -> Launch:
-    """The launch over rows of [batch, tokens, width]; a program holds a whole one in its registers."""
+    """The launch of a kernel over the rows of [batch, tokens, width]; a program holds a whole row in registers."""
     batch, tokens, width = shape
     block = power_of_two(width)
     return Launch(
@@ -25,15 +23,24 @@ def plan_rows(
         (batch * tokens, 1, 1),
         arguments,
         {"BLOCK": block, **constants},
-        # 8 values of 16 bits a thread and load are 16 bytes.
+        # A thread loads 16 bytes at a time: 8 values of 16 bits.
         warps=min(max(block // 1024, 1), 16),
         stages=1,
         varying=("tokens",),
     )
 
 
+def row_arguments(tokens: int, **tensors: Tensor | None) -> dict[str, int]:
+    """The arguments tokens, and NAME_batch and NAME_token, strides of each [batch, tokens, width]; 0 for None."""
+    arguments = {"tokens": tokens}
+    for name, tensor in tensors.items():
+        batch, token = (0, 0) if tensor is None else tensor.stride()[:2]
+        arguments |= {f"{name}_batch": batch, f"{name}_token": token}
+    return arguments
+
+
 def row_constants(out_scale: Tensor | None, format: str) -> dict[str, object]:
-    """What `store_row` is compiled for; without scales the row is stored as it is."""
+    """The constants of `store_row`: with scales it quantizes to `format`, without it rounds to the output's dtype."""
     return {
         "QUANTIZE": out_scale is not None,
         "INTEGER": format == "int8",
@@ -43,9 +50,16 @@ def row_constants(out_scale: Tensor | None, format: str) -> dict[str, object]:
 
 
 def empty_codes(like: Tensor, shape: tuple[int, ...], format: str) -> tuple[Tensor, Tensor]:
-    """Codes of `shape` and fp32 scales [batch, tokens], not filled."""
+    """Empty codes of `shape` and fp32 scales [batch, tokens]."""
     check_format(format)
     return like.new_empty(shape, dtype=CODES[format]), like.new_empty(shape[:2], dtype=torch.float32)
+
+
+@jit()
+def program_row(tokens):  # type: ignore[no-untyped-def]
+    """A program's row of [batch * tokens], its batch index and its token; int64, for addresses."""
+    row = tl.program_id(0).to(tl.int64)
+    return row, row // tokens, row % tokens
 
 
 @jit()
@@ -61,7 +75,20 @@ def store_row(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr,
     MIN_AMAX: tl.constexpr,
 ):
-    """y fp32 [BLOCK], zero beyond WIDTH: in the format of `out`, or as codes and their scale."""
+    """Stores a row y, rounded to the dtype of `out`, or as codes with one scale.
+
+    Parameters:
+        y: fp32 [BLOCK], zero from WIDTH on.
+        row: index of the row.
+        columns: 0 to BLOCK - 1.
+        out: [rows, WIDTH], contiguous; codes if QUANTIZE.
+        out_scale: fp32 [rows]; None unless QUANTIZE.
+        WIDTH: channels.
+        QUANTIZE: store codes and a scale.
+        INTEGER: codes are INT8; otherwise E4M3.
+        LIMIT: the largest code, 127 or 448.
+        MIN_AMAX: amax of a row of zeros, so that no scale is zero.
+    """
     if QUANTIZE:
         step = tl.maximum(tl.max(tl.abs(y), 0), MIN_AMAX) / LIMIT
         tl.store(out_scale + row, step)

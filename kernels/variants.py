@@ -25,6 +25,7 @@ from . import (
     norm_rope_quantize,
     residual,
 )
+from .epilogue import Epilogue
 from .launch import FP8_CAPABILITY, Launch
 from .numeric import CODES
 
@@ -210,7 +211,9 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
             weight, w_scale = meta(channels, depth, dtype=CODES[format]), meta(channels, dtype=kind)
             yield Variant(
                 f"scaled_gemm {format}, {name}",
-                gemm.plan_scaled_linear(out, a, scale, weight, w_scale, bias, gate, out_scale, arch=arch),
+                gemm.plan_scaled_linear(
+                    a, scale, weight, w_scale, Epilogue(out, bias, gate, out_scale), arch=arch
+                ),
                 (format,),
             )
         if ending == "gelu":
@@ -230,7 +233,9 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
             for rank in sorted({0, sizes.rank}):
                 low = meta(1, tokens, rank, dtype=kind) if rank else None
                 up = meta(rank, channels, dtype=kind) if rank else None
-                launch = int4.plan_int4_linear(out, a, by_row, packed, scales, low, up, bias, gate, arch=arch)
+                launch = int4.plan_int4_linear(
+                    a, by_row, packed, scales, low, up, Epilogue(out, bias, gate), arch=arch
+                )
                 kinds = (("fp8",) if coded else ("16-bit",)) + (("16-bit",) if coded and rank else ())
                 branch = f", rank {rank}" if rank else ""
                 yield Variant(f"int4_gemm {format}, {name}{branch}", launch, kinds)

@@ -95,12 +95,12 @@ def test_the_operators_and_their_refusals() -> None:
         attention.launch_attention(*[torch.randn(1, 1, 4, 48)] * 3)
     with pytest.raises(KontextError, match="E4M3, or INT8 with E4M3 values"):
         attention.launch_attention(q.to(torch.int8), q.to(torch.int8), q)
-    with pytest.raises(KontextError, match="needs a key"):
+    with pytest.raises(KontextError, match="at least one key"):
         attention.launch_attention(q, q[:, :, :0], q[:, :, :0])
     q_codes, q_scale, k_codes, k_scale, v_codes, v_scale = operands
     with pytest.raises(
         KontextError, match=r"FP8 attention needs compute capability 8.9 \(Ada\), this GPU has 8.0"
     ):
         attention.plan_attention(q_codes, k_codes, v_codes, q, (q_scale, k_scale, v_scale), arch=80)
-    with pytest.raises(KontextError, match=r"need compute capability 8.0, this GPU has 7.5"):
+    with pytest.raises(KontextError, match=r"need compute capability 8.0 \(Ampere\), this GPU has 7.5"):
         attention.plan_attention(q, q, q, q, arch=75)

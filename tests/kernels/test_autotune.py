@@ -1,4 +1,4 @@
-"""The choice between ways to compute one thing, where nothing can be measured and where something was."""
+"""The choice among candidates and among tiles, where nothing can be measured and where something was."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kontext.kernels import autotune  # noqa: E402
+from kontext.kernels import autotune, launch  # noqa: E402
 
 
 def computed(length: int) -> float:
-    """1 + 1 by the first way, 1 * 3 by the second."""
+    """1 + 1 by the first candidate, 1 * 3 by the second."""
     x, out = torch.ones(length), []
 
     def first() -> None:
@@ -48,3 +48,22 @@ def test_compiled_code_keeps_to_what_was_measured(monkeypatch: pytest.MonkeyPatc
         return out[0]
 
     assert [float(compiled(torch.ones(length))[0]) for length in (2, 3, 2)] == [2, 3, 2]
+
+
+def test_tiles_the_fastest_or_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("here it is measured")
+    started: list[int] = []
+    monkeypatch.setattr(launch.Launch, "run", lambda self: started.append(self.constants["TILE"]))
+
+    def plan(tile: int) -> launch.Launch:
+        return launch.Launch(None, (1, 1, 1), {}, {"TILE": tile}, warps=4, stages=1)
+
+    tiles = ((128, 64, 8, 3), (64, 64, 4, 3))
+    monkeypatch.setattr(autotune, "MEASURED", {"tile of x": {"128x64x8x3": 2.0, "64x64x4x3": 1.0}})
+    autotune.fastest_tile("x", tiles, plan)
+    autotune.fastest_tile("not measured", tiles, plan)
+    autotune.fastest_tile("x", tiles[:1], plan)
+    monkeypatch.setattr(autotune, "triton", None)  # bundles contain only the first
+    autotune.fastest_tile("x", tiles, plan)
+    assert started == [1, 0, 0, 0]

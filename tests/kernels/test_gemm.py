@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kontext.errors import KontextError
 from kontext.kernels import gemm
+from kontext.kernels.epilogue import Epilogue
 from kontext.kernels.numeric import CODES, quantize_rows
 
 from .conftest import check_operator, error
@@ -89,11 +90,13 @@ def test_the_operator_and_its_refusals() -> None:
     check_operator(gemm.scaled_linear_op, (out, a, a_scale, weight, w_scale, bias, gate, None))
     integers = draw(1, "int8", 4, 32, 16)
     check_operator(gemm.scaled_linear_op, (out, *integers, None))
-    with pytest.raises(KontextError, match="both alike"):
+    with pytest.raises(KontextError, match="operands of the same dtype"):
         gemm.launch_scaled_linear(out, a, a_scale, weight.to(torch.int8), w_scale)
-    with pytest.raises(KontextError, match=r"a weight of \[16, 31\]"):
+    with pytest.raises(KontextError, match=r"weight must be contiguous \[out, 32\] .*, not \[16, 31\]"):
         gemm.launch_scaled_linear(out, a, a_scale, weight[:, :31].contiguous(), w_scale)
-    with pytest.raises(KontextError, match=r"an output of \[2, 4, 15\]"):
+    with pytest.raises(
+        KontextError, match=r"output must be \[2, 4, 16\], like the product, not \[2, 4, 15\]"
+    ):
         gemm.launch_scaled_linear(out[..., :15], a, a_scale, weight, w_scale)
     with pytest.raises(KontextError, match=r"8.9 \(Ada\), this GPU has 8.6: use INT8 activations"):
-        gemm.plan_scaled_linear(out, a, a_scale, weight, w_scale, arch=86)
+        gemm.plan_scaled_linear(a, a_scale, weight, w_scale, Epilogue(out), arch=86)

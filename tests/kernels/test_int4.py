@@ -77,11 +77,11 @@ def test_the_operators_and_their_refusals() -> None:
     check_operator(int4.int4_linear_op, (out, a, None, packed, scales, None, None, None, None, None))
     by_column = int4_to_fp8.column_scales(scales)
     check_operator(int4_to_fp8.int4_to_fp8_op, (packed, scales, by_column))
-    with pytest.raises(KontextError, match=r"column scales must be fp32 \[16\]"):
+    with pytest.raises(KontextError, match=r"column scales must be float32 \[16\]"):
         int4_to_fp8.launch_int4_to_fp8(packed, scales, by_column[:8])
     with pytest.raises(KontextError, match="two factors"):
         int4.launch_int4_linear(out, a, None, packed, scales, torch.randn(1, 3, 4))
-    with pytest.raises(KontextError, match="16-bit or FP8 activations, not with INT8"):
+    with pytest.raises(KontextError, match="16-bit or FP8 activations, not INT8"):
         int4.launch_int4_linear(out, a.to(torch.int8), torch.ones(1, 3), packed, scales)
     with pytest.raises(KontextError, match=r"scales must be \[1, 16\]"):
         int4.launch_int4_linear(out, a, None, packed, scales[:, :8].contiguous())

@@ -1,11 +1,12 @@
-"""Every tile that a kernel may be started with, in the interpreter: the same numbers, and the fastest is kept."""
+"""Every tile that a kernel may be launched with computes the same, in the interpreter."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from kontext.kernels import attention, autotune, gemm, int4, norm_rope_quantize
+from kontext.kernels import attention, gemm, int4, norm_rope_quantize
+from kontext.kernels.epilogue import Epilogue
 from kontext.kernels.numeric import quantize_rows
 from kontext.quant import int4 as stored
 
@@ -24,7 +25,7 @@ def test_scaled_products(arch: int, format: str) -> None:
     wanted = (a.double() * a_scale.double()[..., None]) @ (weight.double() * w_scale.double()[:, None]).t()
     for tile in range(len(gemm.tiles(a, arch))):
         out = torch.full((1, 150, 272), float("nan"))
-        gemm.plan_scaled_linear(out, a, a_scale, weight, w_scale, arch=arch, tile=tile).run()
+        gemm.plan_scaled_linear(a, a_scale, weight, w_scale, Epilogue(out), arch=arch, tile=tile).run()
         assert error(out, wanted) < 1e-5, gemm.tiles(a, arch)[tile]
 
 
@@ -37,7 +38,9 @@ def test_int4_products(arch: int) -> None:
     wanted = (a.double() * a_scale.double()[..., None]) @ reference.int4(packed, scales)
     for tile in range(len(int4.tiles(a, arch))):
         out = torch.full((1, 140, 144), float("nan"))
-        int4.plan_int4_linear(out, a, a_scale, packed, scales, arch=arch, tile=tile).run()
+        int4.plan_int4_linear(
+            a, a_scale, packed, scales, None, None, Epilogue(out), arch=arch, tile=tile
+        ).run()
         assert error(out, wanted) < 1e-5, int4.tiles(a, arch)[tile]
 
 
@@ -67,14 +70,3 @@ def test_quantized_attention(arch: int, format: str) -> None:
         out = torch.full((1, 190, 128), float("nan"))
         attention.plan_attention(q, k, v, out, (q_scale, k_scale, v_scale), arch=arch, tile=tile).run()
         assert error(out, wanted) < 0.035, attention.tiles(q, arch)[tile]
-
-
-def test_the_fastest_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles, started = ((128, 64, 8, 3), (64, 64, 4, 3)), []
-    measured = {"tile of x": {"128x64x8x3": 2.0, "64x64x4x3": 1.0}}
-    monkeypatch.setattr(autotune, "MEASURED", measured)
-    autotune.fastest_tile("x", tiles, started.append)
-    autotune.fastest_tile("x", tiles[:1], started.append)
-    monkeypatch.setattr(autotune, "triton", None)  # bundles have the first one alone
-    autotune.fastest_tile("x", tiles, started.append)
-    assert started == [1, 0, 0]

@@ -17,6 +17,12 @@ from kontext.runtime.units import gigabytes, parse_bytes
         ("900MB", 900 * 10**6),
         ("1.5e", None),
         ("16g", 16 * 10**9),
+        ("3kB", 3000),
+        ("3 KiB", 3072),
+        ("2MiB", 2097152),
+        ("2Gi", 2147483648),
+        ("1", 1),
+        ("1.9B", 1),
         ("4096", 4096),
         (".5GB", 5 * 10**8),
         ("12 parsecs", None),
@@ -36,7 +42,7 @@ def test_sizes(text: str, size: int | None) -> None:
         parse_bytes(text)
 
 
-@pytest.mark.parametrize("text", ["0", "0GB", "0.0 MiB"])
+@pytest.mark.parametrize("text", ["0", "0GB", "0.0 MiB", "0.9"])
 def test_a_budget_of_nothing(text: str) -> None:
     with pytest.raises(KontextError, match="holds nothing"):
         parse_bytes(text)
@@ -44,3 +50,4 @@ def test_a_budget_of_nothing(text: str) -> None:
 
 def test_gigabytes() -> None:
     assert (gigabytes(12e9), gigabytes(5e6)) == ("12.00 GB", "5.0 MB")
+    assert (gigabytes(100_000_000), gigabytes(99_900_000)) == ("0.10 GB", "99.9 MB")

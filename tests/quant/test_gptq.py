@@ -26,7 +26,7 @@ def nearest(units: Tensor, _offset: Tensor | None = None) -> Tensor:
 def textbook(weight: Tensor, moments: Tensor, scales: Tensor) -> Tensor:
     """Algorithm 1 of arXiv:2210.17323 one row at a time, the inverse updated by Gaussian elimination, in fp64."""
     weight, hessian = weight.double().clone(), moments.double()
-    hessian = hessian + torch.eye(len(hessian)) * gptq.DAMPING * hessian.diagonal().mean()
+    hessian = hessian + torch.eye(len(hessian)) * 0.01 * hessian.diagonal().mean()  # the paper's 1 %
     order = moments.diagonal().argsort(descending=True, stable=True)
     inverse = torch.linalg.inv(hessian)
     units = torch.zeros_like(weight)
@@ -75,6 +75,35 @@ def test_unrelated_inputs_and_unseen_ones_are_rounded_to_the_nearest() -> None:
     expected = nearest(weight / scales)
     for moments in (torch.eye(64)[None] * 5, torch.zeros(1, 64, 64)):
         assert torch.equal(gptq.round_with_feedback(weight, moments, scales, nearest), expected)
+
+
+def test_the_size_of_the_moments_does_not_matter() -> None:
+    """As many inputs more, or inputs in another unit: by a power of two, so that all bits stay."""
+    weight = torch.randn(64, 8, generator=torch.Generator().manual_seed(5))
+    inputs = correlated_inputs(300, 64)
+    moments, scales = (inputs.t() @ inputs)[None], weight.abs().amax(0, keepdim=True) / 7
+    expected = gptq.round_with_feedback(weight, moments, scales, nearest)
+    for factor in (2.0**-40, 2.0**20):
+        assert torch.equal(gptq.round_with_feedback(weight, moments * factor, scales, nearest), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_offsets_go_with_their_rows_and_columns(groups: int) -> None:
+    """Unrelated inputs of different sizes: rows are rounded in another order, and each to the nearest."""
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(64, 5, generator=generator)
+    moments = torch.diag(torch.rand(64, generator=generator) + 0.1)[None]
+    scales = torch.rand(groups, 5, generator=generator) / 4 + 0.1
+    offsets = torch.randint(0, 16, (groups, 5), generator=generator).float()
+
+    def with_zero_point(units: Tensor, offset: Tensor | None) -> Tensor:
+        assert offset is not None
+        return (units.round() + offset).clamp(0, 15) - offset
+
+    rows = 64 // groups
+    steps, shifts = (each.repeat_interleave(rows, dim=0) for each in (scales, offsets))
+    found = gptq.round_with_feedback(weight, moments, scales, with_zero_point, offsets)
+    assert torch.equal(found, with_zero_point(weight / steps, shifts))
 
 
 def test_the_weight_is_left_alone_and_columns_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:

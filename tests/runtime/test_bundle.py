@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -131,6 +132,87 @@ def test_no_link_leaves_the_folder(copy: Path) -> None:
     graph.unlink()
     graph.symlink_to(graph.name)
     assert "cannot read" in fault(copy)  # a link to itself
+
+
+def add_link(folder: Path, file: Path, name: str = "links/model.safetensors", **changes: object) -> None:
+    """Writes a safetensors file of one tensor to `file` and makes it the bundle's; `changes` are of its entry."""
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    digest = hashlib.sha256(header).hexdigest()
+    entry = {"path": str(file), "size": file.stat().st_size, "header_sha256": digest, **changes}
+    change(folder, lambda manifest: manifest.update(links={name: entry}))
+
+
+def test_weights_of_a_linked_file(copy: Path, tmp_path: Path) -> None:
+    before = Bundle.open(copy)
+    assert (before.links, before.linked_files) == ({}, {})
+    path = tmp_path / "model.safetensors"
+    add_link(copy, path)
+    bundle = Bundle.open(copy)
+    assert bundle.links["links/model.safetensors"].path == path
+    assert bundle.weight_bytes == before.weight_bytes + path.stat().st_size
+    own = {f"weights/{name}.safetensors": copy / f"weights/{name}.safetensors" for name in GRAPHS}
+    assert bundle.linked_files == {**own, "links/model.safetensors": path}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "model.safetensors"}, "model.safetensors is not there"),  # relative, though it exists
+        ({"path": "/nowhere/model.safetensors"}, "is not there: the bundle takes its weights from it"),
+        ({"size": 71}, "is not the file that"),
+        ({"header_sha256": "0" * 64}, "is not the file that"),
+        ({"header_sha256": hashlib.sha256(b"").hexdigest()}, "is not the file that"),
+        ({"size": 7}, "size must be a whole number of at least 8"),
+        ({"name": "../model.safetensors"}, "is not a path inside the bundle"),
+    ],
+)
+def test_links_to_other_files_are_refused(
+    copy: Path, tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    add_link(copy, tmp_path / "model.safetensors", **changes)
+    assert message in fault(copy)
+
+
+@pytest.mark.parametrize("data", [b"root:x:0:0:root:/root:/bin/bash\n", bytes(16), b""])
+def test_what_is_no_safetensors_file_is_never_linked(copy: Path, tmp_path: Path, data: bytes) -> None:
+    """Whatever the manifest says of it: its first 8 bytes are no length of a header that it has."""
+    (tmp_path / "file").write_bytes(data)
+    size = max(len(data), 8)
+    add_link(
+        copy,
+        tmp_path / "other",
+        path=str(tmp_path / "file"),
+        size=size,
+        header_sha256=hashlib.sha256().hexdigest(),
+    )
+    assert "file is not" in fault(copy)
+
+
+def test_an_outline_has_no_graphs(tiny_bundle: Path) -> None:
+    """What a pipeline needs whose networks are not the bundle's: constants and tokenizers."""
+    whole = Bundle.open(tiny_bundle)
+    manifest = {**whole.manifest, "graphs": {}, "files": {}}
+    outline = Bundle.outline(tiny_bundle, manifest)
+    assert (outline.sampler, outline.tokenizers) == (whole.sampler, whole.tokenizers)
+    assert outline.graphs == {}
+    sizes = {name: entry.size for name, entry in whole.files.items() if name.startswith("tokenizers/")}
+    assert {name: entry.size for name, entry in outline.files.items()} == sizes
+
+
+def test_what_cannot_be_read_says_why(copy: Path) -> None:
+    (copy / MANIFEST_NAME).unlink()
+    (copy / MANIFEST_NAME).mkdir()
+    assert "manifest.json: Is a directory" in fault(copy)
+
+
+@pytest.mark.parametrize(("name", "least"), [("max_length", 2), ("pad_id", 0), ("eos_id", 0)])
+def test_the_least_that_a_tokenizer_says(copy: Path, name: str, least: int) -> None:
+    change(copy, lambda manifest: manifest["tokenizers"]["t5"].update({name: least}))
+    assert getattr(Bundle.open(copy).tokenizers["t5"], name) == least
+    change(copy, lambda manifest: manifest["tokenizers"]["t5"].update({name: least - 1}))
+    assert f"tokenizers.t5.{name} must be a whole number of at least {least}" in fault(copy)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def test_pictures_are_those_of_diffusers() -> None:
 def test_a_file_that_is_not_there_or_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(KontextError, match="does not exist"):
         images.open_picture(tmp_path / "nowhere.png")
-    with pytest.raises(KontextError, match="cannot be read as a picture"):
+    with pytest.raises(KontextError, match="cannot be read as a picture: Is a directory"):
         images.open_picture(tmp_path)
 
 
@@ -102,8 +104,9 @@ def test_a_truncated_picture(tmp_path: Path, suffix: str) -> None:
     gradient(200, 200).save(path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(KontextError, match=r"cut.* picture"):
+    with pytest.raises(KontextError, match=r"cut.* picture") as caught:
         images.open_picture(path)
+    assert not str(caught.value).endswith("None")  # the decoder's reason is in it
 
 
 @pytest.mark.parametrize("side", [10_001, 20_000, 2**31 - 1])
@@ -121,6 +124,17 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, si
     (tmp_path / "bomb.png").write_bytes(bomb)
     with pytest.raises(KontextError, match="more than 100 million pixels"):
         images.open_picture(tmp_path / "bomb.png")
+    if side == 10_001:  # Pillow itself warns of this one and refuses the larger ones
+        with pytest.warns(Image.DecompressionBombWarning), Image.open(tmp_path / "bomb.png") as opened:
+            with pytest.raises(KontextError, match="the picture has more than 100 million pixels"):
+                images.upright_rgb(opened)
+
+
+def test_a_limit_is_the_largest_that_is_read(tmp_path: Path) -> None:
+    gradient(10, 5).save(tmp_path / "x.png")
+    assert images.read_picture(tmp_path / "x.png", "it", max_pixels=50).size == (10, 5)
+    with pytest.raises(KontextError, match=r"it has more than 4\.9e-05 million pixels"):
+        images.read_picture(tmp_path / "x.png", "it", max_pixels=49)
 
 
 def test_a_picture_that_was_opened_only_and_is_damaged(tmp_path: Path) -> None:
@@ -139,6 +153,13 @@ def test_saves_in_the_format_of_the_suffix(tmp_path: Path, suffix: str) -> None:
     with Image.open(path) as image:
         assert image.size == (32, 16)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_formats_that_pillow_loads_late_are_known_too() -> None:
+    """In a process that has used no picture yet, only PNG, JPEG and few more are registered."""
+    code = "from pathlib import Path; from kontext.runtime import images; print(images.check_format(Path('x.webp')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "WEBP\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["out", "out.txt", "out.gguf", "out.mp4"])

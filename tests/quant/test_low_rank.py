@@ -13,8 +13,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("shape", [(40, 24), (300, 200)], ids=["whole decomposition", "randomized"])
+@pytest.mark.parametrize("shape", [(40, 24), (20, 400), (400, 20), (300, 200)])
 def test_leading_is_the_nearest_of_its_rank(shape: tuple[int, int]) -> None:
+    """The last by a randomized decomposition, which narrower ones have not enough columns for."""
     matrix = noise(*shape) @ torch.diag(0.9 ** torch.arange(shape[1]))
     down, up = low_rank.leading(matrix, 8)
     assert down.shape == (shape[0], 8)
@@ -50,6 +51,26 @@ def test_correction_serves_the_inputs_that_were_seen(blocks: int) -> None:
     assert corrected < 1.1 * float(best)
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_correction_is_the_closed_form_of_its_paper(blocks: int) -> None:
+    """QERA's, arXiv:2410.06040, in fp64 and with the moments' symmetric root: R^-1 · svd_r(R · error), with R = √M.
+
+    M is dampened as GPTQ's: 1 % of the mean of its diagonal. Inputs are correlated, so that no triangle of M will do.
+    """
+    inputs, error = noise(300, 12, seed=1) @ noise(12, 48, seed=2), noise(48, 32, seed=3)
+    moments = torch.stack([part.t() @ part for part in inputs.split(48 // blocks, dim=1)])
+    roots = []
+    for block in moments.double():
+        values, vectors = torch.linalg.eigh(block + 0.01 * block.diagonal().mean() * torch.eye(len(block)))
+        roots.append(vectors @ values.sqrt().diag() @ vectors.t())
+    root = torch.block_diag(*roots)
+    left, values, right = torch.linalg.svd(root @ error.double())
+    expected = torch.linalg.inv(root) @ left[:, :8] @ values[:8].diag() @ right[:8]
+    for factor in (1.0, 2.0**-30):  # in whatever unit the inputs are
+        down, up = low_rank.correction(error, moments * factor, 8)
+        assert torch.allclose((down @ up).double(), expected, atol=1e-3 * float(expected.abs().max()))
+
+
 def test_nothing_seen_is_no_reason_to_fail() -> None:
     down, up = low_rank.correction(noise(32, 16), torch.zeros(1, 32, 32), 4)
     assert torch.isfinite(down).all()
@@ -61,6 +82,8 @@ def test_ranks_cost_at_most_a_quarter_of_a_bit() -> None:
     assert low_rank.rank_for((15360, 3072), 2) == 32
     assert low_rank.rank_for((15360, 12288), 2) == 64
     assert low_rank.rank_for((192, 192), 2) == 0
+    # 16 bits for each of 16 · 2 · 2048 numbers are a quarter of a bit for each of 2048 · 2048 weights.
+    assert (low_rank.rank_for((2048, 2048), 2), low_rank.rank_for((2047, 2048), 2)) == (16, 0)
     for shape in ((3072, 3072), (15360, 3072), (4096, 4096)):
         rank = low_rank.rank_for(shape, 2)
         assert 16 * rank * sum(shape) / (shape[0] * shape[1]) <= 0.25

@@ -281,6 +281,7 @@ def test_console_scripts_exist() -> None:
 
 
 def test_every_requirement_of_the_tested_extras_is_pinned() -> None:
+    """All but Triton, whose version PyTorch's CUDA builds decide (see constraints.txt)."""
     pins = {
         line.split("==")[0].lower().replace("_", "-")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -295,7 +296,8 @@ def test_every_requirement_of_the_tested_extras_is_pinned() -> None:
         *extras["test"],
     ]
     names = {re.split(r"[\[<>=!~ ;]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
-    assert names <= pins
+    assert names - {"triton"} <= pins
+    assert "triton" not in pins
 
 
 # -- the documents --

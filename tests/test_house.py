@@ -309,7 +309,7 @@ DOCUMENTS = [
 SCRIPTS: dict[str, str] = {
     name: target.partition(":")[0] for name, target in PROJECT["project"]["scripts"].items()
 }
-OTHER_PROGRAMS = {"pip", "pytest", "git", "cd", "cp", "curl", "docker", "cmake"}
+OTHER_PROGRAMS = {"pip", "pytest", "git", "cd", "cp", "curl", "docker", "cmake", "kontext-edit-cpp"}
 
 
 def blocks(document: Path, language: str) -> list[str]:

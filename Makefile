@@ -46,11 +46,11 @@ demo: $(VENV)/.kontext-demo
 	$(BIN)/kontext-bench demo demo/kontext-tiny-fp8 --output demo
 
 server: $(VENV)/.kontext-demo
-	$(BIN)/python -m kontext.bench.local_server
+	$(BIN)/kontext-bench serve
 
 # Where the wheel cannot be had, the tests that need it are skipped and say so.
 test: install
-	-$(BIN)/python -m kontext.bench.local_server
+	-$(BIN)/kontext-bench serve
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term $(PYTEST_ARGS)
 
 check: install
@@ -67,7 +67,7 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench export --json bench/results/export.json
 	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
-	-$(BIN)/python -m kontext.bench.local_server && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
+	-$(BIN)/kontext-bench serve && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
 		--json bench/results/serving.json --plot bench/results/serving.svg
 	$(MAKE) fidelity
 
@@ -86,8 +86,8 @@ QUANTIZED := $(addprefix build/kontext-tiny-,fp8 fp8-weights int8 int4 nf4)
 fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
 	$(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 --peers all --count 4 \
 		--json bench/results/fidelity.json
-	$(BIN)/python -m kontext.bench.fidelity.methods --json bench/results/methods.json
-	$(BIN)/python -m kontext.bench.fidelity.approximations build/kontext-tiny-fp32 --json bench/results/approximations.json
+	$(BIN)/kontext-bench methods --json bench/results/methods.json
+	$(BIN)/kontext-bench approximations build/kontext-tiny-fp32 --json bench/results/approximations.json
 	$(BIN)/kontext-bench quantspeed --json bench/results/quantspeed.json
 	$(BIN)/kontext-bench readme
 
@@ -96,7 +96,7 @@ edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32
 	$(BIN)/kontext-bench readme
 
 fullsize: $(VENV)/.kontext-demo
-	$(BIN)/python -m kontext.bench.fullsize.exporting --json bench/results/fullsize.json
+	$(BIN)/kontext-bench fullsize --json bench/results/fullsize.json
 	$(BIN)/kontext-bench readme
 
 clean:

@@ -1,10 +1,11 @@
-"""Cold start: `kontext-edit`, process start to PNG, beside a script that does the same edit with diffusers.
+"""Cold start: process start to PNG, `kontext-edit` beside a script that makes the same edit with diffusers.
 
-Whole processes in turn (A B A B …), each measured by the kernel: wall time, and peak resident memory.
+Whole processes in turn (A B A B …): wall time, and the peak of resident memory as the kernel counts it.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from functools import partial
@@ -15,16 +16,29 @@ import PIL.Image
 from tqdm import tqdm
 
 from ..decibels import psnr
-from .inputs import command, picture_and_prompt, sizes
+from .flags import add_edit_flags, edit_settings
+from .inputs import picture_and_prompt, sizes
 from .machine import describe, one_line
-from .measure import ProcessCost, Summary, interleave, run_process
-from .report import Table, mebibytes, ratio
+from .process_cost import ProcessCost, edit_command, run_process
+from .report import Table, finish, mebibytes, ratio
+from .timing import Percentiles, interleave
 
 OURS, THEIRS = "kontext-edit", "diffusers"
-IMPORT = {"nothing": "pass", "kontext.runtime": "from kontext.runtime import Pipeline"}
+IMPORTS = {"nothing": "pass", "kontext.runtime": "from kontext.runtime import Pipeline"}
+"""What is imported → the Python code of a process that does nothing else."""
 
 
-def measure(
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    add_edit_flags(parser, steps=4, repeat=5)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    result = measure_coldstart(arguments.bundle, arguments.checkpoint, **edit_settings(arguments))
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def measure_coldstart(
     bundle: Path,
     checkpoint: Path,
     *,
@@ -37,7 +51,14 @@ def measure(
     prompt: str | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Costs of both sides over `repeat` rounds, after one that fills the page cache."""
+    """Costs of both sides over `repeat` rounds, after one round that fills the page cache.
+
+    Args:
+        bundle: what kontext-edit runs.
+        checkpoint: the diffusers folder that the bundle was exported from.
+        size: (width, height) of the output; None for the most square of the bundle's preferred sizes.
+        image, prompt: what is edited and how; None for a generated scene and its instruction.
+    """
     output_size, reference_size = sizes(bundle, size)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -49,7 +70,7 @@ def measure(
         with tqdm(total=2 * (repeat + 1), desc="cold starts", unit="process", disable=not progress) as bar:
             costs = interleave(sides, repeat, warmup=1, done=bar.update)
         likeness = psnr(*(PIL.Image.open(folder / f"{side}.png") for side in (OURS, THEIRS)))
-    imports = {name: [sys.executable, "-c", code] for name, code in IMPORT.items()}
+    imports = {name: [sys.executable, "-c", code] for name, code in IMPORTS.items()}
     starts = {name: partial(run_process, words) for name, words in imports.items()}
     import_costs = interleave(starts, max(repeat, 5), warmup=1)
     return {
@@ -77,21 +98,13 @@ def edit_commands(
     size: tuple[int, int],
     device: str = "cpu",
 ) -> dict[str, list[str]]:
-    """The command lines of one edit on each side; each writes its picture to `folder/SIDE.png`."""
+    """Side → the command line of one edit, which writes its picture to `folder/SIDE.png`; `checkpoint` None leaves
+    diffusers out."""
     picture.save(folder / "in.png")
     same = ["--image", str(folder / "in.png"), "--prompt", prompt, "--steps", str(steps)]
-    same += [
-        "--guidance",
-        str(guidance),
-        "--seed",
-        str(seed),
-        "--size",
-        f"{size[0]}x{size[1]}",
-        "--device",
-        device,
-    ]
-    ours = [*command("kontext-edit", "kontext.runtime.cli"), str(bundle), *same]
-    commands = {OURS: [*ours, "--output", str(folder / f"{OURS}.png")]}
+    same += ["--guidance", str(guidance), "--seed", str(seed)]
+    same += ["--size", f"{size[0]}x{size[1]}", "--device", device]
+    commands = {OURS: [*edit_command(), str(bundle), *same, "--output", str(folder / f"{OURS}.png")]}
     if checkpoint is not None:
         theirs = [sys.executable, "-m", "kontext.bench.diffusers_edit", str(checkpoint), *same]
         commands[THEIRS] = [*theirs, "--output", str(folder / f"{THEIRS}.png")]
@@ -100,13 +113,13 @@ def edit_commands(
 
 def summarize(costs: list[ProcessCost]) -> dict[str, Any]:
     return {
-        "seconds": Summary.of([cost.seconds for cost in costs]).to_json(),
-        "peak_bytes": Summary.of([float(cost.peak_bytes) for cost in costs]).to_json(),
+        "seconds": Percentiles.of([cost.seconds for cost in costs]).to_json(),
+        "peak_bytes": Percentiles.of([float(cost.peak_bytes) for cost in costs]).to_json(),
     }
 
 
 def import_seconds(result: dict[str, Any]) -> float:
-    """Median of importing the runtime, less that of starting Python and importing nothing."""
+    """Median time to import the runtime, less that of a process that imports nothing."""
     imports = result["imports"]
     return imports["kontext.runtime"]["seconds"]["median"] - imports["nothing"]["seconds"]["median"]
 

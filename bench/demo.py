@@ -1,7 +1,8 @@
-"""`make demo`: one edit of every kind on scenes, a drawing from text alone, a photograph; one sheet."""
+"""The demo: one edit of every kind on scenes, one from text alone, two of a photograph, on a contact sheet."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..runtime import Pipeline
 from ..tiny.contact import contact_sheet
 from ..tiny.edits import KINDS, sample_edit
 from ..tiny.scenes import render
+from .flags import at_least
 
 PHOTOGRAPH_PROMPTS = ("make it night", "make it black and white")
 NEXT = """\
@@ -28,17 +30,33 @@ Next:
   {bin}kontext-export --help      (a FLUX.1 Kontext diffusers folder in place of the embedded model)"""
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="for the pictures (demo)"
+    )
+    parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, steps=1)
+    print(make_demo(arguments.bundle, arguments.output, steps=arguments.steps, seed=arguments.seed))
+
+
 def photograph() -> PIL.Image.Image:
-    """The astronaut of scikit-image's wheel (NASA, public domain), cropped to a portrait of 3:4."""
+    """scikit-image's astronaut (NASA, public domain), cropped to 3:4."""
     try:
         import skimage.data
     except ImportError as error:
-        raise KontextError(f"the demo needs `pip install 'kontext-export[bench]'` ({error})") from error
+        raise KontextError(
+            f"the demo needs scikit-image: pip install 'kontext-export[bench]' ({error})"
+        ) from error
     return PIL.Image.fromarray(skimage.data.astronaut()[0:400, 75:375])
 
 
-def run(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
-    """Writes `folder/contact-sheet.png` and one picture an edit; returns what to tell the user."""
+def make_demo(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
+    """Writes `folder/contact-sheet.png` and a picture for each edit; returns what to print."""
     rng = np.random.default_rng(seed)
     edits = [sample_edit(rng, split="test", kind=kind) for kind in (*KINDS, "draw")]
     work = [
@@ -77,5 +95,5 @@ def run(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
 
 
 def shown(path: Path) -> Path:
-    """Relative to the current folder where it lies below it."""
+    """`path` relative to the current folder if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

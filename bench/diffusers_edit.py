@@ -1,6 +1,6 @@
-"""What a user of diffusers would write for one edit: the peer of `kontext-edit` in `coldstart`.
+"""A script as a user of diffusers would write it for one edit: what `coldstart` runs beside `kontext-edit`.
 
-It imports nothing of this package, so that all its cost is diffusers' own.
+It imports nothing of this package, so that its whole cost is diffusers'.
 """
 
 from __future__ import annotations

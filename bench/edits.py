@@ -1,10 +1,12 @@
-"""Success of edits: held-out scenes and instructions through a bundle, each decided by the judge.
+"""Success rate of edits: a bundle edits held-out scenes, and the embedded judge decides on each result.
 
-The same edits, drawn from one seed, go through every number of steps.
+Every number of steps gets the same edits, drawn from one seed.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,48 @@ from ..runtime import Pipeline
 from ..tiny.edits import GROUPS, KINDS, Edit, sample_edit
 from ..tiny.judge import judge
 from ..tiny.scenes import render
+from .flags import at_least, parse_counts
 from .machine import describe, one_line
-from .report import Table
+from .report import Table, finish
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument(
+        "--steps", default="28,4", metavar="N,…", help="a column of the table for each (28,4)"
+    )
+    parser.add_argument("-n", "--count", type=int, default=50, help="edits of each kind (50)")
+    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (the bundle's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+    parser.add_argument("--batch", type=int, default=25, help="edits per batch (25)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "rtx", "tensorrt"], help="(cpu)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, count=1, batch=1)
+    result = measure_success(
+        arguments.bundle,
+        steps=parse_counts(arguments.steps, "--steps"),
+        count=arguments.count,
+        guidance=arguments.guidance,
+        seed=arguments.seed,
+        batch=arguments.batch,
+        device=arguments.device,
+        progress=sys.stderr.isatty(),
+    )
+    finish(result, tables(result), footer(result), arguments.json)
 
 
 def held_out(kind: str, count: int, seed: int) -> list[Edit]:
-    """`count` edits of one kind from the test split; the same for the same seed."""
+    """`count` edits of one kind from the test split; the same seed gives the same edits."""
     rng = np.random.default_rng([seed, *kind.encode()])
     return [sample_edit(rng, split="test", kind=kind) for _ in range(count)]
 
 
-def run(
+def judged(
     pipe: Pipeline, edits: Sequence[Edit], *, steps: int, guidance: float | None, seed: int, batch: int
 ) -> list[bool]:
-    """Runs `edits`, all of one kind, in batches, and judges each."""
+    """Runs `edits`, all of one kind, in batches; returns the judge's verdict on each."""
     verdicts = []
     for start in range(0, len(edits), batch):
         part = edits[start : start + batch]
@@ -42,7 +72,7 @@ def run(
     return verdicts
 
 
-def measure(
+def measure_success(
     bundle: Path,
     *,
     steps: Sequence[int],
@@ -53,14 +83,14 @@ def measure(
     device: str,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Successes of each kind at each number of steps: `successes[steps][kind]`, of `count` each."""
+    """Counts the successes of each kind at each number of steps: `successes[steps][kind]`, of `count` each."""
     pipe = Pipeline.load(bundle, device=device)
     successes: dict[str, dict[str, int]] = {str(number): {} for number in steps}
     with tqdm(total=len(steps) * len(KINDS) * count, desc="edits", unit="edit", disable=not progress) as bar:
         for kind in KINDS:
             edits = held_out(kind, count, seed)
             for number in steps:
-                verdicts = run(pipe, edits, steps=number, guidance=guidance, seed=seed, batch=batch)
+                verdicts = judged(pipe, edits, steps=number, guidance=guidance, seed=seed, batch=batch)
                 successes[str(number)][kind] = sum(verdicts)
                 bar.update(count)
     return {
@@ -78,7 +108,7 @@ def measure(
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Rows: each kind, each group of several kinds, all of them. Columns: the numbers of steps."""
+    """A row for each kind, each group of several kinds, and all; a column for each number of steps."""
     groups: dict[str, list[str]] = {}
     for kind, group in result["groups"].items():
         groups.setdefault(group, []).append(kind)
@@ -92,7 +122,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def shares(result: dict[str, Any], kinds: Sequence[str]) -> list[str]:
-    """The share of successes over `kinds`, in percent, for each number of steps."""
+    """The success rate over `kinds`, in percent, for each number of steps."""
     edits = len(kinds) * result["count"]
     return [f"{sum(each[kind] for kind in kinds) / edits:.0%}" for each in result["successes"].values()]
 

@@ -1,7 +1,9 @@
-"""What a first export costs: wall time, peak memory and the bundle's size, for each number format."""
+"""Cost of exporting with an empty cache: wall time, peak memory and the bundle's size in each number format."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +11,42 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .inputs import command, with_cache
+from ..export.cli.source_flags import EMBEDDED
+from .flags import at_least, parse_names
 from .machine import describe, one_line
-from .measure import Summary, run_process
-from .report import Table, mebibytes
+from .process_cost import export_command, run_process, with_cache
+from .report import Table, finish, mebibytes
+from .timing import Percentiles
+
+FORMATS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 
 
-def measure(
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        default=EMBEDDED,
+        metavar="MODEL",
+        help="a diffusers folder (embedded model)",
+    )
+    parser.add_argument(
+        "--formats", default=",".join(FORMATS), metavar="NAME,…", help=f"({','.join(FORMATS)})"
+    )
+    parser.add_argument("--repeat", type=int, default=3, help="exports in each format (3)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, repeat=1)
+    formats = parse_names(arguments.formats, "--formats", FORMATS)
+    result = measure_exports(arguments.model, formats, repeat=arguments.repeat, progress=sys.stderr.isatty())
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def measure_exports(
     checkpoint: Path, formats: Sequence[str], *, repeat: int, progress: bool = False
 ) -> dict[str, Any]:
-    """Exports `checkpoint` in each of `formats` `repeat` times, each in a process and a folder of its own."""
+    """Exports `checkpoint` `repeat` times in each of `formats`, every time in a new process with a new cache."""
     results: dict[str, Any] = {}
     with tqdm(total=len(formats) * repeat, desc="exports", unit="bundle", disable=not progress) as bar:
         for precision in formats:
@@ -26,16 +54,16 @@ def measure(
             for _ in range(repeat):
                 with tempfile.TemporaryDirectory() as folder:
                     bundle = Path(folder) / "bundle"
-                    # Graphs and calibrations that other exports have kept would be taken from there.
-                    words = with_cache(
-                        Path(folder) / "cache", command("kontext-export", "kontext.export.cli.main")
+                    # The user's cache may hold graphs and calibrations of earlier exports.
+                    command = with_cache(Path(folder) / "cache", export_command())
+                    costs.append(
+                        run_process([*command, str(checkpoint), f"--{precision}", "-o", str(bundle)])
                     )
-                    costs.append(run_process([*words, str(checkpoint), f"--{precision}", "-o", str(bundle)]))
                     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
                 bar.update()
             results[precision] = {
-                "seconds": Summary.of([cost.seconds for cost in costs]).to_json(),
-                "peak_bytes": Summary.of([float(cost.peak_bytes) for cost in costs]).to_json(),
+                "seconds": Percentiles.of([cost.seconds for cost in costs]).to_json(),
+                "peak_bytes": Percentiles.of([float(cost.peak_bytes) for cost in costs]).to_json(),
                 "bundle_bytes": size,
             }
     return {"what": "export", "model": checkpoint.name, "formats": results, "machine": describe()}

@@ -1,10 +1,11 @@
-"""Latency of an edit, stage by stage and step by step, with diffusers in turn on the same weights if asked.
+"""Latency of an edit by stage and step, beside diffusers on the same weights if requested.
 
-The stages are the bundle's graphs; `step` is one run of the transformer, `edit` all from picture to picture.
+The stages are the bundle's graphs; `step` is one run of the transformer, `edit` everything from picture to picture.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -16,18 +17,40 @@ from tqdm import tqdm
 from ..decibels import psnr
 from ..runtime import Pipeline
 from ..runtime.pipeline import Backend
-from . import reference
+from . import diffusers_peer
 from .coldstart import edit_commands
+from .flags import add_edit_flags, at_least, edit_settings
 from .inputs import picture_and_prompt, sizes
 from .machine import describe, one_line
-from .measure import Clock, Summary, interleave, run_process
-from .report import Table, mebibytes, milliseconds, ratio
+from .process_cost import run_process
+from .report import Table, finish, mebibytes, milliseconds, ratio
+from .timing import Percentiles, StageTimer, interleave
 
 STAGES = ("text_encoder", "text_encoder_2", "vae_encoder", "modulation", "step", "vae_decoder", "edit")
 OURS, THEIRS = "kontext", "diffusers"
 
 
-def measure(
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--against", choices=[THEIRS], help="also measure this library, on the same weights")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "rtx", "tensorrt"], help="(cpu)")
+    parser.add_argument("--warmup", type=int, default=2, help="edits per side before timing starts (2)")
+    add_edit_flags(parser, steps=28, repeat=10)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, warmup=0)
+    result = measure_latency(
+        arguments.bundle,
+        checkpoint=arguments.checkpoint if arguments.against else None,
+        device=arguments.device,
+        warmup=arguments.warmup,
+        **edit_settings(arguments),
+    )
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def measure_latency(
     bundle: Path,
     *,
     checkpoint: Path | None,
@@ -42,20 +65,23 @@ def measure(
     prompt: str | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Times `repeat` edits after `warmup`; beside diffusers on `checkpoint` unless that is None."""
+    """Times `repeat` edits after `warmup`; beside diffusers on the folder `checkpoint`, unless that is None.
+
+    `size`, `image` and `prompt` are as in `measure_coldstart`.
+    """
     output_size, reference_size = sizes(bundle, size)
     picture, words = picture_and_prompt(image, prompt, reference_size)
     settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": output_size}
-    clocks = {OURS: Clock()}
+    timers = {OURS: StageTimer()}
     pipe = Pipeline.load(bundle, device=device)
-    pipe.backend = TimedBackend(pipe.backend, clocks[OURS])
+    pipe.backend = TimedBackend(pipe.backend, timers[OURS])
     edits: dict[str, Callable[[], Any]] = {OURS: partial(pipe.edit, picture, words, **settings)}
     if checkpoint is not None:
-        clocks[THEIRS] = Clock()
-        peer = reference.load_reference(checkpoint, device="cpu" if device == "cpu" else "cuda")
-        reference.attach_clock(peer, clocks[THEIRS])
-        edits[THEIRS] = partial(reference.edit, peer, picture, words, **settings)
-    sides = {name: partial(timed_edit, edit, clocks[name]) for name, edit in edits.items()}
+        timers[THEIRS] = StageTimer()
+        peer = diffusers_peer.load_pipeline(checkpoint, device="cpu" if device == "cpu" else "cuda")
+        diffusers_peer.attach_timer(peer, timers[THEIRS])
+        edits[THEIRS] = partial(diffusers_peer.edit, peer, picture, words, **settings)
+    sides = {name: partial(timed_edit, edit, timers[name]) for name, edit in edits.items()}
     with tqdm(total=len(sides) * (warmup + repeat), desc="edits", unit="edit", disable=not progress) as bar:
         runs = interleave(sides, repeat, warmup=warmup, done=bar.update)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,40 +103,41 @@ def measure(
 
 
 class TimedBackend:
-    """Passes everything on to `backend` and times each run of a graph as a stage."""
+    """Forwards to `backend`, and times each run of a graph as a stage."""
 
-    def __init__(self, backend: Backend, clock: Clock) -> None:
-        self.backend, self.clock = backend, clock
+    def __init__(self, backend: Backend, timer: StageTimer) -> None:
+        self.backend, self.timer = backend, timer
 
     def hold(self, arrays: dict[str, Any]) -> dict[str, Any]:
         return self.backend.hold(arrays)
 
     def run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        with self.clock.stage("step" if graph == "transformer" else graph):
+        with self.timer.stage("step" if graph == "transformer" else graph):
             return self.backend.run(graph, inputs)
 
     def release(self, *graphs: str) -> None:
         self.backend.release(*graphs)
 
 
-def timed_edit(edit: Callable[[], Any], clock: Clock) -> tuple[dict[str, list[float]], Any]:
-    clock.stages = {}
-    with clock.stage("edit"):
+def timed_edit(edit: Callable[[], Any], timer: StageTimer) -> tuple[dict[str, list[float]], Any]:
+    """(seconds of each stage, the picture)."""
+    timer.stages = {}
+    with timer.stage("edit"):
         picture = edit()
-    return clock.stages, picture
+    return timer.stages, picture
 
 
 def summarize(runs: list[dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Each stage over all runs; `step` over all steps of all runs."""
+    """Stage → median and p95 over all runs; `step` over all steps of all runs."""
     pooled: dict[str, list[float]] = {}
     for stages in runs:
         for stage, seconds in stages.items():
             pooled.setdefault(stage, []).extend(seconds)
-    return {stage: Summary.of(pooled[stage]).to_json() for stage in STAGES if stage in pooled}
+    return {stage: Percentiles.of(pooled[stage]).to_json() for stage in STAGES if stage in pooled}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """One row a stage; the ratio is the peer's median by ours, a dash where it has no such stage."""
+    """One row per stage; the ratio is diffusers' median over ours, a dash where it has no such stage."""
     sides = result["sides"]
     header = ["[ms]", *(title for side in sides for title in (side, "p95"))]
     rows = []

@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, memory, system, library versions, GPU if any."""
+"""The machine that a number was measured on: processor, memory, system, GPUs and library versions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIBRARIES = (
 
 
 def describe() -> dict[str, Any]:
-    """The machine as JSON: no host name, no user name, no path."""
+    """The machine as JSON, without host name, user name or paths."""
     return {
         "cpu": cpu_model(),
         "cores": usable_cores(),
@@ -38,7 +38,7 @@ def describe() -> dict[str, Any]:
 
 
 def one_line(machine: dict[str, Any]) -> str:
-    """The machine in a sentence, for the foot of a table."""
+    """The machine on one line, for a table's footer."""
     cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     parts = [f"{machine['cpu']}, {cores}, {machine['memory_gib']:.0f} GiB", *machine["gpu"]]
     shown = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers")
@@ -63,7 +63,7 @@ def usable_cores() -> int:
 
 
 def gpus() -> list[str]:
-    """Name and memory of each NVIDIA GPU; empty without the driver."""
+    """Name, memory and driver of each NVIDIA GPU; empty if there is no nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]

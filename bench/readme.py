@@ -1,91 +1,113 @@
-"""Writes the measured sections and plots of docs/ from the results in bench/results: `kontext-bench readme`."""
+"""Rewrites the measured sections and plots of docs/ from the results in bench/results."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import KontextError
-from . import coldstart, edits, exporting, latency, quantspeed, serving
-from .fidelity import approximations, methods, report
-from .fullsize import exporting as fullsize
+from . import coldstart, edits, exporting, latency
+from .fidelity import approximations, methods
+from .fidelity import benchmark as fidelity
+from .fidelity import tables as fidelity_tables
+from .fidelity.plot import PLOT as FIDELITY_PLOT
+from .fidelity.plot import draw_fidelity, plot_link
+from .fullsize import benchmark as fullsize
+from .memory import plans, predicted, vram_fit
+from .quantspeed import benchmark as quantspeed
+from .registry import Benchmark, Result
 from .report import Table, replace_section
+from .serving import benchmark as serving
 
 
-class Part(NamedTuple):
-    """One result's tables in a section, under a line that says which command made them."""
+class Content(NamedTuple):
+    """A result's tables and footer in a section, below an optional line of introduction."""
 
     file: str
-    tables: Callable[[dict[str, Any]], Sequence[Table]]
-    footer: Callable[[dict[str, Any]], str]
+    tables: Callable[[Result], Sequence[Table]]
+    footer: Callable[[Result], str]
     title: str = ""
 
 
-DOCUMENTS: dict[str, dict[str, list[Part]]] = {
+def of(file: str, benchmark: Benchmark, title: str = "") -> list[Content]:
+    """A benchmark's own tables and footer."""
+    return [Content(file, benchmark.tables, benchmark.footer, title)]
+
+
+DOCUMENTS: dict[str, dict[str, list[Content]]] = {
     "docs/benchmarks.md": {
-        "edits": [Part("edits.json", edits.tables, edits.footer)],
+        "edits": of("edits.json", edits),
         "speed": [
-            Part(
-                "coldstart.json",
-                coldstart.tables,
-                coldstart.footer,
-                "Cold start (`kontext-bench coldstart`), process start to PNG:",
-            ),
-            Part(
+            *of("coldstart.json", coldstart, "Cold start (`kontext-bench coldstart`), process start to PNG:"),
+            *of(
                 "latency.json",
-                latency.tables,
-                latency.footer,
+                latency,
                 "An edit, stage by stage (`kontext-bench latency --against diffusers`):",
             ),
-            Part(
-                "export.json",
-                exporting.tables,
-                exporting.footer,
-                "Exporting the embedded model (`kontext-bench export`):",
-            ),
+            *of("export.json", exporting, "Exporting the embedded model (`kontext-bench export`):"),
         ],
-        "fidelity": [Part("fidelity.json", report.tables, report.footer)],
-        "quantspeed": [Part("quantspeed.json", quantspeed.tables, quantspeed.footer)],
-        "fullsize": [Part("fullsize.json", fullsize.tables, fullsize.footer)],
-        "serving": [Part("serving.json", serving.tables, serving.footer)],
+        "fidelity": of("fidelity.json", fidelity),
+        "quantspeed": of("quantspeed.json", quantspeed),
+        "fullsize": of("fullsize.json", fullsize),
+        "serving": of("serving.json", serving),
     },
     "docs/fidelity.md": {
-        "fidelity": [
-            Part("fidelity.json", report.tables, report.footer),
-            Part("fidelity.json", lambda _: [], report.plot_link),
-        ],
-        "details": [Part("fidelity.json", report.detail_tables, report.detail_footer)],
+        "fidelity": [*of("fidelity.json", fidelity), Content("fidelity.json", lambda _: [], plot_link)],
+        "details": [Content("fidelity.json", fidelity_tables.detail_tables, fidelity_tables.detail_footer)],
     },
     "docs/approximations.md": {
-        "approximations": [Part("approximations.json", approximations.tables, approximations.footer)],
-        "work": [Part("approximations.json", approximations.work_tables, approximations.work_footer)],
+        "approximations": of("approximations.json", approximations),
+        "work": [Content("approximations.json", approximations.work_tables, approximations.work_footer)],
     },
-    "docs/quantization.md": {"methods": [Part("methods.json", methods.tables, methods.footer)]},
+    "docs/quantization.md": {"methods": of("methods.json", methods)},
+    "docs/planning.md": {"plans": of("plans.json", plans), "memory": of("memory.json", predicted)},
+    "docs/kernels.md": {"vram-fit": of("vram_fit.json", vram_fit)},
 }
-"""Document → section → the results in it."""
+"""Document → section → its contents."""
 
-PLOTS = {f"docs/images/{report.PLOT}": ("fidelity.json", report.draw)}
+PLOTS: dict[str, tuple[str, Callable[[Result, Path], None]]] = {
+    f"docs/images/{FIDELITY_PLOT}": ("fidelity.json", draw_fidelity),
+    f"docs/images/{plans.PLOT}": ("plans.json", plans.draw_plans),
+}
+"""Plot → the result that it shows, and what draws it."""
 
 
-def rewrite(document: Path, results: Path, sections: Mapping[str, Sequence[Part]]) -> list[str]:
-    """Rewrites every section of `document` whose results are all in the folder `results`; returns their names.
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "root", type=Path, nargs="?", default=Path(), metavar="ROOT", help="the repository (.)"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FOLDER", help="of the JSON files (ROOT/bench/results)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    results = arguments.results or arguments.root / "bench" / "results"
+    for document, sections in rewrite_documents(arguments.root, results).items():
+        print(f"{document}: {', '.join(sections) or 'no results, no section'} rewritten")
+    for plot in draw_plots(arguments.root, results):
+        print(f"{plot} drawn")
+
+
+def rewrite(document: Path, results: Path, sections: Mapping[str, Sequence[Content]]) -> list[str]:
+    """Rewrites the sections of `document` whose results all exist in the folder `results`; returns their names.
 
     Raises:
         KontextError: a result cannot be read, or the document lacks a section.
     """
     done = []
-    for name, parts in sections.items():
-        if all((results / part.file).exists() for part in parts):
-            replace_section(
-                document, name, "\n\n".join(text for part in parts for text in render(part, results))
-            )
+    for name, contents in sections.items():
+        if all((results / content.file).exists() for content in contents):
+            texts = [text for content in contents for text in render(content, results)]
+            replace_section(document, name, "\n\n".join(texts))
             done.append(name)
     return done
 
 
-def rewrite_all(root: Path, results: Path) -> dict[Path, list[str]]:
+def rewrite_documents(root: Path, results: Path) -> dict[Path, list[str]]:
     """Rewrites the documents that exist under the repository's root; returns path → sections rewritten.
 
     Raises:
@@ -97,12 +119,12 @@ def rewrite_all(root: Path, results: Path) -> dict[Path, list[str]]:
     return {document: rewrite(document, results, sections) for document, sections in documents.items()}
 
 
-def draw(root: Path, results: Path) -> list[Path]:
+def draw_plots(root: Path, results: Path) -> list[Path]:
     """Draws the documents' plots whose results exist; returns their paths."""
     done = []
-    for name, (file, plot) in PLOTS.items():
+    for name, (file, draw) in PLOTS.items():
         if (results / file).exists():
-            plot(read(results / file), root / name)
+            draw(read(results / file), root / name)
             done.append(root / name)
     return done
 
@@ -111,15 +133,17 @@ def read(path: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise KontextError(f"{path} cannot be read as a result: {fault}; measure again") from None
+        raise KontextError(f"{path} cannot be read as a result: {fault}; run the benchmark again") from None
     return result
 
 
-def render(part: Part, results: Path) -> list[str]:
-    path = results / part.file
+def render(content: Content, results: Path) -> list[str]:
+    path = results / content.file
     result = read(path)
     try:
-        tables, footer = part.tables(result), part.footer(result)
+        tables, footer = content.tables(result), content.footer(result)
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise KontextError(f"{path} is not a result of kontext-bench: {fault!r}; measure again") from None
-    return [*([part.title] if part.title else []), *(table.markdown() for table in tables), footer]
+        raise KontextError(
+            f"{path} is not a result of this benchmark ({fault!r}): run the benchmark again"
+        ) from None
+    return [*([content.title] if content.title else []), *(table.markdown() for table in tables), footer]

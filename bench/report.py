@@ -1,21 +1,20 @@
-"""Tables as text and markdown, results as JSON, and the sections of a README that a command rewrites."""
+"""Tables as text and Markdown, results as JSON, and the sections of a document that a command rewrites."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
+from ..files import write_atomic
 
 
 @dataclass(frozen=True)
 class Table:
-    """A heading and rows of ready-made text; the first column is flush left, the others flush right."""
+    """A header and rows of formatted text; the first column is left-aligned, the others right-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -43,29 +42,32 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f}" if seconds < 1 else f"{seconds * 1000:.0f}"
 
 
-def mebibytes(count: float) -> str:
-    return f"{count / 2**20:.0f}"
+def mebibytes(size: float) -> str:
+    return f"{size / 2**20:.0f}"
 
 
 def ratio(ours: float, theirs: float) -> str:
-    """How often ours fits into theirs: above 1 is less time (or memory) here."""
+    """theirs / ours: above 1 where ours takes less time or memory."""
     return f"{theirs / ours:.2f}x" if ours > 0 else "-"
 
 
+def finish(result: dict[str, Any], tables: Sequence[Table], footer: str, json_file: Path | None) -> None:
+    """Prints a benchmark's tables and footer, and writes the result to `json_file` (`--json`), if there is one."""
+    for table in tables:
+        print(table.text(), end="\n\n")
+    print(footer)
+    if json_file is not None:
+        write_json(json_file, result)
+        print(f"written to {json_file}")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes `path` atomically, and makes its folder. Raises KontextError if it cannot be written."""
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, path.stat().st_mode if path.exists() else 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    except OSError as fault:
+        raise KontextError(f"cannot write {path}: {fault.strerror}") from None
 
 
 def write_json(path: Path, result: Any) -> None:
@@ -73,7 +75,11 @@ def write_json(path: Path, result: Any) -> None:
 
 
 def replace_section(path: Path, name: str, content: str) -> None:
-    """Puts `content` between `<!-- name:begin -->` and `<!-- name:end -->`, in place of what was there."""
+    """Replaces what is between `<!-- name:begin -->` and `<!-- name:end -->` by `content`.
+
+    Raises:
+        KontextError: the document cannot be read or written, or it has no such section.
+    """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
-// cuBLAS on a GPU that computes nothing: every product that PyTorch asks for succeeds. The real library brings a CUDA
-// runtime of its own, which would look for a GPU. Arguments that are not looked at are not declared.
+// Stub cuBLAS: every matrix product succeeds and does nothing. The real library contains a CUDA runtime that would look
+// for a GPU. Unused arguments are not declared.
 
 #include <stddef.h>
 
 typedef int Status;
 typedef void* Handle;
 
-#define NOTHING(name) \
+#define NO_OP(name) \
     Status name() { return 0; }
 
 static Status made(Handle* handle) { return *handle = (Handle)(size_t)16, 0; }
@@ -14,23 +14,23 @@ static Status made(Handle* handle) { return *handle = (Handle)(size_t)16, 0; }
 Status cublasCreate_v2(Handle* handle) { return made(handle); }
 Status cublasGetMathMode(Handle handle, int* mode) { return *mode = 0; }
 Status cublasGetPointerMode_v2(Handle handle, int* mode) { return *mode = 0; }
-NOTHING(cublasDestroy_v2)
-NOTHING(cublasSetMathMode)
-NOTHING(cublasSetPointerMode_v2)
-NOTHING(cublasSetStream_v2)
-NOTHING(cublasSetWorkspace_v2)
-NOTHING(cublasSgemm_v2)
-NOTHING(cublasDgemm_v2)
-NOTHING(cublasSgemmEx)
-NOTHING(cublasGemmEx)
-NOTHING(cublasSgemmStridedBatched)
-NOTHING(cublasDgemmStridedBatched)
-NOTHING(cublasGemmStridedBatchedEx)
-NOTHING(cublasSgemv_v2)
-NOTHING(cublasDgemv_v2)
-NOTHING(cublasSdot_v2)
-NOTHING(cublasDdot_v2)
-NOTHING(cublasDotEx)
+NO_OP(cublasDestroy_v2)
+NO_OP(cublasSetMathMode)
+NO_OP(cublasSetPointerMode_v2)
+NO_OP(cublasSetStream_v2)
+NO_OP(cublasSetWorkspace_v2)
+NO_OP(cublasSgemm_v2)
+NO_OP(cublasDgemm_v2)
+NO_OP(cublasSgemmEx)
+NO_OP(cublasGemmEx)
+NO_OP(cublasSgemmStridedBatched)
+NO_OP(cublasDgemmStridedBatched)
+NO_OP(cublasGemmStridedBatchedEx)
+NO_OP(cublasSgemv_v2)
+NO_OP(cublasDgemv_v2)
+NO_OP(cublasSdot_v2)
+NO_OP(cublasDdot_v2)
+NO_OP(cublasDotEx)
 
 size_t cublasLtGetVersion(void) { return 130000; }
 Status cublasLtMatmulDescCreate(Handle* handle, int compute, int scale) { return made(handle); }
@@ -39,13 +39,13 @@ Status cublasLtMatrixLayoutCreate(Handle* handle, int type, unsigned long rows, 
     return made(handle);
 }
 Status cublasLtMatmulAlgoGetHeuristic(Handle handle, Handle product, Handle a, Handle b, Handle c, Handle d,
-                                      Handle preference, int asked, void* results, int* found) {
+                                      Handle preference, int requested, void* results, int* found) {
     return *found = 1, 0;
 }
-NOTHING(cublasLtMatmul)
-NOTHING(cublasLtMatmulDescDestroy)
-NOTHING(cublasLtMatmulDescSetAttribute)
-NOTHING(cublasLtMatmulPreferenceDestroy)
-NOTHING(cublasLtMatmulPreferenceSetAttribute)
-NOTHING(cublasLtMatrixLayoutDestroy)
-NOTHING(cublasLtMatrixLayoutSetAttribute)
+NO_OP(cublasLtMatmul)
+NO_OP(cublasLtMatmulDescDestroy)
+NO_OP(cublasLtMatmulDescSetAttribute)
+NO_OP(cublasLtMatmulPreferenceDestroy)
+NO_OP(cublasLtMatmulPreferenceSetAttribute)
+NO_OP(cublasLtMatrixLayoutDestroy)
+NO_OP(cublasLtMatrixLayoutSetAttribute)

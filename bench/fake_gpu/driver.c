@@ -1,6 +1,6 @@
-// CUDA's driver (libcuda.so.1) on a GPU that computes nothing, as far as Triton, torch.compile and kernels/driver.py call it.
+// Stub CUDA driver (libcuda.so.1): the functions that Triton, torch.compile and kernels/driver.py call. Kernels are no-ops.
 //
-// A kernel's machine code must be machine code, and its launch one that the architecture takes: FAKE_GPU_TRACE=1 lists them.
+// Modules must be ELF files, and launches within the architecture's limits; FAKE_GPU_TRACE=1 lists launches.
 
 #define _GNU_SOURCE
 #include <cuda.h>
@@ -10,7 +10,7 @@
 
 #include "fake_gpu.h"
 
-#define NOTHING(name, ...) \
+#define NO_OP(name, ...) \
     CUresult name(__VA_ARGS__) { return CUDA_SUCCESS; }
 
 typedef struct {
@@ -18,13 +18,13 @@ typedef struct {
     int shared;
 } Function;
 
-NOTHING(fake_gpu_nothing, void)
-NOTHING(cuInit, unsigned flags)
-NOTHING(cuCtxSetCurrent, CUcontext context)
-NOTHING(cuCtxSynchronize, void)
-NOTHING(cuCtxSetLimit, CUlimit limit, size_t value)
-NOTHING(cuModuleUnload, CUmodule module)
-NOTHING(cuFuncSetCacheConfig, CUfunction function, CUfunc_cache config)
+NO_OP(fake_gpu_no_op, void)
+NO_OP(cuInit, unsigned flags)
+NO_OP(cuCtxSetCurrent, CUcontext context)
+NO_OP(cuCtxSynchronize, void)
+NO_OP(cuCtxSetLimit, CUlimit limit, size_t value)
+NO_OP(cuModuleUnload, CUmodule module)
+NO_OP(cuFuncSetCacheConfig, CUfunction function, CUfunc_cache config)
 
 CUresult cuDriverGetVersion(int* version) { return *version = CUDA_VERSION, CUDA_SUCCESS; }
 
@@ -66,7 +66,7 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
 
 static CUresult loaded(CUmodule* module, const void* image) {
     if (memcmp(image, "\177ELF", 4)) {
-        FAKE_GPU_SAY("a module that is no machine code");
+        FAKE_GPU_LOG("a module is not machine code: it is not an ELF file");
         return CUDA_ERROR_INVALID_IMAGE;
     }
     return *module = (CUmodule)(uintptr_t)1, CUDA_SUCCESS;
@@ -102,24 +102,24 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
 }
 
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
-    Function* asked = (Function*)function;
+    Function* kernel = (Function*)function;
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
     if (value > fake_gpu_shared()) {
-        FAKE_GPU_SAY("%s asks for %d bytes of shared memory, there are %d", asked->name, value, fake_gpu_shared());
+        FAKE_GPU_LOG("%s requests %d bytes of shared memory; the limit is %d", kernel->name, value, fake_gpu_shared());
         return CUDA_ERROR_INVALID_VALUE;
     }
-    return asked->shared = value, CUDA_SUCCESS;
+    return kernel->shared = value, CUDA_SUCCESS;
 }
 
 static CUresult launch(Function* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared) {
     if (fake_gpu_number("FAKE_GPU_TRACE", 0))
-        FAKE_GPU_SAY("%s: %u x %u x %u programs, %u threads, %u bytes shared", function->name, x, y, z, threads, shared);
+        FAKE_GPU_LOG("%s: %u x %u x %u programs, %u threads, %u bytes shared", function->name, x, y, z, threads, shared);
     int opted = shared <= FAKE_GPU_SHARED_DEFAULT || (int)shared <= function->shared;
     if (x && y && z && y <= FAKE_GPU_MAX_GRID_YZ && z <= FAKE_GPU_MAX_GRID_YZ && threads && threads <= FAKE_GPU_MAX_THREADS &&
         opted)
         return CUDA_SUCCESS;
-    FAKE_GPU_SAY("no GPU starts %s with %u x %u x %u programs of %u threads and %u bytes, %d of them opted in for",
-                function->name, x, y, z, threads, shared, function->shared);
+    FAKE_GPU_LOG("invalid launch of %s: %u x %u x %u programs, %u threads, %u bytes shared, %d bytes opted in",
+                 function->name, x, y, z, threads, shared, function->shared);
     return CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -133,7 +133,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
                   config->blockDimX * config->blockDimY * config->blockDimZ, config->sharedMemBytes);
 }
 
-// How Triton finds out that a tensor is not the GPU's.
+// Triton checks with this that a tensor is on the GPU.
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdeviceptr address) {
     int (*on_device)(const void*) = (int (*)(const void*))dlsym(RTLD_DEFAULT, "fake_gpu_on_device");
     if (on_device && !on_device((const void*)(uintptr_t)address)) return CUDA_ERROR_INVALID_VALUE;

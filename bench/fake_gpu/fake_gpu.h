@@ -1,4 +1,4 @@
-// What the three libraries of the fake GPU know in common, from the environment that __main__.py sets.
+// Properties of the fake GPU for all three libraries, from the environment variables that wrapper.py sets.
 
 #ifndef KONTEXT_FAKE_GPU_H
 #define KONTEXT_FAKE_GPU_H
@@ -11,9 +11,9 @@
 #define FAKE_GPU_MAX_GRID_YZ 65535
 #define FAKE_GPU_MAX_THREADS 1024
 
-static inline long fake_gpu_number(const char* name, long otherwise) {
+static inline long fake_gpu_number(const char* name, long fallback) {
     const char* value = getenv(name);
-    return value && *value ? atol(value) : otherwise;
+    return value && *value ? atol(value) : fallback;
 }
 
 // Compute capability times ten.
@@ -21,9 +21,9 @@ static inline int fake_gpu_architecture(void) { return (int)fake_gpu_number("FAK
 
 static inline size_t fake_gpu_memory(void) { return (size_t)fake_gpu_number("FAKE_GPU_MEMORY", 80000000000L); }
 
-// Bytes of shared memory that one program may ask for.
+// Largest shared memory of a program, in bytes.
 static inline int fake_gpu_shared(void) { return (int)fake_gpu_number("FAKE_GPU_SHARED", 227 * 1024); }
 
-#define FAKE_GPU_SAY(...) (fprintf(stderr, "fake GPU: " __VA_ARGS__), fputc('\n', stderr))
+#define FAKE_GPU_LOG(...) (fprintf(stderr, "fake GPU: " __VA_ARGS__), fputc('\n', stderr))
 
 #endif

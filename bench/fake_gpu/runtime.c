@@ -1,7 +1,7 @@
-// CUDA's runtime on a GPU that computes nothing, as far as PyTorch calls it; loaded before the real one.
+// Stub CUDA runtime, preloaded before the real one: the functions that PyTorch calls. Kernels are no-ops.
 //
-// Memory has a limit and real addresses, but no contents: copies to the device are not made, and copies from it give
-// zeros. Launches do nothing. What a real device refuses while a graph is captured is refused, and said on stderr.
+// Device memory has a limit and distinct addresses but no contents: copies to it do nothing, and copies from it give zeros.
+// Calls that a real device refuses during graph capture fail here too, with a message on stderr.
 
 #define _GNU_SOURCE
 #include <cuda_runtime_api.h>
@@ -13,7 +13,7 @@
 
 #include "fake_gpu.h"
 
-#define NOTHING(name, ...) \
+#define NO_OP(name, ...) \
     cudaError_t name(__VA_ARGS__) { return cudaSuccess; }
 #define PAGE ((size_t)2 << 20)
 
@@ -41,11 +41,11 @@ static cudaError_t fail(cudaError_t error) { return last = error; }
 
 static cudaError_t allowed(const char* call) {
     if (!capturing) return cudaSuccess;
-    FAKE_GPU_SAY("%s while a graph is captured", call);
+    FAKE_GPU_LOG("%s during graph capture", call);
     return fail(cudaErrorStreamCaptureUnsupported);
 }
 
-// The driver asks too.
+// Also called by driver.c.
 int fake_gpu_on_device(const void* address) {
     int found = 0;
     pthread_mutex_lock(&lock);
@@ -65,10 +65,10 @@ cudaError_t cudaPeekAtLastError(void) { return last; }
 
 // -- the device --
 
-NOTHING(cudaSetDevice, int device)
-NOTHING(cudaDeviceEnablePeerAccess, int peer, unsigned flags)
-NOTHING(cudaProfilerStart, void)
-NOTHING(cudaProfilerStop, void)
+NO_OP(cudaSetDevice, int device)
+NO_OP(cudaDeviceEnablePeerAccess, int peer, unsigned flags)
+NO_OP(cudaProfilerStart, void)
+NO_OP(cudaProfilerStop, void)
 
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 
@@ -145,7 +145,7 @@ cudaError_t cudaMalloc(void** address, size_t size) {
     used += fits ? size : 0;
     pthread_mutex_unlock(&lock);
     if (!fits) return fail(cudaErrorMemoryAllocation);
-    // Never touched, so never there: only addresses are taken, aligned as a driver's.
+    // Reserves addresses only, aligned as by a real driver: no page is ever touched.
     size_t length = size + PAGE;
     char* mapped = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     Block* block = malloc(sizeof *block);
@@ -191,18 +191,18 @@ cudaError_t cudaHostAlloc(void** address, size_t size, unsigned flags) {
     return posix_memalign(address, 4096, size) ? fail(cudaErrorMemoryAllocation) : cudaSuccess;
 }
 
-// All or nothing: under WSL and small limits there is little that can be registered.
+// FAKE_GPU_PAGE_LOCKING=0: every registration fails, as it may under WSL.
 cudaError_t cudaHostRegister(void* address, size_t size, unsigned flags) {
-    return fake_gpu_number("FAKE_GPU_PINNED", 1) ? cudaSuccess : fail(cudaErrorMemoryAllocation);
+    return fake_gpu_number("FAKE_GPU_PAGE_LOCKING", 1) ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaFreeHost(void* address) { return free(address), cudaSuccess; }
 
-NOTHING(cudaHostUnregister, void* address)
-NOTHING(cudaMemcpyPeerAsync, void* to, int device, const void* from, int other, size_t size, cudaStream_t stream)
-NOTHING(cudaMemcpyToSymbol, const void* symbol, const void* from, size_t size, size_t at, enum cudaMemcpyKind kind)
-NOTHING(cudaMemset, void* address, int value, size_t size)
-NOTHING(cudaMemsetAsync, void* address, int value, size_t size, cudaStream_t stream)
+NO_OP(cudaHostUnregister, void* address)
+NO_OP(cudaMemcpyPeerAsync, void* to, int device, const void* from, int other, size_t size, cudaStream_t stream)
+NO_OP(cudaMemcpyToSymbol, const void* symbol, const void* from, size_t size, size_t at, enum cudaMemcpyKind kind)
+NO_OP(cudaMemset, void* address, int value, size_t size)
+NO_OP(cudaMemsetAsync, void* address, int value, size_t size, cudaStream_t stream)
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream) {
     if (!fake_gpu_on_device(to)) memset(to, 0, size);
@@ -231,10 +231,10 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, i
     return *stream = handle(), cudaSuccess;
 }
 
-NOTHING(cudaStreamDestroy, cudaStream_t stream)
-NOTHING(cudaStreamQuery, cudaStream_t stream)
-NOTHING(cudaStreamWaitEvent, cudaStream_t stream, cudaEvent_t event, unsigned flags)
-NOTHING(cudaThreadExchangeStreamCaptureMode, enum cudaStreamCaptureMode* mode)
+NO_OP(cudaStreamDestroy, cudaStream_t stream)
+NO_OP(cudaStreamQuery, cudaStream_t stream)
+NO_OP(cudaStreamWaitEvent, cudaStream_t stream, cudaEvent_t event, unsigned flags)
+NO_OP(cudaThreadExchangeStreamCaptureMode, enum cudaStreamCaptureMode* mode)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return allowed("cudaStreamSynchronize"); }
 
@@ -279,9 +279,9 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = handle(), cuda
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) { return *event = handle(), cudaSuccess; }
 
-NOTHING(cudaEventDestroy, cudaEvent_t event)
-NOTHING(cudaEventRecord, cudaEvent_t event, cudaStream_t stream)
-NOTHING(cudaEventRecordWithFlags, cudaEvent_t event, cudaStream_t stream, unsigned flags)
+NO_OP(cudaEventDestroy, cudaEvent_t event)
+NO_OP(cudaEventRecord, cudaEvent_t event, cudaStream_t stream)
+NO_OP(cudaEventRecordWithFlags, cudaEvent_t event, cudaStream_t stream, unsigned flags)
 
 cudaError_t cudaEventQuery(cudaEvent_t event) { return allowed("cudaEventQuery"); }
 
@@ -291,8 +291,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
     return *milliseconds = 1, cudaSuccess;
 }
 
-NOTHING(cudaGraphDestroy, cudaGraph_t graph)
-NOTHING(cudaGraphExecDestroy, cudaGraphExec_t graph)
+NO_OP(cudaGraphDestroy, cudaGraph_t graph)
+NO_OP(cudaGraphExecDestroy, cudaGraphExec_t graph)
 
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
     return *count = 1, cudaSuccess;
@@ -306,8 +306,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) { return
 
 // -- kernels --
 
-NOTHING(cudaFuncSetAttribute, const void* function, enum cudaFuncAttribute attribute, int value)
-NOTHING(cudaLaunchKernelExC, const cudaLaunchConfig_t* config, const void* function, void** arguments)
+NO_OP(cudaFuncSetAttribute, const void* function, enum cudaFuncAttribute attribute, int value)
+NO_OP(cudaLaunchKernelExC, const cudaLaunchConfig_t* config, const void* function, void** arguments)
 
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes* attributes, const void* function) {
     memset(attributes, 0, sizeof *attributes);
@@ -327,7 +327,7 @@ static cudaError_t launch(dim3 grid, dim3 block) {
     if (grid.x && grid.y && grid.z && threads && grid.y <= FAKE_GPU_MAX_GRID_YZ && grid.z <= FAKE_GPU_MAX_GRID_YZ &&
         threads <= FAKE_GPU_MAX_THREADS)
         return cudaSuccess;
-    FAKE_GPU_SAY("no GPU starts %u x %u x %u programs of %u threads", grid.x, grid.y, grid.z, threads);
+    FAKE_GPU_LOG("invalid launch: %u x %u x %u programs, %u threads", grid.x, grid.y, grid.z, threads);
     return fail(cudaErrorInvalidConfiguration);
 }
 
@@ -336,7 +336,7 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**
     return launch(grid, block);
 }
 
-// What nvcc's own launch code calls (crt/host_runtime.h).
+// Called by the launch code that nvcc generates (crt/host_runtime.h).
 cudaError_t __cudaLaunchKernel(void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
     return launch(grid, block);
 }
@@ -346,7 +346,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function
     static void* driver;
     if (!driver) driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
     *function = driver ? dlsym(driver, symbol) : NULL;
-    if (driver && !*function) *function = dlsym(driver, "fake_gpu_nothing");
+    if (driver && !*function) *function = dlsym(driver, "fake_gpu_no_op");
     if (result) *result = cudaDriverEntryPointSuccess;
     return cudaSuccess;
 }

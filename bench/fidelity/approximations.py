@@ -1,7 +1,7 @@
-"""What the torch backend's approximations cost: `python -m kontext.bench.fidelity.approximations [BUNDLE] --json FILE`.
+"""Fidelity and saved work of the torch backend's approximations, --cache and --reuse-reference.
 
-The same edits with and without each, on a CPU: steps left out, pictures against the exact run's, edits that the judge
-accepts. Beside it, from shapes alone, the work of each kind of step at FLUX.1 Kontext's size.
+The same edits with and without each, on a CPU: steps skipped, pictures compared with the exact run's, edits that the
+judge accepts; and the work of each kind of step at FLUX.1 Kontext's size, computed from shapes.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from ...model.config import TransformerConfig
 from ...runtime.bundle import Bundle
 from ...runtime.pipeline import Pipeline
 from ...tiny.edits import KINDS, Edit
-from ..command_line import exit_code, module_parser, show
 from ..edits import held_out
+from ..flags import at_least
 from ..machine import describe, one_line
-from ..report import Table, write_json
-from .compare import Run, free_run
+from ..report import Table, finish
+from .edit_runs import EditRun, run_edit
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The torch backend's options, under the flags that ask for them."""
+    """The torch backend's options for approximations, None where one is off."""
 
     cache: float | None = None
     reuse_reference: int | None = None
 
     @property
     def flags(self) -> str:
+        """As kontext-edit takes them."""
         words = [] if self.cache is None else [f"--cache {self.cache:g}"]
         words += [] if self.reuse_reference is None else [f"--reuse-reference {self.reuse_reference}"]
         return " ".join(words)
@@ -51,7 +52,29 @@ SETTINGS = (
 )
 
 
-def measure(
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", metavar="BUNDLE", help="(an fp32 export of the embedded model)"
+    )
+    parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
+    parser.add_argument("-n", "--count", type=int, default=4, help="edits of each kind (4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, steps=1, count=1)
+    result = measure_approximations(
+        arguments.bundle,
+        steps=arguments.steps,
+        count=arguments.count,
+        seed=arguments.seed,
+        progress=sys.stderr.isatty(),
+    )
+    shown = [*tables(result), *work_tables(result)]
+    finish(result, shown, f"{work_footer(result)}\n{footer(result)}", arguments.json)
+
+
+def measure_approximations(
     bundle: Path | None,
     *,
     steps: int,
@@ -60,14 +83,14 @@ def measure(
     settings: Sequence[Setting] = SETTINGS,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Runs `count` held-out edits of each kind exactly and with each setting; by the embedded model if by no bundle."""
+    """Runs `count` held-out edits of each kind exactly and with each setting; None exports the embedded model."""
     if bundle is None:
         from ...export.cli.main import main as export
 
         with tempfile.TemporaryDirectory(prefix="kontext-approximations-") as folder:
             if export(["-o", f"{folder}/fp32", "--fp32", "--quiet"]) != 0:
                 raise KontextError("the embedded model could not be exported")
-            return measure(
+            return measure_approximations(
                 Path(folder) / "fp32",
                 steps=steps,
                 count=count,
@@ -98,16 +121,20 @@ def measure(
 
 
 @dataclass(frozen=True)
-class Runs:
-    """All edits with one setting, and the steps that ran every block, with the reference in it or not."""
+class SettingRuns:
+    """All edits with one setting."""
 
-    runs: list[Run]
+    runs: list[EditRun]
     computed: int
+    """Steps that ran every block."""
     with_reference: int
+    """Those of them that computed the reference's tokens too."""
 
 
-def run_all(bundle: Bundle, setting: Setting, edits: Sequence[Edit], steps: int, seed: int, bar: Any) -> Runs:
-    # Imported here: the tables are made without PyTorch.
+def run_all(
+    bundle: Bundle, setting: Setting, edits: Sequence[Edit], steps: int, seed: int, bar: Any
+) -> SettingRuns:
+    # Imported here so that tables can be made without PyTorch.
     from ...runtime.backends.torch.backend import Options, TorchBackend
 
     backend = TorchBackend(
@@ -116,12 +143,12 @@ def run_all(bundle: Bundle, setting: Setting, edits: Sequence[Edit], steps: int,
     pipe = Pipeline(bundle, backend)
     runs = []
     for number, edit in enumerate(edits):
-        runs.append(free_run(pipe, edit, steps, seed + number))
+        runs.append(run_edit(pipe, edit, steps, seed + number))
         bar.update()
-    return Runs(runs, backend.report.computed, backend.report.with_reference)
+    return SettingRuns(runs, backend.report.computed, backend.report.with_reference)
 
 
-def compare(setting: Setting, found: Runs, exact: Runs) -> dict[str, Any]:
+def compare(setting: Setting, found: SettingRuns, exact: SettingRuns) -> dict[str, Any]:
     each = [psnr(ours.picture, theirs.picture) for ours, theirs in zip(found.runs, exact.runs, strict=True)]
     return {
         "flags": setting.flags,
@@ -134,22 +161,24 @@ def compare(setting: Setting, found: Runs, exact: Runs) -> dict[str, Any]:
     }
 
 
-# -- from shapes --
+# -- work, from shapes --
 
 TARGET, TEXT = 4096, 512
-"""Tokens of a 1024x1024 picture and of the text."""
+"""Tokens of a 1024x1024 picture, and of the text."""
 
 
 def step_work(config: TransformerConfig, blocks: int, queries: int, keys: int) -> tuple[float, float]:
-    """FLOPs of the linears and of attention in `blocks` of either kind (both have as many: in double blocks qkv, proj
-    and the MLP, in single ones the same in two linears), of `queries` tokens that attend to `keys`."""
+    """(FLOPs of the linears, FLOPs of attention) in `blocks` blocks, for `queries` tokens that attend to `keys` tokens.
+
+    Double and single blocks cost the same: qkv, proj and the MLP, which single blocks fuse into two linears.
+    """
     hidden = config.hidden_size
     linears = 2 * queries * (4 * hidden**2 + 2 * hidden * config.mlp_size)
     return blocks * linears, blocks * 4 * queries * keys * hidden
 
 
 def work() -> list[dict[str, Any]]:
-    """Each kind of step of a 1024x1024 edit by FLUX.1 Kontext, with one and with two references of that size."""
+    """The work of each kind of step of a 1024x1024 edit by FLUX.1 Kontext, with one and two references of that size."""
     config = TransformerConfig()
     depth = config.num_double_blocks + config.num_single_blocks
     entries = []
@@ -242,31 +271,4 @@ def work_tables(result: dict[str, Any]) -> list[Table]:
 
 
 def work_footer(_: dict[str, Any]) -> str:
-    return "Counted from the shapes of a 1024x1024 edit by FLUX.1 Kontext [dev] in bf16, references of that size too."
-
-
-def run(options: argparse.Namespace) -> None:
-    result = measure(
-        options.bundle,
-        steps=options.steps,
-        count=options.count,
-        seed=options.seed,
-        progress=sys.stderr.isatty(),
-    )
-    if options.json is not None:
-        write_json(options.json, result)
-    show([*tables(result), *work_tables(result)], f"{work_footer(result)}\n{footer(result)}")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = module_parser("approximations", __doc__)
-    parser.add_argument("bundle", type=Path, nargs="?", help="default: the embedded model, exported for this")
-    parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("-n", "--count", type=int, default=4, help="edits of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: run(options))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return "Computed from the shapes of a 1024x1024 edit by FLUX.1 Kontext [dev] in bf16 with references of that size."

@@ -1,6 +1,6 @@
-"""What each quantization method is worth on the embedded model: `python -m kontext.bench.fidelity.methods --json FILE`.
+"""Fidelity of each quantization method on the embedded model: rounding, error feedback, branches, inputs, centring.
 
-Exports the model once for each variant and measures all of them in one run of `fidelity`.
+Exports the model once per variant and compares all of them with the fp32 export in one run of the fidelity benchmark.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import KontextError
-from ..command_line import exit_code, module_parser, show
-from ..report import Table, write_json
-from . import compare as fidelity
-from . import report
+from ..flags import at_least
+from ..report import Table, finish
+from . import tables as fidelity_tables
+from .benchmark import measure_fidelity
 
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "fp8-nearest": ("rounded to the nearest", ["--fp8", "--calibrate", "none"]),
@@ -40,11 +40,23 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "nf4-nearest": ("rounded to the nearest", ["--nf4", "--calibrate", "none"]),
     "nf4": ("error feedback (`--nf4`)", ["--nf4"]),
 }
-"""Name → what it is called in the table, and the exporter's flags."""
+"""Name → (the method's title in the table, flags of kontext-export); `--recipe FORMAT` stands for a recipe file."""
 
 
-def measure(steps: int, count: int, seed: int, progress: bool) -> dict[str, Any]:
-    """Exports every variant into a temporary folder and compares them with the fp32 export."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
+    parser.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, steps=1, count=1)
+    result = measure_methods(arguments.steps, arguments.count, arguments.seed, sys.stderr.isatty())
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def measure_methods(steps: int, count: int, seed: int, progress: bool) -> dict[str, Any]:
+    """Exports every variant into a temporary folder and compares it with the fp32 export."""
     from ...export.cli.main import main as export
 
     with tempfile.TemporaryDirectory(prefix="kontext-methods-") as name:
@@ -52,18 +64,18 @@ def measure(steps: int, count: int, seed: int, progress: bool) -> dict[str, Any]
         wanted = {"fp32": ["--fp32"], **{key: flags for key, (_, flags) in VARIANTS.items()}}
         for key, flags in tqdm(wanted.items(), desc="exports", disable=not progress):
             if flags[0] == "--recipe":
-                flags = ["--recipe", str(uncentred(folder, flags[1]))]
+                flags = ["--recipe", str(write_uncentred_recipe(folder, flags[1]))]
             if export(["-o", str(folder / key), "--quiet", *flags]) != 0:
                 raise KontextError(f"the export {key} failed")
         bundles = [folder / key for key in VARIANTS]
-        result = fidelity.measure(
+        result = measure_fidelity(
             folder / "fp32", bundles, steps=steps, count=count, seed=seed, progress=progress
         )
     return result | {"what": "methods"}
 
 
-def uncentred(folder: Path, format: str) -> Path:
-    """A recipe file of rounded weights and inputs, as `--fp8` and `--int8` have them but for the centring."""
+def write_uncentred_recipe(folder: Path, format: str) -> Path:
+    """A recipe file for quantized weights and inputs, as with `--fp8` or `--int8` but without centring."""
     network = "transformer" if format == "fp8" else "*"
     rules = [{"network": network, "format": format, "activations": format}, {"format": format}]
     path = folder / f"{format}.json"
@@ -91,24 +103,4 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def footer(result: dict[str, Any]) -> str:
-    return report.footer(result)
-
-
-def run(options: argparse.Namespace) -> None:
-    result = measure(options.steps, options.count, options.seed, sys.stderr.isatty())
-    if options.json is not None:
-        write_json(options.json, result)
-    show(tables(result), footer(result))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = module_parser("methods", __doc__)
-    parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("-n", "--count", type=int, default=2, help="edits of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: run(options))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return fidelity_tables.footer(result)

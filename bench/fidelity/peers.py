@@ -1,7 +1,7 @@
-"""Peers of our quantized bundles: the reference's weights quantized by other libraries, run in the same graphs.
+"""Peers: the reference's weights quantized by other libraries, run in the same graphs as our bundles.
 
-A peer's bundle is the fp32 reference with other numbers in it: those that the library would multiply with, in exactly
-the layers that our bundles quantize. So sampler, kernels and everything spared are the same on both sides.
+A peer's bundle is a copy of the fp32 reference. In exactly the layers that our bundles quantize, it holds the values
+that the library would multiply with; sampler, kernels and all other layers are the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch import Tensor
 from ...errors import KontextError
 from ...runtime.backends.onnxruntime import first_line
 from ...runtime.bundle import MANIFEST_NAME, Bundle
-from . import bits as fidelity_bits
-from .bits import COUNTED, Layers
-from .peers_libraries import (
+from . import bits_per_weight
+from .bits_per_weight import COUNTED, Layers
+from .peer_quantizers import (
     Quantizer,
     bitsandbytes_nf4,
     gguf,
@@ -42,7 +42,7 @@ from .peers_libraries import (
 
 @dataclass(frozen=True)
 class Peer:
-    """`library` is the distribution to install, `module` what is imported of it."""
+    """A library's number format. `library` is the distribution to install, `module` the name to import."""
 
     library: str
     module: str
@@ -81,33 +81,34 @@ PEERS = {
 
 @dataclass
 class PeerBundle:
-    """A peer's numbers in a bundle of their own, and their bits per weight as the library would store them."""
+    """A bundle with a peer's values, and the bits that the library would store for them."""
 
     bundle: Bundle
     bits: dict[str, int] = field(default_factory=dict)
-    """Of the layers quantized, by graph."""
+    """Graph → bits of its quantized layers."""
     counts: dict[str, int] = field(default_factory=dict)
+    """Graph → number of weights in them."""
 
     def layer_bits(self) -> float:
         return sum(self.bits[graph] for graph in COUNTED) / sum(self.counts[graph] for graph in COUNTED)
 
     def file_bits(self, reference: Bundle) -> float:
-        """With what the library would leave as the reference has it."""
+        """Bits per weight of the whole files, if the quantized layers were stored as the library does."""
         whole = 8 * sum(reference.graphs[graph].weights.stat().st_size for graph in COUNTED)
-        replaced = sum(self.bits[graph] - self.spared(reference, graph) for graph in COUNTED)
-        return (whole + replaced) / fidelity_bits.parameters(reference)
+        saved = sum(self.original_bits(reference, graph) - self.bits[graph] for graph in COUNTED)
+        return (whole - saved) / bits_per_weight.parameters(reference)
 
-    def spared(self, reference: Bundle, graph: str) -> int:
-        """Bits that the quantized layers take in the reference: fp32, or what it was exported in."""
-        wide = {"fp32": 32, "fp16": 16, "bf16": 16}[reference.manifest["precision"]["networks"][graph]]
-        return wide * self.counts[graph]
+    def original_bits(self, reference: Bundle, graph: str) -> int:
+        """Bits of the quantized layers in the reference."""
+        width = {"fp32": 32, "fp16": 16, "bf16": 16}[reference.manifest["precision"]["networks"][graph]]
+        return width * self.counts[graph]
 
 
-def parse(text: str | None) -> list[str]:
-    """`torchao-int4,bnb-nf4` as names; `all` as all there are.
+def parse_peers(text: str | None) -> list[str]:
+    """`torchao-int4,bnb-nf4` as names; `all` as the names of all peers; None as none.
 
     Raises:
-        KontextError: no such peer.
+        KontextError: there is no such peer.
     """
     if not text:
         return []
@@ -115,14 +116,12 @@ def parse(text: str | None) -> list[str]:
         return list(PEERS)
     names = list(dict.fromkeys(word.strip() for word in text.split(",")))
     if unknown := [name for name in names if name not in PEERS]:
-        raise KontextError(
-            f"no peer is called {', '.join(map(repr, unknown))}: there are {', '.join(PEERS)}, and all"
-        )
+        raise KontextError(f"--peers takes all, or {', '.join(PEERS)}; not {', '.join(map(repr, unknown))}")
     return names
 
 
-def why_not(name: str) -> str | None:
-    """Why a peer cannot be measured here; None where it can."""
+def why_unavailable(name: str) -> str | None:
+    """Why a peer cannot be measured here; None if it can."""
     peer = PEERS[name]
     try:
         installed = importlib.util.find_spec(peer.module) is not None
@@ -133,20 +132,20 @@ def why_not(name: str) -> str | None:
         return f"{name} needs {peer.library}, which is not installed: pip install 'kontext-export[peers]'"
     if name == "gguf-q4_k":
         return (
-            f"{name}: the gguf package reads Q4_K and does not write it, and its blocks of 256 fit no layer of "
-            "the embedded model; gguf-q4_0 and gguf-q4_1 are its 4-bit formats"
+            f"{name}: the gguf package cannot write Q4_K, and its blocks of 256 fit no layer of the embedded model; "
+            "use gguf-q4_0 or gguf-q4_1"
         )
-    try:  # now rather than after an hour of measuring the others
+    try:  # fail now, rather than after an hour of measuring others
         with quiet():
             peer.quantize(torch.ones(64, 64))
-    except Exception as fault:  # each library has exceptions of its own
+    except Exception as fault:  # each library raises its own types
         return f"{name}: {peer.version()} does not work here: {first_line(fault)}"
     return None
 
 
 @contextlib.contextmanager
 def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBundle]:
-    """The peer's bundle, in a folder that is gone afterwards.
+    """Yields the peer's bundle, in a folder that is removed afterwards.
 
     Raises:
         KontextError: the library cannot quantize one of the layers.
@@ -158,7 +157,7 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
         copy = Bundle.open(folder)
         result = PeerBundle(copy)
         manifest = json.loads(json.dumps(copy.manifest))
-        headers = fidelity_bits.headers(copy)
+        headers = bits_per_weight.headers(copy)
         for graph, weights in layers.items():
             path = copy.graphs[graph].weights
             result.bits[graph] = result.counts[graph] = 0
@@ -166,7 +165,7 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
                 for weight in weights:
                     place = headers[graph].tensors[weight]
                     original = place.read()
-                    values, bits = replaced(name, peer, f"{graph}: {weight}", original)
+                    values, bits = quantize_weight(name, peer, f"{graph}: {weight}", original)
                     file.seek(place.start)
                     file.write(values.view(torch.uint8).numpy().data)
                     result.bits[graph] += bits
@@ -178,26 +177,30 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
         yield result
 
 
-def replaced(name: str, peer: Peer, where: str, original: Tensor) -> tuple[Tensor, int]:
-    """What a weight [in, out] becomes, in its own format and flat, and its bits."""
+def quantize_weight(name: str, peer: Peer, where: str, original: Tensor) -> tuple[Tensor, int]:
+    """A weight [in, out] quantized and dequantized, flat in its own dtype, and the bits that the peer stores.
+
+    Raises:
+        KontextError: the library cannot quantize it; the message names `where`, the graph and the weight.
+    """
     weight = original.t().float().contiguous()
     values: list[Tensor] = []
     bits = 0
-    for part in weight.split(parts(where, weight.shape)):
+    for matrix in weight.split(fused_rows(where, weight.shape)):
         try:
             with quiet():
-                quantized = peer.quantize(part.contiguous())
-        except Exception as fault:  # each library has exceptions of its own
+                quantized = peer.quantize(matrix.contiguous())
+        except Exception as fault:  # each library raises its own types
             raise KontextError(
-                f"{name} cannot quantize {where} {list(part.shape)}: {first_line(fault)}"
+                f"{name} cannot quantize {where} {list(matrix.shape)}: {first_line(fault)}"
             ) from fault
         values.append(quantized.values)
         bits += quantized.bits
     return torch.cat(values).t().to(original.dtype).contiguous().flatten(), bits
 
 
-def parts(where: str, shape: Sequence[int]) -> list[int]:
-    """Output rows of the matrices that a weight fuses: q, k, v and the MLP's, which the peers keep apart."""
+def fused_rows(where: str, shape: Sequence[int]) -> list[int]:
+    """Output rows of each matrix fused in a weight (q, k, v and the MLP's); peers quantize them separately."""
     rows, columns = shape
     if where.endswith(".qkv.weight"):
         return [rows // 3] * 3
@@ -208,7 +211,7 @@ def parts(where: str, shape: Sequence[int]) -> list[int]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries greet with what they miss (CUDA kernels, torchvision): of no use to who measures numbers."""
+    """Suppresses what libraries print about missing CUDA kernels or torchvision, which does not matter here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

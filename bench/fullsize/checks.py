@@ -1,6 +1,6 @@
-"""What `bench.fullsize` runs in processes of their own: `python -m kontext.bench.fullsize.checks CHECK BUNDLE`.
+"""The full-size benchmark's checks of a bundle: `python -m kontext.bench.fullsize.checks check|load|blocks BUNDLE`.
 
-Each check (check, load, blocks) prints one line of JSON.
+Each runs in a process of its own and prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ...export.weights.plan import WeightPlan
 
 TOKENS = 256
-"""Target tokens, and reference tokens, that the blocks are run on."""
+"""Target tokens, and reference tokens, in `compare_blocks`."""
 
 
-def check(folder: Path) -> dict[str, object]:
-    """onnx.checker on every graph, with strict shape inference; linked graphs have their weights as inputs for it."""
+def check_graphs(folder: Path) -> dict[str, object]:
+    """Runs onnx.checker with strict shape inference on every graph; a linked graph's weights become inputs for that."""
     import onnx
 
     bundle = Bundle.open(folder)
@@ -41,8 +41,8 @@ def check(folder: Path) -> dict[str, object]:
     return {"graphs": len(bundle.graphs)}
 
 
-def load(folder: Path) -> dict[str, object]:
-    """Sessions of the transformer and its modulation in ONNX Runtime, on the CPU."""
+def load_sessions(folder: Path) -> dict[str, object]:
+    """Loads the transformer and the modulation into ONNX Runtime on the CPU; returns the seconds of each."""
     from ...runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     bundle = Bundle.open(folder)
@@ -55,9 +55,9 @@ def load(folder: Path) -> dict[str, object]:
     return {"seconds": seconds}
 
 
-def blocks(folder: Path) -> dict[str, object]:
-    """The first double and the first single block of the bundle, at full width, in ONNX Runtime against PyTorch in
-    fp32 with the bundle's own weights; the relative error of the velocity."""
+def compare_blocks(folder: Path) -> dict[str, object]:
+    """Runs the bundle's first double and first single block at full width in ONNX Runtime, and in PyTorch in fp32 with
+    the same weights; returns the relative error of the velocity."""
     import onnxruntime
     import torch
 
@@ -107,7 +107,7 @@ def blocks(folder: Path) -> dict[str, object]:
 
 
 def axis_size(dimension: int | str) -> int:
-    """Sizes of the probe's inputs: batch 1, as many reference tokens as target tokens."""
+    """The size of an axis of the inputs: batch 1, as many reference tokens as target tokens."""
     if isinstance(dimension, int):
         return dimension
     sizes = {"batch": 1, "target_tokens": TOKENS, "reference_tokens": TOKENS, "text_tokens": 512}
@@ -115,7 +115,7 @@ def axis_size(dimension: int | str) -> int:
 
 
 class StoredNetwork:
-    """A bundle's file of the transformer's weights, as its header and the manifest describe it."""
+    """The transformer's weights as the bundle stores them, described by the file's header and the manifest."""
 
     def __init__(self, bundle: Bundle) -> None:
         from ...model.safetensors_file import open_safetensors
@@ -127,8 +127,8 @@ class StoredNetwork:
         quantized = precision["layers"].get("transformer", {})
         self.layers = {name: Layer.from_json(entry) for name, entry in quantized.items()}
 
-    def parts(self, name: str) -> list[str]:
-        """Names of the tensors that a weight is stored as."""
+    def tensor_names(self, name: str) -> list[str]:
+        """Names of the tensors that store a weight."""
         from ...quant.methods import layout
 
         if name not in self.layers:
@@ -136,7 +136,7 @@ class StoredNetwork:
         return [name + ending for ending, *_ in layout(self.layers[name], (1 << 10, 2))]
 
     def plan(self, wanted: list[str]) -> WeightPlan:
-        """The part of the file that a graph with the weights `wanted` needs, as `binding.bind` takes it."""
+        """A plan of the stored weights among `wanted`, for `bind_weights.bind`."""
         from ...export.weights.plan import PlannedWeight, WeightPlan
         from ...quant.recipe import Layer
         from ...safetensors_header import TensorEntry
@@ -145,24 +145,24 @@ class StoredNetwork:
         for name in (name for name in wanted if name in self.tensors):
             parts = tuple(
                 TensorEntry(part, info.dtype, info.shape, info.start, info.stop)
-                for part in self.parts(name)
+                for part in self.tensor_names(name)
                 for info in [self.tensors[part]]
             )
             items.append(PlannedWeight(name, self.layers.get(name, Layer(self.compute)), False, parts))
         return WeightPlan("transformer", self.compute, b"", tuple(items), {}, {})
 
     def read(self, name: str) -> Tensor:
-        """A weight in fp32 as PyTorch has it: dequantized, linears [out, in]."""
+        """A weight in fp32 as PyTorch stores it: dequantized, linears [out, in]."""
         from ...quant.methods import dequantize
 
-        stored = [self.tensors[part].read() for part in self.parts(name)]
+        stored = [self.tensors[part].read() for part in self.tensor_names(name)]
         value = dequantize(stored, self.layers[name]) if name in self.layers else stored[0].float()
         return value.t() if value.ndim == 2 else value
 
 
 def main() -> int:
     what, folder = sys.argv[1:]
-    result = {"check": check, "load": load, "blocks": blocks}[what](Path(folder))
+    result = {"check": check_graphs, "load": load_sessions, "blocks": compare_blocks}[what](Path(folder))
     print(json.dumps(result))
     return 0
 

@@ -1,7 +1,7 @@
-"""Engines at FLUX.1 Kontext's full size: `python -m kontext.bench.fullsize.engines --target sm89,sm120 --json FILE`.
+"""TensorRT engine builds at FLUX.1 Kontext's full size, without a checkpoint or a GPU.
 
-The graphs are traced with no weights, and the engines take their weights as inputs: neither a checkpoint nor a GPU is
-needed. Time and peak memory are of one compiler's process for each engine.
+Graphs are traced without weights, and engines take their weights as inputs. Time and peak memory are of one compiler
+process per engine.
 """
 
 from __future__ import annotations
@@ -35,17 +35,50 @@ from ...runtime.bundle import (
     TokenizerEntry,
     TransformerEntry,
 )
-from ..command_line import exit_code, module_parser, show
+from ..flags import parse_names
 from ..machine import describe, one_line
-from ..report import Table, write_json
-from .exporting import full_size, gigabytes
+from ..report import Table, finish, write_json
+from .benchmark import full_size, gigabytes
 
 FULL_PARAMETERS = 12_000_000_000
-"""For the recipe: a large model's T5 does not go to fp32."""
+"""For the recipe, which leaves a small model's T5 in fp32 but not a large one's."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", default="rtx", choices=["rtx", "tensorrt"], help="compiler (rtx)")
+    parser.add_argument("--target", default="sm89,sm120", metavar="SM,…", help="architectures (sm89,sm120)")
+    parser.add_argument(
+        "--formats",
+        default="fp16,bf16,bf16-fp8",
+        metavar="FORMAT,…",
+        help="compute format, or compute format-weight format (fp16,bf16,bf16-fp8)",
+    )
+    parser.add_argument(
+        "--graphs", default="transformer", metavar="NAME,…", help=f"of {', '.join(NETWORKS)} (transformer)"
+    )
+    parser.add_argument("--blocks", default="19,38", metavar="D,S", help="double and single blocks (19,38)")
+    parser.add_argument("--batch", type=int, default=1, help="largest batch (1)")
+    parser.add_argument(
+        "--profiles", type=int, default=3, help="profiles to compile: one reference, none, several (3)"
+    )
+    parser.add_argument("--limit", type=float, default=3600, metavar="S", help="seconds per engine (3600)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = full_size(arguments.blocks)
+    blocks = [config.transformer.num_double_blocks, config.transformer.num_single_blocks]
+    result: dict[str, Any] = {"what": "engines", "blocks": blocks, "engines": [], "machine": describe()}
+    for network in parse_names(arguments.graphs, "--graphs", tuple(NETWORKS)):
+        for formats in arguments.formats.split(","):
+            for target in parse_targets(arguments.target):
+                result["engines"].append(measure_build(config, network, formats, target, arguments))
+                if arguments.json is not None:  # a run may take an hour: an interrupted one keeps its results
+                    write_json(arguments.json, result)
+    finish(result, tables(result), footer(result), arguments.json)
 
 
 def write_graph(folder: Path, config: KontextConfig, network: str, formats: str) -> None:
-    """The ONNX graph of a network in `formats`, such as bf16 or bf16-fp8; the weights' file is not made."""
+    """Writes the ONNX graph of a network in `formats`, such as bf16 or bf16-fp8, without its weights' file."""
     compute, _, quantization = formats.partition("-")
     recipe = choose(tuple(NETWORKS), FULL_PARAMETERS, compute, quantization or None)
     shapes = {name: tuple(shape) for name, shape in weight_shapes(network, config).items()}
@@ -61,7 +94,7 @@ def write_graph(folder: Path, config: KontextConfig, network: str, formats: str)
 
 
 def outline(folder: Path, config: KontextConfig) -> Bundle:
-    """As much of a bundle as profiles are made of."""
+    """The parts of a bundle that optimization profiles are derived from."""
     transformer, autoencoder, sampler = config.transformer, config.autoencoder, config.sampler
     multiple = 2 * autoencoder.downscale
     return Bundle(
@@ -97,10 +130,10 @@ def outline(folder: Path, config: KontextConfig) -> Bundle:
     )
 
 
-def measure(
-    config: KontextConfig, network: str, formats: str, target: str, options: argparse.Namespace
+def measure_build(
+    config: KontextConfig, network: str, formats: str, target: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Builds one engine; what it cost, or why there is none."""
+    """Builds one engine; returns its cost, or under "fault" why the build failed."""
     entry: dict[str, Any] = {"graph": network, "precision": formats, "target": target}
     with tempfile.TemporaryDirectory(prefix="kontext-engines-") as temporary:
         folder = Path(temporary)
@@ -108,8 +141,8 @@ def measure(
         write_graph(folder, config, network, formats)
         entry["trace_seconds"] = round(time.perf_counter() - start, 1)
         inputs = interface.network_interface(network, config).inputs
-        found = profiles(outline(folder, config), network, options.batch, inputs)
-        taken = found[: options.profiles]
+        found = profiles(outline(folder, config), network, arguments.batch, inputs)
+        taken = found[: arguments.profiles]
         entry["profiles"] = [profile.use for profile in taken]
         job = {
             "graph": str(folder / f"{network}.onnx"),
@@ -122,8 +155,8 @@ def measure(
             "timing_cache": None,
         }
         start = time.perf_counter()
-        with BuilderProcess(options.engine) as builder:
-            watch = threading.Timer(options.limit, builder.kill)
+        with BuilderProcess(arguments.engine) as builder:
+            watch = threading.Timer(arguments.limit, builder.kill)
             watch.start()
             try:
                 with Progress(sys.stderr.isatty()).phases(f"{network} {formats} {target}") as phase:
@@ -152,40 +185,3 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def footer(result: dict[str, Any]) -> str:
     double, single = result["blocks"]
     return f"{double} double and {single} single blocks; weights are inputs.\n{one_line(result['machine'])}"
-
-
-def run(options: argparse.Namespace) -> None:
-    config = full_size(options.blocks)
-    blocks = [config.transformer.num_double_blocks, config.transformer.num_single_blocks]
-    result: dict[str, Any] = {"what": "engines", "blocks": blocks, "engines": [], "machine": describe()}
-    for network in options.graphs.split(","):
-        if network not in NETWORKS:
-            raise KontextError(f"--graphs takes {', '.join(NETWORKS)}, not {network!r}")
-        for formats in options.formats.split(","):
-            for target in parse_targets(options.target):
-                result["engines"].append(measure(config, network, formats, target, options))
-                if options.json is not None:  # it may take an hour: what is measured is kept
-                    write_json(options.json, result)
-    show(tables(result), footer(result))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = module_parser("engines", __doc__)
-    parser.add_argument("--engine", default="rtx", choices=["rtx", "tensorrt"])
-    parser.add_argument("--target", default="sm89,sm120", metavar="SM,…")
-    parser.add_argument(
-        "--formats", default="fp16,bf16,bf16-fp8", help="which, as compute or compute-weights"
-    )
-    parser.add_argument("--graphs", default="transformer", help="which of the six")
-    parser.add_argument("--blocks", default="19,38", metavar="D,S", help="double and single blocks (19,38)")
-    parser.add_argument("--batch", type=int, default=1, help="the largest batch (1)")
-    parser.add_argument(
-        "--profiles", type=int, default=3, help="uses to compile for: one reference, none, several"
-    )
-    parser.add_argument("--limit", type=float, default=3600, metavar="S", help="seconds for one engine")
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: run(options))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

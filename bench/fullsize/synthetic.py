@@ -1,8 +1,7 @@
-"""A synthetic checkpoint with the exact shapes and names of a configuration: a diffusers folder of any size, streamed;
-FLUX.1 Kontext's with `python -m kontext.bench.fullsize.synthetic FOLDER [--hollow]`.
+"""A synthetic checkpoint: a diffusers folder with the shapes and names of a configuration, FLUX.1 Kontext's by default.
 
-Weights are one tile of bf16 noise over and over, each tensor from a place of its own and scaled by a power of two to
-keep a network's outputs of order 1: deterministic, and as fast as the disk.
+Weights repeat one tile of bf16 noise; each tensor starts at another place in it and is scaled by a power of two that
+keeps the network's outputs of order 1. That is deterministic, and as fast as the disk.
 """
 
 from __future__ import annotations
@@ -27,25 +26,39 @@ from ...model.diffusers_folder import WEIGHT_FILES
 from ...model.layouts import network_sources
 from ...model.networks import NETWORKS, weight_shapes
 from ...safetensors_header import make_header
-from ..command_line import exit_code
 
 SHARD_BYTES = 10_000_000_000
-"""Largest shard, as the hub's checkpoints have them."""
+"""Largest shard, as in checkpoints on the Hugging Face hub."""
 
 TILE = 1 << 24
-"""Numbers in the tile of noise."""
+"""Values in the tile of noise."""
 
 FULL = KontextConfig(name="FLUX.1-Kontext-synthetic")
-"""FLUX.1 Kontext's own sizes."""
+"""FLUX.1 Kontext's sizes."""
 
 SPARE_BYTES = 2_000_000_000
+"""Free disk space to leave."""
 
-Shapes = dict[str, tuple[int, ...]]
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="to create")
+    parser.add_argument("--hollow", action="store_true", help="weights of zeros, which take no disk space")
 
 
-def component_shapes(config: KontextConfig) -> dict[str, Shapes]:
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.folder.exists():
+        raise KontextError(f"{arguments.folder} already exists: name a new folder")
+    size = checkpoint_bytes(FULL)
+    arguments.folder.mkdir(parents=True)
+    if not arguments.hollow:
+        check_disk_space(arguments.folder, size)
+    with tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        write_checkpoint(arguments.folder, FULL, bar.update, arguments.hollow)
+
+
+def component_shapes(config: KontextConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     """Component → name in its files → shape."""
-    result: dict[str, Shapes] = {}
+    result: dict[str, dict[str, tuple[int, ...]]] = {}
     hidden, mlp = config.transformer.hidden_size, config.transformer.mlp_size
     for network, component in NETWORKS.items():
         shapes = weight_shapes(network, config)
@@ -56,28 +69,34 @@ def component_shapes(config: KontextConfig) -> dict[str, Shapes]:
     return result
 
 
-def size_of(config: KontextConfig) -> int:
+def checkpoint_bytes(config: KontextConfig) -> int:
     """Bytes of the checkpoint's weights."""
     return sum(
         2 * math.prod(shape) for shapes in component_shapes(config).values() for shape in shapes.values()
     )
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raises KontextError if the disk of `folder` cannot take `needed` bytes."""
+def check_disk_space(folder: Path, needed: int) -> None:
+    """Raises KontextError if the disk of `folder` has no space for `needed` bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise KontextError(
-            f"{folder} has {free / 1e9:.1f} GB free, and this needs {(needed + SPARE_BYTES) / 1e9:.1f} GB: "
-            "name a larger disk with --folder, or fewer blocks with --blocks"
+            f"{folder} has {free / 1e9:.1f} GB free and this needs {(needed + SPARE_BYTES) / 1e9:.1f} GB: "
+            "choose a folder on a larger disk, or a smaller model"
         )
 
 
-def write(
+def write_checkpoint(
     folder: Path, config: KontextConfig, advance: Callable[[int], object], hollow: bool = False
 ) -> None:
-    """Writes the checkpoint; `advance` is told of bytes. Tokenizers are the embedded model's, which fit any larger.
-    A `hollow` one has zeros for weights, which take no room on the disk."""
+    """Writes the checkpoint; its tokenizers are the embedded model's, which fit any larger vocabulary.
+
+    Args:
+        folder: is created.
+        config: the networks' sizes.
+        advance: is called with the number of bytes written since the last call.
+        hollow: make files of zeros that take no disk space.
+    """
     for path, fields in config_files(config, "bfloat16").items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +121,7 @@ def write(
 
 
 def sharded(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    """The names of the tensors in each shard."""
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -136,7 +156,7 @@ def write_file(
 
 
 class Noise:
-    """The tile, and its copies scaled by powers of two."""
+    """A tile of noise, and copies of it scaled by powers of two."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -145,14 +165,14 @@ class Noise:
         self.start = 0
 
     def pieces(self, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """A tensor's values in bf16, piece by piece."""
+        """A tensor's values in bf16, flat, in pieces."""
         count = math.prod(shape)
         if len(shape) == 1 and not name.endswith("bias"):  # a norm's scale
             yield torch.ones(count, dtype=torch.bfloat16)
             return
         fan_in = count // shape[0] if len(shape) > 1 else 1024
         tile = self.at_scale(-round(math.log2(fan_in) / 2))
-        self.start = (self.start + 7919) % TILE  # a prime: no two tensors begin alike
+        self.start = (self.start + 7919) % TILE  # a prime: no two tensors start at the same place
         position = self.start
         while count:
             piece = tile[position : position + count]
@@ -164,29 +184,3 @@ class Noise:
         if exponent not in self.scaled:
             self.scaled[exponent] = (self.tile * 2.0**exponent).bfloat16()
         return self.scaled[exponent]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Writes FLUX.1 Kontext's; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kontext.bench.fullsize.synthetic", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="must not exist")
-    parser.add_argument(
-        "--hollow", action="store_true", help="zeros for weights, which take no room on the disk"
-    )
-    options = parser.parse_args(arguments)
-
-    def run() -> None:
-        if options.folder.exists():
-            raise KontextError(f"{options.folder} exists already: name a folder that does not")
-        size = size_of(FULL)
-        options.folder.mkdir(parents=True)
-        if not options.hollow:
-            check_room(options.folder, size)
-        with tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-            write(options.folder, FULL, bar.update, options.hollow)
-
-    return exit_code(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,7 +28,7 @@ from ...kernels.norm_rope import norm_rope_op, normalize_and_rotate, split_qkv
 from ...kernels.norm_rope_quantize import norm_rope_quantize_op
 from ...kernels.numeric import quantize_rows
 from ...kernels.residual import gate_residual_op
-from .clock import Clock
+from .timing import DeviceTimer
 
 BOUNDS = {"16-bit": 0.01, "fp8": 0.09, "int8": 0.06}
 """Largest ‖out − ref‖ / ‖ref‖ that passes, by what the operands are rounded to; products of codes are held to
@@ -164,9 +164,9 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(heads, -1)
 
 
-def passes(shape: Shape, clock: Clock, copy_gb_s: float) -> dict[str, dict[str, float]]:
+def passes(shape: Shape, timer: DeviceTimer, copy_gb_s: float) -> dict[str, dict[str, float]]:
     """The elementwise passes: milliseconds, GB/s of what they must read and write, share of the copy's bandwidth."""
-    device, hidden, tokens, size = clock.device, shape.hidden, shape.tokens, shape.dtype.itemsize
+    device, hidden, tokens, size = timer.device, shape.hidden, shape.tokens, shape.dtype.itemsize
     x = random(1, tokens, hidden, like=shape, device=device)
     shift, scale, gate = random(1, 3, hidden, like=shape, device=device).unbind(1)
     fused = random(1, tokens, 3 * hidden + shape.mlp, like=shape, device=device)
@@ -191,25 +191,25 @@ def passes(shape: Shape, clock: Clock, copy_gb_s: float) -> dict[str, dict[str, 
             (4 * size + 3) * n,
         ),
     }
-    return shares(runs, clock, copy_gb_s)
+    return shares(runs, timer, copy_gb_s)
 
 
-def unpackings(shape: Shape, clock: Clock, copy_gb_s: float) -> dict[str, dict[str, float]]:
+def unpackings(shape: Shape, timer: DeviceTimer, copy_gb_s: float) -> dict[str, dict[str, float]]:
     """Weights of 4 bits to the format of a product, as `passes`; the weight is that of a single block's linear1."""
     depth, channels, size = shape.hidden, 3 * shape.hidden + shape.mlp, shape.dtype.itemsize
     weights = depth * channels
-    packed = torch.randint(0, 256, (depth, channels // 2), device=clock.device, dtype=torch.uint8)
-    steps = torch.rand(depth // GROUP, channels, device=clock.device).to(shape.dtype)
+    packed = torch.randint(0, 256, (depth, channels // 2), device=timer.device, dtype=torch.uint8)
+    steps = torch.rand(depth // GROUP, channels, device=timer.device).to(shape.dtype)
     by_column = column_scales(steps)
     runs: dict[str, tuple[Callable[[], object], int]] = {
         "int4 to fp8": (lambda: int4_to_fp8_op(packed, steps, by_column), weights // 2 + weights),
     }
-    for name, operands in four_bits(depth, channels, shape.dtype, clock.device).items():
+    for name, operands in four_bits(depth, channels, shape.dtype, timer.device).items():
         runs[name] = (
             partial(dequantize_4bit_op, *operands, shape.dtype),
             weights // 2 + size * weights + operands[2].nbytes,
         )
-    return shares(runs, clock, copy_gb_s)
+    return shares(runs, timer, copy_gb_s)
 
 
 def four_bits(
@@ -240,20 +240,20 @@ def four_bits(
 
 
 def shares(
-    runs: dict[str, tuple[Callable[[], object], int]], clock: Clock, copy_gb_s: float
+    runs: dict[str, tuple[Callable[[], object], int]], timer: DeviceTimer, copy_gb_s: float
 ) -> dict[str, dict[str, float]]:
     """Times of what moves so many bytes. Ten runs a graph: these take tens of microseconds, as a graph's start does."""
     found = {}
     for name, (run, bytes) in runs.items():
-        time = clock.replayed(run, 10)
+        time = timer.replayed(run, 10)
         rate = bytes / time / 1e6
         found[name] = {"ms": time, "gb_s": rate, "of_copy": rate / copy_gb_s}
     return found
 
 
-def attentions(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
+def attentions(shape: Shape, timer: DeviceTimer) -> dict[str, dict[str, float]]:
     """Attention: PyTorch's flash and cuDNN in bf16 where they are there, ours in every format; TFLOP/s."""
-    device, heads, tokens = clock.device, shape.heads, shape.tokens
+    device, heads, tokens = timer.device, shape.heads, shape.tokens
     qkv = random(1, tokens, 3 * shape.hidden, like=shape, device=device)
     cos, sin = tables(shape, device)
     norms = [torch.ones(shape.head_dim, device=device, dtype=shape.dtype)] * 4
@@ -264,7 +264,7 @@ def attentions(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
 
     def note(name: str, run: Callable[[], object]) -> None:
         try:
-            time = clock.replayed(run)
+            time = timer.replayed(run)
         except FAILURES:  # a library that does not have this one
             return
         found[name] = {"ms": time, "tflop_s": operations / time / 1e9}
@@ -291,9 +291,9 @@ def attentions(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
     return found
 
 
-def products(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
+def products(shape: Shape, timer: DeviceTimer) -> dict[str, dict[str, float]]:
     """A block's linears: cuBLAS in bf16 and FP8, ours in FP8, INT8 and INT4; TFLOP/s of each."""
-    device, tokens = clock.device, shape.tokens
+    device, tokens = timer.device, shape.tokens
     found: dict[str, dict[str, float]] = {}
     sizes = {
         "qkv": (shape.hidden, 3 * shape.hidden),
@@ -304,7 +304,7 @@ def products(shape: Shape, clock: Clock) -> dict[str, dict[str, float]]:
         operations = 2 * tokens * depth * channels
         for candidate, run in candidates(shape, depth, channels, device).items():
             try:
-                time = clock.replayed(run)
+                time = timer.replayed(run)
             except FAILURES:
                 continue
             found[f"{name}, {candidate}"] = {"ms": time, "tflop_s": operations / time / 1e9}

@@ -1,7 +1,5 @@
-"""The transformer's whole step with random weights: as diffusers runs it, compiled, in flux-fast's recipe, and on
-our kernels.
-
-Every side has the same sizes and inputs; sides that hold the same weights are also compared.
+"""One step of the transformer with random weights: eager as in diffusers, compiled, in flux-fast's recipe, and on our
+kernels; and the error of our step in each format.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ from ...runtime.backends.torch.linear import KernelLinear
 from ...runtime.backends.torch.memory import resident
 from ...runtime.backends.torch.transformer import DoubleBlock, SingleBlock, Step, Stream, Weights
 from ...runtime.backends.torch.weights import StoredLinear
-from .clock import Clock
+from .timing import DeviceTimer
 
 BOUNDS = {"bf16": 0.03, "fp8": 0.15, "int4": 0.35, "int4 fp8": 0.4}
-"""Largest ‖ours − fp32‖ / ‖fp32‖ of a shallow network's velocity that passes. INT4 is plain rounding of random
-weights, 10 % of each linear."""
+"""Largest ‖ours − fp32‖ / ‖fp32‖ of a two-block network's velocity that passes. INT4 rounds random weights to the
+nearest, an error of 10 % in each linear."""
 
 FULL = TransformerConfig()
 SMALL = TransformerConfig(
@@ -35,7 +33,7 @@ SMALL = TransformerConfig(
 )  # fmt: skip
 
 
-def inputs(
+def random_inputs(
     config: TransformerConfig,
     text: int,
     target: int,
@@ -43,7 +41,7 @@ def inputs(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """A step's inputs, random, with tables of the right size."""
+    """Random inputs of a step with `text`, `target` and `reference` tokens, by name of the network's argument."""
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, device=device).to(dtype)
@@ -62,8 +60,8 @@ def inputs(
     }
 
 
-def network(config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """The plain network with random weights of order 1 / sqrt(in)."""
+def random_network(config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """The network in PyTorch, with random weights of order 1 / sqrt(in)."""
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
     model = model.to_empty(device=device)
@@ -77,7 +75,7 @@ def network(config: TransformerConfig, device: torch.device, dtype: torch.dtype)
 
 
 def stored(linear: nn.Linear, format: str) -> StoredLinear:
-    """A linear as a bundle has it."""
+    """A linear as a bundle stores it."""
     weight, bias = linear.weight.detach().t(), linear.bias
     if format == "fp8":
         values, scale = fp8.quantize(weight, weight.dtype)
@@ -89,8 +87,7 @@ def stored(linear: nn.Linear, format: str) -> StoredLinear:
 
 
 def round_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """INT4 with the largest weight's scale: `quant.int4`'s search is written for a CPU's cache and takes minutes
-    here."""
+    """INT4 with each group's scale from its largest weight: the scale search of `quant.int4` takes minutes on a GPU."""
     groups = weight.float().unflatten(0, (-1, int4.GROUP))
     scale = (groups.abs().amax(1) / 7).clamp(min=1e-12)
     values = (groups / scale[:, None]).round().clamp(-8, 7).to(torch.int8).flatten(0, 1)
@@ -103,11 +100,11 @@ SIDES = {
     "int4": ("int4", "16-bit", "16-bit"),
     "int4 fp8": ("int4", "fp8", "fp8"),
 }
-"""Ours: name → the formats of weights, of the linears' inputs and of the attention's operands."""
+"""Our sides: name → formats of the weights, of the linears' inputs and of the attention's operands."""
 
 
 def on_kernels(model: Transformer, format: str, activations: str, attention: str, free: bool = False) -> Step:
-    """Our step over the weights of `model`, which `free` drops block by block as they are converted."""
+    """Our step with the weights of `model`; `free` drops each linear's weight once it is converted."""
     config = model.config
 
     def kernel(linear: nn.Linear) -> KernelLinear:
@@ -117,7 +114,7 @@ def on_kernels(model: Transformer, format: str, activations: str, attention: str
         return result
 
     double, single = [], []
-    blocks: Any = model.double_blocks  # modules by attribute are more than the type checker follows
+    blocks: Any = model.double_blocks  # the type checker does not know submodules' attributes
     for block in blocks:
         streams = [
             Stream(
@@ -148,7 +145,7 @@ def on_kernels(model: Transformer, format: str, activations: str, attention: str
 
 
 def weight_bytes(step: Step) -> int:
-    """Of the linears of all blocks, scales and biases included."""
+    """Bytes of the linears of all blocks, scales and biases included."""
 
     def size(part: Any) -> int:
         if isinstance(part, Tensor):
@@ -163,7 +160,7 @@ def weight_bytes(step: Step) -> int:
 
 
 class LibraryFp8(nn.Module):
-    """flux-fast's linear: FP8 weight by row, activations by token on the fly, torch._scaled_mm."""
+    """flux-fast's linear: FP8 weights scaled by row, activations quantized by token on the fly, torch._scaled_mm."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -187,7 +184,7 @@ class LibraryFp8(nn.Module):
 
 
 def to_library_fp8(model: Transformer) -> None:
-    """Every linear of the blocks, in place."""
+    """Replaces every linear of the blocks in place."""
     for blocks in (model.double_blocks, model.single_blocks):
         for path, module in list(blocks.named_modules()):
             if isinstance(module, nn.Linear):
@@ -196,7 +193,7 @@ def to_library_fp8(model: Transformer) -> None:
 
 
 def compile_blocks(model: Transformer) -> None:
-    """Regional compilation: one block of each kind is compiled, and all of the kind share the code."""
+    """Regional compilation: one block of each kind is compiled, and all blocks of that kind share the code."""
     for blocks in (model.double_blocks, model.single_blocks):
         for block in blocks:
             block.compile(fullgraph=True)
@@ -205,10 +202,10 @@ def compile_blocks(model: Transformer) -> None:
 def shallow_errors(
     device: torch.device, dtype: torch.dtype, config: TransformerConfig
 ) -> dict[str, dict[str, Any]]:
-    """Our step in each format against the plain network in fp32, one block of each kind."""
+    """Our step in each format against the network in fp32, with one block of each kind."""
     shallow = dataclasses.replace(config, num_double_blocks=1, num_single_blocks=1)
-    model = network(shallow, device, torch.float32)
-    given = inputs(shallow, 32, 96, 64, device, torch.float32)
+    model = random_network(shallow, device, torch.float32)
+    given = random_inputs(shallow, 32, 96, 64, device, torch.float32)
     wanted = model(**given).double()
     model = model.to(dtype)
     low = {name: value if name.startswith("rope") else value.to(dtype) for name, value in given.items()}
@@ -222,7 +219,7 @@ def shallow_errors(
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Tells the peak of allocated GiB since it was entered."""
+    """Yields a function that returns the peak of allocated GiB since the context was entered."""
     if device.type != "cuda":
         yield lambda: 0.0
         return
@@ -231,11 +228,11 @@ def peak(device: torch.device) -> Iterator[Callable[[], float]]:
     yield lambda: torch.cuda.max_memory_allocated(device) / 2**30
 
 
-def measure(
-    step: Callable[..., Tensor], given: dict[str, Tensor], clock: Clock, replay: bool
+def measure_step(
+    step: Callable[..., Tensor], given: dict[str, Tensor], timer: DeviceTimer, replay: bool
 ) -> dict[str, float]:
-    """Median milliseconds of a step, by graph replay or as Python launches it, and its peak memory."""
-    with torch.inference_mode(), peak(clock.device) as gib:
+    """Median milliseconds of a step, replayed from a CUDA graph or launched by Python, and its peak memory in GiB."""
+    with torch.inference_mode(), peak(timer.device) as gib:
         run = lambda: step(**given)  # noqa: E731
-        time = clock.replayed(run) if replay else clock.milliseconds(run, max(3, clock.repeats // 2))
+        time = timer.replayed(run) if replay else timer.milliseconds(run, max(3, timer.repeats // 2))
         return {"ms": time, "peak_gib": gib()}

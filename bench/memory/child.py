@@ -1,6 +1,6 @@
-"""One edit, with the peak memory of each stage: `python -m kontext.bench.memory.child BUNDLE WxH STEPS`.
+"""Peak memory of each stage of one edit: `python -m kontext.bench.memory.child BUNDLE WxH STEPS`.
 
-A process of its own, since memory that was ever taken shows in what comes after. Prints one line of JSON.
+Runs in a process of its own, because memory that earlier work leaves allocated would count. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROMPT = "make the circle red"
 
 
 class Peaks:
-    """A backend that notes the highest resident memory while each graph is loaded and run."""
+    """A backend that records the peak of resident memory while each graph is loaded and run."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -31,22 +31,22 @@ class Peaks:
         return getattr(self.backend, name)
 
     def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        forget_peak()
+        reset_peak()
         outputs: dict[str, Any] = self.backend.run(graph, inputs)
         self.peaks[graph] = max(self.peaks.get(graph, 0), peak_bytes())
         return outputs
 
 
-def forget_peak() -> None:
-    """The kernel counts the peak from now on (Linux: proc(5), clear_refs)."""
+def reset_peak() -> None:
+    """Makes the kernel count the peak from now on (Linux: proc(5), clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """Peak resident memory since then."""
+    """Peak of resident memory since `reset_peak`."""
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if found is None:
-        raise OSError("this system does not tell the peak of resident memory")
+        raise OSError("/proc/self/status has no VmHWM, the peak of resident memory")
     return 1024 * int(found[1])
 
 

@@ -1,139 +1,131 @@
-"""FLUX.1 Kontext on cards of 8 to 32 GB: `python -m kontext.bench.memory.plans --json FILE --picture FILE --page FILE`.
+"""How FLUX.1 Kontext would fit on cards of 8 to 32 GB: the planner's plans, as a table and a plot.
 
-Nothing is measured: the plans follow from the shapes, and this writes them down as a table and a picture.
+Nothing is measured: plans follow from the model's shapes, a sensitivity report if there is one, and the memory model.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from ...errors import KontextError
 from ...export.calibration.plan import COMPUTE, Plan, make_plan
+from ...export.cli.figures import new_figure, save_figure
 from ...export.cli.plan_text import TITLES, render, signal_to_noise
 from ...model.config import KontextConfig
 from ...quant.gpus import find_target
 from ...quant.memory import Workload
 from ...quant.sensitivity import Sensitivity
-from ...runtime.units import gigabytes, parse_bytes
-from ..command_line import exit_code, module_parser
-from ..report import Table, replace_section, write_json
+from ...runtime.units import parse_bytes
+from ..report import Table, finish
 
 CARDS = ("8GB", "12GB", "16GB", "24GB", "32GB")
 
-PARTS = {
+PLOT = "plans.png"
+
+COMPONENTS = {
     "weights": "#4878a8",
     "activations": "#e0a050",
     "inputs and outputs": "#8fb98a",
     "workspace": "#b07aa1",
     "context": "#a0a0a0",
 }
-"""Of a stage's peak → the colour that it is drawn in."""
+"""Component of a stage's peak, by its title → its colour."""
+
+KEYS = dict(zip(COMPONENTS, ("weights", "activations", "held", "workspace", "overhead"), strict=True))
+"""Title → key of the component in the JSON."""
 
 
-def plans(gpu: str, work: Workload, report: Sensitivity | None = None) -> list[Plan]:
-    """A plan for each of `CARDS`."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu", default="sm_89", help="an architecture or a card's name (sm_89)")
+    parser.add_argument("--references", type=int, default=1, help="reference pictures (1)")
+    parser.add_argument("--batch", type=int, default=1, help="edits at a time (1)")
+    parser.add_argument(
+        "--sensitivity", type=Path, metavar="FILE", help="a sensitivity report for the full model"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    report = None if arguments.sensitivity is None else Sensitivity.load(arguments.sensitivity)
+    made = make_plans(arguments.gpu, Workload(1024, 1024, arguments.references, arguments.batch), report)
+    for plan in made:
+        print(render(plan), end="\n\n")
+    result = to_json(made)
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def make_plans(gpu: str, work: Workload, report: Sensitivity | None = None) -> list[Plan]:
+    """A plan for each of `CARDS`. Raises KontextError for a GPU that is not known, or a report that does not fit."""
     target = find_target(gpu)
     return [make_plan(KontextConfig(), parse_bytes(card), target, work, report=report) for card in CARDS]
 
 
-def table(made: list[Plan]) -> Table:
-    """A row for each card: every stage's peak, the transformer's formats, and what is expected."""
-    stages = [stage.network for stage in made[0].stages]
+def to_json(made: list[Plan]) -> dict[str, Any]:
+    first = made[0]
+    return {
+        "what": "plans",
+        "model": first.model,
+        "work": str(first.work),
+        "compute": first.compute,
+        "plans": [plan.as_json() for plan in made],
+    }
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """A row per card: every stage's peak, the layers in each format, and the expected signal-to-noise ratio."""
+    stages = list(result["plans"][0]["stages"])
     rows = []
-    for plan in made:
-        peaks = [f"{stage.peak / 1e9:.2f}" for stage in plan.stages]
-        chosen = {stage.network: formats(plan, stage.network) for stage in plan.stages}
+    for plan in result["plans"]:
+        chosen = {name: formats(stage, result["compute"]) for name, stage in plan["stages"].items()}
         rows.append(
             [
-                gigabytes(plan.budget).replace(".00", ""),
-                *peaks,
+                f"{plan['budget'] / 1e9:g} GB",
+                *(f"{stage['peak'] / 1e9:.2f}" for stage in plan["stages"].values()),
                 chosen["transformer"],
                 chosen["text_encoder_2"],
-                signal_to_noise(plan.error),
+                signal_to_noise(plan["velocity_error"]),
             ]
         )
     header = ["card", *(f"{TITLES[name]} [GB]" for name in stages), "transformer in", "T5 in", "expected SNR"]
-    return Table(header, rows)
+    return [Table(header, rows)]
 
 
-def formats(plan: Plan, network: str) -> str:
-    """How many of a network's layers are in each format, those with most bytes first."""
-    counts = next(stage.counts for stage in plan.stages if stage.network == network)
-    names = sorted(counts.items(), key=lambda item: -item[1][1])
-    return ", ".join(f"{layers} {plan.compute if name == COMPUTE else name}" for name, (layers, _) in names)
+def formats(stage: dict[str, Any], compute: str) -> str:
+    """How many of a stage's layers are in each format, those with the most bytes first."""
+    counts = sorted(stage["formats"].items(), key=lambda item: -item[1]["bytes"])
+    return ", ".join(f"{count['layers']} {compute if name == COMPUTE else name}" for name, count in counts)
 
 
-def draw(made: list[Plan], path: Path) -> None:
-    """Stacked bars: for each card the parts of every stage's peak, under the line of its budget.
+def footer(result: dict[str, Any]) -> str:
+    target = result["plans"][0]["target"]
+    return f"{result['model']} on {target}: {result['work']}, computing in {result['compute']}. Planned, not run."
+
+
+def draw_plans(result: dict[str, Any], path: Path) -> None:
+    """Stacked bars for each card: the components of every stage's peak, under the line of the budget.
 
     Raises:
         KontextError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise KontextError("the picture needs matplotlib: pip install 'kontext-export[export]'") from None
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(made), sharey=True)
-    for axis, plan in zip(axes, made, strict=True):
-        names = [TITLES[stage.network] for stage in plan.stages]
+    plans = result["plans"]
+    figure = new_figure((13, 4.6))
+    axes = figure.subplots(1, len(plans), sharey=True)
+    for axis, plan in zip(axes, plans, strict=True):
+        names = [TITLES[name] for name in plan["stages"]]
         bottom = [0.0] * len(names)
-        for part, colour in PARTS.items():
-            heights = [part_bytes(stage)[part] / 1e9 for stage in plan.stages]
-            axis.bar(names, heights, bottom=bottom, color=colour, label=part)
+        for title, colour in COMPONENTS.items():
+            heights = [stage[KEYS[title]] / 1e9 for stage in plan["stages"].values()]
+            axis.bar(names, heights, bottom=bottom, color=colour, label=title, zorder=2)
             bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
-        axis.axhline(plan.budget / 1e9, color="#c03030", linewidth=1.2, linestyle="--")
-        lost = signal_to_noise(plan.error)
-        axis.set_title(f"{plan.budget / 1e9:.0f} GB: {lost}", fontsize=10)
+        axis.axhline(plan["budget"] / 1e9, color="#c03030", linewidth=1.2, linestyle="--", label="budget")
+        expected = signal_to_noise(plan["velocity_error"])
+        axis.set_title(
+            f"{plan['budget'] / 1e9:g} GB · {'SNR ' * expected.endswith('dB')}{expected}", fontsize=10
+        )
         axis.tick_params(axis="x", rotation=90, labelsize=8)
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("peak of the stage [GB]")
-    axes[-1].legend(fontsize=8)
-    plan = made[0]
-    figure.suptitle(
-        f"{plan.model} on {plan.target.name}: {plan.work}; the budget is the dashed line", fontsize=11
-    )
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as fault:
-        raise KontextError(f"cannot draw {path}: {fault}") from None
-
-
-def part_bytes(stage: Any) -> dict[str, int]:
-    demand = stage.demand
-    sizes = (stage.weights, demand.activations, demand.held, demand.workspace, demand.overhead)
-    return dict(zip(PARTS, sizes, strict=True))
-
-
-def run(options: argparse.Namespace) -> None:
-    report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)
-    made = plans(options.gpu, Workload(1024, 1024, options.references, options.batch), report)
-    for plan in made:
-        print(render(plan), end="\n\n")
-    if options.json is not None:
-        write_json(options.json, {"what": "plans", "plans": [plan.as_json() for plan in made]})
-    if options.picture is not None:
-        draw(made, options.picture)
-    if options.page is not None:
-        replace_section(options.page, "plans", table(made).markdown())
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = module_parser("plans", __doc__)
-    parser.add_argument("--gpu", default="sm_89", help="an architecture or a card (sm_89)")
-    parser.add_argument("--references", type=int, default=1, help="(1)")
-    parser.add_argument("--batch", type=int, default=1, help="(1)")
-    parser.add_argument("--sensitivity", type=Path, metavar="FILE", help="a report for the full model")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them there")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="rewrite this page's section of plans")
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: run(options))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
+    target = plans[0]["target"]
+    figure.suptitle(f"{result['model']} on {target}: {result['work']}", fontsize=11)
+    save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""Predicted against measured memory on this machine: `python -m kontext.bench.memory.predicted --json FILE`.
+"""Predicted and measured peak memory of each stage of an edit on this machine's CPU.
 
-A model of random weights is exported in several formats and to a budget; one edit each says what every stage takes at
-most, and the planner's memory model what it should have taken.
+A model with random weights is exported in several formats and to a memory budget. One edit with each bundle measures
+the peaks; the planner's memory model (`quant/memory.py`) predicts them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from ...errors import KontextError
 from ...export.calibration.plan import stored_layers
 from ...export.cli.plan_text import TITLES
 from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
 from ...quant.gpus import find_target
 from ...quant.memory import Workload, demands, engine_of, resident_bytes
 from ...runtime.bundle import Bundle
-from ..command_line import exit_code, module_parser, show
+from ..flags import parse_names
 from ..fullsize import synthetic
-from ..inputs import command
 from ..machine import describe, one_line
-from ..measure import run_process
-from ..report import Table, replace_section, write_json
+from ..process_cost import export_command, run_process
+from ..report import Table, finish
 
 MIDDLE = KontextConfig(
     "kontext-middle",
@@ -40,10 +38,10 @@ MIDDLE = KontextConfig(
     ClipConfig(768, 512, 2048, num_layers=6, num_heads=8),
     T5Config(512, 1024, 64, 2816, num_layers=8, num_heads=16, max_length=128),
 )
-"""428 million parameters: large enough for weights and activations to outweigh the process around them."""
+"""428 million parameters: enough for weights and activations to exceed the memory of the process itself."""
 
 SIDE, STEPS = 256, 2
-"""Of the edit. A second step shows what the runtime keeps from the first."""
+"""Size and steps of the edit. The second step shows what the runtime keeps from the first."""
 
 BUDGET = "700MB"
 
@@ -53,18 +51,40 @@ VARIANTS = {
     "int4": ["--fp32", "--int4", "--rank", "0"],
     "fit": ["--fp32", "--fit", BUDGET, "--gpu", "cpu"],
 }
-"""Name → flags of the export."""
+"""Name → flags of kontext-export."""
 
 Config = TypeVar("Config", TransformerConfig, AutoencoderConfig, ClipConfig, T5Config)
 
 
-def measure(folder: Path, variants: list[str], progress: bool) -> dict[str, Any]:
-    """Everything, in `folder`, where checkpoint and bundles stay: what is there already is used again."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="keep checkpoint and bundles here and reuse existing ones, 6 GB (a temporary one)",
+    )
+    parser.add_argument(
+        "--bundles", default=",".join(VARIANTS), metavar="NAME,…", help=f"({','.join(VARIANTS)})"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    names = parse_names(arguments.bundles, "--bundles", tuple(VARIANTS))
+    with tempfile.TemporaryDirectory(prefix="kontext-memory-") as temporary:
+        result = measure_memory(arguments.folder or Path(temporary), names, sys.stderr.isatty())
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def measure_memory(folder: Path, variants: list[str], progress: bool) -> dict[str, Any]:
+    """Writes checkpoint and bundles into `folder`, except those that already exist there, and measures every bundle.
+
+    Raises:
+        KontextError: the disk has too little space, or an export or an edit fails.
+    """
     checkpoint = folder / "checkpoint"
     if not (checkpoint / "model_index.json").exists():
-        synthetic.check_room(folder, 4 * synthetic.size_of(MIDDLE))
+        synthetic.check_disk_space(folder, 4 * synthetic.checkpoint_bytes(MIDDLE))
         with tqdm(desc="checkpoint", unit="B", unit_scale=True, disable=not progress) as bar:
-            synthetic.write(checkpoint, MIDDLE, bar.update)
+            synthetic.write_checkpoint(checkpoint, MIDDLE, bar.update)
     result: dict[str, Any] = {
         "what": "memory",
         "size": [SIDE, SIDE],
@@ -75,34 +95,28 @@ def measure(folder: Path, variants: list[str], progress: bool) -> dict[str, Any]
     for name in tqdm(variants, desc="bundles", disable=not progress):
         bundle = folder / name
         if not bundle.exists():
-            words = [*command("kontext-export", "kontext.export.cli.main"), str(checkpoint)]
-            run_process([*words, *VARIANTS[name], "--quiet", "-o", str(bundle)])
+            flags = [*VARIANTS[name], "--quiet", "-o", str(bundle)]
+            run_process([*export_command(), str(checkpoint), *flags])
         result["bundles"][name] = {
             "predicted": predict(bundle, Workload(SIDE, SIDE, 1, 1, STEPS)),
-            "measured": run_edit(bundle),
+            "measured": measure_edit(bundle),
         }
     return result
 
 
-def run_edit(bundle: Path) -> dict[str, int]:
-    """Network → peak of resident memory in bytes."""
+def measure_edit(bundle: Path) -> dict[str, int]:
+    """Network → peak of resident memory in bytes, measured in a process of its own."""
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "peaks.json"
-        words = [
-            sys.executable,
-            "-m",
-            "kontext.bench.memory.child",
-            str(bundle),
-            f"{SIDE}x{SIDE}",
-            str(STEPS),
-        ]
-        run_process(["sh", "-c", f'exec "$@" > "{output}"', "sh", *words])
+        command = [sys.executable, "-m", "kontext.bench.memory.child", str(bundle)]
+        command += [f"{SIDE}x{SIDE}", str(STEPS)]
+        run_process(["sh", "-c", f'exec "$@" > "{output}"', "sh", *command])
         peaks: dict[str, int] = json.loads(output.read_text())
         return peaks
 
 
 def predict(folder: Path, work: Workload) -> dict[str, int]:
-    """Network → the peak that the planner's memory model gives for an edit with the bundle in `folder` on a CPU."""
+    """Network → the peak in bytes that the planner's memory model predicts for an edit on a CPU."""
     bundle = Bundle.open(folder)
     config = config_of(bundle.manifest["model"])
     precision = bundle.manifest["precision"]
@@ -115,17 +129,18 @@ def predict(folder: Path, work: Workload) -> dict[str, int]:
 
 
 def config_of(model: Mapping[str, Any]) -> KontextConfig:
-    """The sizes of a bundle's model, from its manifest."""
+    """A model's configuration from a bundle's manifest."""
     return KontextConfig(
         model["name"],
-        part(TransformerConfig, model["transformer"]),
-        part(AutoencoderConfig, model["autoencoder"]),
-        part(ClipConfig, model["text_encoder"]),
-        part(T5Config, model["text_encoder_2"]),
+        section(TransformerConfig, model["transformer"]),
+        section(AutoencoderConfig, model["autoencoder"]),
+        section(ClipConfig, model["text_encoder"]),
+        section(T5Config, model["text_encoder_2"]),
     )
 
 
-def part(kind: type[Config], data: Mapping[str, Any]) -> Config:
+def section(kind: type[Config], data: Mapping[str, Any]) -> Config:
+    """A network's configuration; entries that are not its fields are ignored."""
     known = {field.name for field in fields(kind)}
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -157,35 +172,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def footer(result: dict[str, Any]) -> str:
     width, height = result["size"]
     return (
-        f"Resident memory of one edit at {width}x{height} with a reference, {result['steps']} steps, each network "
-        f"dropped after its stage; random weights, 428 million parameters.\n{one_line(result['machine'])}"
+        f"Resident memory of one edit at {width}x{height} with one reference, {result['steps']} steps, each network "
+        f"unloaded after its stage; random weights, 428 million parameters.\n{one_line(result['machine'])}"
     )
-
-
-def run(options: argparse.Namespace) -> None:
-    names = options.bundles.split(",")
-    if unknown := [name for name in names if name not in VARIANTS]:
-        raise KontextError(f"--bundles takes {', '.join(VARIANTS)}, not {unknown[0]!r}")
-    with tempfile.TemporaryDirectory(prefix="kontext-memory-") as temporary:
-        result = measure(options.folder or Path(temporary), names, sys.stderr.isatty())
-    if options.json is not None:
-        write_json(options.json, result)
-    if options.page is not None:
-        text = "\n\n".join([*(each.markdown() for each in tables(result)), footer(result)])
-        replace_section(options.page, "memory", text)
-    show(tables(result), footer(result))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = module_parser("memory", __doc__)
-    parser.add_argument(
-        "--folder", type=Path, help="keep checkpoint and bundles there, and use those that are there (6 GB)"
-    )
-    parser.add_argument("--bundles", default=",".join(VARIANTS), help="which, by name")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="rewrite this page's section of memory")
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: run(options))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     from ..calibration.sensitivity import LARGE, candidates, estimate, measure, write_report
     from ..exporter import read_tokenizers
     from ..progress import Progress
-    from .sensitivity_plot import draw
+    from .sensitivity_plot import draw_sensitivity
 
     for path in (options.output, options.plot):
         if path is not None and not path.absolute().parent.is_dir():
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     write_report(report, options.output)
     if options.plot is not None:
-        draw(report, options.plot)
+        draw_sensitivity(report, options.plot)
     if not options.quiet:
         from .sensitivity_text import render
 

@@ -1,12 +1,12 @@
-"""Draws a sensitivity report: layers by depth, one line for each number format."""
+"""Plots a sensitivity report: layers by depth, one line per number format."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ...decibels import decibels
-from ...errors import KontextError
 from ...quant.sensitivity import METHODS, Sensitivity
+from .figures import new_figure, save_figure
 
 TITLES = {
     "text_encoder": "CLIP",
@@ -17,27 +17,21 @@ TITLES = {
 
 
 def short_name(weight: str) -> str:
-    """A layer's name without what all of its network's have in common."""
-    for part in ("text_model.encoder.layers.", "encoder.block."):
-        weight = weight.removeprefix(part)
+    """A layer's name without the prefix that all layers of its network share."""
+    for prefix in ("text_model.encoder.layers.", "encoder.block."):
+        weight = weight.removeprefix(prefix)
     return weight.removesuffix(".weight")
 
 
-def draw(report: Sensitivity, path: Path) -> None:
-    """Writes the plot; the file's ending says as what (png, svg, pdf).
+def draw_sensitivity(report: Sensitivity, path: Path) -> None:
+    """Writes the plot in the format of the path's ending (png, svg, pdf).
 
     Raises:
-        KontextError: matplotlib is missing, cannot write such a file, or the folder is not there.
+        KontextError: matplotlib is missing or does not know the format, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise KontextError("--plot needs matplotlib: pip install 'kontext-export[export]'") from None
     networks = [name for name in TITLES if report.layers.get(name)]
     widths = [max(len(report.layers[name]), 8) for name in networks]
-    figure = Figure(figsize=(min(6 + 0.09 * sum(widths), 24), 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((min(2 + 0.17 * sum(widths), 24), 6.2))
     axes = figure.subplots(1, len(networks), sharey=True, width_ratios=widths, squeeze=False)[0]
     for axis, network in zip(axes, networks, strict=True):
         layers = report.layers[network]
@@ -47,19 +41,18 @@ def draw(report: Sensitivity, path: Path) -> None:
                 for position, layer in enumerate(layers.values())
                 if option in layer.errors
             ]
-            axis.plot(*zip(*points, strict=True), marker=".", markersize=5, linewidth=0.9, label=option)
-        axis.set_title(TITLES[network], fontsize=10)
-        axis.grid(alpha=0.3)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=0.8, label=option)
+        axis.set_title(TITLES[network], fontsize=11)
+        axis.grid(alpha=0.25)
+        axis.margins(x=0.6 / len(layers))
         every = max(1, len(layers) // 40)
         names = [short_name(weight) for weight in layers]
-        axis.set_xticks(range(0, len(layers), every), names[::every], rotation=90, fontsize=5)
-    axes[0].set_ylabel("signal to noise [dB]")
-    axes[0].invert_yaxis()  # what hurts is on top
-    axes[-1].legend(loc="best", fontsize=8)
+        axis.set_xticks(range(0, len(layers), every), names[::every], rotation=90, fontsize=7.5)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    axes[0].set_ylabel("SNR of the velocity [dB]; lower: the layer is more sensitive")
+    axes[0].legend(loc="lower left", frameon=False, title="quantized to")
     figure.suptitle(
-        f"{report.model}: the velocity with one layer quantized, {METHODS[report.method]}", fontsize=11
+        f"{report.model}: SNR of the velocity with one layer quantized, {METHODS[report.method]}", fontsize=12
     )
-    try:
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as fault:
-        raise KontextError(f"cannot draw {path}: {fault}") from None
+    save_figure(figure, path)

@@ -1,35 +1,25 @@
-"""kontext-bench: what it refuses, in one line; its tables from results."""
+"""kontext-bench: every subcommand's help, and one line for what it refuses."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kontext.bench import coldstart, exporting
-from kontext.bench.cli import main
-
-MACHINE = {
-    "cpu": "Abacus",
-    "cores": 2,
-    "memory_gib": 24.0,
-    "gpu": [],
-    "python": "3.11.7",
-    "libraries": {"onnxruntime": "1.32.0", "numpy": "2.4.6"},
-}
-
-
-def cost(seconds: float, mebibytes: float) -> dict[str, Any]:
-    return {
-        "seconds": {"median": seconds, "p95": seconds * 1.1, "count": 5},
-        "peak_bytes": {"median": mebibytes * 2**20, "p95": mebibytes * 2**20, "count": 5},
-    }
+from kontext.bench import exporting
+from kontext.bench.cli import main, sentence
+from kontext.bench.registry import SUBCOMMANDS, Entry
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ([], "required: COMMAND (kontext-bench --help shows the flags)"),
+        (["speed"], "invalid choice: 'speed'"),
+        (["latency", "b", "--stepz", "4"], "unrecognized arguments: --stepz 4 (kontext-bench latency --help shows the flags)"),
+        (["gpu", "--device", "tpu"], "(kontext-bench gpu --help shows the flags)"),
         (["latency", "b", "--size", "128"], "--size takes WIDTHxHEIGHT"),
         (["latency", "b", "--steps", "0"], "--steps must be at least 1"),
         (["latency", "b", "--repeat", "0"], "--repeat must be at least 1"),
@@ -65,27 +55,31 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "measure", interrupt)
+    monkeypatch.setattr(exporting, "measure_exports", interrupt)
     assert main(["export", str(tmp_path)]) == 130
 
 
-def test_cold_start_table_and_footer() -> None:
-    result = {
-        "steps": 4,
-        "size": [128, 128],
-        "sides": {"kontext-edit": cost(1.0, 100), "diffusers": cost(5.5, 520)},
-        "imports": {"nothing": cost(0.02, 10), "kontext.runtime": cost(0.15, 60)},
-        "psnr_db": 61.2,
-        "machine": MACHINE,
-    }
-    (table,) = coldstart.tables(result)
-    assert table.rows[0] == ["wall time [s]", "1.00", "1.10", "5.50", "6.05", "5.50x"]
-    assert table.rows[1][-1] == "5.20x"
-    assert "takes 0.13 s" in coldstart.footer(result)
-    assert "Abacus, 2 cores, 24 GiB; onnxruntime 1.32.0; Python 3.11.7" in coldstart.footer(result)
+@pytest.mark.parametrize("entry", SUBCOMMANDS, ids=lambda entry: entry.name)
+def test_every_subcommand_has_help(entry: Entry, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(SystemExit) as ended:
+        main([entry.name, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: kontext-bench {entry.name} ")
+    assert ("--json FILE" in shown) is entry.measures
+    assert "--version" in shown
 
 
-def test_export_table() -> None:
-    result = {"formats": {"fp8": {**cost(12.34, 900), "bundle_bytes": 2**22}}, "machine": MACHINE}
-    (table,) = exporting.tables(result)
-    assert table.rows == [["fp8", "12.3", "900", "4.0"]]
+def test_the_list_of_subcommands_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from kontext.bench.cli import parser; text = parser(None).format_help(); "
+        "assert 'latency' in text; print(*{'torch', 'numpy', 'PIL', 'onnx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_description_is_a_modules_first_paragraph() -> None:
+    assert sentence("One\ntwo.\n\nThree.") == "One two."
+    assert sentence(None) == ""

@@ -19,7 +19,7 @@ def test_documents_are_up_to_date(tmp_path: Path) -> None:
     for name in readme.DOCUMENTS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    rewritten = readme.rewrite_all(tmp_path, ROOT / "bench/results")
+    rewritten = readme.rewrite_documents(tmp_path, ROOT / "bench/results")
     for name, sections in readme.DOCUMENTS.items():
         assert rewritten[tmp_path / name] == list(sections)
         assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8"), (
@@ -29,4 +29,4 @@ def test_documents_are_up_to_date(tmp_path: Path) -> None:
 
 def test_a_folder_without_documents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KontextError, match="is not the root of the repository"):
-        readme.rewrite_all(tmp_path, ROOT / "bench/results")
+        readme.rewrite_documents(tmp_path, ROOT / "bench/results")

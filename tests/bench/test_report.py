@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kontext.bench.machine import describe, one_line
-from kontext.bench.report import Table, milliseconds, ratio, replace_section, write_json
+from kontext.bench.report import Table, finish, milliseconds, ratio, replace_section, write_json
 from kontext.errors import KontextError
 
 TABLE = Table(["stage", "median"], [["step", "1.5"], ["vae_decoder", "12.0"]])
@@ -61,24 +60,16 @@ def test_a_missing_document_is_named(tmp_path: Path) -> None:
         replace_section(tmp_path / "README.md", "edits", "new")
 
 
-def test_results_carry_the_machine_and_nothing_private(tmp_path: Path) -> None:
-    write_json(tmp_path / "deep" / "result.json", {"machine": describe()})
-    machine = json.loads((tmp_path / "deep" / "result.json").read_text())["machine"]
-    assert machine["cores"] >= 1
-    assert machine["memory_gib"] > 0
-    assert machine["libraries"]["numpy"]
-    assert "GiB" in one_line(machine)
-    assert not {"host", "user", "path"} & set(machine)
+def test_the_end_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "deep" / "result.json"
+    finish({"what": "test"}, [TABLE], "measured here", file)
+    assert capsys.readouterr().out == f"{TABLE.text()}\n\nmeasured here\nwritten to {file}\n"
+    assert json.loads(file.read_text()) == {"what": "test"}
+    finish({}, [TABLE], "measured here", None)
+    assert capsys.readouterr().out.endswith("\nmeasured here\n")
 
 
-@pytest.mark.parametrize(("cores", "words"), [(1, "Abacus, 1 core, 24 GiB"), (2, "Abacus, 2 cores, 24 GiB")])
-def test_a_machine_on_one_line(cores: int, words: str) -> None:
-    machine = {
-        "cpu": "Abacus",
-        "cores": cores,
-        "memory_gib": 24.0,
-        "gpu": [],
-        "libraries": {},
-        "python": "3.11",
-    }
-    assert one_line(machine) == f"{words}; Python 3.11"
+def test_a_result_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(KontextError, match=r"cannot write .*result\.json"):
+        write_json(tmp_path / "file" / "result.json", {})

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kontext.bench import local_server
-from kontext.bench.local_server import LocalServer
+from kontext.bench.serving.environment import ENVIRONMENT, is_ready
+from kontext.bench.serving.local_server import LocalServer
 from kontext.runtime import Pipeline
 
 GRPC_CALLS = Path(__file__).with_name("grpc_calls.py")
@@ -40,9 +40,9 @@ def output_filter(picture):
 
 @pytest.fixture(scope="session")
 def server_environment() -> Path:
-    if not local_server.is_ready():
+    if not is_ready():
         pytest.skip("the server's environment is not there: `make server` makes build/server")
-    return local_server.ENVIRONMENT
+    return ENVIRONMENT
 
 
 @pytest.fixture(scope="session")

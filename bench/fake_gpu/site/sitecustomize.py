@@ -1,6 +1,6 @@
-"""What Python loads first under a fake GPU: convolutions without cuDNN, which looks for a GPU by itself.
+"""Loaded at Python's start under a fake GPU: replaces convolutions, because cuDNN would look for a real GPU.
 
-Their outputs are as large as they are, without the workspace that cuDNN would choose.
+Outputs have the right size; the workspace that cuDNN would take is missing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    """torch.nn.functional.conv2d's output with nothing in it."""
+    """torch.nn.functional.conv2d; on the fake GPU the output is uninitialized."""
     if not x.is_cuda:
-        return plain(x, weight, bias, stride, padding, dilation, groups)
+        return original_conv2d(x, weight, bias, stride, padding, dilation, groups)
     size = [
         (
             x.shape[axis + 2]
@@ -46,5 +46,5 @@ def conv2d(
 if torch is not None:
     torch.backends.cudnn.enabled = False
     torch.backends.cuda.enable_cudnn_sdp(False)
-    plain = torch.nn.functional.conv2d
+    original_conv2d = torch.nn.functional.conv2d
     torch.nn.functional.conv2d = conv2d  # type: ignore[assignment]

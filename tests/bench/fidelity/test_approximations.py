@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from kontext.bench import cli
 from kontext.bench.fidelity import approximations
 from kontext.bench.fidelity.approximations import Setting
 from kontext.model.config import TransformerConfig
@@ -19,12 +20,15 @@ def test_steps_pictures_and_verdicts_are_compared(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = (Setting(cache=1e-9), Setting(cache=1e9), Setting(reuse_reference=2))
-    measure = approximations.measure
+    measure = approximations.measure_approximations
     monkeypatch.setattr(
-        approximations, "measure", lambda *words, **names: measure(*words, **names, settings=settings)
+        approximations,
+        "measure_approximations",
+        lambda *words, **names: measure(*words, **names, settings=settings),
     )
     output = tmp_path / "approximations.json"
-    assert approximations.main([str(tiny_bundle), "--steps", "3", "-n", "1", "--json", str(output)]) == 0
+    words = ["approximations", str(tiny_bundle), "--steps", "3", "-n", "1", "--json", str(output)]
+    assert cli.main(words) == 0
     result = json.loads(output.read_text())
     edits = result["edits"]
     assert edits == len(KINDS)
@@ -40,7 +44,7 @@ def test_steps_pictures_and_verdicts_are_compared(
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert approximations.main([str(tmp_path / "none")]) == 2
+    assert cli.main(["approximations", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -52,7 +56,7 @@ def test_the_work_of_a_step() -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    from kontext.bench.gpu.step import inputs
+    from kontext.bench.gpu.step import random_inputs
     from kontext.model.transformer import Transformer
 
     config = TransformerConfig(
@@ -64,7 +68,7 @@ def test_the_work_of_a_step() -> None:
         text_dim=64,
     )
     model = Transformer(config)
-    given = inputs(config, 24, 64, 40, torch.device("cpu"), torch.float32)
+    given = random_inputs(config, 24, 64, 40, torch.device("cpu"), torch.float32)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(**given)
     around = 2 * 128 * ((64 + 40) * 64 + 24 * 64 + 64 * 64)  # what enters and leaves the network

@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from kontext.bench.fidelity import bits as fidelity_bits
-from kontext.bench.fidelity import peers, peers_libraries
+from kontext.bench.fidelity import bits_per_weight, peers
+from kontext.bench.fidelity.peer_quantizers import QuantizedWeight
 from kontext.decibels import decibels
 from kontext.errors import KontextError
 from kontext.runtime.bundle import Bundle
@@ -40,7 +40,7 @@ def weight() -> torch.Tensor:
 
 
 def quantized(name: str, weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-    if (why := peers.why_not(name)) is not None:
+    if (why := peers.why_unavailable(name)) is not None:
         pytest.skip(why)
     with peers.quiet():
         result = peers.PEERS[name].quantize(weight)
@@ -81,23 +81,23 @@ def test_q8_0_is_a_plain_scale(weight: torch.Tensor) -> None:
 
 
 def test_fused_weights_are_quantized_apart() -> None:
-    assert peers.parts("transformer: double_blocks.0.img_attn.qkv.weight", (12, 4)) == [4, 4, 4]
-    assert peers.parts("transformer: single_blocks.0.linear1.weight", (28, 4)) == [4, 4, 4, 16]
-    assert peers.parts("transformer: single_blocks.0.linear2.weight", (4, 20)) == [4]
+    assert peers.fused_rows("transformer: double_blocks.0.img_attn.qkv.weight", (12, 4)) == [4, 4, 4]
+    assert peers.fused_rows("transformer: single_blocks.0.linear1.weight", (28, 4)) == [4, 4, 4, 16]
+    assert peers.fused_rows("transformer: single_blocks.0.linear2.weight", (4, 20)) == [4]
 
 
 def test_a_peers_bundle_differs_in_our_layers_only(bundles: dict[str, Path]) -> None:
-    if (why := peers.why_not("gguf-q4_0")) is not None:
+    if (why := peers.why_unavailable("gguf-q4_0")) is not None:
         pytest.skip(why)
     reference, ours = Bundle.open(bundles["fp32"]), Bundle.open(bundles["int4"])
-    layers = fidelity_bits.common_layers(reference, [ours])
+    layers = bits_per_weight.common_layers(reference, [ours])
     assert layers["transformer"]
     assert not layers["vae_decoder"]
     with peers.quantized("gguf-q4_0", reference, layers) as found:
         found.bundle.verify()
         assert found.layer_bits() == 4.5
-        assert 4.5 < found.file_bits(reference) < fidelity_bits.file_bits(reference, reference)  # type: ignore[operator]
-        headers, originals = fidelity_bits.headers(found.bundle), fidelity_bits.headers(reference)
+        assert 4.5 < found.file_bits(reference) < bits_per_weight.file_bits(reference, reference)  # type: ignore[operator]
+        headers, originals = bits_per_weight.headers(found.bundle), bits_per_weight.headers(reference)
         for graph, header in headers.items():
             for name, place in header.tensors.items():
                 same = bool((place.read() == originals[graph].tensors[name].read()).all())
@@ -111,29 +111,29 @@ def test_a_peers_bundle_differs_in_our_layers_only(bundles: dict[str, Path]) -> 
 
 def test_what_a_library_cannot_quantize_is_one_line(bundles: dict[str, Path]) -> None:
     """T5's width of 48 has no whole blocks of 32."""
-    if (why := peers.why_not("gguf-q4_0")) is not None:
+    if (why := peers.why_unavailable("gguf-q4_0")) is not None:
         pytest.skip(why)
     reference = Bundle.open(bundles["fp32"])
-    layers = fidelity_bits.common_layers(reference, [Bundle.open(bundles["int8"])])
+    layers = bits_per_weight.common_layers(reference, [Bundle.open(bundles["int8"])])
     with pytest.raises(KontextError, match="gguf-q4_0 cannot quantize text_encoder_2: encoder"):
         with peers.quantized("gguf-q4_0", reference, layers):
             pass
 
 
 def test_names() -> None:
-    assert peers.parse(None) == []
-    assert peers.parse("all") == list(peers.PEERS)
-    assert peers.parse("bnb-nf4, gguf-q4_0,bnb-nf4") == ["bnb-nf4", "gguf-q4_0"]
-    with pytest.raises(KontextError, match="no peer is called 'awq': there are"):
-        peers.parse("awq,bnb-nf4")
+    assert peers.parse_peers(None) == []
+    assert peers.parse_peers("all") == list(peers.PEERS)
+    assert peers.parse_peers("bnb-nf4, gguf-q4_0,bnb-nf4") == ["bnb-nf4", "gguf-q4_0"]
+    with pytest.raises(KontextError, match=r"--peers takes all, or .*; not 'awq'"):
+        peers.parse_peers("awq,bnb-nf4")
 
 
 def test_a_library_that_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def quantize(_: torch.Tensor) -> peers_libraries.Quantized:
+    def quantize(_: torch.Tensor) -> QuantizedWeight:
         raise RuntimeError("no kernel\nfor this device")
 
     monkeypatch.setitem(peers.PEERS, "broken", peers.Peer("torch", "torch", "nothing", quantize))
-    why = peers.why_not("broken")
+    why = peers.why_unavailable("broken")
     assert why is not None
     assert why.startswith("broken: torch ")
     assert why.endswith("does not work here: no kernel")
@@ -141,7 +141,7 @@ def test_a_library_that_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_absent_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda _: None)
-    why = peers.why_not("quanto-int4")
+    why = peers.why_unavailable("quanto-int4")
     assert why == (
         "quanto-int4 needs optimum-quanto, which is not installed: pip install 'kontext-export[peers]'"
     )

@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx")
 
+from kontext.bench import cli
 from kontext.bench.fullsize import engines
 from kontext.model.checkpoint import Checkpoint
 
@@ -21,6 +22,7 @@ def test_an_engine_is_built_of_a_graph_without_weights(
     config = Checkpoint.open(tiny_checkpoint).config
     monkeypatch.setattr(engines, "full_size", lambda blocks: config)
     words = [
+        "engines",
         "--graphs",
         "modulation",
         "--formats",
@@ -30,7 +32,7 @@ def test_an_engine_is_built_of_a_graph_without_weights(
         "--json",
         str(tmp_path / "r"),
     ]
-    assert engines.main(words) == 0
+    assert cli.main(words) == 0
     assert "modulation bf16-fp8" in capsys.readouterr().out
     result = json.loads((tmp_path / "r").read_text())
     (entry,) = result["engines"]
@@ -40,7 +42,7 @@ def test_an_engine_is_built_of_a_graph_without_weights(
     monkeypatch.setattr(
         engines, "write_graph", lambda folder, *_: (folder / "modulation.onnx").write_bytes(b"x")
     )
-    assert engines.main([*words, "--limit", "0"]) == 0
+    assert cli.main([*words, "--limit", "0"]) == 0
     assert (
         "cannot be built: the compiler ended with"
         in json.loads((tmp_path / "r").read_text())["engines"][0]["fault"]
@@ -56,5 +58,5 @@ def test_an_engine_is_built_of_a_graph_without_weights(
     ],
 )
 def test_wrong_flags(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert engines.main(words) == 2
+    assert cli.main(["engines", *words]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -1,36 +1,40 @@
-"""The plans' table and picture."""
+"""The plans' table from JSON, and their plot."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 pytest.importorskip("torch")
 
+from kontext.bench import cli
 from kontext.bench.memory import plans
 
 
-def test_table_picture_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
-    page, picture = tmp_path / "page.md", tmp_path / "plans.png"
-    page.write_text("# Plans\n<!-- plans:begin -->\n<!-- plans:end -->\n")
-    words = ["--page", str(page), "--picture", str(picture), "--json", str(tmp_path / "plans.json")]
-    assert plans.main(words) == 0
+def test_table_and_plot_from_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plans.json"
+    assert cli.main(["plans", "--json", str(file)]) == 0
     assert "FLUX.1-Kontext-dev in 12.00 GB on sm_89" in capsys.readouterr().out
-    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows] == [
-        "card",
-        "---",
-        "8 GB",
-        "12 GB",
-        "16 GB",
-        "24 GB",
-        "32 GB",
-    ]
-    assert picture.stat().st_size > 10_000
+    result = json.loads(file.read_text())
+    (table,) = plans.tables(result)
+    assert [row[0] for row in table.rows] == ["8 GB", "12 GB", "16 GB", "24 GB", "32 GB"]
+    assert [row[-1] for row in table.rows][-1] == "nothing lost"
+    for row, plan in zip(table.rows, result["plans"], strict=True):
+        peaks = [float(cell) for cell in row[1:7]]
+        assert max(peaks) == pytest.approx(plan["peak"] / 1e9, abs=0.005)
+        assert max(peaks) <= plan["budget"] / 1e9
+        for stage in plan["stages"].values():
+            assert sum(stage[key] for key in plans.KEYS.values()) == stage["peak"]
+    assert "an edit at 1024x1024 with one reference" in plans.footer(result)
+    pytest.importorskip("matplotlib")
+    plans.draw_plans(result, tmp_path / "plans.png")
+    with PIL.Image.open(tmp_path / "plans.png") as picture:
+        assert picture.width > 1000
 
 
 def test_a_card_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plans.main(["--gpu", "voodoo"]) == 2
+    assert cli.main(["plans", "--gpu", "voodoo"]) == 2
     assert "GPU 'voodoo' is not known" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kontext.bench.local_server import LocalServer
+from kontext.bench.serving.local_server import LocalServer
 from kontext.errors import KontextError
 from kontext.runtime import Pipeline
 from kontext.runtime.server_client import Edit, connect

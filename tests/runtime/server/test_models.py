@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kontext.bench.local_server import LocalServer
+from kontext.bench.serving.local_server import LocalServer
 from kontext.runtime import Pipeline, cli
 from kontext.runtime.server_client import Edit, connect, picture_file
 

@@ -1,0 +1,87 @@
+"""diffusers' FluxKontextPipeline, run on the same checkpoint and the same edit as a bundle."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from ..errors import KontextError
+from .timing import StageTimer
+
+
+def load_pipeline(checkpoint: Path, *, device: str) -> Any:
+    """A FluxKontextPipeline over the diffusers folder `checkpoint` in fp32. Downloads nothing.
+
+    Raises:
+        KontextError: diffusers is not installed, or `checkpoint` is not a diffusers folder.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        import torch
+        import transformers
+        from diffusers import FluxKontextPipeline
+        from diffusers.utils import logging
+    except ImportError as error:
+        raise KontextError(
+            f"--against diffusers needs it installed: pip install 'kontext-export[export,bench]' ({error})"
+        ) from error
+    if not (checkpoint / "model_index.json").is_file():
+        raise KontextError(f"{checkpoint} is not a diffusers folder: it has no model_index.json")
+    for log in (logging, transformers.utils.logging):
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = FluxKontextPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def edit(
+    pipe: Any,
+    image: PIL.Image.Image | None,
+    prompt: str,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    size: tuple[int, int],
+) -> PIL.Image.Image:
+    """One edit at exactly `size` (width, height), multiples of 16; the reference keeps its own size.
+
+    Without `max_area` and `_auto_resize` the pipeline would resize to a million pixels. The noise comes from a
+    generator on the CPU, as in the runtime.
+    """
+    import torch
+
+    width, height = size
+    result = pipe(
+        image=image,
+        prompt=prompt,
+        width=width,
+        height=height,
+        max_area=width * height,
+        _auto_resize=False,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        max_sequence_length=pipe.tokenizer_2.model_max_length,
+    )
+    return result.images[0]
+
+
+def attach_timer(pipe: Any, timer: StageTimer) -> None:
+    """Times the pipeline's networks under the names of the runtime's stages; modulation is part of every step."""
+    for stage, module in (
+        ("text_encoder", pipe.text_encoder),
+        ("text_encoder_2", pipe.text_encoder_2),
+        ("vae_encoder", pipe.vae.encoder),
+        ("step", pipe.transformer),
+        ("vae_decoder", pipe.vae.decoder),
+    ):
+        module.forward = timer.wrap(stage, module.forward)

@@ -1,0 +1,88 @@
+"""Runs a command on a fake GPU of any memory and architecture: stub CUDA libraries whose kernels are no-ops.
+
+Needs PyTorch's build for CUDA 13, Triton and a C compiler, on Linux x86-64. Real are PyTorch's dispatch and caching
+allocator, streams, graph capture, Triton's compiler and launches; numbers read from the device are zeros.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...errors import KontextError
+from ...kernels.compile import SHARED_LIMITS, parse_architectures
+from ...runtime.cache import cache_folder
+from ...runtime.units import parse_bytes
+from .libraries import HERE, LIBRARIES, build_libraries
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory", type=parse_bytes, default="80GB", metavar="SIZE", help="of the GPU (80GB)"
+    )
+    parser.add_argument("--architecture", default="sm_90", metavar="SM", help="of the GPU (sm_90)")
+    parser.add_argument("--trace", action="store_true", help="list every launch of a Triton kernel on stderr")
+    parser.add_argument(
+        "--refuse-page-locking",
+        action="store_true",
+        help="fail to register host memory, as CUDA may under WSL",
+    )
+    parser.add_argument("words", nargs="+", metavar="COMMAND", help="after --, with its arguments")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Returns the exit code of the command."""
+    architecture = parse_architectures(arguments.architecture)[0]
+    folder = cache_folder() / "fake_gpu"
+    build_libraries(folder)
+    variables = environment(
+        folder,
+        arguments.memory,
+        architecture,
+        arguments.trace,
+        page_locking=not arguments.refuse_page_locking,
+    )
+    check_torch(variables)
+    return subprocess.run(arguments.words, env=variables).returncode
+
+
+def environment(
+    folder: Path, memory: int, architecture: int, trace: bool = False, *, page_locking: bool = True
+) -> dict[str, str]:
+    """This process's environment with a fake GPU of `memory` bytes; `folder` has the libraries."""
+
+    def before(name: str, *paths: str) -> str:
+        return os.pathsep.join([*paths, *filter(None, [os.environ.get(name)])])
+
+    libraries = [str(folder / LIBRARIES[name]) for name in ("runtime", "blas")]
+    return {
+        **os.environ,
+        "LD_PRELOAD": before("LD_PRELOAD", *libraries),
+        "LD_LIBRARY_PATH": before("LD_LIBRARY_PATH", str(folder)),
+        "PYTHONPATH": before("PYTHONPATH", str(HERE / "site")),
+        "TRITON_LIBCUDA_PATH": str(folder),
+        # Triton links what it compiles against this driver, so its cache must not be a real GPU's.
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        # torch.compile's worker processes do not always end under a preloaded library.
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "FAKE_GPU_MEMORY": str(memory),
+        "FAKE_GPU_ARCHITECTURE": str(architecture),
+        "FAKE_GPU_SHARED": str(SHARED_LIMITS[architecture] * 1024),
+        "FAKE_GPU_TRACE": "1" if trace else "0",
+        "FAKE_GPU_PAGE_LOCKING": "1" if page_locking else "0",
+    }
+
+
+def check_torch(variables: Mapping[str, str]) -> None:
+    """Raises KontextError if PyTorch does not see the fake GPU."""
+    test = "import torch; print(torch.cuda.is_available(), torch.version.cuda)"
+    done = subprocess.run([sys.executable, "-c", test], env=variables, capture_output=True, text=True)
+    if done.stdout.split()[:1] != ["True"]:
+        answer = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
+        raise KontextError(
+            f"PyTorch does not see the fake GPU ({' '.join(answer)}): it must be a build for CUDA 13"
+        )

@@ -1,0 +1,257 @@
+"""How close bundles stay to a reference bundle, on the same held-out edits and seeds.
+
+(a) The velocity's signal-to-noise ratio in dB along the reference's own trajectory (teacher forcing): every step starts
+    from the reference's latents, so errors do not accumulate and steps can be compared.
+(b) The final picture of a free run, by every metric of `picture_metrics`, and the latents' distance from the
+    reference's after every step.
+(c) The edits that the embedded judge accepts.
+
+The PSNR of a whole trajectory alone says little: it mostly measures how fast two runs diverge. Other libraries' weights
+(`peers`) are measured in the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ...decibels import decibels
+from ...errors import KontextError
+from ...runtime import Pipeline
+from ...runtime.bundle import Bundle
+from ...tiny.edits import KINDS, Edit
+from ..edits import held_out
+from ..flags import at_least
+from ..machine import describe
+from ..report import finish
+from . import bits_per_weight, peers
+from .edit_runs import EditRun, Recorder, TeacherForced, Trajectory, run_edit
+from .picture_metrics import METRICS, Compare, available_metrics
+from .tables import absences, detail_tables, footer, tables
+
+__all__ = ["add_flags", "footer", "measure_fidelity", "run", "tables"]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="BUNDLE", help="the same model, exported with --fp32"
+    )
+    parser.add_argument(
+        "--peers",
+        metavar="NAME,…",
+        help="other libraries' quantization of the same weights, such as torchao-int4,bnb-nf4,gguf-q4_0; all: those "
+        "that are installed (none)",
+    )
+    parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
+    parser.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, steps=1, count=1)
+    names = peers.parse_peers(arguments.peers)
+    missing = {name: why for name in names if (why := peers.why_unavailable(name)) is not None}
+    if missing and arguments.peers != "all":
+        raise KontextError("; ".join(missing.values()))
+    for why in missing.values():
+        print(f"skipped: {why}", file=sys.stderr)
+    result = measure_fidelity(
+        arguments.reference,
+        arguments.bundles,
+        steps=arguments.steps,
+        count=arguments.count,
+        seed=arguments.seed,
+        peer_names=[name for name in names if name not in missing],
+        progress=sys.stderr.isatty(),
+    )
+    for line in absences(result):
+        print(line)
+    finish(result, [*tables(result), *detail_tables(result)], footer(result), arguments.json)
+
+
+@dataclass
+class ReferenceRun:
+    """One edit by the reference."""
+
+    edit: Edit
+    seed: int
+    run: EditRun
+    trajectory: Trajectory
+
+
+def reference_runs(
+    pipe: Pipeline, steps: int, count: int, seed: int, done: Callable[[], object]
+) -> list[ReferenceRun]:
+    """Runs `count` held-out edits of each kind; `done` is called after each."""
+    result: list[ReferenceRun] = []
+    backend = pipe.backend
+    edits = [edit for kind in KINDS for edit in held_out(kind, count, seed)]
+    for number, edit in enumerate(edits):
+        recorder = Recorder(backend)
+        pipe.backend = recorder
+        free = run_edit(pipe, edit, steps, seed + number)
+        result.append(ReferenceRun(edit, seed + number, free, recorder.trajectory))
+        done()
+    pipe.backend = backend
+    return result
+
+
+@dataclass
+class ComparedBundle:
+    """A bundle to compare with the reference, ours or a peer's; `about` says what it is, as JSON."""
+
+    name: str
+    about: dict[str, Any]
+    pipe: Pipeline
+    layer_bits: float | None
+    file_bits: float | None
+
+
+def compare(
+    compared: ComparedBundle,
+    references: Sequence[ReferenceRun],
+    metrics: Mapping[str, Compare],
+    done: Callable[[], object],
+) -> dict[str, Any]:
+    """Runs one bundle along all reference runs; returns everything that is measured, as JSON."""
+    pipe, backend = compared.pipe, compared.pipe.backend
+    steps = len(references[0].trajectory.velocities)
+    noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
+    each: dict[str, list[float]] = {name: [] for name in metrics}
+    successes: list[bool] = []
+    for known in references:
+        found = run_edit(pipe, known.edit, steps, known.seed)
+        successes.append(found.success)
+        for name, metric in metrics.items():
+            each[name].append(metric(found.picture, known.run.picture))
+        for step, (ours, theirs) in enumerate(zip(found.latents, known.run.latents, strict=True)):
+            apart, whole = (np.square(x, dtype=np.float64).sum() for x in (ours - theirs, theirs))
+            distances[step] += np.sqrt(apart / whole) / len(references)
+        forced = TeacherForced(backend, known.trajectory)
+        pipe.backend = forced
+        run_edit(pipe, known.edit, steps, known.seed)
+        pipe.backend = backend
+        noise += forced.noise
+        signal += forced.signal
+        done()
+    expected = [known.run.success for known in references]
+    result = {
+        **compared.about,
+        "bits_per_weight": rounded(compared.layer_bits, 3),
+        "bits_per_weight_files": rounded(compared.file_bits, 3),
+        "velocity_snr": round(decibels(signal.sum(), noise.sum()), 2),
+        "velocity_snr_steps": [round(decibels(*pair), 2) for pair in zip(signal, noise, strict=True)],
+        "latent_distance_steps": [round(float(distance), 6) for distance in distances],
+        "lost_edits": round((sum(expected) - sum(successes)) / len(references), 4),
+        "success_each": successes,
+    }
+    for name, values in each.items():
+        digits = METRICS[name].digits + 1
+        result[name] = round(float(np.mean(values)), digits)
+        result[f"{name}_each"] = [round(value, digits) for value in values]
+    return result
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def measure_fidelity(
+    reference: Path,
+    bundles: Sequence[Path],
+    *,
+    steps: int,
+    count: int,
+    seed: int,
+    peer_names: Sequence[str] = (),
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Runs `count` held-out edits of each kind through the reference, every bundle, and every peer.
+
+    Raises:
+        KontextError: a bundle is of another model, two bundles have the same name, or a peer cannot quantize a layer.
+    """
+    teacher = Pipeline.load(reference)
+    opened = open_bundles(teacher.bundle, bundles)
+    layers = bits_per_weight.common_layers(teacher.bundle, list(opened.values()))
+    if peer_names and not any(layers[graph] for graph in bits_per_weight.COUNTED):
+        raise KontextError(
+            "--peers needs a quantized bundle: peers quantize the layers that at least one bundle quantizes"
+        )
+    metrics, absent = available_metrics()
+    entries: dict[str, dict[str, Any]] = {"bundles": {}, "peers": {}}
+    runs = (1 + len(opened) + len(peer_names)) * len(KINDS) * count
+    with tqdm(total=runs, desc="edits", unit="edit", disable=not progress) as bar:
+        references = reference_runs(teacher, steps, count, seed, bar.update)
+        # One at a time: a peer's bundle is as large as the reference.
+        for name, bundle in opened.items():
+            entries["bundles"][name] = compare(
+                ours(name, bundle, teacher.bundle, layers), references, metrics, bar.update
+            )
+        for name in peer_names:
+            with theirs(name, teacher.bundle, layers) as compared:
+                entries["peers"][name] = compare(compared, references, metrics, bar.update)
+    successes = [known.run.success for known in references]
+    return {
+        "what": "fidelity",
+        "model": teacher.bundle.name,
+        "reference": {
+            "name": reference.name,
+            "success": round(sum(successes) / len(successes), 4),
+            "success_each": successes,
+        },
+        "steps": steps,
+        "edits": len(references),
+        "kinds": [known.edit.kind for known in references],
+        "seed": seed,
+        **entries,
+        "absent_measures": absent,
+        "machine": describe(),
+    }
+
+
+def open_bundles(reference: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
+    """Folder's name → bundle. Raises KontextError for another model's bundle, or a name that occurs twice."""
+    opened: dict[str, Bundle] = {}
+    for path in paths:
+        bundle = Bundle.open(path)
+        if bundle.manifest["model"] != reference.manifest["model"]:
+            raise KontextError(f"{path} is not an export of {reference.folder}'s model")
+        if path.name in opened or path.name in peers.PEERS:
+            raise KontextError(f"two bundles are named {path.name}: rename one's folder")
+        opened[path.name] = bundle
+    return opened
+
+
+def ours(name: str, bundle: Bundle, reference: Bundle, layers: bits_per_weight.Layers) -> ComparedBundle:
+    return ComparedBundle(
+        name,
+        {
+            "precision": bundle.manifest["precision"]["weights"],
+            "activations": bits_per_weight.activation_formats(bundle),
+        },
+        Pipeline.load(bundle),
+        bits_per_weight.layer_bits(bundle, reference, layers),
+        bits_per_weight.file_bits(bundle, reference),
+    )
+
+
+@contextlib.contextmanager
+def theirs(name: str, reference: Bundle, layers: bits_per_weight.Layers) -> Iterator[ComparedBundle]:
+    with peers.quantized(name, reference, layers) as quantized:
+        yield ComparedBundle(
+            name,
+            peers.describe(name),
+            Pipeline.load(quantized.bundle),
+            quantized.layer_bits(),
+            quantized.file_bits(reference),
+        )

@@ -1,0 +1,74 @@
+"""Flags and checks that several benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import KontextError
+from ..export.cli.source_flags import EMBEDDED
+from ..runtime.cli import parse_width_height
+
+
+def add_edit_flags(parser: argparse.ArgumentParser, *, steps: int, repeat: int) -> None:
+    """Flags of the one edit that is measured; `edit_settings` reads them. `steps` and `repeat` are defaults."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=EMBEDDED,
+        help="what the bundle was exported from (the embedded model)",
+    )
+    parser.add_argument(
+        "-i", "--image", type=Path, metavar="FILE", help="picture to edit (a generated scene)"
+    )
+    parser.add_argument("--prompt", help="instruction (the scene's)")
+    parser.add_argument(
+        "--size",
+        type=parse_width_height,
+        metavar="WxH",
+        help="output size (the most square of the bundle's preferred sizes)",
+    )
+    parser.add_argument("--steps", type=int, default=steps, help=f"sampler steps ({steps})")
+    parser.add_argument("--guidance", type=float, default=2.5, help="guidance scale (2.5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
+    parser.add_argument("--repeat", type=int, default=repeat, help=f"measured edits per side ({repeat})")
+
+
+def edit_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for a `measure_…` function. Raises KontextError for a count below 1."""
+    at_least(arguments, steps=1, repeat=1)
+    return {
+        "steps": arguments.steps,
+        "guidance": arguments.guidance,
+        "seed": arguments.seed,
+        "size": arguments.size,
+        "repeat": arguments.repeat,
+        "image": arguments.image,
+        "prompt": arguments.prompt,
+        "progress": sys.stderr.isatty(),
+    }
+
+
+def at_least(arguments: argparse.Namespace, **least: int) -> None:
+    """Raises KontextError if a flag's number is below the smallest allowed one: `at_least(arguments, steps=1)`."""
+    for name, smallest in least.items():
+        if getattr(arguments, name) < smallest:
+            raise KontextError(f"--{name} must be at least {smallest}, not {getattr(arguments, name)}")
+
+
+def parse_counts(text: str, flag: str) -> list[int]:
+    """`28,4` as [28, 4]. Raises KontextError unless every entry is a positive whole number."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise KontextError(f"{flag} takes positive whole numbers, such as 28 or 28,4; not {text!r}")
+    return [int(word) for word in words]
+
+
+def parse_names(text: str, flag: str, known: tuple[str, ...]) -> list[str]:
+    """`fp8,int4` as ["fp8", "int4"]. Raises KontextError for a name that is not in `known`."""
+    names = [word.strip() for word in text.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise KontextError(f"{flag} takes {', '.join(known)}; not {', '.join(map(repr, unknown))}")
+    return names

@@ -1,0 +1,210 @@
+"""Step time and memory of quantized bundles, on random weights wide enough for matrix products to dominate.
+
+A synthetic checkpoint is exported as fp32 and in each format; then one step of each bundle's transformer, and of
+diffusers' in bf16 on the same weights, is timed in turn (A B C A B C …) in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ...decibels import decibels
+from ...errors import KontextError
+from ...model.config import KontextConfig, TransformerConfig
+from ...quant.methods import FORMATS
+from ...runtime.bundle import Bundle
+from ...tiny.architecture import TINY
+from ..fidelity import bits_per_weight
+from ..flags import at_least, parse_names
+from ..fullsize import synthetic
+from ..machine import describe, one_line, usable_cores
+from ..process_cost import export_command, run_process
+from ..report import Table, finish, mebibytes, milliseconds, ratio
+from ..timing import Percentiles, StageTimer, interleave
+from .step import Array, bundle_step, diffusers_step
+
+PEER = "diffusers bf16"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--formats", default="int8,int4", metavar="NAME,…", help="beside fp32 (int8,int4)")
+    parser.add_argument(
+        "--hidden", type=int, default=1024, help="hidden size, a multiple of 128 from 512 (1024)"
+    )
+    parser.add_argument("--tokens", type=int, default=1024, help="target tokens, and reference tokens (1024)")
+    parser.add_argument("--repeat", type=int, default=7, help="measured steps per side (7)")
+    parser.add_argument("--warmup", type=int, default=2, help="steps per side before timing starts (2)")
+    parser.add_argument("--folder", type=Path, help="for the bundles, 2 GB (the system's temporary folder)")
+    parser.add_argument("--without-diffusers", action="store_true", help="do not measure diffusers")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, repeat=1, warmup=0, hidden=512, tokens=16)
+    result = measure_steps(
+        parse_names(arguments.formats, "--formats", tuple(FORMATS)),
+        hidden=arguments.hidden,
+        tokens=arguments.tokens,
+        repeat=arguments.repeat,
+        warmup=arguments.warmup,
+        folder=arguments.folder,
+        diffusers=not arguments.without_diffusers,
+        progress=sys.stderr.isatty(),
+    )
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def config_of(hidden: int) -> KontextConfig:
+    """FLUX's proportions (heads of 128) at another width, 2 + 4 blocks; the other networks are the embedded model's."""
+    if hidden % 128:
+        raise KontextError(f"--hidden must be a multiple of 128, the size of a head, not {hidden}")
+    transformer = TransformerConfig(
+        hidden_size=hidden,
+        num_heads=hidden // 128,
+        num_double_blocks=2,
+        num_single_blocks=4,
+        text_dim=TINY.transformer.text_dim,
+        pooled_dim=TINY.transformer.pooled_dim,
+    )
+    return dataclasses.replace(TINY, name=f"synthetic-{hidden}", transformer=transformer)
+
+
+def measure_steps(
+    formats: Sequence[str],
+    *,
+    hidden: int,
+    tokens: int,
+    repeat: int,
+    warmup: int,
+    folder: Path | None = None,
+    diffusers: bool = True,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Times `repeat` steps of every side after `warmup`, with `tokens` target tokens and as many reference tokens.
+
+    Raises:
+        KontextError: `hidden` or `tokens` is not allowed, or the disk has too little space.
+    """
+    if tokens & (tokens - 1):
+        raise KontextError(f"--tokens must be a power of two, not {tokens}")
+    if folder is not None and not folder.is_dir():
+        raise KontextError(f"--folder {folder} is not a folder")
+    config = config_of(hidden)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="kontext-quantspeed-") as temporary:
+        root = Path(temporary)
+        checkpoint = root / "checkpoint"
+        synthetic.check_disk_space(root, 5 * synthetic.checkpoint_bytes(config))
+        synthetic.write_checkpoint(checkpoint, config, lambda _: None)
+        for name in ("fp32", *formats):
+            flags = ["--fp32"] if name == "fp32" else ["--fp32", f"--{name}"]
+            run_process([*export_command(), str(checkpoint), "-o", str(root / name), *flags, "--quiet"])
+        bundles = {name: root / name for name in ("fp32", *formats)}
+        memory = {name: step_memory("bundle", bundle, tokens) for name, bundle in bundles.items()}
+        steps: dict[str, Callable[[], Array]] = {
+            name: bundle_step(bundle, tokens) for name, bundle in bundles.items()
+        }
+        if diffusers:
+            memory[PEER] = step_memory("diffusers", checkpoint, tokens)
+            steps[PEER] = diffusers_step(checkpoint, tokens)
+        outputs = {name: step() for name, step in steps.items()}
+        sides = {name: partial(timed, step) for name, step in steps.items()}
+        with tqdm(total=len(sides) * (warmup + repeat), desc="steps", disable=not progress) as bar:
+            seconds = interleave(sides, repeat, warmup=warmup, done=bar.update)
+        bits = weight_sizes({name: Bundle.open(bundle) for name, bundle in bundles.items()})
+    return {
+        "what": "quantspeed",
+        "hidden": hidden,
+        "blocks": [config.transformer.num_double_blocks, config.transformer.num_single_blocks],
+        "tokens": [tokens, tokens],
+        "threads": usable_cores(),
+        "sides": {
+            name: {
+                "seconds": Percentiles.of(seconds[name]).to_json(),
+                "snr": round(snr(outputs[name], outputs["fp32"]), 1),
+                **memory[name],
+                **bits.get(name, {}),
+            }
+            for name in steps
+        },
+        "machine": describe(),
+    }
+
+
+def timed(step: Callable[[], Array]) -> float:
+    """Seconds of one step."""
+    timer = StageTimer()
+    timer.wrap("step", step)()
+    return timer.stages["step"][0]
+
+
+def snr(found: Array, expected: Array) -> float:
+    """Signal-to-noise ratio in dB."""
+    energy = [float(np.square(x, dtype=np.float64).sum()) for x in (expected, found - expected)]
+    return decibels(*energy)
+
+
+def step_memory(side: str, folder: Path, tokens: int) -> dict[str, int]:
+    """Memory of a new process that runs two steps: resident after them, and the peak, loading included."""
+    with tempfile.TemporaryDirectory() as name:
+        record = Path(name) / "memory.json"
+        words = [sys.executable, "-m", "kontext.bench.quantspeed.step", side, str(folder)]
+        cost = run_process([*words, "--tokens", str(tokens), "--record", str(record)])
+        noted = json.loads(record.read_text(encoding="utf-8"))
+    return {"resident_bytes": noted["after"], "peak_bytes": cost.peak_bytes}
+
+
+def weight_sizes(bundles: dict[str, Bundle]) -> dict[str, dict[str, Any]]:
+    """Bytes of each transformer's file, and bits per weight of the layers that at least one bundle quantizes."""
+    layers = bits_per_weight.common_layers(bundles["fp32"], list(bundles.values()))
+    return {
+        name: {
+            "weight_bytes": bundle.graphs["transformer"].weights.stat().st_size,
+            "bits_per_weight": bits_per_weight.layer_bits(bundle, bundles["fp32"], layers),
+        }
+        for name, bundle in bundles.items()
+    }
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """One row per side; ratios are of medians, above 1 where the side is faster than the column's."""
+    sides = result["sides"]
+    others = [name for name in ("fp32", PEER) if name in sides]
+    header = ["one step", "median [ms]", "p95", *(f"against {name}" for name in others)]
+    header += ["transformer [MiB]", "resident [MiB]", "peak [MiB]", "SNR to fp32 [dB]"]
+    rows = []
+    for name, side in sides.items():
+        median = side["seconds"]["median"]
+        rows.append(
+            [
+                name,
+                milliseconds(median),
+                milliseconds(side["seconds"]["p95"]),
+                *(ratio(median, sides[other]["seconds"]["median"]) for other in others),
+                mebibytes(side["weight_bytes"]) if "weight_bytes" in side else "-",
+                mebibytes(side["resident_bytes"]),
+                mebibytes(side["peak_bytes"]),
+                "-" if name == "fp32" else f"{side['snr']:.1f}",
+            ]
+        )
+    return [Table(header, rows)]
+
+
+def footer(result: dict[str, Any]) -> str:
+    doubles, singles = result["blocks"]
+    target, reference = result["tokens"]
+    count = result["sides"]["fp32"]["seconds"]["count"]
+    return (
+        f"Random weights, hidden size {result['hidden']}, {doubles} + {singles} blocks, {target} + {reference} image "
+        f"tokens, {result['threads']} threads, {count} steps a side in turn. Memory is a whole process's. diffusers "
+        f"computes the modulation inside every step.\n{one_line(result['machine'])}"
+    )

@@ -1,0 +1,1 @@
+"""Serving benchmark, and Triton Inference Server on this machine."""

@@ -1,0 +1,171 @@
+"""Load on a server: concurrent callers in a closed loop, each sending its next edit when its last one is answered.
+
+Throughput and latency percentiles against the number of callers, as Triton's perf_analyzer reports them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import KontextError
+from ...runtime.cli import parse_width_height
+from ...runtime.server_client import Client, Edit, picture_file
+from ..flags import at_least, parse_counts
+from ..inputs import picture_and_prompt
+from ..machine import describe, one_line
+from ..report import Table, finish, milliseconds, write_text
+from .local_server import connected
+from .plot import draw_load
+
+PERCENTILES = (50, 95, 99)
+SCENE = (128, 128)
+"""(width, height) of the generated scene."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "server",
+        metavar="URL|BUNDLE",
+        help="http://HOST:8000, grpc://HOST:8001, or a bundle to be served on this machine (needs `make server`)",
+    )
+    parser.add_argument("--concurrency", default="1,2,4,8,16", metavar="N,…", help="callers (1,2,4,8,16)")
+    parser.add_argument("--requests", type=int, default=32, help="edits at each concurrency, at least (32)")
+    parser.add_argument(
+        "-i", "--image", type=Path, metavar="FILE", help="picture to edit (a generated scene)"
+    )
+    parser.add_argument("--prompt", help="instruction (the scene's)")
+    parser.add_argument("--steps", type=int, default=4, help="sampler steps (4)")
+    parser.add_argument(
+        "--size", type=parse_width_height, metavar="WxH", help="output size (the server's choice)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result into FILE, as SVG")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    at_least(arguments, requests=1, steps=1)
+    concurrency = parse_counts(arguments.concurrency, "--concurrency")
+    edit = make_edit(arguments.image, arguments.prompt, arguments.steps, arguments.size)
+    with connected(arguments.server) as (client, local):
+        result = measure_load(client, edit, concurrency, requests=arguments.requests)
+    result["local"] = local
+    if arguments.plot is not None:
+        write_text(arguments.plot, draw_load(result))
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def measure_load(
+    client: Client, edit: Edit, concurrency: Sequence[int], *, requests: int, warmup: int = 1
+) -> dict[str, Any]:
+    """Sends `requests` edits at each concurrency, after `warmup` edits that do not count.
+
+    Every edit has another seed, so that no cache can answer it.
+
+    Raises:
+        KontextError: an edit failed; a measurement with failed edits would be meaningless.
+    """
+    for index in range(warmup):
+        client.edit(seeded(edit, index))
+    levels = []
+    for callers in concurrency:
+        seconds, latencies = closed_loop(client, edit, callers, max(requests, callers))
+        levels.append(
+            {
+                "concurrency": callers,
+                "requests": len(latencies),
+                "per_second": round(len(latencies) / seconds, 4),
+                **{f"p{p}": round(float(np.percentile(latencies, p)), 6) for p in PERCENTILES},
+            }
+        )
+    return {
+        "what": "serving",
+        "prompt": edit.prompt,
+        "references": len(edit.images),
+        "steps": edit.steps,
+        "size": edit.size,
+        "levels": levels,
+        "machine": describe(),
+    }
+
+
+def make_edit(image: Path | None, prompt: str | None, steps: int, size: tuple[int, int] | None) -> Edit:
+    """The edit that every caller sends; a picture or prompt that is None comes from a generated scene."""
+    if image is not None and prompt is not None:
+        return Edit(prompt, [picture_file(image)], steps, size=size)
+    picture, words = picture_and_prompt(image, prompt, size or SCENE)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return Edit(words, [file.getvalue()], steps, size=size)
+
+
+def seeded(edit: Edit, seed: int) -> Edit:
+    return Edit(edit.prompt, edit.images, edit.steps, edit.guidance, seed, edit.size)
+
+
+def closed_loop(client: Client, edit: Edit, callers: int, requests: int) -> tuple[float, list[float]]:
+    """(seconds for all requests, seconds of each)."""
+    numbers, lock = iter(range(requests)), threading.Lock()
+    latencies: list[float] = []
+    faults: list[BaseException] = []
+
+    def call() -> None:
+        while not faults:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            begin = time.perf_counter()
+            try:
+                client.edit(seeded(edit, number))
+            except BaseException as fault:
+                faults.append(fault)
+                return
+            latencies.append(time.perf_counter() - begin)
+
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(callers)]
+    begin = time.perf_counter()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        client.close()
+        raise
+    seconds = time.perf_counter() - begin
+    if faults:
+        fault = faults[0]
+        raise fault if isinstance(fault, KontextError) else KontextError(f"a caller failed: {fault!r}")
+    return seconds, latencies
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    header = ["callers", "edits", "edits/s", *(f"p{p} [ms]" for p in PERCENTILES)]
+    rows = [
+        [
+            str(level["concurrency"]),
+            str(level["requests"]),
+            f"{level['per_second']:.2f}",
+            *(milliseconds(level[f"p{p}"]) for p in PERCENTILES),
+        ]
+        for level in result["levels"]
+    ]
+    return [Table(header, rows)]
+
+
+def footer(result: dict[str, Any]) -> str:
+    size = "the default size" if result["size"] is None else "{}x{}".format(*result["size"])
+    steps = "the bundle's steps" if result["steps"] is None else f"{result['steps']} steps"
+    where = "client and server on this machine" if result.get("local") else "the client's machine"
+    return (
+        f"{steps} at {size}, {result['references']} reference{'s' * (result['references'] != 1)}; "
+        f"each caller sends its next edit when its last one is answered. {where[0].upper()}{where[1:]}: "
+        f"{one_line(result['machine'])}"
+    )

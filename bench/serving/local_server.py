@@ -1,0 +1,194 @@
+"""Runs NVIDIA Triton Inference Server on this machine, on the loopback interface and free ports, without a container.
+
+Tests, `kontext-bench serving BUNDLE` and `kontext-bench serve` use it; `environment` installs it. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from ...errors import KontextError
+from ...runtime.server_client import Client, connect
+from .environment import ENVIRONMENT, is_ready, make_environment, packages
+
+START_SECONDS = 120
+STOP_SECONDS = 20
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "repository",
+        type=Path,
+        nargs="?",
+        metavar="REPOSITORY",
+        help="what `kontext-export BUNDLE --triton REPOSITORY` wrote; without it, only install the server",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    make_environment()
+    if arguments.repository is None:
+        return
+    models = arguments.repository / "models"
+    if not models.is_dir():
+        raise KontextError(
+            f"{arguments.repository} has no models/: name a folder that `kontext-export BUNDLE --triton` wrote"
+        )
+    with LocalServer(models, log=Path("/dev/stderr")) as server:
+        print(f"serving at {server.http} and {server.grpc}, metrics at {server.metrics}", flush=True)
+        signal.pause()
+
+
+class LocalServer:
+    """A running server, as a context; leaving it stops the server and every process that the server started.
+
+    Args:
+        models: the folder of models.
+        environment: where the server is installed.
+        log: where its output goes; None for a temporary file.
+        backends: a folder of backends in place of the environment's Python backend.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        *,
+        environment: Path = ENVIRONMENT,
+        log: Path | None = None,
+        backends: Path | None = None,
+    ) -> None:
+        self.models = models.resolve()
+        self.environment = environment
+        self.backends = (backends or environment / "backends").resolve()
+        self.scratch = Path(tempfile.mkdtemp(prefix="kontext-server-"))
+        self.log = self.scratch / "log" if log is None else log.absolute()
+        self.http = self.grpc = self.metrics = ""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> LocalServer:
+        """Raises KontextError, with the log's last error, if the server does not start."""
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
+        site = packages(self.environment)
+        command = [str(site / "pytriton/tritonserver/bin/tritonserver"), f"--model-repository={self.models}"]
+        command += [f"--backend-directory={self.backends}", "--allow-gpu-metrics=false"]
+        command += [f"--backend-config=python,shm-region-prefix-name={self.scratch.name}"]
+        for name, port in ports.items():
+            command += [f"--{name}-address=127.0.0.1", f"--{name}-port={port}"]
+        environment = {
+            **os.environ,
+            "PATH": f"{self.environment / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+            "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
+            "PYTHONPATH": str(site),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(self.scratch),
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.scratch,  # Python backends look for modules here first
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        self.http, self.grpc = f"http://127.0.0.1:{ports['http']}", f"grpc://127.0.0.1:{ports['grpc']}"
+        self.metrics = f"http://127.0.0.1:{ports['metrics']}/metrics"
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(f"{self.http}/v2/health/ready"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise KontextError(f"the server did not start: {self.last_error()}")
+            time.sleep(0.1)
+
+    def last_error(self) -> str:
+        """The log's last error, else its last line."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
+        errors = [
+            line for line in lines if re.match(r"error: |E\d{4} ", line) and "CudaDriverHelper" not in line
+        ]
+        best = [line for line in errors if not line.startswith("error: ")] or errors or lines
+        return " ".join(best[-1].split()) if best else "it left no log"
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # what is left of its process group
+            self.process.wait()
+            self.process = None
+        for left in Path("/dev/shm").glob(f"{self.scratch.name}*"):
+            left.unlink(missing_ok=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def connected(server: str) -> Iterator[tuple[Client, bool]]:
+    """A client, and whether its server runs here: of the server at a URL, or of one started over a bundle's folder.
+
+    Raises:
+        KontextError: `server` is neither, or the server is not installed here.
+    """
+    if "://" in server:
+        yield connect(server), False
+        return
+    from ...export.server.repository import Settings, write_repository
+
+    if not is_ready():
+        raise KontextError("no server is installed here: run `make server`, or give the URL of one")
+    with tempfile.TemporaryDirectory(dir=ENVIRONMENT) as folder:  # likely the bundle's disk: files are linked
+        repository = write_repository(Path(server), Path(folder) / "repository", Settings())
+        with LocalServer(repository / "models") as running:
+            yield connect(running.http), True
+
+
+def end_with_parent() -> None:
+    """In the child: the kernel ends it when this process dies, even by SIGKILL (prctl, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def free_ports(count: int) -> list[int]:
+    """Free ports of the loopback interface."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False

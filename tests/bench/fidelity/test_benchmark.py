@@ -1,0 +1,105 @@
+"""The fidelity benchmark: nothing is lost against itself, fewer bits lose more, and bad input is one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from kontext.bench import cli
+from kontext.bench.fidelity import picture_metrics
+from kontext.bench.fidelity.benchmark import measure_fidelity
+
+
+def test_fewer_bits_lose_more(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("flip", "ssimulacra2", "lpips", "clip", "dino"):  # those have tests of their own
+        monkeypatch.delitem(picture_metrics.METRICS, name)
+    result = measure_fidelity(bundles["fp32"], list(bundles.values()), steps=2, count=1, seed=0)
+    same, fp8, int8, int4 = (result["bundles"][path.name] for path in bundles.values())
+    assert same["velocity_snr"] == 200
+    assert same["psnr"] == 100
+    assert same["ssim"] == same["ms_ssim"] == 1
+    assert same["latent_distance_steps"] == [0, 0]
+    assert same["lost_edits"] == 0
+    assert 20 < fp8["velocity_snr"] < int8["velocity_snr"] < 60
+    assert 5 < int4["velocity_snr"] < fp8["velocity_snr"] - 6
+    assert int4["psnr"] < fp8["psnr"] < 100
+    assert int4["bits_per_weight_files"] < fp8["bits_per_weight_files"] < same["bits_per_weight_files"]
+    assert same["bits_per_weight"] == 32
+    assert len(fp8["velocity_snr_steps"]) == 2
+    assert len(fp8["psnr_each"]) == len(fp8["success_each"]) == len(result["kinds"]) == result["edits"]
+
+
+def test_the_command_with_peers(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A peer with the bits of our INT8 comes close to it, on the same edits and layers."""
+    pytest.importorskip("gguf")
+    output = tmp_path / "fidelity.json"
+    words = ["fidelity", str(bundles["int4"]), "--reference", str(bundles["fp32"]), "--steps", "1", "-n", "1"]
+    assert cli.main([*words, "--peers", "gguf-q8_0,gguf-q4_0", "--json", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "velocity SNR [dB]" in shown
+    assert shown.count("not measured") == len(json.loads(output.read_text())["absent_measures"])
+    result = json.loads(output.read_text())
+    assert result["bundles"]["int4"]["precision"] == "int4"
+    eight, four = result["peers"]["gguf-q8_0"], result["peers"]["gguf-q4_0"]
+    assert (eight["bits_per_weight"], four["bits_per_weight"]) == (8.5, 4.5)
+    assert 30 < eight["velocity_snr"] < 60
+    assert 5 < four["velocity_snr"] < eight["velocity_snr"] - 12
+    assert four["library"].startswith("gguf ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["int4", "--reference", "fp8"], "is quantized: export the reference with --fp32 only"),
+        (["int4", "int4", "--reference", "fp32"], "two bundles are named int4"),
+        (["fp32", "--reference", "fp32", "--peers", "gguf-q8_0"], "--peers needs a quantized bundle"),
+        (
+            ["int4", "--reference", "fp32", "--peers", "gguf-q9"],
+            "--peers takes all, or torchao-fp8,",
+        ),
+        (["int4", "--reference", "fp32", "--peers", "gguf-q4_k"], "cannot write Q4_K"),
+        (["nothing", "--reference", "fp32"], "nothing"),
+        (["int4", "--reference", "fp32", "-n", "0"], "--count must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str], message: str, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["fidelity", *(str(bundles.get(word, word)) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_another_model_is_refused(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(bundles["fp8"], tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["model"]["name"] = "another"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(["fidelity", str(other), "--reference", str(bundles["fp32"])]) == 2
+    assert "is not an export of" in capsys.readouterr().err
+
+
+def test_damaged_weights_are_refused(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(bundles["fp8"], tmp_path / "broken"))
+    path = broken / "weights/transformer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[8:12] = b"\0\0\0\0"
+    path.write_bytes(data)
+    assert cli.main(["fidelity", str(broken), "--reference", str(bundles["fp32"])]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in lines if not line.startswith("warning: the prompt is longer")]
+    assert error.startswith("error: ")
+    assert "transformer" in error

@@ -1,0 +1,30 @@
+"""Runs of edits: recorded, and forced along another run's trajectory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from kontext.bench.edits import held_out
+from kontext.bench.fidelity.edit_runs import Recorder, TeacherForced, run_edit
+from kontext.runtime import Pipeline
+
+
+def test_forced_steps_start_where_the_reference_was(bundles: dict[str, Path]) -> None:
+    teacher, student = Pipeline.load(bundles["fp32"]), Pipeline.load(bundles["int4"])
+    (edit,) = held_out("recolour", 1, 0)
+    recorder = Recorder(teacher.backend)
+    teacher.backend = recorder
+    expected = run_edit(teacher, edit, 3, 0)
+    forced = TeacherForced(student.backend, recorder.trajectory)
+    student.backend = forced
+    found = run_edit(student, edit, 3, 0)
+    for ours, theirs in zip(found.latents, expected.latents, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert min(forced.noise) > 0
+    assert len(forced.signal) == 3

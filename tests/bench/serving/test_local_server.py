@@ -1,0 +1,44 @@
+"""The server on this machine: its ports, its errors, and the command that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kontext.bench import cli
+from kontext.bench.serving import local_server
+from kontext.bench.serving.environment import is_ready
+from kontext.bench.serving.local_server import LocalServer
+from kontext.errors import KontextError
+
+
+def test_free_ports_are_different() -> None:
+    assert len(set(local_server.free_ports(3))) == 3
+
+
+def test_a_server_that_does_not_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    if not is_ready():
+        pytest.skip("no server is installed: `make server` makes build/server")
+    server = LocalServer(tmp_path / "nowhere", log=tmp_path / "log")
+    with pytest.raises(KontextError, match=r"the server did not start: .*nowhere"), server:
+        pass
+    assert server.process is None
+    assert not server.scratch.exists()
+
+
+def test_a_bundle_is_served_only_where_there_is_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_server, "is_ready", lambda: False)
+    with pytest.raises(KontextError, match="no server is installed here: run `make server`"):
+        with local_server.connected(str(tmp_path)):
+            pass
+
+
+def test_only_a_repository_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local_server, "make_environment", lambda: None)
+    assert cli.main(["serve", str(tmp_path)]) == 2
+    assert "has no models/" in capsys.readouterr().err

@@ -1,0 +1,37 @@
+"""Shared flags: counts and names in lists, and the settings of an edit."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from kontext.bench.flags import add_edit_flags, at_least, edit_settings, parse_counts, parse_names
+from kontext.errors import KontextError
+
+
+def test_counts_and_names() -> None:
+    assert parse_counts("28, 4", "--steps") == [28, 4]
+    assert parse_names("a, b", "--formats", ("a", "b", "c")) == ["a", "b"]
+    with pytest.raises(KontextError, match="--formats takes a, b; not 'c', 'd'"):
+        parse_names("a,c,d", "--formats", ("a", "b"))
+
+
+@pytest.mark.parametrize("text", ["", "0", "4,-1", "4,x", "4,,5"])
+def test_counts_are_positive_whole_numbers(text: str) -> None:
+    with pytest.raises(KontextError, match="--steps takes positive whole numbers"):
+        parse_counts(text, "--steps")
+
+
+def test_least_values() -> None:
+    at_least(argparse.Namespace(steps=1), steps=1)
+    with pytest.raises(KontextError, match="--steps must be at least 2, not 1"):
+        at_least(argparse.Namespace(steps=1), steps=2)
+
+
+def test_settings_of_an_edit() -> None:
+    parser = argparse.ArgumentParser()
+    add_edit_flags(parser, steps=4, repeat=5)
+    settings = edit_settings(parser.parse_args(["--size", "96x64", "--prompt", "make it night"]))
+    assert (settings["steps"], settings["repeat"], settings["size"]) == (4, 5, (96, 64))
+    assert (settings["prompt"], settings["image"]) == ("make it night", None)

@@ -68,7 +68,7 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
 	-$(BIN)/kontext-bench serve && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
-		--json bench/results/serving.json --plot bench/results/serving.svg
+		--json bench/results/serving.json
 	$(MAKE) fidelity
 
 # The peers come after the latencies: diffusers imports torchao where it finds it, which slows its start.

@@ -12,15 +12,15 @@ from ..errors import KontextError
 from . import coldstart, edits, exporting, latency
 from .fidelity import approximations, methods
 from .fidelity import benchmark as fidelity
+from .fidelity import plot as fidelity_plot
 from .fidelity import tables as fidelity_tables
-from .fidelity.plot import PLOT as FIDELITY_PLOT
-from .fidelity.plot import draw_fidelity, plot_link
 from .fullsize import benchmark as fullsize
 from .memory import plans, predicted, vram_fit
 from .quantspeed import benchmark as quantspeed
 from .registry import Benchmark, Result
 from .report import Table, replace_section
 from .serving import benchmark as serving
+from .serving import plot as serving_plot
 
 
 class Content(NamedTuple):
@@ -52,10 +52,16 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
         "fidelity": of("fidelity.json", fidelity),
         "quantspeed": of("quantspeed.json", quantspeed),
         "fullsize": of("fullsize.json", fullsize),
-        "serving": of("serving.json", serving),
+        "serving": [
+            *of("serving.json", serving),
+            Content("serving.json", lambda _: [], serving_plot.plot_link),
+        ],
     },
     "docs/fidelity.md": {
-        "fidelity": [*of("fidelity.json", fidelity), Content("fidelity.json", lambda _: [], plot_link)],
+        "fidelity": [
+            *of("fidelity.json", fidelity),
+            Content("fidelity.json", lambda _: [], fidelity_plot.plot_link),
+        ],
         "details": [Content("fidelity.json", fidelity_tables.detail_tables, fidelity_tables.detail_footer)],
     },
     "docs/approximations.md": {
@@ -69,8 +75,9 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
 """Document → section → its contents."""
 
 PLOTS: dict[str, tuple[str, Callable[[Result, Path], None]]] = {
-    f"docs/images/{FIDELITY_PLOT}": ("fidelity.json", draw_fidelity),
+    f"docs/images/{fidelity_plot.PLOT}": ("fidelity.json", fidelity_plot.draw_fidelity),
     f"docs/images/{plans.PLOT}": ("plans.json", plans.draw_plans),
+    f"docs/images/{serving_plot.PLOT}": ("serving.json", serving_plot.draw_load),
 }
 """Plot → the result that it shows, and what draws it."""
 

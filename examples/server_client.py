@@ -4,7 +4,7 @@ Start a server in one terminal, here the one that `make server` installs (docs/s
 its addresses:
 
     kontext-export -o my-bundle --triton my-repository
-    python -m kontext.bench.local_server my-repository
+    kontext-bench serve my-repository
 
 Run this in another, from the root of the repository, with one of the addresses (http://… or grpc://…):
 

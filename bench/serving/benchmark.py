@@ -21,7 +21,7 @@ from ...runtime.server_client import Client, Edit, picture_file
 from ..flags import at_least, parse_counts
 from ..inputs import picture_and_prompt
 from ..machine import describe, one_line
-from ..report import Table, finish, milliseconds, write_text
+from ..report import Table, finish, milliseconds
 from .local_server import connected
 from .plot import draw_load
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         result = measure_load(client, edit, concurrency, requests=arguments.requests)
     result["local"] = local
     if arguments.plot is not None:
-        write_text(arguments.plot, draw_load(result))
+        draw_load(result, arguments.plot)
     finish(result, tables(result), footer(result), arguments.json)
 
 

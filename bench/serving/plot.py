@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+from ..report import write_text
+
+PLOT = "serving.svg"
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 64, 44, 40, 64
 RATE = "#1a1a1a"
 LATENCIES = {"p50": "#2b6cb0", "p95": "#dd6b20", "p99": "#c53030"}
 """Percentile → colour."""
 
 
-def draw_load(result: dict[str, Any]) -> str:
+def plot_link(_: dict[str, Any]) -> str:
+    """The plot as a Markdown image, for documents in docs/."""
+    return f"![Throughput and latency percentiles by number of concurrent callers](images/{PLOT})"
+
+
+def draw_load(result: dict[str, Any], path: Path) -> None:
+    """Writes the plot. Raises KontextError if the file cannot be written."""
+    write_text(path, load_svg(result))
+
+
+def load_svg(result: dict[str, Any]) -> str:
     """An SVG of throughput (left axis) and latency percentiles in seconds (right axis) by number of callers."""
     levels = result["levels"]
     highest_rate = round_up(max(level["per_second"] for level in levels))

@@ -51,8 +51,7 @@ def draw_sensitivity(report: Sensitivity, path: Path) -> None:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     axes[0].set_ylabel("SNR of the velocity [dB]; lower: the layer is more sensitive")
-    axes[0].legend(loc="lower left", frameon=False, title="quantized to")
-    figure.suptitle(
-        f"{report.model}: SNR of the velocity with one layer quantized, {METHODS[report.method]}", fontsize=12
-    )
+    axes[0].legend(loc="best", frameon=False, title="quantized to")
+    how = "measured" if report.method == "velocity" else METHODS[report.method]
+    figure.suptitle(f"{report.model}: SNR of the velocity with one layer quantized, {how}", fontsize=12)
     save_figure(figure, path)

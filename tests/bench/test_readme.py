@@ -30,3 +30,11 @@ def test_documents_are_up_to_date(tmp_path: Path) -> None:
 def test_a_folder_without_documents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KontextError, match="is not the root of the repository"):
         readme.rewrite_documents(tmp_path, ROOT / "bench/results")
+
+
+def test_the_serving_plot_is_up_to_date(tmp_path: Path) -> None:
+    """The one plot that does not depend on a version of matplotlib."""
+    name = "docs/images/serving.svg"
+    file, draw = readme.PLOTS[name]
+    draw(readme.read(ROOT / "bench/results" / file), tmp_path / "serving.svg")
+    assert (tmp_path / "serving.svg").read_text() == (ROOT / name).read_text(), "run `kontext-bench readme`"

@@ -80,14 +80,15 @@ def test_several_references(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_server_client(bundle: Path, tmp_path: Path) -> None:
-    from kontext.bench import local_server
+    from kontext.bench.serving.environment import is_ready
+    from kontext.bench.serving.local_server import LocalServer
     from kontext.export.cli.main import main
 
-    if not local_server.is_ready():
+    if not is_ready():
         pytest.skip("needs NVIDIA Triton Inference Server in build/server: `make server`")
     repository = tmp_path / "repository"
     assert main([str(bundle), "--triton", str(repository), "--quiet"]) == 0
-    with local_server.LocalServer(repository / "models") as server:
+    with LocalServer(repository / "models") as server:
         run(tmp_path, EXAMPLES / "server_client.py", server.http, "--steps", 4)
     for path in PICTURES:
         assert pixels(tmp_path / "served" / path.name).shape == pixels(path).shape

@@ -20,7 +20,7 @@ def test_four_lines_inside_the_picture() -> None:
         }
         for callers, rate in ((1, 5.5), (2, 7.0), (4, 7.5))
     ]
-    root = ElementTree.fromstring(plot.draw_load({"levels": levels}))
+    root = ElementTree.fromstring(plot.load_svg({"levels": levels}))
     lines = [each for each in root.iter() if each.tag.endswith("polyline")]
     assert [len(line.attrib["points"].split()) for line in lines] == [3, 3, 3, 3]
     for line in lines:

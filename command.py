@@ -7,7 +7,7 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .errors import KontextError
@@ -24,6 +24,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.add_argument("--version", action=Version, help="show the version and exit")
+
+    def parse_known_args(  # type: ignore[override]  # the overloads of typeshed
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Unknown arguments are an error of the subcommand that got them; argparse blames the main parser."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
 
     def error(self, message: str) -> NoReturn:
         raise KontextError(f"{message} ({self.prog} --help shows the flags)")

@@ -62,6 +62,8 @@ class Sensitivity:
     sums: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = field(default=None, compare=False)
+    """What it was loaded from."""
 
     def as_json(self) -> dict[str, Any]:
         layers = {
@@ -115,6 +117,7 @@ class Sensitivity:
                 dict(data["sums"]),
                 list(data["pictures"]),
                 dict(data["about"]),
+                path,
             )
         except OSError as fault:
             raise KontextError(f"cannot read {path}: {fault.strerror}") from None

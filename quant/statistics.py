@@ -137,10 +137,12 @@ def bin_edge(index: int) -> float:
 
 @dataclass
 class Statistics:
-    """Of every calibrated input: network → name → statistics; `about` says what they were collected on."""
+    """Of every calibrated input: network → name → statistics; `about` says what they were collected on, `file` which
+    file they were loaded from, if any."""
 
     inputs: dict[str, dict[str, InputStatistics]] = field(default_factory=dict)
     about: Mapping[str, object] = field(default_factory=dict)
+    file: Path | None = field(default=None, compare=False)
 
     def get(self, network: str, name: str) -> InputStatistics | None:
         return self.inputs.get(network, {}).get(name)
@@ -165,7 +167,7 @@ class Statistics:
         """Reads what `save` wrote. Raises KontextError for anything else."""
         try:
             with safe_open(path, "pt") as file:
-                result = cls(about=json.loads((file.metadata() or {})["about"]))
+                result = cls(about=json.loads((file.metadata() or {})["about"]), file=path)
                 found: dict[tuple[str, str], dict[str, Tensor]] = {}
                 for key in file.keys():  # noqa: SIM118  (no dict: it cannot be iterated)
                     network, name, kind = key.split("/")

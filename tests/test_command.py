@@ -33,6 +33,10 @@ def a_parser() -> Parser:
     [
         (["--foo"], "error: unrecognized arguments: --foo (kontext-some --help shows the flags)\n"),
         (
+            ["one", "file", "--foo"],
+            "error: unrecognized arguments: --foo (kontext-some one --help shows the flags)\n",
+        ),
+        (
             ["--steps", "x"],
             "error: argument --steps: invalid int value: 'x' (kontext-some --help shows the flags)\n",
         ),

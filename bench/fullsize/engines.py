@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import KontextError
+from ...export.bundle.manifest import weights_file
 from ...export.bundle.preferred_sizes import preferred_sizes
 from ...export.engines.build import parse_targets
 from ...export.engines.process import BuilderProcess
 from ...export.engines.profiles import profiles
-from ...export.exporter import weights_file
 from ...export.graph import bind_weights, interface, trace
 from ...export.progress import Progress
 from ...export.weights.plan import plan_weights

@@ -1,4 +1,4 @@
-"""The bundle's manifest: everything a runtime has to know that is not in a graph, a weight or a tokenizer."""
+"""manifest.json: everything a runtime has to know that is not in a graph, a weight or a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,48 @@ from ...model.networks import NETWORKS
 from ...quant.recipe import Layer, Recipe
 from ...runtime.bundle import FORMAT, FORMAT_VERSION
 from ..graph.interface import OPSET, linear_weights
-from .journal import FileEntry
+from .journal import FinishedFile
 from .preferred_sizes import preferred_sizes
 from .tokenizer_files import TokenizerFile
 
 TOOLKIT = {"name": "kontext-export", "version": "0.1.0"}
 
 
+def weights_file(network: str) -> str:
+    """A network's weights, relative to the bundle's folder."""
+    return f"weights/{network}.safetensors"
+
+
+def graph_file(network: str) -> str:
+    """A network's graph, relative to the bundle's folder."""
+    return f"{network}.onnx"
+
+
+def tokenizer_path(name: str) -> str:
+    """A tokenizer, relative to the bundle's folder."""
+    return f"tokenizers/{name}.json"
+
+
 def build_manifest(
     checkpoint: Checkpoint,
     recipe: Recipe,
     tokenizers: Mapping[str, TokenizerFile],
-    files: Mapping[str, FileEntry],
+    files: Mapping[str, FinishedFile],
+    calibration: Mapping[str, object] | None = None,
+    plan: Mapping[str, object] | None = None,
+    links: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """The manifest as JSON values; `files` are size and SHA-256 of every file of the bundle but this one."""
+    """The manifest as JSON values.
+
+    Args:
+        checkpoint: the model.
+        recipe: the number formats.
+        tokenizers: by name.
+        files: every file of the bundle but the manifest.
+        calibration: what weights were calibrated on.
+        plan: the memory plan that `recipe` comes from.
+        links: the user's files that graphs take weights from.
+    """
     config = checkpoint.config
     autoencoder, sampler = config.autoencoder, config.sampler
     multiple = 2 * autoencoder.downscale  # latents are packed 2x2
@@ -51,12 +79,12 @@ def build_manifest(
             "preferred_sizes": [list(size) for size in preferred_sizes(autoencoder.sample_size, multiple)],
         },
         "graphs": {
-            name: {"file": f"{name}.onnx", "weights": f"weights/{name}.safetensors", "opset": OPSET}
+            name: {"file": graph_file(name), "weights": weights_file(name), "opset": OPSET}
             for name in NETWORKS
         },
         "tokenizers": {
             name: {
-                "file": f"tokenizers/{name}.json",
+                "file": tokenizer_path(name),
                 "max_length": tokenizer.max_length,
                 "pad_id": tokenizer.pad_id,
                 "eos_id": tokenizer.eos_id,
@@ -70,12 +98,15 @@ def build_manifest(
             if name.startswith("kernels/") and name.endswith("/kernels.json")
         ],
         "files": {name: dict(entry) for name, entry in files.items()},
+        **({"calibration": calibration} if calibration else {}),
+        **({"plan": plan} if plan is not None else {}),
+        **({"links": links} if links else {}),
     }
 
 
 def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:
-    """`compute` is the transformer's; `networks` has every network's own, `layers` the weights stored
-    otherwise."""
+    """`compute` is the transformer's number format; `networks` has every network's, `layers` the format of each weight
+    that is not stored in its network's."""
     layers: dict[str, dict[str, str | dict[str, object]]] = {}
     for name, network in checkpoint.networks.items():
         linears, compute = linear_weights(name, checkpoint.config), recipe.compute[name]

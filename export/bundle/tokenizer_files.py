@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from ...errors import KontextError
+from ...model.checkpoint import Checkpoint
 from ...model.diffusers_config import Fields
 
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -27,6 +28,20 @@ class TokenizerFile:
     max_length: int
     pad_id: int
     eos_id: int
+
+
+def read_tokenizers(checkpoint: Checkpoint) -> dict[str, TokenizerFile]:
+    """Both tokenizers of a checkpoint.
+
+    Raises:
+        KontextError: one is missing or damaged, or does not fit its text encoder.
+    """
+    config, folder = checkpoint.config, checkpoint.tokenizers
+    clip, t5 = config.text_encoder, config.text_encoder_2
+    return {
+        "clip": clip_file(folder / "tokenizer", clip.max_length, clip.vocab_size),
+        "t5": t5_file(folder / "tokenizer_2", t5.max_length, t5.vocab_size),
+    }
 
 
 def clip_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,9 +198,10 @@ def calibrate(
     tokenizers: Mapping[str, TokenizerFile],
     samples: Samples,
     progress: Progress,
-    tell: Callable[[str], object] = lambda _: None,
 ) -> Statistics:
     """What goes into the linears that `recipe` quantizes, over all steps of the samples' edits.
+
+    Statistics of the same model and samples are loaded from the cache; their `file` says so.
 
     Raises:
         KontextError: NaN or infinity turned up.
@@ -209,11 +210,7 @@ def calibrate(
     cached = cache_folder() / "calibration" / f"{key}.safetensors"
     if cached.exists():
         with contextlib.suppress(KontextError):  # a damaged cache is made anew
-            statistics = Statistics.load(cached)
-            tell(f"calibration taken from {cached}")
-            return statistics
-    for line in samples.skipped:
-        tell(f"calibration leaves out {line}")
+            return Statistics.load(cached)
     statistics = Statistics(about=about(checkpoint, samples))
     watched = WatchedNetworks(checkpoint, recipe, statistics)
     sampler = checkpoint.config.sampler

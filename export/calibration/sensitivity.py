@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...decibels import psnr
 from ...errors import KontextError
+from ...files import write_atomic
 from ...model.checkpoint import Checkpoint
 from ...model.config import KontextConfig
 from ...model.networks import NETWORKS
@@ -30,7 +31,6 @@ from ...quant.sensitivity import LayerSensitivity, Sensitivity, gain, kind_of, r
 from ...quant.statistics import Statistics
 from ...runtime.cache import cache_folder
 from ...runtime.pipeline import Pipeline
-from ..bundle.journal import write_atomic
 from ..bundle.tokenizer_files import TokenizerFile
 from ..graph.interface import linear_weights
 from ..progress import Progress
@@ -104,9 +104,10 @@ def measure(
     samples: Samples,
     calibrated: bool,
     progress: Progress,
-    tell: Callable[[str], object] = lambda _: None,
 ) -> Sensitivity:
     """Each layer's effect in each option, on the velocity and, for the most sensitive layers, on the picture.
+
+    A report on the same model, samples and options is loaded from the cache; its `file` says so.
 
     Args:
         checkpoint: a model small enough to be run many times.
@@ -115,19 +116,16 @@ def measure(
         samples: edits to measure on.
         calibrated: quantize with what calibration on the same edits finds, as an export with it does.
         progress: draws a bar.
-        tell: takes notes for the user.
     """
     check_options(options)
     key = digest(checkpoint, options, samples, calibrated)
     kept = cache_folder() / "sensitivity" / f"{key}.json"
     if kept.exists():
         with contextlib.suppress(KontextError):  # a damaged one is made anew
-            report = Sensitivity.load(kept)
-            tell(f"the sensitivity report was taken from {kept}")
-            return report
+            return Sensitivity.load(kept)
     statistics = None
     if calibrated:
-        statistics = calibrate(checkpoint, candidates(checkpoint), tokenizers, samples, progress, tell)
+        statistics = calibrate(checkpoint, candidates(checkpoint), tokenizers, samples, progress)
     layers = measured_layers(checkpoint)
     report = Sensitivity(checkpoint.config.name, "velocity", [str(option) for option in options])
     side = checkpoint.config.autoencoder.sample_size
@@ -296,4 +294,4 @@ def keep(report: Sensitivity, path: Path) -> None:
 
 
 def write_report(report: Sensitivity, path: Path) -> None:
-    write_atomic(path, (json.dumps(report.as_json(), indent=1) + "\n").encode())
+    write_atomic(path, json.dumps(report.as_json(), indent=1) + "\n")

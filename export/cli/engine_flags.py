@@ -1,12 +1,16 @@
-"""The command line's part about compiled engines: its flags, what they mean together, and what they do."""
+"""The flags about compiled engines, what they mean together, and the build that they ask for."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import KontextError
+
+if TYPE_CHECKING:
+    from ..engines.build import EngineOptions
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -15,57 +19,67 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=["rtx", "tensorrt"],
         help="compile the bundle's graphs with TensorRT for RTX (for GeForce and RTX cards, on any machine) or with "
-        "TensorRT (for this machine's GPU); MODEL may then be a bundle, and -o is left out",
+        "TensorRT (for this machine's GPU); without -o, MODEL is an existing bundle",
     )
     group.add_argument(
         "--target",
         metavar="SM,…",
-        help="architectures to compile for, such as sm_86,sm_89,sm_120 (default: this machine's GPU)",
+        help="GPU architectures to compile for, such as sm_86,sm_89,sm_120 (default: this machine's GPU)",
     )
     group.add_argument(
         "--engine-weights",
         choices=["stripped", "bound", "inside"],
-        help="the bundle's weights are put in at load (stripped; builds only where there is a GPU), or are inputs of "
-        "the engine (bound), or a copy is inside (default: stripped if this machine has a GPU, else bound, or inside "
-        "where the number format is only fast so)",
+        help="where engines get their weights: from the bundle, refitted at load (stripped; building needs a GPU) or "
+        "as inputs (bound), or from a copy in the engine (inside) (default: stripped if this machine has a GPU, else "
+        "bound, or inside for number formats that are only fast so)",
     )
     group.add_argument(
-        "--engine-batch", type=int, metavar="N", help="the largest batch that engines take (default: 4)"
+        "--engine-batch", type=int, metavar="N", help="largest batch of an engine (default: 4)"
     )
     group.add_argument(
         "--engines-from",
         type=Path,
         metavar="BUNDLE",
-        help="take engines from there where they fit: an export with another LoRA has the same graphs",
+        help="reuse that bundle's engines where they fit: an export with another LoRA has the same graphs",
     )
 
 
-def check_together(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Exits for flags that only --engine makes sense of."""
+def check_engine_flags(options: argparse.Namespace) -> None:
+    """Reports before an export of an hour what would fail after it. Raises KontextError."""
     if options.engine is None:
         for name in ("target", "engine_weights", "engine_batch", "engines_from"):
             if getattr(options, name) is not None:
-                parser.error(f"--{name.replace('_', '-')} goes with --engine")
+                raise KontextError(f"--{name.replace('_', '-')} only applies with --engine")
+        return
+    from ..engines.build import resolve_options
 
-
-def check(options: argparse.Namespace) -> None:
-    """What is sure to fail once the bundle is there is said before an export of an hour. Raises KontextError."""
-    from ..engines.build import check_options, engine_options
-
-    check_options(engine_options(options))
+    resolve_options(engine_options(options))
     if options.link_weights:
-        raise KontextError("engines are built of a bundle's own weights: leave out --link-weights")
-    if options.compute == "fp32" or (
-        options.compute is None and options.model is None
-    ):  # the embedded model's
-        raise KontextError("TensorRT has attention in 16 bits only: export with --bf16 or --fp16")
+        raise KontextError("engines need the weights in the bundle itself: leave out --link-weights")
+    embedded = options.model is None  # and so small that it computes in fp32 by default
+    if options.compute == "fp32" or (options.compute is None and embedded):
+        raise KontextError("TensorRT's attention needs 16-bit inputs: export with --bf16 or --fp16")
 
 
-def build(folder: Path, options: argparse.Namespace) -> None:
-    """Builds the engines of the bundle in `folder`, and says what came of it."""
-    from ..engines.build import build_engines, engine_options, rendered
+def engine_options(options: argparse.Namespace) -> EngineOptions:
+    """What the flags ask for. Raises KontextError for an unknown architecture."""
+    from ..engines.build import BATCH, EngineOptions, parse_targets
+
+    return EngineOptions(
+        options.engine,
+        () if options.target is None else parse_targets(options.target),
+        options.engine_weights,
+        BATCH if options.engine_batch is None else options.engine_batch,
+        options.engines_from,
+    )
+
+
+def build_engines_as_asked(folder: Path, options: argparse.Namespace) -> None:
+    """Builds the engines of the bundle in `folder` and prints a summary."""
+    from ..engines.build import build_engines
+    from .engine_text import render
 
     shown = sys.stderr.isatty() and not options.quiet
     summary = build_engines(folder, engine_options(options), show_progress=shown)
     if not options.quiet:
-        print(rendered(summary))
+        print(render(summary))

@@ -1,4 +1,4 @@
-"""The command line's part about NVIDIA Triton Inference Server: its flags and what they do."""
+"""The flags about NVIDIA Triton Inference Server, and the model repository that they ask for."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         "--triton",
         type=Path,
         metavar="REPO",
-        help="write a model repository of the bundle; MODEL may then be a bundle, and -o is left out",
+        help="write the bundle as a model repository; without -o, MODEL is an existing bundle",
     )
     group.add_argument(
         "--triton-backend",
         choices=["python", "onnxruntime"],
-        default="python",
-        help="who runs the graphs: the runtime in the server's Python backend, or the server's ONNX Runtime backend "
+        help="what runs the graphs: the runtime in the server's Python backend, or the server's ONNX Runtime backend "
         "(default: python)",
     )
     group.add_argument(
         "--triton-batch",
         type=whole_number(1, 64),
         metavar="N",
-        help="pictures to sample together at most (default: by the model's picture size)",
+        help="largest number of pictures to sample together (default: by the model's picture size)",
     )
     group.add_argument(
         "--triton-instances",
         type=whole_number(1, 64),
-        default=1,
         metavar="N",
         help="pipelines on each GPU, or on the CPU (default: 1)",
     )
@@ -41,12 +39,17 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         "--triton-filters",
         type=Path,
         metavar="FILE",
-        help="Python with the content filters input_filter and output_filter",
+        help="Python file with the content filters input_filter and output_filter",
     )
 
 
-def check(options: argparse.Namespace) -> None:
-    """An export takes long: what is in the way of the repository is said before. Raises KontextError."""
+def check_server_flags(options: argparse.Namespace) -> None:
+    """Reports before a long export what is in the way of the repository. Raises KontextError."""
+    if options.triton is None:
+        for name in ("triton_backend", "triton_batch", "triton_instances", "triton_filters"):
+            if getattr(options, name) is not None:
+                raise KontextError(f"--{name.replace('_', '-')} only applies with --triton")
+        return
     from ..bundle.output_folder import check_output
     from ..server.repository import REPOSITORY, check_filters
 
@@ -55,16 +58,15 @@ def check(options: argparse.Namespace) -> None:
         check_filters(options.triton_filters)
 
 
-def lay_out(bundle: Path, options: argparse.Namespace) -> None:
+def write_repository_as_asked(bundle: Path, options: argparse.Namespace) -> None:
     """Writes a bundle as a model repository."""
     from ..server.repository import Settings, write_repository
 
-    if (bundle / "model_index.json").exists() or bundle.is_file():
-        raise KontextError(
-            f"{bundle} is a checkpoint: --triton takes a bundle, or -o OUT as well to make one"
-        )
     settings = Settings(
-        options.triton_backend, options.triton_batch, options.triton_instances, options.triton_filters
+        options.triton_backend or "python",
+        options.triton_batch,
+        options.triton_instances or 1,
+        options.triton_filters,
     )
     write_repository(bundle, options.triton, settings, force=options.force)
     if not options.quiet:

@@ -1,4 +1,4 @@
-"""The command line's part about where the model comes from."""
+"""The flags about where the model comes from."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ if TYPE_CHECKING:
     from ...model.checkpoint import Origin
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "tiny" / "checkpoint"
-"""The model that comes with the package."""
+"""The embedded model."""
 
 
-def add_sources(result: argparse.ArgumentParser) -> None:
-    """MODEL, and the options that say where it comes from."""
-    result.add_argument(
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """MODEL, and the flags that add to it."""
+    parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
         help="a diffusers folder, a .safetensors or .gguf file with the transformer (Black Forest Labs', diffusers' or "
         "ComfyUI's, fp8 too), or a hub id owner/name[@revision] (default: the embedded model)",
     )
-    sources = result.add_argument_group("what MODEL lacks, or what goes before it")
-    sources.add_argument("--vae", type=Path, metavar="FILE", help="the autoencoder (ae.safetensors)")
-    sources.add_argument("--clip", type=Path, metavar="FILE", help="CLIP (clip_l.safetensors)")
-    sources.add_argument("--t5", type=Path, metavar="FILE", help="T5 (t5xxl_fp16.safetensors, or a GGUF)")
-    sources.add_argument(
+    group = parser.add_argument_group("what MODEL lacks, or what replaces a part of it")
+    group.add_argument("--vae", type=Path, metavar="FILE", help="the autoencoder (ae.safetensors)")
+    group.add_argument("--clip", type=Path, metavar="FILE", help="CLIP (clip_l.safetensors)")
+    group.add_argument("--t5", type=Path, metavar="FILE", help="T5 (t5xxl_fp16.safetensors, or a GGUF)")
+    group.add_argument(
         "--base",
         metavar="FOLDER",
-        help="a diffusers folder, or a hub id, for all else that a single file lacks: tokenizers, configurations, "
-        "weights (default: the folder that MODEL is in, if it is one)",
+        help="a diffusers folder, or a hub id, for whatever else a single file lacks: tokenizers, configurations, "
+        "weights (default: the folder of MODEL, if it is a diffusers folder)",
     )
-    sources.add_argument(
+    group.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[:WEIGHT]",
-        help="fuse a LoRA, before quantization; may be given again (default weight: 1)",
+        help="fuse a LoRA before quantization; repeatable (default weight: 1)",
     )
-    sources.add_argument("--lora-partial", action="store_true", help="take LoRAs that fit only in part")
-    sources.add_argument("--name", help="name of the model in the bundle")
-    sources.add_argument(
+    group.add_argument("--lora-partial", action="store_true", help="accept LoRAs of which only a part fits")
+    group.add_argument("--name", help="name of the model in the bundle")
+    group.add_argument(
         "--steps",
         type=whole_number(1, 1000),
         metavar="N",
@@ -63,8 +63,12 @@ def whole_number(least: int, largest: int) -> Callable[[str], int]:
     return number
 
 
-def origin(options: argparse.Namespace) -> Origin:
-    """What the options say about where the model comes from; hub ids become folders of the hub's cache."""
+def origin_of(options: argparse.Namespace) -> Origin:
+    """Where the model comes from; downloads hub ids into the hub's cache.
+
+    Raises:
+        KontextError: a download failed, a LoRA's weight is no number, or there is no embedded model to fall back on.
+    """
     from ...model.checkpoint import Origin
     from ...model.lora import parse_request
 
@@ -72,19 +76,12 @@ def origin(options: argparse.Namespace) -> Origin:
     if model is None:
         model = EMBEDDED
         if not (model / "model_index.json").exists():
-            raise KontextError("the embedded model is not part of this installation: name a checkpoint")
+            raise KontextError("this installation has no embedded model: name a checkpoint")
+    files = {"vae": options.vae, "text_encoder": options.clip, "text_encoder_2": options.t5}
     return Origin(
-        located(model),
-        {
-            component: path
-            for component, path in (
-                ("vae", options.vae),
-                ("text_encoder", options.clip),
-                ("text_encoder_2", options.t5),
-            )
-            if path is not None
-        },
-        None if options.base is None else located(options.base),
+        local_path(model),
+        {component: path for component, path in files.items() if path is not None},
+        None if options.base is None else local_path(options.base),
         options.name,
         [parse_request(text) for text in options.lora],
         options.lora_partial,
@@ -92,8 +89,8 @@ def origin(options: argparse.Namespace) -> Origin:
     )
 
 
-def located(name: str | Path) -> Path:
-    """A path as it is, a hub id's folder in the hub's cache."""
+def local_path(name: str | Path) -> Path:
+    """A path unchanged; for a hub id its folder in the hub's cache, downloaded if need be."""
     from ...model.hub import download, is_hub_id
 
     return download(str(name)) if is_hub_id(str(name)) else Path(name)

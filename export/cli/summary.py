@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Sequence
 
+from ...quant.statistics import Statistics
 from ..exporter import Summary
 
 
@@ -15,6 +17,7 @@ def peak_memory() -> int:
 
 
 def human(size: float) -> str:
+    """Bytes with a unit: 999 B, 1.5 kB, 24.0 MB, 23.80 GB."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -22,31 +25,37 @@ def human(size: float) -> str:
     return f"{size:.2f} GB"
 
 
+def calibration_notes(statistics: Statistics | None, skipped: Sequence[str]) -> list[str]:
+    """Lines about a calibration: pictures that were skipped, and the cache if it was used."""
+    notes = [f"not used for calibration: {line}" for line in skipped]
+    if statistics is not None and statistics.file is not None:
+        notes.append(f"calibration taken from {statistics.file}")
+    return notes
+
+
 def render(summary: Summary) -> str:
     """The summary as lines of text."""
-    recipe, sizes = summary.recipe, summary.sizes
+    recipe, sizes, seconds, about = summary.recipe, summary.sizes, summary.seconds, summary.calibration.about
     compute = recipe.compute["transformer"]
     parameters = f"{summary.parameters / 1e6:,.1f} M parameters"
     lines = [f"{summary.name}: {parameters}, {recipe.weights} weights, {compute} compute"]
     lines += [f"  {network} computes in {own}" for network, own in recipe.compute.items() if own != compute]
-    if summary.calibration:
-        about = summary.calibration
+    if about:
         lines.append(
             f"  calibrated on {about['count']} edits of {about['samples']} at {about['steps']} steps"
         )
-    lines += [f"  {note}" for note in summary.notes]
+        lines += [f"  {note}" for note in calibration_notes(summary.calibration, summary.skipped_samples)]
     for lora in summary.loras:
         lines.append(f"  with {lora.path.name} at {lora.weight:g}: {lora.updates} updates")
         if lora.unmatched:
             lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
     lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
-    lines.append(f"  {'in all':<36} {human(sum(sizes.values())):>10}")
+    lines.append(f"  {'total':<36} {human(sum(sizes.values())):>10}")
     if summary.linked:
         lines.append(f"  {'left in the checkpoint':<36} {human(summary.linked):>10}")
     if summary.resumed:
-        lines.append(f"  taken over from an unfinished export: {', '.join(summary.resumed)}")
-    seconds = summary.seconds
-    calibration = f"calibration {seconds['calibration']:.1f} s, " if "calibration" in seconds else ""
+        lines.append(f"  from an earlier, unfinished export: {', '.join(summary.resumed)}")
+    calibration = f"calibration {seconds['calibration']:.1f} s, " if about else ""
     lines.append(
         f"{seconds['all']:.1f} s ({calibration}weights {seconds['weights']:.1f} s, graphs {seconds['graphs']:.1f} s), "
         f"peak memory {human(peak_memory())}"

@@ -1,13 +1,11 @@
 """Compiled engines of a bundle's graphs: `kontext-export BUNDLE --engine rtx --target sm86,sm89,sm120`.
 
-Engines go into the bundle's `engines/<architecture>/` one by one, each recorded in the manifest as soon as it is whole,
-so a build that was stopped goes on where it was. An engine that is there already, of the same graph with the same
-options, is not built again.
+Engines go into the bundle's `engines/<architecture>/`. Each is recorded in the manifest as soon as it is finished, so
+an interrupted build resumes. An existing engine of the same graph with the same options is reused.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -15,18 +13,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...compute_capability import engine_target, parse_capabilities
 from ...errors import KontextError
+from ...files import remove_temporaries, replacing, write_atomic
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from ...runtime.cache import cache_folder
 from ...runtime.cuda_driver import CudaDriver, has_gpu
 from ...runtime.engines import LIBRARIES, WEIGHTS, load_library, platform_name, read_engines
-from ..bundle.journal import write_atomic
 from ..bundle.manifest import manifest_bytes
 from ..progress import Progress
 from .formats import best_weights, check_bundle, formats_of
@@ -36,22 +34,22 @@ from .profiles import profiles
 FOLDER = "engines"
 
 BATCH = 4
-"""Rows of the largest batch, unless asked otherwise; more are run one batch after the other."""
+"""Default largest batch; more rows are run as several batches."""
 
 STREAMED_BYTES = 1 << 30
-"""Weights of a graph from which on its engine can leave some in the host's memory, for small cards."""
+"""Bytes of weights from which on an engine is built so that it can leave some in host memory, for small cards."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What is asked for.
+    """How engines are built.
 
     Args:
         library: rtx or tensorrt.
         targets: architectures, such as sm89; empty for the GPU of this machine.
-        weights: one of `runtime.engines.WEIGHTS`; None for what `engine_formats.best_weights` says of each graph.
+        weights: one of `runtime.engines.WEIGHTS`; None for `formats.best_weights` of each graph.
         batch: the largest batch.
-        reuse: another bundle, whose engines are taken where they fit.
+        reuse: another bundle, whose engines are reused where they fit.
     """
 
     library: str
@@ -61,24 +59,13 @@ class EngineOptions:
     reuse: Path | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class EngineSummary:
-    """What was done: for each engine its file in the bundle."""
+    """What a build did; engines by their file in the bundle."""
 
-    built: dict[str, dict[str, Any]] = field(default_factory=dict)
+    built: Mapping[str, Mapping[str, Any]]
     """File → size, seconds, peak_bytes, layers as the compiler's process reports them."""
-    reused: list[str] = field(default_factory=list)
-
-
-def engine_options(given: argparse.Namespace) -> EngineOptions:
-    """What the command line's flags say. Raises KontextError."""
-    return EngineOptions(
-        given.engine,
-        () if given.target is None else parse_targets(given.target),
-        given.engine_weights,
-        BATCH if given.engine_batch is None else given.engine_batch,
-        given.engines_from,
-    )
+    reused: Sequence[str]
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
@@ -86,11 +73,11 @@ def parse_targets(text: str) -> tuple[str, ...]:
     return tuple(map(engine_target, parse_capabilities(text)))
 
 
-def check_options(options: EngineOptions) -> EngineOptions:
-    """The options with what was left open decided.
+def resolve_options(options: EngineOptions) -> EngineOptions:
+    """The options with this machine's GPU for targets if there are none.
 
     Raises:
-        KontextError: the library is not installed, or cannot build for a target on this machine.
+        KontextError: an option is wrong, the library is not installed, or it cannot build for a target on this machine.
     """
     library, title = load_library(options.library), LIBRARIES[options.library].title
     gpu = has_gpu()
@@ -98,8 +85,7 @@ def check_options(options: EngineOptions) -> EngineOptions:
         raise KontextError(f"--engine-weights is one of {', '.join(WEIGHTS)}, not {options.weights!r}")
     if options.weights == "stripped" and not gpu:
         raise KontextError(
-            f"{title} needs a GPU in this machine to build engines without weights for its own refit: "
-            "use --engine-weights bound or inside"
+            f"{title} needs a GPU in this machine to build stripped engines: use --engine-weights bound or inside"
         )
     if options.batch < 1:
         raise KontextError(f"--engine-batch must be 1 or more, not {options.batch}")
@@ -109,7 +95,7 @@ def check_options(options: EngineOptions) -> EngineOptions:
     if not targets:
         examples = ",".join(known) or "sm89"
         raise KontextError(
-            f"there is no GPU here to build for: name the architectures, as --target {examples}"
+            f"this machine has no GPU to build for: name the architectures, such as --target {examples}"
         )
     for target in targets:
         if known and target not in known:
@@ -118,13 +104,13 @@ def check_options(options: EngineOptions) -> EngineOptions:
             )
         if not known and target != here:
             raise KontextError(
-                f"{title} builds for the GPU of this machine alone ({here or 'there is none'})"
+                f"{title} builds only for the GPU of this machine ({here or 'there is none'}), not for {target}"
             )
     return replace(options, targets=targets)
 
 
 def architectures(library: Any) -> list[str]:
-    """What TensorRT for RTX builds for ahead of time; nothing for TensorRT."""
+    """Architectures that TensorRT for RTX can build for on any machine; none for TensorRT."""
     if not hasattr(library, "ComputeCapability"):
         return []
     names = [name.lower() for name in dir(library.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
@@ -135,50 +121,50 @@ def build_engines(folder: Path, options: EngineOptions, show_progress: bool = Fa
     """Builds the engines of the bundle in `folder` for every target, and records them in its manifest.
 
     Raises:
-        KontextError: the bundle cannot be an engine, a target cannot compute in its formats, or the library refuses
-            a graph.
+        KontextError: TensorRT does not support the bundle or a target its number formats, or the library refuses a
+            graph.
     """
-    options = check_options(options)
+    options = resolve_options(options)
     version = load_library(options.library).__version__
-    summary = EngineSummary()
+    progress = Progress(show_progress)
+    built: dict[str, dict[str, Any]] = {}
+    reused = []
     with locked(folder):
         bundle = Bundle.open(folder)
         for target in options.targets:
             check_bundle(bundle, target)
-        read_engines(bundle)  # what is there must be sound
-        sweep(bundle)
-        wanted = [
-            describe(bundle, graph, target, options, version)
-            for target in options.targets
-            for graph in bundle.graphs
-        ]
+        read_engines(bundle)  # existing entries must be valid
+        remove_unfinished(bundle)
         other = Bundle.open(options.reuse) if options.reuse is not None else None
-        todo = []
-        for entry in wanted:
-            if find(bundle, entry) is not None:
-                summary.reused.append(entry["file"])
-            elif other is not None and (source := find(other, entry)) is not None:
-                copy(source, folder / entry["file"])
-                bundle = record(bundle, entry)
-                summary.reused.append(entry["file"])
-            else:
-                todo.append(entry)
-        if todo:
+        missing = []
+        for target in options.targets:
+            for graph in bundle.graphs:
+                entry = manifest_entry(bundle, graph, target, options, version)
+                if find_engine(bundle, entry) is not None:
+                    reused.append(entry["file"])
+                elif other is not None and (source := find_engine(other, entry)) is not None:
+                    copy_engine(source, folder / entry["file"])
+                    bundle = record_engine(bundle, entry)
+                    reused.append(entry["file"])
+                else:
+                    missing.append(entry)
+        if missing:
             with (
                 BuilderProcess(options.library) as builder,
-                Progress(show_progress).steps("engines", len(todo)) as step,
+                progress.steps("engines", len(missing)) as advance,
             ):
-                for entry in todo:
-                    with Progress(show_progress).phases(f"{entry['graph']} {entry['target']}") as phase:
-                        result = builder.build(job(bundle, entry, options), phase)
-                    summary.built[entry["file"]] = result
-                    bundle = record(bundle, entry)
-                    step(1)
-    return summary
+                for entry in missing:
+                    with progress.phases(f"{entry['graph']} {entry['target']}") as on_phase:
+                        built[entry["file"]] = builder.build(compiler_job(bundle, entry, options), on_phase)
+                    bundle = record_engine(bundle, entry)
+                    advance(1)
+    return EngineSummary(built, reused)
 
 
-def describe(bundle: Bundle, graph: str, target: str, options: EngineOptions, version: str) -> dict[str, Any]:
-    """The manifest's entry of an engine, which also says whether one that is there is the same."""
+def manifest_entry(
+    bundle: Bundle, graph: str, target: str, options: EngineOptions, version: str
+) -> dict[str, Any]:
+    """The manifest's entry of an engine; an existing engine with an equal entry is the same engine."""
     files = bundle.files
     graph_file = bundle.graphs[graph].path.relative_to(bundle.folder).as_posix()
     formats = formats_of(bundle, graph)
@@ -214,7 +200,7 @@ def describe(bundle: Bundle, graph: str, target: str, options: EngineOptions, ve
 
 
 def graph_inputs(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]:
-    """A graph's inputs, with the contract's names for what varies."""
+    """Name → shape of a graph's inputs, dynamic dimensions by name."""
     import onnx
 
     model = onnx.load(str(bundle.graphs[graph].path), load_external_data=False)
@@ -226,8 +212,8 @@ def graph_inputs(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]
     }
 
 
-def find(bundle: Bundle, entry: dict[str, Any]) -> Path | None:
-    """The file of an engine like `entry` in a bundle, if its bytes are what the manifest says."""
+def find_engine(bundle: Bundle, entry: dict[str, Any]) -> Path | None:
+    """The file of an engine with this entry in a bundle, if its SHA-256 is the manifest's."""
     for other in bundle.manifest.get("engines", []):
         if other == entry and entry["file"] in bundle.files:
             path = bundle.folder / entry["file"]
@@ -244,8 +230,8 @@ def file_digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def job(bundle: Bundle, entry: dict[str, Any], options: EngineOptions) -> dict[str, Any]:
-    """What the compiler's process is told."""
+def compiler_job(bundle: Bundle, entry: dict[str, Any], options: EngineOptions) -> dict[str, Any]:
+    """The job of `compiler.build_engine` that makes an engine."""
     graph, target = entry["graph"], entry["target"]
     timings = cache_folder() / "timings" / f"{options.library}-{entry['version']}-{target}.cache"
     return {
@@ -254,15 +240,15 @@ def job(bundle: Bundle, entry: dict[str, Any], options: EngineOptions) -> dict[s
         "target": target,
         "weights": entry["weights"],
         "profiles": [profile["inputs"] for profile in entry["profiles"]],
-        # The transformer's scores would be 3.6 GB at 8,700 tokens: there, one kernel or none.
+        # Decomposed, the transformer's attention scores would be 3.6 GB at 8,700 tokens.
         "decompose": graph != "transformer",
         "stream": entry.get("streams", False),
         "timing_cache": str(timings),
     }
 
 
-def record(bundle: Bundle, entry: dict[str, Any]) -> Bundle:
-    """Writes an engine that is there into the manifest, in the place of any other for the same graph and target."""
+def record_engine(bundle: Bundle, entry: dict[str, Any]) -> Bundle:
+    """Adds an engine to the manifest and removes older ones for the same graph and target; returns the new bundle."""
     folder = bundle.folder
     manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     same = ("graph", "library", "version", "platform", "target")
@@ -287,18 +273,18 @@ def record(bundle: Bundle, entry: dict[str, Any]) -> Bundle:
     return Bundle.open(folder)
 
 
-def sweep(bundle: Bundle) -> None:
-    """Removes what a build that was killed has left: engines that the manifest does not know."""
-    for path in (bundle.folder / FOLDER).glob("sm*/*.engine*"):
+def remove_unfinished(bundle: Bundle) -> None:
+    """Removes what a killed build left: temporary files, and engines that are not in the manifest."""
+    remove_temporaries(bundle.folder)
+    for path in (bundle.folder / FOLDER).glob("sm*/*.engine"):
         if path.relative_to(bundle.folder).as_posix() not in bundle.files:
             path.unlink()
 
 
-def copy(source: Path, target: Path) -> None:
+def copy_engine(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 @contextlib.contextmanager
@@ -311,20 +297,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise KontextError(f"another build of engines is at work in {folder}") from None
+            raise KontextError(f"another build of engines is running in {folder}") from None
         yield
     finally:
         os.close(descriptor)
-
-
-def rendered(summary: EngineSummary) -> str:
-    """The summary in words, a line for each architecture."""
-    lines = []
-    for target in dict.fromkeys(file.split("/")[1] for file in (*summary.built, *summary.reused)):
-        built = {file: result for file, result in summary.built.items() if file.split("/")[1] == target}
-        reused = sum(file.split("/")[1] == target for file in summary.reused)
-        size, seconds = (sum(result[key] for result in built.values()) for key in ("size", "seconds"))
-        lines.append(
-            f"{FOLDER}/{target}: {len(built)} built ({size / 1e6:.1f} MB, {seconds:.0f} s), {reused} reused"
-        )
-    return "\n".join(lines)

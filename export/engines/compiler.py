@@ -1,7 +1,7 @@
-"""Compiles engines in a process of its own: `python -m kontext.export.engines.compiler rtx|tensorrt`, jobs on stdin.
+"""The process that compiles engines: `python -m kontext.export.engines.compiler rtx|tensorrt`, jobs on stdin.
 
-The compiler works for minutes without looking up, holds gigabytes and may crash: a process can be stopped at once, and
-takes its memory with it. Jobs come as lines of JSON; progress and results go back the same way.
+The compiler takes minutes, holds gigabytes and may crash: a separate process can be killed at once and frees all its
+memory. Jobs are lines of JSON; progress and results are lines of JSON on stdout.
 """
 
 from __future__ import annotations
@@ -17,59 +17,60 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import KontextError
+from ...files import write_atomic
 from ...runtime.engines import load_library
-from ..bundle.journal import write_atomic
 
-Report = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], None]
+"""Sends a message to the process that started this one."""
 
 HEARTBEAT = 0.1
-"""Seconds between two reports of progress, at the least."""
+"""Seconds between two messages about progress, at least."""
 
 TIMING_CACHE_LIBRARY = "tensorrt"
-"""TensorRT for RTX times nothing when it builds: its timing caches are empty."""
+"""TensorRT for RTX measures nothing while it builds, so its timing caches are empty."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     (library,) = sys.argv[1:] if arguments is None else arguments
-    # The compiler writes to stdout as it likes; reports keep the original for themselves.
+    # The compiler prints to stdout: messages get a copy of it, and stdout becomes stderr.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
 
-    def report(message: dict[str, Any]) -> None:
+    def send(message: dict[str, Any]) -> None:
         channel.write(json.dumps(message) + "\n")
 
     for line in sys.stdin:
         job = json.loads(line)
         start = time.perf_counter()
         try:
-            built = build(library, job, report)
+            built = build_engine(library, job, send)
         except KontextError as fault:
-            report({"fault": str(fault)})
+            send({"fault": str(fault)})
             continue
         built["seconds"] = round(time.perf_counter() - start, 2)
         built["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        report({"built": built})
+        send({"built": built})
     return 0
 
 
-def build(library: str, job: dict[str, Any], report: Report) -> dict[str, Any]:
+def build_engine(library: str, job: dict[str, Any], send: Send) -> dict[str, Any]:
     """Compiles one engine into the file `job["output"]`.
 
     Args:
         library: rtx or tensorrt.
         job: `graph` (the ONNX file), `target`, `weights` (see `runtime.engines.WEIGHTS`), `profiles` (for each input
-            name three shapes), `decompose` (attention without a kernel of its own may be several), `stream`
-            (weights may stay in the host's memory), `timing_cache` (a file, or null).
-        report: told of progress.
+            name three shapes), `decompose` (attention that has no single kernel may become several), `stream` (weights
+            may stay in host memory), `timing_cache` (a file, or null).
+        send: called with messages about progress.
 
     Raises:
-        KontextError: the library refuses the graph; says what it says.
+        KontextError: the library refuses the graph; the message is the library's.
     """
     trt = load_library(library)
     log = make_logger(trt)
     builder = trt.Builder(log)
     network = builder.create_network(network_flags(trt))
-    weights = parse(trt, network, log, Path(job["graph"]), job["weights"])
+    weights = parse_graph(trt, network, log, Path(job["graph"]), job["weights"])
     if job["decompose"]:
         let_attention_decompose(trt, network)
     config = builder.create_builder_config()
@@ -82,14 +83,14 @@ def build(library: str, job: dict[str, Any], report: Report) -> dict[str, Any]:
         if config.add_optimization_profile(profile) < 0:
             raise KontextError(f"the library refuses a profile: {log.last()}")
     cache = load_timing_cache(library, config, job["timing_cache"])
-    config.progress_monitor = make_monitor(trt, report)
+    config.progress_monitor = make_monitor(trt, send)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise KontextError(log.last() or "the library gives no reason")
     if cache is not None:
-        keep(Path(job["timing_cache"]), memoryview(cache.serialize()))
+        write_with_folder(Path(job["timing_cache"]), memoryview(cache.serialize()))
     data = memoryview(plan)
-    keep(Path(job["output"]), data)
+    write_with_folder(Path(job["output"]), data)
     return {
         "size": data.nbytes,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -100,13 +101,13 @@ def build(library: str, job: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def network_flags(trt: Any) -> int:
-    """Strongly typed: every layer computes in the graph's own formats. The only kind there is from TensorRT 11 on."""
+    """Strongly typed: every layer computes in the graph's number formats. TensorRT 11 has no other kind and no flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
-def parse(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> list[str]:
-    """Fills the network from an ONNX file; returns the names of the weights that it keeps in other files."""
+def parse_graph(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> list[str]:
+    """Fills the network from an ONNX file; returns the names of the weights that are external data."""
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
@@ -126,7 +127,7 @@ def parse(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> list[s
 
 
 def weights_as_inputs(model: Any) -> list[str]:
-    """Makes inputs of an ONNX model's weights in other files; returns their names."""
+    """Turns an ONNX model's external weights into inputs; returns their names."""
     import onnx
 
     external, kept = [], []
@@ -143,7 +144,7 @@ def weights_as_inputs(model: Any) -> list[str]:
 
 
 def let_attention_decompose(trt: Any, network: Any) -> None:
-    """Lets attention run as several kernels where there is no single one, as for fp32 and for heads of 512 channels."""
+    """Lets attention without a single kernel become several, as for fp32 and for heads of 512 channels."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
@@ -159,12 +160,11 @@ def set_target(trt: Any, config: Any, target: str) -> None:
 
 
 def set_weights(trt: Any, network: Any, config: Any, kind: str, weights: list[str], stream: bool) -> None:
-    """What the engine holds of its weights: nothing, all, or all but those that are put in at load; and whether those
-    that it has may be streamed."""
+    """Leaves the bundle's weights out of a stripped engine; `stream` lets weights in an engine stay in host memory."""
     if stream:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if kind == "stripped":
-        # Only what lies in the bundle's files is left out; the graph's own small constants stay.
+        # Only weights in the bundle's files are left out; the graph's small constants stay.
         config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         for name in weights:
@@ -183,7 +183,7 @@ def load_timing_cache(library: str, config: Any, path: str | None) -> Any:
 
 def make_logger(trt: Any) -> Any:
     class Log(trt.ILogger):
-        """Keeps what the library complains of."""
+        """Collects the library's errors."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -194,16 +194,16 @@ def make_logger(trt: Any) -> Any:
                 self.faults.append(" ".join(message.split()))
 
         def last(self) -> str:
-            """The last complaint without the library's own bookkeeping."""
+            """The last error without the library's prefix; "" if there was none."""
             text = self.faults[-1] if self.faults else ""
             return text.split(": ", 1)[-1] if text.startswith("IBuilder::") else text
 
     return Log()
 
 
-def make_monitor(trt: Any, report: Report) -> Any:
+def make_monitor(trt: Any, send: Send) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Reports the outermost phase's steps and the name of the innermost; ends the build when nobody listens."""
+        """Sends the outermost phase's steps and the innermost phase's name; ends the build if nobody reads them."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -216,7 +216,7 @@ def make_monitor(trt: Any, report: Report) -> Any:
             if not self.phases:
                 self.outermost, self.step = phase_name, 0
             self.phases[phase_name] = num_steps
-            self.tell(phase_name)
+            self.send_progress(phase_name)
 
         def phase_finish(self, phase_name: str) -> None:
             self.phases.pop(phase_name, None)
@@ -224,23 +224,24 @@ def make_monitor(trt: Any, report: Report) -> Any:
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name == self.outermost:
                 self.step = step + 1
-            return self.tell(phase_name)
+            return self.send_progress(phase_name)
 
-        def tell(self, phase: str) -> bool:
+        def send_progress(self, phase: str) -> bool:
+            """Whether the build should go on."""
             now = time.monotonic()
             if now - self.last < HEARTBEAT:
                 return True
             self.last = now
             try:
-                report({"phase": phase, "step": self.step, "of": self.phases.get(self.outermost, 0)})
-            except OSError:  # whoever asked for the engine is gone
+                send({"phase": phase, "step": self.step, "of": self.phases.get(self.outermost, 0)})
+            except OSError:  # the process that wants the engine has ended
                 return False
             return True
 
     return Monitor()
 
 
-def keep(path: Path, data: memoryview) -> None:
+def write_with_folder(path: Path, data: memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
 

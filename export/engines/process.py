@@ -1,4 +1,4 @@
-"""The compiler's process, from this side: jobs in, progress and results out; stopped at once when this side stops."""
+"""Runs the compiler's process: sends jobs, receives progress and results, and kills it when this process stops."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from types import TracebackType
 from typing import Any
 
 from ...errors import KontextError
+from ...files import remove_temporaries
 
-Phase = Callable[[str, int, int], object]
-"""Told (name of the innermost phase, steps of the outermost done, of how many)."""
+OnPhase = Callable[[str, int, int], object]
+"""Called with (name of the innermost phase, finished steps of the outermost, its number of steps)."""
 
 
 class BuilderProcess:
-    """Builds engines one after the other in one process, started with the first.
+    """Builds engines one after the other in one process, which starts with the first job.
 
-    Leaving the context, by Ctrl-C too, kills it; what it was writing is removed.
+    Leaving the context kills the process and removes its unfinished file, after Ctrl-C too.
     """
 
     def __init__(self, library: str) -> None:
@@ -45,13 +46,13 @@ class BuilderProcess:
             self.process = None
 
     def kill(self) -> None:
-        """Ends the process from another thread; whoever waits for an engine is told that there is none."""
+        """Ends the process from another thread; a waiting `build` raises KontextError."""
         process = self.process
         if process is not None:
             process.kill()
 
     def start(self) -> subprocess.Popen[str]:
-        # In a session of its own: Ctrl-C comes to this process, which decides what becomes of the other.
+        # A new session, so that Ctrl-C reaches only this process, which then kills the other.
         return subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.compiler", self.library],
             stdin=subprocess.PIPE,
@@ -62,11 +63,11 @@ class BuilderProcess:
             start_new_session=True,
         )
 
-    def build(self, job: dict[str, Any], phase: Phase) -> dict[str, Any]:
-        """Builds one engine; returns what the process says of it.
+    def build(self, job: dict[str, Any], on_phase: OnPhase) -> dict[str, Any]:
+        """Builds the engine of a `compiler.build_engine` job; returns its size, seconds, peak_bytes and so on.
 
         Raises:
-            KontextError: the library refuses the graph, or the process died of it.
+            KontextError: the library refuses the graph, or the process died.
         """
         if self.process is None:
             self.process = self.start()
@@ -75,7 +76,7 @@ class BuilderProcess:
             raise RuntimeError("the compiler's process has no pipes")
         what = f"{Path(job['graph']).stem} for {job['target']}"
         try:
-            with contextlib.suppress(BrokenPipeError):  # it died: what it says comes below
+            with contextlib.suppress(BrokenPipeError):  # it died: its last words are reported below
                 stdin.write(json.dumps(job) + "\n")
                 stdin.flush()
             for line in stdout:
@@ -85,18 +86,20 @@ class BuilderProcess:
                     return result
                 if "fault" in message:
                     raise KontextError(f"the engine of {what} cannot be built: {message['fault']}")
-                phase(message["phase"], message["step"], message["of"])
+                on_phase(message["phase"], message["step"], message["of"])
         except BaseException:
             self.stop()
-            Path(job["output"] + ".tmp").unlink(missing_ok=True)
+            remove_temporaries(Path(job["output"]).parent)
             raise
         code = self.process.wait()
         self.process = None
+        remove_temporaries(Path(job["output"]).parent)
         raise KontextError(
             f"the engine of {what} cannot be built: the compiler ended with {code}{self.last_words()}"
         )
 
     def last_words(self) -> str:
+        """The last line that the process wrote to stderr, after a colon."""
         self.errors.seek(0)
         lines = self.errors.read().strip().splitlines()
         return f": {lines[-1]}" if lines else ""

@@ -1,6 +1,6 @@
-"""Which sizes an engine is compiled for: optimization profiles over tokens, rows and latents, from a bundle's sampler.
+"""The sizes that an engine is compiled for: optimization profiles over tokens, rows and latents.
 
-A profile is compiled as a whole, so one per use (no reference, one, several) is faster than one for all.
+Kernels are chosen for a whole profile, so one profile per use (no reference, one, several) is faster than one for all.
 """
 
 from __future__ import annotations
@@ -11,27 +11,21 @@ from ...runtime.bundle import Bundle
 from ...runtime.engines import Profile, Shape
 
 Range = tuple[int, int, int]
-"""The least, the best and the largest size of a dimension."""
+"""Smallest, best and largest size of a dimension."""
 
 REFERENCES = 4
-"""References of an edit that engines are built for."""
+"""Most references of an edit."""
 
 MODULATION_ROWS = 64
-"""Steps times prompts of one run of the modulation; more go in several runs."""
+"""Most rows (steps times prompts) of one run of the modulation; more take several runs."""
 
-SMALLER = 4
-"""The smallest target is this part of the smallest preferred area: drafts."""
+DRAFTS = 4
+"""The smallest target has the smallest preferred area divided by this."""
 
 
 def ranges(bundle: Bundle, graph: str, batch: int) -> dict[str, dict[str, Range]]:
-    """Use → dimension of the graph → its sizes.
-
-    Args:
-        bundle: its preferred sizes decide.
-        graph: one of the six.
-        batch: the largest batch.
-    """
-    side = 2 * bundle.autoencoder.downscale  # of a token, in pixels
+    """Use → dimension of the graph → its sizes, from the bundle's preferred picture sizes and the largest batch."""
+    side = 2 * bundle.autoencoder.downscale  # pixels of a token's side
     sizes = bundle.sampler.preferred_sizes
     rows = (1, 1, batch)
     if graph in ("text_encoder", "text_encoder_2"):
@@ -58,7 +52,7 @@ def ranges(bundle: Bundle, graph: str, batch: int) -> dict[str, dict[str, Range]
     common = {
         "batch": rows,
         "text_tokens": (text, text, text),
-        "target_tokens": (max(1, least // SMALLER), best, most),
+        "target_tokens": (max(1, least // DRAFTS), best, most),
     }
     return {
         "one reference": {**common, "reference_tokens": (least, best, most)},
@@ -73,7 +67,7 @@ def ranges(bundle: Bundle, graph: str, batch: int) -> dict[str, dict[str, Range]
 def profiles(
     bundle: Bundle, graph: str, batch: int, inputs: Mapping[str, Sequence[int | str]]
 ) -> tuple[Profile, ...]:
-    """The profiles of a graph. `inputs`: name → shape with the contract's names for what varies ("8*latent_height")."""
+    """The profiles of a graph. `inputs`: name → shape, dynamic dimensions by name ("8*latent_height")."""
     return tuple(
         Profile(
             use,

@@ -198,7 +198,7 @@ def test_two_exports_at_once(tiny_checkpoint: Path, tmp_path: Path, capsys) -> N
     with (tmp_path / "out.partial" / Journal.NAME).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert export(tiny_checkpoint, "-o", tmp_path / "out") == 2
-    assert "another export is at work" in error(capsys)
+    assert "another export is writing" in error(capsys)
 
 
 def test_ctrl_c_keeps_what_is_finished(
@@ -209,7 +209,7 @@ def test_ctrl_c_keeps_what_is_finished(
         assert export(tiny_checkpoint, "-o", tmp_path / "out") == 130
     message = capsys.readouterr().err
     assert "interrupted" in message
-    assert "out.partial keeps what is finished" in message
+    assert "the same command resumes from" in message
     assert not (tmp_path / "out").exists()
     reads.clear()
     assert export(tiny_checkpoint, "-o", tmp_path / "out") == 0
@@ -303,7 +303,7 @@ def test_a_disk_too_small_is_known_before(tiny_checkpoint: Path, tmp_path: Path,
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert export(tiny_checkpoint, "-o", tmp_path / "out") == 2
-    assert "not enough room on the disk" in error(capsys)
+    assert "not enough disk space" in error(capsys)
     assert list(tmp_path.iterdir()) == []
 
 

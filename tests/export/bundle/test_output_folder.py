@@ -35,7 +35,7 @@ def test_what_is_left_alone(tmp_path: Path) -> None:
     for output, force, message in (
         (tmp_path / "nowhere" / "out", False, "nowhere is not a folder: make it first"),
         (tmp_path / "file", True, "file exists and is not a folder"),
-        (tmp_path / "other", True, "other exists and is not a set of files: it is left alone"),
+        (tmp_path / "other", True, "other exists and is not a set of files: choose another folder"),
         (ours, False, "ours exists: give --force to replace it"),
     ):
         with pytest.raises(KontextError, match=message):

@@ -20,21 +20,74 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for flag in ("--fp32", "--fp16", "--bf16", "--fp8", "--force", "--output"):
+    for flag in ("--fp32", "--fp16", "--bf16", "--fp8", "--force", "--output", "--version"):
         assert flag in done.stdout
+    for command in ("kontext-export inspect ", "kontext-export sensitivity "):
+        assert command in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["-o", "x", "--fp16", "--bf16"], ["a", "b", "-o", "x"]])
-def test_wrong_flags(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [[], ["export"], ["inspect"], ["sensitivity"]])
+def test_every_command_has_a_version(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main.main(arguments)
-    assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+        main.main([*command, "--version"])
+    assert not caught.value.code
+    assert capsys.readouterr().out.startswith("kontext-export ")
+
+
+def test_the_module_is_the_command() -> None:
+    words = [sys.executable, "-m", "kontext.export.cli", "inspect", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("usage: kontext-export inspect ")
+
+
+def test_export_is_the_default_command() -> None:
+    short, long = (
+        main.parse(["model", "--fp8", "-o", "x"]),
+        main.parse(["export", "model", "--fp8", "-o", "x"]),
+    )
+    assert short == long
+    assert (short.model, short.quantization, short.output) == ("model", "fp8", Path("x"))
+
+
+def test_a_model_named_as_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inspect").mkdir()
+    (tmp_path / "inspect" / "model_index.json").touch()
+    assert main.parse(["./inspect", "-o", "x"]).model == "./inspect"
+    assert main.main(["inspect", "nothing"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning == "warning: inspect is taken for the command; write ./inspect for the folder of that name"
+    assert error == "error: nothing does not exist"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prog"),
+    [
+        (["-o", "x", "--fp16", "--bf16"], "kontext-export"),
+        (["a", "b", "-o", "x"], "kontext-export"),
+        (["--foo"], "kontext-export"),
+        (["export", "--foo"], "kontext-export"),
+        (["--batch", "0"], "kontext-export"),
+        (["inspect"], "kontext-export inspect"),
+        (["sensitivity", "-o", "x", "--foo"], "kontext-export sensitivity"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    arguments: list[str], prog: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.endswith(f" ({prog} --help shows the flags)\n")
+    assert error.count("\n") == 1
 
 
 def test_an_output_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 2
-    assert capsys.readouterr().err.startswith("error: say where to: -o OUT writes a bundle")
+    assert capsys.readouterr().err.startswith("error: -o OUT is missing")
 
 
 def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

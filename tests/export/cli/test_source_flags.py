@@ -96,7 +96,7 @@ def test_another_lora_begins_the_export_anew(
 
     words = [str(tiny_checkpoint), "-o", str(tmp_path / "out"), "--fp32", "--quiet"]
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "finish", interrupt)
+        patch.setattr(exporter, "write_manifest", interrupt)
         assert main.main([*words, "--lora", str(lora)]) == 130
     assert (tmp_path / "out.partial/weights/transformer.safetensors").exists()
     found = export(tmp_path / "out", tiny_checkpoint)

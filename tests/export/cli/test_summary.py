@@ -42,7 +42,7 @@ def test_what_is_said_of_a_mixed_resumed_export() -> None:
         "16,900.0 M parameters, fp8 weights, fp16 compute",
         "text_encoder_2 computes in bf16",
         "9.00 GB",
-        "taken over from an unfinished export: weights/modulation.safetensors",
+        "from an earlier, unfinished export: weights/modulation.safetensors",
         "100.0 s (weights 60.0 s, graphs 39.0 s)",
         "kontext-edit /somewhere/out",
     ):

@@ -28,7 +28,7 @@ from kontext.export.bundle.preferred_sizes import FLUX_SIZES  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
 from kontext.export.engines import build as engines  # noqa: E402
 from kontext.export.engines import process as engine_process  # noqa: E402
-from kontext.export.engines.build import EngineOptions, build_engines, check_options, parse_targets  # noqa: E402
+from kontext.export.engines.build import EngineOptions, build_engines, parse_targets, resolve_options  # noqa: E402
 from kontext.export.engines.formats import Formats, best_weights, check_bundle  # noqa: E402
 from kontext.export.engines.process import BuilderProcess  # noqa: E402
 from kontext.export.engines.profiles import evaluate, profiles  # noqa: E402
@@ -90,9 +90,9 @@ def test_engines_with_many_weights_can_stream_them(
     """The manifest says so, and the compiler is told."""
     monkeypatch.setattr(engines, "STREAMED_BYTES", least)
     bundle, options = Bundle.open(tiny_bundle), EngineOptions("rtx", ("sm89",), weights)
-    entry = engines.describe(bundle, "transformer", "sm89", options, trt.__version__)
+    entry = engines.manifest_entry(bundle, "transformer", "sm89", options, trt.__version__)
     assert entry.get("streams", False) == streams
-    assert engines.job(bundle, entry, options)["stream"] == streams
+    assert engines.compiler_job(bundle, entry, options)["stream"] == streams
 
 
 def test_fp32_attention_is_refused_by_the_compiler_and_before_it(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_fp32_attention_is_refused_by_the_compiler_and_before_it(tiny_bundle: Pa
 
 def job_of(bundle: Bundle, graph: str, output: Path, weights: str) -> dict[str, Any]:
     options = EngineOptions("rtx", ("sm89",), weights)
-    entry = engines.describe(bundle, graph, "sm89", options, trt.__version__)
-    return engines.job(bundle, entry, options) | {"output": str(output)}
+    entry = engines.manifest_entry(bundle, graph, "sm89", options, trt.__version__)
+    return engines.compiler_job(bundle, entry, options) | {"output": str(output)}
 
 
 def test_ctrl_c_stops_at_once_and_keeps_what_is_finished(embedded_bundles: Any, tmp_path: Path) -> None:
@@ -138,9 +138,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_finished(embedded_bundles: Any, 
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130
-    assert said.strip() == (
-        "interrupted; engines that are finished are kept, and the same command goes on from there"
-    )
+    assert said.strip() == ("interrupted; finished engines are kept, and the same command resumes")
     bundle = Bundle.open(folder)
     bundle.verify()
     assert 1 <= len(bundle.manifest["engines"]) < len(GRAPHS)
@@ -223,10 +221,10 @@ def test_targets_are_spelled_as_in_the_manifest() -> None:
     ("options", "message"),
     [
         (EngineOptions("rtx", ("sm90",)), r"builds for sm75, .*sm89, .* not for sm90"),
-        (EngineOptions("rtx"), "there is no GPU here to build for: name the architectures"),
+        (EngineOptions("rtx"), "this machine has no GPU to build for: name the architectures"),
         (
             EngineOptions("rtx", ("sm89",), "stripped"),
-            "needs a GPU in this machine to build engines without weights",
+            "needs a GPU in this machine to build stripped engines",
         ),
         (EngineOptions("rtx", ("sm89",), "nowhere"), "--engine-weights is one of stripped, bound, inside"),
         (EngineOptions("rtx", ("sm89",), batch=0), "--engine-batch must be 1 or more, not 0"),
@@ -234,7 +232,7 @@ def test_targets_are_spelled_as_in_the_manifest() -> None:
 )
 def test_what_cannot_be_built_here(options: EngineOptions, message: str) -> None:
     with pytest.raises(KontextError, match=message):
-        check_options(options)
+        resolve_options(options)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +255,8 @@ def test_the_other_library_builds_for_the_gpu_at_hand(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(engines, "load_library", lambda name: Bare)
     monkeypatch.setattr(engines, "has_gpu", lambda: False)
-    with pytest.raises(KontextError, match="TensorRT builds for the GPU of this machine alone"):
-        check_options(EngineOptions("tensorrt", ("sm90",)))
+    with pytest.raises(KontextError, match="TensorRT builds only for the GPU of this machine"):
+        resolve_options(EngineOptions("tensorrt", ("sm90",)))
 
 
 @pytest.mark.parametrize(
@@ -296,27 +294,36 @@ def test_bundles_over_other_files(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target", "sm89", "-o", "x"], "--target goes with --engine"),
-        (["bundle", "--engine", "rtx", "--fp8", "--force"], "--quantization comes too late"),
+        (["--target", "sm89", "-o", "x"], "--target only applies with --engine"),
+        (
+            ["{bundle}", "--engine", "rtx", "--fp8", "--force"],
+            "MODEL is an existing bundle; --fp8 only applies when exporting (add -o)",
+        ),
+        (
+            ["{bundle}", "--engine", "rtx", "--bf16", "--lora", "a:1"],
+            "MODEL is an existing bundle; --lora, --bf16 only apply when exporting (add -o)",
+        ),
+        (["--engine", "rtx"], "--engine needs a bundle: name one as MODEL, or export one with -o OUT"),
     ],
 )
-def test_flags_that_do_not_go_together(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_flags_that_cannot_be_combined(
+    words: list[str], message: str, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main.main(words)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert main.main([word.format(bundle=tiny_bundle) for word in words]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["nowhere", "--engine", "rtx", "--target", "sm89"], "error: nowhere does not exist"),
-        (["-o", "out", "--engine", "rtx", "--target", "sm89", "--fp32"], "attention in 16 bits only"),
-        (["-o", "out", "--engine", "rtx", "--target", "sm89"], "attention in 16 bits only"),
+        (
+            ["-o", "out", "--engine", "rtx", "--target", "sm89", "--fp32"],
+            "TensorRT's attention needs 16-bit inputs",
+        ),
+        (["-o", "out", "--engine", "rtx", "--target", "sm89"], "TensorRT's attention needs 16-bit inputs"),
         (["-o", "out", "--engine", "rtx", "--target", "sm89", "--link-weights"], "leave out --link-weights"),
-        (["-o", "out", "--engine", "rtx", "--target", "8.9"], "error: --target takes"),
+        (["-o", "out", "--engine", "rtx", "--target", "ada"], "error: 'ada' is not a GPU architecture"),
         pytest.param(["-o", "out", "--engine", "tensorrt"], "error: TensorRT", id="no library or no GPU"),
     ],
 )
@@ -388,11 +395,14 @@ def test_other_options_replace_and_killed_builds_leave_nothing(
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     build_engines(folder, OPTIONS)
     before = {path.name for path in folder.rglob("*.engine")}
-    torn = folder / "engines" / "sm89" / "transformer-rtx.engine.tmp"
-    torn.write_bytes(b"half")
+    torn = folder / "engines" / "sm89" / ".transformer-rtx.engine.0123abcd.tmp"
+    unrecorded = torn.with_name("transformer-rtx.engine")
+    for path in (torn, unrecorded):
+        path.write_bytes(b"half")
     build_engines(folder, dataclasses.replace(OPTIONS, batch=1))
     after = {path.name for path in folder.rglob("*.engine")}
     assert not torn.exists()
+    assert not unrecorded.exists()
     # The modulation's and the autoencoder's sizes do not depend on the batch.
     assert len(after) == 12
     assert len(before & after) == 6
@@ -440,7 +450,7 @@ def test_a_damaged_engine_is_built_again(tiny_bundle: Path, tmp_path: Path, quic
 
 def test_one_build_at_a_time(tiny_bundle: Path) -> None:
     with engines.locked(tiny_bundle):
-        with pytest.raises(KontextError, match="another build of engines is at work"):
+        with pytest.raises(KontextError, match="another build of engines is running"):
             build_engines(tiny_bundle, OPTIONS)
 
 

@@ -243,7 +243,7 @@ def test_a_partial_folder_of_somebody_else(tiny_bundle: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([str(EMBEDDED), "--triton", "repository"], "is a checkpoint: --triton takes a bundle"),
+        ([str(EMBEDDED), "--triton", "repository"], "is not a bundle: add -o OUT to export a checkpoint"),
         (["nowhere", "--triton", "repository"], "nowhere does not exist"),
         ([".", "--triton", "repository"], "is not a bundle"),
     ],

@@ -1,8 +1,7 @@
-"""`kontext-export inspect FILE…`: what a file or folder is and what it would become, from headers alone."""
+"""Describes a file or folder and the size of its export, from headers alone: `kontext-export inspect`."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 from collections import Counter
@@ -26,26 +25,6 @@ from .summary import human
 
 PREVIEWED = {"--bf16": None, "--fp8": "fp8", "--int8": "int8", "--int4": "int4"}
 """Flags whose sizes are shown, and what they quantize to."""
-
-
-def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
-        prog="kontext-export inspect",
-        description="Says what files of weights are and what they would become; reads their headers only.",
-    )
-    result.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="weights, a LoRA, a folder, a bundle"
-    )
-    return result
-
-
-def run(arguments: Sequence[str]) -> int:
-    for number, path in enumerate(parser().parse_args(arguments).files):
-        if number:
-            print()
-        for line in describe(path):
-            print(line)
-    return 0
 
 
 def describe(path: Path) -> Iterator[str]:

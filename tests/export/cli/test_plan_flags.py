@@ -93,14 +93,17 @@ def test_an_export_follows_a_recipe(
     [
         (
             ["--fit", "12GB", "--fp8"],
-            "--fit decides every layer's format by itself: it does not go with --fp8",
+            "--fit cannot be combined with --fp8: it decides every layer's format",
         ),
-        (["--recipe", "r.json", "--int4"], "--recipe decides every layer's format by itself"),
-        (["--fit", "12GB", "--recipe", "r.json"], "by itself: it does not go with --recipe"),
-        (["--fit", "12GB", "--rank", "16"], "--fit decides every layer's rank by itself"),
-        (["--plan-only"], "--plan-only goes with --fit"),
-        (["--gpu", "cpu"], "--gpu goes with --fit"),
-        (["--references", "2"], "--references goes with --fit"),
+        (["--recipe", "r.json", "--int4"], "--recipe cannot be combined with --int4"),
+        (["--fit", "12GB", "--recipe", "r.json"], "--fit cannot be combined with --recipe"),
+        (
+            ["--fit", "12GB", "--rank", "16"],
+            "--fit cannot be combined with --rank: it decides every layer's rank",
+        ),
+        (["--plan-only"], "--plan-only only applies with --fit"),
+        (["--gpu", "cpu"], "--gpu only applies with --fit"),
+        (["--references", "2"], "--references only applies with --fit"),
         (["--fit", "plenty", "--plan-only"], "'plenty' is not a size of memory: write 12GB"),
         (["--fit", "0GB", "--plan-only"], "holds nothing: give more than 0"),
         (["--fit=-12GB", "--plan-only"], "'-12GB' is not a size of memory"),
@@ -113,7 +116,10 @@ def test_an_export_follows_a_recipe(
         (["--fit", "12GB", "--size", "big", "--plan-only"], "'big' is not WIDTHxHEIGHT"),
         (["--fit", "12GB", "--size", "100x128", "--plan-only"], "both sides must be multiples of 16"),
         (["--fit", "12GB", "--sensitivity", "none.json", "--plan-only"], "cannot read none.json"),
-        (["--fit", "12GB", "--batch", "0", "--plan-only"], "--batch must be at least 1"),
+        (
+            ["--fit", "12GB", "--batch", "0", "--plan-only"],
+            "argument --batch: '0' is not a whole number from 1 to 64",
+        ),
         (["--fit", "10MB", "--plan-only"], "the smallest budget that does"),
     ],
 )

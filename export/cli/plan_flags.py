@@ -1,4 +1,4 @@
-"""--fit on the command line: its flags, what they do not go with, and the plan that they ask for."""
+"""The flags about a memory budget, `--fit` and what belongs to it, and the plan that they ask for."""
 
 from __future__ import annotations
 
@@ -10,73 +10,71 @@ from ...errors import KontextError
 from .source_flags import whole_number
 
 if TYPE_CHECKING:
-    from ...model.checkpoint import Origin
+    from ...model.config import KontextConfig
     from ..calibration.plan import Plan
 
 DEFAULT_GPU = "sm_89"
 
 
-def add_flags(result: argparse.ArgumentParser) -> None:
-    """--fit, and what belongs to it."""
-    planning = result.add_argument_group("a memory budget")
-    planning.add_argument(
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a memory budget")
+    group.add_argument(
         "--fit",
         metavar="SIZE",
-        help="choose every layer's format so that an edit fits into SIZE (12GB, 7.5GiB) of memory and loses the least; "
-        "the plan is printed first",
+        help="choose every layer's format so that an edit fits into SIZE (12GB, 7.5GiB) of memory and loses least; "
+        "prints the plan first",
     )
-    planning.add_argument(
+    group.add_argument(
         "--plan-only", action="store_true", help="stop after the plan; reads no weights and writes nothing"
     )
-    planning.add_argument(
+    group.add_argument(
         "--gpu",
         metavar="NAME",
-        help="what it is to run on: sm_89, a card such as RTX 4090, or cpu (default: sm_89)",
+        help="what the bundle is to run on: sm_89, a card such as RTX 4090, or cpu (default: sm_89)",
     )
-    planning.add_argument(
+    group.add_argument(
         "--sensitivity",
         type=Path,
         metavar="FILE",
-        help="a report of kontext-export sensitivity (default: estimated from the layers' shapes)",
+        help="report of kontext-export sensitivity (default: estimated from the layers' shapes)",
     )
-    planning.add_argument(
+    group.add_argument(
         "--formats", metavar="LIST", help="formats to choose from (default: all that the GPU runs)"
     )
-    planning.add_argument(
+    group.add_argument(
         "--size", metavar="WxH", help="pixels of the edit to plan for (default: the model's square)"
     )
-    planning.add_argument(
+    group.add_argument(
         "--references", type=whole_number(0, 64), metavar="N", help="its references (default: 1)"
     )
-    planning.add_argument("--batch", type=whole_number(0, 64), metavar="N", help="edits at once (default: 1)")
+    group.add_argument("--batch", type=whole_number(1, 64), metavar="N", help="edits in a batch (default: 1)")
 
 
-def check_flags(options: argparse.Namespace) -> None:
-    """Raises KontextError for flags that do not go together."""
+def check_plan_flags(options: argparse.Namespace) -> None:
+    """Raises KontextError for flags that cannot be combined."""
     quantization = f"--{options.quantization}" if options.quantization else None
     decides = [flag for flag, given in (
         ("--fit", options.fit is not None), ("--recipe", options.recipe is not None), (quantization, quantization)
     ) if given]  # fmt: skip
     if len(decides) > 1:
         raise KontextError(
-            f"{decides[0]} decides every layer's format by itself: it does not go with {decides[1]}"
+            f"{decides[0]} cannot be combined with {decides[1]}: it decides every layer's format"
         )
     if options.rank is not None and options.quantization is None and decides:
-        raise KontextError(f"{decides[0]} decides every layer's rank by itself: it does not go with --rank")
+        raise KontextError(f"{decides[0]} cannot be combined with --rank: it decides every layer's rank")
     if options.fit is None:
-        for flag in ("plan_only", "gpu", "sensitivity", "formats", "size", "references", "batch"):
-            if getattr(options, flag) not in (None, False):
-                raise KontextError(f"--{flag.replace('_', '-')} goes with --fit")
+        for name in ("plan_only", "gpu", "sensitivity", "formats", "size", "references", "batch"):
+            if getattr(options, name) not in (None, False):
+                raise KontextError(f"--{name.replace('_', '-')} only applies with --fit")
 
 
-def plan_for(options: argparse.Namespace, chosen: Origin) -> Plan:
-    """The plan that the flags ask for; reads the headers of the checkpoint's files and no weight.
+def plan_for(options: argparse.Namespace, config: KontextConfig) -> Plan:
+    """The plan that the flags ask for; needs the model's sizes and no weight.
 
     Raises:
-        KontextError: a flag makes no sense, or nothing fits.
+        KontextError: a flag has no meaning, or nothing fits.
     """
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
-    from ...model.checkpoint import Checkpoint
     from ...quant.gpus import find_target
     from ...quant.memory import Workload
     from ...quant.options import parse_options
@@ -86,22 +84,18 @@ def plan_for(options: argparse.Namespace, chosen: Origin) -> Plan:
 
     budget = parse_bytes(options.fit)
     target = find_target(options.gpu or DEFAULT_GPU)
-    asked = None if options.formats is None else parse_options(options.formats)
+    formats = None if options.formats is None else parse_options(options.formats)
     report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)
-    config = Checkpoint.open(chosen).config
-    side, multiple = config.autoencoder.sample_size, 2 * config.autoencoder.downscale
-    width, height = side, side
+    width = height = config.autoencoder.sample_size
     if options.size is not None:
-        width, height = parse_pixels(options.size, multiple)
+        width, height = parse_picture_size(options.size, 2 * config.autoencoder.downscale)
     references = 1 if options.references is None else options.references
     batch = 1 if options.batch is None else options.batch
-    if batch == 0:
-        raise KontextError("--batch must be at least 1")
     work = Workload(width, height, references, batch, config.sampler.steps)
-    return make_plan(config, budget, target, work, options.compute, asked, report)
+    return make_plan(config, budget, target, work, options.compute, formats, report)
 
 
-def parse_pixels(text: str, multiple: int) -> tuple[int, int]:
+def parse_picture_size(text: str, multiple: int) -> tuple[int, int]:
     """WIDTHxHEIGHT, both multiples of a token's side."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):

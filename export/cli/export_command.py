@@ -1,0 +1,138 @@
+"""`kontext-export [export] [MODEL] -o OUT`: exports a checkpoint; builds engines and model repositories of bundles."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ...errors import KontextError
+from .engine_flags import add_engine_flags, build_engines_as_asked, check_engine_flags
+from .format_flags import add_format_flags, calibration_samples, chosen_recipe, kernel_architectures
+from .plan_flags import add_plan_flags, check_plan_flags, plan_for
+from .server_flags import add_server_flags, check_server_flags, write_repository_as_asked
+from .source_flags import add_source_flags, origin_of
+
+SUMMARY = "export a checkpoint as a bundle"
+DESCRIPTION = "Exports a FLUX.1 Kontext checkpoint as a bundle that runs without PyTorch."
+
+EXPORT_ONLY = (
+    "vae", "clip", "t5", "base", "lora", "lora_partial", "name", "steps", "compute", "quantization",
+    "rank", "calibrate", "weight_only", "fp8_attention", "link_weights", "recipe", "fit", "kernels",
+)  # fmt: skip
+"""Options that decide what a bundle holds; none applies to an existing bundle."""
+
+FLAG_IS_VALUE = ("compute", "quantization")
+"""Options whose value is the name of the flag that set them: --bf16, --fp8."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_source_flags(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the bundle's folder")
+    add_format_flags(parser)
+    add_plan_flags(parser)
+    add_engine_flags(parser)
+    add_server_flags(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="replace OUT if it is a bundle, REPO if it is a repository"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exports, builds engines, writes a model repository, whichever are asked for, in this order."""
+    bundle = existing_bundle(options)
+    check_engine_flags(options)
+    check_server_flags(options)
+    if bundle is None:
+        if not export_bundle(options):
+            return 0
+        bundle = options.output
+    if options.engine is not None:
+        build_engines_as_asked(bundle, options)
+    if options.triton is not None:
+        write_repository_as_asked(bundle, options)
+    return 0
+
+
+def existing_bundle(options: argparse.Namespace) -> Path | None:
+    """MODEL if it is a bundle that gets engines or becomes a model repository; None if a checkpoint is exported.
+
+    Raises:
+        KontextError: there is nothing to write to, or flags of an export are given with a bundle.
+    """
+    if options.output is not None or options.plan_only:
+        return None
+    if options.engine is None and options.triton is None:
+        raise KontextError("-o OUT is missing: the folder to write the bundle to")
+    from ...runtime.bundle import MANIFEST_NAME
+
+    if options.model is None:
+        flag = "--triton" if options.engine is None else "--engine"
+        raise KontextError(f"{flag} needs a bundle: name one as MODEL, or export one with -o OUT")
+    model = Path(options.model)
+    if not (model / MANIFEST_NAME).is_file():
+        if not model.exists():
+            raise KontextError(f"{model} does not exist")
+        raise KontextError(f"{model} is not a bundle: add -o OUT to export a checkpoint")
+    flags = [
+        flag_of(name, options) for name in EXPORT_ONLY if getattr(options, name) not in (None, False, [])
+    ]
+    if flags:
+        applies = "applies" if len(flags) == 1 else "apply"
+        raise KontextError(
+            f"MODEL is an existing bundle; {', '.join(flags)} only {applies} when exporting (add -o)"
+        )
+    return model
+
+
+def flag_of(name: str, options: argparse.Namespace) -> str:
+    """The flag that set an option."""
+    return f"--{getattr(options, name) if name in FLAG_IS_VALUE else name.replace('_', '-')}"
+
+
+def export_bundle(options: argparse.Namespace) -> bool:
+    """Exports MODEL as OUT; False if only its plan was asked for."""
+    check_plan_flags(options)
+    # Imported here: --help and a mistyped flag should not wait for PyTorch.
+    from ...model.checkpoint import Checkpoint
+    from ..bundle.output_folder import BUNDLE, check_output
+    from ..exporter import export
+    from .plan_text import render as render_plan
+    from .summary import render
+
+    if not options.plan_only:
+        check_output(options.output, BUNDLE, options.force)  # before a download
+    samples, kernels = calibration_samples(options), kernel_architectures(options)
+    checkpoint = Checkpoint.open(origin_of(options))
+    plan = None if options.fit is None else plan_for(options, checkpoint.config)
+    if plan is not None and (options.plan_only or not options.quiet):
+        print(render_plan(plan), flush=True)
+    if options.plan_only:
+        return False
+    recipe = plan.recipe if plan else chosen_recipe(options, checkpoint, calibrated=samples is not None)
+    summary = export(
+        checkpoint,
+        recipe,
+        options.output,
+        samples=samples,
+        link_weights=options.link_weights,
+        kernels=kernels,
+        plan=plan.as_json() if plan else None,
+        force=options.force,
+        show_progress=sys.stderr.isatty() and not options.quiet,
+    )
+    if not options.quiet:
+        print(render(summary))
+    return True
+
+
+def progress_kept(options: argparse.Namespace) -> str:
+    """What an interrupted command leaves to resume from, as the end of a sentence; "" if nothing."""
+    output, engine = getattr(options, "output", None), getattr(options, "engine", None)
+    if output is not None:
+        from ..bundle.output_folder import partial_folder
+
+        partial = partial_folder(output.absolute())
+        return f"; the same command resumes from {partial}" if partial.exists() else ""
+    return "; finished engines are kept, and the same command resumes" if engine is not None else ""

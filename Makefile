@@ -1,4 +1,4 @@
-# make demo | sdk | server | test | check | bench | fidelity | edits | fullsize | clean. PYTHON picks the interpreter that makes .venv.
+# `make help` lists the targets. PYTHON is the interpreter that .venv is made with.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,18 +8,19 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constra
 .PHONY: help demo install sdk server test check bench fidelity edits fullsize clean
 
 help:
-	@echo "make demo    environment, FP8 export of the embedded model, edits, a contact sheet (demo/contact-sheet.png)"
-	@echo "make server  NVIDIA Triton Inference Server from a wheel, in build/server, for tests and benchmarks of serving"
-	@echo "make test    every test, with coverage; tests that need a GPU are skipped where there is none"
-	@echo "make check   ruff and mypy"
-	@echo "make bench   latency, cold start, export time and fidelity of the embedded model, into bench/results/ and docs/"
-	@echo "make fidelity   that part of it, beside other libraries' quantization, and the speed of quantized steps"
-	@echo "make edits   success of each kind of edit at 28 and at 4 steps, likewise"
-	@echo "make fullsize   the export at FLUX.1 Kontext's full size, synthetic weights, likewise; needs 70 GB of disk"
-	@echo "make sdk     ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
-	@echo "make clean   removes what the above made, except $(VENV)"
+	@echo "make demo      install, export the embedded model with FP8 weights, edit, draw demo/contact-sheet.png"
+	@echo "make install   install everything that tests need into $(VENV)"
+	@echo "make check     ruff and mypy"
+	@echo "make test      all tests, with coverage; tests that need a GPU are skipped without one"
+	@echo "make server    install NVIDIA Triton Inference Server in build/server, for tests and benchmarks of serving"
+	@echo "make sdk       ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
+	@echo "make bench     measure latency, cold start, export, serving and fidelity; updates bench/results/ and docs/"
+	@echo "make fidelity  only the fidelity part of it: ours, other libraries' quantization, speed of quantized steps"
+	@echo "make edits     measure the success of each kind of edit at 28 and 4 steps; updates bench/results/ and docs/"
+	@echo "make fullsize  measure the export at FLUX.1 Kontext's full size (70 GB of disk); updates bench/results/ and docs/"
+	@echo "make clean     remove what the above made, except $(VENV)"
 
-# One environment, grown by extras. The stamps say which extras are in; an existing environment is reused as it is.
+# One environment for all targets. A stamp file in it records each set of extras that is installed.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -34,7 +35,7 @@ $(VENV)/.kontext-all: $(VENV)/.kontext-demo
 
 install: $(VENV)/.kontext-all sdk
 
-# What the C++ runtime is built against; downloads two packages of Debian's. Where that fails, its tests are skipped.
+# For the C++ runtime; downloads two Debian packages. If that fails, the C++ tests are skipped.
 sdk: build/onnxruntime-sdk/lib
 
 build/onnxruntime-sdk/lib: runtime/cpp/fetch-onnxruntime.sh $(VENV)/.kontext-all
@@ -48,7 +49,7 @@ demo: $(VENV)/.kontext-demo
 server: $(VENV)/.kontext-demo
 	$(BIN)/kontext-bench serve
 
-# Where the wheel cannot be had, the tests that need it are skipped and say so.
+# If the server cannot be installed, the tests that need it are skipped.
 test: install
 	-$(BIN)/kontext-bench serve
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term $(PYTEST_ARGS)
@@ -71,7 +72,7 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 		--json bench/results/serving.json
 	$(MAKE) fidelity
 
-# The peers come after the latencies: diffusers imports torchao where it finds it, which slows its start.
+# Installed after latencies are measured: diffusers imports torchao if it is installed, which slows its start.
 $(VENV)/.kontext-peers: $(VENV)/.kontext-demo
 	$(PIP) --editable '.[export,bench,peers]'
 	@touch $@

@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.folder.exists():
         raise KontextError(f"{arguments.folder} already exists: name a new folder")
     size = checkpoint_bytes(FULL)
-    arguments.folder.mkdir(parents=True)
+    arguments.folder.parent.mkdir(parents=True, exist_ok=True)
     if not arguments.hollow:
-        check_disk_space(arguments.folder, size)
+        check_disk_space(arguments.folder.parent, size)
     with tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         write_checkpoint(arguments.folder, FULL, bar.update, arguments.hollow)
 

@@ -1,4 +1,4 @@
-"""Progress bars of an export, or none where nobody watches."""
+"""Progress bars of an export, on stderr."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Draws on stderr when `shown`."""
+    """Draws bars if `shown`, otherwise nothing. Each bar yields a function that advances it."""
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
 
     @contextlib.contextmanager
     def bytes(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
-        """A bar of bytes with rate and time left."""
+        """A bar of bytes with rate and remaining time."""
         with tqdm(
             total=total, desc=name, unit="B", unit_scale=True, disable=not self.shown, leave=False
         ) as bar:
@@ -29,13 +29,13 @@ class Progress:
 
     @contextlib.contextmanager
     def phases(self, name: str) -> Iterator[Callable[[str, int, int], object]]:
-        """A bar of steps whose number is told as they come, with the name of what is going on."""
+        """A bar with a name for the current phase; yields a function of (phase, steps done, steps in all)."""
         with tqdm(total=0, desc=name, disable=not self.shown, leave=False) as bar:
 
-            def told(phase: str, done: int, total: int) -> None:
+            def on_phase(phase: str, done: int, total: int) -> None:
                 bar.total = total
                 bar.set_postfix_str(phase, refresh=False)
                 bar.n = done
                 bar.refresh()
 
-            yield told
+            yield on_phase

@@ -1,1 +1,1 @@
-"""Which tensors a bundle stores and how, and writing them as a stream."""
+"""Plans the tensors of a bundle's weight files, and writes them as a stream."""

@@ -1,6 +1,6 @@
-"""From a network's weights to the tensors of one safetensors file of the bundle; `write` writes it.
+"""Plans the safetensors file of a network's weights; `write` writes it.
 
-`plan_weights` fixes every tensor's place before a weight is read, so graphs can point into a file that is still being
+`plan_weights` fixes every tensor's place before any weight is read, so graphs can refer to a file that is still being
 written.
 """
 
@@ -22,16 +22,18 @@ from ...quant.statistics import InputStatistics
 from ...safetensors_header import TensorEntry, make_header
 
 Entry = tuple[str, str, tuple[int, ...]]
-"""A tensor before it has a place: name, format as safetensors names it, shape."""
+"""A tensor that has no place yet: name, format as safetensors names it, shape."""
 
-STRIP = 128
-"""Rows that are transposed at once, so that what is read and what is written of them stays in the cache."""
+TRANSPOSED_ROWS = 128
+"""Rows that are transposed at once, few enough for both copies to stay in the CPU's cache."""
 
 
 @dataclass(frozen=True)
 class PlannedWeight:
-    """What one weight becomes: itself in another format, or quantized values, scales and what else `layer` asks for;
-    None for a constant."""
+    """The stored tensors of one weight: the weight itself, or quantized values, scales and others, as `layer` says.
+
+    `layer` is None for a constant. With `transpose`, the weight is stored as [in, out].
+    """
 
     weight: str
     layer: Layer | None
@@ -45,8 +47,11 @@ class PlannedWeight:
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """The whole file before it is written: its header's bytes and its tensors in order. `constants` are not
-    weights; `statistics` are of the weights' inputs, by weight."""
+    """A file before it is written: its header's bytes, then its tensors in order.
+
+    `compute` is the format that the network computes in. `constants` are tables that are not weights; `statistics` are
+    those of the weights' inputs, by weight.
+    """
 
     network: str
     compute: str
@@ -71,15 +76,15 @@ def plan_weights(
     linked: Collection[str] = (),
     statistics: Mapping[str, InputStatistics] | None = None,
 ) -> WeightPlan:
-    """Lays out a network's file: constants first, then the weights in the network's own order.
+    """Lays out a network's file: constants first, then the weights in the network's order.
 
     Args:
         network: names and shapes.
         recipe: decides every weight's format.
-        linears: weights to be stored as [in, out].
-        constants: tables that the graph needs and the checkpoint does not have.
-        linked: weights that stay where they are.
-        statistics: weight → what calibration knows of its inputs.
+        linears: weights to store as [in, out].
+        constants: tables that the graph needs and the checkpoint lacks.
+        linked: weights that stay in the checkpoint's own files.
+        statistics: weight → calibration's statistics of its inputs.
     """
     compute = recipe.compute[network.name]
     listed: list[tuple[str, Layer | None, bool, list[Entry]]] = []
@@ -92,7 +97,7 @@ def plan_weights(
         transpose = name in linears
         stored = shape[::-1] if transpose else shape
         layer = recipe.layer_of(network.name, name, stored, transpose)
-        listed.append((name, layer, transpose, stored_as(name, stored, layer, compute)))
+        listed.append((name, layer, transpose, stored_entries(name, stored, layer, compute)))
     header, places = make_header(entry for *_, entries in listed for entry in entries)
     items = tuple(
         PlannedWeight(weight, layer, transpose, tuple(places[name] for name, *_ in entries))
@@ -101,8 +106,8 @@ def plan_weights(
     return WeightPlan(network.name, compute, header, items, constants, statistics or {})
 
 
-def stored_as(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[Entry]:
-    """Name, safetensors format and shape of each tensor that a weight of `shape` is stored as."""
+def stored_entries(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[Entry]:
+    """The tensors that a weight of `shape` is stored as."""
     if layer.format not in FORMATS:
         return [(name, STORED_DTYPES[layer.format], shape)]
     rows, columns = shape
@@ -113,10 +118,10 @@ def stored_as(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> 
 
 
 def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> list[Tensor]:
-    """Reads one weight and makes its stored tensors, in the order of `item.tensors`.
+    """Reads one weight and returns its stored tensors, in the order of `item.tensors`.
 
     Raises:
-        KontextError: the weight is damaged, or too large for the format asked for.
+        KontextError: the weight is damaged, or does not fit into fp16.
     """
     if item.layer is None:
         return [plan.constants[item.weight]]
@@ -129,14 +134,14 @@ def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> l
     stored = transposed(stored) if item.transpose else stored.contiguous()
     if item.layer.format == "fp16" and not is_finite(stored):
         raise KontextError(
-            f"{plan.network}: weight {item.weight} is too large for fp16: export with --bf16 or --fp32"
+            f"{plan.network}: weight {item.weight} does not fit into fp16: export with --bf16 or --fp32"
         )
     return [stored]
 
 
 def transposed(matrix: Tensor) -> Tensor:
-    """`matrix` [rows, columns] as a contiguous [columns, rows]; a third faster than PyTorch does it at once."""
+    """`matrix` [rows, columns] as a contiguous [columns, rows]; a third faster than PyTorch's own transposed copy."""
     result = matrix.new_empty(matrix.shape[::-1])
-    for start in range(0, len(matrix), STRIP):
-        result[:, start : start + STRIP] = matrix[start : start + STRIP].t()
+    for start in range(0, len(matrix), TRANSPOSED_ROWS):
+        result[:, start : start + TRANSPOSED_ROWS] = matrix[start : start + TRANSPOSED_ROWS].t()
     return result

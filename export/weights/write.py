@@ -1,7 +1,7 @@
-"""Streams a network's weights from a checkpoint into their file, a few of them in memory at a time.
+"""Streams a network's weights from a checkpoint into a file, with few of them in memory at a time.
 
-Reading and converting, digesting and waiting for the disk each go on in a thread of their own, so that an export that
-quantizes nothing runs at the speed of the disk.
+Reading and converting, hashing, and syncing to disk run in separate threads, so that an export without quantization
+runs at the speed of the disk.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ...quant.formats import FORMATS
 from .plan import PlannedWeight, WeightPlan, convert
 
 SYNC_BYTES = 256 << 20
-"""Bytes between two syncs to disk; what a killed export may have to make again."""
+"""Bytes between two syncs to disk: what a killed export loses at most."""
 
 AHEAD_BYTES = 256 << 20
-"""Of converted weights that may wait to be written; one may be larger."""
+"""Bytes of converted weights that may wait to be written; a single weight may be larger."""
 
 COPY_BYTES = 1 << 20
 
@@ -36,30 +36,34 @@ def write_weights(
     network: NetworkWeights,
     path: Path,
     start: int,
-    synced: Callable[[int], None],
+    on_sync: Callable[[int], None],
     advance: Callable[[int], object],
 ) -> str:
     """Writes the file of `plan` and returns its SHA-256.
 
     Args:
-        plan, network: what to write and where to read it.
-        path: the file; it is continued, not truncated, where `start` says so.
-        start: bytes of it that an earlier run is known to have brought to disk; 0 for a new file.
-        synced: told how many bytes are safely on disk, every `SYNC_BYTES` and when interrupted; in any thread, but
-            never in two at once.
-        advance: told of progress, in bytes.
+        plan, network: what to write, and where to read it.
+        path: the file; continued if `start` is not 0.
+        start: bytes that an earlier run is known to have synced to disk; 0 for a new file.
+        on_sync: called with the number of bytes that are safely on disk, every `SYNC_BYTES` and when interrupted; in
+            any
+            thread, but never in two at once.
+        advance: called with the number of bytes just written.
 
     Raises:
         KontextError: a weight is damaged.
         OSError: the disk is full or fails.
     """
     digest = hashlib.sha256()
-    # Only whole weights count: the first one that is not all there is made again.
+    # Only whole weights count: the first incomplete one is written again.
     done = [item for item in plan.items if item.tensors[-1].stop <= start]
     position = done[-1].tensors[-1].stop if done else 0
-    with path.open("r+b" if position else "wb", buffering=0) as file, Output(file, digest, synced) as output:
+    with (
+        path.open("r+b" if position else "wb", buffering=0) as file,
+        SyncedFile(file, digest, on_sync) as output,
+    ):
         if position:
-            digest_prefix(file.read, position, digest, advance)
+            hash_prefix(file.read, position, digest, advance)
             file.truncate(position)
             file.seek(position)
         else:
@@ -70,39 +74,39 @@ def write_weights(
         for item, tensors in converted(plan, plan.items[len(done) :], network):
             for stored, tensor in zip(item.tensors, tensors, strict=True):
                 data = raw_bytes(tensor)
-                if len(data) != stored.stop - stored.start:
-                    raise RuntimeError(f"{stored.name} came out with {len(data)} bytes")
+                if len(data) != stored.size:
+                    raise RuntimeError(f"{stored.name} has {len(data)} bytes instead of {stored.size}")
                 output.write(data)
                 advance(len(data))
-            output.whole(item.tensors[-1].stop)
+            output.mark_complete(item.tensors[-1].stop)
     return digest.hexdigest()
 
 
-class Output:
-    """A file that is digested and brought to disk while it is written; a context that ends with all of it there."""
+class SyncedFile:
+    """A file that is hashed and synced to disk while it is written; at the end of the context all of it is on disk."""
 
-    def __init__(self, file: BinaryIO, digest: hashlib._Hash, synced: Callable[[int], None]) -> None:
+    def __init__(self, file: BinaryIO, digest: hashlib._Hash, on_sync: Callable[[int], None]) -> None:
         self.file = file
         self.digest = digest
-        self.synced = synced
+        self.on_sync = on_sync
         self.position = self.marked = 0
         self.threads = ThreadPoolExecutor(2)
-        self.digesting: Future[None] | None = None
+        self.hashing: Future[None] | None = None
         self.syncing: Future[None] | None = None
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> SyncedFile:
         return self
 
     def write(self, data: memoryview) -> None:
         """Writes `data`, which must not change until the next call."""
-        if self.digesting is not None:
-            self.digesting.result()
-        self.digesting = self.threads.submit(self.digest.update, data)
-        while data:  # the system may take less than it is given
+        if self.hashing is not None:
+            self.hashing.result()
+        self.hashing = self.threads.submit(self.digest.update, data)
+        while data:  # a write may be partial
             data = data[self.file.write(data) :]
 
-    def whole(self, position: int) -> None:
-        """Notes that all up to here can be gone on from, and brings it to disk where that is due."""
+    def mark_complete(self, position: int) -> None:
+        """Notes that an interrupted export can continue from `position`; syncs if `SYNC_BYTES` have been written."""
         self.position = position
         if position - self.marked >= SYNC_BYTES:
             if self.syncing is not None:
@@ -112,16 +116,16 @@ class Output:
 
     def sync(self, position: int) -> None:
         os.fsync(self.file.fileno())
-        self.synced(position)
-        # As for tensors that are read (`safetensors_file.PASSING`): 1200 MB/s instead of 400.
+        self.on_sync(position)
+        # As for tensors that are read (`safetensors_file.UNCACHED_BYTES`): 1200 MB/s instead of 400.
         if position >= SYNC_BYTES and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.file.fileno(), 0, position, os.POSIX_FADV_DONTNEED)
 
     def __exit__(self, *fault: object) -> None:
-        """Ctrl-C, a full disk, a damaged weight: what is whole stays."""
+        """Syncs whatever is complete, also after Ctrl-C, a full disk or a damaged weight."""
         self.threads.shutdown()
         self.sync(self.position)
-        for future in (self.digesting, self.syncing):
+        for future in (self.hashing, self.syncing):
             if future is not None and fault[0] is None:
                 future.result()
 
@@ -129,8 +133,8 @@ class Output:
 def converted(
     plan: WeightPlan, items: Sequence[PlannedWeight], network: NetworkWeights
 ) -> Iterator[tuple[PlannedWeight, list[Tensor]]]:
-    """Every item and its stored tensors, in order; following ones are read and converted while the caller writes."""
-    # One that waits for the disk and one that computes; quantization uses all cores and much memory by itself.
+    """Every item with its stored tensors, in order; the next ones are read and converted while the caller writes."""
+    # Two threads: one waits for the disk while the other computes. Quantization alone uses all cores and much memory.
     quantized = any(item.layer is not None and item.layer.format in FORMATS for item in items)
     waiting: deque[tuple[PlannedWeight, Future[list[Tensor]]]] = deque()
     ahead, following = 0, iter(items)
@@ -150,19 +154,19 @@ def converted(
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The little-endian bytes of a contiguous tensor, not copied."""
+    """The little-endian bytes of a contiguous tensor, without a copy."""
     flat = tensor.reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def digest_prefix(
+def hash_prefix(
     read: Callable[[int], bytes], length: int, digest: hashlib._Hash, advance: Callable[[int], object]
 ) -> None:
-    """Takes the first `length` bytes of a file that is being continued into its digest."""
+    """Adds the first `length` bytes of a file that is being continued to its digest."""
     while length:
         data = read(min(COPY_BYTES, length))
         if not data:
-            raise KontextError("an unfinished file of an earlier export is shorter than it was: export again")
+            raise KontextError("an unfinished file of an earlier export has become shorter: export again")
         digest.update(data)
         advance(len(data))
         length -= len(data)

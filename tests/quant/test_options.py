@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.export.weights.plan import stored_as  # noqa: E402
+from kontext.export.weights.plan import stored_entries  # noqa: E402
 from kontext.model.dtypes import TORCH_DTYPES  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.quant.options import Option, parse_options  # noqa: E402
@@ -52,7 +52,7 @@ def test_lists() -> None:
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 def test_bytes_are_those_of_the_file(name: str, rank: int, compute: str) -> None:
     shape, wide = (192, 320), {"fp32": 4, "bf16": 2}[compute]
-    entries = stored_as("w", shape, Layer(name, rank), compute)
+    entries = stored_entries("w", shape, Layer(name, rank), compute)
     stored = sum(math.prod(each) * TORCH_DTYPES[dtype].itemsize for _, dtype, each in entries)
     assert Option(name, rank).stored_bytes(shape, wide) == stored
 

@@ -10,7 +10,7 @@ from kontext.errors import KontextError  # noqa: E402
 from kontext.export.calibration.plan import COMPUTE, Plan, make_plan  # noqa: E402
 from kontext.export.cli.plan_text import render  # noqa: E402
 from kontext.export.graph.interface import linear_weights  # noqa: E402
-from kontext.export.weights.plan import stored_as  # noqa: E402
+from kontext.export.weights.plan import stored_entries  # noqa: E402
 from kontext.model.config import KontextConfig  # noqa: E402
 from kontext.model.dtypes import TORCH_DTYPES  # noqa: E402
 from kontext.model.networks import weight_shapes  # noqa: E402
@@ -57,7 +57,7 @@ def test_the_recipe_stores_what_the_plan_says(cards: dict[int, Plan]) -> None:
             linear = weight in linears
             stored = shape[::-1] if linear else shape
             layer = plan.recipe.layer_of(stage.network, weight, stored, linear)
-            for _, dtype, size in stored_as(weight, stored, layer, plan.recipe.compute[stage.network]):
+            for _, dtype, size in stored_entries(weight, stored, layer, plan.recipe.compute[stage.network]):
                 total += torch.Size(size).numel() * TORCH_DTYPES[dtype].itemsize
         tables = 8 * 512 * 512 if stage.network == "text_encoder_2" else 0
         assert stage.weights == total + tables

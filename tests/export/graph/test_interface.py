@@ -1,4 +1,4 @@
-"""The graphs' inputs and outputs, in the bundle's files and for onnxruntime."""
+"""The graphs' inputs and outputs, in the bundle's files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-import onnxruntime  # noqa: E402
-
 from kontext.export.graph import interface  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
-
-
-def session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    # ONNX Runtime makes MatMulNBits of INT4 weights, by default with activations rounded to 8 bits.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def test_interface_is_the_contract(tiny_bundle: Path, tiny_checkpoint: Path) -> None:

@@ -1,5 +1,5 @@
-"""FLUX.1 Kontext in PyTorch, written for deployment: fused QKV, RoPE tables as inputs, modulation on its
-own."""
+"""FLUX.1 Kontext in PyTorch, written for deployment: fused QKV, RoPE tables as inputs, a separate modulation
+network."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""FLUX's convolutional autoencoder: pictures [batch, 3, H, W] in [-1, 1] to latents [batch, 16, H/8, W/8] and
-back.
+"""FLUX's convolutional autoencoder: pictures [batch, 3, H, W] in [-1, 1] to latents [batch, 16, H/8, W/8] and back.
 
-The encoder returns the posterior's mean, so an edit is deterministic. Parameter names are the reference
-release's.
+The encoder returns the posterior's mean, so edits are deterministic. Parameters are named as in the reference release.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head attention over all positions; the 1x1 convolutions of the reference are linears here."""
+    """Single-head attention over all positions, with linears in place of the reference's 1x1 convolutions."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -80,7 +78,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks at one resolution, and the change to the next one (absent at the last)."""
+    """The blocks at one resolution, then the resampling to the next resolution, if any."""
 
     def __init__(
         self, in_channels: int, out_channels: int, blocks: int, groups: int, resample: str | None
@@ -127,8 +125,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the posterior, each [batch, latent_channels, H/8, W/8]; training needs
-        both."""
+        """Mean and log-variance of the posterior, each [batch, latent_channels, H/8, W/8], for training."""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
@@ -143,7 +140,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Normalized latents → picture, nominally in [-1, 1] and not clamped."""
+    """Normalized latents → picture, nominally in [-1, 1], not clamped."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -151,7 +148,7 @@ class Decoder(nn.Module):
         channels, groups = config.block_channels, config.norm_groups
         self.conv_in = nn.Conv2d(config.latent_channels, channels[-1], 3, padding=1)
         self.mid = Middle(channels[-1], groups)
-        # The reference counts the levels from the full resolution: up[last] runs first.
+        # The reference numbers levels from the full resolution: up[last] runs first.
         self.up = nn.ModuleList(
             Level(
                 channels[min(i + 1, len(channels) - 1)],
@@ -175,7 +172,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Both halves, as one checkpoint holds them."""
+    """Encoder and decoder, as in one checkpoint."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

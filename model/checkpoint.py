@@ -1,6 +1,7 @@
-"""A whole FLUX.1 Kontext on disk, in whatever files it comes: opened with no weight in memory, read one by one.
+"""A FLUX.1 Kontext checkpoint on disk, in any of the supported layouts: opened without reading weights.
 
-checkpoint = Checkpoint.open(folder); checkpoint.networks["transformer"].read("img_in.weight")
+checkpoint = Checkpoint.open(folder)
+checkpoint.networks["transformer"].read("img_in.weight")
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from .diffusers_config import (
     read_t5,
     read_transformer,
 )
-from .diffusers_folder import folder_part
+from .diffusers_folder import open_component
 from .diffusers_format import Source
 from .finite import is_finite
 from .inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
-from .layouts import TITLES, Part, network_sources, parts_of
+from .layouts import TITLES, ComponentWeights, components_of, network_sources
 from .lora import LoraFile, Update, read_loras
 from .networks import NETWORKS, weight_shapes
 from .weight_files import StoredWeight, open_weight_file
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
-"""Number formats that no weight of ours may be in."""
+"""Number formats that no weight may have."""
 
 IGNORED = (
     "position_ids",
@@ -45,26 +46,26 @@ IGNORED = (
     "logit_scale",
     "text_projection.weight",
 )
-"""Endings of tensors that may be there and that no network of ours needs (copies, or other heads of the
-encoder)."""
+"""Endings of tensors that a checkpoint may hold and no network uses: copies, or other heads of a text encoder."""
 
 FLAGS = {"vae": "--vae", "text_encoder": "--clip", "text_encoder_2": "--t5"}
-"""Options of the command line that name a component's file."""
+"""Component → the command line's flag for its file."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model is to be taken from.
+    """Where to find a model's files.
 
     Args:
-        model: a diffusers folder, or a file that holds the transformer and perhaps more.
-        files: component → file; goes before what `model` and `base` hold.
-        base: a diffusers folder, or some of its subfolders, for all that a file and `files` lack: weights,
-            configurations, tokenizers. Default: the folder that the file is in, where that is a diffusers folder.
-        name: of the model; default: what the folder or file says.
-        loras: files and weights to fuse, in order.
-        partial_loras: take LoRAs that fit only in part.
-        steps: default of the sampler; otherwise the last few-step LoRA's, or the model's own.
+        model: a diffusers folder, or a file that holds the transformer and possibly other components.
+        files: component → file; takes precedence over `model` and `base`.
+        base: a diffusers folder, complete or not, for everything that `model` and `files` lack: weights,
+            configurations,
+            tokenizers. Default: the folder of the file `model`, if it is a diffusers folder.
+        name: of the model. Default: the name in the folder or of the file.
+        loras: LoRA files and their weights, fused in this order.
+        partial_loras: accept LoRAs of which only some tensors match the model.
+        steps: the sampler's default. Otherwise that of the last few-step LoRA, or the model's own.
     """
 
     model: Path
@@ -78,7 +79,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class NetworkWeights:
-    """The weights of one network in their files: names and shapes known and checked, no tensor in memory."""
+    """The weights of one network in their files: names and shapes are checked, no tensor is in memory."""
 
     name: str
     shapes: dict[str, tuple[int, ...]]
@@ -87,7 +88,7 @@ class NetworkWeights:
     updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
 
     def read(self, weight: str) -> Tensor:
-        """One weight by its native name, LoRAs fused in: in fp32 then, otherwise in the file's number format.
+        """One weight by its native name: in the file's number format, or in fp32 if LoRAs are fused into it.
 
         Raises:
             KontextError: it cannot be read, or holds NaN or infinity.
@@ -110,14 +111,17 @@ class NetworkWeights:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """FP8 as bf16, which holds all its values and can be computed with; the rest as it is."""
+    """FP8 as bf16, which represents all of its values; other formats unchanged."""
     return tensor.to(torch.bfloat16) if tensor.element_size() == 1 else tensor
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole model on disk. `files` are the weight files that it is read from, with the digests of their
-    headers; `tokenizers` is the folder with `tokenizer/` and `tokenizer_2/`."""
+    """A model on disk.
+
+    `files` are the weight files that it is read from, with the SHA-256 of their headers; `tokenizers` is the folder
+    with `tokenizer/` and `tokenizer_2/`.
+    """
 
     config: KontextConfig
     networks: dict[str, NetworkWeights]
@@ -127,15 +131,14 @@ class Checkpoint:
 
     @classmethod
     def open(cls, origin: Origin | Path) -> Checkpoint:
-        """Checks everything that can be checked without reading weights: configs, shards, names, shapes,
-        formats.
+        """Opens a checkpoint, and checks everything that needs no weights: configs, shards, names, shapes, formats.
 
         Raises:
-            KontextError: the one thing that is wrong, in the user's words.
+            KontextError: the first thing that is wrong.
         """
         origin = Origin(origin) if isinstance(origin, Path) else origin
         base = base_folder(origin)
-        parts, files = find_parts(origin, base)
+        parts, files = find_components(origin, base)
         config = find_config(origin, parts, base)
         shapes = {name: weight_shapes(name, config) for name in NETWORKS}
         sources = {}
@@ -143,7 +146,7 @@ class Checkpoint:
             mine = [name for name, owner in NETWORKS.items() if owner == component]
             for name in mine:
                 sources[name] = network_sources(name, config, part.layout, part.tensors)
-            check_part(part, {name: (shapes[name], sources[name]) for name in mine})
+            check_component(part, {name: (shapes[name], sources[name]) for name in mine})
         updates, loras = read_loras(origin.loras, shapes, config, origin.partial_loras)
         files.update({lora.path: lora.digest for lora in loras})
         steps = [origin.steps, *(lora.steps for lora in reversed(loras))]
@@ -155,14 +158,14 @@ class Checkpoint:
             for name, component in NETWORKS.items()
         }
         if base is None:
-            raise KontextError(f"{origin.model} comes without tokenizers: {advice(['tokenizers'])}")
+            raise KontextError(f"{origin.model} has no tokenizers: {advice(['tokenizers'])}")
         return cls(config, networks, files, base, loras)
 
     def parameters(self) -> int:
         return sum(network.parameters() for network in self.networks.values())
 
     def identity(self) -> dict[str, list[int | str]]:
-        """What tells whether the weight files are still the same: path → size, time of change and header's SHA-256."""
+        """Identifies the weight files: path → size, modification time, SHA-256 of the header."""
         result: dict[str, list[int | str]] = {}
         for path, digest in self.files.items():
             status = path.stat()
@@ -177,43 +180,41 @@ def with_steps(config: KontextConfig, steps: int | None) -> KontextConfig:
 
 
 def base_folder(origin: Origin) -> Path | None:
-    """The diffusers folder for what the model itself does not hold."""
+    """The diffusers folder for everything that `origin.model` lacks, or None."""
     if origin.model.is_dir():
         if origin.base is not None:
-            raise KontextError(
-                f"{origin.model} is a folder and whole by itself: --base goes with a single file"
-            )
+            raise KontextError(f"{origin.model} is a complete folder: --base only applies to a single file")
         read_index(origin.model)
         return origin.model
     if origin.base is not None:
         if not origin.base.is_dir():
             raise KontextError(f"{origin.base} is not a folder: --base takes a diffusers folder")
         return origin.base
-    # Black Forest Labs' own repository: single files and the diffusers folders side by side.
+    # Black Forest Labs' repository has single files and the diffusers folders side by side.
     beside = origin.model.absolute().parent
     return beside if (beside / "model_index.json").exists() else None
 
 
-def find_parts(origin: Origin, base: Path | None) -> tuple[dict[str, Part], dict[Path, str]]:
-    """Every component's tensors, and the digests of the headers read: from its own file, from the model, from the
-    base, in this order."""
-    parts: dict[str, Part] = {}
+def find_components(origin: Origin, base: Path | None) -> tuple[dict[str, ComponentWeights], dict[Path, str]]:
+    """Every component's tensors, and the digests of all headers read. A component comes from its own file, the model or
+    the base, in this order."""
+    parts: dict[str, ComponentWeights] = {}
     digests: dict[Path, str] = {}
     for component, path in origin.files.items():
         file = open_weight_file(path)
-        held = parts_of(file)
+        held = components_of(file)
         if component not in held:
             listed = " and ".join(TITLES[other] for other in held)
-            raise KontextError(f"{path} holds {listed}, and {FLAGS[component]} takes {TITLES[component]}")
+            raise KontextError(f"{path} holds {listed}: {FLAGS[component]} takes {TITLES[component]}")
         parts[component] = held[component]
         digests[path] = file.digest
     if not origin.model.is_dir():
         file = open_weight_file(origin.model)
-        held = parts_of(file)
+        held = components_of(file)
         if "transformer" not in held:
             listed = " and ".join(TITLES[component] for component in held)
             raise KontextError(
-                f"{origin.model} holds {listed}, and not the transformer: name the file that does"
+                f"{origin.model} holds {listed}, not the transformer: name the file of the transformer"
             )
         parts = {**held, **parts}
         digests[origin.model] = file.digest
@@ -221,24 +222,24 @@ def find_parts(origin: Origin, base: Path | None) -> tuple[dict[str, Part], dict
     for component in dict.fromkeys(NETWORKS.values()):
         if component not in parts:
             if base is not None and (base / component).is_dir():
-                parts[component], read = folder_part(base, component)
+                parts[component], read = open_component(base, component)
                 digests.update(read)
             else:
                 missing.append(component)
     if missing:
         listed = ", ".join(TITLES[component] for component in missing)
-        raise KontextError(f"{origin.model} comes without {listed}: {advice(missing)}")
+        raise KontextError(f"{origin.model} lacks {listed}: {advice(missing)}")
     return parts, digests
 
 
 def advice(missing: Sequence[str]) -> str:
     options = [f"{FLAGS[component]} FILE" for component in missing if component in FLAGS]
     files = f"name {', '.join(options)}, or " if options else ""
-    return f"{files}give --base FOLDER, a diffusers folder of FLUX.1 Kontext that has it"
+    return f"{files}add --base FOLDER, a diffusers folder of FLUX.1 Kontext"
 
 
-def find_config(origin: Origin, parts: Mapping[str, Part], base: Path | None) -> KontextConfig:
-    """The sizes of every part: its config.json where there is one, else what its shapes say."""
+def find_config(origin: Origin, parts: Mapping[str, ComponentWeights], base: Path | None) -> KontextConfig:
+    """The sizes of every component: from its config.json, or if it has none, inferred from its tensors' shapes."""
     if origin.model.is_dir():
         config = read_config(origin.model)
         return config if origin.name is None else dataclasses.replace(config, name=origin.name)
@@ -263,11 +264,11 @@ def find_config(origin: Origin, parts: Mapping[str, Part], base: Path | None) ->
     return config
 
 
-def check_part(
-    part: Part, networks: Mapping[str, tuple[dict[str, tuple[int, ...]], dict[str, Source]]]
+def check_component(
+    part: ComponentWeights, networks: Mapping[str, tuple[dict[str, tuple[int, ...]], dict[str, Source]]]
 ) -> None:
-    """Every tensor that the networks need is there in the right shape and a float format, and nothing else
-    is."""
+    """Raises KontextError unless a component holds exactly the tensors that its networks need, in the right shapes and
+    float formats."""
     wanted: set[str] = set()
     found = part.tensors
     for shapes, sources in networks.values():
@@ -276,15 +277,15 @@ def check_part(
             for name in source.parts:
                 if name not in found:
                     raise KontextError(
-                        f"{part.where} lacks tensor {name}: it is incomplete, or config.json is not its own"
+                        f"{part.where} lacks tensor {name}: it is incomplete, or its config.json is another model's"
                     )
                 if found[name].dtype in INTEGERS:
                     raise KontextError(
                         f"{found[name].path}: tensor {name} is {found[name].dtype}, expected a float format"
                     )
             expected, given = shapes[weight], [found[name].shape for name in source.parts]
-            # Rows add up, every other dimension is shared. The reference autoencoder's attention is convolutions of
-            # 1x1, which are our linears.
+            # Rows add up, all other dimensions are equal. The reference autoencoder's attention has 1x1 convolutions,
+            # which are linears here.
             joined = (sum(shape[0] for shape in given), *given[0][1:]) if all(given) else ()
             same = joined == expected or (part.component == "vae" and joined == (*expected, 1, 1))
             if not same or any(shape[1:] != given[0][1:] for shape in given):
@@ -292,17 +293,16 @@ def check_part(
                     f"{name} {list(shape)}" for name, shape in zip(source.parts, given, strict=True)
                 )
                 raise KontextError(
-                    f"{part.where}: {listed} does not fit the model's sizes, which ask for {list(expected)}"
+                    f"{part.where}: {listed} does not fit the model's sizes, expected {list(expected)}"
                 )
     for name in found:
         if name not in wanted and not name.endswith(IGNORED):
             owner = COMPONENTS[part.component][1]
-            raise KontextError(f"{found[name].path}: tensor {name} is none of {owner}'s")
+            raise KontextError(f"{found[name].path}: tensor {name} does not belong to {owner}")
 
 
 def load_state(model: Origin | Path) -> dict[str, dict[str, Tensor]]:
-    """Every weight of a checkpoint in memory: network → native name → tensor. For small models, tests and
-    training."""
+    """All weights of a checkpoint in memory: network → native name → tensor. For small models, training and tests."""
     checkpoint = Checkpoint.open(model)
     return {
         name: {weight: network.read(weight) for weight in network.shapes}

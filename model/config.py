@@ -1,4 +1,4 @@
-"""The sizes of every network as plain data; the defaults are FLUX.1 Kontext [dev]'s own."""
+"""The sizes of every network as plain data; the defaults are those of FLUX.1 Kontext [dev]."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AutoencoderConfig:
     scaling_factor: float = 0.3611
     shift_factor: float = 0.1159
     sample_size: int = 1024
-    """Side, in pixels, of the square that the model works at best; the preferred sizes follow from it."""
+    """Side, in pixels, of the square that the model works best at; the preferred sizes are derived from it."""
 
     @property
     def downscale(self) -> int:
@@ -65,7 +65,7 @@ class ClipConfig:
     activation: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     eos_id: int = 2
-    """2 is how old checkpoints, CLIP-L among them, say «the highest id in the prompt»."""
+    """2, in old configurations such as CLIP-L's, means the highest id in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,12 @@ class T5Config:
     relative_max_distance: int = 128
     layer_norm_eps: float = 1e-6
     max_length: int = 512
-    """Tokens of a prompt, padded to this length with no attention mask, as FLUX was trained."""
+    """Tokens of a prompt; shorter ones are padded without an attention mask, as in FLUX's training."""
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """The rectified-flow sampler: the time shift is linear in the number of target tokens between the two
-    anchors."""
+    """The rectified-flow sampler. Its time shift is linear in the number of target tokens between the two anchors."""
 
     steps: int = 28
     guidance: float = 2.5
@@ -110,18 +109,20 @@ class KontextConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
 
-PARTS: dict[str, type] = {
+CONFIG_CLASSES: dict[str, type] = {
     "transformer": TransformerConfig,
     "autoencoder": AutoencoderConfig,
     "text_encoder": ClipConfig,
     "text_encoder_2": T5Config,
 }
-"""The parts of a model that have sizes, by their names in `KontextConfig`."""
+"""Field of `KontextConfig` → class, for the components that have sizes."""
 
 
-def part_from_json(name: str, data: Mapping[str, Any]) -> Any:
-    """The part called `name` from what `dataclasses.asdict` and JSON made of it; fields that it does not have, such as
-    a manifest's derived ones, are left out."""
-    kind = PARTS[name]
-    known = {key: value for key, value in data.items() if key in kind.__dataclass_fields__}  # type: ignore[attr-defined]
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+def config_from_json(name: str, data: Mapping[str, Any]) -> Any:
+    """The config of component `name`, from the JSON of its `dataclasses.asdict`; unknown fields are ignored, such as
+    those that a manifest adds."""
+    config_class = CONFIG_CLASSES[name]
+    known = {key: value for key, value in data.items() if key in config_class.__dataclass_fields__}  # type: ignore[attr-defined]
+    return config_class(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+    )

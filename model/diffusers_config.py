@@ -1,7 +1,6 @@
-"""The configuration files of a diffusers folder, both ways: their JSON to our `KontextConfig`, and back.
+"""Reads the configuration files of a diffusers folder as `KontextConfig`, and writes them.
 
-Every field that would change the network is read or checked, so that no checkpoint is exported as something
-else.
+Every field that affects the network is read or checked, so that no other architecture is exported by mistake.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from ..errors import KontextError
 from .config import AutoencoderConfig, ClipConfig, KontextConfig, SamplerConfig, T5Config, TransformerConfig
 
 PIPELINES = ("FluxKontextPipeline", "FluxPipeline", "FluxImg2ImgPipeline")
-"""Pipelines with Kontext's network; the plain FLUX ones were trained without references but have the same
-shapes."""
+"""Pipelines with Kontext's network. FLUX.1 [dev] was trained without references, but has the same shapes."""
 
 COMPONENTS = {
     "transformer": ("diffusers", "FluxTransformer2DModel"),
@@ -27,18 +25,17 @@ COMPONENTS = {
     "tokenizer_2": ("transformers", "T5TokenizerFast"),
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
 }
-"""What a FLUX.1 Kontext folder holds: name of the folder → library and class."""
+"""Subfolders of a FLUX.1 Kontext folder → library and class."""
 
 LARGEST_SIZE = 1 << 20
-"""No width, depth or vocabulary of a model of this family comes near it; a larger number is a damaged
-file."""
+"""Far above any width, depth or vocabulary of this family of models: a larger number means a damaged file."""
 
 T5_TOKENS = 512
-"""Prompt length of FLUX where neither the tokenizer nor the encoder says another."""
+"""FLUX's prompt length, used if neither the tokenizer nor the encoder has one."""
 
 
 class Fields:
-    """The fields of one JSON file, read with a check; every fault names the file and the field."""
+    """The fields of one JSON file, checked when read; errors name the file and the field."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,15 +43,15 @@ class Fields:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise KontextError(f"{path} is missing: the checkpoint is incomplete") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
-            raise KontextError(f"{path} is not a JSON file: {fault}") from None
-        except OSError as fault:
-            raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise KontextError(f"{path} is not a JSON file: {error}") from None
+        except OSError as error:
+            raise KontextError(f"cannot read {path}: {error.strerror}") from None
         if not isinstance(data, dict):
             raise KontextError(f"{path} should hold a JSON object")
         self.data: dict[str, Any] = data
 
-    def fault(self, name: str, expected: str) -> KontextError:
+    def error(self, name: str, expected: str) -> KontextError:
         return KontextError(f"{self.path}: {name} is {self.data.get(name)!r}, expected {expected}")
 
     def integer(self, name: str, default: int | None = None) -> int:
@@ -63,7 +60,7 @@ class Fields:
         if value is None and default is not None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
-            raise self.fault(name, f"a whole number from 1 to {LARGEST_SIZE}")
+            raise self.error(name, f"a whole number from 1 to {LARGEST_SIZE}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -71,7 +68,7 @@ class Fields:
         if value is None and default is not None:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e12:
-            raise self.fault(name, "a number")
+            raise self.error(name, "a number")
         return float(value)
 
     def integers(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -83,14 +80,14 @@ class Fields:
             or not value
             or not all(type(v) is int and 1 <= v <= LARGEST_SIZE for v in value)
         ):
-            raise self.fault(name, "a list of whole numbers")
+            raise self.error(name, "a list of whole numbers")
         return tuple(value)
 
     def require(self, name: str, *allowed: object, default: object = None) -> Any:
-        """The field's value, which must be one of `allowed`; `default` where the file does not have it."""
+        """The field's value, which must be one of `allowed`; `default` if the field is missing."""
         value = self.data.get(name, default)
         if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
-            raise self.fault(name, " or ".join(repr(choice) for choice in allowed))
+            raise self.error(name, " or ".join(repr(choice) for choice in allowed))
         return value
 
 
@@ -98,25 +95,25 @@ def read_index(folder: Path) -> Fields:
     """model_index.json of a diffusers folder.
 
     Raises:
-        KontextError: there is none, or it is another pipeline's.
+        KontextError: it is missing, or belongs to another pipeline.
     """
     index_path = folder / "model_index.json"
     if not folder.is_dir():
         raise KontextError(
-            f"{folder} is not a folder; a diffusers checkpoint is a folder with model_index.json in it"
+            f"{folder} is not a folder: a diffusers checkpoint is a folder with a model_index.json"
         )
     if not index_path.exists():
         files = sorted(path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern))
-        hint = f"; it holds {files[0]}: name the file itself" if files else ", or not all of one"
+        hint = f"; it holds {files[0]}: name the file itself" if files else ", or an incomplete one"
         raise KontextError(f"{folder} has no model_index.json: it is not a diffusers checkpoint{hint}")
     index = Fields(index_path)
     if index.data.get("_class_name") not in PIPELINES:
-        raise index.fault("_class_name", f"{PIPELINES[0]}: only FLUX.1 Kontext checkpoints can be exported")
+        raise index.error("_class_name", f"{PIPELINES[0]}: only FLUX.1 Kontext checkpoints can be exported")
     return index
 
 
 def read_config(folder: Path) -> KontextConfig:
-    """The configuration of a diffusers folder, without touching its weights.
+    """The configuration of a diffusers folder, without reading its weights.
 
     Raises:
         KontextError: a file is missing or damaged, or describes a network that is not FLUX.1 Kontext's.
@@ -135,7 +132,7 @@ def read_config(folder: Path) -> KontextConfig:
 
 
 def check_fit(where: str, config: KontextConfig) -> None:
-    """The parts of one model fit each other; parts of two do not."""
+    """Raises KontextError if components have different sizes, as those of two models do."""
     transformer = config.transformer
     for field, size, part, given in (
         (
@@ -158,12 +155,11 @@ def check_fit(where: str, config: KontextConfig) -> None:
         ),
     ):
         if size != given:
-            raise KontextError(f"{where}: the transformer's {field} is {size}, and {part} {given}")
+            raise KontextError(f"{where}: the transformer's {field} is {size}, but {part} is {given}")
 
 
 def model_name(folder: Path, recorded: object) -> str:
-    """A name for the model: what the file says, else the hub's name in a cache path, else the folder's
-    name."""
+    """A name for the model: the recorded one, else the hub's name in a cache path, else the folder's name."""
     if isinstance(recorded, str) and recorded.strip("/"):
         return recorded.strip("/").rsplit("/", 1)[-1]
     for part in folder.absolute().parts:
@@ -181,7 +177,7 @@ def read_transformer(folder: Path) -> TransformerConfig:
     heads, head_dim = fields.integer("num_attention_heads", 24), fields.integer("attention_head_dim", 128)
     axes = fields.integers("axes_dims_rope", (16, 56, 56))
     if len(axes) != 3 or sum(axes) != head_dim or any(axis % 2 for axis in axes):
-        raise fields.fault(
+        raise fields.error(
             "axes_dims_rope", f"three even numbers that add up to attention_head_dim, {head_dim}"
         )
     return TransformerConfig(
@@ -208,10 +204,10 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
     channels = fields.integers("block_out_channels")
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if fields.data.get(name) != [kind] * len(channels):
-            raise fields.fault(name, f"{len(channels)} times {kind}, one for each of block_out_channels")
+            raise fields.error(name, f"{len(channels)} times {kind}, one for each of block_out_channels")
     groups = fields.integer("norm_num_groups", 32)
     if any(width % groups for width in channels):
-        raise fields.fault(
+        raise fields.error(
             "norm_num_groups", f"a divisor of every one of block_out_channels {list(channels)}"
         )
     return AutoencoderConfig(
@@ -229,7 +225,7 @@ def read_clip(folder: Path) -> ClipConfig:
     fields = Fields(folder / "config.json")
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if hidden % heads:
-        raise fields.fault("num_attention_heads", f"a divisor of hidden_size, {hidden}")
+        raise fields.error("num_attention_heads", f"a divisor of hidden_size, {hidden}")
     return ClipConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -264,7 +260,7 @@ def read_t5(folder: Path, tokenizer: Path) -> T5Config:
 
 
 def prompt_tokens(tokenizer_config: Path, default: int) -> int:
-    """The tokenizer's own limit; absent or absurdly large (transformers' «no limit») means `default`."""
+    """The tokenizer's limit; `default` if it is missing or huge (transformers' "no limit")."""
     if not tokenizer_config.exists():
         return default
     limit = Fields(tokenizer_config).data.get("model_max_length")
@@ -285,9 +281,10 @@ def read_sampler(folder: Path) -> SamplerConfig:
 
 
 def config_files(config: KontextConfig, dtype: str) -> dict[str, dict[str, object]]:
-    """The JSON files of a diffusers folder, by their path in it; `dtype` is the weights' (`bfloat16`)."""
+    """The JSON files of a diffusers folder: path in the folder → contents. `dtype` is the weights', such as
+    "bfloat16"."""
     if config.transformer.mlp_ratio != 4:
-        raise ValueError("diffusers' FluxTransformer2DModel has an MLP ratio of 4 and no other")
+        raise ValueError("diffusers' FluxTransformer2DModel has a fixed MLP ratio of 4")
     index: dict[str, object] = {name: list(kind) for name, kind in COMPONENTS.items()}
     index |= {"_class_name": PIPELINES[0], "_diffusers_version": "0.35.0", "_name_or_path": config.name}
     index |= {"image_encoder": [None, None], "feature_extractor": [None, None]}

@@ -1,4 +1,4 @@
-"""The weight files of a diffusers folder: found, shard by shard, and written."""
+"""Finds the weight files of a diffusers folder, shard by shard, and writes such folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import KontextError
 from .config import KontextConfig
 from .diffusers_config import config_files
 from .diffusers_format import to_diffusers
-from .layouts import Part, network_sources
+from .layouts import ComponentWeights, network_sources
 from .networks import NETWORKS, weight_shapes
 from .weight_files import StoredWeight, open_weight_file
 
@@ -22,8 +22,8 @@ WEIGHT_FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pyto
 """Stem of a component's weight files; the text encoders' is `model`."""
 
 
-def folder_part(folder: Path, component: str) -> tuple[Part, dict[Path, str]]:
-    """A component of a diffusers folder, and the digest of every header that was read for it.
+def open_component(folder: Path, component: str) -> tuple[ComponentWeights, dict[Path, str]]:
+    """A component of a diffusers folder, and the digests of all headers read.
 
     Raises:
         KontextError: a file is missing or damaged.
@@ -35,13 +35,13 @@ def folder_part(folder: Path, component: str) -> tuple[Part, dict[Path, str]]:
         digests[path] = file.digest
         for name in names if names is not None else file.tensors:
             if name not in file.tensors:
-                raise KontextError(f"{path} lacks tensor {name}, which its index promises")
+                raise KontextError(f"{path} lacks tensor {name}, which its index lists")
             tensors[name] = file.tensors[name]
-    return Part(component, "diffusers", str(folder / component), tensors), digests
+    return ComponentWeights(component, "diffusers", str(folder / component), tensors), digests
 
 
 def shard_files(folder: Path, stem: str) -> Iterator[tuple[Path, list[str] | None]]:
-    """The weight files of a component and, where an index lists them, the tensors to take from each."""
+    """The weight files of a component, each with the tensors to read from it, or None for all of them."""
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if index.exists():
         yield from indexed_shards(index)
@@ -55,8 +55,8 @@ def shard_files(folder: Path, stem: str) -> Iterator[tuple[Path, list[str] | Non
         for pattern in ("*.bin", "*.pt", "*.ckpt", "*.pth"):
             for pickle in sorted(folder.glob(pattern)):
                 raise KontextError(
-                    f"{pickle} is a pickle, which can run code when opened, and is not read: convert it with "
-                    "diffusers or transformers, save_pretrained(…, safe_serialization=True)"
+                    f"{pickle} is a pickle, which can run code when opened, and is not read: convert it with diffusers "
+                    "or transformers, save_pretrained(…, safe_serialization=True)"
                 )
         raise KontextError(f"{single} is missing: the checkpoint is incomplete")
 
@@ -67,30 +67,29 @@ def indexed_shards(index: Path) -> Iterator[tuple[Path, list[str]]]:
         shards: dict[str, list[str]] = {}
         for name, file in weight_map.items():
             shards.setdefault(os.fsdecode(file), []).append(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise KontextError(f"{index} is not a weight index: {type(fault).__name__} {fault}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise KontextError(f"{index} is not a weight index: {type(error).__name__} {error}") from None
     for file, names in sorted(shards.items()):
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise KontextError(f"{index} names {file!r}, which is no safetensors file of its folder")
+            raise KontextError(f"{index} names {file!r}, which is not a safetensors file in its folder")
         path = index.parent / file
         if not path.exists():
             raise KontextError(
-                f"{path} is missing: {len(shards)} shards are listed in {index.name}, download it again"
+                f"{path} is missing: {index.name} lists {len(shards)} shards; download it again"
             )
         yield path, names
 
 
 def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Writes a folder that diffusers' `FluxKontextPipeline.from_pretrained` loads, all but its two
-    tokenizers.
+    """Writes a folder for diffusers' `FluxKontextPipeline.from_pretrained`, except its two tokenizers.
 
     Args:
-        folder: made if needed; files of the same names are replaced.
+        folder: created if needed; existing files are replaced.
         config: the model's sizes.
-        weights: network (`NETWORKS`) → native name → tensor, written in the tensor's own number format.
+        weights: network (a key of `NETWORKS`) → native name → tensor, written in the tensor's number format.
 
     Raises:
-        ValueError: a weight is missing, unknown or of another shape than `config` says.
+        ValueError: a weight is missing, unknown, or has another shape than in `config`.
     """
     components: dict[str, dict[str, Tensor]] = {}
     for name, component in NETWORKS.items():
@@ -99,7 +98,7 @@ def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Ma
         if given != shapes:
             different = sorted(key for key in {*given, *shapes} if given.get(key) != shapes.get(key))
             raise ValueError(
-                f"{name}: these weights are missing, unknown or misshapen: {', '.join(different)}"
+                f"{name}: these weights are missing, unknown or have a wrong shape: {', '.join(different)}"
             )
         sources = network_sources(name, config)
         components.setdefault(component, {}).update(to_diffusers(weights[name], sources, config.transformer))

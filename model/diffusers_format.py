@@ -1,7 +1,6 @@
-"""Where each of our weights is found in a diffusers folder, and how it is put together; both directions.
+"""Maps native weights to the tensors of a diffusers folder, in both directions.
 
-A map is plain data: native name → `Source`. Readers stream one weight at a time with it; `split` writes it
-back.
+A map is plain data: native name → `Source`, which assembles one weight from tensors, or splits it into them.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ Join = Literal["rows", "swap_halves"]
 
 @dataclass(frozen=True)
 class Source:
-    """`parts` are the tensors of the file, stacked along their rows; `swap_halves` exchanges the two row
-    halves.
+    """The tensors of a file that make up one native weight.
 
-    The final layer's modulation is (scale, shift) in diffusers and (shift, scale) in the reference release.
+    `parts` are concatenated along rows. `swap_halves` then swaps the two halves of the rows: the final layer's
+    modulation is (scale, shift) in diffusers, (shift, scale) in the reference release.
     """
 
     parts: tuple[str, ...]
     join: Join = "rows"
 
     def assemble(self, read: Callable[[str], Tensor]) -> Tensor:
-        """The native tensor, from a function that reads one tensor of the file."""
+        """The native tensor; `read` reads one tensor of the file."""
         tensor = (
             read(self.parts[0]) if len(self.parts) == 1 else torch.cat([read(part) for part in self.parts])
         )
         return swap_halves(tensor) if self.join == "swap_halves" else tensor
 
     def split(self, tensor: Tensor, sizes: list[int]) -> dict[str, Tensor]:
-        """The file's tensors from the native one; `sizes` are the parts' row counts."""
+        """The file's tensors, from the native one; `sizes` are the parts' numbers of rows."""
         tensor = swap_halves(tensor) if self.join == "swap_halves" else tensor
         if len(self.parts) == 1:
             return {self.parts[0]: tensor.contiguous()}
@@ -55,7 +54,7 @@ def with_bias(native: str, *parts: str, join: Join = "rows") -> Iterator[tuple[s
 
 
 def modulation_sources(config: TransformerConfig) -> dict[str, Source]:
-    """Map of `Modulation`'s weights, all of them in diffusers' `transformer/`."""
+    """The map of `Modulation`, whose weights are in diffusers' `transformer/`."""
     sources: dict[str, Source] = {}
     embedders = {"time_in": "timestep", "vector_in": "text"}
     if config.guidance_embed:
@@ -79,7 +78,7 @@ def modulation_sources(config: TransformerConfig) -> dict[str, Source]:
 
 
 def transformer_sources(config: TransformerConfig) -> dict[str, Source]:
-    """Map of `Transformer`'s weights."""
+    """The map of `Transformer`."""
     sources: dict[str, Source] = {}
     sources.update(with_bias("img_in", "x_embedder"))
     sources.update(with_bias("txt_in", "context_embedder"))
@@ -118,7 +117,7 @@ def resnet_sources(native: str, theirs: str, shortcut: bool) -> Iterator[tuple[s
 
 
 def half_sources(half: str, config: AutoencoderConfig) -> dict[str, Source]:
-    """Map of one half, "encoder" or "decoder", keyed without the half's own prefix."""
+    """The map of one half of the autoencoder, "encoder" or "decoder"; native names without the half's prefix."""
     channels, last = config.block_channels, len(config.block_channels) - 1
     encoder = half == "encoder"
     sources: dict[str, Source] = {}
@@ -139,7 +138,7 @@ def half_sources(half: str, config: AutoencoderConfig) -> dict[str, Source]:
     for i in range(last + 1):
         if encoder:
             ours, theirs, before = f"down.{i}", f"encoder.down_blocks.{i}", channels[max(i - 1, 0)]
-        # the reference counts the decoder's levels from the full resolution, diffusers in running order
+        # The reference numbers the decoder's levels from the full resolution, diffusers in the order they run.
         else:
             ours, theirs, before = f"up.{i}", f"decoder.up_blocks.{last - i}", channels[min(i + 1, last)]
         for j in range(config.layers_per_block + (0 if encoder else 1)):
@@ -155,8 +154,7 @@ def half_sources(half: str, config: AutoencoderConfig) -> dict[str, Source]:
 def to_diffusers(
     state: Mapping[str, Tensor], sources: Mapping[str, Source], config: TransformerConfig
 ) -> dict[str, Tensor]:
-    """A whole state dict in diffusers' names; fused rows are parted into q, k, v of `hidden_size` and the
-    MLP's."""
+    """A state dict in diffusers' names. Fused rows are split into q, k, v, of `hidden_size` rows each, and the MLP."""
     result: dict[str, Tensor] = {}
     sizes = [config.hidden_size] * 3 + [config.mlp_size]
     for name, source in sources.items():

@@ -1,11 +1,9 @@
-"""Reads one tensor of a GGUF file at a time: the header is checked in full first, then bytes are read by
-offset and dequantized.
+"""Reads the tensors of a GGUF file, one at a time, after its header has been checked in full; dequantizes them.
 
-The header's parser is our own because `gguf.GGUFReader` (0.19) trusts what it reads: it loops over whatever
-count a file names, makes an array object for every element of every list, lets tensors overlap, reports
-damage as IndexError or ValueError, and maps the whole file, whose pages would then count as this process's
-memory. Here nothing is read, allocated or looped over before it is known to fit. Block sizes and
-dequantization are the library's.
+The header is not parsed by `gguf.GGUFReader` (0.19), which trusts the file: it loops over any count, makes an array
+object for every element of every list, lets tensors overlap, reports damage as IndexError or ValueError, and maps the
+whole file, whose pages then count as this process's memory. Here nothing is read, allocated or looped over before its
+size has been checked. Block sizes and dequantization are the library's.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -36,45 +34,45 @@ QUANTIZED = (
     "TQ1_0", "TQ2_0", "MXFP4",
 )
 # fmt: on
-"""Formats that `gguf.quants.dequantize` turns into float32. NVFP4 is not among them: its blocks alone do not
-make the weight, a scale in another tensor belongs to it."""
+"""Formats that `gguf.quants.dequantize` converts to float32. Not NVFP4, whose weights also need a scale in another
+tensor."""
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Types of metadata → struct's codes; the two others are:"""
+"""Numeric types of metadata → struct's codes."""
+
 STRING, ARRAY = 8, 9
+"""The other types of metadata."""
 
 VERSIONS = (2, 3)
-"""They differ in what big endian files look like, and those are refused. 1 had counts of 32 bits."""
+"""They differ only for big-endian files, which are refused. Version 1 had 32-bit counts."""
 
-HEADER_LIMIT = 64 << 20
-"""Bytes. The vocabulary of a T5 takes 1 MB, the largest ones of language models 16 MB."""
+MAX_HEADER_BYTES = 64 << 20
+"""T5's vocabulary takes 1 MB, the largest ones of language models 16 MB."""
 
-COUNT_LIMIT = 100_000
-"""Tensors, or metadata. FLUX.1 has 780 tensors."""
+MAX_COUNT = 100_000
+"""Of tensors, and of metadata. FLUX.1 has 780 tensors."""
 
-NAME_LIMIT = 65_535
-"""Bytes of a name; the format's own limit."""
+MAX_NAME_BYTES = 65_535
+"""The format's own limit."""
 
-DIMS_LIMIT = 8
-"""ggml knows 4 dimensions, ComfyUI-GGUF writes 5."""
+MAX_DIMENSIONS = 8
+"""ggml supports 4 dimensions, ComfyUI-GGUF writes 5."""
 
-ALIGNMENT_LIMIT = 65_536
-"""Bytes; files have 32."""
+MAX_ALIGNMENT = 65_536
+"""In bytes; files use 32."""
 
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
-"""ComfyUI-GGUF stores tensors whose rows are no whole number of blocks as rows of 256, and their shape under
-this key."""
+"""ComfyUI-GGUF stores tensors whose rows are not whole blocks as rows of 256, and their shape under this key."""
 
 PIECE = 1 << 18
-"""Weights that are dequantized at once, a whole number of every format's blocks. The library's temporaries
-take 5 MB, and stay in the cache: Q4_K 515 M weights/s on one core, 223 M/s in pieces of
-2^16, 485 M/s of 2^20."""
+"""Weights that are dequantized at once: a multiple of every format's block size. The library's temporaries take 5 MB
+and stay in the CPU's cache: Q4_K at 515 M weights/s on one core; 223 M/s in pieces of 2^16, 485 M/s of 2^20."""
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor is: `shape` is PyTorch's, outermost first; `start` and `stop` are bytes from the
-    beginning of the file."""
+    """Where a tensor is: `shape` has the outermost dimension first; `start` and `stop` count bytes from the file's
+    start."""
 
     path: Path
     name: str
@@ -84,10 +82,10 @@ class GgufTensor:
     stop: int
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own: plain formats as they are, quantized ones as float32.
+        """The tensor, in newly allocated memory: plain formats unchanged, quantized ones as float32.
 
         Raises:
-            KontextError: the file can no longer be read as its header said.
+            KontextError: the file can no longer be read, or has become shorter.
         """
         if self.dtype in TORCH_DTYPES:
             return TensorInfo(self.path, self.name, self.dtype, self.shape, self.start, self.stop).read()
@@ -96,11 +94,11 @@ class GgufTensor:
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         result = torch.empty(math.prod(self.shape), dtype=torch.float32)
         weights = result.numpy()
-        # One row of many blocks, as blocks follow each other whatever the shape: the library goes over rows
-        # in groups of 16, which is slow where rows are short.
+        # As one row of many blocks, since blocks are stored one after the other whatever the shape: the library loops
+        # over groups of 16 rows, which is slow for short rows.
         piece = np.empty((1, PIECE // block * block_bytes), dtype=np.uint8)
         try:
-            # A damaged scale may be NaN or infinite; whoever uses the weight checks for that.
+            # A damaged scale may be NaN or infinite; the caller checks for that.
             with self.path.open("rb") as file, np.errstate(all="ignore"):
                 file.seek(self.start)
                 for first in range(0, len(weights), PIECE):
@@ -111,27 +109,26 @@ class GgufTensor:
                             f"{self.path} is truncated at tensor {self.name}: download it again"
                         )
                     weights[first : first + count] = gguf.quants.dequantize(data, kind)[0]
-        except OSError as fault:
-            raise KontextError(f"cannot read {self.path}: {fault.strerror}") from None
+        except OSError as error:
+            raise KontextError(f"cannot read {self.path}: {error.strerror}") from None
         return result.reshape(self.shape)
 
 
 @dataclass(frozen=True)
-class GgufHeader:
-    """What a file holds; `digest` is the SHA-256 of the header's bytes, `architecture` is "flux",
-    "t5encoder", …, or "" where the file does not say (stable-diffusion.cpp writes none)."""
+class GgufFile:
+    """`tensors` by name; `digest` is the header's SHA-256; `architecture` is "flux", "t5encoder", …, or "" if the file
+    has none, as those of stable-diffusion.cpp."""
 
     tensors: dict[str, GgufTensor]
     digest: str
     architecture: str
 
 
-def read_gguf(path: Path) -> GgufHeader:
-    """The tensors of `path`, none of them read.
+def open_gguf(path: Path) -> GgufFile:
+    """Reads the header of `path` and none of its tensors.
 
     Raises:
-        KontextError: the file is missing, truncated, of a kind that is not read, or its header contradicts
-            itself.
+        KontextError: the file is missing, truncated or of an unsupported kind, or its header is damaged.
     """
     gguf = gguf_library()
     try:
@@ -143,18 +140,18 @@ def read_gguf(path: Path) -> GgufHeader:
             check_split(path, metadata)
             tensors = [header.tensor(gguf) for _ in range(num_tensors)]
     except FileNotFoundError:
-        raise KontextError(f"{path} is missing: the checkpoint is incomplete") from None
-    except OSError as fault:
-        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+        raise KontextError(f"{path} is missing") from None
+    except OSError as error:
+        raise KontextError(f"cannot read {path}: {error.strerror}") from None
     architecture = metadata.get("general.architecture", "")
     if not isinstance(architecture, str):
         raise KontextError(f"{path} has a damaged GGUF header: general.architecture is not a string")
     alignment = metadata.get("general.alignment", 32)
     # A power of two has one bit set.
-    if type(alignment) is not int or not 0 < alignment <= ALIGNMENT_LIMIT or alignment & (alignment - 1):
+    if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise KontextError(
             f"{path} has a damaged GGUF header: general.alignment is {alignment!r}, expected a power of two "
-            f"up to {ALIGNMENT_LIMIT}"
+            f"up to {MAX_ALIGNMENT}"
         )
     base = padded(header.position, alignment)
     placed: dict[str, GgufTensor] = {}
@@ -167,11 +164,11 @@ def read_gguf(path: Path) -> GgufHeader:
         )
     places = ((tensor.start, tensor.stop, tensor.name) for tensor in placed.values())
     check_layout(path, "GGUF", places, base, size, alignment)
-    return GgufHeader(placed, header.sha256.hexdigest(), architecture)
+    return GgufFile(placed, header.sha256.hexdigest(), architecture)
 
 
 def t5_names(num_layers: int) -> dict[str, str]:
-    """llama.cpp's name → Hugging Face's for every weight of a T5 encoder with gated feed-forward layers."""
+    """llama.cpp's name → transformers' name, for every weight of a T5 encoder with gated feed-forward layers."""
     names = {
         "token_embd.weight": "shared.weight",
         "enc.output_norm.weight": "encoder.final_layer_norm.weight",
@@ -195,7 +192,7 @@ def t5_names(num_layers: int) -> dict[str, str]:
 
 
 def gguf_library() -> ModuleType:
-    """Imported when a GGUF file is met: whoever has none need not install it."""
+    """The package gguf, imported only when a GGUF file is read, since it is optional."""
     try:
         import gguf
     except ImportError:
@@ -206,7 +203,7 @@ def gguf_library() -> ModuleType:
 
 
 class HeaderParser:
-    """Takes a header apart from its beginning, hashing what it takes. Little endian throughout."""
+    """Parses a header from its beginning, and hashes it. All numbers are little-endian."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path = path
@@ -220,32 +217,32 @@ class HeaderParser:
         return KontextError(f"{self.path} has a damaged GGUF header at {self.place}: {what}")
 
     def require(self, count: int) -> None:
-        """There are `count` bytes left."""
+        """Raises KontextError unless `count` more bytes are left in the file and in the size limit."""
         end = self.position + count
         if end > self.size:
             raise KontextError(
                 f"{self.path} is truncated or damaged: {self.place} ends at byte {end} of {self.size}: "
                 "download it again"
             )
-        if end > HEADER_LIMIT:
-            raise self.damaged(f"it ends at byte {end}, expected a header of at most {HEADER_LIMIT}")
+        if end > MAX_HEADER_BYTES:
+            raise self.damaged(f"it ends at byte {end}, expected a header of at most {MAX_HEADER_BYTES}")
 
     def take(self, count: int) -> bytes:
         self.require(count)
         data = self.file.read(count)
         if len(data) != count:
-            raise KontextError(f"{self.path} became shorter while it was read: try again")
+            raise KontextError(f"{self.path} became shorter while being read: try again")
         self.position += count
         self.sha256.update(data)
         return data
 
     def numbers(self, codes: str) -> tuple[Any, ...]:
-        """Numbers of struct's formats, e.g. "IQ"."""
+        """Numbers, by struct's codes such as "IQ"."""
         return struct.unpack(f"<{codes}", self.take(struct.calcsize(f"<{codes}")))
 
     def name(self) -> str:
         (length,) = self.numbers("Q")
-        if length > NAME_LIMIT:
+        if length > MAX_NAME_BYTES:
             raise self.damaged(f"a name of {length} bytes")
         try:
             return self.take(length).decode("utf-8")
@@ -253,13 +250,13 @@ class HeaderParser:
             raise self.damaged("a name that is not UTF-8") from None
 
     def counts(self) -> tuple[int, int]:
-        """The first 24 bytes: how many tensors and metadata there are."""
+        """The first 24 bytes: the numbers of tensors and of metadata."""
         if self.size < 4 or self.take(4) != b"GGUF":
             raise KontextError(f"{self.path} is not a GGUF file")
         (version,) = self.numbers("I")
         if version and not version & 0xFFFF:
             raise KontextError(
-                f"{self.path} is a big endian GGUF: convert it with gguf-convert-endian FILE little"
+                f"{self.path} is a big-endian GGUF: convert it with gguf-convert-endian FILE little"
             )
         if version not in VERSIONS:
             raise KontextError(
@@ -267,14 +264,14 @@ class HeaderParser:
             )
         num_tensors, num_metadata = self.numbers("QQ")
         for count, what in ((num_tensors, "tensors"), (num_metadata, "metadata")):
-            if count > COUNT_LIMIT:
-                raise self.damaged(f"{count} {what}, expected at most {COUNT_LIMIT}")
+            if count > MAX_COUNT:
+                raise self.damaged(f"{count} {what}, expected at most {MAX_COUNT}")
         if num_tensors == 0:
-            raise KontextError(f"{self.path} holds no tensors: a vocabulary alone, or a damaged file")
+            raise KontextError(f"{self.path} holds no tensors: it is a vocabulary, or damaged")
         return num_tensors, num_metadata
 
     def metadata(self, count: int) -> dict[str, object]:
-        """Key → value; None for an array too long to be a shape, which is stepped over."""
+        """Key → value; None for arrays that are too long to be a shape, which are skipped."""
         result: dict[str, object] = {}
         for index in range(count):
             self.place = f"metadata {index + 1} of {count}"
@@ -297,28 +294,28 @@ class HeaderParser:
         element, count = self.numbers("IQ")
         if element in NUMBERS:
             data = self.take(count * struct.calcsize(f"<{NUMBERS[element]}"))
-            return struct.unpack(f"<{count}{NUMBERS[element]}", data) if count <= DIMS_LIMIT else None
+            return struct.unpack(f"<{count}{NUMBERS[element]}", data) if count <= MAX_DIMENSIONS else None
         if element != STRING:
             raise self.damaged(f"an array of type {element}")
-        self.require(8 * count)  # each has a length: no loop over more than the file can hold
+        self.require(8 * count)  # each string has a length of 8 bytes, so no loop is longer than the file
         for _ in range(count):
             self.take(self.numbers("Q")[0])
         return None
 
     def tensor(self, gguf: ModuleType) -> GgufTensor:
-        """The next tensor, its bytes counted from where the header will end."""
+        """The next tensor; its `start` and `stop` count from the end of the header, which is not known yet."""
         self.place = "a tensor"
         name = self.name()
         self.place = f"tensor {name!r}"
         (num_dims,) = self.numbers("I")
-        if num_dims > DIMS_LIMIT:
+        if num_dims > MAX_DIMENSIONS:
             raise self.damaged(f"{num_dims} dimensions")
         shape = self.numbers(f"{num_dims}Q")[::-1]  # the file has the innermost dimension first
         kind, start = self.numbers("IQ")
         dtype = next((known.name for known in gguf.GGMLQuantizationType if known == kind), f"number {kind}")
         if dtype not in TORCH_DTYPES and dtype not in QUANTIZED:
             raise KontextError(
-                f"{self.path}: tensor {name!r} has the number format {dtype}, which is not read: expected "
+                f"{self.path}: tensor {name!r} has the number format {dtype}, which is not supported: expected "
                 f"F32, F16, BF16 or one of {', '.join(QUANTIZED)}"
             )
         block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub by their id, through huggingface_hub: its cache, its credentials, its mirrors."""
+"""Downloads models from the Hugging Face hub with huggingface_hub: its cache, credentials and mirrors apply."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import KontextError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,100})?")
-"""owner/name, and @revision where another than the newest is wanted."""
+"""owner/name, optionally with @revision."""
 
 WANTED = [
     "model_index.json",
@@ -19,18 +19,18 @@ WANTED = [
         for ending in (".json", ".safetensors")
     ),
 ]
-"""Files of a diffusers folder; Black Forest Labs' repository holds its 24 GB transformer a second time besides."""
+"""Files of a diffusers folder. Black Forest Labs' repository holds the 24 GB transformer twice; once is enough."""
 
 
 def is_hub_id(text: str) -> bool:
     return HUB_ID.fullmatch(text) is not None and not Path(text).exists()
 
 
-def download(hub_id: str) -> Path:
-    """The diffusers folder of a hub id in the hub's own cache; what is there already is not fetched again.
+def download_model(hub_id: str) -> Path:
+    """The diffusers folder of a hub id, in the hub's cache; cached files are not downloaded again.
 
     Raises:
-        KontextError: there is no such model, it asks for a licence to be accepted, or the hub cannot be reached.
+        KontextError: the model does not exist, its licence has not been accepted, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -46,17 +46,17 @@ def download(hub_id: str) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=WANTED))
     except GatedRepoError:
         raise KontextError(
-            f"{name} asks for its licence to be accepted: do so at https://huggingface.co/{name}, then `hf auth login`"
+            f"{name} requires its licence to be accepted: do so at https://huggingface.co/{name}, then `hf auth login`"
         ) from None
     except RevisionNotFoundError:
         raise KontextError(f"{name} has no revision {revision}") from None
     except RepositoryNotFoundError:
         raise KontextError(
-            f"there is neither a file nor a folder {hub_id} here, nor a public model {name} on the hub: check its "
-            "spelling, or `hf auth login` if it is private"
+            f"no file or folder {hub_id}, and no public model {name} on the hub: check the spelling, or run "
+            "`hf auth login` if it is private"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise KontextError(
-            f"there is neither a file nor a folder {hub_id} here, and the hub cannot be reached to look for it there "
-            f"({type(fault).__name__}): give the path of a model, or try again when online"
+            f"no file or folder {hub_id}, and the hub cannot be reached ({type(error).__name__}): give the path of a "
+            "model, or try again when online"
         ) from None

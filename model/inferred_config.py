@@ -1,6 +1,6 @@
-"""A part's sizes, from the shapes of its tensors: for files that come without a config.json.
+"""Infers a component's sizes from its tensors' shapes, for files without a config.json.
 
-What shapes cannot tell (RoPE's axes, the latents' shift and scale, …) is FLUX.1 Kontext's.
+What shapes do not show (RoPE's axes, the latents' shift and scale, …) is taken from FLUX.1 Kontext.
 """
 
 from __future__ import annotations
@@ -11,63 +11,10 @@ from typing import Protocol
 
 from ..errors import KontextError
 from .config import AutoencoderConfig, ClipConfig, T5Config, TransformerConfig
-from .layouts import Layout, Part
+from .layouts import ComponentWeights, Layout
 
 CLIP_HEAD_DIM = 64
-"""Of every CLIP text tower."""
-
-
-class Shaped(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class Shapes:
-    """Shapes of a part's tensors, by name; a fault names the tensor and the file."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-
-    def of(self, name: str, dimensions: int) -> tuple[int, ...]:
-        tensors: Mapping[str, Shaped] = self.part.tensors
-        if name not in tensors:
-            raise KontextError(f"{self.part.where} lacks tensor {name}: it is incomplete, or another model's")
-        shape = tensors[name].shape
-        if len(shape) != dimensions or not all(shape):
-            raise KontextError(
-                f"{self.part.where}: tensor {name} is {list(shape)}, expected {dimensions} dimensions"
-            )
-        return shape
-
-    def count(self, pattern: str) -> int:
-        """How many numbers the first group of `pattern` takes, from 0 on, among the tensors' names."""
-        expression = re.compile(pattern)
-        found = {int(match[1]) for name in self.part.tensors if (match := expression.match(name))}
-        if found != set(range(len(found))):
-            raise KontextError(f"{self.part.where}: of its blocks {pattern.split('(')[0]}… some are missing")
-        return len(found)
-
-
-def infer_transformer(part: Part) -> TransformerConfig:
-    """Sizes of a transformer; RoPE's axes take their usual shares of a head, an eighth and twice seven sixteenths."""
-    shapes = Shapes(part)
-    names = TRANSFORMER_NAMES[part.layout]
-    hidden, in_channels = shapes.of(names["image"], 2)
-    head_dim = shapes.of(names["norm"], 1)[0]
-    if hidden % head_dim or head_dim % 16:
-        raise KontextError(f"{part.where}: heads of {head_dim} do not divide a hidden size of {hidden}")
-    return TransformerConfig(
-        in_channels=in_channels,
-        hidden_size=hidden,
-        num_heads=hidden // head_dim,
-        num_double_blocks=shapes.count(names["double"]),
-        num_single_blocks=shapes.count(names["single"]),
-        mlp_ratio=shapes.of(names["mlp"], 2)[0] / hidden,
-        axes_dim=(head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16),
-        text_dim=shapes.of(names["text"], 2)[1],
-        pooled_dim=shapes.of(names["pooled"], 2)[1],
-        guidance_embed=names["guidance"] in part.tensors,
-    )
+"""The same in every CLIP text encoder."""
 
 
 TRANSFORMER_NAMES: dict[Layout, dict[str, str]] = {
@@ -94,13 +41,70 @@ TRANSFORMER_NAMES: dict[Layout, dict[str, str]] = {
 }
 
 
-def infer_autoencoder(part: Part) -> AutoencoderConfig:
-    """FLUX.1's autoencoder; any other has a shift and scale that its file does not tell.
+class HasShape(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class ShapeReader:
+    """Looks up shapes of a component's tensors by name; errors name the tensor and the file."""
+
+    def __init__(self, part: ComponentWeights) -> None:
+        self.part = part
+
+    def of(self, name: str, dimensions: int) -> tuple[int, ...]:
+        tensors: Mapping[str, HasShape] = self.part.tensors
+        if name not in tensors:
+            raise KontextError(
+                f"{self.part.where} lacks tensor {name}: it is incomplete, or of another model"
+            )
+        shape = tensors[name].shape
+        if len(shape) != dimensions or not all(shape):
+            raise KontextError(
+                f"{self.part.where}: tensor {name} is {list(shape)}, expected {dimensions} dimensions"
+            )
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """How many blocks there are: the numbers 0, 1, … that match the group of `pattern` in the tensors' names."""
+        expression = re.compile(pattern)
+        found = {int(match[1]) for name in self.part.tensors if (match := expression.match(name))}
+        if found != set(range(len(found))):
+            raise KontextError(f"{self.part.where}: some of its blocks {pattern.split('(')[0]}… are missing")
+        return len(found)
+
+
+def infer_transformer(part: ComponentWeights) -> TransformerConfig:
+    """Sizes of a transformer. RoPE's axes get their usual shares of a head: 1/8, 7/16 and 7/16."""
+    shapes = ShapeReader(part)
+    names = TRANSFORMER_NAMES[part.layout]
+    hidden, in_channels = shapes.of(names["image"], 2)
+    head_dim = shapes.of(names["norm"], 1)[0]
+    if hidden % head_dim or head_dim % 16:
+        raise KontextError(
+            f"{part.where}: head size {head_dim} is not a multiple of 16, or does not divide hidden size {hidden}"
+        )
+    return TransformerConfig(
+        in_channels=in_channels,
+        hidden_size=hidden,
+        num_heads=hidden // head_dim,
+        num_double_blocks=shapes.count(names["double"]),
+        num_single_blocks=shapes.count(names["single"]),
+        mlp_ratio=shapes.of(names["mlp"], 2)[0] / hidden,
+        axes_dim=(head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16),
+        text_dim=shapes.of(names["text"], 2)[1],
+        pooled_dim=shapes.of(names["pooled"], 2)[1],
+        guidance_embed=names["guidance"] in part.tensors,
+    )
+
+
+def infer_autoencoder(part: ComponentWeights) -> AutoencoderConfig:
+    """Sizes of FLUX.1's autoencoder. Files of other autoencoders lack their latents' shift and scale.
 
     Raises:
-        KontextError: it is another one.
+        KontextError: it is another autoencoder.
     """
-    shapes, flux = Shapes(part), AutoencoderConfig()
+    shapes, flux = ShapeReader(part), AutoencoderConfig()
     if part.layout == "native":
         levels, block, count = r"encoder\.down\.(\d{1,2})\.", "encoder.down.{}.block", r"\.(\d{1,2})\."
     else:
@@ -113,18 +117,18 @@ def infer_autoencoder(part: Part) -> AutoencoderConfig:
     latents = shapes.of("decoder.conv_in.weight", 4)[1]
     if (channels, layers, latents) != (flux.block_channels, flux.layers_per_block, flux.latent_channels):
         raise KontextError(
-            f"{part.where} is not FLUX.1's autoencoder (channels {list(channels)}, {latents} of them latent), and does "
-            "not say how its latents are scaled: name the diffusers folder it belongs to with --base"
+            f"{part.where} is not FLUX.1's autoencoder (channels {list(channels)}, {latents} of them latent), and the "
+            "file does not hold its latents' scale: name its diffusers folder with --base"
         )
     return flux
 
 
-def infer_clip(part: Part) -> ClipConfig:
-    shapes = Shapes(part)
+def infer_clip(part: ComponentWeights) -> ClipConfig:
+    shapes = ShapeReader(part)
     start = "" if "embeddings.token_embedding.weight" in part.tensors else "text_model."
     vocab, hidden = shapes.of(f"{start}embeddings.token_embedding.weight", 2)
     if hidden % CLIP_HEAD_DIM:
-        raise KontextError(f"{part.where}: CLIP's hidden size {hidden} is no multiple of {CLIP_HEAD_DIM}")
+        raise KontextError(f"{part.where}: CLIP's hidden size {hidden} is not a multiple of {CLIP_HEAD_DIM}")
     return ClipConfig(
         vocab_size=vocab,
         hidden_size=hidden,
@@ -135,8 +139,8 @@ def infer_clip(part: Part) -> ClipConfig:
     )
 
 
-def infer_t5(part: Part) -> T5Config:
-    shapes = Shapes(part)
+def infer_t5(part: ComponentWeights) -> T5Config:
+    shapes = ShapeReader(part)
     if part.layout == "llama.cpp":
         embedding, bias, query = "token_embd.weight", "enc.blk.0.attn_rel_b.weight", "enc.blk.0.attn_q.weight"
         gate, blocks = "enc.blk.0.ffn_gate.weight", r"enc\.blk\.(\d{1,4})\."

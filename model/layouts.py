@@ -1,4 +1,4 @@
-"""The layouts that a model's parts come in: which part a file holds, and where in it each of our weights is."""
+"""Layouts of weight files: which components a file holds, and which of its tensors make up each native weight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIGNATURES: tuple[tuple[str, Layout, str], ...] = (
     ("text_encoder_2", "transformers", "encoder.block.0.layer.0.SelfAttention.q.weight"),
     ("text_encoder_2", "llama.cpp", "enc.blk.0.attn_q.weight"),
 )
-"""Component, layout, and a tensor that only this layout of this component has, behind any prefix."""
+"""Component, layout, and a tensor that only this layout of this component has, after any prefix."""
 
 TITLES = {
     "transformer": "the transformer",
@@ -45,12 +45,12 @@ LORA_MARKS = (
 )
 
 UNUSED = ("logit_scale", "text_projection", "text_projection.weight", "spiece_model", "position_ids")
-"""Endings of what all-in-one files hold outside of every part, and no network of ours needs."""
+"""Endings of tensors in all-in-one files that belong to no component and that no network uses."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One component of a model in its files: `tensors` by the layout's own names, any prefix taken off."""
+class ComponentWeights:
+    """One component of a model in its files: `tensors` by the layout's names, without prefix."""
 
     component: str
     layout: Layout
@@ -58,11 +58,11 @@ class Part:
     tensors: Mapping[str, StoredWeight]
 
 
-def parts_of(file: WeightFile) -> dict[str, Part]:
-    """What `file` holds, by component.
+def components_of(file: WeightFile) -> dict[str, ComponentWeights]:
+    """The components in `file`.
 
     Raises:
-        KontextError: nothing of FLUX.1 Kontext, one component twice, or something else besides.
+        KontextError: it holds nothing of FLUX.1 Kontext, one component twice, or other tensors.
     """
     found: dict[str, tuple[Layout, str]] = {}
     for name in file.tensors:
@@ -73,8 +73,8 @@ def parts_of(file: WeightFile) -> dict[str, Part]:
                     raise KontextError(f"{file.path} holds {TITLES[component]} twice, the second at {name}")
                 found[component] = (layout, prefix)
     if not found:
-        raise KontextError(f"{file.path} {describe_stranger(file.tensors)}")
-    # The longest prefix first, so that a part without one takes what is left.
+        raise KontextError(f"{file.path} {describe_unknown(file.tensors)}")
+    # The longest prefix first, so that a component without prefix gets the remaining tensors.
     order = sorted(found, key=lambda component: -len(found[component][1]))
     sorted_tensors: dict[str, dict[str, StoredWeight]] = {component: {} for component in found}
     for name, tensor in file.tensors.items():
@@ -82,19 +82,19 @@ def parts_of(file: WeightFile) -> dict[str, Part]:
         if owner is not None:
             sorted_tensors[owner][name[len(found[owner][1]) :]] = tensor
         elif not name.endswith(UNUSED):
-            raise KontextError(f"{file.path}: tensor {name} belongs to no part of FLUX.1 Kontext")
+            raise KontextError(f"{file.path}: tensor {name} belongs to no component of FLUX.1 Kontext")
     return {
-        component: Part(component, layout, str(file.path), sorted_tensors[component])
+        component: ComponentWeights(component, layout, str(file.path), sorted_tensors[component])
         for component, (layout, _) in found.items()
     }
 
 
-def describe_stranger(names: Iterable[str]) -> str:
+def describe_unknown(names: Iterable[str]) -> str:
     listed = list(names)
     if any(mark in name for name in listed for mark in LORA_MARKS):
-        return "is a LoRA: name the model it is for, and give it with --lora"
+        return "is a LoRA: name its model, and add the LoRA with --lora"
     examples = ", ".join(listed[:3]) or "none"
-    return f"holds no part of FLUX.1 Kontext that we know; its first tensors: {examples}"
+    return f"holds no component of FLUX.1 Kontext; its first tensors: {examples}"
 
 
 def network_sources(
@@ -103,13 +103,13 @@ def network_sources(
     layout: Layout = "diffusers",
     available: Mapping[str, object] | None = None,
 ) -> dict[str, Source]:
-    """Native name → tensors of the file, for one of our networks.
+    """Native name → tensors of the file, for one network.
 
     Args:
         name: the network.
         config: the model's sizes.
-        layout: the component's; text encoders take "diffusers" for "transformers", which they are in its folders.
-        available: names of the file, which decide between the spellings that text encoders come in.
+        layout: the component's. For text encoders, "diffusers" means "transformers", which its folders contain.
+        available: the file's tensors, by which the variants of text encoders' names are told apart.
     """
     if name in ("vae_encoder", "vae_decoder"):
         half = name.removeprefix("vae_")

@@ -1,8 +1,7 @@
-"""What the names in a LoRA's file tell: rows of which native weight, which kind of adapter, how many steps.
+"""Interprets the names in a LoRA's file: which native weight and rows, which kind of adapter, how many steps.
 
-Every trainer has names of its own for the same linear; here they are all in tables.
-Tables are keyed with underscores for dots, which is how kohya's scripts spell names; nothing collides in
-that form.
+Every trainer names the same linear differently; tables here hold all names. Their keys have underscores in place of
+dots, as in kohya's scripts; no two names become equal by that.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from typing import Literal, cast
 from .config import TransformerConfig
 from .diffusers_format import modulation_sources, transformer_sources
 
-Part = Literal["down", "up", "bias", "alpha", "diff", "diff_b", "norm"]
-"""What a tensor is to its module: a factor, the bias of the up factor, alpha, a whole difference of weight or
-bias (ComfyUI's), or a norm to put in the model's place."""
+Role = Literal["down", "up", "bias", "alpha", "diff", "diff_b", "norm"]
+"""What a tensor is to its module: a factor, the bias of the up factor, alpha, a full difference of weight or bias
+(ComfyUI), or a norm that replaces the model's."""
 
 PREFIXES = {
     "transformer": (
@@ -35,7 +34,7 @@ PREFIXES = {
     "text_encoder": ("text_encoder.", "text_encoders.clip_l.transformer.", "lora_te_", "lora_te1_"),
     "text_encoder_2": ("text_encoder_2.", "text_encoders.t5xxl.transformer.", "lora_te2_", "lora_te3_"),
 }
-"""Component → what may stand before the names of its modules."""
+"""Component → prefixes that names of its modules may have."""
 
 TENSOR_NAME = re.compile(
     r"(?P<module>.+?)\.(?:"
@@ -44,8 +43,8 @@ TENSOR_NAME = re.compile(
     r"(?P<bias>lora_B(?:\.[^.]+)?\.bias)|"
     r"(?P<alpha>alpha)|(?P<diff>diff)|(?P<diff_b>diff_b))"
 )
-"""PEFT writes lora_A, with or without an adapter's name behind it; kohya lora_down; old diffusers lora.down
-and lora_linear_layer.down; XLabs down alone, its module ending in _lora."""
+"""PEFT writes lora_A, with or without the adapter's name after it; kohya lora_down; old diffusers lora.down and
+lora_linear_layer.down; XLabs only down, after a module name that ends in _lora."""
 
 
 OTHER_KINDS = {
@@ -55,14 +54,14 @@ OTHER_KINDS = {
     "lokr_": "a LoKr (Kronecker product)",
     "lora_mid": "a convolution LoRA (LoCon)",
 }
-"""Parts of tensor names that tell adapters which are not W + up @ down."""
+"""Parts of tensor names that identify adapters other than W + up @ down."""
 
 GENERIC_NAMES = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model", "lora")
-"""File names that say nothing: the folder has the LoRA's name."""
+"""File names that say nothing about the LoRA; its folder's name is used instead."""
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetRows:
     """Output rows of a native weight."""
 
     network: str
@@ -74,17 +73,16 @@ class Target:
         return self.weight.removesuffix("weight") + "bias"
 
 
-def split_name(tensor: str) -> tuple[str, Part]:
-    """A tensor's name → its module, still with its prefix, and what it is there. Any other name is taken for
-    a norm."""
+def split_name(tensor: str) -> tuple[str, Role]:
+    """A tensor's name → its module, with prefix, and its role. A name of unknown form counts as a norm."""
     match = TENSOR_NAME.fullmatch(tensor)
-    return (match["module"], cast(Part, match.lastgroup)) if match else (tensor, "norm")
+    return (match["module"], cast(Role, match.lastgroup)) if match else (tensor, "norm")
 
 
 def resolve(
-    module: str, tables: Mapping[str, Mapping[str, tuple[Target, ...]]]
-) -> tuple[str, str, tuple[Target, ...]] | None:
-    """Component, name without prefix, and targets of a module as a trainer spells it."""
+    module: str, tables: Mapping[str, Mapping[str, tuple[TargetRows, ...]]]
+) -> tuple[str, str, tuple[TargetRows, ...]] | None:
+    """Component, name without prefix, and targets of a module; None if no table has it."""
     flat = flatten(module)
     for component, prefixes in PREFIXES.items():
         for prefix in prefixes:
@@ -100,8 +98,8 @@ def flatten(name: str) -> str:
 
 def module_tables(
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]], config: TransformerConfig
-) -> dict[str, dict[str, tuple[Target, ...]]]:
-    """Component → flattened module name → where the module's output rows go, in order.
+) -> dict[str, dict[str, tuple[TargetRows, ...]]]:
+    """Component → flattened module name → targets of the module's output rows, in order.
 
     Args:
         shapes: network → native weight → shape.
@@ -118,9 +116,9 @@ def module_tables(
 
 def transformer_modules(
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]], config: TransformerConfig
-) -> dict[str, tuple[Target, ...]]:
-    """Linears in Black Forest Labs' names, in diffusers' and in XLabs'; norms by their whole names."""
-    table: dict[str, tuple[Target, ...]] = {}
+) -> dict[str, tuple[TargetRows, ...]]:
+    """Linears by the names of Black Forest Labs, diffusers and XLabs; norms by their full names."""
+    table: dict[str, tuple[TargetRows, ...]] = {}
     sizes = [config.hidden_size] * 3 + [config.mlp_size]
     networks = {"transformer": transformer_sources(config), "modulation": modulation_sources(config)}
     for network, sources in networks.items():
@@ -128,21 +126,19 @@ def transformer_modules(
             if weight.endswith(".bias"):
                 continue
             height = shapes[network][weight][0]
-            whole = Target(network, weight, slice(0, height))
+            whole = TargetRows(network, weight, slice(0, height))
             if weight.endswith(".scale"):
                 table.update(dict.fromkeys((weight, *source.parts), (whole,)))
                 continue
             table[weight.removesuffix(".weight")] = (whole,)
             modules = [part.removesuffix(".weight") for part in source.parts]
-            if (
-                source.join == "swap_halves"
-            ):  # diffusers' rows are (scale, shift), the native ones (shift, scale)
+            if source.join == "swap_halves":  # diffusers' rows are (scale, shift), native ones (shift, scale)
                 halves = slice(height // 2, height), slice(0, height // 2)
-                table[modules[0]] = tuple(Target(network, weight, half) for half in halves)
+                table[modules[0]] = tuple(TargetRows(network, weight, half) for half in halves)
                 continue
             start = 0
             for module, size in zip(modules, sizes if len(modules) > 1 else [height], strict=False):
-                table[module] = (Target(network, weight, slice(start, start + size)),)
+                table[module] = (TargetRows(network, weight, slice(start, start + size)),)
                 start += size
     for i in range(config.num_double_blocks):
         for stream, number in (("img", 1), ("txt", 2)):
@@ -150,20 +146,20 @@ def transformer_modules(
                 xlabs = f"double_blocks.{i}.processor.{linear}_lora{number}"
                 table[xlabs] = table[f"double_blocks.{i}.{stream}_attn.{linear}"]
     for i in range(config.num_single_blocks):
-        qkv = Target("transformer", f"single_blocks.{i}.linear1.weight", slice(0, 3 * config.hidden_size))
+        qkv = TargetRows("transformer", f"single_blocks.{i}.linear1.weight", slice(0, 3 * config.hidden_size))
         table[f"single_blocks.{i}.processor.qkv_lora"] = (qkv,)
         table[f"single_blocks.{i}.processor.proj_lora"] = table[f"single_blocks.{i}.linear2"]
     return table
 
 
-def text_modules(component: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Target, ...]]:
-    """Linears and embeddings in transformers' names; of CLIP also in those before and after its
-    `text_model`."""
-    table: dict[str, tuple[Target, ...]] = {}
+def text_modules(component: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[TargetRows, ...]]:
+    """Linears and embeddings by transformers' names; for CLIP with and without `text_model`, and by old diffusers'
+    names."""
+    table: dict[str, tuple[TargetRows, ...]] = {}
     for weight, shape in shapes.items():
         if len(shape) != 2:
             continue
-        targets = (Target(component, weight, slice(0, shape[0])),)
+        targets = (TargetRows(component, weight, slice(0, shape[0])),)
         module = weight.removesuffix(".weight")
         for name in (module, module.removeprefix("text_model.")):
             table[name] = targets
@@ -172,7 +168,7 @@ def text_modules(component: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def guess_steps(path: Path, metadata: Mapping[str, object]) -> int | None:
-    """Sampling steps from the names that a LoRA goes by; numbers over 16 count training steps."""
+    """Sampling steps, from the names of a LoRA's file, folder and metadata; numbers over 16 are training steps."""
     names = [path.stem]
     if path.stem in GENERIC_NAMES:
         names += [path.parent.name, *(part for part in path.parts if part.startswith("models--"))]

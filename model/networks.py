@@ -1,6 +1,9 @@
-"""The six networks of a model: built by name, and their weights' names and shapes."""
+"""Builds the six networks of a model by name, and lists their weights' names and shapes."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -10,6 +13,9 @@ from .config import KontextConfig
 from .text_encoders import ClipTextEncoder, T5Encoder
 from .transformer import Modulation, Transformer
 
+NetworkShapes: TypeAlias = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Network → native weight → shape."""
+
 NETWORKS = {
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
@@ -18,12 +24,11 @@ NETWORKS = {
     "modulation": "transformer",
     "transformer": "transformer",
 }
-"""Our six networks, in the order an edit runs them → the folder that holds their weights."""
+"""Network, in the order that an edit runs them → component that holds its weights."""
 
 
 def build_network(name: str, config: KontextConfig) -> nn.Module:
-    """One of `NETWORKS`, with the weights that PyTorch starts it with; build it on `meta` for its shapes
-    alone."""
+    """One of `NETWORKS`, initialized by PyTorch; build it on device `meta` if only shapes are needed."""
     if name == "transformer":
         return Transformer(config.transformer)
     if name == "modulation":
@@ -40,7 +45,7 @@ def build_network(name: str, config: KontextConfig) -> nn.Module:
 
 
 def weight_shapes(name: str, config: KontextConfig) -> dict[str, tuple[int, ...]]:
-    """Native name → shape of every weight of a network, in the network's own order."""
+    """Native name → shape of every weight of a network, in the network's order."""
     with torch.device("meta"):
         state = build_network(name, config).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items()}

@@ -1,5 +1,4 @@
-"""Rotary position embedding over (image index, row, column): the tables, and how a head is rotated by
-them."""
+"""Rotary position embedding over (image index, row, column): its tables, and the rotation."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from torch import Tensor
 def position_ids(image_index: int, height: int, width: int) -> Tensor:
     """Positions of one image's tokens, row by row: float64 [height * width, 3] of (image_index, row, column).
 
-    The target is image 0, the references are 1, 2, …; text tokens are all zero (`torch.zeros(n, 3)`).
+    The target is image 0, references are 1, 2, …; text tokens are at zero (`torch.zeros(n, 3)`).
     """
     ids = torch.zeros(height, width, 3, dtype=torch.float64)
     ids[..., 0] = image_index
@@ -22,8 +21,7 @@ def position_ids(image_index: int, height: int, width: int) -> Tensor:
 def rope_tables(ids: Tensor, axes_dim: tuple[int, ...], theta: float) -> tuple[Tensor, Tensor]:
     """Half-width cos and sin tables, float32 [tokens, head_dim / 2], for `ids` [tokens, axes].
 
-    Angle j of an axis of d channels at position p is p / theta^(2j/d); computed in float64, as the reference
-    does.
+    Angle j of an axis of d channels at position p is p / theta^(2j/d), computed in float64 as in the reference.
     """
     angles = []
     for axis, dim in enumerate(axes_dim):
@@ -36,11 +34,10 @@ def rope_tables(ids: Tensor, axes_dim: tuple[int, ...], theta: float) -> tuple[T
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates interleaved channel pairs: x [batch, heads, tokens, head_dim], tables [tokens, head_dim / 2].
 
-    While a graph is being exported this is ONNX's single RotaryEmbedding operator, which engines fuse into
-    attention.
+    While a graph is traced, this is ONNX's RotaryEmbedding operator, which engines fuse into attention.
     """
     if torch.onnx.is_in_onnx_export():
-        shape = (x.shape[0], *cos.shape)  # the operator wants one table per batch row
+        shape = (x.shape[0], *cos.shape)  # the operator takes one table per batch row
         tables = (table.to(x.dtype)[None].expand(shape) for table in (cos, sin))
         return torch.onnx.ops.rotary_embedding(x, *tables, interleaved=True)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)

@@ -80,7 +80,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     for entry in header.tensors.values():
         if entry.dtype not in TORCH_DTYPES:
             raise KontextError(
-                f"{path}: tensor {entry.name!r} has the number format {entry.dtype}, which is not read"
+                f"{path}: tensor {entry.name!r} has the number format {entry.dtype}, which is not supported"
             )
         tensors[entry.name] = TensorInfo(path, entry.name, entry.dtype, entry.shape, entry.start, entry.stop)
     return SafetensorsFile(tensors, header.metadata, header.digest)

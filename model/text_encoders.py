@@ -1,7 +1,6 @@
-"""The two text encoders: CLIP's text tower for the pooled vector, T5's encoder for the sequence.
+"""The two text encoders: CLIP's for the pooled vector, T5's for the sequence.
 
-Parameter names are Hugging Face's, so that `text_encoder/` and `text_encoder_2/` of a checkpoint load as they
-are.
+Parameters are named as in transformers, so `text_encoder/` and `text_encoder_2/` of a checkpoint load unchanged.
 """
 
 from __future__ import annotations
@@ -84,23 +83,22 @@ class ClipTextModel(nn.Module):
 
 
 class ClipTextEncoder(nn.Module):
-    """CLIP's text tower, its output at the end-of-text token."""
+    """CLIP's text encoder; returns its output at the end-of-text token."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         if config.activation not in ("quick_gelu", "gelu"):
-            raise ValueError(f"CLIP activation {config.activation!r} is not known: quick_gelu or gelu")
+            raise ValueError(f"CLIP activation {config.activation!r} is unknown, expected quick_gelu or gelu")
         self.config = config
         self.text_model = ClipTextModel(config)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids int64 [batch, tokens] with its end-of-text token → pooled [batch, hidden_size]."""
+        """input_ids int64 [batch, tokens], each row with an end-of-text token → pooled [batch, hidden_size]."""
         x = self.text_model.embeddings(input_ids)
         for layer in self.text_model.encoder.layers:
             x = layer(x)
         x = self.text_model.final_layer_norm(x)
-        # eos_id 2 is a mistake in old configurations that means «the highest id», which is CLIP's end of
-        # text.
+        # eos_id 2 is a mistake in old configurations; it means the highest id, which is CLIP's end-of-text token.
         scores = input_ids if self.config.eos_id == 2 else (input_ids == self.config.eos_id).to(torch.int32)
         end = scores.argmax(dim=-1)
         return x.gather(1, end[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]
@@ -134,7 +132,7 @@ class T5SelfAttention(nn.Module):
             proj(x).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
             for proj in (self.q, self.k, self.v)
         )
-        # T5 does not scale by 1/sqrt(head_dim): its initialization absorbed it.
+        # T5 does not scale by 1/sqrt(head_dim); its initialization makes up for it.
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=position_bias, scale=1.0)
         return self.o(attended.transpose(1, 2).flatten(-2))
 
@@ -191,8 +189,8 @@ class T5Stack(nn.Module):
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
     """T5's bidirectional bucket of every (query, key) distance, int64 [length, length] (Raffel et al. 2020).
 
-    Half of the buckets are for keys after the query; in each half the first half counts exactly, the rest by
-    logarithm.
+    Half of the buckets are for keys after the query. In each half, the first half holds exact distances, the rest
+    logarithmic ones.
     """
     distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
     half = buckets // 2
@@ -206,7 +204,7 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
 
 
 class T5Encoder(nn.Module):
-    """T5's encoder over a prompt padded to `max_length`, with no attention mask."""
+    """T5's encoder over a prompt padded to `max_length`, without attention mask."""
 
     buckets: Tensor
 

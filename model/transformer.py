@@ -1,10 +1,7 @@
-"""FLUX.1 Kontext's transformer: `Modulation` (timestep, guidance, pooled text) and `Transformer` (everything
-else).
+"""FLUX.1 Kontext's transformer: `Modulation` (timestep, guidance, pooled text) and `Transformer` (everything else).
 
-The two share no weight, so a sampler can run the first once for all steps and drop it before the second
-starts.
-Parameter names are the reference release's (black-forest-labs/flux), so that its checkpoints load as they
-are.
+They share no weights, so a sampler can run the first once for all steps and drop it before the second starts.
+Parameters are named as in the reference release (black-forest-labs/flux), so its checkpoints load unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ TIME_CHANNELS = 256
 def sinusoid(values: Tensor) -> Tensor:
     """Embeds `values` [rows], fp32, as [rows, 256]: cosines, then sines, of 1000 * value * 10000^(-j/128).
 
-    Kept in fp32 whatever the weights are in: half precision alone moves the denoiser's output by 0.09.
+    Always in fp32: half precision here would change the denoiser's output by 0.09.
     """
     half = TIME_CHANNELS // 2
     frequency = torch.exp(
@@ -49,7 +46,7 @@ class Embedder(nn.Module):
 
 
 class ModulationLinear(nn.Module):
-    """The linear that turns the conditioning vector into shifts, scales and gates."""
+    """The linear from the conditioning vector to shifts, scales and gates."""
 
     def __init__(self, hidden_size: int, parts: int) -> None:
         super().__init__()
@@ -87,8 +84,7 @@ class FinalModulation(nn.Module):
 class Modulation(nn.Module):
     """All shifts, scales and gates of all blocks, from the conditioning alone.
 
-    27 % of FLUX's parameters are here and none depends on the image, so one call serves every step of an
-    edit.
+    It has 27 % of FLUX's parameters and does not depend on the image, so one call serves all steps of an edit.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -157,20 +153,20 @@ def split_heads(qkv: Tensor, num_heads: int, norm: QKNorm) -> tuple[Tensor, Tens
 
 
 class JointAttention(nn.Module):
-    """Full attention; a module, so that calibration can look at its operands."""
+    """Full attention; a module, so that calibration can hook its operands."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All of [batch, heads, tokens, head_dim]; returns [batch, tokens, hidden]."""
         if q.requires_grad and q.device.type == "cpu":
-            # Written out, a training step of the embedded model takes 0.91 s of one core instead of 1.31 s: PyTorch's
-            # fused attention is slow backwards on a CPU.
+            # Without the fused operator, whose backward pass is slow on a CPU, a training step of the embedded model
+            # takes 0.91 s of one core instead of 1.31 s.
             weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
             return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(-2)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then (1 + scale) * x + shift; x [batch, tokens, hidden], the rest [batch,
+    """LayerNorm without weights, then (1 + scale) * x + shift; x [batch, tokens, hidden], the others [batch,
     hidden]."""
     normalized = F.layer_norm(x, x.shape[-1:], eps=1e-6)
     return normalized * (1 + scale[:, None]) + shift[:, None]
@@ -191,7 +187,7 @@ def stream_modulation(modulation: Tensor) -> tuple[ModulationOut, ModulationOut]
 
 
 class StreamAttention(nn.Module):
-    """The attention weights of one stream (image or text) of a double block."""
+    """The attention weights of one stream, image or text, in a double block."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -209,7 +205,7 @@ def feed_forward(config: TransformerConfig) -> nn.Sequential:
 
 
 class DoubleBlock(nn.Module):
-    """Text and image have weights of their own and meet in one attention."""
+    """Text and image have separate weights and a joint attention."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -237,7 +233,7 @@ class DoubleBlock(nn.Module):
         )
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(text_qkv, image_qkv, strict=True))
         joint = self.attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        # Two slices: a split into varying sizes is an ONNX sequence, which engines do not take.
+        # Two slices, because a split into varying sizes is an ONNX sequence, which engines do not support.
         text_attended, image_attended = joint[:, : text.shape[1]], joint[:, text.shape[1] :]
 
         image = image + img_attn.gate[:, None] * self.img_attn.proj(image_attended)
@@ -248,7 +244,7 @@ class DoubleBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """One stream; attention and MLP run in parallel between two fused linears."""
+    """One stream of text and image; attention and MLP run in parallel between two fused linears."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

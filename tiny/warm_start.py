@@ -40,10 +40,10 @@ def start_from(checkpoint: Path, run: Path, config: KontextConfig) -> list[str]:
         autoencoder.decoder.load_state_dict(weights["vae_decoder"])
         for part in NETWORK_PARTS:
             network.get_submodule(part).load_state_dict(weights[part])
-    except RuntimeError as fault:  # from load_state_dict, with a list of all mismatches
+    except RuntimeError as error:  # from load_state_dict, with a list of all mismatches
         raise KontextError(
             f"{checkpoint} has other sizes than {config.name}: a run can only start from a checkpoint of the same model"
-        ) from fault
+        ) from error
     run.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer", "tokenizer_2"):
         if not (run / name).exists():

@@ -144,9 +144,9 @@ class WatchedNetworks:
                 else:
                     for part in range(RANGES):
                         each.add(values[self.parts == part], part)
-        except KontextError as fault:
+        except KontextError as error:
             raise KontextError(
-                f"calibration stopped at {name}: {fault}; the checkpoint is damaged, or a LoRA too strong"
+                f"calibration stopped at {name}: {error}; the checkpoint is damaged, or a LoRA too strong"
             ) from None
 
 

@@ -77,12 +77,12 @@ def read_samples(folder: Path) -> Samples:
                 continue
             open_picture(path)  # every fault of the set is known before hours are spent on it
             samples.append(Sample(prompt, path))
-        except KontextError as fault:
-            skipped.append(f"{path.name}: {fault}")
+        except KontextError as error:
+            skipped.append(f"{path.name}: {error}")
         except FileNotFoundError:
             skipped.append(f"{path.name}: there is no {path.stem}.txt, and metadata.jsonl does not list it")
-        except (OSError, ValueError) as fault:
-            skipped.append(f"{path.name}: {path.stem}.txt cannot be read: {fault}")
+        except (OSError, ValueError) as error:
+            skipped.append(f"{path.name}: {path.stem}.txt cannot be read: {error}")
     if len(samples) < FEWEST:
         more = f"; not usable: {'; '.join(skipped[:3])}" if skipped else ""
         raise KontextError(
@@ -104,8 +104,8 @@ def listed_prompts(folder: Path) -> dict[str, str]:
             if line.strip():
                 entry = json.loads(line)
                 prompts[str(entry["file_name"])] = str(entry.get("prompt") or entry["text"])
-    except OSError as fault:
-        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+    except OSError as error:
+        raise KontextError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise KontextError(
             f"{path}, line {number}: expected an object with file_name and prompt (or text)"

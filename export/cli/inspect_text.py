@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ...errors import KontextError
-from ...model.checkpoint import FLAGS, Checkpoint, NetworkWeights, check_part
+from ...model.checkpoint import FLAGS, Checkpoint, NetworkWeights, check_component
 from ...model.config import KontextConfig
 from ...model.inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
-from ...model.layouts import LORA_MARKS, TITLES, Part, network_sources, parts_of
+from ...model.layouts import LORA_MARKS, TITLES, ComponentWeights, components_of, network_sources
 from ...model.networks import NETWORKS, weight_shapes
 from ...model.weight_files import StoredWeight, open_weight_file
 from ...quant.recipe import BIG_MODEL, choose
@@ -63,7 +63,7 @@ def describe_file(path: Path) -> Iterator[str]:
         yield f"{kind}, a LoRA"
         yield from describe_lora(file.tensors)
         return
-    parts = parts_of(file)
+    parts = components_of(file)
     yield kind
     for component, part in parts.items():
         yield from describe_tensors(TITLES[component], part.layout, part.tensors)
@@ -95,7 +95,7 @@ def describe_lora(tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
     yield "  give it with --lora FILE[:weight] when you export the model that it is for"
 
 
-def plannable(parts: Mapping[str, Part]) -> tuple[list[NetworkWeights], KontextConfig]:
+def plannable(parts: Mapping[str, ComponentWeights]) -> tuple[list[NetworkWeights], KontextConfig]:
     """The networks whose sizes the file's shapes tell, with no weight to read; checked against those shapes."""
     config = KontextConfig()
     if "transformer" in parts:
@@ -118,7 +118,7 @@ def plannable(parts: Mapping[str, Part]) -> tuple[list[NetworkWeights], KontextC
             sources = network_sources(name, config, part.layout, part.tensors)
             mine[name] = (shapes, sources)
             networks.append(NetworkWeights(name, shapes, sources, part.tensors))
-        check_part(part, mine)
+        check_component(part, mine)
     return networks, config
 
 

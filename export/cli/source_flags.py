@@ -70,7 +70,7 @@ def origin_of(options: argparse.Namespace) -> Origin:
         KontextError: a download failed, a LoRA's weight is no number, or there is no embedded model to fall back on.
     """
     from ...model.checkpoint import Origin
-    from ...model.lora import parse_request
+    from ...model.lora import parse_lora_flag
 
     model = options.model
     if model is None:
@@ -83,7 +83,7 @@ def origin_of(options: argparse.Namespace) -> Origin:
         {component: path for component, path in files.items() if path is not None},
         None if options.base is None else local_path(options.base),
         options.name,
-        [parse_request(text) for text in options.lora],
+        [parse_lora_flag(text) for text in options.lora],
         options.lora_partial,
         options.steps,
     )
@@ -91,6 +91,6 @@ def origin_of(options: argparse.Namespace) -> Origin:
 
 def local_path(name: str | Path) -> Path:
     """A path unchanged; for a hub id its folder in the hub's cache, downloaded if need be."""
-    from ...model.hub import download, is_hub_id
+    from ...model.hub import download_model, is_hub_id
 
-    return download(str(name)) if is_hub_id(str(name)) else Path(name)
+    return download_model(str(name)) if is_hub_id(str(name)) else Path(name)

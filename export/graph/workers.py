@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from ...model.config import PARTS, KontextConfig, part_from_json
+from ...model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from .cache import cache_graph, find_graph
 from .trace import trace_network
 
@@ -52,7 +52,7 @@ class Tracers:
             self.processes.update(dict.fromkeys(share, self.start(share)))
         return self
 
-    def __exit__(self, *fault: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for process in self.processes.values():
             process.kill()
             process.wait()
@@ -70,7 +70,7 @@ class Tracers:
         request = {
             "compute": {name: self.compute[name] for name in networks},
             "name": self.config.name,
-            **{part: dataclasses.asdict(getattr(self.config, part)) for part in PARTS},
+            **{part: dataclasses.asdict(getattr(self.config, part)) for part in CONFIG_CLASSES},
         }
         assert process.stdin is not None
         with process.stdin as pipe:
@@ -120,7 +120,7 @@ def main() -> None:
     """Traces the networks of the request on stdin into the folder argument; prints the name of each finished one."""
     gc.disable()  # takes a tenth of the time: millions of small objects, and nearly all live as long as the process
     request, folder = json.load(sys.stdin), Path(sys.argv[1])
-    parts = {part: part_from_json(part, request[part]) for part in PARTS}
+    parts = {part: config_from_json(part, request[part]) for part in CONFIG_CLASSES}
     config = KontextConfig(name=request["name"], **parts)
     for network, compute in request["compute"].items():
         path = folder / f"{network}.onnx"

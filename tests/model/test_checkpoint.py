@@ -197,7 +197,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "fewer layers": (
         lambda f: edit_json(f / "transformer/config.json", num_single_layers=1),
-        "single_transformer_blocks.1.*is none of FluxTransformer2DModel's",
+        "single_transformer_blocks.1.*does not belong to FluxTransformer2DModel",
     ),
     "axes wrong": (
         lambda f: edit_json(f / "transformer/config.json", axes_dims_rope=[8, 8, 8]),
@@ -230,13 +230,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown tensor": (
         lambda f: edit_tensors(f / VAE, lambda t: t.update(quant_conv=torch.ones(1))),
-        "quant_conv is none of AutoencoderKL's",
+        "quant_conv does not belong to AutoencoderKL",
     ),
     "wrong shape": (
         lambda f: edit_tensors(
             f / TRANSFORMER, lambda t: t.update({"x_embedder.weight": torch.ones(64, 63)})
         ),
-        r"x_embedder.weight \[64, 63\] does not fit the model's sizes, which ask for \[64, 64\]",
+        r"x_embedder.weight \[64, 63\] does not fit the model's sizes, expected \[64, 64\]",
     ),
     "wrong part": (
         lambda f: edit_tensors(
@@ -275,7 +275,7 @@ def test_index_that_promises_too_much(folder: Path) -> None:
     index = folder / "text_encoder_2" / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     edit_json(index, weight_map=weight_map | {"shared.weight": "model-00002-of-00002.safetensors"})
-    with pytest.raises(KontextError, match=r"lacks tensor shared.weight, which its index promises"):
+    with pytest.raises(KontextError, match=r"lacks tensor shared.weight, which its index lists"):
         Checkpoint.open(folder)
 
 

@@ -258,10 +258,13 @@ FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
         lambda t: t.pop("double_blocks.0.img_mlp.0.bias"),
         "lacks tensor double_blocks.0.img_mlp",
     ),
-    "a tensor more": (lambda t: t.update(ghost=torch.ones(1)), "ghost is none of FluxTransformer2DModel's"),
+    "a tensor more": (
+        lambda t: t.update(ghost=torch.ones(1)),
+        "ghost does not belong to FluxTransformer2DModel",
+    ),
     "another shape": (
         lambda t: t.update({"img_in.bias": torch.ones(7)}),
-        r"img_in.bias \[7\] does not fit the model's sizes, which ask for \[64\]",
+        r"img_in.bias \[7\] does not fit the model's sizes, expected \[64\]",
     ),
     "integers": (
         lambda t: t.update({"img_in.bias": torch.ones(64, dtype=torch.int32)}),
@@ -277,13 +280,13 @@ FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
     ),
     "a scale alone": (
         lambda t: t.update({"img_in.scale_weight": torch.tensor(1.0)}),
-        "img_in.scale_weight is a scale, and beside it is no FP8 weight",
+        "img_in.scale_weight is a scale without an FP8 weight",
     ),
     "another ComfyUI format": (
         lambda t: t.update(
             {"img_in.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)}
         ),
-        "says 'nvfp4', expected FP8",
+        "is 'nvfp4', expected FP8",
     ),
 }
 
@@ -298,22 +301,20 @@ def test_other_models_and_other_files(state: State, tiny_checkpoint: Path, tmp_p
     stranger = save(
         tmp_path / "sdxl.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(3)}
     )
-    refuse(Origin(stranger), "holds no part of FLUX.1 Kontext that we know")
+    refuse(Origin(stranger), "holds no component of FLUX.1 Kontext")
     lora = save(
         tmp_path / "lora.safetensors", {"double_blocks.0.img_mod.lin.lora_A.weight": torch.ones(1, 3)}
     )
     refuse(Origin(lora), "is a LoRA: .* --lora")
     autoencoder = save(tmp_path / "ae.safetensors", native_autoencoder(state))
-    refuse(Origin(autoencoder), "holds the autoencoder, and not the transformer")
+    refuse(Origin(autoencoder), "holds the autoencoder, not the transformer")
     flux = save(tmp_path / "flux.safetensors", native_transformer(state))
-    refuse(
-        Origin(flux, {"vae": flux}, tiny_checkpoint), "holds the transformer, and --vae takes the autoencoder"
-    )
-    refuse(Origin(flux), "comes without CLIP, T5, the autoencoder: name --clip FILE.*--base FOLDER")
-    refuse(Origin(flux, {"vae": autoencoder}), "comes without CLIP, T5")
+    refuse(Origin(flux, {"vae": flux}, tiny_checkpoint), "holds the transformer: --vae takes the autoencoder")
+    refuse(Origin(flux), "lacks CLIP, T5, the autoencoder: name --clip FILE.*--base FOLDER")
+    refuse(Origin(flux, {"vae": autoencoder}), "lacks CLIP, T5")
     refuse(Origin(tmp_path / "nothing.safetensors"), "does not exist")
     refuse(Origin(flux, base=tmp_path / "nowhere"), "--base takes a diffusers folder")
-    refuse(Origin(tiny_checkpoint, base=tiny_checkpoint), "whole by itself")
+    refuse(Origin(tiny_checkpoint, base=tiny_checkpoint), "is a complete folder")
     everything = save(tmp_path / "all.safetensors", all_in_one(state))
     refuse(Origin(everything), "not FLUX.1's autoencoder .*--base")
 

@@ -23,7 +23,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.model.gguf_file import read_gguf  # noqa: E402
+from kontext.model.gguf_file import open_gguf  # noqa: E402
 from kontext.model.safetensors_file import open_safetensors  # noqa: E402
 
 EXAMPLES = 1500
@@ -149,7 +149,7 @@ def gguf_bytes(fields: list[Field]) -> bytes:
 
 @pytest.fixture
 def gguf_judge(tmp_path: Path) -> Judge:
-    judge = Judge(tmp_path / "a.gguf", read_gguf)
+    judge = Judge(tmp_path / "a.gguf", open_gguf)
     judge(gguf_bytes(GGUF))
     assert judge.verdicts == {"valid": 1}
     return judge

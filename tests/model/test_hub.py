@@ -47,7 +47,7 @@ def test_a_cached_snapshot(offline: Path, tiny_checkpoint: Path) -> None:
             link = snapshot / path.relative_to(blobs)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
-    folder = hub.download("owner/FLUX.1-Kontext-tiny")
+    folder = hub.download_model("owner/FLUX.1-Kontext-tiny")
     from kontext.model.checkpoint import Checkpoint
 
     assert Checkpoint.open(folder).config.name in ("kontext-random", "FLUX.1-Kontext-tiny")
@@ -55,8 +55,8 @@ def test_a_cached_snapshot(offline: Path, tiny_checkpoint: Path) -> None:
 
 def test_not_there_and_not_reachable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KontextError, match="the hub cannot be reached"):
-        hub.download("black-forest-labs/FLUX.1-Kontext-dev")
+        hub.download_model("black-forest-labs/FLUX.1-Kontext-dev")
     assert main.main(["owner/name", "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: there is neither a file nor a folder owner/name here")
+    assert error.startswith("error: no file or folder owner/name")
     assert error.count("\n") == 1

@@ -49,7 +49,7 @@ def test_every_format_reads_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_format_that_pytorch_lacks(tmp_path: Path) -> None:
     path = file_of(tmp_path / "a.safetensors", {"a": entry("F4", (4,), (0, 2))}, b"\0\0")
-    with pytest.raises(KontextError, match="tensor 'a' has the number format F4, which is not read"):
+    with pytest.raises(KontextError, match="tensor 'a' has the number format F4, which is not supported"):
         open_safetensors(path)
 
 

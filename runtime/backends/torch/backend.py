@@ -26,7 +26,7 @@ from ....errors import KontextError
 from ....kernels.archive import INDEX
 from ....kernels.driver import register
 from ....kernels.launch import device_capability, triton
-from ....model.config import PARTS, KontextConfig, part_from_json
+from ....model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from ....model.dtypes import COMPUTE_DTYPES
 from ....model.networks import build_network
 from ...bundle import MANIFEST_NAME, OUTPUTS, Bundle
@@ -330,9 +330,9 @@ def read_config(bundle: Bundle) -> KontextConfig:
     """The networks' sizes from the manifest's `model`."""
     model = bundle.manifest["model"]
     parts: dict[str, Any] = {}
-    for name in PARTS:
+    for name in CONFIG_CLASSES:
         try:
-            parts[name] = part_from_json(name, model.get(name, {}))
+            parts[name] = config_from_json(name, model.get(name, {}))
         except TypeError as fault:
             raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.{name}: {fault}") from None
     transformer = parts["transformer"]

@@ -107,8 +107,8 @@ def test_another_lora_begins_the_export_anew(
     ("words", "message"),
     [
         (["--lora", "nothing.safetensors"], "nothing.safetensors"),
-        (["--lora", "{lora}:much"], "'much' is no weight"),
-        (["--base", "{model}"], "is a folder and whole by itself"),
+        (["--lora", "{lora}:much"], "'much' is not a weight"),
+        (["--base", "{model}"], "is a folder and is a complete folder"),
         (["--vae", "{lora}"], "is a LoRA"),
         (["--t5", "missing.gguf"], "missing.gguf does not exist"),
     ],

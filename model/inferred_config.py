@@ -70,7 +70,8 @@ class ShapeReader:
         expression = re.compile(pattern)
         found = {int(match[1]) for name in self.part.tensors if (match := expression.match(name))}
         if found != set(range(len(found))):
-            raise KontextError(f"{self.part.where}: some of its blocks {pattern.split('(')[0]}… are missing")
+            blocks = pattern.split("(")[0].replace("\\", "")
+            raise KontextError(f"{self.part.where}: some of its blocks {blocks}… are missing")
         return len(found)
 
 

@@ -480,25 +480,31 @@ FAULTS: dict[str, tuple[Tensors, str]] = {
     "no LoRA": ({"img_in.weight": torch.ones(64, 64)}, "is not a LoRA: none of its 1 tensors"),
     "empty": ({}, "is not a LoRA"),
     "alpha alone": ({"img_in.alpha": torch.ones(())}, "is not a LoRA"),
-    "no up": ({DOWN: IMG_IN[DOWN]}, r"img_in.lora_A.weight has no lora_B \(lora_up\) beside it"),
-    "no down": ({UP: IMG_IN[UP]}, r"img_in.lora_B.weight has no lora_A \(lora_down\) beside it"),
+    "no up": (
+        {DOWN: IMG_IN[DOWN]},
+        r"img_in.lora_A.weight has no lora_B \(lora_up\): the file is incomplete",
+    ),
+    "no down": (
+        {UP: IMG_IN[UP]},
+        r"img_in.lora_B.weight has no lora_A \(lora_down\): the file is incomplete",
+    ),
     "alpha without factors": (IMG_IN | {"txt_in.alpha": torch.ones(())}, "txt_in.alpha has no lora_B"),
     "bias without factors": (IMG_IN | {"txt_in.lora_B.bias": torch.ones(64)}, "txt_in.lora_B.bias has no"),
     "another width": (
         IMG_IN | {DOWN: torch.ones(1, 128)},
-        r"made for another model: .* img_in.lora_A.weight is \[1, 128\], where img_in.weight \[64, 64\] asks for",
+        r"made for another model: .* img_in.lora_A.weight is \[1, 128\], but img_in.weight \[64, 64\] needs",
     ),
-    "another height": (IMG_IN | {UP: torch.ones(32, 1)}, r"lora_B.weight is \[32, 1\].*asks for \[64, 1\]"),
-    "two ranks": (IMG_IN | {UP: torch.ones(64, 2)}, r"lora_B.weight is \[64, 2\].*asks for \[64, 1\]"),
+    "another height": (IMG_IN | {UP: torch.ones(32, 1)}, r"lora_B.weight is \[32, 1\].*needs \[64, 1\]"),
+    "two ranks": (IMG_IN | {UP: torch.ones(64, 2)}, r"lora_B.weight is \[64, 2\].*needs \[64, 1\]"),
     "flat": (IMG_IN | {DOWN: torch.ones(64)}, r"lora_A.weight is \[64\]"),
     "a scalar": (IMG_IN | {DOWN: torch.tensor(1.0)}, r"lora_A.weight is \[\]"),
     "another bias": (
         IMG_IN | {"img_in.lora_B.bias": torch.ones(3)},
-        r"lora_B.bias is \[3\].*asks for \[64\]",
+        r"lora_B.bias is \[3\].*needs \[64\]",
     ),
     "another norm": (
         IMG_IN | {"single_blocks.0.norm.key_norm.scale": torch.ones(3)},
-        r"key_norm.scale is \[3\].*asks for \[32\]",
+        r"key_norm.scale is \[3\].*needs \[32\]",
     ),
     "rank 0": ({DOWN: torch.ones(0, 64), UP: torch.ones(64, 0)}, "lora_A.weight has rank 0"),
     "alpha a vector": (IMG_IN | {"img_in.alpha": torch.ones(2)}, r"alpha has shape \[2\]"),
@@ -591,7 +597,7 @@ def test_files_that_are_none(checkpoint: Checkpoint, state: State, tmp_path: Pat
     (tmp_path / "a.bin").write_bytes(b"\x80\x04")
     (tmp_path / "a.safetensors").write_bytes(b"\x80\x04")
     for name, message in {
-        "nowhere.safetensors": "is missing",
+        "nowhere.safetensors": "does not exist",
         ".": "is a folder",
         "a.bin": "is a pickle.*convert it",
         "a.safetensors": "is not a safetensors file",

@@ -108,7 +108,7 @@ def test_another_lora_begins_the_export_anew(
     [
         (["--lora", "nothing.safetensors"], "nothing.safetensors"),
         (["--lora", "{lora}:much"], "'much' is not a weight"),
-        (["--base", "{model}"], "is a folder and is a complete folder"),
+        (["--base", "{model}"], "is a complete folder: --base"),
         (["--vae", "{lora}"], "is a LoRA"),
         (["--t5", "missing.gguf"], "missing.gguf does not exist"),
     ],

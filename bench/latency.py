@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..decibels import psnr
 from ..runtime import Pipeline
-from ..runtime.pipeline import Backend
+from ..runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
 from . import diffusers_peer
 from .coldstart import edit_commands
 from .flags import add_edit_flags, at_least, edit_settings
@@ -102,21 +102,16 @@ def measure_latency(
     return result
 
 
-class TimedBackend:
-    """Forwards to `backend`, and times each run of a graph as a stage."""
+class TimedBackend(ForwardingBackend):
+    """Times each run of a graph as a stage."""
 
     def __init__(self, backend: Backend, timer: StageTimer) -> None:
-        self.backend, self.timer = backend, timer
+        super().__init__(backend)
+        self.timer = timer
 
-    def hold(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        return self.backend.hold(arrays)
-
-    def run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        with self.timer.stage("step" if graph == "transformer" else graph):
-            return self.backend.run(graph, inputs)
-
-    def release(self, *graphs: str) -> None:
-        self.backend.release(*graphs)
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
+        with self.timer.stage(graph if step is None else "step"):
+            return super().run(graph, inputs, step)
 
 
 def timed_edit(edit: Callable[[], Any], timer: StageTimer) -> tuple[dict[str, list[float]], Any]:

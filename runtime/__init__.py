@@ -1,22 +1,23 @@
-"""The lean runtime: bundle reader, tokenizers, sampler, ONNX Runtime backend, pipeline and `kontext-edit`.
+"""The lean runtime: bundle reader, tokenizers, sampler, backends, pipeline and `kontext-edit`.
 
-`Pipeline` is imported when it is first asked for: `kontext-edit --help` and the exporter, which needs only the
-manifest's constants, do not wait for numpy.
+`Pipeline` and the backends' options are imported when they are first used: `kontext-edit --help` and the exporter,
+which needs only the manifest's constants, do not wait for numpy.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .backends.options import OnnxRuntimeOptions, TensorRTOptions, TorchOptions
     from .pipeline import Pipeline
 
-__all__ = ["Pipeline"]
+__all__ = ["OnnxRuntimeOptions", "Pipeline", "TensorRTOptions", "TorchOptions"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "Pipeline":
-        from .pipeline import Pipeline
-
-        return Pipeline
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(".pipeline" if name == "Pipeline" else ".backends.options", __name__)
+    return getattr(module, name)

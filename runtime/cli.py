@@ -8,19 +8,78 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..command import Parser, run_command
 from ..errors import KontextError
 from . import units
-from .backends import BACKENDS, DEVICES
+from .backends.options import (
+    BACKENDS,
+    DEVICES,
+    OnnxRuntimeOptions,
+    TensorRTOptions,
+    TorchOptions,
+    default_options,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Option:
+    """The flag of one field of a backend's options."""
+
+    record: type[TorchOptions] | type[TensorRTOptions]
+    field: str
+    help: str
+    type: Callable[[str], Any] | None = None
+    """None for a flag without a value."""
+    metavar: str | None = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.field.replace("_", "-")
+
+    def add_to(self, parser: Parser) -> None:
+        value: dict[str, Any] = {"type": self.type, "metavar": self.metavar}
+        if self.type is None:
+            value = {"action": "store_const", "const": True}
+        parser.add_argument(self.flag, help=f"with {self.record.selected_by}: {self.help}", **value)
+
+
+OPTIONS = (
+    Option(TorchOptions, "offload", "keep the transformer in host memory, for GPUs that it does not fit"),
+    Option(TorchOptions, "compile", "let torch.compile generate the code of the transformer's blocks"),
+    Option(
+        TorchOptions,
+        "cache",
+        "an approximation: skip all blocks but the first at steps where that one's effect changed by no more than "
+        "SHARE, such as 0.1",
+        float,
+        "SHARE",
+    ),
+    Option(
+        TorchOptions,
+        "reuse_reference",
+        "an approximation: compute the references' part of the network every N steps only",
+        int,
+        "N",
+    ),
+    Option(
+        TensorRTOptions,
+        "weight_budget",
+        "GPU memory for an engine's weights, such as 8GB; the rest is streamed from host memory in every run (default: "
+        "as much as fits)",
+        units.parse_bytes,
+        "SIZE",
+    ),
+)
 
 
 def parser() -> Parser:
@@ -71,39 +130,10 @@ def parser() -> Parser:
     result.add_argument(
         "--backend",
         choices=BACKENDS,
-        default="onnxruntime",
         help="what runs the networks; torch needs PyTorch (default: onnxruntime)",
     )
-    result.add_argument(
-        "--offload",
-        action="store_true",
-        help="with --backend torch: keep the transformer in host memory, for GPUs smaller than it",
-    )
-    result.add_argument(
-        "--weight-budget",
-        type=units.parse_bytes,
-        metavar="SIZE",
-        help="with --device rtx or tensorrt: what an engine's weights may take of the GPU, such as 8GB; the others are "
-        "streamed from host memory in every run (default: as much as there is room for)",
-    )
-    result.add_argument(
-        "--compile",
-        action="store_true",
-        help="with --backend torch: let torch.compile make the code of the transformer's blocks",
-    )
-    result.add_argument(
-        "--cache",
-        type=float,
-        metavar="SHARE",
-        help="with --backend torch, an approximation: skip all blocks but the first at steps where that one's effect "
-        "changed by no more than SHARE, such as 0.1",
-    )
-    result.add_argument(
-        "--reuse-reference",
-        type=int,
-        metavar="N",
-        help="with --backend torch, an approximation: compute the references' part of the network every N steps only",
-    )
+    for option in OPTIONS:
+        option.add_to(result)
     result.add_argument(
         "--verify", action="store_true", help="check the bundle's files by their SHA-256 first"
     )
@@ -147,6 +177,19 @@ def run(options: argparse.Namespace) -> None:
             print(f"wrote {path} ({picture.width}x{picture.height})")
 
 
+def backend_options(options: argparse.Namespace) -> OnnxRuntimeOptions | TorchOptions | TensorRTOptions:
+    """The options of the backend that the flags select. Raises KontextError for a flag of another backend."""
+    record = type(default_options(options.backend or BACKENDS[0], options.device or "auto"))
+    fields = {}
+    for option in OPTIONS:
+        value = getattr(options, option.field)
+        if value is not None:
+            if option.record is not record:
+                raise KontextError(f"{option.flag} needs {option.record.selected_by}")
+            fields[option.field] = value
+    return record(**fields)
+
+
 def shows_progress(options: argparse.Namespace) -> bool:
     return sys.stderr.isatty() and not options.quiet
 
@@ -163,15 +206,7 @@ def edit_here(options: argparse.Namespace) -> list[Image.Image]:
         verify(bundle, shows_progress(options))
     # One edit needs every network once, or as long as it lasts: keeping them would only cost memory.
     pipe = Pipeline.load(
-        bundle,
-        device=options.device or "auto",
-        backend=options.backend,
-        offload=options.offload,
-        weight_budget=options.weight_budget,
-        compile=options.compile,
-        cache=options.cache,
-        reuse_reference=options.reuse_reference,
-        low_memory=True,
+        bundle, device=options.device or "auto", backend=backend_options(options), low_memory=True
     )
     pictures = pipe.edit(
         [images],
@@ -191,17 +226,14 @@ def edit_here(options: argparse.Namespace) -> list[Image.Image]:
 
 def edit_there(options: argparse.Namespace) -> list[Image.Image]:
     """The pictures of the server at `options.server`."""
-    for flag, given in (
-        ("--device", options.device is not None),
-        ("--offload", options.offload),
-        ("--weight-budget", options.weight_budget is not None),
-        ("--verify", options.verify),
-        ("--compile", options.compile),
-        ("--cache", options.cache is not None),
-        ("--reuse-reference", options.reuse_reference is not None),
-    ):
-        if given:
-            raise KontextError(f"{flag} is for bundles: a --server has its own say in that")
+    local = [
+        ("--device", options.device),
+        ("--backend", options.backend),
+        ("--verify", options.verify or None),
+    ]
+    for flag, value in [*local, *((option.flag, getattr(options, option.field)) for option in OPTIONS)]:
+        if value is not None:
+            raise KontextError(f"{flag} has no effect with --server")
     from tqdm import tqdm
 
     from .server_client import Edit, connect, edit_all, picture_file
@@ -214,11 +246,11 @@ def edit_there(options: argparse.Namespace) -> list[Image.Image]:
     client = connect(options.server)
     with tqdm(unit="step", disable=not shows_progress(options)) as bar:
 
-        def told(total: int) -> None:
+        def on_step(total: int) -> None:
             bar.total = total * len(edits)
             bar.update()
 
-        answers = edit_all(client, edits, told)
+        answers = edit_all(client, edits, on_step)
     for text in dict.fromkeys(text for answer in answers for text in answer.warnings):
         warnings.warn(text, stacklevel=2)
     return [answer.picture for answer in answers]

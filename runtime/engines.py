@@ -248,10 +248,8 @@ def choose_one(
     return fitting[-1]
 
 
-def check_budget(entry: EngineEntry, budget: int) -> None:
-    """Raises KontextError where an engine's weights cannot be kept within `budget` bytes of the GPU."""
-    if budget < 0:
-        raise KontextError(f"a weight budget is 0 bytes or more, not {budget}")
+def check_budget(entry: EngineEntry) -> None:
+    """Raises KontextError if an engine cannot keep part of its weights in host memory."""
     if entry.streams:
         return
     subject = f"the {entry.target} engine of {entry.graph} takes no weight budget"

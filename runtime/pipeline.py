@@ -5,25 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import KontextError
-from . import noise, request
-from .backends import BACKENDS, ENGINE_DEVICES
+from . import noise
+from .backends.options import BackendOptions, default_options
+from .backends.protocol import Backend, SamplerStep
 from .bundle import Bundle
 from .images import Size, to_array, to_pictures
-from .request import Images, Reference, Request, Row
+from .request import Images, Reference, Request, Row, build_request
 from .sampler import euler, schedule, timesteps
 from .tokenizer import PromptTokenizer
 from .tokens import pack, positions, rope_tables, unpack
 
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    class EditOptions(TypedDict, total=False):
+        """What `Pipeline.edit` takes whatever it returns, for its overloads."""
+
+        steps: int | None
+        guidance: float | None
+        seed: int
+        size: Size | None
+        callback: StepCallback | None
+        progress: bool
+
+
 Array = NDArray[np.float32]
 StepCallback = Callable[[int, int, Array], object]
-"""Told (steps done, steps in all, latents [batch, channels, h, w]) after each step; raising stops the edit."""
+"""Called with (steps done, steps in all, latents [batch, channels, h, w]) after each step; raising stops the edit."""
 
 InputFilter = Callable[[Sequence[Image.Image], str], None]
 """Sees the references and the prompt of one edit before anything runs; raises KontextError to refuse it."""
@@ -33,16 +48,6 @@ OutputFilter = Callable[[Image.Image], Image.Image]
 
 LARGE_WEIGHTS = 2 << 30
 """Bytes of weights from which on a pipeline holds only the network that is running, unless told otherwise."""
-
-
-class Backend(Protocol):
-    """What runs the six graphs; inputs and outputs are fp32 (ids int64), named as in docs/bundle.md."""
-
-    def hold(self, arrays: dict[str, Any]) -> dict[str, Any]: ...
-
-    def run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]: ...
-
-    def release(self, *graphs: str) -> None: ...
 
 
 class Pipeline:
@@ -71,15 +76,9 @@ class Pipeline:
         bundle: str | Path | Bundle,
         *,
         device: str = "auto",
-        backend: str = "onnxruntime",
-        offload: bool = False,
-        weight_budget: int | None = None,
-        compile: bool = False,
-        cache: float | None = None,
-        reuse_reference: int | None = None,
+        backend: str | BackendOptions = "onnxruntime",
         verify: bool = False,
         low_memory: bool | None = None,
-        threads: int | None = None,
         input_filter: InputFilter | None = None,
         output_filter: OutputFilter | None = None,
     ) -> Pipeline:
@@ -88,43 +87,28 @@ class Pipeline:
         Args:
             bundle: its folder.
             device: auto, cpu, cuda, or rtx or tensorrt for the bundle's compiled engines.
-            backend: onnxruntime, or torch, which needs PyTorch and runs the transformer on Triton kernels.
-            offload: with the torch backend, keep the transformer in host memory and copy each block to the GPU while
-                the one before it computes.
-            weight_budget: with rtx or tensorrt, bytes of the GPU for the weights of each engine that was built with
-                weight streaming, the transformer's among them; the others are streamed from host memory in every
-                run. None: as many as there is room for.
-            compile: with the torch backend, let torch.compile make the code of the transformer's blocks.
-            cache: with the torch backend, an approximation: at a step where the first block's effect on the target
-                differs by no more than this share (0.1) from that at the last step computed in full, take the other
-                blocks' effect from there.
-            reuse_reference: with the torch backend, an approximation: compute the references' tokens every so many
-                steps only, and keep their keys and values between.
-            verify: compare every file's SHA-256 first.
-            low_memory: drop each network after its part of an edit, so that the peak is that of the largest one
-                instead of the sum; the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
+            backend: "onnxruntime", "torch" (needs PyTorch; runs the transformer on Triton kernels), or a backend's
+                options: `OnnxRuntimeOptions`, `TorchOptions` or `TensorRTOptions`.
+            verify: compare every file's SHA-256 with the manifest's first.
+            low_memory: drop each network after its part of an edit: the peak is then that of the largest network and
+                not the sum, and the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
                 to fit a memory budget.
-            threads: cores to use on the CPU; None for all that this process may use.
-            input_filter, output_filter: content filters. FLUX.1 [dev]'s licence asks those who deploy it for
-                them; none is built in.
+            input_filter, output_filter: content filters. FLUX.1 [dev]'s licence asks those who deploy it for them;
+                none is built in.
 
         Raises:
-            KontextError: not a bundle, or not whole; no such device or backend, or it cannot do what is asked.
+            KontextError: not a bundle or not a whole one; no such device or backend, or options that it cannot fulfil.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        options = default_options(backend, device) if isinstance(backend, str) else backend
+        options.check(device, opened)
         if verify:
             opened.verify()
-        if low_memory is None:  # a bundle made for a memory budget was planned so
+        if low_memory is None:  # a plan for a memory budget assumes it
             low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
-        torch_only = {
-            "offload": offload,
-            "compile": compile,
-            "cache": cache,
-            "reuse_reference": reuse_reference,
-        }
         return cls(
             opened,
-            make_backend(opened, backend, device, threads, low_memory, weight_budget, torch_only),
+            options.open(device, opened, low_memory=low_memory),
             low_memory=low_memory,
             input_filter=input_filter,
             output_filter=output_filter,
@@ -132,17 +116,7 @@ class Pipeline:
 
     @overload
     def edit(
-        self,
-        image: Images,
-        prompt: str,
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        size: Size | None = None,
-        num_images: Literal[1] = 1,
-        callback: StepCallback | None = None,
-        progress: bool = False,
+        self, image: Images, prompt: str, *, num_images: Literal[1] = 1, **options: Unpack[EditOptions]
     ) -> Image.Image: ...
 
     @overload
@@ -151,28 +125,13 @@ class Pipeline:
         image: Images,
         prompt: list[str] | tuple[str, ...],
         *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        size: Size | None = None,
         num_images: int = 1,
-        callback: StepCallback | None = None,
-        progress: bool = False,
+        **options: Unpack[EditOptions],
     ) -> list[Image.Image]: ...
 
     @overload
     def edit(
-        self,
-        image: Images,
-        prompt: str,
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        size: Size | None = None,
-        num_images: int = 1,
-        callback: StepCallback | None = None,
-        progress: bool = False,
+        self, image: Images, prompt: str, *, num_images: int = 1, **options: Unpack[EditOptions]
     ) -> Image.Image | list[Image.Image]: ...
 
     def edit(
@@ -180,27 +139,27 @@ class Pipeline:
         image: Images,
         prompt: str | Sequence[str],
         *,
+        num_images: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
         size: Size | None = None,
-        num_images: int = 1,
         callback: StepCallback | None = None,
         progress: bool = False,
     ) -> Image.Image | list[Image.Image]:
         """Edits `image` as `prompt` says.
 
         Args:
-            image: the reference; a list for several references, whose sizes may differ; None to draw from the
-                prompt alone. With a list of prompts: one picture for all of them, or a list of as many entries,
-                each a picture, a list of pictures, or None.
+            image: the reference; a list for several references, whose sizes may differ; None to draw from the prompt
+                alone. With a list of prompts: one picture for all of them, or a list with an entry for each, which is
+                a picture, a list of pictures, or None.
             prompt: the instruction; a list edits a batch. Rows of different sizes run one after the other.
-            steps, guidance: as the bundle says unless given.
-            seed: of the first picture; the next ones take the next seeds, and each is the picture that its seed
-                gives alone. The noise is that of `torch.Generator("cpu").manual_seed(seed)`.
-            size: (width, height) of the output, multiples of the bundle's `size_multiple`; by default the
-                preferred size nearest to the first reference's aspect, or the square one without a reference.
             num_images: pictures for each prompt.
+            steps, guidance: None: the bundle's defaults.
+            seed: of the first picture; each further picture takes the next seed and is the one that this seed gives
+                alone. The noise is that of `torch.Generator("cpu").manual_seed(seed)`.
+            size: (width, height) of the output, multiples of the bundle's `size_multiple`; None: the preferred size
+                nearest to the first reference's aspect, or the square one without a reference.
             callback: called after each step.
             progress: show a bar on stderr.
 
@@ -208,47 +167,63 @@ class Pipeline:
             A picture, or a list for a list of prompts or `num_images` above 1 (prompt by prompt).
 
         Raises:
-            KontextError: what was asked for makes no sense; the message says what would.
+            KontextError: an argument is wrong; says what would be right.
         """
-        asked = request.build(self.bundle.sampler, image, prompt, steps, guidance, seed, size, num_images)
+        request = build_request(
+            self.bundle.sampler,
+            image,
+            prompt,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            size=size,
+            num_images=num_images,
+        )
         if self.input_filter is not None:
-            for row in asked.rows[::num_images]:
+            for row in request.rows[::num_images]:
                 self.input_filter([reference.picture for reference in row.references], row.prompt)
-        pictures = self.make(asked, callback, progress)
+        pictures = self.make(request, callback, progress)
         if self.output_filter is not None:
             pictures = [self.output_filter(picture) for picture in pictures]
         return pictures[0] if isinstance(prompt, str) and num_images == 1 else pictures
 
-    def make(self, asked: Request, callback: StepCallback | None, progress: bool) -> list[Image.Image]:
+    def make(self, request: Request, callback: StepCallback | None, progress: bool) -> list[Image.Image]:
         """The pictures of a request, in the order of its rows."""
-        batches = asked.batches()
-        total = asked.steps * len(batches)
-        texts = self.encode_prompts(asked.rows)
-        references = self.encode_references(asked.rows)
+        batches = request.batches()
+        total = request.steps * len(batches)
+        texts = self.encode_prompts(request.rows)
+        references = self.encode_references(request.rows)
         pictures: dict[int, Image.Image] = {}
         with step_bar(total, progress) as advance:
             for number, batch in enumerate(batches):
-                before = number * asked.steps
+                before = number * request.steps
 
-                def told(step: int, latents: Array, before: int = before) -> None:
+                def on_step(step: int, latents: Array, before: int = before) -> None:
                     advance()
                     if callback is not None:
                         callback(before + step, total, latents)
 
-                rows = [asked.rows[index] for index in batch]
-                latents = self.sample(rows, asked, texts, references, told)
+                rows = [request.rows[index] for index in batch]
+                latents = self.sample(rows, request, texts, references, on_step)
                 pictures.update(zip(batch, self.decode(latents), strict=True))
-        return [pictures[index] for index in range(len(asked.rows))]
+        return [pictures[index] for index in range(len(request.rows))]
 
     def sample(
         self,
         rows: Sequence[Row],
-        asked: Request,
+        request: Request,
         texts: dict[str, tuple[Array, Array]],
         references: dict[tuple[int, Size], Array],
-        told: Callable[[int, Array], object],
+        on_step: Callable[[int, Array], object],
     ) -> Array:
-        """Final latents [rows, channels, h, w] of rows of one shape."""
+        """Final latents [rows, channels, h, w] of rows of one shape.
+
+        Args:
+            rows: of the request, of one shape.
+            request: for its steps and guidance.
+            texts, references: as `encode_prompts` and `encode_references` return them.
+            on_step: called with (steps done, latents) after each step.
+        """
         latent = self.bundle.autoencoder
         h, w = (side // latent.downscale for side in reversed(rows[0].size))
         noises = [noise.randn(row.seed, (1, latent.latent_channels, h, w)) for row in rows]
@@ -258,24 +233,23 @@ class Pipeline:
             tokens = [[references[key(each)] for each in row.references] for row in rows]
             reference = np.concatenate([np.concatenate(each, axis=1) for each in tokens])
         text = np.concatenate([texts[row.prompt][1] for row in rows])
-        times = schedule(asked.steps, target.shape[1], self.bundle.sampler)
-        modulations = self.modulations(timesteps(times[:-1]), asked.guidance, rows, texts)
+        times = schedule(request.steps, target.shape[1], self.bundle.sampler)
+        modulations = self.modulations(timesteps(times[:-1]), request.guidance, rows, texts)
         side = 2 * latent.downscale  # of a token, in pixels
         grids = [(height // side, width // side) for width, height in rows[0].shape]
         transformer = self.bundle.transformer
         cos, sin = rope_tables(positions(text.shape[1], grids), transformer.axes_dim, transformer.theta)
         held = self.backend.hold({"reference": reference, "text": text, "rope_cos": cos, "rope_sin": sin})
-        steps = [
+        held_modulations = [
             self.backend.hold({name: each[step] for name, each in modulations.items()})
-            for step in range(asked.steps)
+            for step in range(request.steps)
         ]
 
         def velocity(step: int, x: Array) -> Array:
-            inputs = {"target": x, **held, **steps[step]}
-            result: Array = self.backend.run("transformer", inputs)["velocity"]
-            return result
+            inputs = {"target": x, **held, **held_modulations[step]}
+            return self.backend.run("transformer", inputs, SamplerStep(step, request.steps))["velocity"]
 
-        target = euler(target, times, velocity, lambda step, x: told(step, unpack(x, h, w)))
+        target = euler(target, times, velocity, lambda step, x: on_step(step, unpack(x, h, w)))
         if self.low_memory:
             self.backend.release("transformer")
         if not np.isfinite(target).all():
@@ -335,46 +309,6 @@ class Pipeline:
         if self.low_memory:
             self.backend.release(graph)
         return outputs
-
-
-def make_backend(
-    bundle: Bundle,
-    backend: str,
-    device: str,
-    threads: int | None,
-    low_memory: bool,
-    weight_budget: int | None,
-    torch_only: dict[str, Any],
-) -> Backend:
-    """The engine called `backend` on `device`; nothing of another one is imported. The torch backend has options that
-    are `torch_only`."""
-    if backend not in BACKENDS:
-        raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
-    if weight_budget is not None and (backend == "torch" or device not in ENGINE_DEVICES):
-        raise KontextError("a weight budget is for compiled engines: add --device rtx or --device tensorrt")
-    if backend == "torch":
-        try:
-            from .backends.torch.backend import Options, TorchBackend
-        except ModuleNotFoundError as fault:
-            if fault.name != "torch":
-                raise
-            raise KontextError(
-                "the torch backend needs PyTorch: pip install 'kontext-export[export,gpu]'"
-            ) from None
-        return TorchBackend(bundle, device, Options(**torch_only))
-    for name, value in torch_only.items():
-        if value not in (None, False):
-            raise KontextError(f"{name} is the torch backend's: add --backend torch")
-    if device in ENGINE_DEVICES:
-        from .backends.tensorrt.backend import TensorRTBackend
-
-        return TensorRTBackend(bundle, device, weight_budget=weight_budget)
-    from .backends.onnxruntime import OnnxRuntimeBackend
-
-    graphs = {name: entry.path for name, entry in bundle.graphs.items()}
-    return OnnxRuntimeBackend(
-        graphs, device, threads=threads, files=bundle.linked_files, low_memory=low_memory
-    )
 
 
 def key(reference: Reference) -> tuple[int, Size]:

@@ -59,17 +59,18 @@ class Request:
         return list(groups.values())
 
 
-def build(
+def build_request(
     settings: SamplerEntry,
     image: Images,
     prompt: str | Sequence[str],
-    steps: int | None,
-    guidance: float | None,
-    seed: int,
-    size: Size | None,
-    num_images: int,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    size: Size | None = None,
+    num_images: int = 1,
 ) -> Request:
-    """The request of a call of `Pipeline.edit`; raises KontextError where it makes no sense."""
+    """The request that these arguments of `Pipeline.edit` make. Raises KontextError if one of them is wrong."""
     steps = whole(settings.steps if steps is None else steps, "steps")
     num_images = whole(num_images, "num_images")
     guidance = settings.guidance if guidance is None else guidance

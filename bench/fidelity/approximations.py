@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ...decibels import psnr
 from ...errors import KontextError
 from ...model.config import TransformerConfig
+from ...runtime.backends.options import TorchOptions
 from ...runtime.bundle import Bundle
 from ...runtime.pipeline import Pipeline
 from ...tiny.edits import KINDS, Edit
@@ -135,17 +136,16 @@ def run_all(
     bundle: Bundle, setting: Setting, edits: Sequence[Edit], steps: int, seed: int, bar: Any
 ) -> SettingRuns:
     # Imported here so that tables can be made without PyTorch.
-    from ...runtime.backends.torch.backend import Options, TorchBackend
+    from ...runtime.backends.torch.backend import TorchBackend
 
-    backend = TorchBackend(
-        bundle, "cpu", Options(cache=setting.cache, reuse_reference=setting.reuse_reference)
-    )
+    options = TorchOptions(cache=setting.cache, reuse_reference=setting.reuse_reference)
+    backend = TorchBackend(bundle, "cpu", options)
     pipe = Pipeline(bundle, backend)
     runs = []
     for number, edit in enumerate(edits):
         runs.append(run_edit(pipe, edit, steps, seed + number))
         bar.update()
-    return SettingRuns(runs, backend.report.computed, backend.report.with_reference)
+    return SettingRuns(runs, backend.step_counts.computed, backend.step_counts.with_reference)
 
 
 def compare(setting: Setting, found: SettingRuns, exact: SettingRuns) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ...runtime import Pipeline
+from ...runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
 from ...tiny.edits import Edit
 from ...tiny.judge import judge
 from ...tiny.scenes import render
@@ -44,45 +45,40 @@ class Trajectory:
     velocities: list[Array] = field(default_factory=list)
 
 
-class Recorder:
+class Recorder(ForwardingBackend):
     """A backend that records the transformer's inputs and outputs as a trajectory."""
 
-    def __init__(self, backend: Any) -> None:
-        self.backend, self.trajectory = backend, Trajectory()
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self.trajectory = Trajectory()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.backend, name)
-
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        outputs: dict[str, Any] = self.backend.run(graph, inputs)
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
+        outputs = super().run(graph, inputs, step)
         if graph == "transformer":
             self.trajectory.latents.append(np.array(inputs["target"]))
             self.trajectory.velocities.append(np.array(outputs["velocity"]))
         return outputs
 
 
-class TeacherForced:
+class TeacherForced(ForwardingBackend):
     """A backend that computes every velocity at the reference's latents but returns the reference's velocity: the run
     follows the reference's trajectory.
 
     `noise` and `signal` are, per step, the energy of the velocity's error and of the reference's velocity.
     """
 
-    def __init__(self, backend: Any, trajectory: Trajectory) -> None:
-        self.backend, self.trajectory = backend, trajectory
+    def __init__(self, backend: Backend, trajectory: Trajectory) -> None:
+        super().__init__(backend)
+        self.trajectory = trajectory
         self.noise: list[float] = []
         self.signal: list[float] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.backend, name)
-
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        if graph != "transformer":
-            outputs: dict[str, Any] = self.backend.run(graph, inputs)
-            return outputs
-        step = len(self.noise)
-        forced = {**inputs, "target": self.trajectory.latents[step]}
-        velocity, expected = self.backend.run(graph, forced)["velocity"], self.trajectory.velocities[step]
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
+        if step is None:
+            return super().run(graph, inputs)
+        forced = {**inputs, "target": self.trajectory.latents[step.index]}
+        velocity = super().run(graph, forced, step)["velocity"]
+        expected = self.trajectory.velocities[step.index]
         self.noise.append(float(np.square(velocity - expected, dtype=np.float64).sum()))
         self.signal.append(float(np.square(expected, dtype=np.float64).sum()))
         return {"velocity": expected}

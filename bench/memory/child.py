@@ -16,23 +16,21 @@ import numpy as np
 import PIL.Image
 
 from ...runtime import Pipeline
+from ...runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
 
 PROMPT = "make the circle red"
 
 
-class Peaks:
+class Peaks(ForwardingBackend):
     """A backend that records the peak of resident memory while each graph is loaded and run."""
 
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
         self.peaks: dict[str, int] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.backend, name)
-
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
         reset_peak()
-        outputs: dict[str, Any] = self.backend.run(graph, inputs)
+        outputs = super().run(graph, inputs, step)
         self.peaks[graph] = max(self.peaks.get(graph, 0), peak_bytes())
         return outputs
 

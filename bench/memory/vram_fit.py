@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from ...errors import KontextError
 from ...quant.memory import CUDA
-from ...runtime.backends.torch.backend import Options, TorchBackend
+from ...runtime.backends.options import TorchOptions
+from ...runtime.backends.torch.backend import TorchBackend
 from ...runtime.bundle import Bundle
 from ...runtime.cli import parse_width_height
 from ...runtime.pipeline import Pipeline
@@ -73,7 +74,7 @@ def measure_edits(bundle: Path, offload: bool, size: tuple[int, int]) -> dict[st
     """Peak of allocated bytes over two edits, and whether a picture was decoded in tiles; or why they do not fit."""
     torch.cuda.reset_peak_memory_stats()
     opened = Bundle.open(bundle)
-    pipeline = Pipeline(opened, TorchBackend(opened, "cuda", Options(offload=offload)))
+    pipeline = Pipeline(opened, TorchBackend(opened, "cuda", TorchOptions(offload=offload)))
     picture = Image.effect_noise(size, 50).convert("RGB")
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -28,10 +28,11 @@ from ...model.transformer import JointAttention
 from ...quant.formats import FORMATS
 from ...quant.recipe import Recipe
 from ...quant.statistics import RANGES, InputStatistics, Statistics
-from ...runtime import request
+from ...runtime.backends.protocol import SamplerStep
 from ...runtime.bundle import Bundle
 from ...runtime.cache import cache_folder
 from ...runtime.pipeline import Pipeline
+from ...runtime.request import build_request
 from ..bundle.manifest import build_manifest
 from ..bundle.tokenizer_files import TokenizerFile
 from ..graph.fp8_attention import OPERANDS
@@ -55,8 +56,6 @@ class WatchedNetworks:
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics) -> None:
         self.checkpoint, self.recipe, self.statistics = checkpoint, recipe, statistics
         self.networks: dict[str, nn.Module] = {}
-        self.steps = 1
-        self.step = 0
         self.parts: Tensor | int = 0
         """Range of the sampler's steps that the inputs now are of, or one for each row."""
 
@@ -67,15 +66,14 @@ class WatchedNetworks:
         for graph in graphs:
             self.networks.pop(graph, None)
 
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
         """As `runtime.pipeline.Backend`."""
         if graph not in self.networks:
             self.networks[graph] = self.build(graph)
         config = self.checkpoint.config
         interface = network_interface(graph, config)
-        if graph == "transformer":
-            self.parts = RANGES * self.step // self.steps
-            self.step = (self.step + 1) % self.steps
+        if step is not None:
+            self.parts = RANGES * step.index // step.count
         elif graph == "modulation":  # rows are steps, then prompts
             rows = len(inputs["timestep"])
             self.parts = torch.arange(rows) * RANGES // rows
@@ -222,22 +220,17 @@ def calibrate(
         with progress.steps("calibration", runs * sampler.steps) as advance:
             for start in range(0, len(samples.samples), batch):
                 chosen = samples.samples[start : start + batch]
-                asked = request.build(
+                request = build_request(
                     bundle.sampler,
                     [sample.picture() for sample in chosen],
                     [sample.prompt for sample in chosen],
-                    None,
-                    None,
-                    start,
-                    None,
-                    1,
+                    seed=start,
                 )
-                watched.steps, watched.step = asked.steps, 0
-                texts = pipeline.encode_prompts(asked.rows)
-                references = pipeline.encode_references(asked.rows)
-                for rows in asked.batches():
-                    picked = [asked.rows[index] for index in rows]
-                    pipeline.sample(picked, asked, texts, references, lambda *_: advance(1))
+                texts = pipeline.encode_prompts(request.rows)
+                references = pipeline.encode_references(request.rows)
+                for rows in request.batches():
+                    picked = [request.rows[index] for index in rows]
+                    pipeline.sample(picked, request, texts, references, lambda *_: advance(1))
     keep(statistics, cached)
     return statistics
 

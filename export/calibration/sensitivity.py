@@ -165,7 +165,7 @@ def measure(
         "digest": samples.digest(),
         "calibrated": calibrated,
         "steps": [step + 1 for step in runs[0].steps],
-        "of_steps": runs[0].asked.steps,
+        "of_steps": runs[0].request.steps,
     }
     keep(report, kept)
     return report

@@ -17,8 +17,9 @@ from ...model.checkpoint import Checkpoint
 from ...model.networks import NETWORKS
 from ...quant.recipe import choose
 from ...quant.statistics import Statistics
-from ...runtime import request
+from ...runtime.backends.protocol import SamplerStep
 from ...runtime.pipeline import Pipeline
+from ...runtime.request import Request, build_request
 from .calibrate import WatchedNetworks
 from .samples import Samples
 
@@ -42,21 +43,19 @@ class ForcedNetworks(WatchedNetworks):
     def release(self, *graphs: str) -> None:
         """Networks stay: each is needed thousands of times."""
 
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        if graph != "transformer" or self.velocities is None:
-            return super().run(graph, inputs)
-        step = self.step
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
+        if step is None or self.velocities is None:
+            return super().run(graph, inputs, step)
         if self.recording:
-            outputs = super().run(graph, inputs)
+            outputs = super().run(graph, inputs, step)
             self.velocities.append(outputs["velocity"])
             return outputs
-        expected = self.velocities[step]
-        if step not in self.measured:
-            self.step = (step + 1) % self.steps
+        expected = self.velocities[step.index]
+        if step.index not in self.measured:
             return {"velocity": expected}
-        velocity = super().run(graph, inputs)["velocity"]
-        self.noise[step] = float(np.square(velocity - expected, dtype=np.float64).sum())
-        self.signal[step] = float(np.square(expected, dtype=np.float64).sum())
+        velocity = super().run(graph, inputs, step)["velocity"]
+        self.noise[step.index] = float(np.square(velocity - expected, dtype=np.float64).sum())
+        self.signal[step.index] = float(np.square(expected, dtype=np.float64).sum())
         return {"velocity": expected}
 
     @contextlib.contextmanager
@@ -77,18 +76,17 @@ class ForcedNetworks(WatchedNetworks):
 class Batch:
     """Some edits of one shape, their reference trajectory recorded, to be run again with other weights."""
 
-    def __init__(self, pipeline: Pipeline, networks: ForcedNetworks, asked: request.Request) -> None:
-        self.pipeline, self.networks, self.asked = pipeline, networks, asked
-        self.steps = tuple(sorted({min(int(part * asked.steps), asked.steps - 1) for part in PARTS}))
-        self.texts = pipeline.encode_prompts(asked.rows)
-        self.references = pipeline.encode_references(asked.rows)
+    def __init__(self, pipeline: Pipeline, networks: ForcedNetworks, request: Request) -> None:
+        self.pipeline, self.networks, self.request = pipeline, networks, request
+        self.steps = tuple(sorted({min(int(part * request.steps), request.steps - 1) for part in PARTS}))
+        self.texts = pipeline.encode_prompts(request.rows)
+        self.references = pipeline.encode_references(request.rows)
         self.velocities: list[np.ndarray[Any, Any]] = []
         networks.velocities, networks.recording = self.velocities, True
         self.sample(self.texts)
 
     def sample(self, texts: dict[str, tuple[Any, Any]]) -> Any:
-        self.networks.steps, self.networks.step = self.asked.steps, 0
-        return self.pipeline.sample(self.asked.rows, self.asked, texts, self.references, lambda *_: None)
+        return self.pipeline.sample(self.request.rows, self.request, texts, self.references, lambda *_: None)
 
     def energies(self, network: str) -> tuple[dict[int, float], dict[int, float]]:
         """Energy of the velocity's error and of the velocity, by step, with `network` as it is now."""
@@ -96,7 +94,7 @@ class Batch:
         networks.velocities, networks.recording, networks.measured = self.velocities, False, self.steps
         texts = self.texts
         if network in ("text_encoder", "text_encoder_2"):
-            texts = self.pipeline.encode_prompts(self.asked.rows)
+            texts = self.pipeline.encode_prompts(self.request.rows)
         self.sample(texts)
         return dict(networks.noise), dict(networks.signal)
 
@@ -105,7 +103,7 @@ class Batch:
         self.networks.velocities = None
         texts = self.texts
         if network in ("text_encoder", "text_encoder_2"):
-            texts = self.pipeline.encode_prompts(self.asked.rows)
+            texts = self.pipeline.encode_prompts(self.request.rows)
         return self.pipeline.decode(self.sample(texts))
 
 
@@ -116,17 +114,13 @@ def batches(
     result = []
     for start in range(0, min(count, len(samples.samples)), batch):
         chosen = samples.samples[start : min(start + batch, count)]
-        asked = request.build(
+        request = build_request(
             pipeline.bundle.sampler,
             [sample.picture() for sample in chosen],
             [sample.prompt for sample in chosen],
-            None,
-            None,
-            start,
-            None,
-            1,
+            seed=start,
         )
-        for rows in asked.batches():
-            part = request.Request(tuple(asked.rows[row] for row in rows), asked.steps, asked.guidance)
+        for rows in request.batches():
+            part = Request(tuple(request.rows[row] for row in rows), request.steps, request.guidance)
             result.append(Batch(pipeline, networks, part))
     return result

@@ -18,12 +18,19 @@ from numpy.typing import NDArray
 
 from ...errors import KontextError
 from ..glibc_malloc import map_large_blocks, return_freed
-from . import ENGINE_DEVICES, PROVIDERS
+from .options import OnnxRuntimeOptions
+from .protocol import SamplerStep
 
 if TYPE_CHECKING:
     import onnxruntime
 
 Array = NDArray[Any]
+
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+"""Device → ONNX Runtime's execution providers; the first must be available."""
 
 FATAL_ONLY = 4
 """Severity of ONNX Runtime's log: what goes wrong comes as an exception, and once is enough."""
@@ -36,10 +43,11 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def choose_device(device: str, available: Sequence[str]) -> str:
-    """Resolves "auto" (CUDA where this ONNX Runtime has it, else the CPU); refuses what it does not have."""
-    if device not in ("auto", *PROVIDERS):
-        known = ", ".join(("auto", *PROVIDERS, *ENGINE_DEVICES))
-        raise KontextError(f"device {device!r} is not known: choose from {known}")
+    """Resolves "auto": CUDA if this ONNX Runtime has it, else the CPU.
+
+    Raises:
+        KontextError: this ONNX Runtime does not have the device.
+    """
     if device == "auto":
         return "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
     if PROVIDERS[device][0] not in available:
@@ -56,18 +64,19 @@ class OnnxRuntimeBackend:
     Args:
         graphs: name → ONNX file.
         device: auto, cpu or cuda.
-        threads: cores that one run may use; None for all that this process may use.
-        files: the files that graphs take weights from, by the names that the graphs know them by; needed where
-            they are not all beside the graphs.
-        low_memory: on a CPU, hold no memory between the operators of a run: ONNX Runtime's arena keeps several times
-            what is alive at once.
+        options: None: the defaults.
+        files: name in the graphs → file for all files that they take weights from; needed if any of them is not beside
+            the graphs.
+        low_memory: on a CPU, keep no memory between the operators of a run: ONNX Runtime's arena keeps several times
+            what is in use at once.
     """
 
     def __init__(
         self,
         graphs: Mapping[str, Path],
         device: str = "auto",
-        threads: int | None = None,
+        options: OnnxRuntimeOptions | None = None,
+        *,
         files: Mapping[str, Path] | None = None,
         low_memory: bool = False,
     ) -> None:
@@ -76,6 +85,7 @@ class OnnxRuntimeBackend:
         self.graphs = graphs
         self.automatic = device == "auto"
         self.device = choose_device(device, onnxruntime.get_available_providers())
+        threads = None if options is None else options.threads
         self.threads = allowed_cores() if threads is None else threads
         self.files = dict(files or {})
         self.low_memory = low_memory
@@ -145,7 +155,7 @@ class OnnxRuntimeBackend:
         put = onnxruntime.OrtValue.ortvalue_from_numpy
         return {name: put(array, self.memory, 0) if array.size else array for name, array in arrays.items()}
 
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Array]:
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Array]:
         """Runs a graph on arrays or held values and returns its outputs as arrays, by name."""
         session = self.session(graph)
         names = [output.name for output in session.get_outputs()]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from ..backends.protocol import SamplerStep
 from ..bundle import OUTPUTS
 
 
@@ -23,7 +24,7 @@ class ServerGraphs:
     def hold(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         return dict(arrays)
 
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
         """Raises RuntimeError with what the server says, if the model fails."""
         request = pb_utils.InferenceRequest(
             model_name=f"{self.prefix}_{graph}",

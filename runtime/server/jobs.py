@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import KontextError
-from .. import request
 from ..images import read_picture
 from ..pipeline import Pipeline
-from ..request import Request
+from ..request import Request, build_request
 from . import contract
 from .contract import Limits
 
@@ -60,7 +59,7 @@ class Listener(Protocol):
 class Job:
     """One edit, of one request."""
 
-    asked: Request
+    request: Request
     listener: Listener
     warnings: Sequence[str] = ()
     open: bool = field(default=True)
@@ -69,7 +68,7 @@ class Job:
     @property
     def kind(self) -> tuple[object, ...]:
         """Jobs of one kind can be sampled together."""
-        return (self.asked.steps, self.asked.guidance, self.asked.rows[0].shape)
+        return (self.request.steps, self.request.guidance, self.request.rows[0].shape)
 
     def close_if_cancelled(self) -> None:
         if self.open and self.listener.cancelled():
@@ -77,7 +76,7 @@ class Job:
             self.listener.fail(None)
 
 
-def read(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array]) -> tuple[Request, list[str]]:
+def read_request(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array]) -> tuple[Request, list[str]]:
     """The request that a server's input arrays ask for, and what the user is to be warned of.
 
     Args:
@@ -88,7 +87,7 @@ def read(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array]) -> tuple[R
         Refused: the pipeline's input filter does not allow it.
     """
     for tensor in contract.INPUTS:
-        check(tensor, arrays.get(tensor.name))
+        check_array(tensor, arrays.get(tensor.name))
     prompt = read_prompt(arrays[contract.PROMPT.name].flat[0], limits)
     pictures = read_pictures(arrays.get(contract.IMAGES.name), limits)
     values = {
@@ -100,27 +99,26 @@ def read(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array]) -> tuple[R
     if steps is not None and steps > limits.max_steps:
         raise KontextError(f"STEPS may be at most {limits.max_steps} here, not {steps}")
     size = values.get("SIZE")
-    asked = request.build(
+    request = build_request(
         pipe.bundle.sampler,
         pictures,
         prompt,
-        steps,
-        values.get("GUIDANCE", [None])[0],
-        values.get("SEED", [0])[0],
-        None if size is None else (size[0], size[1]),
-        num_images=1,
+        steps=steps,
+        guidance=values.get("GUIDANCE", [None])[0],
+        seed=values.get("SEED", [0])[0],
+        size=None if size is None else (size[0], size[1]),
     )
     if pipe.input_filter is not None:
         with as_refusal():
-            pipe.input_filter([reference.picture for reference in asked.rows[0].references], prompt)
+            pipe.input_filter([reference.picture for reference in request.rows[0].references], prompt)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pipe.clip([prompt])
         pipe.t5([prompt])
-    return asked, [str(warning.message) for warning in caught]
+    return request, [str(warning.message) for warning in caught]
 
 
-def check(tensor: contract.Tensor, array: Array | None) -> None:
+def check_array(tensor: contract.Tensor, array: Array | None) -> None:
     """Raises KontextError unless `array` is one edit's `tensor`."""
     if array is None:
         if tensor.optional:
@@ -178,7 +176,7 @@ def picture_bytes(value: object, index: int) -> bytes:
         raise KontextError(f"IMAGES[{index}] is neither a PNG, JPEG or WebP file nor base64 of one") from None
 
 
-def groups(jobs: Sequence[Job], largest: int) -> Iterator[list[Job]]:
+def group_jobs(jobs: Sequence[Job], largest: int) -> Iterator[list[Job]]:
     """Jobs that can be sampled together, at most `largest` of them, in the order of their first ones."""
     kinds: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
@@ -192,25 +190,25 @@ class AllCancelled(Exception):
     """Stops the sampler: nobody waits for any picture of the batch."""
 
 
-def run(pipe: Pipeline, jobs: Sequence[Job], stepped: Callable[[int], object]) -> None:
+def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], object]) -> None:
     """Makes the pictures of jobs of one kind in one batch, and tells every listener how it ended.
 
     A cancelled job's listener is told at the next step, and the batch stops when it was the last. If a batch fails,
     its jobs are run one by one, so that none suffers from another's fault.
 
     Args:
-        stepped: told the number of rows after each step.
+        on_rows: called with the number of rows after each step.
     """
     for job in jobs:
         job.close_if_cancelled()
     jobs = [job for job in jobs if job.open]
     if not jobs:
         return
-    first = jobs[0].asked
-    asked = Request(tuple(job.asked.rows[0] for job in jobs), first.steps, first.guidance)
+    first = jobs[0].request
+    request = Request(tuple(job.request.rows[0] for job in jobs), first.steps, first.guidance)
 
-    def told(step: int, total: int, _: object) -> None:
-        stepped(len(jobs))
+    def on_step(step: int, total: int, _: object) -> None:
+        on_rows(len(jobs))
         for job in jobs:
             job.close_if_cancelled()
             if job.open:
@@ -221,7 +219,7 @@ def run(pipe: Pipeline, jobs: Sequence[Job], stepped: Callable[[int], object]) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each job has its own
-            pictures = pipe.make(asked, told, progress=False)
+            pictures = pipe.make(request, on_step, progress=False)
     except AllCancelled:
         return
     except Exception as fault:
@@ -229,7 +227,7 @@ def run(pipe: Pipeline, jobs: Sequence[Job], stepped: Callable[[int], object]) -
             end(jobs[0], fault)
         else:
             for job in jobs:
-                run(pipe, [job], stepped)
+                run_jobs(pipe, [job], on_rows)
         return
     for job, picture in zip(jobs, pictures, strict=True):
         try:

@@ -21,6 +21,7 @@ import triton_python_backend_utils as pb_utils
 from PIL import Image
 
 from ...errors import KontextError
+from ..backends.options import OnnxRuntimeOptions
 from ..bundle import Bundle
 from ..pipeline import InputFilter, OutputFilter, Pipeline
 from . import contract, jobs
@@ -54,15 +55,15 @@ class StreamModel:
             listener = Response(request, self.metrics)
             try:
                 arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                asked, warned = jobs.read(self.pipe, self.limits, arrays)
+                edit_request, warned = jobs.read_request(self.pipe, self.limits, arrays)
             except Exception as fault:
                 listener.fail(fault)
             else:
                 listener.warnings = warned
-                waiting.append(jobs.Job(asked, listener))
-        for batch in jobs.groups(waiting, self.largest):
+                waiting.append(jobs.Job(edit_request, listener))
+        for batch in jobs.group_jobs(waiting, self.largest):
             self.metrics.batch(len(batch))
-            jobs.run(self.pipe, batch, self.metrics.steps)
+            jobs.run_jobs(self.pipe, batch, self.metrics.steps)
 
 
 def load(
@@ -82,11 +83,12 @@ def load(
     device = parameters.get("device") or ("cuda" if args["model_instance_kind"] == "GPU" else "cpu")
     if args["model_instance_kind"] == "GPU":
         show_only_gpu(int(args["model_instance_device_id"]))
+    threads = parameters.get("threads")
     return Pipeline.load(
         bundle,
         device=device,
+        backend=OnnxRuntimeOptions(int(threads)) if threads else "onnxruntime",
         low_memory=parameters.get("low_memory") == "true",
-        threads=int(parameters["threads"]) if parameters.get("threads") else None,
         **filters,
     )
 

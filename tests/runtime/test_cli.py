@@ -90,7 +90,15 @@ def test_text_to_image_and_a_long_prompt(
         (["--size", "16x-16"], "--size takes WIDTHxHEIGHT"),
         (["--size", "160000x160000"], "times as large"),
         (["--device", "abacus"], "invalid choice: 'abacus'"),
-        (["--weight-budget", "8GB"], "a weight budget is for compiled engines: add --device rtx"),
+        (["--weight-budget", "8GB"], "--weight-budget needs --device rtx or --device tensorrt"),
+        (["--weight-budget", "8GB", "--backend", "torch"], "--weight-budget needs --device rtx"),
+        (["--offload"], "--offload needs --backend torch"),
+        (["--cache", "0.1", "--device", "rtx"], "--cache needs --backend torch"),
+        (["--backend", "torch", "--device", "rtx"], "torch backend runs on cpu or cuda, not on 'rtx'"),
+        (
+            ["--backend", "torch", "--cache", "0"],
+            "cache must be a relative change above 0, such as 0.1, not 0",
+        ),
         (["--weight-budget", "8 parsecs"], "'8 parsecs' is not a size of memory: write 12GB"),
         (["--weight-budget", "0"], "a memory budget of 0 holds nothing"),
         (["--device", "tensorrt"], "TensorRT"),
@@ -183,7 +191,7 @@ def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path, picture: P
     assert {"onnxruntime", "tokenizers", "PIL.Image"} <= set(modules)
     assert not {name.split(".")[0] for name in modules} & set(HEAVY)
     ours = {name.split(".")[1] for name in modules if name.startswith("kontext.")}
-    assert ours == {"command", "errors", "files", "runtime"}
+    assert ours == {"command", "errors", "files", "runtime", "safetensors_header"}
 
 
 def test_importing_the_runtime_loads_not_even_numpy() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from kontext.decibels import psnr
 from kontext.errors import KontextError
 from kontext.runtime import Pipeline
+from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
 from kontext.runtime.tokens import positions, rope_tables
 
 
@@ -123,22 +124,15 @@ def test_one_picture_for_a_batch_of_prompts(pipe: Pipeline) -> None:
 def test_the_order_of_references_and_their_own_sizes(pipe: Pipeline) -> None:
     """Reference k has image index k in the positions, and its own size."""
     tables: list[np.ndarray] = []
-    run = pipe.backend.run
 
-    class Spy:
-        def hold(self, arrays: dict[str, Any]) -> dict[str, Any]:
+    class Spy(ForwardingBackend):
+        def hold(self, arrays: Any) -> dict[str, Any]:
             if "rope_cos" in arrays:  # and not one step's modulation
                 tables.append(arrays["rope_cos"])
                 assert arrays["reference"].shape == (1, 64 + 6 * 11, 64)
-            return arrays
+            return super().hold(arrays)
 
-        def run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-            return run(graph, inputs)
-
-        def release(self, *graphs: str) -> None:
-            pass
-
-    Pipeline(pipe.bundle, Spy()).edit([picture(128, 128), picture(96, 176)], "x", steps=1)
+    Pipeline(pipe.bundle, Spy(pipe.backend)).edit([picture(128, 128), picture(96, 176)], "x", steps=1)
     grids = [(8, 8), (8, 8), (11, 6)]  # the target's and the references' rows and columns of tokens
     expected, _ = rope_tables(positions(24, grids), (8, 12, 12), 10_000.0)
     (cos,) = tables
@@ -146,36 +140,34 @@ def test_the_order_of_references_and_their_own_sizes(pipe: Pipeline) -> None:
 
 
 def test_output_that_is_not_finite_is_an_error(pipe: Pipeline) -> None:
-    class Broken:
-        def hold(self, arrays: dict[str, Any]) -> dict[str, Any]:
-            return arrays
-
-        def run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-            outputs = pipe.backend.run(graph, inputs)
+    class Broken(ForwardingBackend):
+        def run(self, graph: str, inputs: Any, step: SamplerStep | None = None) -> dict[str, Any]:
+            outputs = super().run(graph, inputs, step)
             return {"velocity": outputs["velocity"] * np.nan} if graph == "transformer" else outputs
 
-        def release(self, *graphs: str) -> None:
-            pass
-
     with pytest.raises(KontextError, match="not finite"):
-        Pipeline(pipe.bundle, Broken()).edit(None, "x", steps=1)
+        Pipeline(pipe.bundle, Broken(pipe.backend)).edit(None, "x", steps=1)
 
 
 def test_modulation_runs_once_and_only_the_transformer_every_step(tiny_bundle: Path) -> None:
+    """The order that `Backend` documents, and each step's number."""
     pipe = Pipeline.load(tiny_bundle, device="cpu")
-    calls: list[str] = []
-    run = pipe.backend.run
+    calls: list[tuple[str, SamplerStep | None]] = []
 
-    def counted(graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        calls.append(graph)
-        if graph == "modulation":
-            assert len(inputs["timestep"]) == 5
-        return run(graph, inputs)
+    class Counted(ForwardingBackend):
+        def run(self, graph: str, inputs: Any, step: SamplerStep | None = None) -> dict[str, Any]:
+            calls.append((graph, step))
+            if graph == "modulation":
+                assert len(inputs["timestep"]) == 5
+            return super().run(graph, inputs, step)
 
-    pipe.backend.run = counted  # type: ignore[method-assign]
-    pipe.edit(picture(128, 128), "x", steps=5, num_images=2)
-    once = ["text_encoder", "text_encoder_2", "vae_encoder", "modulation"]
-    assert calls == [*once, *["transformer"] * 5, "vae_decoder", "vae_decoder"]
+    pipe.backend = Counted(pipe.backend)
+    images = [picture(128, 128), picture(176, 96)]
+    pipe.edit(images, ["x", "y"], steps=5, num_images=2)
+    transformer = [("transformer", SamplerStep(index, 5)) for index in range(5)]
+    a_size = [("modulation", None), *transformer, ("vae_decoder", None), ("vae_decoder", None)]
+    once = ["text_encoder", "text_encoder_2", "vae_encoder", "vae_encoder"]
+    assert calls == [*((graph, None) for graph in once), *a_size, *a_size]
 
 
 def test_a_second_reference_counts(pipe: Pipeline) -> None:

@@ -19,6 +19,8 @@ from ....errors import KontextError
 from ...bundle import Bundle
 from ...cuda_driver import CudaDriver, DeviceMemory
 from ...engines import LIBRARIES, EngineEntry, check_budget, choose, chunks, load_library
+from ..options import TensorRTOptions
+from ..protocol import SamplerStep
 from .stage import HeldArray, Stage, logger
 
 Array = NDArray[Any]
@@ -33,8 +35,7 @@ class TensorRTBackend:
     Args:
         bundle: with engines for this GPU and this version of the library.
         library: rtx or tensorrt.
-        weight_budget: bytes of the GPU for the weights of each engine that was built with weight streaming, the
-            transformer's among them; the others stay in the host's memory. None: as many as there is room for.
+        options: None: the defaults.
         driver, module: the GPU and the library's module; None to find them.
 
     Raises:
@@ -45,19 +46,21 @@ class TensorRTBackend:
         self,
         bundle: Bundle,
         library: str,
+        options: TensorRTOptions | None = None,
         *,
-        weight_budget: int | None = None,
         driver: CudaDriver | None = None,
         module: Any = None,
     ) -> None:
+        options = options or TensorRTOptions()
+        options.check(library, bundle)
         self.bundle = bundle
         self.library = LIBRARIES[library]
         self.module = load_library(library) if module is None else module
         self.driver = CudaDriver() if driver is None else driver
         self.engines = choose(bundle, library, self.module.__version__, self.driver.target)
-        if weight_budget is not None:
-            check_budget(self.engines["transformer"], weight_budget)
-        self.weight_budget = weight_budget
+        self.weight_budget = options.weight_budget
+        if self.weight_budget is not None:
+            check_budget(self.engines["transformer"])
         self.logger = logger(self.module)
         self.runtime = self.module.Runtime(self.logger)
         self.stages: dict[str, Stage] = {}
@@ -90,7 +93,7 @@ class TensorRTBackend:
         self.driver.synchronize()
         return held
 
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Array]:
+    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Array]:
         """Runs a graph on arrays or held values and returns its outputs as arrays, by name.
 
         More rows than the engine takes at once go in several runs.

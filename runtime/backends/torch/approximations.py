@@ -14,7 +14,6 @@ al. 2025, arXiv:2503.08280, is exact because it trains without that attention).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....errors import KontextError
 from .memory import GraphedStep
 from .transformer import Given, Step
 
@@ -31,7 +29,7 @@ MODULATIONS = ("double_modulation", "single_modulation")
 
 
 @dataclass
-class Report:
+class StepCounts:
     """Steps since the backend was made: all of them, those that ran every block, and those that ran every block on the
     reference's tokens too."""
 
@@ -73,8 +71,7 @@ class State:
 
 
 class ApproximateStep:
-    """Velocities of one step after another. A run is known by its text, which all its steps hold in common: where that
-    is another tensor, nothing is reused.
+    """Velocities of one step after another; the first step of an edit reuses nothing.
 
     In a batch the row that changed most decides for all. With CUDA graphs the step is cut into pieces with a graph each
     (first block; other blocks; neither), since the host decides what comes next: one wait for one number a step,
@@ -87,7 +84,7 @@ class ApproximateStep:
         cache: the largest relative change of the first block's residual that counts as none; None: every block of
             every step is run.
         reuse: steps from one computation of the reference's tokens to the next; None: all.
-        report: is counted up.
+        step_counts: counts every step.
     """
 
     def __init__(
@@ -97,22 +94,34 @@ class ApproximateStep:
         graphs: bool,
         cache: float | None,
         reuse: int | None,
-        report: Report,
+        step_counts: StepCounts,
     ) -> None:
-        self.step, self.device, self.cache, self.reuse, self.report = step, device, cache, reuse, report
+        self.step, self.device, self.cache, self.reuse, self.step_counts = (
+            step,
+            device,
+            cache,
+            reuse,
+            step_counts,
+        )
         self.graphs = graphs and device.type == "cuda"
         self.pool: Any = None
-        self.run_of: Tensor | None = None
         self.state: State | None = None
         self.pieces: dict[tuple[str, bool], GraphedStep] = {}
         self.known = False
-        """Whether a step of this run was computed in full."""
+        """Whether a step of this edit was computed in full."""
         self.since: int | None = None
         """Steps since the reference's tokens were computed in every block, that one included; None: never."""
 
-    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The velocity [batch, targets, channels], inputs as `Step` takes them."""
-        self.begin(inputs)
+    def __call__(self, inputs: dict[str, Tensor], first: bool) -> Tensor:
+        """The velocity [batch, targets, channels].
+
+        Args:
+            inputs: as `Step` takes them.
+            first: whether this is the first step of an edit.
+        """
+        if first:
+            self.known, self.since = False, None
+        self.make_state(inputs)
         reusing = self.reuse is not None and inputs["reference"].shape[1] > 0
         # Without reuse, as without a reference, all tokens there are go through every step.
         every = not reusing or self.since is None or (self.reuse is not None and self.since >= self.reuse)
@@ -133,10 +142,8 @@ class ApproximateStep:
         self.count(full, every)
         return velocity
 
-    def begin(self, inputs: dict[str, Tensor]) -> None:
-        """Forgets what is another run's, and makes room for this one's shape."""
-        if inputs["text"] is not self.run_of:
-            self.run_of, self.known, self.since = inputs["text"], False, None
+    def make_state(self, inputs: dict[str, Tensor]) -> None:
+        """Allocates the state for inputs of these shapes, unless it has them."""
         shape = Shape.of(inputs)
         if self.state is None or self.state.shape != shape:
             self.pieces.clear()  # graphs of the other state's addresses
@@ -151,9 +158,9 @@ class ApproximateStep:
             piece.drop_graphs()
 
     def count(self, full: bool, every: bool) -> None:
-        self.report.steps += 1
-        self.report.computed += full
-        self.report.with_reference += full and every
+        self.step_counts.steps += 1
+        self.step_counts.computed += full
+        self.step_counts.with_reference += full and every
         self.known = self.known or full
         if full and every:
             self.since = 1
@@ -239,23 +246,11 @@ class ApproximateStep:
         return self.step.velocity(self.now.x[:, self.target] + self.now.rest, final_modulation)
 
 
-def check(cache: float | None, reuse: int | None) -> None:
-    """Raises KontextError for a threshold or a number of steps that means nothing."""
-    if cache is not None and not (0 < cache < math.inf):
-        raise KontextError(
-            f"cache must be a relative change above 0, such as 0.1, not {cache:g}: leave it out to run every block"
-        )
-    if reuse is not None and reuse < 2:
-        raise KontextError(
-            f"reuse_reference must be 2 steps or more, not {reuse}: leave it out to compute the reference at each"
-        )
-
-
-def describe(cache: float | None, reuse: int | None, report: Report) -> str:
+def describe(cache: float | None, reuse: int | None, step_counts: StepCounts) -> str:
     """What was approximated, in words; "" for nothing."""
     parts = []
     if cache is not None:
-        parts.append(f"cache {cache:g}: {report.computed} of {report.steps} steps computed in full")
+        parts.append(f"cache {cache:g}: {step_counts.computed} of {step_counts.steps} steps computed in full")
     if reuse is not None:
-        parts.append(f"reuse_reference {reuse}: reference computed at {report.with_reference}")
+        parts.append(f"reuse_reference {reuse}: reference computed at {step_counts.with_reference}")
     return "; ".join(parts)

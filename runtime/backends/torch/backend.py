@@ -30,56 +30,20 @@ from ....model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from ....model.dtypes import COMPUTE_DTYPES
 from ....model.networks import build_network
 from ...bundle import MANIFEST_NAME, OUTPUTS, Bundle
-from . import (
-    advice as torch_advice,
-)
-from . import (
-    approximations,
-)
-from . import (
-    memory as torch_memory,
-)
-from . import (
-    transformer as torch_transformer,
-)
+from ..options import TorchOptions
+from ..protocol import SamplerStep
+from . import approximations, memory
+from .advice import Device, Shapes, advise, is_exhausted, tensor_bytes, workload
 from .approximations import ApproximateStep
 from .compile import check_compiler
 from .decode import decode_tiled
 from .linear import choose_activations
-from .transformer import Step
+from .memory import GraphedStep
+from .transformer import Step, choose_attention, read_weights
 from .weights import StoredLinear, WeightFile, each_tensor, place, read_network, to_device
 
 WIDE = ("timestep", "guidance", "rope_cos", "rope_sin")
 """Inputs that stay in fp32: half precision alone would move the output."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run; the defaults are chosen by the device.
-
-    Args:
-        activations: of linears with quantized weights: auto, 16-bit, fp8 or int8.
-        attention: auto, 16-bit, fp8 or int8.
-        offload: keep the transformer's blocks in host memory and copy each while the one before it computes; the other
-            networks' linears are copied for each use.
-        graphs: capture the step as a CUDA graph; not with `offload`.
-        tiled: decode pictures in tiles; else only where the device has no room for a whole one.
-        compute: fp32, fp16 or bf16 for networks that compute in another format; None for the bundle's own.
-        compile: let torch.compile make the code of each kind of block.
-        cache: an approximation: skip the blocks after the first where that one's residual changed by no more than this
-            share since the last step that was computed in full.
-        reuse_reference: an approximation: compute the reference's tokens at every so many steps only.
-    """
-
-    activations: str = "auto"
-    attention: str = "auto"
-    offload: bool = False
-    graphs: bool = True
-    tiled: bool = False
-    compute: str | None = None
-    compile: bool = False
-    cache: float | None = None
-    reuse_reference: int | None = None
 
 
 @dataclass
@@ -93,7 +57,7 @@ class Network:
     def pin(self) -> None:
         """Moves its weights to memory that a GPU reads by itself; worth the copy from the second run on."""
         for name, value in self.host.items():  # one by one: only one of them is there twice
-            self.host[name] = each_tensor(value, torch_memory.pinned_tensor)
+            self.host[name] = each_tensor(value, memory.pinned_tensor)
 
 
 class TorchBackend:
@@ -103,32 +67,27 @@ class TorchBackend:
         KontextError: no such device, or formats, sizes or options that it cannot compute with.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", options: Options | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: str = "auto", options: TorchOptions | None = None) -> None:
         self.bundle = bundle
-        self.options = options or Options()
-        approximations.check(self.options.cache, self.options.reuse_reference)
+        self.options = options or TorchOptions()
+        self.options.check(device, bundle)
         self.device = choose_device(device)
         if self.options.compile:
             check_compiler(self.device)
-        if bundle.links:
-            raise KontextError(
-                f"{bundle.folder} was exported with --link-weights, which only the ONNX Runtime backend reads: "
-                "use --backend onnxruntime, or export it without"
-            )
         self.config = read_config(bundle)
-        self.attention = torch_transformer.choose_attention(
+        self.attention = choose_attention(
             self.options.attention, self.config.transformer.head_dim, self.device
         )
         if self.device.type == "cuda" and triton is None:
             self.register_kernels()
         self.networks: dict[str, Network] = {}
-        self.step: torch_memory.GraphedStep | ApproximateStep | None = None
-        self.report = approximations.Report()
+        self.transformer: GraphedStep | ApproximateStep | None = None
+        self.step_counts = approximations.StepCounts()
 
     @property
     def approximated(self) -> str:
         """What was approximated since this was made, in words; "" for nothing."""
-        return approximations.describe(self.options.cache, self.options.reuse_reference, self.report)
+        return approximations.describe(self.options.cache, self.options.reuse_reference, self.step_counts)
 
     def register_kernels(self) -> None:
         """Without Triton, kernels are the bundle's own compiled ones for this GPU."""
@@ -154,7 +113,7 @@ class TorchBackend:
 
     def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Puts inputs that several runs share on the device, once."""
-        with self.memory("transformer", {}):
+        with self.memory_errors("transformer", {}):
             return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
 
     def tensor(self, graph: str, name: str, value: Any) -> Tensor:
@@ -164,13 +123,14 @@ class TorchBackend:
         return tensor.to(self.device, None if wide else self.dtype(graph))
 
     @torch.inference_mode()
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    def run(
+        self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Runs a network on arrays or held tensors and returns its outputs as fp32 arrays, by name."""
-        with self.memory(graph, inputs):
+        with self.memory_errors(graph, inputs):
             tensors = {name: self.tensor(graph, name, value) for name, value in inputs.items()}
             if graph == "transformer":
-                self.step = self.step or self.load_step()
-                outputs: tuple[Tensor, ...] = (self.step(tensors),)
+                outputs: tuple[Tensor, ...] = (self.run_transformer(tensors, step),)
             else:
                 outputs = self.run_network(graph, tensors)
         arrays = [output.float().cpu().numpy() for output in outputs]
@@ -180,15 +140,22 @@ class TorchBackend:
         """Drops networks with their weights, in host memory too."""
         for graph in graphs:
             self.networks.pop(graph, None)
-            if graph == "transformer" and self.step is not None:
-                self.step = None
+            if graph == "transformer" and self.transformer is not None:
+                self.transformer = None
                 gc.collect()  # approximations and captured steps are cycles, with the weights in them
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     # -- the transformer --
 
-    def load_step(self) -> torch_memory.GraphedStep | ApproximateStep:
+    def run_transformer(self, inputs: dict[str, Tensor], step: SamplerStep | None) -> Tensor:
+        """The velocity [batch, targets, channels]."""
+        self.transformer = self.transformer or self.load_transformer()
+        if isinstance(self.transformer, ApproximateStep):
+            return self.transformer(inputs, first=step is None or step.index == 0)
+        return self.transformer(inputs)
+
+    def load_transformer(self) -> GraphedStep | ApproximateStep:
         """Reads the transformer; block by block into host memory where it is offloaded."""
         config = self.config.transformer
         dtype = self.dtype("transformer")
@@ -197,19 +164,17 @@ class TorchBackend:
         file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
         activations = choose_activations(self.options.activations, file.formats(), self.device)
         if self.options.offload:
-            weights = torch_transformer.read_weights(
-                file, config, activations, lambda block: torch_memory.pinned(block, self.device)
-            )
-            blocks = torch_memory.swapped([*weights.double, *weights.single], self.device)
+            weights = read_weights(file, config, activations, lambda block: memory.pinned(block, self.device))
+            blocks = memory.swapped([*weights.double, *weights.single], self.device)
         else:
-            weights = torch_transformer.read_weights(file, config, activations, lambda block: block)
-            blocks = torch_memory.resident([*weights.double, *weights.single])
+            weights = read_weights(file, config, activations, lambda block: block)
+            blocks = memory.resident([*weights.double, *weights.single])
         step = Step(config, weights, dtype, self.attention, blocks, self.options.compile)
         graphs = self.options.graphs and not self.options.offload
         cache, reuse = self.options.cache, self.options.reuse_reference
         if cache is not None or reuse is not None:
-            return ApproximateStep(step, self.device, graphs, cache, reuse, self.report)
-        return torch_memory.GraphedStep(step, self.device, graphs)
+            return ApproximateStep(step, self.device, graphs, cache, reuse, self.step_counts)
+        return GraphedStep(step, self.device, graphs)
 
     # -- the other networks --
 
@@ -256,8 +221,8 @@ class TorchBackend:
 
     def make_room(self) -> None:
         """Gives back what the device can do without: cached memory, and what captured steps hold."""
-        if self.step is not None:
-            self.step.drop_graphs()
+        if self.transformer is not None:
+            self.transformer.drop_graphs()
         torch.cuda.empty_cache()
 
     def decode(self, decoder: nn.Module, latents: Tensor) -> Tensor:
@@ -274,13 +239,13 @@ class TorchBackend:
         return decode_tiled(decoder, latents, self.config.autoencoder.downscale)
 
     @contextmanager
-    def memory(self, graph: str, inputs: Mapping[str, Any]) -> Iterator[None]:
+    def memory_errors(self, graph: str, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Turns an exhausted device into a message that says what would fit."""
         exhausted = False
         try:
             yield
         except RuntimeError as fault:
-            exhausted = torch_advice.is_exhausted(fault)
+            exhausted = is_exhausted(fault)
             if not exhausted:
                 raise
             forget_frames(fault)
@@ -289,16 +254,16 @@ class TorchBackend:
             self.release(*self.bundle.graphs)
             raise KontextError(self.advice(graph, shapes)) from None
 
-    def advice(self, graph: str, shapes: torch_advice.Shapes) -> str:
+    def advice(self, graph: str, shapes: Shapes) -> str:
         """What would fit on a device that `graph` does not fit with inputs of these shapes."""
         networks = self.bundle.manifest["precision"]["networks"]
-        return torch_advice.advise(
+        return advise(
             self.config,
             {name: self.options.compute or networks[name] for name in networks},
             graph,
-            torch_advice.tensor_bytes(self.bundle, graph),
-            torch_advice.workload(self.config, graph, shapes),
-            torch_advice.Device.of(self.device),
+            tensor_bytes(self.bundle, graph),
+            workload(self.config, graph, shapes),
+            Device.of(self.device),
             offload=self.options.offload,
             reuse=self.options.reuse_reference is not None,
         )
@@ -318,8 +283,6 @@ def choose_device(device: str) -> torch.device:
     Raises:
         KontextError: not known here, or not there.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise KontextError(f"the torch backend runs on cpu or cuda, not on {device!r}")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise KontextError("device 'cuda' needs a PyTorch with CUDA and an NVIDIA driver: use --device cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant.recipe import choose  # noqa: E402
 from kontext.quant.statistics import Statistics  # noqa: E402
 from kontext.runtime import Pipeline  # noqa: E402
+from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -96,17 +98,13 @@ def test_the_first_layer_sees_the_modulated_latents(
         pipe = Pipeline.load(tiny_bundle)
         seen: list[float] = []
 
-        class Watching:
-            def __getattr__(self, attribute: str) -> object:
-                return getattr(pipe_backend, attribute)
-
-            def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        class Watching(ForwardingBackend):
+            def run(self, graph: str, inputs: Any, step: SamplerStep | None = None) -> dict[str, np.ndarray]:
                 if graph == "modulation":
                     seen.append(float(np.abs(backend.run(graph, inputs)[watched]).max()))
-                return pipe_backend.run(graph, inputs)
+                return super().run(graph, inputs, step)
 
-        pipe_backend = pipe.backend
-        pipe.backend = Watching()  # type: ignore[assignment]
+        pipe.backend = Watching(pipe.backend)
         for sample in samples.samples:
             pipe.edit(sample.picture(), sample.prompt)
     finally:

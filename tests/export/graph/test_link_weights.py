@@ -19,6 +19,7 @@ from kontext.export.cli import main  # noqa: E402
 from kontext.export.graph import link_weights  # noqa: E402
 from kontext.model.checkpoint import load_state  # noqa: E402
 from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
+from kontext.runtime.backends.options import OnnxRuntimeOptions  # noqa: E402
 from kontext.runtime.bundle import GRAPHS, Bundle  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("fast_trace")
@@ -40,7 +41,7 @@ def run_all(folder: Path) -> dict[str, list[np.ndarray]]:
     """Outputs of every graph for the same random inputs."""
     bundle = Bundle.open(folder)
     graphs = {name: entry.path for name, entry in bundle.graphs.items()}
-    backend = OnnxRuntimeBackend(graphs, "cpu", threads=1, files=bundle.linked_files)
+    backend = OnnxRuntimeBackend(graphs, "cpu", OnnxRuntimeOptions(threads=1), files=bundle.linked_files)
     sizes = {
         "batch": 2,
         "rows": 2,

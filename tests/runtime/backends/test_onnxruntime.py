@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from kontext.errors import KontextError
+from kontext.runtime import OnnxRuntimeOptions, Pipeline
 from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend, choose_device
 from kontext.runtime.bundle import Bundle
-from kontext.runtime.pipeline import Pipeline
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -36,13 +36,6 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         choose_device("cuda", [CPU])
 
 
-def test_a_device_that_nobody_knows() -> None:
-    with pytest.raises(
-        KontextError, match="'abacus' is not known: choose from auto, cpu, cuda, rtx, tensorrt"
-    ):
-        choose_device("abacus", [CPU])
-
-
 def backend_of(folder: Path, **options: Any) -> OnnxRuntimeBackend:
     graphs = {name: entry.path for name, entry in Bundle.open(folder).graphs.items()}
     return OnnxRuntimeBackend(graphs, "cpu", **options)
@@ -61,7 +54,7 @@ def test_bound_inputs_and_outputs_are_the_same_numbers(tiny_bundle: Path) -> Non
 
 
 def test_sessions_are_made_when_needed_and_dropped_when_told(tiny_bundle: Path) -> None:
-    backend = backend_of(tiny_bundle, threads=1)
+    backend = backend_of(tiny_bundle, options=OnnxRuntimeOptions(threads=1))
     assert not backend.sessions
     outputs = backend.run("text_encoder", {"input_ids": np.ones((2, 77), np.int64)})
     assert outputs["pooled"].shape == (2, 32)
@@ -89,7 +82,7 @@ def test_threads_are_the_cores_that_the_process_may_use(
     assert session.get_session_options().intra_op_num_threads == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)))
     assert backend_of(tiny_bundle).threads is None  # all of them: ONNX Runtime knows which are real
-    assert backend_of(tiny_bundle, threads=2).threads == 2
+    assert backend_of(tiny_bundle, options=OnnxRuntimeOptions(threads=2)).threads == 2
 
 
 def test_inputs_that_do_not_fit_are_one_line(tiny_bundle: Path) -> None:

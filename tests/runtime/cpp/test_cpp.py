@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kontext.runtime import Pipeline, noise
+from kontext.runtime import OnnxRuntimeOptions, Pipeline, noise
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.images import open_picture, upright_rgb
 from kontext.runtime.sampler import schedule
@@ -322,7 +322,7 @@ def test_latents_and_pictures_are_those_of_python(
         drawing(*extent).save(paths[-1])
     prompt, seed, steps = "make the red circle blue, café 日本", 5, 3
     taken: list[np.ndarray] = []
-    pipe = Pipeline.load(bundle, device="cpu", threads=1)
+    pipe = Pipeline.load(bundle, device="cpu", backend=OnnxRuntimeOptions(threads=1))
     expected = pipe.edit(
         [open_picture(path) for path in paths], prompt, steps=steps, seed=seed, size=size,
         callback=lambda step, total, latents: taken.append(latents.copy()),

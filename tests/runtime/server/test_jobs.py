@@ -68,13 +68,13 @@ def png(image: Image.Image) -> bytes:
 
 
 def job(pipe: Pipeline, leaves_at: int | None = None, **asked: Any) -> Job:
-    return Job(jobs.read(pipe, Limits(), arrays(**asked))[0], Recorder(leaves_at))
+    return Job(jobs.read_request(pipe, Limits(), arrays(**asked))[0], Recorder(leaves_at))
 
 
 def run(pipe: Pipeline, *batch: Job) -> int:
     """Runs a batch; returns the rows that were stepped."""
     rows: list[int] = []
-    jobs.run(pipe, batch, rows.append)
+    jobs.run_jobs(pipe, batch, rows.append)
     return sum(rows)
 
 
@@ -91,7 +91,7 @@ def test_a_batch_is_its_edits_bit_for_bit(pipe: Pipeline) -> None:
         job(pipe, prompt=prompt, IMAGES=strings(png(image)), SEED=np.array([[seed]], np.uint64))
         for seed, (prompt, image) in enumerate(zip(prompts, images, strict=True))
     ]
-    (group,) = jobs.groups(batch, 8)
+    (group,) = jobs.group_jobs(batch, 8)
     assert group == batch
     assert run(pipe, *batch) == 3 * 2
     for seed, each in enumerate(batch):
@@ -110,7 +110,7 @@ def test_groups_are_what_can_run_together(pipe: Pipeline) -> None:
         job(pipe, IMAGES=two),
         job(pipe, SEED=np.array([[9]], np.uint64)),
     ]
-    numbers = [[batch.index(each) for each in group] for group in jobs.groups(batch, 2)]
+    numbers = [[batch.index(each) for each in group] for group in jobs.group_jobs(batch, 2)]
     assert numbers == [[0, 2], [6], [1], [3], [4], [5]]
 
 
@@ -138,10 +138,10 @@ def test_who_left_before_the_start_costs_nothing(pipe: Pipeline) -> None:
 def test_one_fault_in_a_batch_is_one_fault(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     make = pipe.make
 
-    def fragile(asked: Any, callback: Any, progress: bool) -> Any:
-        if any(row.prompt == "break" for row in asked.rows):
+    def fragile(request: Any, callback: Any, progress: bool) -> Any:
+        if any(row.prompt == "break" for row in request.rows):
             raise MemoryError
-        return make(asked, callback, progress)
+        return make(request, callback, progress)
 
     monkeypatch.setattr(pipe, "make", fragile)
     batch = [job(pipe), job(pipe, prompt="break")]
@@ -177,8 +177,8 @@ def test_filters(pipe: Pipeline) -> None:
 
 
 def test_warnings_are_of_the_prompt(pipe: Pipeline) -> None:
-    assert jobs.read(pipe, Limits(), arrays())[1] == []
-    warned = jobs.read(pipe, Limits(), arrays(prompt="make it blue " * 40))[1]
+    assert jobs.read_request(pipe, Limits(), arrays())[1] == []
+    warned = jobs.read_request(pipe, Limits(), arrays(prompt="make it blue " * 40))[1]
     assert [text.startswith("the prompt is longer than") for text in warned] == [True, True]
 
 
@@ -199,17 +199,17 @@ def test_warnings_are_of_the_prompt(pipe: Pipeline) -> None:
 )
 def test_arrays_that_are_no_edit(pipe: Pipeline, more: Arrays, message: str) -> None:
     with pytest.raises(KontextError, match=message):
-        jobs.read(pipe, Limits(), arrays(**more))
+        jobs.read_request(pipe, Limits(), arrays(**more))
 
 
 def test_limits_are_the_servers(pipe: Pipeline) -> None:
     limits = Limits.from_parameters({"max_steps": "3", "max_megapixels": "1", "other": "x"})
     assert limits == Limits(max_steps=3, max_megapixels=1)
     with pytest.raises(KontextError, match="at most 3"):
-        jobs.read(pipe, limits, arrays(steps=4))
+        jobs.read_request(pipe, limits, arrays(steps=4))
     two = strings(png(picture(800, 800)), png(picture(800, 800)))  # together more than a million pixels
     with pytest.raises(KontextError, match=r"IMAGES\[1\] has more than 0\.36 million pixels"):
-        jobs.read(pipe, limits, arrays(IMAGES=two))
+        jobs.read_request(pipe, limits, arrays(IMAGES=two))
 
 
 def test_png_keeps_every_pixel() -> None:

@@ -18,9 +18,10 @@ from kontext.model.config import KontextConfig  # noqa: E402
 from kontext.model.networks import NETWORKS, weight_shapes  # noqa: E402
 from kontext.quant.gpus import find_target  # noqa: E402
 from kontext.quant.memory import Workload  # noqa: E402
+from kontext.runtime import TorchOptions  # noqa: E402
 from kontext.runtime.backends.torch import advice  # noqa: E402
 from kontext.runtime.backends.torch.advice import Device, advise  # noqa: E402
-from kontext.runtime.backends.torch.backend import Options, TorchBackend  # noqa: E402
+from kontext.runtime.backends.torch.backend import TorchBackend  # noqa: E402
 from kontext.runtime.bundle import Bundle  # noqa: E402
 from kontext.runtime.cli import main  # noqa: E402
 
@@ -140,7 +141,7 @@ def test_the_command_line_says_it_in_one_line(
 
 @pytest.mark.usefixtures("small_card")
 def test_other_networks_and_other_faults(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = TorchBackend(Bundle.open(tiny_bundle), "cpu", Options(offload=True))
+    backend = TorchBackend(Bundle.open(tiny_bundle), "cpu", TorchOptions(offload=True))
 
     def exhausted(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -14,11 +14,11 @@ torch = pytest.importorskip("torch")
 
 from kontext.decibels import psnr  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
+from kontext.runtime import Pipeline, TorchOptions  # noqa: E402
 from kontext.runtime.backends.torch import compile  # noqa: E402
-from kontext.runtime.backends.torch.backend import Options, TorchBackend  # noqa: E402
+from kontext.runtime.backends.torch.backend import TorchBackend  # noqa: E402
 from kontext.runtime.bundle import Bundle  # noqa: E402
 from kontext.runtime.cli import main  # noqa: E402
-from kontext.runtime.pipeline import Pipeline  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler for PyTorch's code generator"
@@ -36,7 +36,9 @@ def fresh_compiler(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 def edited(folder: Path, *, steps: int = 2, **options: Any) -> Image.Image:
     bundle = Bundle.open(folder)
     picture = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    return Pipeline(bundle, TorchBackend(bundle, "cpu", Options(**options))).edit(picture, "x", steps=steps)
+    return Pipeline(bundle, TorchBackend(bundle, "cpu", TorchOptions(**options))).edit(
+        picture, "x", steps=steps
+    )
 
 
 @needs_compiler

@@ -14,17 +14,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kontext.errors import KontextError  # noqa: E402
+from kontext.runtime import TorchOptions  # noqa: E402
 from kontext.runtime.backends.torch import memory  # noqa: E402
 from kontext.runtime.backends.torch import weights as torch_weights  # noqa: E402
 from kontext.runtime.backends.torch.advice import Device, streamed  # noqa: E402
-from kontext.runtime.backends.torch.backend import Options, TorchBackend  # noqa: E402
+from kontext.runtime.backends.torch.backend import TorchBackend  # noqa: E402
 from kontext.runtime.bundle import Bundle  # noqa: E402
 
 IDS = {"input_ids": np.arange(154).reshape(2, 77)}
 
 
 def backend(folder: Path, **options: Any) -> TorchBackend:
-    return TorchBackend(Bundle.open(folder), "cpu", Options(**options))
+    return TorchBackend(Bundle.open(folder), "cpu", TorchOptions(**options))
 
 
 class Exhausted:
@@ -117,14 +118,14 @@ def test_a_dropped_step_gives_its_weights_back_at_once(tiny_bundle: Path) -> Non
         held = backend(tiny_bundle, **options)
         gc.disable()
         try:
-            held.step = step = held.load_step()
+            held.transformer = step = held.load_transformer()
             whole = step.step
             weight = weakref.ref(whole.weights.single[0].linear2.stored.weight)  # type: ignore[attr-defined]
             del step, whole
             if not options:  # nothing but counts of references
-                held.step = None
+                held.transformer = None
                 assert weight() is None
-            held.step = held.step or held.load_step()
+            held.transformer = held.transformer or held.load_transformer()
             held.release("transformer")
             assert weight() is None
         finally:

@@ -1,0 +1,138 @@
+"""The backends' options: what each checks, which backend a string and a device select, and that none is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kontext.errors import KontextError
+from kontext.runtime import OnnxRuntimeOptions, Pipeline, TensorRTOptions, TorchOptions
+from kontext.runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend
+from kontext.runtime.backends.options import BackendOptions, default_options
+from kontext.runtime.backends.protocol import ForwardingBackend
+from kontext.runtime.bundle import Bundle
+from kontext.runtime.cli import OPTIONS
+from kontext.runtime.engines import LIBRARIES
+
+
+@pytest.mark.parametrize(
+    ("record", "fields", "message"),
+    [
+        (OnnxRuntimeOptions, {"threads": 0}, "threads must be 1 or more, not 0"),
+        (TorchOptions, {"cache": 0.0}, "cache must be a relative change above 0, such as 0.1, not 0"),
+        (TorchOptions, {"cache": float("nan")}, "cache must be a relative change above 0"),
+        (TorchOptions, {"cache": float("inf")}, "cache must be a relative change above 0"),
+        (TorchOptions, {"reuse_reference": 1}, "reuse_reference must be 2 steps or more, not 1"),
+        (
+            TorchOptions,
+            {"attention": "fp4"},
+            "attention 'fp4' is not known: choose from auto, 16-bit, fp8, int8",
+        ),
+        (TorchOptions, {"activations": "fp4"}, "activations 'fp4' is not known"),
+        (TorchOptions, {"compute": "fp8"}, "compute 'fp8' is not known: choose from fp32, fp16, bf16"),
+        (TensorRTOptions, {"weight_budget": -1}, "a weight budget is 0 bytes or more, not -1"),
+    ],
+)
+def test_values_that_make_no_sense(record: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(KontextError, match=message):
+        record(**fields)
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "message"),
+    [
+        ("jax", "cpu", "backend 'jax' is not known: choose from onnxruntime, torch"),
+        ("onnxruntime", "abacus", "device 'abacus' is not known: choose from auto, cpu, cuda, rtx, tensorrt"),
+        ("torch", "tensorrt", "the torch backend runs on cpu or cuda, not on 'tensorrt'"),
+        (OnnxRuntimeOptions(), "rtx", "the onnxruntime backend runs on cpu or cuda, not on 'rtx'"),
+        (TensorRTOptions(), "auto", "the tensorrt backend runs on rtx or tensorrt, not on 'auto'"),
+        (TensorRTOptions(weight_budget=1 << 30), "cuda", "runs on rtx or tensorrt, not on 'cuda'"),
+    ],
+)
+def test_backends_and_devices_that_do_not_go_together(
+    tiny_bundle: Path, backend: Any, device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before digests are compared, which takes minutes for a large bundle."""
+    monkeypatch.setattr(Bundle, "verify", lambda _: pytest.fail("compared digests first"))
+    with pytest.raises(KontextError, match=message):
+        Pipeline.load(tiny_bundle, device=device, backend=backend, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "record"),
+    [
+        ("onnxruntime", "auto", OnnxRuntimeOptions),
+        ("onnxruntime", "cuda", OnnxRuntimeOptions),
+        ("onnxruntime", "rtx", TensorRTOptions),
+        ("onnxruntime", "tensorrt", TensorRTOptions),
+        ("torch", "cpu", TorchOptions),
+        ("torch", "rtx", TorchOptions),  # and `check` refuses it
+    ],
+)
+def test_what_a_string_and_a_device_select(backend: str, device: str, record: type) -> None:
+    assert type(default_options(backend, device)) is record
+
+
+def test_each_backend_knows_its_devices() -> None:
+    assert OnnxRuntimeOptions.devices == ("auto", *PROVIDERS)
+    assert TensorRTOptions.devices == tuple(LIBRARIES)
+
+
+def test_options_reach_onnx_runtime(tiny_bundle: Path) -> None:
+    backend = Pipeline.load(tiny_bundle, device="cpu", backend=OnnxRuntimeOptions(threads=3)).backend
+    assert isinstance(backend, OnnxRuntimeBackend)
+    assert backend.threads == 3
+
+
+def test_a_backend_of_ones_own(tiny_bundle: Path) -> None:
+    class Mine(ForwardingBackend):
+        pass
+
+    class MyOptions:
+        def check(self, device: str, bundle: Bundle) -> None:
+            if device != "quantum":
+                raise KontextError("mine runs on quantum")
+
+        def open(self, device: str, bundle: Bundle, *, low_memory: bool) -> Mine:
+            return Mine(OnnxRuntimeOptions().open("cpu", bundle, low_memory=low_memory))
+
+    options: BackendOptions = MyOptions()
+    assert isinstance(Pipeline.load(tiny_bundle, device="quantum", backend=options).backend, Mine)
+    with pytest.raises(KontextError, match="mine runs on quantum"):
+        Pipeline.load(tiny_bundle, backend=options)
+
+
+def test_links_are_for_onnx_runtime(tiny_bundle: Path) -> None:
+    linked = dataclasses.replace(Bundle.open(tiny_bundle), links={"weights/x": None})  # type: ignore[dict-item]
+    with pytest.raises(
+        KontextError, match="exported with --link-weights, which only the onnxruntime backend"
+    ):
+        Pipeline.load(linked, backend="torch")
+
+
+def test_every_flag_is_a_field() -> None:
+    for option in OPTIONS:
+        assert option.field in {field.name for field in dataclasses.fields(option.record)}
+
+
+def test_the_records_load_no_backend() -> None:
+    script = (
+        "import sys; from kontext.runtime import OnnxRuntimeOptions, TensorRTOptions, TorchOptions\n"
+        "TorchOptions(offload=True); OnnxRuntimeOptions(threads=1); TensorRTOptions()\n"
+        "print({'numpy', 'onnxruntime', 'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_without_pytorch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("kontext.runtime.backends.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(KontextError, match=r"needs PyTorch: pip install 'kontext-export\[export,gpu\]'"):
+        Pipeline.load(tiny_bundle, backend="torch")

@@ -16,14 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ..command import Parser, run_command
 from ..errors import KontextError
 from . import units
-from .backends.options import (
-    BACKENDS,
-    DEVICES,
-    OnnxRuntimeOptions,
-    TensorRTOptions,
-    TorchOptions,
-    default_options,
-)
+from .backends.options import BACKENDS, DEVICES, BackendOptions, TensorRTOptions, TorchOptions
+from .backends.select import default_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -177,7 +171,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"wrote {path} ({picture.width}x{picture.height})")
 
 
-def backend_options(options: argparse.Namespace) -> OnnxRuntimeOptions | TorchOptions | TensorRTOptions:
+def backend_options(options: argparse.Namespace) -> BackendOptions:
     """The options of the backend that the flags select. Raises KontextError for a flag of another backend."""
     record = type(default_options(options.backend or BACKENDS[0], options.device or "auto"))
     fields = {}

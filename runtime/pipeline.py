@@ -13,8 +13,9 @@ from PIL import Image
 
 from ..errors import KontextError
 from . import noise
-from .backends.options import BackendOptions, default_options
+from .backends.options import BackendOptions
 from .backends.protocol import Backend, SamplerStep
+from .backends.select import default_options, open_backend
 from .bundle import Bundle
 from .images import Size, to_array, to_pictures
 from .request import Images, Reference, Request, Row, build_request
@@ -108,7 +109,7 @@ class Pipeline:
             low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
         return cls(
             opened,
-            options.open(device, opened, low_memory=low_memory),
+            open_backend(options, device, opened, low_memory=low_memory),
             low_memory=low_memory,
             input_filter=input_filter,
             output_filter=output_filter,

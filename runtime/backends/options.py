@@ -1,45 +1,22 @@
 """One record of options for each backend: `Pipeline.load(bundle, backend=TorchOptions(offload=True))`.
 
-Each record checks itself when it is made, and with the device and the bundle in `check`. Importing this loads no
-backend; `open` does.
+A record checks its values when it is made; `check` checks them with the device and the bundle. What depends on the
+GPU is checked by the backend. Importing this module imports no backend and no library.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
 from ...errors import KontextError
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
-    from .protocol import Backend
 
 Precision = Literal["auto", "16-bit", "fp8", "int8"]
 Compute = Literal["fp32", "fp16", "bf16"]
-
-
-class BackendOptions(Protocol):
-    """What selects and configures a backend; a record like this one makes `Pipeline.load` take another backend."""
-
-    def check(self, device: str, bundle: Bundle) -> None:
-        """Raises KontextError if the backend cannot run `bundle` on `device` with these options.
-
-        This needs no library of the backend's: what depends on the GPU is checked when the backend opens.
-        """
-
-    def open(self, device: str, bundle: Bundle, *, low_memory: bool) -> Backend:
-        """The backend, ready to run.
-
-        Args:
-            device: what `check` accepts.
-            bundle: read and checked.
-            low_memory: hold no more memory than the graph that runs needs, also where that is slower.
-
-        Raises:
-            KontextError: a library or the device is missing; says what to install or to use instead.
-        """
 
 
 @dataclass(frozen=True)
@@ -61,13 +38,8 @@ class OnnxRuntimeOptions:
             raise KontextError(f"threads must be 1 or more, not {self.threads}")
 
     def check(self, device: str, bundle: Bundle) -> None:
+        """Raises KontextError if the backend cannot run `bundle` on `device`."""
         check_device(device, self.name, self.devices)
-
-    def open(self, device: str, bundle: Bundle, *, low_memory: bool) -> Backend:
-        from .onnxruntime import OnnxRuntimeBackend
-
-        graphs = {name: entry.path for name, entry in bundle.graphs.items()}
-        return OnnxRuntimeBackend(graphs, device, self, files=bundle.linked_files, low_memory=low_memory)
 
 
 @dataclass(frozen=True)
@@ -124,23 +96,13 @@ class TorchOptions:
                 raise KontextError(f"{name} {value!r} is not known: choose from {names}")
 
     def check(self, device: str, bundle: Bundle) -> None:
+        """Raises KontextError if the backend cannot run `bundle` on `device`."""
         check_device(device, self.name, self.devices)
         if bundle.links:
             raise KontextError(
                 f"{bundle.folder} was exported with --link-weights, which only the onnxruntime backend reads: use "
                 "--backend onnxruntime, or export it without --link-weights"
             )
-
-    def open(self, device: str, bundle: Bundle, *, low_memory: bool) -> Backend:
-        try:
-            from .torch.backend import TorchBackend
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise KontextError(
-                "the torch backend needs PyTorch: pip install 'kontext-export[export,gpu]'"
-            ) from None
-        return TorchBackend(bundle, device, self)
 
 
 @dataclass(frozen=True)
@@ -163,31 +125,16 @@ class TensorRTOptions:
             raise KontextError(f"a weight budget is 0 bytes or more, not {self.weight_budget}")
 
     def check(self, device: str, bundle: Bundle) -> None:
+        """Raises KontextError if the backend cannot run `bundle` on `device`."""
         check_device(device, self.name, self.devices)
 
-    def open(self, device: str, bundle: Bundle, *, low_memory: bool) -> Backend:
-        from .tensorrt.backend import TensorRTBackend
 
-        return TensorRTBackend(bundle, device, self)
-
+BackendOptions: TypeAlias = OnnxRuntimeOptions | TorchOptions | TensorRTOptions
 
 BACKENDS = (OnnxRuntimeOptions.name, TorchOptions.name)
 """What `Pipeline.load(backend=…)` and `--backend` take as strings; compiled engines are chosen by the device."""
 
 DEVICES = (*OnnxRuntimeOptions.devices, *TensorRTOptions.devices)
-
-
-def default_options(backend: str, device: str) -> OnnxRuntimeOptions | TorchOptions | TensorRTOptions:
-    """The record with the defaults of a backend named in `BACKENDS`.
-
-    Raises:
-        KontextError: there is no such backend.
-    """
-    if backend not in BACKENDS:
-        raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
-    if backend == TorchOptions.name:
-        return TorchOptions()
-    return TensorRTOptions() if device in TensorRTOptions.devices else OnnxRuntimeOptions()
 
 
 def check_device(device: str, backend: str, devices: tuple[str, ...]) -> None:

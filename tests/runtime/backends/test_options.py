@@ -1,4 +1,4 @@
-"""The backends' options: what each checks, which backend a string and a device select, and that none is imported."""
+"""The backends' options: what each checks, and that importing them imports no backend."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import pytest
 
 from kontext.errors import KontextError
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, TensorRTOptions, TorchOptions
-from kontext.runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend
-from kontext.runtime.backends.options import BackendOptions, default_options
-from kontext.runtime.backends.protocol import ForwardingBackend
+from kontext.runtime.backends.onnxruntime import PROVIDERS
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.cli import OPTIONS
 from kontext.runtime.engines import LIBRARIES
@@ -63,48 +61,9 @@ def test_backends_and_devices_that_do_not_go_together(
         Pipeline.load(tiny_bundle, device=device, backend=backend, verify=True)
 
 
-@pytest.mark.parametrize(
-    ("backend", "device", "record"),
-    [
-        ("onnxruntime", "auto", OnnxRuntimeOptions),
-        ("onnxruntime", "cuda", OnnxRuntimeOptions),
-        ("onnxruntime", "rtx", TensorRTOptions),
-        ("onnxruntime", "tensorrt", TensorRTOptions),
-        ("torch", "cpu", TorchOptions),
-        ("torch", "rtx", TorchOptions),  # and `check` refuses it
-    ],
-)
-def test_what_a_string_and_a_device_select(backend: str, device: str, record: type) -> None:
-    assert type(default_options(backend, device)) is record
-
-
 def test_each_backend_knows_its_devices() -> None:
     assert OnnxRuntimeOptions.devices == ("auto", *PROVIDERS)
     assert TensorRTOptions.devices == tuple(LIBRARIES)
-
-
-def test_options_reach_onnx_runtime(tiny_bundle: Path) -> None:
-    backend = Pipeline.load(tiny_bundle, device="cpu", backend=OnnxRuntimeOptions(threads=3)).backend
-    assert isinstance(backend, OnnxRuntimeBackend)
-    assert backend.threads == 3
-
-
-def test_a_backend_of_ones_own(tiny_bundle: Path) -> None:
-    class Mine(ForwardingBackend):
-        pass
-
-    class MyOptions:
-        def check(self, device: str, bundle: Bundle) -> None:
-            if device != "quantum":
-                raise KontextError("mine runs on quantum")
-
-        def open(self, device: str, bundle: Bundle, *, low_memory: bool) -> Mine:
-            return Mine(OnnxRuntimeOptions().open("cpu", bundle, low_memory=low_memory))
-
-    options: BackendOptions = MyOptions()
-    assert isinstance(Pipeline.load(tiny_bundle, device="quantum", backend=options).backend, Mine)
-    with pytest.raises(KontextError, match="mine runs on quantum"):
-        Pipeline.load(tiny_bundle, backend=options)
 
 
 def test_links_are_for_onnx_runtime(tiny_bundle: Path) -> None:
@@ -128,11 +87,3 @@ def test_the_records_load_no_backend() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-def test_without_pytorch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("kontext.runtime.backends.torch")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(KontextError, match=r"needs PyTorch: pip install 'kontext-export\[export,gpu\]'"):
-        Pipeline.load(tiny_bundle, backend="torch")

@@ -1,0 +1,56 @@
+"""From a backend's name or options to the backend. Only the selected backend is imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import KontextError
+from .options import BACKENDS, BackendOptions, OnnxRuntimeOptions, TensorRTOptions, TorchOptions
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from .protocol import Backend
+
+
+def default_options(backend: str, device: str) -> BackendOptions:
+    """The options' defaults for a backend named in `BACKENDS`; compiled engines are selected by the device.
+
+    Raises:
+        KontextError: there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
+    if backend == TorchOptions.name:
+        return TorchOptions()
+    return TensorRTOptions() if device in TensorRTOptions.devices else OnnxRuntimeOptions()
+
+
+def open_backend(options: BackendOptions, device: str, bundle: Bundle, *, low_memory: bool) -> Backend:
+    """The backend that the options are of, ready to run.
+
+    Args:
+        options, device: as `options.check` accepts them.
+        bundle: whose graphs it runs.
+        low_memory: with ONNX Runtime on a CPU, keep no memory between operators.
+
+    Raises:
+        KontextError: a library or the device is missing; says what to install or to use instead.
+    """
+    if isinstance(options, TorchOptions):
+        try:
+            from .torch.backend import TorchBackend
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise KontextError(
+                "the torch backend needs PyTorch: pip install 'kontext-export[export,gpu]'"
+            ) from None
+        return TorchBackend(bundle, device, options)
+    if isinstance(options, TensorRTOptions):
+        from .tensorrt.backend import TensorRTBackend
+
+        return TensorRTBackend(bundle, device, options)
+    from .onnxruntime import OnnxRuntimeBackend
+
+    graphs = {name: entry.path for name, entry in bundle.graphs.items()}
+    return OnnxRuntimeBackend(graphs, device, options, files=bundle.linked_files, low_memory=low_memory)

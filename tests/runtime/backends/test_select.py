@@ -1,0 +1,42 @@
+"""Which backend a string, a device and a record select, and what is said where its library is missing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from kontext.errors import KontextError
+from kontext.runtime import OnnxRuntimeOptions, Pipeline, TensorRTOptions, TorchOptions
+from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from kontext.runtime.backends.select import default_options
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "record"),
+    [
+        ("onnxruntime", "auto", OnnxRuntimeOptions),
+        ("onnxruntime", "cuda", OnnxRuntimeOptions),
+        ("onnxruntime", "rtx", TensorRTOptions),
+        ("onnxruntime", "tensorrt", TensorRTOptions),
+        ("torch", "cpu", TorchOptions),
+        ("torch", "rtx", TorchOptions),  # and `check` refuses it
+    ],
+)
+def test_what_a_string_and_a_device_select(backend: str, device: str, record: type) -> None:
+    assert type(default_options(backend, device)) is record
+
+
+def test_options_reach_onnx_runtime(tiny_bundle: Path) -> None:
+    backend = Pipeline.load(tiny_bundle, device="cpu", backend=OnnxRuntimeOptions(threads=3)).backend
+    assert isinstance(backend, OnnxRuntimeBackend)
+    assert backend.threads == 3
+
+
+def test_without_pytorch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("kontext.runtime.backends.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(KontextError, match=r"needs PyTorch: pip install 'kontext-export\[export,gpu\]'"):
+        Pipeline.load(tiny_bundle, backend="torch")

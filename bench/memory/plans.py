@@ -11,7 +11,7 @@ from typing import Any
 
 from ...export.calibration.plan import COMPUTE, Plan, make_plan
 from ...export.cli.figures import new_figure, save_figure
-from ...export.cli.plan_text import TITLES, render, signal_to_noise
+from ...export.cli.plan_text import TITLES, render_plan, signal_to_noise
 from ...model.config import KontextConfig
 from ...quant.gpus import find_target
 from ...quant.memory import Workload
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = None if arguments.sensitivity is None else Sensitivity.load(arguments.sensitivity)
     made = make_plans(arguments.gpu, Workload(1024, 1024, arguments.references, arguments.batch), report)
     for plan in made:
-        print(render(plan), end="\n\n")
+        print(render_plan(plan), end="\n\n")
     result = to_json(made)
     finish(result, tables(result), footer(result), arguments.json)
 

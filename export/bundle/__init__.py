@@ -1,1 +1,1 @@
-"""What a bundle's folder holds beside graphs and weights, and how it is written atomically."""
+"""A bundle's folder: manifest, tokenizers, and writing all of it atomically."""

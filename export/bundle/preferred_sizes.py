@@ -1,10 +1,11 @@
-"""The picture sizes that a model works best at, from the side of the square that it was trained at."""
+"""The picture sizes that a model works best at, from the side of the square that it was trained on."""
 
 from __future__ import annotations
 
 import math
 
 FLUX_SIDE = 1024
+"""Side in pixels of the square that FLUX.1 Kontext was trained on."""
 
 FLUX_SIZES = (
     (672, 1568),
@@ -25,17 +26,17 @@ FLUX_SIZES = (
     (1504, 688),
     (1568, 672),
 )
-"""Width and height of FLUX.1 Kontext's own sizes (black-forest-labs/flux, PREFERED_KONTEXT_RESOLUTIONS)."""
+"""FLUX.1 Kontext's (width, height) (black-forest-labs/flux, PREFERED_KONTEXT_RESOLUTIONS)."""
 
 
 def preferred_sizes(side: int, multiple: int) -> list[tuple[int, int]]:
-    """FLUX's aspect ratios at an area of about side², each side a multiple of `multiple`; narrow ones
+    """(width, height) of FLUX's aspect ratios at an area of about side², in multiples of `multiple`, narrow ones
     first."""
     if side == FLUX_SIDE and multiple == 16:
         return list(FLUX_SIZES)
     sizes = set()
     for width, height in FLUX_SIZES:
-        if width <= height:  # the others are mirrors
+        if width <= height:  # the others are these with width and height swapped
             narrow, long = nearest(
                 side * math.sqrt(width / height), side * math.sqrt(height / width), multiple
             )
@@ -44,8 +45,7 @@ def preferred_sizes(side: int, multiple: int) -> list[tuple[int, int]]:
 
 
 def nearest(width: float, height: float, multiple: int) -> tuple[int, int]:
-    """The size in multiples nearest to an ideal one, in the logarithms of its area and of its aspect
-    ratio."""
+    """The size in multiples of `multiple` that is nearest to an ideal one in log area and log aspect ratio."""
     candidates = [
         (max(w, 1) * multiple, max(h, 1) * multiple)
         for w in (math.floor(width / multiple), math.ceil(width / multiple))

@@ -1,7 +1,7 @@
-"""The two tokenizers as Hugging Face `tokenizers` files, so that a runtime needs that small library and no
+"""The two tokenizers as Hugging Face `tokenizers` files, so that a runtime needs that small library and not
 transformers.
 
-A `tokenizer.json` is taken as it is; CLIP's is made from vocab.json and merges.txt, T5's from spiece.model.
+An existing `tokenizer.json` is used; otherwise CLIP's is made from vocab.json and merges.txt, T5's from spiece.model.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from ...model.checkpoint import Checkpoint
 from ...model.diffusers_config import Fields
 
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""How CLIP parts a lower-cased text (openai/CLIP, simple_tokenizer.py)."""
+"""Regular expression by which CLIP splits lower-cased text (openai/CLIP, simple_tokenizer.py)."""
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer ready to be written, and the two ids that a runtime pads and ends with."""
+    """A tokenizer ready to be written, and the ids that a runtime pads and ends with."""
 
     text: str
+    """JSON of the `tokenizers` library."""
     max_length: int
     pad_id: int
     eos_id: int
@@ -45,29 +46,29 @@ def read_tokenizers(checkpoint: Checkpoint) -> dict[str, TokenizerFile]:
 
 
 def clip_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
-    """CLIP's tokenizer of a diffusers folder's `tokenizer/`; ids below `vocab_size`, prompts of `max_length`
+    """CLIP's tokenizer from a diffusers folder's `tokenizer/`; ids below `vocab_size`, prompts of `max_length`
     tokens."""
-    if not (folder / "tokenizer.json").exists():
-        tokenizer = build_clip(folder)
+    if (folder / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
     else:
-        tokenizer = load(folder / "tokenizer.json")
-    return finish(tokenizer, folder, max_length, vocab_size, eos="<|endoftext|>", pad="<|endoftext|>")
+        tokenizer = build_clip(folder)
+    return tokenizer_file(tokenizer, folder, max_length, vocab_size, eos="<|endoftext|>", pad="<|endoftext|>")
 
 
 def t5_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
-    """T5's tokenizer of a diffusers folder's `tokenizer_2/`."""
+    """T5's tokenizer from a diffusers folder's `tokenizer_2/`."""
     if (folder / "tokenizer.json").exists():
-        tokenizer = load(folder / "tokenizer.json")
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
     elif (folder / "spiece.model").exists():
         tokenizer = convert_sentencepiece(folder)
     else:
         raise KontextError(
             f"{folder} has neither tokenizer.json nor spiece.model: the checkpoint is incomplete"
         )
-    return finish(tokenizer, folder, max_length, vocab_size, eos="</s>", pad="<pad>")
+    return tokenizer_file(tokenizer, folder, max_length, vocab_size, eos="</s>", pad="<pad>")
 
 
-def load(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as fault:  # the library raises plain Exception
@@ -86,8 +87,7 @@ def convert_sentencepiece(folder: Path) -> Tokenizer:
 
 
 def build_clip(folder: Path) -> Tokenizer:
-    """CLIP's byte-level BPE: NFC, white space to single blanks, lower case; <|startoftext|> …
-    <|endoftext|>."""
+    """CLIP's byte-level BPE: NFC, single spaces, lower case, between <|startoftext|> and <|endoftext|>."""
     vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
     vocab = Fields(vocab_path).data
     try:
@@ -153,11 +153,10 @@ def special_token(folder: Path, name: str, default: str) -> str:
     return default
 
 
-def finish(
+def tokenizer_file(
     tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int, eos: str, pad: str
 ) -> TokenizerFile:
-    """Checks the tokenizer against its encoder; cutting and padding are the runtime's, so the file does
-    neither."""
+    """Checks the tokenizer against its text encoder, and turns off truncation and padding: the runtime does both."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ids = {}

@@ -77,9 +77,9 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
 def build_engines_as_asked(folder: Path, options: argparse.Namespace) -> None:
     """Builds the engines of the bundle in `folder` and prints a summary."""
     from ..engines.build import build_engines
-    from .engine_text import render
+    from .engine_text import render_engines
 
     shown = sys.stderr.isatty() and not options.quiet
     summary = build_engines(folder, engine_options(options), show_progress=shown)
     if not options.quiet:
-        print(render(summary))
+        print(render_engines(summary))

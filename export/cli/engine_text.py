@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..engines.build import FOLDER, EngineSummary
 
 
-def render(summary: EngineSummary) -> str:
+def render_engines(summary: EngineSummary) -> str:
     """A line for each architecture."""
     lines = []
     for target in dict.fromkeys(file.split("/")[1] for file in (*summary.built, *summary.reused)):

@@ -98,8 +98,8 @@ def export_bundle(options: argparse.Namespace) -> bool:
     from ...model.checkpoint import Checkpoint
     from ..bundle.output_folder import BUNDLE, check_output
     from ..exporter import export
-    from .plan_text import render as render_plan
-    from .summary import render
+    from .plan_text import render_plan
+    from .summary import render_summary
 
     if not options.plan_only:
         check_output(options.output, BUNDLE, options.force)  # before a download
@@ -123,7 +123,7 @@ def export_bundle(options: argparse.Namespace) -> bool:
         show_progress=sys.stderr.isatty() and not options.quiet,
     )
     if not options.quiet:
-        print(render(summary))
+        print(render_summary(summary))
     return True
 
 

@@ -24,14 +24,14 @@ from ..weights.plan import plan_weights
 from .summary import human
 
 PREVIEWED = {"--bf16": None, "--fp8": "fp8", "--int8": "int8", "--int4": "int4"}
-"""Flags whose sizes are shown, and what they quantize to."""
+"""Flags whose bundle sizes are shown → what they quantize to."""
 
 
 def describe(path: Path) -> Iterator[str]:
     """Lines of text about `path`.
 
     Raises:
-        KontextError: it is damaged, or nothing that belongs to FLUX.1 Kontext.
+        KontextError: it is damaged, or not part of FLUX.1 Kontext.
     """
     if (path / MANIFEST_NAME).is_file():
         yield from describe_bundle(path)
@@ -41,7 +41,7 @@ def describe(path: Path) -> Iterator[str]:
         for component, title in TITLES.items():
             network = next(n for name, n in checkpoint.networks.items() if NETWORKS[name] == component)
             yield from describe_tensors(title, "diffusers", network.files)
-        yield becomes(list(checkpoint.networks.values()), checkpoint.config)
+        yield export_sizes(list(checkpoint.networks.values()), checkpoint.config)
     else:
         yield from describe_file(path)
 
@@ -67,12 +67,12 @@ def describe_file(path: Path) -> Iterator[str]:
     yield kind
     for component, part in parts.items():
         yield from describe_tensors(TITLES[component], part.layout, part.tensors)
-    networks, config = plannable(parts)
+    networks, config = plannable_networks(parts)
     if networks:
-        yield becomes(networks, config)
+        yield export_sizes(networks, config)
     missing = [component for component in TITLES if component not in parts]
     listed = [f"{TITLES[component]} ({FLAGS.get(component, 'MODEL')})" for component in missing]
-    yield f"  it lacks {', '.join([*listed, 'the tokenizers'])}; --base FOLDER can give all of it"
+    yield f"  it lacks {', '.join([*listed, 'the tokenizers'])}; --base FOLDER can supply all of these"
 
 
 def describe_tensors(title: str, layout: str, tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
@@ -91,12 +91,12 @@ def describe_lora(tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
     down = [tensor for name, tensor in tensors.items() if re.search(r"lora_A|lora_down|\.down\.", name)]
     ranks = sorted({tensor.shape[0] for tensor in down if tensor.shape})
     listed = ", ".join(map(str, ranks[:6])) + (", …" if len(ranks) > 6 else "")
-    yield from describe_tensors(f"{len(down)} updates of rank {listed}", "its own", tensors)
-    yield "  give it with --lora FILE[:weight] when you export the model that it is for"
+    yield from describe_tensors(f"{len(down)} updates of rank {listed}", "LoRA", tensors)
+    yield "  add --lora FILE[:WEIGHT] to the export of the model that it is for"
 
 
-def plannable(parts: Mapping[str, ComponentWeights]) -> tuple[list[NetworkWeights], KontextConfig]:
-    """The networks whose sizes the file's shapes tell, with no weight to read; checked against those shapes."""
+def plannable_networks(parts: Mapping[str, ComponentWeights]) -> tuple[list[NetworkWeights], KontextConfig]:
+    """The networks whose sizes follow from the shapes in a file, checked against those shapes; reads no weight."""
     config = KontextConfig()
     if "transformer" in parts:
         config = dataclasses.replace(config, transformer=infer_transformer(parts["transformer"]))
@@ -105,7 +105,7 @@ def plannable(parts: Mapping[str, ComponentWeights]) -> tuple[list[NetworkWeight
         try:
             config = dataclasses.replace(config, autoencoder=infer_autoencoder(parts["vae"]))
         except KontextError:
-            del planned["vae"]  # another one than FLUX.1's, which its --base may well describe
+            del planned["vae"]  # not FLUX.1's autoencoder; its --base may describe it
     if "text_encoder" in parts:
         config = dataclasses.replace(config, text_encoder=infer_clip(parts["text_encoder"]))
     if "text_encoder_2" in parts:
@@ -122,8 +122,8 @@ def plannable(parts: Mapping[str, ComponentWeights]) -> tuple[list[NetworkWeight
     return networks, config
 
 
-def becomes(networks: Sequence[NetworkWeights], config: KontextConfig) -> str:
-    """What each flag would make of these networks' weights, in bytes."""
+def export_sizes(networks: Sequence[NetworkWeights], config: KontextConfig) -> str:
+    """A line with the size of these networks' weights in a bundle, for each flag of `PREVIEWED`."""
     parameters = sum(network.parameters() for network in networks)
     names = tuple(NETWORKS)
     sizes = []

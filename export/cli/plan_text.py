@@ -1,4 +1,4 @@
-"""A plan in words: a table of stages with their peaks, the formats chosen, and what is expected of the picture."""
+"""A memory plan as text: the peak and formats of every stage, and the expected quality."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TITLES = {
 
 
 def signal_to_noise(error: float) -> str:
-    """The velocity's, in words, from the relative energy of its error."""
+    """The velocity's signal-to-noise ratio as text, from the relative energy of its error."""
     return f"{decibels(1, error):.1f} dB" if error > 0 else "nothing lost"
 
 
-def render(plan: Plan) -> str:
-    """The plan as lines of text: a table of stages, formats, and what is expected of the picture."""
+def render_plan(plan: Plan) -> str:
+    """The plan as lines of text: a table of stages with their formats, and the expected quality."""
     header = ["stage", "weights", "activations", "other", "peak", "formats (layers)"]
     rows = []
     for stage in plan.stages:

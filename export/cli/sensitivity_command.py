@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     from ..calibration.sensitivity import LARGE, candidates, estimate, measure, write_report
     from ..progress import Progress
     from .sensitivity_plot import draw_sensitivity
-    from .sensitivity_text import render
+    from .sensitivity_text import render_sensitivity
     from .summary import calibration_notes
 
     for path in (options.output, options.plot):
@@ -87,5 +87,5 @@ def run(options: argparse.Namespace) -> int:
         notes = calibration_notes(statistics, () if samples is None else samples.skipped)
         if report.file is not None:
             notes.append(f"taken from {report.file}, a measurement of the same model and edits")
-        print("\n".join([*notes, render(report), f"written to {options.output}"]))
+        print("\n".join([*notes, render_sensitivity(report), f"written to {options.output}"]))
     return 0

@@ -1,4 +1,4 @@
-"""A sensitivity report in words: the layers that suffer most, and whether errors add up."""
+"""A sensitivity report as text: the most sensitive layers, and whether errors add up."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from ...decibels import decibels
 from ...quant.sensitivity import METHODS, Sensitivity
 
 MOST = 10
-"""Layers that are listed."""
+"""Most layers to list."""
 
 
-def render(report: Sensitivity) -> str:
-    """The report as lines of text; the layers are ranked in the last of its formats."""
+def render_sensitivity(report: Sensitivity) -> str:
+    """The report as lines of text; layers are ranked by their error in the last format."""
     option = report.options[-1]
     count = sum(map(len, report.layers.values()))
     lines = [f"{report.model}: {count} layers in {', '.join(report.options)}; {METHODS[report.method]}"]

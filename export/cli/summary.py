@@ -33,7 +33,7 @@ def calibration_notes(statistics: Statistics | None, skipped: Sequence[str]) -> 
     return notes
 
 
-def render(summary: Summary) -> str:
+def render_summary(summary: Summary) -> str:
     """The summary as lines of text."""
     recipe, sizes, seconds, about = summary.recipe, summary.sizes, summary.seconds, summary.calibration.about
     compute = recipe.compute["transformer"]

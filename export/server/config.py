@@ -1,4 +1,4 @@
-"""config.pbtxt of the models in a repository of NVIDIA Triton Inference Server, from the contract and a bundle."""
+"""config.pbtxt of each model in a repository for NVIDIA Triton Inference Server, from the contract and a bundle."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from ...runtime.server import contract
 from ...runtime.server.contract import Tensor
 
 QUEUE_DELAY_MICROSECONDS = 5000
-"""A request waits this long for others to join its batch; a step of the smallest model takes longer."""
+"""How long a request waits for others to join its batch; a step of the smallest model takes longer."""
 
 QUEUE_LENGTH = 256
-"""Requests beyond are refused at once: better than an answer after minutes."""
+"""Longest queue; further requests are refused at once rather than answered after minutes."""
 
 FULL_BATCH_TOKENS = 4096
+"""Tokens of a batch that fill a GPU: one picture of 1024x1024."""
+
 LARGEST_BATCH = 8
+"""Most pictures in a batch by default."""
 
 ONNX_TYPES = {1: "TYPE_FP32", 7: "TYPE_INT64"}
-"""ONNX's number of an element type → config.pbtxt's; a bundle's graphs have no others (docs/bundle.md)."""
+"""ONNX element type → config.pbtxt's name; the inputs and outputs of a bundle's graphs have no others
+(docs/bundle.md)."""
 
 WARMUP = (contract.PROMPT, contract.IMAGES, contract.STEPS)
-"""An edit of one step uses every graph once; its inputs are the files of these names in the folder `warmup`."""
+"""Inputs of the warm-up, an edit of one step, which runs every graph; files in the folder `warmup` have these names."""
 
 
 def default_batch(bundle: Bundle) -> int:
-    """Pictures worth sampling together: one of 1024x1024 (4096 tokens) fills a GPU, small ones share it.
+    """Pictures to sample together by default: as many as fill a GPU.
 
-    1 where a picture would depend on the others of its batch: DynamicQuantizeLinear has one scale for a whole tensor
-    (a difference of up to 8 of 255 levels with INT8 activations; none with fp32, fp8 or int4 weights).
+    1 if a picture would depend on the others of its batch: DynamicQuantizeLinear has one scale for a whole tensor (a
+    difference of up to 8 of 255 levels with INT8 activations; none with fp32, fp8 or int4 weights).
     """
     if any(b"DynamicQuantizeLinear" in entry.path.read_bytes() for entry in bundle.graphs.values()):
         return 1
@@ -38,8 +42,8 @@ def default_batch(bundle: Bundle) -> int:
     return max(1, min(LARGEST_BATCH, FULL_BATCH_TOKENS // tokens))
 
 
-def stream(batch: int, instances: int, graphs_in_server: bool) -> str:
-    """Of `kontext_stream`."""
+def stream_config(batch: int, instances: int, graphs_in_server: bool) -> str:
+    """config.pbtxt of `kontext_stream`."""
     limits = contract.Limits()
     parameters = {
         "graphs": "server" if graphs_in_server else "",
@@ -51,7 +55,7 @@ def stream(batch: int, instances: int, graphs_in_server: bool) -> str:
     }
     return "\n".join(
         [
-            "# Parameters are explained in README.md, beside the models.",
+            "# README.md, beside the models, explains the parameters.",
             *head(contract.STREAM, "python", batch),
             "model_transaction_policy { decoupled: true }",
             *tensors("input", contract.INPUTS),
@@ -61,7 +65,7 @@ def stream(batch: int, instances: int, graphs_in_server: bool) -> str:
             f"  default_queue_policy {{ max_queue_size: {QUEUE_LENGTH} }}",
             "}",
             instance_group(instances, "KIND_AUTO"),
-            # A server that starts takes no requests from its models, so pipelines over its graphs start cold.
+            # While it starts, the server takes no requests from its own models: no warm-up if it runs the graphs.
             *([] if graphs_in_server else warmup()),
             *(parameter(name, value) for name, value in parameters.items()),
             "",
@@ -78,8 +82,8 @@ def warmup() -> list[str]:
     return ['model_warmup [ { name: "edit" batch_size: 1', *inputs, "} ]"]
 
 
-def unary() -> str:
-    """Of `kontext`."""
+def unary_config() -> str:
+    """config.pbtxt of `kontext`."""
     return "\n".join(
         [
             *head(contract.UNARY, "python", 1),
@@ -91,8 +95,8 @@ def unary() -> str:
     )
 
 
-def graph(bundle: Bundle, name: str) -> str:
-    """Of a bundle's graph as a model of the server's ONNX Runtime backend."""
+def graph_config(bundle: Bundle, name: str) -> str:
+    """config.pbtxt of one of the bundle's graphs as a model of the server's ONNX Runtime backend."""
     inputs, outputs = graph_tensors(bundle.graphs[name].path)
     return "\n".join(
         [
@@ -106,7 +110,7 @@ def graph(bundle: Bundle, name: str) -> str:
 
 
 def graph_tensors(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str, tuple[str, list[int]]]]:
-    """The inputs and outputs of an ONNX file: name → (type, shape with -1 for what is dynamic)."""
+    """The inputs and outputs of an ONNX file: name → (type, shape with -1 for a dynamic dimension)."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -147,7 +151,7 @@ def listing(
 
 
 def instance_group(count: int, kind: str) -> str:
-    """KIND_AUTO: `count` on each GPU that the server sees, or on the CPU where there is none."""
+    """KIND_AUTO: `count` instances on each GPU that the server sees, or on the CPU if there is none."""
     return f"instance_group [ {{ count: {count} kind: {kind} }} ]"
 
 

@@ -1,7 +1,7 @@
-"""`kontext-export BUNDLE --triton REPO`: a bundle as a model repository of NVIDIA Triton Inference Server.
+"""`kontext-export BUNDLE --triton REPO`: writes a bundle as a model repository of NVIDIA Triton Inference Server.
 
-REPO.partial is filled and renamed to REPO. Its `models/` goes to the server; beside it lie a README, a Dockerfile, a
-compose file and a Kubernetes manifest.
+REPO.partial is filled and renamed to REPO. Its `models/` is the server's model repository; a README, a Dockerfile, a
+compose file and a Kubernetes manifest are beside it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from string import Template
 from PIL import Image
 
 from ...errors import KontextError
+from ...files import fsync, write_atomic
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from ...runtime.server import contract
-from ..bundle.journal import write_atomic
-from ..bundle.output_folder import Kind, check_output, publish
+from ..bundle.output_folder import Kind, check_output, partial_folder, publish
 from . import config
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -30,32 +30,33 @@ MARKER = "repository.json"
 FORMAT = "kontext-triton-repository"
 
 BACKENDS = ("python", "onnxruntime")
-"""Who runs the graphs: the runtime inside the server's Python backend, or the server's ONNX Runtime backend."""
+"""What runs the graphs: the runtime in the server's Python backend, or the server's ONNX Runtime backend."""
 
 WARMUP_PROMPT = "warm up"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a repository is laid out."""
+    """What a repository's models are set to."""
 
     backend: str = "python"
     batch: int | None = None
-    """Pictures sampled together at most; None: by the bundle's picture size."""
+    """Most pictures to sample together; None: by the bundle's picture size."""
     instances: int = 1
     """Pipelines on each GPU, or on the CPU."""
     filters: Path | None = None
-    """A Python file with `input_filter` and `output_filter`; None: one that allows everything."""
+    """A Python file with `input_filter` and `output_filter`; None: filters that allow everything."""
 
 
 def write_repository(folder: Path, output: Path, settings: Settings, *, force: bool = False) -> Path:
-    """Lays out the bundle in `folder` as `output`; its files become hard links where the disk allows, else copies.
+    """Writes the bundle in `folder` as the model repository `output`, with hard links to its files or, on another disk,
+    copies.
 
     Returns:
         `output`.
 
     Raises:
-        KontextError: not a bundle, one with links, or `output` is in use; the message says by what.
+        KontextError: `folder` is not a bundle or has links, or something else is at `output`.
     """
     bundle = Bundle.open(folder)
     if bundle.links:
@@ -65,12 +66,12 @@ def write_repository(folder: Path, output: Path, settings: Settings, *, force: b
     if settings.filters is not None:
         check_filters(settings.filters)
     check_output(output, REPOSITORY, force)
-    partial = output.with_name(output.name + ".partial")
+    partial = partial_folder(output)
     try:
-        clear(partial)
+        remove_unfinished(partial)
         partial.mkdir()
-        write_marker(partial)
-        fill(partial, bundle, settings)
+        write_marker(partial)  # so that a killed export leaves a folder that is known to be one
+        write_files(partial, bundle, settings)
         write_marker(partial)
         publish(partial, output, REPOSITORY, force)
     except OSError as fault:
@@ -78,49 +79,49 @@ def write_repository(folder: Path, output: Path, settings: Settings, *, force: b
     return output
 
 
-def fill(root: Path, bundle: Bundle, settings: Settings) -> None:
-    """Writes everything but the marker."""
+def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
+    """Writes everything but the marker: both models, the bundle, its graphs as models, and the files for people."""
     batch = config.default_batch(bundle) if settings.batch is None else settings.batch
     in_server = settings.backend == "onnxruntime"
     stream, unary = (root / "models" / name for name in (contract.STREAM, contract.UNARY))
     for model, kind in ((stream, "stream"), (unary, "unary")):
         copy_runtime(model / "1")
-        write(model / "1" / "model.py", template(f"{kind}_model.py.txt"))
-    write(stream / "config.pbtxt", config.stream(batch, settings.instances, in_server))
-    write(unary / "config.pbtxt", config.unary())
+        write_text(model / "1" / "model.py", template(f"{kind}_model.py.txt"))
+    write_text(stream / "config.pbtxt", config.stream_config(batch, settings.instances, in_server))
+    write_text(unary / "config.pbtxt", config.unary_config())
     filters = template("filters.py.txt") if settings.filters is None else settings.filters.read_text("utf-8")
-    write(stream / "1" / "filters.py", filters)
+    write_text(stream / "1" / "filters.py", filters)
     if not in_server:
         (stream / "warmup").mkdir()
         for name, data in warmup_inputs().items():
             write_atomic(stream / "warmup" / name, data)
     for name in (MANIFEST_NAME, *bundle.files):
-        place(bundle.folder / name, stream / "1" / "bundle" / name)
+        link_or_copy(bundle.folder / name, stream / "1" / "bundle" / name)
     if in_server:
         for name, entry in bundle.graphs.items():
             model = root / "models" / f"{contract.UNARY}_{name}"
-            place(entry.path, model / "1" / "model.onnx")
-            place(entry.weights, model / "1" / entry.weights.relative_to(bundle.folder))
-            write(model / "config.pbtxt", config.graph(bundle, name))
+            link_or_copy(entry.path, model / "1" / "model.onnx")
+            link_or_copy(entry.weights, model / "1" / entry.weights.relative_to(bundle.folder))
+            write_text(model / "config.pbtxt", config.graph_config(bundle, name))
     values = {"name": bundle.name, "batch": batch, "unary": contract.UNARY, "stream": contract.STREAM}
     for name in ("README.md", "Dockerfile", "requirements.txt", "compose.yaml", "kubernetes.yaml"):
-        write(root / name, Template(template(name)).substitute(values))
+        write_text(root / name, Template(template(name)).substitute(values))
 
 
 def warmup_inputs() -> dict[str, bytes]:
-    """The tensors of the edit that the server makes before it says that it is ready, as the server reads them."""
+    """Input tensor → bytes, in the server's format, of the edit that the server runs before it is ready."""
     picture = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(picture, "PNG")
     one_step = struct.pack("<i", 1)
     return {
-        contract.PROMPT.name: string(WARMUP_PROMPT.encode()),
-        contract.IMAGES.name: string(picture.getvalue()),
+        contract.PROMPT.name: string_element(WARMUP_PROMPT.encode()),
+        contract.IMAGES.name: string_element(picture.getvalue()),
         contract.STEPS.name: one_step,
     }
 
 
-def string(data: bytes) -> bytes:
-    """A string as an element of a tensor."""
+def string_element(data: bytes) -> bytes:
+    """One element of a BYTES tensor: its length in 4 bytes, then `data`."""
     return struct.pack("<I", len(data)) + data
 
 
@@ -128,13 +129,13 @@ def template(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.encode("utf-8"))
+    write_atomic(path, text)
 
 
 def copy_runtime(folder: Path) -> None:
-    """The lean runtime as the package `kontext`, so that the server needs no installation of this one."""
+    """Copies the lean runtime as the package `kontext`, so that the server need not install it."""
     for source in (
         *sorted(PACKAGE.glob("*.py")),
         *sorted((PACKAGE / "runtime").rglob("*.py")),
@@ -144,19 +145,18 @@ def copy_runtime(folder: Path) -> None:
         write_atomic(target, source.read_bytes())
 
 
-def place(source: Path, target: Path) -> None:
-    """A hard link, or a copy on another disk. A bundle's files are never changed in place, so sharing is safe."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes a hard link, or a copy on another disk. Links are safe: a bundle's files are never changed in place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-        with target.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(target)
 
 
 def check_filters(path: Path) -> None:
-    """Raises KontextError unless `path` is Python that defines the two filters; nothing in it is run."""
+    """Raises KontextError unless `path` is Python that defines both filters; runs nothing in it."""
     import ast
 
     try:
@@ -170,17 +170,15 @@ def check_filters(path: Path) -> None:
         raise KontextError(f"{path} defines no {' and no '.join(missing)}")
 
 
-# -- the folder: refused unless it is ours, replaced whole --
-
-
 def write_marker(root: Path) -> None:
+    """Writes the list of the repository's files, by which it is recognized."""
     files = [path.relative_to(root).as_posix() for path in REPOSITORY.everything(root)]
     text = json.dumps({"format": FORMAT, "files": sorted({*files, MARKER})}, indent=2) + "\n"
-    write_atomic(root / MARKER, text.encode("utf-8"))
+    write_atomic(root / MARKER, text)
 
 
 def listed_files(root: Path) -> set[str] | None:
-    """What the repository at `root` consists of; None where it is not one."""
+    """The files that the repository at `root` consists of; None if it is not one."""
     try:
         marker = json.loads((root / MARKER).read_text(encoding="utf-8"))
         return set(marker["files"]) if marker["format"] == FORMAT else None
@@ -189,11 +187,11 @@ def listed_files(root: Path) -> set[str] | None:
 
 
 REPOSITORY = Kind("repository", "model repository of kontext-export", listed_files, ignored="__pycache__")
-"""Python leaves that beside modules that the server imported."""
+"""The server's Python writes `__pycache__` beside modules that it imports."""
 
 
-def clear(partial: Path) -> None:
-    """Removes what a killed export left; anything else there is an error."""
+def remove_unfinished(partial: Path) -> None:
+    """Removes what a killed export left. Raises KontextError for anything else."""
     if not os.path.lexists(partial):
         return
     if not partial.is_dir() or (any(partial.iterdir()) and listed_files(partial) is None):

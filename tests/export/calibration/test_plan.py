@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export.calibration.plan import COMPUTE, Plan, make_plan  # noqa: E402
-from kontext.export.cli.plan_text import render  # noqa: E402
+from kontext.export.cli.plan_text import render_plan  # noqa: E402
 from kontext.export.graph.interface import linear_weights  # noqa: E402
 from kontext.export.weights.plan import stored_entries  # noqa: E402
 from kontext.model.config import KontextConfig  # noqa: E402
@@ -94,10 +94,10 @@ def test_a_model_that_fits_whole_is_left_alone() -> None:
 
 
 def test_the_plan_in_words(cards: dict[int, Plan]) -> None:
-    text = render(cards[12])
+    text = render_plan(cards[12])
     assert (
         "FLUX.1-Kontext-dev in 12.00 GB on sm_89: an edit at 1024x1024 with one reference, 28 steps" in text
     )
     assert "T5" in text
     assert "dB signal to noise" in text
-    assert "nothing lost" in render(cards[32])
+    assert "nothing lost" in render_plan(cards[32])

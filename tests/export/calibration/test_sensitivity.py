@@ -16,7 +16,7 @@ from kontext.export.bundle.tokenizer_files import read_tokenizers  # noqa: E402
 from kontext.export.calibration import sensitivity, trajectories  # noqa: E402
 from kontext.export.calibration.samples import Sample, Samples  # noqa: E402
 from kontext.export.cli.main import main  # noqa: E402
-from kontext.export.cli.sensitivity_text import render  # noqa: E402
+from kontext.export.cli.sensitivity_text import render_sensitivity  # noqa: E402
 from kontext.export.progress import Progress  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, Origin  # noqa: E402
 from kontext.quant.options import parse_options  # noqa: E402
@@ -131,7 +131,7 @@ def test_the_estimate_runs_nothing(tiny_checkpoint: Path, monkeypatch: pytest.Mo
     assert estimated.method == "weights"
     layer = estimated.layers["transformer"]["double_blocks.0.img_mlp.0.weight"]
     assert 0 < layer.errors["int8"] < layer.errors["int4:0"]
-    assert "estimated from the error of each layer's weights" in render(estimated)
+    assert "estimated from the error of each layer's weights" in render_sensitivity(estimated)
 
 
 def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

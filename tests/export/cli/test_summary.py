@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from kontext.export.cli.summary import human, peak_memory, render
+from kontext.export.cli.summary import human, peak_memory, render_summary
 from kontext.export.exporter import Summary
 from kontext.model.networks import NETWORKS
 from kontext.quant.recipe import choose
@@ -37,7 +37,7 @@ def test_what_is_said_of_a_mixed_resumed_export() -> None:
         seconds={"all": 100.0, "weights": 60.0, "graphs": 39.0},
         resumed=["weights/modulation.safetensors"],
     )
-    text = render(summary)
+    text = render_summary(summary)
     for part in (
         "16,900.0 M parameters, fp8 weights, fp16 compute",
         "text_encoder_2 computes in bf16",

@@ -172,6 +172,41 @@ def test_an_empty_folder_takes_force(tiny_checkpoint: Path, tmp_path: Path, caps
     assert export(tiny_checkpoint, "-o", tmp_path / "out", "--force") == 0
 
 
+def test_nothing_is_lost_when_the_output_is_taken_meanwhile(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, capsys, monkeypatch, reads: list[str]
+) -> None:
+    def taken(*arguments: object) -> None:
+        write_tokenizers(*arguments)
+        shutil.copytree(tiny_bundle, tmp_path / "out")
+
+    with monkeypatch.context() as patch:
+        write_tokenizers = exporter.write_tokenizers
+        patch.setattr(exporter, "write_tokenizers", taken)
+        assert export(tiny_checkpoint, "-o", tmp_path / "out") == 2
+    assert "give --force" in error(capsys)
+    reads.clear()
+    assert export(tiny_checkpoint, "-o", tmp_path / "out", "--force") == 0
+    assert reads == []
+    assert contents(tmp_path / "out") == contents(tiny_bundle)
+
+
+def test_too_small_a_disk_discards_nothing(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, capsys, monkeypatch, reads: list[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, "transformer", "txt_in.weight", OSError(errno.ENOSPC, "No space left on device"))
+        assert export(tiny_checkpoint, "-o", tmp_path / "out") == 2
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        patch.setattr(exporter, "SPARE_BYTES", 1 << 40)
+        assert export(tiny_checkpoint, "-o", tmp_path / "out") == 2
+    assert "not enough disk space" in capsys.readouterr().err
+    reads.clear()
+    assert export(tiny_checkpoint, "-o", tmp_path / "out") == 0
+    assert reads[0] == "context_embedder.weight"
+    assert contents(tmp_path / "out") == contents(tiny_bundle)
+
+
 def test_a_link_is_followed(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "disk" / "real")
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")

@@ -43,6 +43,25 @@ def test_plan_only_writes_nothing(
 
 
 @pytest.mark.usefixtures("fast_trace")
+def test_a_checkpoint_is_opened_once(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kontext.model.checkpoint import Checkpoint, Origin
+
+    opened = []
+    original = Checkpoint.open
+
+    def count(origin: Origin) -> Checkpoint:
+        opened.append(origin)
+        return original(origin)
+
+    monkeypatch.setattr(Checkpoint, "open", count)
+    words = [str(tiny_checkpoint), "--fit", "4GB", "--gpu", "cpu", "--fp32", "--quiet"]
+    assert main([*words, "-o", str(tmp_path / "bundle")]) == 0
+    assert len(opened) == 1
+
+
+@pytest.mark.usefixtures("fast_trace")
 def test_an_export_follows_its_plan(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

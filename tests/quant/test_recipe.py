@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,7 @@ def test_the_first_rule_decides() -> None:
     )
     formats = [recipe.layer_of("a", name, (64, 64), True).format for name in ("x.1", "y", "z")]
     assert formats == ["fp8", "fp32", "fp32"]
+    assert recipe.layer_of("a", "x.1", (64, 64), True) == Layer("fp8", rank=0)
     assert recipe.layer_of("a", "x.1", (64, 64), False) == Layer("fp32")
 
 
@@ -88,6 +91,82 @@ def test_ranks_are_given_or_follow_the_size() -> None:
         32,
         32,
     ]
+    # Numbers of a branch cost what the network computes in: 4 bytes each allow half the rank of 2.
+    for compute, side in (("fp32", 4096), ("fp16", 2048), ("bf16", 2048)):
+        branched = Recipe("int4", {"transformer": compute}, rules)
+        ranks = [branched.layer_of("transformer", "x", (rows, side), True).rank for rows in (side, side - 64)]
+        assert ranks == [16, 0]
+
+
+QKV, MODULATION, DOWN = (
+    "double_blocks.0.img_attn.qkv.weight",
+    "double_blocks.0.img_mod.lin.weight",
+    "img_mlp.2.weight",
+)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "options", "qkv", "down", "modulation"),
+    [
+        ("int8", {}, Layer("int8", 0, "int8"), Layer("int8", 0, "int8"), Layer("int8", 0, "int8")),
+        (
+            "int8",
+            {"calibrated": True},
+            Layer("int8", 0, "int8", centred=True),
+            Layer("int8", 0, "int8"),
+            Layer("int8", 0, "int8", centred=True),
+        ),
+        ("int8", {"calibrated": True, "weight_only": True}, Layer("int8"), Layer("int8"), Layer("int8")),
+        ("fp8", {}, Layer("fp8"), Layer("fp8"), Layer("fp8")),
+        (
+            "fp8",
+            {"calibrated": True},
+            Layer("fp8", 0, "fp8", centred=True),
+            Layer("fp8", 0, "fp8"),
+            Layer("fp8"),
+        ),
+        ("fp8", {"calibrated": True, "weight_only": True}, Layer("fp8"), Layer("fp8"), Layer("fp8")),
+        ("int4", {"calibrated": True}, Layer("int4"), Layer("int4"), Layer("int4")),
+        ("int4", {"rank": 8}, Layer("int4", 8), Layer("int4", 8), Layer("int4", 8)),
+        (None, {}, Layer("bf16"), Layer("bf16"), Layer("bf16")),
+    ],
+)
+def test_what_inputs_are_rounded_to(
+    quantization: str | None, options: dict[str, Any], qkv: Layer, down: Layer, modulation: Layer
+) -> None:
+    """Static scales and centring need statistics; after a GELU, whose mean is small, nothing is centred."""
+    recipe = choose(NETWORKS, 1, "bf16", quantization, **options)
+    found = [
+        recipe.layer_of(network, weight, (64, 64), True)
+        for network, weight in (
+            ("transformer", QKV),
+            ("transformer", f"double_blocks.1.{DOWN}"),
+            ("modulation", MODULATION),
+        )
+    ]
+    assert found == [qkv, down, modulation]
+    assert bool(recipe.rules) is (quantization is not None)
+
+
+def test_attention_is_rounded_where_that_is_wanted() -> None:
+    assert choose(NETWORKS, 1, "bf16", "fp8", calibrated=True).attention == ""
+    assert choose(NETWORKS, 1, "bf16", "fp8", calibrated=True, fp8_attention=True).attention == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("layer", "entry"),
+    [
+        (Layer("fp8"), "fp8"),
+        (Layer("int4", 8), {"format": "int4", "rank": 8}),
+        (
+            Layer("int8", 0, "int8", centred=True),
+            {"format": "int8", "activations": "int8", "centred": True},
+        ),
+    ],
+)
+def test_layers_as_the_manifest_has_them(layer: Layer, entry: object) -> None:
+    assert layer.as_json() == entry
+    assert Layer.from_json(entry) == layer  # type: ignore[arg-type]
 
 
 def test_recipes_are_data() -> None:
@@ -102,3 +181,5 @@ def test_recipes_are_data() -> None:
     }
     assert recipe.digest() == choose(NETWORKS, 1, "fp32", "fp8").digest()
     assert recipe.digest() != choose(NETWORKS, 1, "fp32").digest()
+    turned = dataclasses.replace(recipe, compute=dict(reversed(recipe.compute.items())))
+    assert recipe.digest() == turned.digest()

@@ -91,6 +91,33 @@ def test_no_file(tmp_path: Path) -> None:
         read_recipe(tmp_path / "none.json", BF16)
 
 
+def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    for size, message in ((16 << 20, "is not JSON"), ((16 << 20) + 1, "is too large for a recipe")):
+        with path.open("wb") as file:
+            file.truncate(size)  # a hole on the disk
+        with pytest.raises(KontextError, match=message):
+            read_recipe(path, BF16)
+
+
+@pytest.mark.parametrize(
+    ("rank", "meant"), [(0, 0), (512, 512), ("auto", None), (None, None), (513, ...), (1.0, ...)]
+)
+def test_ranks(tmp_path: Path, rank: object, meant: object) -> None:
+    path = write(tmp_path, {"rules": [{"format": "int4", "rank": rank}]})
+    if meant is ...:
+        with pytest.raises(KontextError, match="expected auto or a number from 0 to 512"):
+            read_recipe(path, BF16)
+    else:
+        assert read_recipe(path, BF16).rules[-1].rank == meant
+
+
+def test_attention_may_be_rounded(tmp_path: Path) -> None:
+    for entry, meant in (({}, ""), ({"attention": ""}, ""), ({"attention": "fp8"}, "fp8")):
+        path = write(tmp_path, {"rules": [{"format": "fp8"}], **entry})
+        assert read_recipe(path, BF16).attention == meant
+
+
 def test_one_thing_to_compute_in(tmp_path: Path) -> None:
     path = write(tmp_path, {"compute": "fp16", "rules": [{"format": "int8"}]})
     with pytest.raises(KontextError, match="does not go with --fp32"):

@@ -53,12 +53,21 @@ def test_percentiles_are_right_to_a_bin() -> None:
 
 def test_bins_are_eighths_of_octaves() -> None:
     statistics = InputStatistics.empty(1)
-    for value in (1.0, 1.124, 1.125, 2.0, 1e-30, 1e30, 0.0):
+    last = 2.0**24 * (1 - 2.0**-4)  # 24 octaves below 1 and as many above it, of 8 bins each
+    for value, lowest in (
+        (1.0, 1.0),
+        (-1.124, 1.0),
+        (1.125, 1.125),
+        (2.0, 2.0),
+        (2.0**-24, 2.0**-24),
+        (1e-30, 2.0**-24),
+        (2.0**24 - 1, last),
+        (1e30, last),
+    ):
         before = statistics.histogram.clone()
         statistics.add(torch.tensor([[value]]), 0)
-        index = int((statistics.histogram - before).argmax())
-        if 1e-7 < value < 1e7:
-            assert bin_edge(index) <= value < bin_edge(index + 1)
+        (index,) = (statistics.histogram - before).nonzero().flatten().tolist()
+        assert bin_edge(index) == lowest, value
     assert statistics.amax() == pytest.approx(1e30)
 
 
@@ -66,8 +75,12 @@ def test_large_layers_keep_blocks() -> None:
     assert block_size(192) == 192
     assert block_size(12288) == 1024
     assert block_size(3072 + 192) == 816
+    assert block_size(2050) == 410  # and not 1025
     assert InputStatistics.empty(4096).moments is not None
-    assert InputStatistics.empty(4096, moments=False).moments is None
+    bare = InputStatistics.empty(4096, moments=False)
+    assert bare.moments is None
+    with pytest.raises(ValueError, match="no moments were kept"):
+        bare.moments_about(torch.zeros(4096))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -85,15 +98,22 @@ def test_nothing_is_nothing() -> None:
 
 
 def test_they_are_kept_as_safetensors(tmp_path: Path) -> None:
-    statistics = Statistics({"a": {"b.weight": collected([(inputs(5, 8), 1)])}}, {"count": 3})
+    layers = {
+        "b.weight": collected([(inputs(5, 8), 1)]),
+        "without moments": InputStatistics.empty(8, moments=False),
+    }
+    statistics = Statistics({"a": layers}, {"count": 3})
     statistics.save(tmp_path / "s.safetensors")
     again = Statistics.load(tmp_path / "s.safetensors")
     ours, theirs = statistics.get("a", "b.weight"), again.get("a", "b.weight")
     assert ours is not None
     assert theirs is not None
-    assert torch.equal(ours.largest, theirs.largest)
-    assert torch.equal(ours.histogram, theirs.histogram)
-    assert (theirs.rows, again.about) == (5, {"count": 3})
+    for field in ("lowest", "highest", "sums", "histogram", "moments"):
+        assert torch.equal(getattr(ours, field), getattr(theirs, field)), field
+    assert (theirs.width, theirs.rows, again.about) == (8, 5, {"count": 3})
+    without = again.get("a", "without moments")
+    assert without is not None
+    assert without.moments is None
     assert again.get("a", "c") is None
 
 

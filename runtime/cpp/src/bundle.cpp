@@ -122,7 +122,7 @@ std::map<std::string, LinkEntry> read_links(const Fields& root, const fs::path& 
         for (std::size_t k = 8; k-- > 0;) length = length << 8 | bytes[k];
         std::string header(file && length <= max_header_bytes && length <= size ? length : 0, '\0');
         file.read(header.data(), static_cast<std::streamsize>(header.size()));
-        if (!file || fs::file_size(path, code) != size || sha256(header) != expected)
+        if (!file || header.size() != length || fs::file_size(path, code) != size || sha256(header) != expected)
             throw Error(path.string() + " is not the file that " + folder.string() +
                         " was exported over; export it again");
         links[item.key()] = {path, size};

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import re
 import shutil
@@ -571,7 +572,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (edited(graphs__transformer__file="x.onnx"), "not among the bundle's files"),
     (edited(model__transformer__head_dim=-4), "head_dim must be a whole number"),
     (edited(model__transformer__axes_dim=[2, 2]), "must be 3 positive whole numbers"),
-    (edited(model__transformer__in_channels=63), "make"),
+    (edited(model__transformer__in_channels=63), "2x2 latents of 16 channels make 64"),
     (edited(model__autoencoder__downscale=7), "must be a multiple of 14"),
     (edited(sampler__preferred_sizes=[]), "must be a list of sizes"),
     (edited(sampler__guidance="much"), "must be a number"),
@@ -609,6 +610,19 @@ def test_damaged_bundles_under_the_sanitizers(sanitized: CppBuild, tiny_bundle: 
         damage(folder)
         assert message in refused(program(sanitized, folder, tmp_path / "out.png")), message
         shutil.rmtree(folder)
+
+
+def test_only_safetensors_files_are_linked(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Whatever a manifest says of a file whose first 8 bytes are no length of a header that it has."""
+    folder, other = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle")), tmp_path / "other"
+    other.write_bytes(b"root:x:0:0:root:/root:/bin/bash\n")
+    entry = {
+        "path": str(other),
+        "size": other.stat().st_size,
+        "header_sha256": hashlib.sha256(b"").hexdigest(),
+    }
+    edited(links={"links/other": entry})(folder)
+    assert f"{other} is not the file that" in refused(program(cpp, folder, tmp_path / "out.png"))
 
 
 def test_a_tampered_file(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:

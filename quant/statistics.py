@@ -80,7 +80,10 @@ class InputStatistics:
         self.sums += rows.sum(0, dtype=torch.float64)
         bins = (torch.frexp(sizes).exponent + OCTAVES // 2 - 1) * FINENESS
         mantissas = torch.frexp(sizes).mantissa * 2 - 1  # 0 to 1 within the octave
-        bins = (bins + (mantissas * FINENESS).int()).clamp_(0, len(self.histogram) - 1)
+        # frexp(0) has exponent 0, which would count GELU's many exact zeros among values of 0.25.
+        bins = torch.where(sizes > 0, bins + (mantissas * FINENESS).int(), 0).clamp_(
+            0, len(self.histogram) - 1
+        )
         self.histogram += torch.bincount(bins.flatten().long(), minlength=len(self.histogram))
         if self.moments is not None:
             parts = rows.view(len(rows), *self.moments.shape[:2]).transpose(0, 1)

@@ -51,6 +51,14 @@ def test_percentiles_are_right_to_a_bin() -> None:
     assert statistics.percentile(1.0) == statistics.amax()
 
 
+def test_zeros_are_the_smallest_values() -> None:
+    """GELU makes many of them: they must not stand above small values."""
+    values = torch.cat((torch.zeros(50, 1), torch.full((49, 1), 0.01), torch.tensor([[0.1]])))
+    statistics = collected([(values, 0)])
+    assert statistics.percentile(0.5) <= 2**-23
+    assert 0.01 <= statistics.percentile(0.99) <= 0.01 * 2 ** (1 / 8) * 1.03
+
+
 def test_bins_are_eighths_of_octaves() -> None:
     statistics = InputStatistics.empty(1)
     last = 2.0**24 * (1 - 2.0**-4)  # 24 octaves below 1 and as many above it, of 8 bins each
@@ -61,6 +69,7 @@ def test_bins_are_eighths_of_octaves() -> None:
         (2.0, 2.0),
         (2.0**-24, 2.0**-24),
         (1e-30, 2.0**-24),
+        (0.0, 2.0**-24),
         (2.0**24 - 1, last),
         (1e30, last),
     ):

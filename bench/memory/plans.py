@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...export.calibration.plan import COMPUTE, Plan, make_plan
+from ...export.calibration.plan import COMPUTE, MemoryPlan, make_plan
 from ...export.cli.figures import new_figure, save_figure
 from ...export.cli.plan_text import TITLES, render_plan, signal_to_noise
 from ...model.config import KontextConfig
@@ -54,13 +54,13 @@ def run(arguments: argparse.Namespace) -> None:
     finish(result, tables(result), footer(result), arguments.json)
 
 
-def make_plans(gpu: str, work: Workload, report: Sensitivity | None = None) -> list[Plan]:
+def make_plans(gpu: str, work: Workload, report: Sensitivity | None = None) -> list[MemoryPlan]:
     """A plan for each of `CARDS`. Raises KontextError for a GPU that is not known, or a report that does not fit."""
     target = find_target(gpu)
     return [make_plan(KontextConfig(), parse_bytes(card), target, work, report=report) for card in CARDS]
 
 
-def to_json(made: list[Plan]) -> dict[str, Any]:
+def to_json(made: list[MemoryPlan]) -> dict[str, Any]:
     first = made[0]
     return {
         "what": "plans",

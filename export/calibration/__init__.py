@@ -1,1 +1,1 @@
-"""What quantization learns from example edits: input statistics, the layers' sensitivity, a plan for a budget."""
+"""Runs example edits for quantization: statistics of inputs, layers' sensitivity, a plan for a memory budget."""

@@ -1,5 +1,5 @@
-"""`--fit`: from a model's shapes, a budget and a target to a plan: every layer's format, the peak of every stage, and
-what the edit loses.
+"""Plans `--fit`: from a model's shapes, a memory budget and a GPU to every layer's format, the peak memory of every
+stage, and the expected error of an edit.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from ...quant.recipe import BYTES, SPARED, Layer, Recipe, Rule, choose
 from ...quant.sensitivity import Sensitivity, gain, kind_of, normal_error
 from ...runtime.units import gigabytes
 from ..graph.interface import constants
-from .sensitivity import count_kinds, quantizable
+from .sensitivity import count_kinds, quantized_layers
 
 COMPUTE = "compute"
-"""The choice of leaving a layer in the format that its network computes in."""
-
-Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""The choice that leaves a layer in the format that its network computes in."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One network's part of an edit. `counts` are layers and bytes by format; `error` is the relative energy that its
-    layers add to the velocity's error, and no plan of this size adds less than `bound`."""
+    """One network's share of an edit.
+
+    `counts` are layers and bytes by format. `error` is the relative energy that its layers add to the velocity's error;
+    no plan of this size adds less than `bound`.
+    """
 
     network: str
     weights: int
     stored: int
-    """Bytes on disk; in memory, `weights`, an engine may hold more."""
+    """Bytes on disk. An engine may hold more in memory: `weights`."""
     demand: Demand
     counts: Mapping[str, tuple[int, int]]
     error: float
@@ -49,8 +50,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a model fits into `budget` bytes on `target`."""
+class MemoryPlan:
+    """How to store a model so that an edit fits into `budget` bytes on `target`."""
 
     model: str
     budget: int
@@ -58,7 +59,7 @@ class Plan:
     work: Workload
     compute: str
     method: str
-    """How layers' errors are known, a key of `METHODS`."""
+    """How layers' errors were found, a key of `METHODS`."""
     stages: Sequence[Stage]
     recipe: Recipe
 
@@ -104,24 +105,24 @@ class Plan:
 
 
 def usable_options(
-    target: Target, asked: Sequence[Option] | None, report: Sensitivity | None
+    target: Target, requested: Sequence[Option] | None, report: Sensitivity | None
 ) -> list[Option]:
     """The options that a plan chooses from.
 
     Raises:
-        KontextError: one that was asked for does not run on the target, or the report lacks it.
+        KontextError: a requested option does not run on the target, or is not in the report.
     """
-    if asked is not None:
-        for option in asked:
+    if requested is not None:
+        for option in requested:
             if option.format not in target.formats or option.format not in FORMATS:
                 runs = ", ".join(name for name in target.formats if name in FORMATS)
-                raise KontextError(f"{option.format} weights do not run on {target.name}: it takes {runs}")
+                raise KontextError(f"{option.format} weights do not run on {target.name}: choose from {runs}")
             if report is not None and str(option) not in report.options:
                 raise KontextError(
-                    f"the sensitivity report knows {', '.join(report.options)}, and not {option}: measure it with "
+                    f"the sensitivity report has {', '.join(report.options)}, not {option}: measure it with "
                     f"kontext-export sensitivity --formats {option}"
                 )
-        return list(asked)
+        return list(requested)
     if report is not None:
         options = [Option.parse(text) for text in report.options]
     else:
@@ -131,7 +132,7 @@ def usable_options(
     ]
     if not usable:
         raise KontextError(
-            f"the sensitivity report has no format that runs on {target.name}: {target.formats}"
+            f"the sensitivity report has no format that runs on {target.name}, which runs {', '.join(target.formats)}"
         )
     return usable
 
@@ -142,30 +143,31 @@ def make_plan(
     target: Target,
     work: Workload,
     compute: str | None = None,
-    asked: Sequence[Option] | None = None,
+    requested: Sequence[Option] | None = None,
     report: Sensitivity | None = None,
-) -> Plan:
-    """The plan that loses the least; only the model's shapes are needed.
+) -> MemoryPlan:
+    """The plan with the smallest error; needs only the model's shapes.
 
     Args:
         config: the model's sizes.
         budget: bytes that no stage may exceed.
-        target: decides the formats, and what is there beside the model.
+        target: determines the formats, and the memory used beside the model.
         work: the edit to plan for.
-        compute: what networks compute in; by default what an export without flags uses, on a CPU fp32.
-        asked: the formats to choose from; by default all that the target runs.
-        report: each layer's sensitivity; by default estimated from the shapes.
+        compute: format that networks compute in. Default: that of an export without flags; fp32 on a CPU.
+        requested: formats to choose from. Default: all that the target runs.
+        report: each layer's sensitivity. Default: estimated from the shapes.
 
     Raises:
-        KontextError: nothing fits (the message has the smallest budget that does), or flags do not go together.
+        KontextError: nothing fits (the message has the smallest budget that does), or the options contradict each
+            other.
     """
     shapes = {name: weight_shapes(name, config) for name in NETWORKS}
     parameters = sum(math.prod(shape) for each in shapes.values() for shape in each.values())
     if compute is None and target.is_cpu:
         compute = "fp32"
     base = choose(tuple(NETWORKS), parameters, compute, "int8")
-    options = usable_options(target, asked, report)
-    layers = quantizable(config, shapes, base)
+    options = usable_options(target, requested, report)
+    layers = quantized_layers(config, shapes, base)
     counts = count_kinds(layers)
     needs = demands(config, base.compute, work, engine_of(target))
     stages, rules, smallest = [], list(SPARED), 0
@@ -195,15 +197,15 @@ def make_plan(
             rules += rules_for(network, items, allocation)
     if len(stages) < len(NETWORKS):
         raise KontextError(
-            f"nothing fits {config.name} into {gigabytes(budget)} on {target.name}: the smallest budget that does, for "
-            f"{work}, is {math.ceil(smallest / 1e7) / 100:.2f}GB"
+            f"{config.name} does not fit into {gigabytes(budget)} on {target.name}: the smallest budget for {work} is "
+            f"{math.ceil(smallest / 1e7) / 100:.2f}GB"
         )
     quantized = any(name != COMPUTE for stage in stages for name in stage.counts)
     recipe = choose(tuple(NETWORKS), parameters, compute)
     if quantized:
         recipe = Recipe(f"mixed ({gigabytes(budget)})", base.compute, tuple(rules))
     method = "shapes" if report is None else report.method
-    return Plan(config.name, budget, target, work, base.compute["transformer"], method, stages, recipe)
+    return MemoryPlan(config.name, budget, target, work, base.compute["transformer"], method, stages, recipe)
 
 
 def fixed_bytes(
@@ -213,13 +215,13 @@ def fixed_bytes(
     layers: Mapping[str, object],
     wide: int,
 ) -> int:
-    """Bytes of the weights that stay as they are, and of the graph's tables."""
+    """Bytes of the weights that are never quantized, and of the graph's tables."""
     tables = sum(table.numel() * table.element_size() for table in constants(network, config).values())
     return tables + sum(wide * math.prod(shape) for weight, shape in shapes.items() if weight not in layers)
 
 
 def stored_layers(config: KontextConfig, network: str, precision: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(format, bytes) of every weight and table of a bundle's network, by the `precision` of its manifest."""
+    """(format, bytes) of every weight and table of a bundle's network, from its manifest's `precision`."""
     compute = precision["networks"][network]
     layers = precision["layers"].get(network, {})
     result = [
@@ -243,16 +245,16 @@ def fit_stage(
     budget: int,
     wide: int,
 ) -> tuple[tuple[Allocation, Stage] | None, int]:
-    """The stage with the least error within the budget, or None, and the smallest budget that it fits into."""
-    room = budget - demand.bytes - fixed
+    """The stage with the smallest error within the budget, or None; and the smallest budget that it fits into."""
+    available = budget - demand.bytes - fixed
     plain = Allocation(tuple(item.choices[0] for item in items), 0.0)
-    if plain.bytes <= room:
+    if plain.bytes <= available:
         return (plain, stage_of(network, plain, fixed, demand)), 0
-    # Where no kernel takes packed weights, one at a time is unpacked before its product.
+    # Without a kernel for packed weights, they are unpacked one at a time.
     unpacked = wide * max(math.prod(shape) for shape in shapes.values()) if shapes else 0
     demand = Demand(demand.held, demand.activations, demand.workspace + unpacked, demand.overhead)
     least = demand.bytes + fixed + sum(item.smallest() for item in items)
-    allocation = allocate(items, room - unpacked)
+    allocation = allocate(items, available - unpacked)
     if allocation is None:
         return None, least
     return (allocation, stage_of(network, allocation, fixed, demand)), least
@@ -275,7 +277,7 @@ def stage_of(network: str, allocation: Allocation, fixed: int, demand: Demand) -
 
 
 def rules_for(network: str, items: Sequence[Item], allocation: Allocation) -> list[Rule]:
-    """Rules that give each layer its choice: the exceptions by name, then the most common choice for all others."""
+    """Rules that give each layer its choice: exceptions by name, then the most common choice for all others."""
     names = [choice.name for choice in allocation.choices]
     if not names:
         return []

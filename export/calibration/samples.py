@@ -1,52 +1,60 @@
-"""What a model is calibrated on: pictures with the instructions to edit them.
-
-A folder of the user's, read here, or for the embedded model scenes of the tiny world.
+"""The edits that a model is calibrated on: a user's folder of pictures and instructions, or scenes of the tiny world
+for the embedded model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ...errors import KontextError
+from ...model.config import KontextConfig
+from ...runtime.bundle import SamplerEntry
 from ...runtime.images import open_picture
+from ...runtime.request import Request, build_request
+from ...tiny.edits import KINDS, sample_edit
+from ...tiny.scenes import render
 
-FEWEST = 4
-"""Samples below which a calibration would tell of single pictures."""
+MIN_SAMPLES = 4
+"""Fewer samples would calibrate to single pictures."""
 
 SCENES = 16
-"""Samples of the built-in set: a second of two cores each."""
+"""Samples of the built-in set; each takes a second on two cores."""
+
+BATCH_PIXELS = 1 << 18
+"""Pixels that are sampled together: sixteen of the embedded model's pictures, one of FLUX's."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An edit: the instruction, and the reference (in memory, or a file), or None to draw from nothing."""
+    """An edit: its instruction and its reference, in memory or as a file; None for text-to-image."""
 
     prompt: str
     source: Image.Image | Path | None
 
     def picture(self) -> Image.Image | None:
-        """The reference; a file is read anew each time, so that a folder of photographs need not fit into memory."""
+        """The reference. A file is read again each time, so that a folder of photographs need not fit into memory."""
         return open_picture(self.source) if isinstance(self.source, Path) else self.source
 
 
 @dataclass(frozen=True)
 class Samples:
-    """`skipped` says of every picture that could not be used why."""
+    """`skipped` has a line for every unusable picture: its name and the reason."""
 
     name: str
     samples: Sequence[Sample]
     skipped: Sequence[str] = field(default_factory=list)
 
     def digest(self) -> str:
-        """Of prompts and pixels: the same samples give the same statistics."""
+        """SHA-256 of prompts and pictures: samples of the same digest give the same statistics."""
         digest = hashlib.sha256()
         for sample in self.samples:
             digest.update(sample.prompt.encode() + b"\0")
@@ -61,7 +69,7 @@ def read_samples(folder: Path) -> Samples:
     """The pairs in `folder`: NAME.png beside NAME.txt, or metadata.jsonl with `file_name` and `prompt` (or `text`).
 
     Raises:
-        KontextError: there are fewer than `FEWEST` usable pairs.
+        KontextError: there are fewer than `MIN_SAMPLES` usable pairs.
     """
     if not folder.is_dir():
         raise KontextError(f"{folder} is not a folder of pictures and instructions")
@@ -75,25 +83,25 @@ def read_samples(folder: Path) -> Samples:
             if not prompt:
                 skipped.append(f"{path.name}: its instruction is empty")
                 continue
-            open_picture(path)  # every fault of the set is known before hours are spent on it
+            open_picture(path)  # finds unusable pictures before hours of calibration
             samples.append(Sample(prompt, path))
         except KontextError as error:
             skipped.append(f"{path.name}: {error}")
         except FileNotFoundError:
-            skipped.append(f"{path.name}: there is no {path.stem}.txt, and metadata.jsonl does not list it")
+            skipped.append(f"{path.name}: no {path.stem}.txt, and not listed in metadata.jsonl")
         except (OSError, ValueError) as error:
             skipped.append(f"{path.name}: {path.stem}.txt cannot be read: {error}")
-    if len(samples) < FEWEST:
-        more = f"; not usable: {'; '.join(skipped[:3])}" if skipped else ""
+    if len(samples) < MIN_SAMPLES:
+        more = f"; unusable: {'; '.join(skipped[:3])}" if skipped else ""
         raise KontextError(
-            f"{folder} has {len(samples)} pictures with instructions, and calibration needs {FEWEST}: put NAME.txt "
-            f"beside each NAME.png, or a metadata.jsonl with file_name and prompt{more}"
+            f"{folder} has {len(samples)} pictures with instructions, calibration needs {MIN_SAMPLES}: add NAME.txt "
+            f"for each NAME.png, or a metadata.jsonl with file_name and prompt{more}"
         )
     return Samples(folder.name, samples, skipped)
 
 
 def listed_prompts(folder: Path) -> dict[str, str]:
-    """File name → prompt from metadata.jsonl, if there is one: the layout of Hugging Face's image folders."""
+    """File name → prompt, from metadata.jsonl if it exists, as in Hugging Face's image folders."""
     path = folder / "metadata.jsonl"
     if not path.exists():
         return {}
@@ -113,16 +121,31 @@ def listed_prompts(folder: Path) -> dict[str, str]:
     return prompts
 
 
-def scenes(count: int = SCENES) -> Samples:
-    """Edits of the tiny world that the embedded model was trained for, of every kind, none of them held out."""
-    import numpy as np
-
-    from ...tiny.edits import KINDS, sample_edit
-    from ...tiny.scenes import render
-
+def scene_samples(count: int = SCENES) -> Samples:
+    """Edits of the tiny world, as the embedded model was trained on: of every kind, none of them held out."""
     rng = np.random.default_rng(0)
     edits = [sample_edit(rng, split="train", kind=KINDS[index % len(KINDS)]) for index in range(count)]
     pictures = [None if edit.source is None else Image.fromarray(render(edit.source)) for edit in edits]
     return Samples(
         "scenes", [Sample(edit.prompt, picture) for edit, picture in zip(edits, pictures, strict=True)]
     )
+
+
+def batch_size(config: KontextConfig) -> int:
+    """Samples of a model's preferred size to run at once."""
+    return max(1, BATCH_PIXELS // config.autoencoder.sample_size**2)
+
+
+def sample_requests(
+    samples: Samples, settings: SamplerEntry, batch: int, count: int | None = None
+) -> Iterator[Request]:
+    """Requests for the first `count` samples (None: all), at most `batch` at a time; their seeds are 0, 1, …"""
+    chosen = samples.samples[:count]
+    for start in range(0, len(chosen), batch):
+        part = chosen[start : start + batch]
+        yield build_request(
+            settings,
+            [sample.picture() for sample in part],
+            [sample.prompt for sample in part],
+            seed=start,
+        )

@@ -1,8 +1,9 @@
-"""Measures what each layer's quantization does to an edit: the deployed sampler runs the calibration's edits once, and
-again with one layer at a time quantized and back, along the same trajectories.
+"""Measures what each layer's quantization does to an edit.
 
-The error counts at an early, a middle and a late step; the sampler goes on with the reference's velocity in between.
-Models too large for that get an estimate from their weights, with the calibration's moments where there are any.
+The deployed sampler runs the calibration's edits once, then again along the same trajectories with one layer at a time
+quantized and dequantized. The velocity's error is measured at an early, a middle and a late step; the sampler continues
+with the recorded velocity. For large models the errors are estimated from the weights, and from calibration's moments
+if there are any.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ...errors import KontextError
 from ...files import write_atomic
 from ...model.checkpoint import Checkpoint
 from ...model.config import KontextConfig
-from ...model.networks import NETWORKS
+from ...model.networks import NETWORKS, NetworkShapes
 from ...quant.formats import FORMATS
 from ...quant.options import Option
 from ...quant.recipe import BYTES, Layer, Recipe, choose
@@ -34,36 +35,36 @@ from ...runtime.pipeline import Pipeline
 from ..bundle.tokenizer_files import TokenizerFile
 from ..graph.interface import linear_weights
 from ..progress import Progress
-from .calibrate import BATCH_PIXELS, RESIDENT, calibrate, compute_dtype, outline
-from .calibrate import digest as calibration_digest
-from .samples import Samples
-from .trajectories import Batch, ForcedNetworks, batches
+from .calibrate import calibrate, calibration_digest, outline_bundle
+from .samples import Samples, batch_size
+from .trajectories import EditableNetworks, RecordedEdits, record_edits
+from .watched_networks import RESIDENT_BYTES, compute_dtype
 
 PICTURES = 8
-"""Layers, the most sensitive ones, whose effect on the final picture is measured."""
+"""How many of the most sensitive layers are measured on the final picture too."""
 
 EDITS = 8
-"""Edits that errors of the velocity are measured on; the ranking of layers hardly changes with more."""
+"""Edits that errors of the velocity are measured on; more hardly change the ranking of layers."""
 
 PICTURE_EDITS = 4
-"""Edits whose pictures are compared, at all steps each."""
+"""Edits whose final pictures are compared."""
 
-LARGE = RESIDENT // 4
-"""Parameters from which on a layer's error is estimated: one pass of FLUX takes minutes on a CPU, and this needs
-thousands, with all weights in memory."""
+MEASURED_PARAMETERS = RESIDENT_BYTES // 4
+"""Models with fewer parameters are measured: their fp32 weights stay in memory. Others are estimated: a pass of FLUX
+takes minutes on a CPU, and measuring needs thousands."""
 
 VERSION = 1
-"""Of what is measured: another one makes kept reports worthless."""
+"""Of the measurement. Increase it when something else is measured: cached reports are then ignored."""
 
 
 def measured_layers(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, int]]]:
     """Network → weight → [in, out] of every linear that a recipe may quantize."""
     shapes = {name: network.shapes for name, network in checkpoint.networks.items()}
-    return quantizable(checkpoint.config, shapes, candidates(checkpoint))
+    return quantized_layers(checkpoint.config, shapes, widest_recipe(checkpoint))
 
 
-def quantizable(
-    config: KontextConfig, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe
+def quantized_layers(
+    config: KontextConfig, shapes: NetworkShapes, recipe: Recipe
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Network → weight → [in, out] of the linears that `recipe` quantizes."""
     result: dict[str, dict[str, tuple[int, int]]] = {}
@@ -75,29 +76,30 @@ def quantizable(
     return result
 
 
-def candidates(checkpoint: Checkpoint) -> Recipe:
-    """A recipe that quantizes whatever may be."""
+def widest_recipe(checkpoint: Checkpoint) -> Recipe:
+    """A recipe that quantizes every layer that may be quantized."""
     return choose(tuple(NETWORKS), checkpoint.parameters(), None, "int8")
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """A checkpoint's layers as an export would store them, made one by one."""
+class QuantizedWeights:
+    """Quantizes and dequantizes a checkpoint's layers one by one, as an export would store them."""
 
     checkpoint: Checkpoint
     statistics: Statistics | None
 
     def read(self, network: str, weight: str, option: Option) -> tuple[Tensor, float]:
-        """A layer [in, out] quantized and back, fp32, and its relative error: of its output where the moments of its
-        inputs are known, else of the weight."""
+        """A layer [in, out], quantized and dequantized, fp32; and its relative error: of its output if the moments of
+        its inputs are known, else of the weight."""
         original = self.checkpoint.networks[network].read(weight).t()
         known = None if self.statistics is None else self.statistics.get(network, weight)
-        rank = option.rank_of((original.shape[0], original.shape[1]), BYTES[computed(self.checkpoint)])
+        compute = widest_recipe(self.checkpoint).compute["transformer"]
+        rank = option.rank_of((original.shape[0], original.shape[1]), BYTES[compute])
         quantized = round_trip(original, Layer(option.format, rank), compute_dtype(self.checkpoint), known)
         return quantized, relative_error(original, quantized, None if known is None else known.moments)
 
 
-def measure(
+def measure_sensitivity(
     checkpoint: Checkpoint,
     options: Sequence[Option],
     tokenizers: Mapping[str, TokenizerFile],
@@ -105,35 +107,34 @@ def measure(
     calibrated: bool,
     progress: Progress,
 ) -> Sensitivity:
-    """Each layer's effect in each option, on the velocity and, for the most sensitive layers, on the picture.
+    """Measures each layer in each option: the velocity's error and, for the most sensitive layers, the picture's.
 
-    A report on the same model, samples and options is loaded from the cache; its `file` says so.
+    A report of the same model, samples and options is loaded from the cache; its `file` is then its path.
 
     Args:
-        checkpoint: a model small enough to be run many times.
-        options: what layers are quantized to.
+        checkpoint: a model of fewer than `MEASURED_PARAMETERS`.
+        options: number formats and ranks to quantize layers to.
         tokenizers: the checkpoint's.
         samples: edits to measure on.
-        calibrated: quantize with what calibration on the same edits finds, as an export with it does.
+        calibrated: quantize with the statistics of these samples, as a calibrated export does.
         progress: draws a bar.
     """
     check_options(options)
-    key = digest(checkpoint, options, samples, calibrated)
-    kept = cache_folder() / "sensitivity" / f"{key}.json"
-    if kept.exists():
-        with contextlib.suppress(KontextError):  # a damaged one is made anew
-            return Sensitivity.load(kept)
+    key = sensitivity_digest(checkpoint, options, samples, calibrated)
+    cached = cache_folder() / "sensitivity" / f"{key}.json"
+    if cached.exists():
+        with contextlib.suppress(KontextError):  # a damaged file is replaced
+            return Sensitivity.load(cached)
     statistics = None
     if calibrated:
-        statistics = calibrate(checkpoint, candidates(checkpoint), tokenizers, samples, progress)
+        statistics = calibrate(checkpoint, widest_recipe(checkpoint), tokenizers, samples, progress)
     layers = measured_layers(checkpoint)
     report = Sensitivity(checkpoint.config.name, "velocity", [str(option) for option in options])
-    side = checkpoint.config.autoencoder.sample_size
-    networks = ForcedNetworks(checkpoint)
-    source = Quantized(checkpoint, statistics)
-    with outline(checkpoint, networks.recipe, tokenizers) as bundle:
+    networks = EditableNetworks(checkpoint)
+    source = QuantizedWeights(checkpoint, statistics)
+    with outline_bundle(checkpoint, networks.recipe, tokenizers) as bundle:
         pipeline = Pipeline(bundle, networks)
-        runs = batches(pipeline, networks, samples, EDITS, max(1, BATCH_PIXELS // side**2))
+        edits = record_edits(pipeline, networks, samples, batch_size(checkpoint.config), EDITS)
         total = (sum(map(len, layers.values())) + 1) * len(options) + PICTURES + 1
         with progress.steps("sensitivity", total) as advance:
             for network, weights in layers.items():
@@ -143,7 +144,7 @@ def measure(
                         if option.fits(shape):
                             quantized, relative = source.read(network, weight, option)
                             with networks.replaced(network, {weight: quantized}):
-                                share, each = velocity_error(runs, network)
+                                share, each = velocity_error(edits, network)
                             layer.errors[str(option)], layer.ranges[str(option)] = share, each
                             layer.relative[str(option)] = relative
                         advance(1)
@@ -153,7 +154,7 @@ def measure(
                         fitting = [weight for weight, shape in weights.items() if option.fits(shape)]
                         made = {weight: source.read(network, weight, option)[0] for weight in fitting}
                         stack.enter_context(networks.replaced(network, made))
-                    together, _ = velocity_error(runs, "text_encoder_2")
+                    together, _ = velocity_error(edits, "text_encoder_2")
                 report.sums[str(option)] = {"sum": total_error(report, option), "whole": together}
                 advance(1)
             report.pictures = measure_pictures(
@@ -164,22 +165,25 @@ def measure(
         "count": min(EDITS, len(samples.samples)),
         "digest": samples.digest(),
         "calibrated": calibrated,
-        "steps": [step + 1 for step in runs[0].steps],
-        "of_steps": runs[0].request.steps,
+        "steps": [step + 1 for step in edits[0].steps],
+        "of_steps": edits[0].request.steps,
     }
-    keep(report, kept)
+    with contextlib.suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_report(report, cached)
     return report
 
 
-def velocity_error(runs: Sequence[Batch], network: str) -> tuple[float, list[float]]:
-    """The relative energy of the velocity's error over all edits, at all measured steps and at each."""
+def velocity_error(edits: Sequence[RecordedEdits], network: str) -> tuple[float, list[float]]:
+    """Energy of the velocity's error relative to the velocity's, over all edits: the mean of the measured steps, and
+    each."""
     noise: dict[int, float] = {}
     signal: dict[int, float] = {}
-    for run in runs:
-        for total, part in zip((noise, signal), run.energies(network), strict=True):
-            for step, energy in part.items():
+    for batch in edits:
+        for total, energies in zip((noise, signal), batch.energies(network), strict=True):
+            for step, energy in energies.items():
                 total[step] = total.get(step, 0.0) + energy
-    # The mean over steps and not their sum's ratio: late velocities are no more important for being large.
+    # The mean of the ratios, not the ratio of the sums: large velocities of late steps are no more important.
     each = [noise[step] / signal[step] for step in sorted(noise)]
     if not all(map(math.isfinite, each)):
         raise KontextError("the model's velocity is not finite: the checkpoint is damaged")
@@ -196,24 +200,24 @@ def measure_pictures(
     report: Sensitivity,
     option: Option,
     pipeline: Pipeline,
-    networks: ForcedNetworks,
+    networks: EditableNetworks,
     samples: Samples,
-    source: Quantized,
+    source: QuantizedWeights,
     advance: Callable[[int], object],
 ) -> list[dict[str, Any]]:
-    """The final picture's PSNR with each of the most sensitive layers in `option`, over a few edits run freely."""
+    """The final picture's PSNR with each of the most sensitive layers quantized to `option`, over a few edits."""
     ranked = sorted(
         ((layer.errors.get(str(option), 0.0), network, weight)
          for network, each in report.layers.items() for weight, layer in each.items()),
         reverse=True,
     )[:PICTURES]  # fmt: skip
-    runs = batches(pipeline, networks, samples, PICTURE_EDITS, PICTURE_EDITS)
-    expected = [picture for run in runs for picture in run.pictures("transformer")]
+    edits = record_edits(pipeline, networks, samples, PICTURE_EDITS, PICTURE_EDITS)
+    expected = [picture for batch in edits for picture in batch.pictures("transformer")]
     advance(1)
     result: list[dict[str, Any]] = []
     for _, network, weight in ranked:
         with networks.replaced(network, {weight: source.read(network, weight, option)[0]}):
-            pictures = [picture for run in runs for picture in run.pictures(network)]
+            pictures = [picture for batch in edits for picture in batch.pictures(network)]
         each = [psnr(*pair) for pair in zip(pictures, expected, strict=True)]
         psnr_mean = round(sum(each) / len(each), 2)
         result.append({"network": network, "weight": weight, "option": str(option), "psnr": psnr_mean})
@@ -221,21 +225,21 @@ def measure_pictures(
     return result
 
 
-def estimate(
+def estimate_sensitivity(
     checkpoint: Checkpoint,
     options: Sequence[Option],
     statistics: Statistics | None,
     progress: Progress,
 ) -> Sensitivity:
-    """Each layer's effect without running the model: one weight in memory at a time.
+    """Estimates each layer's effect on the velocity without running the model, with one weight in memory at a time.
 
-    The error of a layer's own output comes from the moments in `statistics`, or, without, from the weights; a gain for
-    its kind turns it into the velocity's.
+    The error of a layer's output is computed from the moments in `statistics`, or from the weights if there are none; a
+    gain for its kind, measured on the embedded model, converts it to the velocity's.
     """
     check_options(options)
     layers = measured_layers(checkpoint)
     counts = count_kinds(layers)
-    source = Quantized(checkpoint, statistics)
+    source = QuantizedWeights(checkpoint, statistics)
     method = "weights" if statistics is None else "moments"
     report = Sensitivity(checkpoint.config.name, method, [str(option) for option in options])
     with progress.steps("sensitivity", sum(map(len, layers.values()))) as advance:
@@ -254,7 +258,7 @@ def estimate(
 
 
 def count_kinds(layers: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
-    """Kind → layers of it."""
+    """Kind of layer → number of layers of that kind."""
     counts: dict[str, int] = {}
     for network, weights in layers.items():
         for weight in weights:
@@ -263,34 +267,25 @@ def count_kinds(layers: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
     return counts
 
 
-def computed(checkpoint: Checkpoint) -> str:
-    return candidates(checkpoint).compute["transformer"]
-
-
 def check_options(options: Sequence[Option]) -> None:
     for option in options:
         if option.format not in FORMATS:
             raise KontextError(
-                f"{option.format} weights cannot be exported yet: choose from {', '.join(FORMATS)}"
+                f"{option.format} weights cannot be exported: choose from {', '.join(FORMATS)}"
             )
 
 
-def digest(checkpoint: Checkpoint, options: Sequence[Option], samples: Samples, calibrated: bool) -> str:
-    """Of all that a report depends on."""
+def sensitivity_digest(
+    checkpoint: Checkpoint, options: Sequence[Option], samples: Samples, calibrated: bool
+) -> str:
+    """SHA-256 of everything that a report depends on."""
     parts = [
         VERSION,
-        calibration_digest(checkpoint, candidates(checkpoint), samples),
+        calibration_digest(checkpoint, widest_recipe(checkpoint), samples),
         [str(option) for option in options],
         calibrated,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def keep(report: Sensitivity, path: Path) -> None:
-    """For the next time, where that is possible."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_report(report, path)
 
 
 def write_report(report: Sensitivity, path: Path) -> None:

@@ -1,7 +1,4 @@
-"""Edits that are run once by the deployed sampler and again, along the same trajectory, with other weights.
-
-The networks are PyTorch's, as in calibration; at all but a few steps the sampler is answered from the record.
-"""
+"""Edits that are run once by the deployed sampler, and again along the same trajectory with other weights."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -17,50 +13,30 @@ from ...model.checkpoint import Checkpoint
 from ...model.networks import NETWORKS
 from ...quant.recipe import choose
 from ...quant.statistics import Statistics
-from ...runtime.backends.protocol import SamplerStep
+from ...runtime.backends.protocol import Backend
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import Request, build_request
-from .calibrate import WatchedNetworks
-from .samples import Samples
+from ...runtime.request import Request
+from .samples import Samples, sample_requests
+from .teacher_forcing import Recorder, TeacherForced
+from .watched_networks import WatchedNetworks
 
-PARTS = (1 / 6, 1 / 2, 5 / 6)
-"""Where in the sampler's steps errors are measured: early, middle, late."""
+MEASURED_SHARES = (1 / 6, 1 / 2, 5 / 6)
+"""The steps at which errors are measured, as shares of the sampler's steps: early, middle, late."""
 
 
-class ForcedNetworks(WatchedNetworks):
-    """Networks in PyTorch whose first run of a batch is recorded; runs after it are answered from the record, save for
-    the steps that errors are measured at."""
+class EditableNetworks(WatchedNetworks):
+    """Networks in PyTorch that stay in memory, and whose weights can be replaced."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         plain = choose(tuple(NETWORKS), checkpoint.parameters(), None)
         super().__init__(checkpoint, plain, Statistics())
-        self.velocities: list[np.ndarray[Any, Any]] | None = None
-        self.recording = True
-        self.measured: tuple[int, ...] = ()
-        self.noise: dict[int, float] = {}
-        self.signal: dict[int, float] = {}
 
     def release(self, *graphs: str) -> None:
-        """Networks stay: each is needed thousands of times."""
-
-    def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
-        if step is None or self.velocities is None:
-            return super().run(graph, inputs, step)
-        if self.recording:
-            outputs = super().run(graph, inputs, step)
-            self.velocities.append(outputs["velocity"])
-            return outputs
-        expected = self.velocities[step.index]
-        if step.index not in self.measured:
-            return {"velocity": expected}
-        velocity = super().run(graph, inputs, step)["velocity"]
-        self.noise[step.index] = float(np.square(velocity - expected, dtype=np.float64).sum())
-        self.signal[step.index] = float(np.square(expected, dtype=np.float64).sum())
-        return {"velocity": expected}
+        """Keeps the networks: each is needed thousands of times."""
 
     @contextlib.contextmanager
     def replaced(self, network: str, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """`weights` [in, out] in the place of a network's own."""
+        """Replaces some weights of a network by `weights` [in, out] until the context ends."""
         module = self.networks.get(network) or self.networks.setdefault(network, self.build(network))
         parameters = {name: module.get_parameter(name) for name in weights}
         before = {name: parameter.data for name, parameter in parameters.items()}
@@ -73,54 +49,55 @@ class ForcedNetworks(WatchedNetworks):
                 parameter.data = before[name]
 
 
-class Batch:
-    """Some edits of one shape, their reference trajectory recorded, to be run again with other weights."""
+class RecordedEdits:
+    """Edits of one shape with their recorded trajectory, to be run again with other weights."""
 
-    def __init__(self, pipeline: Pipeline, networks: ForcedNetworks, request: Request) -> None:
+    def __init__(self, pipeline: Pipeline, networks: EditableNetworks, request: Request) -> None:
         self.pipeline, self.networks, self.request = pipeline, networks, request
-        self.steps = tuple(sorted({min(int(part * request.steps), request.steps - 1) for part in PARTS}))
+        self.steps = tuple(
+            sorted({min(int(share * request.steps), request.steps - 1) for share in MEASURED_SHARES})
+        )
         self.texts = pipeline.encode_prompts(request.rows)
         self.references = pipeline.encode_references(request.rows)
-        self.velocities: list[np.ndarray[Any, Any]] = []
-        networks.velocities, networks.recording = self.velocities, True
-        self.sample(self.texts)
+        recorder = Recorder(networks)
+        self.sample(recorder, self.texts)
+        self.velocities = recorder.velocities
 
-    def sample(self, texts: dict[str, tuple[Any, Any]]) -> Any:
-        return self.pipeline.sample(self.request.rows, self.request, texts, self.references, lambda *_: None)
+    def sample(self, backend: Backend, texts: dict[str, tuple[Any, Any]]) -> Any:
+        self.pipeline.backend = backend
+        try:
+            return self.pipeline.sample(
+                self.request.rows, self.request, texts, self.references, lambda *_: None
+            )
+        finally:
+            self.pipeline.backend = self.networks
+
+    def encode_texts(self, network: str) -> dict[str, tuple[Any, Any]]:
+        """The recorded texts, or new ones if the changed network is a text encoder."""
+        changed = network in ("text_encoder", "text_encoder_2")
+        return self.pipeline.encode_prompts(self.request.rows) if changed else self.texts
 
     def energies(self, network: str) -> tuple[dict[int, float], dict[int, float]]:
-        """Energy of the velocity's error and of the velocity, by step, with `network` as it is now."""
-        networks = self.networks
-        networks.velocities, networks.recording, networks.measured = self.velocities, False, self.steps
-        texts = self.texts
-        if network in ("text_encoder", "text_encoder_2"):
-            texts = self.pipeline.encode_prompts(self.request.rows)
-        self.sample(texts)
-        return dict(networks.noise), dict(networks.signal)
+        """Energies of the velocity's error and of the velocity, by step, with the current weights of `network`."""
+        forced = TeacherForced(self.networks, self.velocities, self.steps)
+        self.sample(forced, self.encode_texts(network))
+        return forced.noise, forced.signal
 
     def pictures(self, network: str) -> list[Image.Image]:
-        """The edits with `network` as it is now, run freely."""
-        self.networks.velocities = None
-        texts = self.texts
-        if network in ("text_encoder", "text_encoder_2"):
-            texts = self.pipeline.encode_prompts(self.request.rows)
-        return self.pipeline.decode(self.sample(texts))
+        """The edits' pictures, sampled freely with the current weights of `network`."""
+        return self.pipeline.decode(self.sample(self.networks, self.encode_texts(network)))
 
 
-def batches(
-    pipeline: Pipeline, networks: ForcedNetworks, samples: Samples, count: int, batch: int
-) -> list[Batch]:
-    """The first `count` samples, run once, at most `batch` at a time, those of one shape together."""
-    result = []
-    for start in range(0, min(count, len(samples.samples)), batch):
-        chosen = samples.samples[start : min(start + batch, count)]
-        request = build_request(
-            pipeline.bundle.sampler,
-            [sample.picture() for sample in chosen],
-            [sample.prompt for sample in chosen],
-            seed=start,
+def record_edits(
+    pipeline: Pipeline, networks: EditableNetworks, samples: Samples, batch: int, count: int
+) -> list[RecordedEdits]:
+    """Runs and records the first `count` samples, at most `batch` at a time."""
+    return [
+        RecordedEdits(
+            pipeline,
+            networks,
+            Request(tuple(request.rows[row] for row in rows), request.steps, request.guidance),
         )
-        for rows in request.batches():
-            part = Request(tuple(request.rows[row] for row in rows), request.steps, request.guidance)
-            result.append(Batch(pipeline, networks, part))
-    return result
+        for request in sample_requests(samples, pipeline.bundle.sampler, batch, count)
+        for rows in request.batches()
+    ]

@@ -150,13 +150,13 @@ def calibration_samples(options: argparse.Namespace) -> Samples | None:
 
 def calibration_folder(folder: str | None, model: str | None) -> Samples | None:
     """The edits in `folder`; without one scenes for the embedded model, where `model` is None."""
-    from ..calibration.samples import read_samples, scenes
+    from ..calibration.samples import read_samples, scene_samples
 
     if folder == "none":
         return None
     if folder is not None:
         return read_samples(Path(folder))
-    return scenes() if model is None else None
+    return scene_samples() if model is None else None
 
 
 def kernel_architectures(options: argparse.Namespace) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from .source_flags import whole_number
 
 if TYPE_CHECKING:
     from ...model.config import KontextConfig
-    from ..calibration.plan import Plan
+    from ..calibration.plan import MemoryPlan
 
 DEFAULT_GPU = "sm_89"
 
@@ -68,7 +68,7 @@ def check_plan_flags(options: argparse.Namespace) -> None:
                 raise KontextError(f"--{name.replace('_', '-')} only applies with --fit")
 
 
-def plan_for(options: argparse.Namespace, config: KontextConfig) -> Plan:
+def plan_for(options: argparse.Namespace, config: KontextConfig) -> MemoryPlan:
     """The plan that the flags ask for; needs the model's sizes and no weight.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...decibels import decibels
 from ...quant.sensitivity import METHODS
 from ...runtime.units import gigabytes
-from ..calibration.plan import COMPUTE, Plan
+from ..calibration.plan import COMPUTE, MemoryPlan
 
 TITLES = {
     "text_encoder": "CLIP",
@@ -22,7 +22,7 @@ def signal_to_noise(error: float) -> str:
     return f"{decibels(1, error):.1f} dB" if error > 0 else "nothing lost"
 
 
-def render_plan(plan: Plan) -> str:
+def render_plan(plan: MemoryPlan) -> str:
     """The plan as lines of text: a table of stages with their formats, and the expected quality."""
     header = ["stage", "weights", "activations", "other", "peak", "formats (layers)"]
     rows = []
@@ -51,7 +51,7 @@ def render_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def fidelity(plan: Plan) -> str:
+def fidelity(plan: MemoryPlan) -> str:
     if plan.error <= 0:
         return "nothing lost"
     text = f"{signal_to_noise(plan.error)} signal to noise"

@@ -51,8 +51,14 @@ def run(options: argparse.Namespace) -> int:
     from ...quant.options import parse_options
     from ..bundle.tokenizer_files import read_tokenizers
     from ..calibration.calibrate import calibrate
-    from ..calibration.samples import scenes
-    from ..calibration.sensitivity import LARGE, candidates, estimate, measure, write_report
+    from ..calibration.samples import scene_samples
+    from ..calibration.sensitivity import (
+        MEASURED_PARAMETERS,
+        estimate_sensitivity,
+        measure_sensitivity,
+        widest_recipe,
+        write_report,
+    )
     from ..progress import Progress
     from .sensitivity_plot import draw_sensitivity
     from .sensitivity_text import render_sensitivity
@@ -66,17 +72,17 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = Checkpoint.open(origin_of(options))
     progress = Progress(sys.stderr.isatty() and not options.quiet)
     statistics = None
-    if options.estimate or checkpoint.parameters() >= LARGE:
+    if options.estimate or checkpoint.parameters() >= MEASURED_PARAMETERS:
         if samples is not None:
             tokenizers = read_tokenizers(checkpoint)
-            statistics = calibrate(checkpoint, candidates(checkpoint), tokenizers, samples, progress)
-        report = estimate(checkpoint, formats, statistics, progress)
+            statistics = calibrate(checkpoint, widest_recipe(checkpoint), tokenizers, samples, progress)
+        report = estimate_sensitivity(checkpoint, formats, statistics, progress)
     else:
-        report = measure(
+        report = measure_sensitivity(
             checkpoint,
             formats,
             read_tokenizers(checkpoint),
-            samples or scenes(),
+            samples or scene_samples(),
             calibrated=samples is not None,
             progress=progress,
         )

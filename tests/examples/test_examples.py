@@ -50,10 +50,10 @@ def edited(bundle: Path, picture: Path, steps: int) -> np.ndarray:
 
 
 def test_pictures_have_instructions_and_suffice_for_calibration() -> None:
-    from kontext.export.calibration.samples import FEWEST, read_samples
+    from kontext.export.calibration.samples import MIN_SAMPLES, read_samples
 
     samples = read_samples(EXAMPLES / "pictures")
-    assert len(samples.samples) == len(PICTURES) >= FEWEST
+    assert len(samples.samples) == len(PICTURES) >= MIN_SAMPLES
     assert not samples.skipped
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export.bundle.tokenizer_files import read_tokenizers  # noqa: E402
-from kontext.export.calibration import calibrate  # noqa: E402
+from kontext.export.calibration import calibrate, watched_networks  # noqa: E402
 from kontext.export.calibration.samples import Sample, Samples  # noqa: E402
 from kontext.export.exporter import export  # noqa: E402
 from kontext.export.progress import Progress  # noqa: E402
@@ -125,7 +125,7 @@ def test_it_runs_once(tiny_checkpoint: Path, samples: Samples, monkeypatch: pyte
 def test_large_networks_stream_their_blocks(
     tiny_checkpoint: Path, samples: Samples, collected: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "RESIDENT", 1)
+    monkeypatch.setattr(watched_networks, "RESIDENT_BYTES", 1)
     streamed = run(tiny_checkpoint, samples)
     for name, layer in collected.inputs["transformer"].items():
         assert torch.equal(layer.largest, streamed.inputs["transformer"][name].largest), name

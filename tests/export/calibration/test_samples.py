@@ -11,12 +11,12 @@ from PIL import Image
 pytest.importorskip("torch")
 
 from kontext.errors import KontextError
-from kontext.export.calibration.samples import FEWEST, read_samples, scenes
+from kontext.export.calibration.samples import MIN_SAMPLES, read_samples, scene_samples
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for index in range(FEWEST):
+    for index in range(MIN_SAMPLES):
         Image.new("RGB", (32 + index, 24), (index, 9, 9)).save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(f" make it {index}\n")
     return tmp_path
@@ -24,20 +24,20 @@ def folder(tmp_path: Path) -> Path:
 
 def test_pairs_are_read_in_order(folder: Path) -> None:
     samples = read_samples(folder)
-    assert [sample.prompt for sample in samples.samples] == [f"make it {i}" for i in range(FEWEST)]
+    assert [sample.prompt for sample in samples.samples] == [f"make it {i}" for i in range(MIN_SAMPLES)]
     pictures = [sample.picture() for sample in samples.samples]
-    assert [picture.size for picture in pictures if picture] == [(32 + i, 24) for i in range(FEWEST)]
+    assert [picture.size for picture in pictures if picture] == [(32 + i, 24) for i in range(MIN_SAMPLES)]
     assert not samples.skipped
 
 
 def test_metadata_names_prompts_too(folder: Path) -> None:
-    for index in range(FEWEST):
+    for index in range(MIN_SAMPLES):
         (folder / f"{index}.txt").unlink()
     keys = ("prompt", "text")
-    lines = [json.dumps({"file_name": f"{i}.png", keys[i % 2]: f"listed {i}"}) for i in range(FEWEST)]
+    lines = [json.dumps({"file_name": f"{i}.png", keys[i % 2]: f"listed {i}"}) for i in range(MIN_SAMPLES)]
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n\n")
     assert [sample.prompt for sample in read_samples(folder).samples] == [
-        f"listed {i}" for i in range(FEWEST)
+        f"listed {i}" for i in range(MIN_SAMPLES)
     ]
 
 
@@ -50,19 +50,19 @@ def test_what_cannot_be_used_is_named(folder: Path) -> None:
     (folder / "strange.png").write_bytes((folder / "0.png").read_bytes())
     (folder / "strange.txt").write_bytes(b"\xff\xfe\x00bad")
     samples = read_samples(folder)
-    assert len(samples.samples) == FEWEST
+    assert len(samples.samples) == MIN_SAMPLES
     assert [line.split(":")[0] for line in samples.skipped] == [
         "alone.png",
         "broken.png",
         "mute.jpg",
         "strange.png",
     ]
-    assert "there is no alone.txt" in samples.skipped[0]
+    assert "no alone.txt" in samples.skipped[0]
 
 
 def test_too_few_are_refused_with_their_faults(folder: Path) -> None:
     (folder / "0.png").write_bytes(b"no picture")
-    with pytest.raises(KontextError, match=rf"{FEWEST - 1}.*0\.png"):
+    with pytest.raises(KontextError, match=rf"{MIN_SAMPLES - 1}.*0\.png"):
         read_samples(folder)
 
 
@@ -89,6 +89,6 @@ def test_digests_are_of_prompts_and_pixels(folder: Path) -> None:
 
 
 def test_the_built_in_set_is_of_every_kind_and_always_the_same() -> None:
-    samples = scenes()
+    samples = scene_samples()
     assert len(samples.samples) >= 9
-    assert samples.digest() == scenes().digest()
+    assert samples.digest() == scene_samples().digest()

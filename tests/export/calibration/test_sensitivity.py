@@ -45,7 +45,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def measure(folder: Path, calibrated: bool = False) -> Sensitivity:
     checkpoint = open_checkpoint(folder)
     tokenizers = read_tokenizers(checkpoint)
-    return sensitivity.measure(checkpoint, OPTIONS, tokenizers, SAMPLES, calibrated, Progress(False))
+    return sensitivity.measure_sensitivity(
+        checkpoint, OPTIONS, tokenizers, SAMPLES, calibrated, Progress(False)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +100,19 @@ def test_one_layer_by_hand(report: Sensitivity, tiny_checkpoint: Path) -> None:
     """The last linear's error in the velocity, with the runtime's own sampler over a network changed by hand."""
     checkpoint = open_checkpoint(tiny_checkpoint)
     name = "single_blocks.1.linear2.weight"
-    networks = trajectories.ForcedNetworks(checkpoint)
-    with sensitivity.outline(checkpoint, networks.recipe, read_tokenizers(checkpoint)) as bundle:
+    networks = trajectories.EditableNetworks(checkpoint)
+    with sensitivity.outline_bundle(checkpoint, networks.recipe, read_tokenizers(checkpoint)) as bundle:
         pipeline = sensitivity.Pipeline(bundle, networks)
-        runs = trajectories.batches(pipeline, networks, SAMPLES, 2, 2)
+        edits = trajectories.record_edits(pipeline, networks, SAMPLES, 2, 2)
         before = networks.networks["transformer"].get_parameter(name).data.clone()
-        quantized, relative = sensitivity.Quantized(checkpoint, None).read("transformer", name, OPTIONS[1])
+        quantized, relative = sensitivity.QuantizedWeights(checkpoint, None).read(
+            "transformer", name, OPTIONS[1]
+        )
         with networks.replaced("transformer", {name: quantized}):
             assert not torch.equal(networks.networks["transformer"].get_parameter(name).data, before)
-            error, _ = sensitivity.velocity_error(runs, "transformer")
+            error, _ = sensitivity.velocity_error(edits, "transformer")
         assert torch.equal(networks.networks["transformer"].get_parameter(name).data, before)
-        nothing, _ = sensitivity.velocity_error(runs, "transformer")
+        nothing, _ = sensitivity.velocity_error(edits, "transformer")
     assert error == pytest.approx(report.layers["transformer"][name].errors["int4:0"], rel=1e-3)
     assert relative == pytest.approx(report.layers["transformer"][name].relative["int4:0"])
     assert nothing < 1e-9
@@ -119,15 +123,17 @@ def test_it_is_measured_once(
 ) -> None:
     monkeypatch.setattr(sensitivity, "PICTURES", 0)
     first = measure(tiny_checkpoint)
-    monkeypatch.setattr(sensitivity, "ForcedNetworks", None)  # it would fail
+    monkeypatch.setattr(sensitivity, "EditableNetworks", None)  # it would fail
     again = measure(tiny_checkpoint)
     assert again == first
     assert again.file is not None
 
 
 def test_the_estimate_runs_nothing(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivity, "ForcedNetworks", None)
-    estimated = sensitivity.estimate(open_checkpoint(tiny_checkpoint), OPTIONS, None, Progress(False))
+    monkeypatch.setattr(sensitivity, "EditableNetworks", None)
+    estimated = sensitivity.estimate_sensitivity(
+        open_checkpoint(tiny_checkpoint), OPTIONS, None, Progress(False)
+    )
     assert estimated.method == "weights"
     layer = estimated.layers["transformer"]["double_blocks.0.img_mlp.0.weight"]
     assert 0 < layer.errors["int8"] < layer.errors["int4:0"]
@@ -170,7 +176,7 @@ def test_formats_that_cannot_be_exported_are_refused(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sensitivity, "FORMATS", {"int8": None})
-    with pytest.raises(KontextError, match="int4 weights cannot be exported yet: choose from int8"):
+    with pytest.raises(KontextError, match="int4 weights cannot be exported: choose from int8"):
         sensitivity.check_options(OPTIONS)
 
 

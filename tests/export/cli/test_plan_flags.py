@@ -139,7 +139,7 @@ def test_an_export_follows_a_recipe(
             ["--fit", "12GB", "--batch", "0", "--plan-only"],
             "argument --batch: '0' is not a whole number from 1 to 64",
         ),
-        (["--fit", "10MB", "--plan-only"], "the smallest budget that does"),
+        (["--fit", "10MB", "--plan-only"], "the smallest budget for"),
     ],
 )
 def test_bad_input_is_one_line(

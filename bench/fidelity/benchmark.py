@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ...decibels import decibels
 from ...errors import KontextError
+from ...export.calibration.teacher_forcing import Array, Recorder, TeacherForced
 from ...runtime import Pipeline
 from ...runtime.bundle import Bundle
 from ...tiny.edits import KINDS, Edit
@@ -33,7 +34,7 @@ from ..flags import at_least
 from ..machine import describe
 from ..report import finish
 from . import bits_per_weight, peers
-from .edit_runs import EditRun, Recorder, TeacherForced, Trajectory, run_edit
+from .edit_runs import EditRun, run_edit
 from .picture_metrics import METRICS, Compare, available_metrics
 from .tables import absences, detail_tables, footer, tables
 
@@ -80,12 +81,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 @dataclass
 class ReferenceRun:
-    """One edit by the reference."""
+    """One edit by the reference; `velocities` are those of all steps."""
 
     edit: Edit
     seed: int
     run: EditRun
-    trajectory: Trajectory
+    velocities: list[Array]
 
 
 def reference_runs(
@@ -99,7 +100,7 @@ def reference_runs(
         recorder = Recorder(backend)
         pipe.backend = recorder
         free = run_edit(pipe, edit, steps, seed + number)
-        result.append(ReferenceRun(edit, seed + number, free, recorder.trajectory))
+        result.append(ReferenceRun(edit, seed + number, free, recorder.velocities))
         done()
     pipe.backend = backend
     return result
@@ -124,7 +125,7 @@ def compare(
 ) -> dict[str, Any]:
     """Runs one bundle along all reference runs; returns everything that is measured, as JSON."""
     pipe, backend = compared.pipe, compared.pipe.backend
-    steps = len(references[0].trajectory.velocities)
+    steps = len(references[0].velocities)
     noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     each: dict[str, list[float]] = {name: [] for name in metrics}
     successes: list[bool] = []
@@ -136,12 +137,12 @@ def compare(
         for step, (ours, theirs) in enumerate(zip(found.latents, known.run.latents, strict=True)):
             apart, whole = (np.square(x, dtype=np.float64).sum() for x in (ours - theirs, theirs))
             distances[step] += np.sqrt(apart / whole) / len(references)
-        forced = TeacherForced(backend, known.trajectory)
+        forced = TeacherForced(backend, known.velocities)
         pipe.backend = forced
         run_edit(pipe, known.edit, steps, known.seed)
         pipe.backend = backend
-        noise += forced.noise
-        signal += forced.signal
+        noise += list(forced.noise.values())
+        signal += list(forced.signal.values())
         done()
     expected = [known.run.success for known in references]
     result = {

@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from kontext.bench.edits import held_out
-from kontext.bench.fidelity.edit_runs import Recorder, TeacherForced, run_edit
+from kontext.bench.fidelity.edit_runs import run_edit
+from kontext.export.calibration.teacher_forcing import Recorder, TeacherForced
 from kontext.runtime import Pipeline
 
 
@@ -21,10 +22,10 @@ def test_forced_steps_start_where_the_reference_was(bundles: dict[str, Path]) ->
     recorder = Recorder(teacher.backend)
     teacher.backend = recorder
     expected = run_edit(teacher, edit, 3, 0)
-    forced = TeacherForced(student.backend, recorder.trajectory)
+    forced = TeacherForced(student.backend, recorder.velocities)
     student.backend = forced
     found = run_edit(student, edit, 3, 0)
     for ours, theirs in zip(found.latents, expected.latents, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert min(forced.noise) > 0
+    assert min(forced.noise.values()) > 0
     assert len(forced.signal) == 3

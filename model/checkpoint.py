@@ -93,7 +93,7 @@ class NetworkWeights:
         Raises:
             KontextError: it cannot be read, or holds NaN or infinity.
         """
-        tensor = self.sources[weight].assemble(lambda part: widened(self.files[part].read()))
+        tensor = self.sources[weight].assemble(lambda part: widen_fp8(self.files[part].read()))
         if not is_finite(tensor):
             part = self.files[self.sources[weight].parts[0]]
             raise KontextError(
@@ -110,7 +110,7 @@ class NetworkWeights:
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
 
-def widened(tensor: Tensor) -> Tensor:
+def widen_fp8(tensor: Tensor) -> Tensor:
     """FP8 as bf16, which represents all of its values; other formats unchanged."""
     return tensor.to(torch.bfloat16) if tensor.element_size() == 1 else tensor
 

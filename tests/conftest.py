@@ -71,7 +71,7 @@ def untraced() -> Callable[[Path], AbstractContextManager[None]]:
 
     @contextlib.contextmanager
     def context(bundle: Path) -> Iterator[None]:
-        from kontext.export.graph.workers import Tracers, unpack
+        from kontext.export.graph.workers import Tracers, unpack_graph
 
         computes = json.loads((bundle / "manifest.json").read_text())["precision"]["networks"]
 
@@ -87,7 +87,7 @@ def untraced() -> Callable[[Path], AbstractContextManager[None]]:
 
             def result(self, network: str) -> object:
                 assert self.compute[network] == computes[network]
-                return unpack((bundle / f"{network}.onnx").read_bytes())
+                return unpack_graph((bundle / f"{network}.onnx").read_bytes())
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("kontext.export.exporter.Tracers", Untraced)

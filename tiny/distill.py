@@ -27,7 +27,7 @@ from .train_flow import (
     BATCH,
     FRESH_PER_STEP,
     block_matrices,
-    compile_blocks,
+    compile_transformer,
     optimizers_for,
     shifted_time,
     stance,
@@ -151,7 +151,7 @@ def distill(
     average_network = copy.deepcopy(teacher)
     if compiled:
         for network in (teacher, student, average_network):
-            compile_blocks(network)
+            compile_transformer(network)
     matrices = [p for p in block_matrices(student) if p.requires_grad]
     session = run_state.TrainingSession(path, student, optimizers_for(student, matrices), 0.995)
     prompts = Prompts(run, config)

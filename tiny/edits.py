@@ -104,13 +104,13 @@ def pick_several(rng: np.random.Generator, choices: Sequence[T], count: int) -> 
     return [choices[int(i)] for i in rng.permutation(len(choices))[:count]]
 
 
-def held_out(key: tuple[str, ...]) -> bool:
+def is_held_out(key: tuple[str, ...]) -> bool:
     """Whether a combination belongs to the test split; a checksum decides, so it is the same on every machine."""
     return zlib.crc32("/".join(key).encode()) % HELD_OUT_SHARE == 3
 
 
 def in_split(keys: tuple[tuple[str, ...], ...], split: str) -> bool:
-    return any(held_out(key) for key in keys) == (split == "test")
+    return any(is_held_out(key) for key in keys) == (split == "test")
 
 
 def sentence(rng: np.random.Generator, template: str, **words: str) -> str:

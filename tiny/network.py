@@ -61,7 +61,7 @@ class KontextNetwork(nn.Module):
 
 
 @torch.no_grad()
-def initialize(network: KontextNetwork) -> None:
+def initialize_network(network: KontextNetwork) -> None:
     """Xavier for linears; zero for the modulation, so that residual branches start closed (adaLN-Zero, Peebles & Xie
     2023)."""
     for module in network.modules():

@@ -34,7 +34,7 @@ def to_pictures(images: Tensor) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def round_trip(
+def judge_round_trips(
     autoencoder: Autoencoder, kind: str, count: int, noise: float = 0.0, seed: int = 0
 ) -> tuple[int, float]:
     """Encodes, decodes and judges the correct answers of `count` edits of `kind` from the test split.
@@ -92,7 +92,7 @@ def measure_round_trip(arguments: list[str] | None) -> None:
     )
     options = parser.parse_args(arguments)
     autoencoder = load_autoencoder(options.checkpoint)
-    rows = {kind: round_trip(autoencoder, kind, options.count, options.noise) for kind in KINDS}
+    rows = {kind: judge_round_trips(autoencoder, kind, options.count, options.noise) for kind in KINDS}
     for kind, (accepted, psnr) in rows.items():
         print(f"{kind:12} {accepted / options.count:4.0%}  {psnr:.1f} dB")
     accepted, psnr = (sum(column) for column in zip(*rows.values(), strict=True))

@@ -33,7 +33,7 @@ SHARES = {"effect": 0.35, "style": 0.25, "character": 0.2, "text": 0.08, "move":
 
 
 @torch.no_grad()
-def initialize(model: Autoencoder) -> None:
+def initialize_autoencoder(model: Autoencoder) -> None:
     """Residual branches start at zero and linear maps preserve their input's scale (as in Fixup, Zhang et al. 2019).
 
     The network is nearly linear at first and learns the pictures' coarse content within a few dozen steps; the latents
@@ -90,7 +90,7 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, minutes: float, devi
     path = run / "autoencoder.safetensors"
     torch.manual_seed(0)
     model = Autoencoder(config)
-    initialize(model)
+    initialize_autoencoder(model)
     model.to(device)
     optimizers = {
         "adam": torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)

@@ -21,14 +21,14 @@ from ...quant.recipe import BYTES, SPARED, Layer, Recipe, Rule, choose
 from ...quant.sensitivity import Sensitivity, gain, kind_of, normal_error
 from ...runtime.units import gigabytes
 from ..graph.interface import constants
-from .sensitivity import count_kinds, quantized_layers
+from .sensitivity import count_kinds, quantizable_layers
 
 COMPUTE = "compute"
 """The choice that leaves a layer in the format that its network computes in."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class StagePlan:
     """One network's share of an edit.
 
     `counts` are layers and bytes by format. `error` is the relative energy that its layers add to the velocity's error;
@@ -60,7 +60,7 @@ class MemoryPlan:
     compute: str
     method: str
     """How layers' errors were found, a key of `METHODS`."""
-    stages: Sequence[Stage]
+    stages: Sequence[StagePlan]
     recipe: Recipe
 
     @property
@@ -167,7 +167,7 @@ def make_plan(
         compute = "fp32"
     base = choose(tuple(NETWORKS), parameters, compute, "int8")
     options = usable_options(target, requested, report)
-    layers = quantized_layers(config, shapes, base)
+    layers = quantizable_layers(config, shapes, base)
     counts = count_kinds(layers)
     needs = demands(config, base.compute, work, engine_of(target))
     stages, rules, smallest = [], list(SPARED), 0
@@ -244,7 +244,7 @@ def fit_stage(
     demand: Demand,
     budget: int,
     wide: int,
-) -> tuple[tuple[Allocation, Stage] | None, int]:
+) -> tuple[tuple[Allocation, StagePlan] | None, int]:
     """The stage with the smallest error within the budget, or None; and the smallest budget that it fits into."""
     available = budget - demand.bytes - fixed
     plain = Allocation(tuple(item.choices[0] for item in items), 0.0)
@@ -260,12 +260,12 @@ def fit_stage(
     return (allocation, stage_of(network, allocation, fixed, demand)), least
 
 
-def stage_of(network: str, allocation: Allocation, fixed: int, demand: Demand) -> Stage:
+def stage_of(network: str, allocation: Allocation, fixed: int, demand: Demand) -> StagePlan:
     counts: dict[str, tuple[int, int]] = {}
     for choice in allocation.choices:
         layers, size = counts.get(choice.name, (0, 0))
         counts[choice.name] = (layers + 1, size + choice.stored)
-    return Stage(
+    return StagePlan(
         network,
         allocation.bytes + fixed,
         sum(choice.stored for choice in allocation.choices) + fixed,

@@ -60,10 +60,10 @@ VERSION = 1
 def measured_layers(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, int]]]:
     """Network → weight → [in, out] of every linear that a recipe may quantize."""
     shapes = {name: network.shapes for name, network in checkpoint.networks.items()}
-    return quantized_layers(checkpoint.config, shapes, widest_recipe(checkpoint))
+    return quantizable_layers(checkpoint.config, shapes, widest_recipe(checkpoint))
 
 
-def quantized_layers(
+def quantizable_layers(
     config: KontextConfig, shapes: NetworkShapes, recipe: Recipe
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Network → weight → [in, out] of the linears that `recipe` quantizes."""

@@ -85,7 +85,7 @@ class Tracers:
         """
         cached = self.cached[network]
         if cached is not None:
-            return unpack(cached)
+            return unpack_graph(cached)
         path, process = Path(self.folder.name) / f"{network}.onnx", self.processes[network]
         assert process.stdout is not None
         while not path.exists():
@@ -93,10 +93,10 @@ class Tracers:
                 raise RuntimeError(f"tracing the graph of {network} ended with exit code {process.wait()}")
         graph = path.read_bytes()
         cache_graph(network, self.config, self.compute[network], graph)
-        return unpack(graph)
+        return unpack_graph(graph)
 
 
-def pack(model: ir.Model) -> bytes:
+def pack_graph(model: ir.Model) -> bytes:
     """A traced graph as an ONNX file, with its weights in the file `UNBOUND`, which does not exist."""
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
@@ -107,8 +107,8 @@ def pack(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def unpack(data: bytes) -> ir.Model:
-    """The inverse of `pack`."""
+def unpack_graph(data: bytes) -> ir.Model:
+    """The inverse of `pack_graph`."""
     model = ir.from_proto(onnx.ModelProto.FromString(data))
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
@@ -125,7 +125,7 @@ def main() -> None:
     for network, compute in request["compute"].items():
         path = folder / f"{network}.onnx"
         unfinished = path.with_suffix(".part")
-        unfinished.write_bytes(pack(trace_network(network, config, compute)))
+        unfinished.write_bytes(pack_graph(trace_network(network, config, compute)))
         unfinished.rename(path)
         print(network, flush=True)
 

@@ -21,7 +21,7 @@ from ...quant.recipe import Layer, Recipe
 from ...quant.statistics import InputStatistics
 from ...safetensors_header import TensorEntry, make_header
 
-Entry = tuple[str, str, tuple[int, ...]]
+UnplacedTensor = tuple[str, str, tuple[int, ...]]
 """A tensor that has no place yet: name, format as safetensors names it, shape."""
 
 TRANSPOSED_ROWS = 128
@@ -87,7 +87,7 @@ def plan_weights(
         statistics: weight → calibration's statistics of its inputs.
     """
     compute = recipe.compute[network.name]
-    listed: list[tuple[str, Layer | None, bool, list[Entry]]] = []
+    listed: list[tuple[str, Layer | None, bool, list[UnplacedTensor]]] = []
     names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     for name, tensor in constants.items():
         listed.append((name, None, False, [(name, names[tensor.dtype], tuple(tensor.shape))]))
@@ -106,7 +106,7 @@ def plan_weights(
     return WeightPlan(network.name, compute, header, items, constants, statistics or {})
 
 
-def stored_entries(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[Entry]:
+def stored_entries(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[UnplacedTensor]:
     """The tensors that a weight of `shape` is stored as."""
     if layer.format not in FORMATS:
         return [(name, STORED_DTYPES[layer.format], shape)]

@@ -606,27 +606,6 @@ def test_files_that_are_none(checkpoint: Checkpoint, state: State, tmp_path: Pat
             fuse(checkpoint, state, (tmp_path / name, 1))
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"),
-    [
-        ("Hyper-FLUX.1-dev-8steps-lora.safetensors", 8),
-        ("flux_4-step.safetensors", 4),
-        ("Hyper_16_Step.safetensors", 16),
-        ("FLUX.1-Turbo-Alpha.safetensors", 8),
-        ("models--alimama-creative--FLUX.1-Turbo-Alpha/snapshots/1/diffusion_pytorch_model.safetensors", 8),
-        ("style-2000steps.safetensors", None),
-        ("style_step_2000.safetensors", None),
-        ("style-28-steps.safetensors", None),
-        ("8-steps/style.safetensors", None),
-        ("8-stepsister.safetensors", None),
-    ],
-)
-def test_steps(checkpoint: Checkpoint, state: State, tmp_path: Path, name: str, steps: int | None) -> None:
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert fuse(checkpoint, state, (write(path, IMG_IN), 1))[1][0].steps == steps
-
-
 def test_steps_of_the_title(checkpoint: Checkpoint, state: State, tmp_path: Path) -> None:
     metadata = {"modelspec.title": "Fast 4-step", "ss_steps": "8"}
     path = write(tmp_path / "a.safetensors", IMG_IN, metadata)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kontext.tiny import draw, edits, scenes
-from kontext.tiny.edits import GROUPS, KINDS, Edit, held_out, sample_edit
+from kontext.tiny.edits import GROUPS, KINDS, Edit, is_held_out, sample_edit
 
 ALL = (*KINDS, "draw")
 
@@ -61,9 +61,9 @@ def test_scenes_are_unambiguous(kind: str, split: str) -> None:
 @pytest.mark.parametrize("kind", ALL)
 def test_train_and_test_share_no_combination(kind: str) -> None:
     train = {key for edit in sampled(kind, "train") for key in edit.keys}
-    assert not any(held_out(key) for key in train)
+    assert not any(is_held_out(key) for key in train)
     for edit in sampled(kind, "test"):
-        assert any(held_out(key) for key in edit.keys)
+        assert any(is_held_out(key) for key in edit.keys)
         assert not set(edit.keys) <= train
 
 
@@ -72,7 +72,7 @@ def test_mixed_training_never_yields_a_held_out_combination() -> None:
     counts: Counter[str] = Counter()
     for _ in range(5000):
         edit = sample_edit(rng)
-        assert not any(held_out(key) for key in edit.keys)
+        assert not any(is_held_out(key) for key in edit.keys)
         counts[edit.kind] += 1
     for kind, share in edits.TRAINING_SHARES.items():
         assert counts[kind] / 5000 == pytest.approx(share, abs=0.03)
@@ -80,9 +80,9 @@ def test_mixed_training_never_yields_a_held_out_combination() -> None:
 
 def test_about_a_tenth_is_held_out() -> None:
     pairs = [("text", a, b) for a in edits.WORDS for b in edits.WORDS if a != b]
-    assert 0.05 < np.mean([held_out(key) for key in pairs]) < 0.2
+    assert 0.05 < np.mean([is_held_out(key) for key in pairs]) < 0.2
     places = [("add", s, c, p) for s in draw.SHAPES for c in scenes.COLOURS for p in scenes.PLACES]
-    assert 0.05 < np.mean([held_out(key) for key in places]) < 0.2
+    assert 0.05 < np.mean([is_held_out(key) for key in places]) < 0.2
 
 
 def test_training_sees_every_single_word_as_old_and_as_new() -> None:

@@ -38,16 +38,16 @@ def test_pictures_come_back_from_tensors_as_they_were() -> None:
 
 def test_a_lossless_round_trip_is_accepted_and_a_grey_one_refused() -> None:
     lossless: Any = Lossless()
-    accepted, psnr = round_trip.round_trip(lossless, "recolour", 3)
+    accepted, psnr = round_trip.judge_round_trips(lossless, "recolour", 3)
     assert accepted == 3
     assert psnr > 100
     grey: Any = Grey()
-    assert round_trip.round_trip(grey, "recolour", 3)[0] == 0
+    assert round_trip.judge_round_trips(grey, "recolour", 3)[0] == 0
 
 
 def test_noise_on_the_latents_shows_in_the_decibels() -> None:
     lossless: Any = Lossless()
-    _, psnr = round_trip.round_trip(lossless, "move", 2, noise=0.1)
+    _, psnr = round_trip.judge_round_trips(lossless, "move", 2, noise=0.1)
     assert 15 < psnr < 45
 
 

@@ -15,7 +15,7 @@ def test_the_autoencoder_starts_as_a_nearly_linear_map() -> None:
     from kontext.model import Autoencoder
 
     model = Autoencoder(TINY.autoencoder)
-    train_autoencoder.initialize(model)
+    train_autoencoder.initialize_autoencoder(model)
     assert float(model.encoder.mid.block_1.conv2.weight.abs().max()) == 0
     _, log_variance = model.encoder.moments(torch.zeros(1, 3, 32, 32))
     assert float(log_variance.mean()) == pytest.approx(-5, abs=0.5)

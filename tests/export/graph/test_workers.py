@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from kontext.export.graph import trace
 from kontext.export.graph.bind_weights import serialize
-from kontext.export.graph.workers import Tracers, pack, unpack
+from kontext.export.graph.workers import Tracers, pack_graph, unpack_graph
 from kontext.model.checkpoint import Checkpoint
 
 
@@ -33,16 +33,16 @@ def test_another_process_traces_the_same_graph(tiny_checkpoint: Path, network: s
     }
     with Tracers([network], config, {network: "bf16"}) as tracers:
         found = tracers.result(network)
-    again = unpack(pack(found))
-    found = unpack(pack(again))
+    again = unpack_graph(pack_graph(found))
+    found = unpack_graph(pack_graph(again))
     unbound = {name: value for name, value in found.graph.initializers.items() if value.const_value is None}
     assert {name: (value.dtype, value.shape) for name, value in unbound.items()} == weights
     for name in weights:
         del expected.graph.initializers[name], found.graph.initializers[name]
-    assert serialize(found) == serialize(unpack(pack(expected)))
+    assert serialize(found) == serialize(unpack_graph(pack_graph(expected)))
     with Tracers([network], config, {network: "bf16"}) as tracers:
         assert not tracers.processes  # the graph was kept
-        assert pack(tracers.result(network)) == pack(again)
+        assert pack_graph(tracers.result(network)) == pack_graph(again)
 
 
 def test_a_fault_in_the_other_process(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:

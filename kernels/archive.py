@@ -1,9 +1,11 @@
-"""Compiled kernels in a bundle: kernels/<sm>/*.cubin, and kernels.json with all that a launch needs to know.
+"""Compiled kernels of a bundle: kernels/<sm>/*.cubin, and kernels.json with everything that a launch needs.
 
-    {"architecture": "sm_89", "kernels": [{"name", "key", "file", "symbol", "shared", "warps", "arguments", "nulls"}]}
+    {"format": 1, "architecture": "sm_89", "kernels": [
+        {"name", "key", "file", "symbol", "shared", "warps", "arguments", "nulls", "constants"}]}
 
-`key` is `Launch.key`: the kernel, its arguments' types and its constants. `arguments` lists (name, type) in the
-order of the machine code's parameters, after which come `nulls` null pointers; a program has 32 * `warps` threads.
+`key` is `Launch.key`: the kernel, its arguments' types and its constants. `arguments` lists (name, type) in the order
+of the machine code's parameters; `nulls` null pointers follow them. A program has 32 * `warps` threads and `shared`
+bytes of dynamic shared memory. `constants` are for readers.
 """
 
 from __future__ import annotations
@@ -24,18 +26,22 @@ INDEX = "kernels.json"
 FORMAT = 1
 
 COMPUTE = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""Formats of a bundle that there are compiled kernels for."""
+"""A bundle's compute formats that kernels can be compiled for."""
 
 
 def sizes_of(transformer: dict[str, Any], compute: str, rank: int = 32) -> Sizes:
-    """The sizes of a manifest's `model.transformer`.
+    """Sizes of the transformer in a manifest's `model.transformer`.
+
+    Args:
+        compute: the bundle's compute format.
+        rank: of INT4's low-rank branches.
 
     Raises:
-        KontextError: kernels for this model or format would not be its torch backend's.
+        KontextError: there are no kernels for this compute format.
     """
     if compute not in COMPUTE:
         raise KontextError(
-            f"compiled kernels are for bundles that compute in {' or '.join(COMPUTE)}, not in {compute}: add --bf16"
+            f"--kernels needs a bundle that computes in {' or '.join(COMPUTE)}, not in {compute}: add --bf16"
         )
     hidden, heads = transformer["hidden_size"], transformer["num_heads"]
     return Sizes(
@@ -50,16 +56,16 @@ def sizes_of(transformer: dict[str, Any], compute: str, rank: int = 32) -> Sizes
 def archive(
     arch: int, sizes: Sizes, only: str | None = None, advance: Callable[[int], object] | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each file of one architecture's folder, the index last.
+    """Compiles all kernels for one architecture; yields name and bytes of each file, the index last.
 
     Args:
         arch: compute capability, 89 for 8.9.
         sizes: of the transformer.
-        only: a pattern that the kernels' names must hold.
-        advance: told 1 for each kernel compiled.
+        only: a regular expression that kernels' names must match.
+        advance: called with 1 after each kernel.
 
     Raises:
-        KontextError: Triton is missing or cannot compile a kernel.
+        KontextError: Triton is not installed or cannot compile a kernel.
     """
     entries: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -79,10 +85,11 @@ def archive(
 
 
 def entry(file: str, variant: Variant, compiled: Compiled) -> dict[str, Any]:
+    """A kernel's entry of the index."""
     launch = variant.launch
     arguments = ordered(launch)
     if compiled.scratch:
-        raise KontextError(f"{variant.name} asks for scratch memory, which no launcher gives it")
+        raise KontextError(f"{variant.name} needs scratch memory, which the drivers do not allocate")
     return {
         "name": variant.name,
         "key": launch.key(),
@@ -97,6 +104,6 @@ def entry(file: str, variant: Variant, compiled: Compiled) -> dict[str, Any]:
 
 
 def ordered(launch: Launch) -> list[tuple[str, str]]:
-    """Name and type of the arguments in the order of the kernel's parameters."""
+    """Name and type of each argument, in the order of the kernel's parameters."""
     types = launch.signature()
     return [(name, types[name]) for name in launch.kernel.arg_names if name in types]

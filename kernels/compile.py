@@ -1,13 +1,12 @@
-"""`python -m kontext.kernels.compile`: every kernel for every architecture, with no GPU.
+"""`python -m kontext.kernels.compile`: compiles every kernel for every architecture, without a GPU.
 
-Prints registers, shared memory, spilled bytes and the tensor-core instructions in the machine code, and fails where a
-kernel spills, has lost its tensor-core path, or goes over device memory byte by byte (which a mask or a clamped index
-along the channels is enough for, and which no copy to shared memory ahead of time is made of).
+Prints each kernel's registers, spilled bytes, shared memory and tensor-core instructions. It fails if a kernel spills,
+lost its tensor-core instructions, or accesses device memory byte by byte. A mask or a clamped index along the channels
+is enough to cause byte-wise loads, which cannot be copied to shared memory ahead of time.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -19,23 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..command import Parser, run_command
 from ..compute_capability import parse_capabilities, sm_name
 from ..errors import KontextError
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-"""KiB of shared memory that a program may have (CUDA C++ programming guide, compute capabilities)."""
+"""KiB of shared memory per thread block (CUDA C++ programming guide, compute capabilities)."""
 
 BYTEWISE = re.compile(r"\b(?:LDG|STG)\.E(?:\.\w+)*?\.[US]8\b")
 FEW_BYTES = 1
-"""Such instructions that are no fault: a row of fewer bytes than there are threads."""
+"""Byte-wise instructions that are allowed: a row with fewer bytes than the program has threads needs one."""
 
 TENSOR_CORE = re.compile(r"\b((?:UTC)?[HIQO](?:G)?MMA)\b")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's machine code and what the loader must know."""
+    """A kernel's machine code and what its loader needs."""
 
     cubin: bytes
     symbol: str
@@ -43,20 +43,22 @@ class Compiled:
     """Bytes of dynamic shared memory."""
     warps: int
     parameters: int
-    """Of the machine code: the arguments, then pointers to scratch memory, null where it asks for none."""
+    """Of the machine code: the arguments, then pointers to scratch memory (null if it needs none)."""
     scratch: int
-    """Bytes of global scratch memory that each program needs."""
+    """Bytes of global scratch memory per program."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the tools say of one kernel's machine code."""
+    """What a kernel's machine code uses, by cuobjdump."""
 
     registers: int
     spilled: int
-    """Bytes of a thread's stack."""
+    """Bytes per thread."""
     shared: int
+    """Bytes per program."""
     instructions: dict[str, int]
+    """Tensor-core instructions and how often each occurs."""
     bytewise: int = 0
     """Instructions that load or store single bytes of device memory."""
 
@@ -65,7 +67,7 @@ def compile_launch(launch: Any, arch: int) -> Compiled:
     """Machine code of a `Launch` for compute capability `arch`.
 
     Raises:
-        KontextError: Triton is missing or cannot compile it.
+        KontextError: Triton is not installed or cannot compile the kernel.
     """
     from .launch import triton
 
@@ -84,9 +86,9 @@ def compile_launch(launch: Any, arch: int) -> Compiled:
     source = triton.compiler.ASTSource(launch.kernel, signature, constants, attributes)
     try:
         kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
-    except Exception as fault:  # the compiler's exceptions have no common base
-        lines = str(fault).strip().splitlines() or [type(fault).__name__]
-        raise KontextError(f"{launch.name} cannot be compiled for sm_{arch}: {lines[-1]}") from fault
+    except Exception as error:  # the compiler's exceptions have no common base
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise KontextError(f"{launch.name} cannot be compiled for {sm_name(arch)}: {lines[-1]}") from error
     entry = re.search(r"\.entry\s+\w+\s*\((.*?)\)", kernel.asm["ptx"], re.DOTALL)
     return Compiled(
         cubin=kernel.asm["cubin"],
@@ -99,17 +101,17 @@ def compile_launch(launch: Any, arch: int) -> Compiled:
 
 
 def tool(name: str) -> str:
-    """A program of NVIDIA's that comes with Triton."""
+    """Path of one of NVIDIA's programs that come with Triton."""
     from .launch import triton
 
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     if not path.exists():
-        raise KontextError(f"this Triton comes without {name}")
+        raise KontextError(f"this installation of Triton lacks {name}")
     return str(path)
 
 
 def inspect(compiled: Compiled) -> Resources:
-    """Resources and tensor-core instructions, by cuobjdump."""
+    """Disassembles machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.cubin)
         file.flush()
@@ -118,7 +120,7 @@ def inspect(compiled: Compiled) -> Resources:
         ).stdout
     usage = re.search(r"REG:(\d+)\s+STACK:(\d+)", output)
     if usage is None:
-        raise KontextError("cuobjdump does not say how many registers a kernel has")
+        raise KontextError("cuobjdump printed no resource usage (REG:… STACK:…)")
     found = Counter(match.group(1) for match in TENSOR_CORE.finditer(output))
     local = len(re.findall(r"\b(?:LDL|STL)\b", output))
     spilled = int(usage.group(2)) if local else 0
@@ -126,25 +128,25 @@ def inspect(compiled: Compiled) -> Resources:
     return Resources(int(usage.group(1)), spilled, compiled.shared, dict(found), bytewise)
 
 
-def faults(report: Resources, patterns: Sequence[re.Pattern[str]], arch: int) -> list[str]:
-    """What is wrong with a kernel, in words."""
+def faults(resources: Resources, patterns: Sequence[re.Pattern[str]], arch: int) -> list[str]:
+    """What is wrong with a kernel; each of `patterns` must match one of its instructions."""
     found = []
-    if report.spilled:
-        found.append(f"spills {report.spilled} bytes a thread")
-    if report.shared > SHARED_LIMITS[arch] * 1024:
+    if resources.spilled:
+        found.append(f"spills {resources.spilled} bytes a thread")
+    if resources.shared > SHARED_LIMITS[arch] * 1024:
         found.append(
-            f"needs {report.shared / 1024:.0f} KiB of shared memory, sm_{arch} has {SHARED_LIMITS[arch]}"
+            f"needs {resources.shared / 1024:.0f} KiB of shared memory, {sm_name(arch)} has {SHARED_LIMITS[arch]}"
         )
-    if report.bytewise > FEW_BYTES:
-        found.append(f"goes over device memory byte by byte ({report.bytewise} instructions)")
+    if resources.bytewise > FEW_BYTES:
+        found.append(f"accesses device memory byte by byte ({resources.bytewise} instructions)")
     for pattern in patterns:
-        if not any(pattern.search(name) for name in report.instructions):
+        if not any(pattern.search(name) for name in resources.instructions):
             found.append(f"has no {pattern.pattern.strip(chr(92) + 'b')}")
     return found
 
 
 def compile_variants(arch: int, only: str | None = None) -> Iterator[tuple[str, Resources, list[str]]]:
-    """Compiles the variants of one architecture whose name holds `only`."""
+    """Compiles the variants of one architecture whose name matches `only`; yields name, resources and faults."""
     from .variants import Sizes, attention_variants, variants
 
     seen = set()
@@ -154,8 +156,8 @@ def compile_variants(arch: int, only: str | None = None) -> Iterator[tuple[str, 
         if key in seen or (only is not None and not re.search(only, variant.name)):
             continue
         seen.add(key)
-        report = inspect(compile_launch(variant.launch, arch))
-        yield variant.name, report, faults(report, variant.instructions(arch), arch)
+        resources = inspect(compile_launch(variant.launch, arch))
+        yield variant.name, resources, faults(resources, variant.instructions(arch), arch)
 
 
 def parse_architectures(text: str) -> tuple[int, ...]:
@@ -173,33 +175,39 @@ def parse_architectures(text: str) -> tuple[int, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, 1 where a kernel fails its checks, 2 for a mistyped option."""
-    parser = argparse.ArgumentParser(prog="python -m kontext.kernels.compile", description=__doc__)
+    """Runs the command; returns 0, 1 if a kernel fails a check, 2 for an error that the user can fix."""
+    return run_command(lambda: run(arguments))
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m kontext.kernels.compile", description=__doc__)
     every = ",".join(map(sm_name, ARCHITECTURES))
     parser.add_argument("--arch", default=every, help=f"architectures (default: {every})")
     parser.add_argument(
-        "--only", metavar="PATTERN", help="kernels whose name matches, such as 'attention fp8'"
+        "--only",
+        metavar="PATTERN",
+        help="only kernels whose name matches this regular expression, such as 'attention fp8'",
     )
     options = parser.parse_args(arguments)
-    wrong = 0
-    try:
-        with tempfile.TemporaryDirectory() as cache:  # what is checked is compiled now
-            os.environ["TRITON_CACHE_DIR"] = cache
-            print(f"{'':8}{'kernel':36}{'registers':>10}{'spilled':>9}{'shared':>9}  tensor cores")
-            for arch in parse_architectures(options.arch):
-                for name, report, found in compile_variants(arch, options.only):
-                    cores = ", ".join(
-                        f"{count} {kind}" for kind, count in sorted(report.instructions.items())
-                    )
-                    line = f"sm_{arch:<5}{name:36}{report.registers:>10}{report.spilled:>9}{report.shared:>9}  {cores}"
-                    print(line.rstrip() + (f"  FAULT: {'; '.join(found)}" if found else ""), flush=True)
-                    wrong += bool(found)
-    except KontextError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    if wrong:
-        print(f"{wrong} kernels are at fault", file=sys.stderr)
-    return 1 if wrong else 0
+    architectures = parse_architectures(options.arch)
+    failed = 0
+    with tempfile.TemporaryDirectory() as cache:  # an empty cache, so that everything is compiled now
+        os.environ["TRITON_CACHE_DIR"] = cache
+        print(f"{'':8}{'kernel':36}{'registers':>10}{'spilled':>9}{'shared':>9}  tensor cores")
+        for arch in architectures:
+            for name, resources, found in compile_variants(arch, options.only):
+                print(table_row(arch, name, resources, found), flush=True)
+                failed += bool(found)
+    if failed:
+        print(f"{failed} kernels failed a check", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def table_row(arch: int, name: str, resources: Resources, found: Sequence[str]) -> str:
+    cores = ", ".join(f"{count} {kind}" for kind, count in sorted(resources.instructions.items()))
+    numbers = f"{resources.registers:>10}{resources.spilled:>9}{resources.shared:>9}"
+    row = f"{sm_name(arch):8}{name:36}{numbers}  {cores}".rstrip()
+    return row + (f"  FAULT: {'; '.join(found)}" if found else "")
 
 
 if __name__ == "__main__":

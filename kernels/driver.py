@@ -1,7 +1,7 @@
-"""Starts a bundle's compiled kernels through CUDA's driver, where there is no Triton.
+"""Launches a bundle's compiled kernels through CUDA's driver API, without Triton.
 
-`register(folder)` reads kernels.json; from then on `Launch.run` finds its kernel by `Launch.key`. PyTorch has made the
-context, and its current stream is the one that kernels are started on.
+`register(folder)` reads kernels.json; then `Launch.run` finds its kernel by `Launch.key`. Kernels run in PyTorch's CUDA
+context, on its current stream.
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ INTEGERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64}
 
 
 class Driver:
-    """The few calls of libcuda that a launch takes."""
+    """The calls of libcuda that a launch needs."""
 
     def __init__(self, library: Any = None) -> None:
         if library is None:
             try:
                 library = ctypes.CDLL("libcuda.so.1")
             except OSError:
-                raise KontextError("compiled kernels need NVIDIA's driver (libcuda.so.1)") from None
+                raise KontextError(
+                    "compiled kernels need NVIDIA's driver: libcuda.so.1 cannot be loaded"
+                ) from None
         self.library = library
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Raises KontextError with the driver's own words for anything but success."""
+        """Calls the function `name`; raises KontextError with the driver's message unless it succeeds."""
         code = getattr(self.library, name)(*arguments)
         if code:
             text = ctypes.c_char_p()
             self.library.cuGetErrorString(code, ctypes.byref(text))
-            said = text.value.decode() if text.value else f"error {code}"
-            raise KontextError(f"CUDA's {name} failed: {said}")
+            message = text.value.decode() if text.value else f"error {code}"
+            raise KontextError(f"CUDA's {name} failed: {message}")
 
     def load(self, image: bytes, symbol: str, shared: int) -> ctypes.c_void_p:
-        """The function `symbol` of a cubin, allowed its shared memory."""
+        """Loads a cubin; returns its function `symbol`, set up for `shared` bytes of dynamic shared memory."""
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         self.call("cuModuleLoadData", ctypes.byref(module), image)
         self.call("cuModuleGetFunction", ctypes.byref(function), module, symbol.encode())
@@ -61,7 +63,7 @@ class Driver:
         stream: int,
         values: Sequence[Any],
     ) -> None:
-        """One launch; `values` are ctypes objects in the order of the kernel's parameters."""
+        """Launches a kernel; `values` are ctypes objects in the order of its parameters."""
         addresses = (ctypes.c_void_p * len(values))(
             *(ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in values)
         )
@@ -78,7 +80,7 @@ class Driver:
 
 
 class CompiledKernel:
-    """One entry of kernels.json; loaded when it is first started."""
+    """A kernel of kernels.json; its cubin is loaded at the first launch."""
 
     def __init__(self, entry: Mapping[str, Any], folder: Path, driver: Driver) -> None:
         self.entry = entry
@@ -98,28 +100,28 @@ class CompiledKernel:
 
 
 def packed(value: Any, kind: str) -> Any:
-    """An argument as the kernel's parameter takes it."""
+    """An argument as a ctypes object of the kernel's parameter type."""
     if kind.startswith("*"):
         return ctypes.c_void_p(value.data_ptr())
     return ctypes.c_float(value) if kind == "fp32" else INTEGERS[kind](value)
 
 
 def register(folder: Path, driver: Driver | None = None) -> int:
-    """Makes the kernels in `folder` those that launches find; returns how many.
+    """Registers the compiled kernels in `folder` for `Launch.run`; returns how many.
 
     Raises:
-        KontextError: the index is damaged or of another format.
+        KontextError: the index is damaged or has another format.
     """
     path = folder / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise KontextError(
-                f"{path} has format {index['format']}, this reads {FORMAT}: export the bundle again"
+                f"{path} has format {index['format']}, only {FORMAT} can be read: export the bundle again"
             )
         entries = [check_entry(entry, path) for entry in index["kernels"]]
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise KontextError(f"{path} is not an index of compiled kernels: {fault}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KontextError(f"{path} is not an index of compiled kernels: {error}") from None
     driver = driver or Driver()
     for entry in entries:
         COMPILED[entry["key"]] = CompiledKernel(entry, folder, driver)
@@ -127,17 +129,19 @@ def register(folder: Path, driver: Driver | None = None) -> int:
 
 
 def check_entry(entry: dict[str, Any], path: Path) -> dict[str, Any]:
-    """An entry whose fields are all there and plain."""
+    """Returns the entry; raises KontextError, KeyError or TypeError if a field is missing or malformed."""
     file = entry["file"]
     if Path(file).name != file or not file.endswith(".cubin"):
-        raise KontextError(f"{path}: {file!r} is not the name of a cubin beside it")
+        raise KontextError(f"{path}: {file!r} is not the name of a cubin in the same folder")
     known = {"fp32", *INTEGERS}
     for name, kind in entry["arguments"]:
         if not isinstance(name, str) or not (kind.startswith("*") or kind in known):
             raise KontextError(f"{path}: {entry['name']} has an argument of type {kind!r}")
     for name, least in (("shared", 0), ("warps", 1), ("nulls", 0)):
         if not isinstance(entry[name], int) or entry[name] < least:
-            raise KontextError(f"{path}: {name} of {entry['name']} must be a whole number of {least} or more")
+            raise KontextError(
+                f"{path}: {name} of {entry['name']} must be an integer of at least {least}, not {entry[name]!r}"
+            )
     if not isinstance(entry["key"], str) or not isinstance(entry["symbol"], str):
-        raise KontextError(f"{path}: key and symbol must be text")
+        raise KontextError(f"{path}: key and symbol of {entry['name']} must be strings")
     return entry

@@ -1,11 +1,11 @@
-// Starts one of a bundle's compiled kernels from C++ through CUDA's driver, with neither Triton nor the CUDA toolkit:
-// unpacks INT4 weights on the GPU and compares them with the CPU's own.
+// Launches one of a bundle's compiled kernels from C++ through CUDA's driver API, without Triton or the CUDA toolkit:
+// unpacks INT4 weights on the GPU and compares them with the same computed on the CPU.
 //
 //   g++ -std=c++17 -O2 launch.cpp -ldl -o launch
 //   ./launch my-bundle/kernels/sm_89/NNN-dequantize_kernel.cubin dequantize_kernel SHARED WARPS NULLS ROWS COLUMNS
 //
-// kernels.json beside the cubin has the entry "dequantize int4" with its file, symbol, SHARED, WARPS and NULLS. A weight may
-// have any ROWS and COLUMNS that are multiples of 64 and 32. Scales and output are bf16.
+// File, symbol, SHARED, WARPS and NULLS are in the entry "dequantize int4, …" of kernels.json, in the cubin's folder. ROWS
+// must be a multiple of 64 and COLUMNS of 32. Scales and output are bf16.
 
 #include <dlfcn.h>
 
@@ -23,7 +23,7 @@
 
 namespace {
 
-// The part of cuda.h that a launch takes (CUDA driver API; the ABI of these calls does not change).
+// The part of cuda.h that a launch needs (CUDA driver API, whose ABI is stable).
 using CUresult = int;
 using CUdevice = int;
 using CUdeviceptr = std::uint64_t;
@@ -36,7 +36,7 @@ constexpr int kMaxDynamicShared = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SI
 class Driver {
  public:
   Driver() : library_(dlopen("libcuda.so.1", RTLD_NOW)) {
-    if (library_ == nullptr) throw std::runtime_error("NVIDIA's driver (libcuda.so.1) is not installed");
+    if (library_ == nullptr) throw std::runtime_error("NVIDIA's driver is not installed: libcuda.so.1 cannot be loaded");
   }
 
   template <typename... Arguments>
@@ -59,13 +59,13 @@ float from_bf16(std::uint16_t bits) {
   return value;
 }
 
-std::uint16_t to_bf16(float value) {  // values here are finite
+std::uint16_t to_bf16(float value) {  // of finite values
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
-int run(const std::vector<std::string>& words) {
+int unpack_and_compare(const std::vector<std::string>& words) {
   if (words.size() != 7) {
     std::fprintf(stderr, "usage: launch CUBIN SYMBOL SHARED WARPS NULLS ROWS COLUMNS\n");
     return 2;
@@ -83,7 +83,7 @@ int run(const std::vector<std::string>& words) {
   std::mt19937 random(1);
   std::vector<std::uint8_t> packed(rows * columns / 2);
   for (auto& byte : packed) byte = static_cast<std::uint8_t>(random());
-  std::vector<std::uint16_t> scales(rows / 64 * columns), out(rows * columns, 0x7FC0);  // NaN: every one must be written
+  std::vector<std::uint16_t> scales(rows / 64 * columns), out(rows * columns, 0x7FC0);  // NaN, to find weights that are not written
   for (auto& scale : scales) scale = to_bf16(std::uniform_real_distribution<float>(0.01f, 0.1f)(random));
 
   const Driver cuda;
@@ -133,9 +133,9 @@ int run(const std::vector<std::string>& words) {
 
 int main(int count, char** words) {
   try {
-    return run({words + 1, words + count});
-  } catch (const std::exception& fault) {
-    std::fprintf(stderr, "error: %s\n", fault.what());
+    return unpack_and_compare({words + 1, words + count});
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
     return 2;
   }
 }

@@ -1,4 +1,4 @@
-"""What each kernel means, in float64, written without the package's own code."""
+"""The kernels' formulas in float64, written without the package's own code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def attention(q: Any, k: Any, v: Any) -> Any:
 
 
 def int4(packed: Any, scales: Any) -> Any:
-    """Weights [in, out] by the text of docs/bundle.md: the first of two in the low half, groups of 64 rows."""
+    """Weights [in, out] as docs/bundle.md describes them: the first of two in the low half, groups of 64 rows."""
     rows, half = packed.shape
     out = torch.empty(rows, 2 * half, dtype=torch.float64)
     for column, nibble in ((0, packed & 15), (1, packed >> 4)):
@@ -48,7 +48,7 @@ def int4(packed: Any, scales: Any) -> Any:
 
 
 def code_values(packed: Any, table: Any, high_first: bool) -> Any:
-    """What 4-bit codes stand for, as they lie: two a byte along a row."""
+    """Values of packed 4-bit codes, two per byte along a row, in the codes' layout."""
     rows, half = packed.shape
     out = torch.empty(rows, 2 * half, dtype=torch.float64)
     halves = (packed >> 4, packed & 15) if high_first else (packed & 15, packed >> 4)

@@ -14,8 +14,8 @@ from .conftest import check_codes, check_operator, error
 from .reference import adaln as reference
 
 BOUNDS = {"fp8": 0.04, "int8": 0.02}
-"""Of codes times scales: half a step of E4M3 is 2^-4 of the number at worst, 2.6 % on average; of INT8 0.4 % of the
-largest."""
+"""Of codes times scales: half a step of E4M3 is at most 2^-4 of the number, 2.6 % on average; of INT8 0.4 % of the
+largest number."""
 
 
 def draw(seed: int, batch: int, tokens: int, width: int, size: float) -> tuple[torch.Tensor, ...]:
@@ -43,9 +43,11 @@ def test_it_is_layernorm_with_shift_and_scale(
     for format, bound in BOUNDS.items():
         codes, scales = adaln.launch_adaln_quantize(x, shift, scale, format)
         assert error(codes.float() * scales[..., None], expected) < bound
-        plain_codes, plain_scales = adaln.adaln_quantize_reference(x, shift, scale, format)
-        assert error(scales, plain_scales) < 1e-5
-        check_codes(codes, scales, plain_codes, plain_scales, 1)  # normalized: size no longer matters
+        reference_codes, reference_scales = adaln.adaln_quantize_reference(x, shift, scale, format)
+        assert error(scales, reference_scales) < 1e-5
+        check_codes(
+            codes, scales, reference_codes, reference_scales, 1
+        )  # normalized: the input's size does not matter
 
 
 def test_views_of_a_joint_buffer_and_half_precision() -> None:
@@ -56,21 +58,21 @@ def test_views_of_a_joint_buffer_and_half_precision() -> None:
     assert error(out, reference(part, shift.half(), scale.half())) < 1e-3
 
 
-def test_rows_of_one_number_and_extremes_are_finite() -> None:
+def test_constant_and_extreme_rows_are_finite() -> None:
     x = torch.stack((torch.full((1, 64), 7.0), torch.linspace(-1e18, 1e18, 64)[None]))
     codes, scales = adaln.launch_adaln_quantize(x, torch.zeros(2, 64), torch.zeros(2, 64), "fp8")
     assert torch.isfinite(codes.float()).all()
     assert (scales > 0).all()
 
 
-def test_the_operator_is_its_meaning_on_a_cpu_and_has_a_fake() -> None:
+def test_the_operators_run_their_references_on_a_cpu() -> None:
     x, shift, scale = draw(2, 1, 4, 40, 1)
     assert torch.equal(torch.ops.kontext.adaln(x, shift, scale), adaln.adaln_reference(x, shift, scale))
     check_operator(adaln.adaln_op, (x, shift, scale))
     check_operator(adaln.adaln_quantize_op, (x, shift, scale, "int8"))
 
 
-def test_what_it_does_not_take_is_refused() -> None:
+def test_refusals() -> None:
     x, shift, scale = draw(3, 1, 2, 16, 1)
     with pytest.raises(KontextError, match="fp8 or int8, not to 'fp4'"):
         adaln.launch_adaln_quantize(x, shift, scale, "fp4")

@@ -1,4 +1,4 @@
-"""Attention in every format and head size, any length, against float64."""
+"""Attention in every format and head size, of any length, in the interpreter against float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .reference import attention as reference
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3}
 QUANTIZED = {"fp8": 0.08, "int8": 0.05}
-"""Of the whole: Q, K, V and P rounded, for normal values; what the rounding of P alone may add is in its own test."""
+"""Errors with Q, K, V and P rounded, for normal values; `test_quantized` bounds what rounding P adds."""
 
 
 @settings(max_examples=6, deadline=None)
@@ -44,12 +44,12 @@ def test_quantized(format: str, tokens: int, head_dim: int) -> None:
     operands = norm_rope_quantize.launch_norm_rope_quantize(*case, 2, 3, format)
     out = attention.launch_attention_quantized(*operands, torch.float32)
     assert error(out, reference(*expected_qkv(case, 2, 3))) < QUANTIZED[format]
-    # The same operands without rounding P: half a step of E4M3 at most in each weight.
+    # The reference does not round P: at most half a step of E4M3 in each weight.
     assert error(out, attention.attention_quantized_reference(*operands, torch.float32)) < 0.035
 
 
-def test_scales_that_differ_between_blocks_by_far() -> None:
-    """V's block scales ride on the accumulator's rescaling: from large to small and back."""
+def test_block_scales_of_very_different_sizes() -> None:
+    """V's block scales are applied when the accumulator is rescaled: from large to small and back."""
     case = random_case(3, 1, 384, 1, 64)
     qkv = case[0]
     qkv[:, 128:256, 128:] *= 1e-4
@@ -59,8 +59,8 @@ def test_scales_that_differ_between_blocks_by_far() -> None:
     assert error(out, attention.attention_quantized_reference(*operands, torch.float32)) < 0.035
 
 
-def test_smoothing_keeps_what_a_common_offset_would_drown() -> None:
-    """Keys that share a large vector: INT8 with the mean taken out, and FP8 without."""
+def test_smoothing_removes_the_keys_common_offset() -> None:
+    """Keys that share a large vector: INT8 subtracts their mean, FP8 does not."""
     case = random_case(4, 1, 140, 1, 64)
     case[0][..., 64:128] += 8 * torch.randn(64, generator=torch.Generator().manual_seed(1))
     case[1].fill_(1), case[2].fill_(0)  # no rotation, so that the offset is common to all

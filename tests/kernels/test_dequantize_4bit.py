@@ -17,7 +17,7 @@ Operands = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor |
 
 
 def draw(format: str, depth: int, channels: int, seed: int = 0) -> tuple[Operands, torch.Tensor]:
-    """The kernel's operands of a random weight, and fp64 of what the format makes of it, [in, out]."""
+    """The kernel's operands of a random weight, and what the format dequantizes it to, float64 [in, out]."""
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(depth, channels, generator=g) * torch.rand(channels, generator=g)
     if format == "nf4":
@@ -37,7 +37,7 @@ def draw(format: str, depth: int, channels: int, seed: int = 0) -> tuple[Operand
 
 @pytest.mark.parametrize("format", ["int4", "nf4", "nvfp4", "uint4"])
 @pytest.mark.parametrize(("depth", "channels"), [(64, 2), (192, 40), (128, 700)])
-def test_weights_are_those_of_the_format(format: str, depth: int, channels: int) -> None:
+def test_the_same_weights_as_the_format(format: str, depth: int, channels: int) -> None:
     operands, wanted = draw(format, depth, channels)
     for run in (dequantize_4bit.launch_dequantize_4bit, dequantize_4bit.dequantize_4bit_reference):
         out = run(*operands, torch.float32)
@@ -46,8 +46,8 @@ def test_weights_are_those_of_the_format(format: str, depth: int, channels: int)
         assert error(run(*operands, torch.float16), wanted) < 1e-3
 
 
-def test_weights_by_the_text_of_the_bundle() -> None:
-    """Written without the package's own unpacking: the first of two codes in the low half, or for NF4 in the high."""
+def test_weights_as_the_bundle_documents_them() -> None:
+    """Without the package's own unpacking: the first of two codes is in the low half, NF4's in the high half."""
     packed = torch.randint(0, 256, (64, 8), dtype=torch.uint8)
     table, scales = torch.randn(16), torch.rand(4, 16) + 0.5
     out = dequantize_4bit.launch_dequantize_4bit(packed, table, scales, None, False, torch.float32)
@@ -57,8 +57,8 @@ def test_weights_by_the_text_of_the_bundle() -> None:
     assert error(out, code_values(packed, table, high_first=True).t()) < 1e-6
 
 
-def test_scales_of_eight_bits_are_exact() -> None:
-    """Every positive E4M3 number, subnormal ones too: the kernel reads their bits."""
+def test_every_e4m3_scale_is_exact() -> None:
+    """Every positive E4M3 number, including subnormal ones, since the kernel decodes their bits."""
     scales = (
         torch.arange(127, dtype=torch.uint8)
         .view(torch.float8_e4m3fn)[None]
@@ -94,8 +94,8 @@ def test_refusals() -> None:
         run(packed, None, scales, packed, False, torch.float32)
 
 
-def test_one_code_serves_all_sizes() -> None:
-    """Sizes are arguments, so a bundle needs one compiled kernel a format."""
+def test_one_compiled_kernel_serves_all_sizes() -> None:
+    """Sizes are arguments, so a bundle needs one compiled kernel per format."""
     keys = {
         dequantize_4bit.plan_dequantize_4bit(
             meta(depth, channels // 2, dtype=torch.uint8),

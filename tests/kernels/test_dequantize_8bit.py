@@ -14,7 +14,7 @@ from .conftest import check_operator, error
 
 @pytest.mark.parametrize("format", ["fp8", "int8"])
 @pytest.mark.parametrize(("depth", "channels"), [(3, 5), (64, 130), (40, 600)])
-def test_weights_of_eight_bits(format: str, depth: int, channels: int) -> None:
+def test_codes_times_scales(format: str, depth: int, channels: int) -> None:
     g = torch.Generator().manual_seed(depth)
     weight = torch.randn(depth, channels, generator=g) * torch.rand(channels, generator=g)
     stored = {"fp8": fp8, "int8": int8}[format]
@@ -26,7 +26,7 @@ def test_weights_of_eight_bits(format: str, depth: int, channels: int) -> None:
     check_operator(dequantize_8bit.dequantize_8bit_op, (codes, scale, torch.float32))
 
 
-def test_every_number_of_eight_bits_is_exact() -> None:
+def test_every_e4m3_number_is_exact() -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)[None]
     out = dequantize_8bit.launch_dequantize_8bit(codes, torch.ones(256), torch.float32)
     assert torch.equal(out.isnan(), codes.float().isnan())

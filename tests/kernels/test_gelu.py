@@ -1,4 +1,4 @@
-"""Joined inputs of linears, through GELU, quantized; and gate with residual."""
+"""GELU, concatenation and quantization of linears' inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_concatenation_gelu_and_quantization(seed: int, plain: int, mlp: int, si
     if plain + mlp == 0:
         return
     g = torch.Generator().manual_seed(seed)
-    fused = torch.randn(2, 3, plain + mlp + 4, generator=g) * size  # views with strides of their own
+    fused = torch.randn(2, 3, plain + mlp + 4, generator=g) * size  # views of wider rows
     first = fused[..., :plain] if plain else None
     second = fused[..., plain : plain + mlp] if mlp else None
     parts = [first.double()] if first is not None else []
@@ -38,16 +38,16 @@ def test_concatenation_gelu_and_quantization(seed: int, plain: int, mlp: int, si
     for format, bound in BOUNDS.items():
         codes, scales = gelu.launch_gelu_join_quantize(first, second, format)
         assert error(codes.float() * scales[..., None], expected) < bound
-        plain_codes, plain_scales = gelu.gelu_join_quantize_reference(first, second, format)
-        assert error(scales, plain_scales) < 1e-5
-        check_codes(codes, scales, plain_codes, plain_scales, size)
+        reference_codes, reference_scales = gelu.gelu_join_quantize_reference(first, second, format)
+        assert error(scales, reference_scales) < 1e-5
+        check_codes(codes, scales, reference_codes, reference_scales, size)
         mean = torch.randn(plain + mlp, generator=g) * size
         for quantized in (gelu.launch_gelu_join_quantize, gelu.gelu_join_quantize_reference):
             codes, scales = quantized(first, second, format, mean)
             assert error(codes.float() * scales[..., None], expected - mean) < bound
 
 
-def test_far_tails_are_zero_and_the_identity() -> None:
+def test_far_from_zero_gelu_is_zero_or_the_identity() -> None:
     x = torch.tensor([[[-1e30, -100.0, 0.0, 100.0, 1e10]]])
     assert gelu.launch_gelu_join(None, x).flatten().tolist() == pytest.approx([0.0, 0.0, 0.0, 100.0, 1e10])
 

@@ -1,4 +1,4 @@
-"""FP8 and INT8 products with every epilogue."""
+"""FP8 and INT8 products with every epilogue, in the interpreter against float64."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def product(
     st.sampled_from([8, 123]),
 )
 def test_products_and_epilogues(seed: int, format: str, rows: int, depth: int, channels: int) -> None:
-    """Exact integers, and fp32 sums of exact products: 1e-5 whatever the operands' format."""
+    """Integer sums are exact, FP8 sums are fp32 sums of exact products: 1e-5 in either format."""
     a, a_scale, weight, w_scale, bias, gate = draw(seed, format, rows, depth, channels)
     wanted = product(a, a_scale, weight, w_scale)
     joint = torch.randn(2, rows + 3, channels + 5, generator=torch.Generator().manual_seed(seed))
@@ -58,7 +58,7 @@ def test_products_and_epilogues(seed: int, format: str, rows: int, depth: int, c
         run(view, a, a_scale, weight, w_scale, bias, gate)
         assert error(view, wanted + gate.double()[:, None] * (wanted + bias.double())) < 1e-5
         view.copy_(joint[:, 2 : 2 + rows, :channels])
-        assert torch.equal(buffer, joint)  # nothing around the view was touched
+        assert torch.equal(buffer, joint)  # nothing around the view has changed
 
 
 @pytest.mark.parametrize("format", ["fp8", "int8"])
@@ -69,9 +69,9 @@ def test_gelu_and_quantization_in_the_epilogue(format: str) -> None:
     out = torch.empty(2, 33, 40, dtype=CODES[format])
     gemm.launch_scaled_linear(out, a, a_scale, weight, w_scale, bias, None, step)
     assert error(out.float() * step, wanted) < {"fp8": 0.03, "int8": 0.03}[format]
-    plain = torch.empty_like(out)
-    gemm.scaled_linear_reference(plain, a, a_scale, weight, w_scale, bias, None, step)
-    assert (out.float() != plain.float()).float().mean() < 0.02
+    expected = torch.empty_like(out)
+    gemm.scaled_linear_reference(expected, a, a_scale, weight, w_scale, bias, None, step)
+    assert (out.float() != expected.float()).float().mean() < 0.02
 
 
 def test_the_largest_codes() -> None:

@@ -1,4 +1,4 @@
-"""Gate and residual, in place in a view."""
+"""Gate and residual, in place in a view, in the interpreter against float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .conftest import check_operator, error
 @pytest.mark.parametrize(
     ("tokens", "width", "dtype", "bound"), [(1, 8, torch.float32, 1e-6), (5, 123, torch.float16, 1e-3)]
 )
-def test_only_the_view_changes(tokens: int, width: int, dtype: torch.dtype, bound: float) -> None:
+def test_it_changes_only_the_view(tokens: int, width: int, dtype: torch.dtype, bound: float) -> None:
     g = torch.Generator().manual_seed(tokens)
     joint = torch.randn(2, tokens + 3, width, generator=g).to(dtype)
     before = joint.clone()
@@ -23,16 +23,16 @@ def test_only_the_view_changes(tokens: int, width: int, dtype: torch.dtype, boun
         torch.randn(2, tokens, width, generator=g).to(dtype),
     )
     residual.launch_gate_residual(joint[:, 1 : 1 + tokens], gate, y)
-    expected = before[:, 1 : 1 + tokens].double() + gate.double()[:, None] * y.double()
-    assert error(joint[:, 1 : 1 + tokens], expected) < bound
+    wanted = before[:, 1 : 1 + tokens].double() + gate.double()[:, None] * y.double()
+    assert error(joint[:, 1 : 1 + tokens], wanted) < bound
     assert torch.equal(joint[:, :1], before[:, :1])
     assert torch.equal(joint[:, 1 + tokens :], before[:, 1 + tokens :])
-    plain = before.clone()
-    residual.gate_residual_reference(plain[:, 1 : 1 + tokens], gate, y)
-    assert error(plain, joint) < bound
+    expected = before.clone()
+    residual.gate_residual_reference(expected[:, 1 : 1 + tokens], gate, y)
+    assert error(expected, joint) < bound
 
 
-def test_the_operator_says_what_it_changes_and_refuses_other_shapes() -> None:
+def test_the_operator_and_its_refusals() -> None:
     x = torch.randn(1, 3, 16)
     check_operator(residual.gate_residual_op, (x.clone(), torch.randn(1, 16), x))
     with pytest.raises(KontextError, match="x and y must have one shape"):

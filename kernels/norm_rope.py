@@ -141,7 +141,7 @@ def norm_rope_kernel(  # type: ignore[no-untyped-def]
     if part == 0:
         x = norm_rope_tile(x, cos, sin, q_text, q_image, rows, text_tokens, tokens, EPS, D)
         tl.store(q + to, x.to(q.dtype.element_ty), mask=inside)
-    else:
+    elif part == 1:  # a plain else takes 96 registers instead of 86 on sm_90 (Triton 3.9)
         x = norm_rope_tile(x, cos, sin, k_text, k_image, rows, text_tokens, tokens, EPS, D)
         tl.store(k + to, x.to(k.dtype.element_ty), mask=inside)
 

@@ -57,8 +57,8 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
     sizes = variants.Sizes(hidden=128, heads=2, mlp=256, rank=0)
     compiled = {variant.launch.key() for variant in variants.variants(90, sizes)}
     device = torch.device("cpu")
-    model = step.network(config, device, torch.bfloat16)
-    inputs = step.inputs(config, 5, 24, 20, device, torch.bfloat16)
+    model = step.random_network(config, device, torch.bfloat16)
+    inputs = step.random_inputs(config, 5, 24, 20, device, torch.bfloat16)
     for formats in (*step.SIDES.values(), ("fp8", "fp8", "int8"), ("int4", "16-bit", "fp8")):
         step.on_kernels(model, *formats)(**inputs)
     missing = {key: name for key, name in started.items() if key not in compiled}

@@ -1,7 +1,7 @@
-"""The bundle's manifest: its constants, what it says as data, and a reader that trusts nothing in it.
+"""The bundle's manifest as dataclasses, and a reader that trusts nothing in it.
 
-`Bundle.open(folder)` checks version, fields, paths and sizes; `verify()` also checks every file's SHA-256.
-Nothing here is ever unpickled or run.
+`Bundle.open(folder)` checks version, fields, paths and sizes; `verify()` also checks every file's SHA-256. Nothing in
+a bundle is unpickled or executed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ OUTPUTS = {
     "modulation": ("double_modulation", "single_modulation", "final_modulation"),
     "transformer": ("velocity",),
 }
-"""Graph → its outputs, as docs/bundle.md names them."""
+"""Graph → its outputs in order, as in docs/bundle.md."""
 
 GRAPHS = tuple(OUTPUTS)
 TOKENIZERS = ("clip", "t5")
 
 MAX_MANIFEST_BYTES = 64 << 20
-"""A manifest of a 12 B model is under 1 MB; what is larger than this is not one."""
+"""A larger file is refused: the manifest of a 12 B model is under 1 MB."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """Where a graph and its weights lie."""
+    """A graph's ONNX file and the safetensors file of its weights."""
 
     path: Path
     weights: Path
@@ -57,7 +57,7 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class LinkEntry:
-    """A file of the user's that graphs take weights from; `header_sha256` is of its safetensors header."""
+    """A file outside the bundle that graphs take weights from; `header_sha256` is of its safetensors header."""
 
     path: Path
     size: int
@@ -66,7 +66,7 @@ class LinkEntry:
 
 @dataclass(frozen=True)
 class TokenizerEntry:
-    """A Hugging Face `tokenizers` file, and the length that prompts are cut or padded to."""
+    """A Hugging Face `tokenizers` file, and the length that prompts are truncated or padded to."""
 
     path: Path
     max_length: int
@@ -76,7 +76,7 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class TransformerEntry:
-    """The transformer's sizes that its host needs."""
+    """The sizes of the transformer that the pipeline needs."""
 
     in_channels: int
     head_dim: int
@@ -90,7 +90,7 @@ class TransformerEntry:
 class AutoencoderEntry:
     latent_channels: int
     downscale: int
-    """Pixels of a latent's side."""
+    """A latent's side in pixels."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class SamplerEntry:
     max_tokens: int
     size_multiple: int
     preferred_sizes: tuple[tuple[int, int], ...]
-    """(width, height) of the sizes that the model works best at."""
+    """(width, height) that the model works best at."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest is sound and whose files have the sizes that it says."""
+    """A bundle whose manifest is valid and whose files have the sizes in it."""
 
     folder: Path
     name: str
@@ -121,13 +121,13 @@ class Bundle:
     tokenizers: Mapping[str, TokenizerEntry]
     files: Mapping[str, FileEntry]
     links: Mapping[str, LinkEntry]
-    """By the name that graphs know them by; empty unless exported with --link-weights."""
+    """By their names in the graphs; empty unless exported with --link-weights."""
     manifest: Mapping[str, Any]
-    """The manifest as it was read, for what has no field here."""
+    """The manifest as read, for what has no field here."""
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
-        """Reads and checks the bundle in `folder`. Raises KontextError, which says what is wrong and where."""
+        """Reads and checks the bundle in `folder`. Raises KontextError that says what is wrong and where."""
         folder = Path(folder)
         root = Fields(read_manifest(folder), f"{folder / MANIFEST_NAME}: ")
         check_format(root, folder)
@@ -135,7 +135,7 @@ class Bundle:
 
     @classmethod
     def outline(cls, folder: Path, manifest: dict[str, Any]) -> Bundle:
-        """A bundle of constants and tokenizers alone, for a pipeline whose networks come from elsewhere."""
+        """A bundle with constants and tokenizers but no graphs, for a pipeline with other networks."""
         files = {
             entry["file"]: FileEntry((folder / entry["file"]).stat().st_size, "")
             for entry in manifest["tokenizers"].values()
@@ -146,7 +146,7 @@ class Bundle:
     def read(
         cls, folder: Path, root: Fields, files: Mapping[str, FileEntry], names: tuple[str, ...]
     ) -> Bundle:
-        """The bundle that the manifest `root` describes, with the graphs `names`."""
+        """The bundle that the manifest `root` describes, with the graphs in `names`."""
         model, graphs, tokenizers = root.group("model"), root.group("graphs"), root.group("tokenizers")
         bundle = cls(
             folder=folder,
@@ -168,15 +168,15 @@ class Bundle:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights on disk, the linked files' too."""
+        """Bytes of all weights on disk, with the linked files."""
         own = sum(entry.size for name, entry in self.files.items() if name.startswith("weights/"))
         return own + sum(link.size for link in self.links.values())
 
     @property
     def linked_files(self) -> dict[str, Path]:
-        """Every file that graphs take weights from, by the name they know it by; empty for a bundle without links.
+        """Name in the graphs → path of every file that they take weights from; empty for a bundle without links.
 
-        All of them, the bundle's own too: ONNX Runtime wants either all from the folder or all handed in.
+        The bundle's own files are included: ONNX Runtime takes either all files from the folder or all from the caller.
         """
         if not self.links:
             return {}
@@ -186,9 +186,10 @@ class Bundle:
         return own | {name: link.path for name, link in self.links.items()}
 
     def verify(self, advance: Callable[[int], object] | None = None) -> None:
-        """Checks every file's digest; `advance` is told the bytes read (for a progress bar).
+        """Checks every file's SHA-256. Raises KontextError for the first file that differs from the manifest.
 
-        Raises KontextError for the first file that is not what the manifest says.
+        Args:
+            advance: called with the bytes read since the last call, for a progress bar.
         """
         for name, entry in self.files.items():
             path, digest = self.folder / name, hashlib.sha256()
@@ -198,8 +199,8 @@ class Bundle:
                         digest.update(block)
                         if advance is not None:
                             advance(len(block))
-            except OSError as fault:
-                raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+            except OSError as error:
+                raise KontextError(f"cannot read {path}: {error.strerror}") from None
             if digest.hexdigest() != entry.sha256:
                 raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; export it again")
 
@@ -210,14 +211,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise KontextError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise KontextError(f"{path} is too large for a manifest")
+            raise KontextError(f"{path} is larger than {MAX_MANIFEST_BYTES >> 20} MiB: not a manifest")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise KontextError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}") from None
-    except OSError as fault:
-        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
-    except (ValueError, RecursionError) as fault:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise KontextError(f"{path} is not JSON: {fault}") from None
+    except OSError as error:
+        raise KontextError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise KontextError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise KontextError(f"{path} is not a JSON object")
     return data
@@ -233,25 +234,25 @@ def check_format(root: Fields, folder: Path) -> None:
 
 
 def read_files(root: Fields, folder: Path) -> dict[str, FileEntry]:
-    """The entries of `files`, each there, inside the folder, and of its size."""
+    """The entries of `files`: each exists inside the folder and has the size in the manifest."""
     group, files = root.group("files"), {}
     real_folder = folder.resolve()
     for name in group.data:
         entry = group.group(name)
         size, sha256 = entry.whole("size", least=0), entry.text("sha256")
         if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise entry.fault("sha256", "must be 64 hexadecimal digits")
+            raise entry.error("sha256", "must be 64 hexadecimal digits")
         path = inside(folder, name, group.where)
         try:
             if not path.resolve(strict=True).is_relative_to(real_folder):
-                raise KontextError(f"{path} is a link that leaves the bundle")
+                raise KontextError(f"{path} is a symbolic link to outside the bundle")
             if not path.is_file():
                 raise KontextError(f"{path} is not a file")
             actual = path.stat().st_size
         except FileNotFoundError:
             raise KontextError(f"{path} is missing: the bundle is incomplete") from None
-        except (OSError, RuntimeError) as fault:  # RuntimeError: a loop of links, before Python 3.13
-            raise KontextError(f"cannot read {path}: {fault}") from None
+        except (OSError, RuntimeError) as error:  # RuntimeError: circular links, before Python 3.13
+            raise KontextError(f"cannot read {path}: {error}") from None
         if actual != size:
             raise KontextError(f"{path} has {actual} bytes, the manifest says {size}: the bundle is damaged")
         files[name] = FileEntry(size, sha256)
@@ -259,9 +260,9 @@ def read_files(root: Fields, folder: Path) -> dict[str, FileEntry]:
 
 
 def read_links(root: Fields, folder: Path) -> dict[str, LinkEntry]:
-    """The entries of `links`: each a safetensors file with the header that it was linked with.
+    """The entries of `links`: each a safetensors file whose header is the one at the time of the export.
 
-    Only such a file is ever opened, so a bundle from elsewhere cannot make anything else its weights.
+    A bundle from elsewhere can name any file, but a file with another header is refused.
     """
     if "links" not in root.data:
         return {}
@@ -270,24 +271,26 @@ def read_links(root: Fields, folder: Path) -> dict[str, LinkEntry]:
         entry = group.group(name)
         inside(folder, name, group.where)
         link = LinkEntry(Path(entry.text("path")), entry.whole("size", least=8), entry.text("header_sha256"))
+        if not link.path.is_absolute():
+            raise entry.error("path", f"must be an absolute path, not {str(link.path)!r:.40}")
         try:
-            if not link.path.is_absolute() or not link.path.is_file():
+            if not link.path.is_file():
                 raise KontextError(
-                    f"{link.path} is not there: the bundle takes its weights from it; export it again"
+                    f"{link.path} does not exist, and the bundle takes weights from it: export the bundle again"
                 )
             size = link.path.stat().st_size
-        except OSError as fault:
-            raise KontextError(f"cannot read {link.path}: {fault.strerror}") from None
+        except OSError as error:
+            raise KontextError(f"cannot read {link.path}: {error.strerror}") from None
         if size != link.size or read_header(link.path).digest != link.header_sha256:
             raise KontextError(
-                f"{link.path} is not the file that {folder} was exported over; export it again"
+                f"{link.path} has changed since {folder} was exported over it: export the bundle again"
             )
         links[name] = link
     return links
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """`folder/name`, if `name` is a plain relative path."""
+    """`folder/name`. Raises KontextError unless `name` is a normalized relative path without "..", "\\" or ":"."""
     parts = PurePosixPath(name).parts
     plain = parts and not re.search(r"[\x00-\x1f\\:]", name) and not name.startswith("/")
     if not plain or ".." in parts or str(PurePosixPath(name)) != name:
@@ -296,11 +299,11 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 def listed(entry: Fields, name: str, folder: Path, files: Mapping[str, FileEntry]) -> Path:
-    """The path in field `name`, which must be one of `files`."""
+    """The path in field `name`. Raises KontextError unless it is one of `files`."""
     value = entry.text(name)
     path = inside(folder, value, f"{entry.where}{name}: ")
     if value not in files:
-        raise entry.fault(name, f"is {value!r}, which is not among the bundle's files")
+        raise entry.error(name, f"is {value!r}, which is not among the bundle's files")
     return path
 
 
@@ -325,10 +328,10 @@ def read_transformer(entry: Fields) -> TransformerEntry:
     axes = entry.wholes("axes_dim", 3)
     head_dim = entry.whole("head_dim")
     if any(axis % 2 for axis in axes) or sum(axes) != head_dim:
-        raise entry.fault("axes_dim", f"must be even and add up to head_dim ({head_dim})")
+        raise entry.error("axes_dim", f"must be even and add up to head_dim ({head_dim})")
     theta = entry.number("theta")
     if theta <= 1:
-        raise entry.fault("theta", "must be above 1")
+        raise entry.error("theta", "must be above 1")
     return TransformerEntry(
         in_channels=entry.whole("in_channels"),
         head_dim=head_dim,
@@ -343,11 +346,11 @@ def read_sampler(entry: Fields) -> SamplerEntry:
     multiple, sizes = entry.whole("size_multiple"), []
     listing = entry.get("preferred_sizes")
     if not isinstance(listing, list) or not listing:
-        raise entry.fault("preferred_sizes", "must be a list of sizes")
+        raise entry.error("preferred_sizes", "must be a list of sizes")
     for item in listing:
-        width, height = whole_numbers(item, 2, lambda what: entry.fault("preferred_sizes", f"each {what}"))
+        width, height = whole_numbers(item, 2, lambda what: entry.error("preferred_sizes", f"each {what}"))
         if width % multiple or height % multiple:
-            raise entry.fault("preferred_sizes", f"must be multiples of size_multiple ({multiple})")
+            raise entry.error("preferred_sizes", f"must be multiples of size_multiple ({multiple})")
         sizes.append((width, height))
     base_tokens = entry.whole("base_tokens")
     return SamplerEntry(
@@ -363,7 +366,7 @@ def read_sampler(entry: Fields) -> SamplerEntry:
 
 
 def check_consistency(bundle: Bundle) -> None:
-    """What no single field can say."""
+    """Checks what concerns several fields."""
     where = bundle.folder / MANIFEST_NAME
     latents = bundle.autoencoder.latent_channels
     if bundle.transformer.in_channels != 4 * latents:

@@ -1,6 +1,6 @@
-"""The little of NVIDIA's driver API that engines need, by ctypes: memory, copies, one stream, captured graphs.
+"""The part of NVIDIA's driver API that engines need, through ctypes: memory, copies, one stream, captured graphs.
 
-The driver's library is wherever a GPU can be used; no toolkit, cuda-python or torch is needed.
+The driver's library comes with the driver; no toolkit, cuda-python or torch is needed.
 CUDA Driver API reference: https://docs.nvidia.com/cuda/cuda-driver-api/
 """
 
@@ -23,7 +23,7 @@ RELAXED_CAPTURE = 2
 """CU_STREAM_CAPTURE_MODE_RELAXED: the library may allocate while a run is captured."""
 
 ALIGNMENT = 256
-"""Of every allocation, in bytes; sizes are rounded up to it, so that none is empty."""
+"""Bytes that sizes of allocations are rounded up to, so that none is empty."""
 
 Handle = ctypes.c_void_p
 
@@ -33,7 +33,7 @@ def library_name() -> str:
 
 
 def has_gpu() -> bool:
-    """Whether this machine has a GPU with a working driver; nothing is started on it."""
+    """Whether this machine has a GPU with a working driver; creates no context on it."""
     count = ctypes.c_int()
     try:
         library = ctypes.CDLL(library_name())
@@ -43,7 +43,7 @@ def has_gpu() -> bool:
 
 
 class CudaDriver:
-    """One GPU's primary context and one stream, on which all is done in order.
+    """One GPU's primary context and one stream, on which everything runs in order.
 
     Args:
         index: the GPU's number.
@@ -72,17 +72,16 @@ class CudaDriver:
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self.device)
         self.context = context
         self.make_current()
-        self.call(
-            "cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(1)
-        )  # does not wait for the default stream
+        non_blocking = ctypes.c_uint(1)  # does not wait for the default stream
+        self.call("cuStreamCreate", ctypes.byref(stream), non_blocking)
         self.stream = stream
 
     def call(self, function: str, *arguments: Any) -> None:
-        """Calls a function of the driver. Raises KontextError with the driver's own words."""
+        """Calls a function of the driver. Raises KontextError with the driver's message."""
         status = getattr(self.library, function)(*arguments)
         if status == OUT_OF_MEMORY:
             raise KontextError(
-                "the GPU has no room left: try a smaller --size or fewer --num-images, or a smaller number format"
+                "out of GPU memory: try a smaller --size, fewer --num-images, or a smaller number format"
             )
         if status:
             text = ctypes.c_char_p()
@@ -91,7 +90,7 @@ class CudaDriver:
             raise KontextError(f"the GPU's driver failed in {function}: {words}")
 
     def make_current(self) -> None:
-        """For the calling thread: memory and streams are the context's, and a thread begins without one."""
+        """Makes the context the calling thread's: memory and streams belong to it, and a new thread has none."""
         self.call("cuCtxSetCurrent", self.context)
 
     @property
@@ -113,7 +112,7 @@ class CudaDriver:
         return DeviceMemory(self, size)
 
     def upload(self, memory: DeviceMemory, source: NDArray[Any] | int, size: int) -> None:
-        """Copies `size` bytes to the GPU from an array or an address, which must live until `synchronize`."""
+        """Copies `size` bytes to the GPU from an array or an address, which must stay valid until `synchronize`."""
         address = source if isinstance(source, int) else source.ctypes.data
         if size:
             self.call(
@@ -125,7 +124,7 @@ class CudaDriver:
             )
 
     def download(self, memory: DeviceMemory, target: NDArray[Any]) -> None:
-        """Fills an array from the GPU, after all that was begun before."""
+        """Fills an array from the GPU once everything enqueued before is done."""
         if target.nbytes:
             self.call(
                 "cuMemcpyDtoHAsync_v2",
@@ -165,8 +164,10 @@ class DeviceMemory:
 
     def free(self) -> None:
         if self.address:
-            self.driver.library.cuCtxSetCurrent(self.driver.context)  # the last reference may be any thread's
-            self.driver.library.cuMemFree_v2(ctypes.c_uint64(self.address))  # waits for runs that use it
+            self.driver.library.cuCtxSetCurrent(self.driver.context)  # any thread may drop the last reference
+            self.driver.library.cuMemFree_v2(
+                ctypes.c_uint64(self.address)
+            )  # waits for runs that use the memory
             self.address = 0
 
     def __del__(self) -> None:

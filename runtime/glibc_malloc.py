@@ -1,4 +1,4 @@
-"""What the C library keeps of memory that was freed, where it is glibc; elsewhere nothing is changed."""
+"""How much freed memory glibc keeps (mallopt, malloc_trim). With another C library these functions do nothing."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import ctypes
 from collections.abc import Iterator
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""Parameters of glibc's mallopt(3): what is kept at the heap's end, from which size on a block is mapped on its own,
-and how many heaps there may be."""
+"""Parameters of mallopt(3): how much free memory the heap's end may keep, from which size on a block is mapped by
+itself, and how many heaps there may be."""
 
 
 def map_large_blocks() -> None:
-    """Has every block of a megabyte mapped on its own from now on, where the C library is glibc.
+    """Makes glibc map every block of a megabyte or more by itself, so that freeing it returns it to the system.
 
-    Left alone it learns to keep blocks of up to 32 MB in its heap, where tensors of different lifetimes leave holes: an
-    autoencoder of 64 to 256 channels took 854 MB to decode 256x256 pixels, and takes 284.
+    By default glibc learns to keep blocks of up to 32 MB in its heap, where tensors of different lifetimes leave holes:
+    an autoencoder of 64 to 256 channels took 854 MB to decode 256x256 pixels and takes 284 MB with this.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def return_freed() -> None:
-    """Gives freed memory back to the system, where the C library is glibc."""
+    """Returns freed memory to the system."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
 def reused_memory() -> Iterator[None]:
-    """Has freed blocks used again instead of given back to the system, where the C library is glibc.
+    """Inside this context glibc keeps freed blocks and reuses them.
 
-    A weight of FLUX is larger than what glibc keeps, so every one came in new pages, which the system must clear: that
-    took more time than reading it.
+    FLUX's weights are larger than what glibc keeps by default, so each got new pages, which the system must clear:
+    that took longer than reading the weight.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

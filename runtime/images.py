@@ -1,4 +1,4 @@
-"""Pictures in and out: opening what users have, fitting it to sizes the model works at, arrays and back."""
+"""Pictures: reading and writing files, choosing the model's size, conversion to and from arrays."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 MAX_PIXELS = 100_000_000
-"""Larger pictures are taken for decompression bombs."""
+"""Larger pictures are refused as decompression bombs."""
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Reads a picture file whole.
+    """Reads and decodes a picture file.
 
     Raises:
-        KontextError: there is no such file, it is not a picture, it is damaged, or it has more than MAX_PIXELS.
+        KontextError: the file does not exist, is not a picture, is damaged, or has more than MAX_PIXELS pixels.
     """
     return read_picture(path, str(path))
 
@@ -39,16 +39,22 @@ def read_picture(
     formats: list[str] | tuple[str, ...] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Reads a picture whole from a path or an open file; `name` is what messages call it.
+    """Reads and decodes a picture from a path or an open file.
+
+    Args:
+        file: where to read.
+        name: what messages call it.
+        formats: the formats to accept, by Pillow's names; None: all.
+        max_pixels: refuse larger pictures, before they are decoded.
 
     Raises:
-        KontextError: as `open_picture`; or it is in none of `formats` (Pillow's names), if those are given.
+        KontextError: as `open_picture`, or the picture has none of these formats.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=formats)
-        check_pixels(image, name, max_pixels)  # the size is in the header; nothing is decoded yet
+        check_pixels(image, name, max_pixels)  # the header has the size; nothing is decoded yet
         image.load()
     except KontextError:
         raise
@@ -59,10 +65,8 @@ def read_picture(
         raise KontextError(f"{name} is not a picture that {readers}") from None
     except Image.DecompressionBombError:
         raise KontextError(too_large(name, max_pixels)) from None
-    except (
-        Exception
-    ) as fault:  # decoders raise OSError, SyntaxError, struct.error and others on damaged files
-        reason = getattr(fault, "strerror", None) or fault
+    except Exception as error:  # damaged files: decoders raise OSError, SyntaxError, struct.error and others
+        reason = getattr(error, "strerror", None) or error
         raise KontextError(f"{name} cannot be read as a picture: {reason}") from None
     return image
 
@@ -77,16 +81,20 @@ def check_pixels(image: Image.Image, what: str, max_pixels: int = MAX_PIXELS) ->
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data says, transparency over white, 16 bits to 8, in RGB."""
+    """The picture in 8-bit RGB, rotated as its EXIF data says, transparency over white.
+
+    Raises:
+        KontextError: not a PIL.Image.Image, too large, or its file is damaged.
+    """
     if not isinstance(image, Image.Image):
         raise KontextError(f"a picture must be a PIL.Image.Image, not {type(image).__name__}")
     check_pixels(image, "the picture")
     try:
-        image.load()  # it may have been opened only
-    except (OSError, SyntaxError, ValueError) as fault:
-        raise KontextError(f"the picture cannot be read: {fault}") from None
+        image.load()  # PIL.Image.open does not decode
+    except (OSError, SyntaxError, ValueError) as error:
+        raise KontextError(f"the picture cannot be read: {error}") from None
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey; Pillow would cut them off at 255
+    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow would clip it at 255
         grey = np.clip(np.asarray(image, np.float32) / 257, 0, 255)
         image = Image.fromarray(np.rint(grey).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -96,7 +104,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def preferred_size(image: Image.Image, sizes: Sequence[Size]) -> Size:
-    """The size nearest in aspect ratio, by the rule of FLUX.1 Kontext: least |w/h - w'/h'|, then the narrower."""
+    """The size with the nearest aspect ratio, as FLUX.1 Kontext chooses it: least |w/h - w'/h'|, then the narrower."""
     aspect = image.width / image.height
     return min(sizes, key=lambda size: (abs(aspect - size[0] / size[1]), size))
 
@@ -110,15 +118,15 @@ def to_array(image: Image.Image, size: Size) -> Array:
 
 
 def to_pictures(array: Array) -> list[Image.Image]:
-    """[batch, 3, height, width], nominally in [-1, 1], as pictures; what is beyond is clipped."""
+    """Pictures of fp32 [batch, 3, height, width]; values are clipped to [-1, 1]."""
     pixels = np.clip(array * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
     return [Image.fromarray(each) for each in np.rint(pixels).astype(np.uint8).transpose(0, 2, 3, 1)]
 
 
 def check_format(path: Path) -> str:
-    """Pillow's name of the format of `path`'s suffix. Raises KontextError where Pillow can write none."""
+    """Pillow's name of the format of `path`'s suffix. Raises KontextError if Pillow cannot write it."""
     suffix = path.suffix.lower()
-    Image.preinit()  # PNG, JPEG and few more; all formats together take 60 ms to import
+    Image.preinit()  # the common formats; importing all of them takes 60 ms
     chosen = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)
     if chosen not in Image.SAVE:
         raise KontextError(
@@ -128,7 +136,7 @@ def check_format(path: Path) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raises KontextError if a picture could not be saved as `path`; asked before the work, not after it."""
+    """Raises KontextError if a picture could not be saved as `path`. Call it before the work, not after."""
     check_format(path)
     if path.is_dir():
         raise KontextError(f"{path} is a folder: name a file")
@@ -136,8 +144,8 @@ def check_writable(path: Path) -> None:
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except FileNotFoundError:
         raise KontextError(f"{path.absolute().parent} does not exist: make the folder first") from None
-    except OSError as fault:
-        raise KontextError(f"{path} cannot be written: {fault.strerror}") from None
+    except OSError as error:
+        raise KontextError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
@@ -150,6 +158,6 @@ def save_picture(image: Image.Image, path: Path) -> None:
     try:
         with replacing(path) as temporary:
             image.save(temporary, format=file_format)
-    except (OSError, ValueError) as fault:
-        reason = getattr(fault, "strerror", None) or fault
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise KontextError(f"{path} cannot be written: {reason}") from None

@@ -1,8 +1,8 @@
-"""The noise of `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`, in numpy, bit by bit.
+"""The noise of `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` in numpy, bit for bit.
 
-PyTorch draws from MT19937 and turns 16 uniforms at a time into normals (Box and Muller), with avx_mathfun's
-polynomials for log, sin and cos; the same operations in the same order give the same bits. PyTorch itself gives
-other last bits (a difference below 3e-6) on machines without AVX2.
+PyTorch draws uniforms from MT19937 and turns 16 at a time into normals (Box-Muller), with avx_mathfun's polynomials
+for log, sin and cos; the same operations in the same order give the same bits. On machines without AVX2 PyTorch's own
+noise differs by less than 3e-6.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 def randn(seed: int, shape: Sequence[int]) -> Floats:
     """Normal float32 noise of `shape`.
 
-    Raises KontextError unless 0 <= seed < 2^64. As in PyTorch only the seed's low 32 bits count.
+    Raises KontextError unless 0 <= seed < 2^64. As in PyTorch, only the low 32 bits of the seed matter.
     """
     check_seed(seed)
     size = math.prod(shape)
     source = np.random.RandomState(seed & 0xFFFFFFFF)  # seeds MT19937 with init_genrand, as PyTorch does
     if size < 16:
-        return few(source, size).reshape(shape)
+        return small_noise(source, size).reshape(shape)
     noise = uniforms(source, size)
     whole = size - size % 16
-    noise[:whole] = blocks(noise[:whole])
-    if whole < size:  # PyTorch draws the last 16 values anew
-        noise[-16:] = blocks(uniforms(source, 16))
+    noise[:whole] = box_muller(noise[:whole])
+    if whole < size:  # PyTorch draws the last 16 values again
+        noise[-16:] = box_muller(uniforms(source, 16))
     return noise.reshape(shape)
 
 
@@ -61,21 +61,21 @@ def check_seed(seed: int) -> None:
 
 
 def uniforms(source: np.random.RandomState, size: int) -> Floats:
-    """Uniform in [0, 1) on 24 bits."""
+    """`size` multiples of 2^-24, uniform in [0, 1)."""
     words = source.randint(0, 2**32, size=size, dtype=np.uint32)
     return (words & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
 
 
-def blocks(uniform: Floats) -> Floats:
-    """Each 16 uniforms, (u, v) of 8 each, as sqrt(-2 log(1 - u)) · (cos 2πv, sin 2πv)."""
+def box_muller(uniform: Floats) -> Floats:
+    """Normals of uniforms: each block of 16 is 8 u, then 8 v, and becomes sqrt(-2 log(1 - u)) · (cos 2πv, sin 2πv)."""
     pairs = uniform.reshape(-1, 2, 8)
     radius = np.sqrt(np.float32(-2) * log(np.float32(1) - pairs[:, 0]))
     sin, cos = sin_cos(np.float32(2 * math.pi) * pairs[:, 1])
     return np.stack([radius * cos, radius * sin], axis=1).reshape(-1)
 
 
-def few(source: np.random.RandomState, size: int) -> Floats:
-    """Fewer than 16 values come one by one in double precision, each pair of two draws of 53 bits."""
+def small_noise(source: np.random.RandomState, size: int) -> Floats:
+    """Fewer than 16 normals: PyTorch computes these in double precision, each pair from two draws of 53 bits."""
     normals: list[float] = []
     while len(normals) < size:
         high, low = source.randint(0, 2**32, size=(2, 2), dtype=np.uint32).T.tolist()
@@ -86,7 +86,7 @@ def few(source: np.random.RandomState, size: int) -> Floats:
 
 
 def fused(a: Floats, b: Floats | float, c: Floats | float) -> Floats:
-    """a · b + c, rounded once to float32 (the product of two float32 is exact in float64)."""
+    """a · b + c, rounded to float32 once (the product of two float32 is exact in float64)."""
     a64, b64, c64 = (np.asarray(each, np.float32).astype(np.float64) for each in (a, b, c))
     return (a64 * b64 + c64).astype(np.float32)
 
@@ -110,7 +110,7 @@ def log(x: Floats) -> Floats:
 
 
 def sin_cos(angle: Floats) -> tuple[Floats, Floats]:
-    """Of angles in [0, 2π)."""
+    """sin and cos of angles in [0, 2π)."""
     octant = (angle * np.float32(4 / math.pi)).astype(np.int32) + 1 & ~1
     x = angle
     for part in QUARTER_TURN:  # π/4 in three parts, so that the remainder keeps its bits

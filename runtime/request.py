@@ -1,4 +1,4 @@
-"""What an edit is asked for: checked, with every default filled in, one row a picture to make."""
+"""The request of an edit: arguments checked, defaults filled in, one row for each picture to make."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ References: TypeAlias = "Image.Image | Sequence[Image.Image]"
 Images: TypeAlias = "References | Sequence[References | None] | None"
 
 MAX_AREAS = 16
-"""An output may have this many times the area of the model's largest preferred size: beyond, it is a slip."""
+"""An output may have this many times the area of the model's largest preferred size; more is taken for a typo."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A picture, upright and in RGB, and the size that it is encoded at."""
+    """A picture, upright and in RGB, and the (width, height) to encode it at."""
 
     picture: Image.Image
     size: Size
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def shape(self) -> tuple[Size, ...]:
-        """Rows of one shape can run as one batch."""
+        """The output's and the references' sizes; rows of one shape can run as one batch."""
         return (self.size, *(reference.size for reference in self.references))
 
 
@@ -52,7 +52,7 @@ class Request:
     guidance: float
 
     def batches(self) -> list[list[int]]:
-        """Indices of the rows that run together, in the order of their first ones."""
+        """Indices of the rows that run together, ordered by their first row."""
         groups: dict[tuple[Size, ...], list[int]] = {}
         for index, row in enumerate(self.rows):
             groups.setdefault(row.shape, []).append(index)
@@ -78,7 +78,7 @@ def build_request(
         raise KontextError(f"guidance must be a finite number, not {guidance}")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
-        raise KontextError("there is no prompt")
+        raise KontextError("prompt is an empty list: give at least one prompt")
     if size is not None:
         size = checked_size(size, settings)
     rows: list[Row] = []
@@ -113,17 +113,17 @@ def checked_size(size: Size, settings: SamplerEntry) -> Size:
 
 
 def default_size(settings: SamplerEntry, references: Sequence[Reference]) -> Size:
-    """The first reference's, or the most square preferred size."""
+    """The first reference's size, or the preferred size that is nearest to a square."""
     if references:
         return references[0].size
     return min(settings.preferred_sizes, key=lambda size: abs(size[0] - size[1]))
 
 
 def pictures_of(image: Images, prompt: str | Sequence[str]) -> list[list[Image.Image]]:
-    """The references of each prompt, upright and in RGB; a picture that comes twice is converted once."""
+    """The references of each prompt, upright and in RGB; a picture that is used several times is converted once."""
     converted: dict[int, Image.Image] = {}
 
-    def several(entry: References | None) -> list[Image.Image]:
+    def convert(entry: References | None) -> list[Image.Image]:
         if entry is None:
             return []
         pictures = [entry] if isinstance(entry, Image.Image) else list(entry)
@@ -133,11 +133,11 @@ def pictures_of(image: Images, prompt: str | Sequence[str]) -> list[list[Image.I
         return [converted[id(picture)] for picture in pictures]
 
     if isinstance(prompt, str):
-        return [several(image)]  # type: ignore[arg-type]  # one prompt has no lists of lists; upright_rgb says so
+        return [convert(image)]  # type: ignore[arg-type]  # upright_rgb refuses lists of lists
     if image is None or isinstance(image, Image.Image):
-        return [several(image) for _ in prompt]
+        return [convert(image) for _ in prompt]
     if len(image) != len(prompt):
         raise KontextError(
-            f"{len(prompt)} prompts need as many pictures (or lists of pictures), not {len(image)}"
+            f"{len(prompt)} prompts need one picture for all or {len(prompt)} entries, not {len(image)}"
         )
-    return [several(entry) for entry in image]
+    return [convert(entry) for entry in image]

@@ -1,4 +1,4 @@
-"""The rectified-flow sampler: when to evaluate the velocity, and Euler's step. Plain numpy, fp32."""
+"""The rectified-flow sampler: the schedule of times and Euler's method. numpy, fp32."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Array = NDArray[np.float32]
 def schedule(steps: int, target_tokens: int, settings: SamplerEntry) -> Array:
     """Times [steps + 1] from 1 (noise) to 0 (picture).
 
-    Equal steps of t, shifted towards the noise: t' = e^mu / (e^mu + 1/t - 1), with mu linear in the number of
-    target tokens through the settings' two anchors (Esser et al. 2024). Bit for bit what diffusers' dynamic
-    exponential shift gives, hence fp32 throughout.
+    Equal steps of t, shifted towards the noise: t' = e^mu / (e^mu + 1/t - 1), where mu is linear in the number of
+    target tokens through the settings' two anchors (Esser et al. 2024). In fp32 throughout, which gives the same bits
+    as diffusers' dynamic exponential shift.
     """
     slope = (settings.max_shift - settings.base_shift) / (settings.max_tokens - settings.base_tokens)
     mu = target_tokens * slope + (settings.base_shift - slope * settings.base_tokens)
@@ -28,7 +28,7 @@ def schedule(steps: int, target_tokens: int, settings: SamplerEntry) -> Array:
 
 
 def timesteps(times: Array) -> Array:
-    """What the network is told of `times`: diffusers multiplies by 1000 and divides again, in fp32."""
+    """The network's `timestep` inputs: diffusers multiplies times by 1000 and divides again, in fp32."""
     return times * np.float32(1000) / np.float32(1000)
 
 
@@ -44,7 +44,7 @@ def euler(
         latents: noise, [batch, tokens, channels].
         times: [steps + 1], falling.
         velocity: (step, latents) → velocity of the same shape.
-        callback: told (steps done, latents) after each step; an exception in it stops the edit.
+        callback: called with (steps done, latents) after each step; an exception in it stops the edit.
     """
     for step in range(len(times) - 1):
         latents = latents + (times[step + 1] - times[step]) * velocity(step, latents)

@@ -107,8 +107,8 @@ def connect(url: str) -> Client:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as fault:
-        raise KontextError(f"{url!r} is not a URL: {fault}") from None
+    except ValueError as error:
+        raise KontextError(f"{url!r} is not a URL: {error}") from None
     if parts.scheme not in PORTS or not parts.hostname:
         raise KontextError(f"{url!r} is not a server's URL: http://HOST:8000 or grpc://HOST:8001 would be")
     address = Address(
@@ -146,7 +146,7 @@ def edit_all(
     try:
         futures = [pool.submit(client.edit, each, told) for each in edits]
         for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-            future.result()  # the first fault is everybody's: nobody waits for the others
+            future.result()  # the first error is everybody's: nobody waits for the others
         return [future.result() for future in futures]
     except BaseException:
         client.close()  # so that no thread waits on
@@ -208,8 +208,8 @@ class HttpClient:
                     return answer(image, [warned] if isinstance(warned, str) else warned)
                 if progress is not None and contract.DONE.name in event:
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
-        except (OSError, http.client.HTTPException) as fault:
-            raise KontextError(f"{self.address}: {reason(fault)}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise KontextError(f"{self.address}: {reason(error)}") from None
         raise KontextError(f"{self.address} ended its answer without a picture")
 
     def events(self, body: bytes) -> Iterator[dict[str, Any]]:
@@ -257,13 +257,13 @@ def status(response: http.client.HTTPResponse) -> str:
     return f"{response.status} {response.reason}"
 
 
-def reason(fault: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Why a server cannot be reached, in words."""
-    if isinstance(fault, TimeoutError):
+    if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(fault, ssl.SSLError):
-        return f"no encrypted connection: {fault.reason}"
-    return str(getattr(fault, "strerror", None) or fault or type(fault).__name__).lower()
+    if isinstance(error, ssl.SSLError):
+        return f"no encrypted connection: {error.reason}"
+    return str(getattr(error, "strerror", None) or error or type(error).__name__).lower()
 
 
 class GrpcClient:
@@ -303,8 +303,8 @@ class GrpcClient:
                     progress(int(step.flat[0]), int(total.flat[0]))
         except queue.Empty:
             raise KontextError(f"{self.address}: no answer in time") from None
-        except InferenceServerException as fault:  # the stream broke; why, the callback has been told
-            error = fault if received.empty() else received.get()[1] or fault
+        except InferenceServerException as error:  # the stream broke; why, the callback has been told
+            error = error if received.empty() else received.get()[1] or error
             raise KontextError(f"{self.address}: {error.message()}") from None
         finally:
             self.open.discard(client)

@@ -1,4 +1,4 @@
-"""Prompts to ids with the bundle's own `tokenizers` files, padded and cut to the encoders' fixed length."""
+"""Prompts to token ids with the bundle's `tokenizers` files, padded or truncated to the encoders' fixed length."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ class PromptTokenizer:
     def __init__(self, settings: TokenizerEntry, encoder: str) -> None:
         self.settings = settings
         self.encoder = encoder
-        self.tokenizer = load(settings)
+        self.tokenizer = load_tokenizer(settings)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
-        """int64 [len(prompts), max_length].
+        """Token ids, int64 [len(prompts), max_length].
 
-        What does not fit is cut in front of the end token, with a warning that says how much, as diffusers does.
-        An empty prompt is allowed, as there, and leaves only the special tokens.
+        Longer prompts are truncated before the end token, with a warning that says by how much. An empty prompt is
+        allowed and gives only the special tokens. Both as in diffusers.
+
+        Raises:
+            KontextError: a prompt is not valid Unicode.
         """
         ids = np.full((len(prompts), self.settings.max_length), self.settings.pad_id, np.int64)
         for row, prompt in enumerate(prompts):
             try:
                 prompt.encode("utf-8")
-            except (
-                UnicodeEncodeError
-            ):  # bytes of the command line that are no UTF-8 arrive as lone surrogates
+            except UnicodeEncodeError:  # bytes on the command line that are not UTF-8 become lone surrogates
                 raise KontextError("the prompt is not valid Unicode text") from None
             encoding = self.tokenizer.encode(prompt)
             ids[row, : len(encoding.ids)] = encoding.ids
@@ -50,13 +51,13 @@ class PromptTokenizer:
         return ids
 
 
-def load(settings: TokenizerEntry) -> Tokenizer:
+def load_tokenizer(settings: TokenizerEntry) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(settings.path))
-    except Exception as fault:  # the library raises bare Exception
-        raise KontextError(f"{settings.path} is not a tokenizer: {fault}") from None
+    except Exception as error:  # the library raises bare Exception
+        raise KontextError(f"{settings.path} is not a tokenizer: {error}") from None
     tokenizer.no_padding()
     tokenizer.enable_truncation(settings.max_length)
     return tokenizer

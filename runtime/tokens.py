@@ -1,4 +1,4 @@
-"""Between latents and the transformer's tokens: 2x2 packing, positions and RoPE tables."""
+"""Latents to the transformer's tokens and back: 2x2 packing, position ids, RoPE tables."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def unpack(tokens: Array, h: int, w: int) -> Array:
 
 
 def positions(text_tokens: int, grids: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
-    """(image, row, column) of every token, float64 [tokens, 3]: text (all zero), then each grid of (rows, columns).
+    """Position ids (image, row, column) of every token, float64 [tokens, 3].
 
-    The first grid is the target, image 0; references are 1, 2, …
+    Text tokens come first and are all zero, then those of each grid of (rows, columns): the first grid is the target,
+    image 0; the references are images 1, 2, …
     """
     parts = [np.zeros((text_tokens, 3))]
     for image, (rows, columns) in enumerate(grids):

@@ -11,17 +11,17 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "g
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes: 12GB is 12 · 10^9, 12GiB 12 · 2^30; a fraction is fine.
+    """Bytes of a size of memory: 12GB is 12 · 10^9, 12GiB is 12 · 2^30; fractions are allowed.
 
     Raises:
-        KontextError: it is no size, or nothing.
+        KontextError: `text` is not a size, or less than one byte.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmg]i?)b?|b)?\s*", text.lower())
     if not match:
         raise KontextError(f"{text!r} is not a size of memory: write 12GB, 11.5GiB or 900MB")
     size = float(match[1]) * UNITS[match[2] or ""]
     if not 0 < size < math.inf or int(size) == 0:
-        raise KontextError(f"a memory budget of {text.strip()} holds nothing: give more than 0")
+        raise KontextError(f"a memory budget must be more than 0, not {text.strip()}")
     return int(size)
 
 

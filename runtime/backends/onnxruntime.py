@@ -1,7 +1,6 @@
-"""Runs a bundle's graphs in ONNX Runtime: one session a graph, made when first used, dropped when told.
+"""Runs a bundle's graphs in ONNX Runtime: one session for each graph, created at its first use.
 
-On a GPU, inputs that do not change between runs stay on the device, and I/O is bound; on a CPU arrays go in as
-they are.
+On a GPU, inputs that several runs share are copied once and runs use I/O binding; on a CPU arrays are passed directly.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ PROVIDERS = {
 """Device → ONNX Runtime's execution providers; the first must be available."""
 
 FATAL_ONLY = 4
-"""Severity of ONNX Runtime's log: what goes wrong comes as an exception, and once is enough."""
+"""Log level of ONNX Runtime: its errors are raised as exceptions and need not be logged too."""
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The bytes of a file, in memory only as they are touched."""
+    """The bytes of a file, read when they are accessed."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -93,19 +92,19 @@ class OnnxRuntimeBackend:
         self.bound = self.device != "cpu"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
         if self.bound and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip has put them
+            onnxruntime.preload_dlls()  # loads CUDA and cuDNN from pip's packages
 
     def session(self, graph: str) -> onnxruntime.InferenceSession:
-        """The session of `graph`, made at its first use.
+        """The session of `graph`, created at its first use.
 
         Raises:
-            KontextError: ONNX Runtime refuses the graph, or the device has no room for it.
+            KontextError: ONNX Runtime cannot load the graph, or the device is out of memory.
         """
         if graph not in self.sessions:
-            self.sessions[graph] = self.start(graph)
+            self.sessions[graph] = self.create_session(graph)
         return self.sessions[graph]
 
-    def start(self, graph: str) -> onnxruntime.InferenceSession:
+    def create_session(self, graph: str) -> onnxruntime.InferenceSession:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -123,22 +122,22 @@ class OnnxRuntimeBackend:
             session = onnxruntime.InferenceSession(
                 str(self.graphs[graph]), options, providers=self.providers()
             )
-        except Exception as fault:  # ONNX Runtime's exceptions have no public base class
-            raise KontextError(f"{self.graphs[graph]} cannot be loaded: {first_line(fault)}") from None
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise KontextError(f"{self.graphs[graph]} cannot be loaded: {first_line(error)}") from None
         if PROVIDERS[self.device][0] not in session.get_providers():  # it fell back to the CPU
             if not self.automatic:
                 raise KontextError(
                     f"device {self.device!r} could not be started: check the driver and the CUDA libraries, "
                     "or use --device cpu"
                 )
-            warnings.warn("there is no usable GPU: this runs on the CPU", stacklevel=2)
+            warnings.warn("no usable GPU: running on the CPU", stacklevel=2)
             self.device, self.memory, self.bound = "cpu", "cpu", False
         return session
 
     def providers(self) -> list[tuple[str, dict[str, str]]]:
         """The device's providers with their options."""
         settings: dict[str, dict[str, str]] = {
-            # The default doubles each extension of the arena; and searching convolutions costs seconds at start.
+            # The default doubles each extension of the arena, and an exhaustive search of convolutions takes seconds.
             "CUDAExecutionProvider": {
                 "arena_extend_strategy": "kSameAsRequested",
                 "cudnn_conv_algo_search": "HEURISTIC",
@@ -147,7 +146,7 @@ class OnnxRuntimeBackend:
         return [(name, settings.get(name, {})) for name in PROVIDERS[self.device]]
 
     def hold(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
-        """Puts inputs that several runs share on the device, once; on a CPU they stay arrays."""
+        """As `Backend.hold`: values are `OrtValue`s on a GPU, the arrays themselves on a CPU."""
         if not self.bound:
             return dict(arrays)
         import onnxruntime
@@ -156,7 +155,7 @@ class OnnxRuntimeBackend:
         return {name: put(array, self.memory, 0) if array.size else array for name, array in arrays.items()}
 
     def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Array]:
-        """Runs a graph on arrays or held values and returns its outputs as arrays, by name."""
+        """As `Backend.run`."""
         session = self.session(graph)
         names = [output.name for output in session.get_outputs()]
         try:
@@ -164,12 +163,12 @@ class OnnxRuntimeBackend:
                 outputs = run_bound(session, inputs, names)
             else:
                 outputs = session.run(names, dict(inputs))
-        except Exception as fault:
-            raise KontextError(f"{graph} failed in ONNX Runtime: {first_line(fault)}") from None
+        except Exception as error:
+            raise KontextError(f"{graph} failed in ONNX Runtime: {first_line(error)}") from None
         return dict(zip(names, outputs, strict=True))
 
     def release(self, *graphs: str) -> None:
-        """Drops sessions, and with them their weights."""
+        """As `Backend.release`: drops sessions with their weights."""
         for graph in graphs:
             self.sessions.pop(graph, None)
         if self.low_memory:
@@ -179,7 +178,7 @@ class OnnxRuntimeBackend:
 def run_bound(
     session: onnxruntime.InferenceSession, inputs: Mapping[str, Any], names: Sequence[str]
 ) -> list[Array]:
-    """One run with I/O binding: held values are used where they lie, arrays are copied in, outputs out."""
+    """One run with I/O binding: held values are used in place, arrays are copied in and outputs out."""
     binding = session.io_binding()
     for name, value in inputs.items():
         if isinstance(value, np.ndarray):
@@ -193,17 +192,17 @@ def run_bound(
 
 
 def allowed_cores() -> int | None:
-    """The cores that this process is limited to (`taskset`, a container's cpuset); None if it is not.
+    """The number of cores that this process is limited to (`taskset`, a container's cpuset); None if it is not.
 
-    ONNX Runtime counts the machine's cores, and threads that wait for each other on one core are slow.
+    ONNX Runtime would start a thread for each of the machine's cores, and threads that share a core are slow.
     """
-    if not hasattr(os, "sched_getaffinity"):  # Linux has it
+    if not hasattr(os, "sched_getaffinity"):  # Linux only
         return None
     allowed = len(os.sched_getaffinity(0))
     return allowed if allowed < (os.cpu_count() or 1) else None
 
 
-def first_line(fault: Exception) -> str:
-    """ONNX Runtime's messages run over many lines; the first says what happened."""
-    lines = str(fault).strip().splitlines()
-    return lines[0] if lines else type(fault).__name__
+def first_line(error: Exception) -> str:
+    """The first line of ONNX Runtime's message, which says what happened; many follow."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

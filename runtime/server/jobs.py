@@ -51,7 +51,7 @@ class Listener(Protocol):
 
     def finish(self, picture: Image.Image) -> None: ...
 
-    def fail(self, fault: BaseException | None) -> None:
+    def fail(self, error: BaseException | None) -> None:
         """The edit has failed; None: it was cancelled."""
 
 
@@ -194,7 +194,7 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], objec
     """Makes the pictures of jobs of one kind in one batch, and tells every listener how it ended.
 
     A cancelled job's listener is told at the next step, and the batch stops when it was the last. If a batch fails,
-    its jobs are run one by one, so that none suffers from another's fault.
+    its jobs are run one by one, so that none suffers from another's error.
 
     Args:
         on_rows: called with the number of rows after each step.
@@ -222,9 +222,9 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], objec
             pictures = pipe.make(request, on_step, progress=False)
     except AllCancelled:
         return
-    except Exception as fault:
+    except Exception as error:
         if len(jobs) == 1:
-            end(jobs[0], fault)
+            end(jobs[0], error)
         else:
             for job in jobs:
                 run_jobs(pipe, [job], on_rows)
@@ -234,8 +234,8 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], objec
             if pipe.output_filter is not None:
                 with as_refusal():
                     picture = pipe.output_filter(picture)
-        except Exception as fault:
-            end(job, fault)
+        except Exception as error:
+            end(job, error)
         else:
             end(job, picture)
 
@@ -255,9 +255,9 @@ class as_refusal:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> None:
-        if isinstance(fault, KontextError):
-            raise Refused(str(fault)) from None
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KontextError):
+            raise Refused(str(error)) from None
 
 
 def png(picture: Image.Image) -> bytes:

@@ -46,8 +46,8 @@ class StreamModel:
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         try:
             self.pipe = load(folder, parameters, args, input_filter, output_filter)
-        except KontextError as fault:
-            raise pb_utils.TritonModelException(str(fault)) from None
+        except KontextError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
 
     def execute(self, requests: list[Any]) -> None:
         waiting = []
@@ -56,8 +56,8 @@ class StreamModel:
             try:
                 arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 edit_request, warned = jobs.read_request(self.pipe, self.limits, arrays)
-            except Exception as fault:
-                listener.fail(fault)
+            except Exception as error:
+                listener.fail(error)
             else:
                 listener.warnings = warned
                 waiting.append(jobs.Job(edit_request, listener))
@@ -131,13 +131,13 @@ class Response:
         self.sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
         self.end("ok")
 
-    def fail(self, fault: BaseException | None) -> None:
-        outcome, code, message = explain(fault)
+    def fail(self, error: BaseException | None) -> None:
+        outcome, code, message = explain(error)
         line = " ".join(message.split())
         if self.cancel_file is not None:
             line = f"{code}: {line}"  # the server drops the code of errors between models; `unary` takes it from here
-        error = pb_utils.TritonError(line, getattr(pb_utils.TritonError, code))
-        self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+        answer = pb_utils.TritonError(line, getattr(pb_utils.TritonError, code))
+        self.sender.send(pb_utils.InferenceResponse(error=answer), flags=FINAL)
         self.end(outcome, message)
 
     def end(self, outcome: str, message: str = "") -> None:
@@ -150,18 +150,18 @@ class Response:
             pb_utils.Logger.log_info(line)
 
 
-def explain(fault: BaseException | None) -> tuple[str, str, str]:
-    """A fault as the metrics' outcome, the name of the server's code, and a message for the caller."""
-    if fault is None:
+def explain(error: BaseException | None) -> tuple[str, str, str]:
+    """A error as the metrics' outcome, the name of the server's code, and a message for the caller."""
+    if error is None:
         return "cancelled", "CANCELLED", "cancelled"
-    if isinstance(fault, jobs.Refused):
-        return "refused", "INVALID_ARG", str(fault)
-    if isinstance(fault, KontextError):
-        return "invalid", "INVALID_ARG", str(fault)
-    if isinstance(fault, MemoryError):
+    if isinstance(error, jobs.Refused):
+        return "refused", "INVALID_ARG", str(error)
+    if isinstance(error, KontextError):
+        return "invalid", "INVALID_ARG", str(error)
+    if isinstance(error, MemoryError):
         return "failed", "UNAVAILABLE", "not enough memory: try a smaller SIZE, or later"
     # What went wrong inside is for the log, not for strangers.
-    pb_utils.Logger.log_error(f"{type(fault).__name__}: {fault}")
+    pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
     return "failed", "INTERNAL", contract.BROKEN
 
 

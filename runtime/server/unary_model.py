@@ -53,8 +53,8 @@ class UnaryModel:
         try:
             with self.watched(sender) as cancel_file:
                 response = edit(inputs, {**parameters, contract.CANCEL_FILE: cancel_file.name}, identity)
-        except Exception as fault:
-            pb_utils.Logger.log_error(f"{type(fault).__name__}: {fault}")
+        except Exception as error:
+            pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
         finally:
             sender.send(response, flags=FINAL)
 

@@ -128,7 +128,7 @@ def test_no_link_leaves_the_folder(copy: Path) -> None:
     outside = copy.parent / "outside.onnx"
     graph.rename(outside)
     graph.symlink_to(outside)
-    assert "is a link that leaves the bundle" in fault(copy)
+    assert "is a symbolic link to outside the bundle" in fault(copy)
     graph.unlink()
     graph.symlink_to(graph.name)
     assert "cannot read" in fault(copy)  # a link to itself
@@ -158,8 +158,11 @@ def test_weights_of_a_linked_file(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "model.safetensors"}, "model.safetensors is not there"),  # relative, though it exists
-        ({"path": "/nowhere/model.safetensors"}, "is not there: the bundle takes its weights from it"),
+        (
+            {"path": "model.safetensors"},
+            "path must be an absolute path, not 'model.safetensors'",
+        ),  # relative, though it exists
+        ({"path": "/nowhere/model.safetensors"}, "does not exist, and the bundle takes weights from it"),
         ({"size": 71}, "is not the file that"),
         ({"header_sha256": "0" * 64}, "is not the file that"),
         ({"header_sha256": hashlib.sha256(b"").hexdigest()}, "is not the file that"),
@@ -227,7 +230,7 @@ def test_the_least_that_a_tokenizer_says(copy: Path, name: str, least: int) -> N
         ("sampler.preferred_sizes", [[128]], "must be 2 positive whole numbers"),
         ("sampler.preferred_sizes", [[120, 128]], "must be multiples of size_multiple"),
         ("sampler.size_multiple", 8, "size_multiple must be a multiple of 16"),
-        ("model.name", "", "model.name must be a text"),
+        ("model.name", "", "model.name must be a non-empty string"),
         ("model.transformer", 3, "model.transformer must be an object"),
         ("model.transformer.axes_dim", [8, 12], "must be 3 positive whole numbers"),
         ("model.transformer.axes_dim", [8, 12, 14], "add up to head_dim"),

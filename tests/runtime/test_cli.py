@@ -100,7 +100,7 @@ def test_text_to_image_and_a_long_prompt(
             "cache must be a relative change above 0, such as 0.1, not 0",
         ),
         (["--weight-budget", "8 parsecs"], "'8 parsecs' is not a size of memory: write 12GB"),
-        (["--weight-budget", "0"], "a memory budget of 0 holds nothing"),
+        (["--weight-budget", "0"], "a memory budget must be more than 0, not 0"),
         (["--device", "tensorrt"], "TensorRT"),
         (["--sharpness", "3"], "unrecognized arguments"),
         (["-i", "nowhere.png"], "nowhere.png does not exist"),

@@ -230,8 +230,11 @@ def test_filters_see_inputs_and_outputs(tiny_bundle: Path) -> None:
         ({"size": (1 << 20, 1 << 20)}, "16 times as large"),
         ({"seed": -1}, "whole number from 0"),
         ({"seed": 2**64 - 1, "num_images": 2}, "whole number from 0"),
-        ({"prompt": []}, "no prompt"),
-        ({"prompt": ["a", "b"], "image": [Image.new("RGB", (8, 8))] * 3}, "2 prompts need as many"),
+        ({"prompt": []}, "at least one prompt"),
+        (
+            {"prompt": ["a", "b"], "image": [Image.new("RGB", (8, 8))] * 3},
+            "2 prompts need one picture for all or 2 entries, not 3",
+        ),
         ({"image": ["not a picture"]}, "PIL.Image"),
         ({"image": [[Image.new("RGB", (8, 8))]]}, "PIL.Image"),
     ],

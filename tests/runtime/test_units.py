@@ -44,7 +44,7 @@ def test_sizes(text: str, size: int | None) -> None:
 
 @pytest.mark.parametrize("text", ["0", "0GB", "0.0 MiB", "0.9"])
 def test_a_budget_of_nothing(text: str) -> None:
-    with pytest.raises(KontextError, match="holds nothing"):
+    with pytest.raises(KontextError, match="must be more than 0"):
         parse_bytes(text)
 
 

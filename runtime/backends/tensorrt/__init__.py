@@ -1,1 +1,1 @@
-"""The TensorRT backend: a bundle's compiled engines."""
+"""The backend of a bundle's compiled engines: TensorRT for RTX and TensorRT."""

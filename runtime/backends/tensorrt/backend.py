@@ -1,7 +1,7 @@
-"""Runs a bundle's compiled engines with TensorRT or TensorRT for RTX: no torch, no ONNX Runtime.
+"""Runs a bundle's compiled engines with TensorRT or TensorRT for RTX, without torch or ONNX Runtime.
 
-All stages of an edit take turns in one block of activation memory. Inputs that do not change between runs stay on the
-GPU. The library is imported when a backend is made.
+All stages of an edit share one block of activation memory, since only one runs at a time. Inputs that several runs
+share are copied to the GPU once. The library is imported when a backend is created.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ....errors import KontextError
 from ...bundle import Bundle
 from ...cuda_driver import CudaDriver, DeviceMemory
-from ...engines import LIBRARIES, EngineEntry, check_budget, choose, chunks, load_library
+from ...engines import LIBRARIES, EngineEntry, check_budget, choose_engines, chunks, load_library
 from ..options import TensorRTOptions
 from ..protocol import SamplerStep
 from .stage import HeldArray, Stage, logger
@@ -26,20 +26,20 @@ from .stage import HeldArray, Stage, logger
 Array = NDArray[Any]
 
 SHARED = ("rope_cos", "rope_sin")
-"""Inputs that are the same for every row of a batch; of all others the first axis is the batch."""
+"""Inputs without a batch axis; the first axis of all others is the batch."""
 
 
 class TensorRTBackend:
     """Engines of one bundle on one GPU.
 
     Args:
-        bundle: with engines for this GPU and this version of the library.
+        bundle: with engines for this GPU and the installed version of the library.
         library: rtx or tensorrt.
         options: None: the defaults.
-        driver, module: the GPU and the library's module; None to find them.
+        driver, module: the GPU and the library's module; None: the first GPU and the installed module.
 
     Raises:
-        KontextError: no library, no GPU, no engine that fits them, or no weight streaming where a budget is given.
+        KontextError: no library, no GPU, no engine for them, or a weight budget for engines without weight streaming.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TensorRTBackend:
         self.library = LIBRARIES[library]
         self.module = load_library(library) if module is None else module
         self.driver = CudaDriver() if driver is None else driver
-        self.engines = choose(bundle, library, self.module.__version__, self.driver.target)
+        self.engines = choose_engines(bundle, library, self.module.__version__, self.driver.target)
         self.weight_budget = options.weight_budget
         if self.weight_budget is not None:
             check_budget(self.engines["transformer"])
@@ -70,7 +70,7 @@ class TensorRTBackend:
         """The engine of `graph`, loaded at its first use.
 
         Raises:
-            KontextError: its file is damaged, the library refuses it, or the GPU has no room for it.
+            KontextError: its file is damaged, the library cannot load it, or the GPU is out of memory.
         """
         if graph not in self.stages:
             entry = self.engines[graph]
@@ -87,47 +87,38 @@ class TensorRTBackend:
         return self.stages[graph]
 
     def hold(self, arrays: Mapping[str, Array]) -> dict[str, HeldArray]:
-        """Puts inputs that several runs share on the GPU, once."""
+        """As `Backend.hold`: copies the arrays to the GPU."""
         self.driver.make_current()
         held = {name: HeldArray(self.driver, array) for name, array in arrays.items()}
         self.driver.synchronize()
         return held
 
     def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Array]:
-        """Runs a graph on arrays or held values and returns its outputs as arrays, by name.
-
-        More rows than the engine takes at once go in several runs.
-
-        Raises:
-            KontextError: sizes that the engine was not built for, or a failure of the GPU.
-        """
+        """As `Backend.run`. A batch larger than the engine takes is split into several runs."""
         self.driver.make_current()
         stage = self.stage(graph)
         rows = next(len(value) for name, value in inputs.items() if name not in SHARED)
-        parts = []
-        for part in chunks(rows, stage.entry.largest_batch):
-            whole = part == slice(0, rows)
-            given = (
-                inputs
-                if whole
-                else {
-                    name: value if name in SHARED else rows_of(value, part) for name, value in inputs.items()
-                }
+        slices = chunks(rows, stage.entry.largest_batch)
+        if len(slices) == 1:
+            return self.run_once(stage, inputs)
+        outputs = [
+            self.run_once(
+                stage,
+                {name: value if name in SHARED else rows_of(value, each) for name, value in inputs.items()},
             )
-            parts.append(self.run_once(stage, given))
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for each in slices
+        ]
+        return {name: np.concatenate([each[name] for each in outputs]) for name in outputs[0]}
 
     def run_once(self, stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Array]:
         needed = stage.prepare(inputs)
         if self.scratch is None or self.scratch.size < needed:
-            self.scratch = None  # freed before the larger one is asked for
+            self.scratch = None  # freed before the larger one is allocated
             self.scratch = self.driver.allocate(needed)
         return stage.run(self.scratch)
 
     def release(self, *graphs: str) -> None:
-        """Drops engines, with their weights and buffers."""
+        """As `Backend.release`: drops engines with their weights and buffers."""
         for graph in graphs:
             stage = self.stages.pop(graph, None)
             if stage is not None:
@@ -136,13 +127,13 @@ class TensorRTBackend:
             self.scratch = None
 
 
-def rows_of(value: Any, part: slice) -> Any:
-    """Some rows of an array or of a held one."""
-    return value.rows(part) if isinstance(value, HeldArray) else value[part]
+def rows_of(value: Any, rows: slice) -> Any:
+    """Some rows of an array or of a held array."""
+    return value.rows(rows) if isinstance(value, HeldArray) else value[rows]
 
 
 def read_checked(entry: EngineEntry) -> mmap.mmap:
-    """The engine's file, mapped, if it is the one of the manifest: it is machine code, so it is always checked."""
+    """The engine's file, memory-mapped. Its SHA-256 is always checked, since it is machine code."""
     data = map_file(entry.path)
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise KontextError(
@@ -155,5 +146,5 @@ def map_file(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as fault:  # ValueError: it is empty
-        raise KontextError(f"cannot read {path}: {fault}") from None
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise KontextError(f"cannot read {path}: {error}") from None

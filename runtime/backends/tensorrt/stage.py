@@ -1,6 +1,6 @@
-"""One engine on the GPU: loaded, given its weights, run on buffers of its own and on shared activation memory.
+"""One engine on the GPU: loaded with its weights, and run with its own buffers and shared activation memory.
 
-`prepare` takes the inputs and says how much activation memory they need; `run` is given it and returns the outputs.
+`prepare` takes the inputs and returns how much activation memory they need; `run` gets it and returns the outputs.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ...cache import cache_folder
 from ...cuda_driver import CapturedRun, CudaDriver, DeviceMemory
 from ...engines import EngineEntry
 from ...units import gigabytes
-from .weights import WeightFile
+from .weights import MappedWeights
 
 Array = NDArray[Any]
 
 ACTIVATION_SHARE = 4
-"""At most one part in so many of the GPU's free memory is kept for activations when weights are streamed: an engine
-says what its largest shapes need, and most runs need far less."""
+"""With weight streaming at most 1/ACTIVATION_SHARE of the GPU's free memory is reserved for activations: an engine
+reports what its largest shapes need, and most runs need far less."""
 
 
 class HeldArray:
     """An array on the GPU, or some of its rows."""
 
     def __init__(self, driver: CudaDriver, array: Array) -> None:
-        self.array = np.ascontiguousarray(array)  # the host's copy must live until the upload is done
+        self.array = np.ascontiguousarray(array)  # must stay alive until the upload is done
         self.shape = self.array.shape
         self.memory = driver.allocate(self.array.nbytes)
         self.address = self.memory.address
@@ -42,16 +42,16 @@ class HeldArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def rows(self, part: slice) -> HeldArray:
+    def rows(self, rows: slice) -> HeldArray:
         result = object.__new__(HeldArray)
-        result.memory, result.array = self.memory, self.array[part]
+        result.memory, result.array = self.memory, self.array[rows]
         result.shape = result.array.shape
-        result.address = self.address + part.start * (self.array.nbytes // max(len(self), 1))
+        result.address = self.address + rows.start * (self.array.nbytes // max(len(self), 1))
         return result
 
 
 def logger(module: Any) -> Any:
-    """A logger of the library that keeps its last error, for a message of one line."""
+    """A logger of the library that keeps the last error, to be part of a one-line message."""
 
     class LastError(module.ILogger):
         def __init__(self) -> None:
@@ -71,10 +71,10 @@ class Stage:
     Args:
         module, runtime, logger: the library's.
         driver: the GPU.
-        entry: what the manifest says of the engine.
-        weights: the safetensors file that the graph's weights are in.
-        plan: the engine's bytes, as bytes or mapped.
-        weight_budget: see `TensorRTBackend`.
+        entry: the engine's entry in the manifest.
+        weights: the safetensors file of the graph's weights.
+        plan: the engine's bytes, in memory or memory-mapped.
+        weight_budget: see `TensorRTOptions`.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class Stage:
         self.module, self.driver, self.entry, self.logger = module, driver, entry, logger
         self.engine = runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
-            raise self.fault("cannot be loaded")
+            raise self.error("cannot be loaded")
         self.bound: list[DeviceMemory] = []
         self.weight_addresses: dict[str, int] = {}
         if entry.weights == "stripped":
-            self.refit(WeightFile(weights))
+            self.refit(MappedWeights(weights))
         elif entry.weights == "bound":
-            self.bind(WeightFile(weights))
+            self.bind(MappedWeights(weights))
         self.streams = self.engine.streamable_weights_size > 0 and self.stream(weight_budget)
         self.context, self.cache = self.make_context()
         self.profile = -1
@@ -109,53 +109,57 @@ class Stage:
         self.warm: tuple[Any, ...] | None = None
         self.unsaved = False
 
-    def fault(self, what: str) -> KontextError:
+    def error(self, what: str) -> KontextError:
         reason = f": {self.logger.error.strip()}" if self.logger.error else ""
         return KontextError(f"the {self.entry.target} engine of {self.entry.graph} {what}{reason}")
 
     # -- weights --
 
-    def refit(self, weights: WeightFile) -> None:
-        """Puts the bundle's weights into an engine that was built without: from the file's pages to the GPU."""
+    def refit(self, weights: MappedWeights) -> None:
+        """Gives the bundle's weights to an engine that was built without them, straight from the mapped file."""
         trt = self.module
         refitter = trt.Refitter(self.engine, self.logger)
         for name in refitter.get_all_weights():
             prototype = refitter.get_weights_prototype(name)
-            place = weights.place(name, stored_bytes(prototype.size, prototype.dtype))
-            values = trt.Weights(prototype.dtype, weights.address(place), prototype.size)
+            tensor = weights.entry(name, stored_bytes(prototype.size, prototype.dtype))
+            values = trt.Weights(prototype.dtype, weights.address(tensor), prototype.size)
             if not refitter.set_named_weights(name, values):
-                raise self.fault(f"does not take the weight {name}")
+                raise self.error(f"does not take the weight {name}")
         if not refitter.refit_cuda_engine():
-            raise self.fault("cannot be given its weights")
+            raise self.error("cannot be given its weights")
 
-    def bind(self, weights: WeightFile) -> None:
-        """Uploads the weights that are the engine's inputs; every run finds them where they are."""
+    def bind(self, weights: MappedWeights) -> None:
+        """Uploads the weights that are inputs of the engine; they stay at these addresses for every run."""
         for name in self.tensors("INPUT"):
             if name not in self.entry.profiles[0].inputs:
-                place = weights.place(name, self.bytes_of(name))
-                memory = self.driver.allocate(place.size)
-                self.driver.upload(memory, weights.address(place), place.size)
+                tensor = weights.entry(name, self.bytes_of(name))
+                memory = self.driver.allocate(tensor.size)
+                self.driver.upload(memory, weights.address(tensor), tensor.size)
                 self.bound.append(memory)
                 self.weight_addresses[name] = memory.address
         self.driver.synchronize()
 
     def bytes_of(self, name: str) -> int:
-        """Bytes of a tensor of fixed shape; 4-bit values are two a byte."""
+        """Bytes of a tensor of fixed shape, with two 4-bit values in a byte."""
         return stored_bytes(math.prod(self.engine.get_tensor_shape(name)), self.engine.get_tensor_dtype(name))
 
     def stream(self, budget: int | None) -> bool:
-        """Weight streaming: what does not fit stays in the host's memory and comes over for every run.
+        """Sets up weight streaming: weights beyond the budget stay in host memory and are copied in every run.
 
-        Returns whether anything stays there.
+        Args:
+            budget: bytes of weights to keep on the GPU; None: as many as fit.
+
+        Returns:
+            Whether any weights stay in host memory.
         """
         whole = self.engine.streamable_weights_size
-        if budget is None:  # the library's own advice comes back in 32 bits
+        if budget is None:  # the library's automatic budget is truncated to 32 bits
             free = self.driver.free_bytes()
             budget = free - min(int(self.engine.device_memory_size_v2), free // ACTIVATION_SHARE)
         budget = min(budget, whole)
         self.engine.weight_streaming_budget_v2 = budget
-        if self.engine.weight_streaming_budget_v2 != budget:  # Python is not told otherwise
-            raise self.fault(
+        if self.engine.weight_streaming_budget_v2 != budget:  # the only sign of a failure
+            raise self.error(
                 f"cannot keep {gigabytes(budget)} of its {gigabytes(whole)} of weights on the GPU"
             )
         return bool(budget < whole)
@@ -168,14 +172,14 @@ class Stage:
         return [name for name in names if self.engine.get_tensor_mode(name) == wanted]
 
     def make_context(self) -> tuple[Any, Any]:
-        """An execution context on memory that is handed in, and TensorRT for RTX's cache of kernels, if it has one."""
+        """An execution context whose activation memory is passed in, and TensorRT for RTX's kernel cache, else None."""
         trt = self.module
         managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         cache = None
         if hasattr(self.engine, "create_runtime_config"):
             config = self.engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(managed)
-            if self.captures_itself and not self.streams:  # TensorRT for RTX cannot do both
+            if self.captures_itself and not self.streams:  # TensorRT for RTX cannot combine the two
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             if hasattr(config, "create_runtime_cache"):
                 cache = config.create_runtime_cache()
@@ -186,29 +190,29 @@ class Stage:
         else:
             context = self.engine.create_execution_context(managed)
         if context is None:
-            raise self.fault("cannot be started")
+            raise self.error("cannot be started")
         for name, address in self.weight_addresses.items():
             context.set_tensor_address(name, address)
         return context, cache
 
     @property
     def captures_itself(self) -> bool:
-        """TensorRT for RTX captures its runs as CUDA graphs; with TensorRT that is for its user to do."""
+        """Whether the library captures runs as CUDA graphs: TensorRT for RTX does, for TensorRT `capture` does."""
         return hasattr(self.module, "CudaGraphStrategy")
 
     @property
     def cache_file(self) -> Path:
-        """Kernels that TensorRT for RTX has compiled for this GPU, kept between processes."""
+        """Where TensorRT for RTX keeps the kernels that it compiled for this GPU, across processes."""
         return cache_folder() / "engines" / f"{self.entry.path.stem}-{self.entry.sha256[:16]}.cache"
 
     def prepare(self, inputs: Mapping[str, Any]) -> int:
-        """Uploads the inputs, tells the engine their shapes; returns the bytes of activation memory it needs."""
+        """Uploads the inputs and sets their shapes; returns the bytes of activation memory that the run needs."""
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
-        self.check(shapes)
+        self.check_inputs(shapes)
         profile = self.entry.profile_for(shapes)
         if profile != self.profile:
             if not self.context.set_optimization_profile_async(profile, self.driver.stream.value):
-                raise self.fault(f"refuses its profile {self.entry.profiles[profile].use}")
+                raise self.error(f"refuses its profile {self.entry.profiles[profile].use}")
             self.driver.synchronize()
             self.profile = profile
         addresses = {}
@@ -219,7 +223,7 @@ class Stage:
             else:
                 addresses[name] = self.upload(name, value)
             if not self.context.set_input_shape(name, shapes[name]):
-                raise self.fault(f"refuses {name} of {list(shapes[name])}")
+                raise self.error(f"refuses {name} of {list(shapes[name])}")
             self.context.set_tensor_address(name, addresses[name])
         for name in self.tensors("OUTPUT"):
             shape = tuple(self.context.get_tensor_shape(name))
@@ -235,7 +239,7 @@ class Stage:
         self.key = (profile, tuple(shapes.items()), tuple(addresses.items()))
         return int(self.context.update_device_memory_size_for_shapes())
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def check_inputs(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         expected = set(self.entry.profiles[0].inputs)
         if set(shapes) != expected:
             raise KontextError(
@@ -243,7 +247,7 @@ class Stage:
             )
 
     def upload(self, name: str, value: Array) -> int:
-        """Copies an input into its buffer, which grows and is otherwise kept: captured runs know its address."""
+        """Copies an input into its buffer, which is reused unless too small: captured runs contain its address."""
         dtype = np.dtype(self.module.nptype(self.engine.get_tensor_dtype(name)))
         array = np.ascontiguousarray(value, dtype)
         self.kept.append(array)
@@ -253,7 +257,7 @@ class Stage:
         return self.inputs[name].address
 
     def run(self, scratch: DeviceMemory) -> dict[str, Array]:
-        """Runs what was prepared; the outputs are the caller's."""
+        """Runs with the prepared inputs; the returned arrays belong to the caller."""
         self.context.set_device_memory(scratch.address, scratch.size)
         key = (*self.key, scratch.address)
         if self.captured is not None and self.captured[0] == key:
@@ -276,10 +280,10 @@ class Stage:
 
     def enqueue(self) -> None:
         if not self.context.execute_async_v3(self.driver.stream.value):
-            raise self.fault("failed")
+            raise self.error("failed")
 
     def capture(self, key: tuple[Any, ...]) -> None:
-        """Records a run that was made once before on the same memory, and makes it."""
+        """Captures a run as a CUDA graph and launches it. It must have run before on the same memory, uncaptured."""
         self.captured = None
         self.driver.begin_capture()
         try:
@@ -290,7 +294,7 @@ class Stage:
         self.captured = key, run
 
     def save_cache(self) -> None:
-        """Keeps the kernels that runs have compiled; a cache that cannot be written is done without."""
+        """Writes the kernels that runs have compiled; a cache that cannot be written is no error."""
         if self.cache is None or not self.unsaved:
             return
         self.unsaved = False
@@ -300,5 +304,5 @@ class Stage:
 
 
 def stored_bytes(count: int, dtype: Any) -> int:
-    """Bytes of `count` values of a `dtype`, two of 4 bits in a byte; the library's own `nbytes` is negative there."""
+    """Bytes of `count` values of a `dtype`, two 4-bit values in a byte (the library's `nbytes` is negative there)."""
     return math.ceil(count * dtype.itemsize)

@@ -1,4 +1,4 @@
-"""Where an engine's weights lie in the bundle: each by its tensor's name in the graph's safetensors file."""
+"""The weights of an engine, read from the graph's safetensors file by their tensors' names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ....errors import KontextError
 from ....safetensors_header import TensorEntry, read_header
 
 
-class WeightFile:
-    """A safetensors file, mapped: its bytes are read as they are asked for, and nothing is copied.
+class MappedWeights:
+    """A memory-mapped safetensors file: bytes are read from disk when they are accessed, without a copy.
 
     Raises:
         KontextError: the file is missing or damaged.
@@ -21,27 +21,27 @@ class WeightFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.places = read_header(path).tensors
+            self.entries = read_header(path).tensors
             with path.open("rb") as file:
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as fault:
-            raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+        except OSError as error:
+            raise KontextError(f"cannot read {path}: {error.strerror}") from None
         self.bytes = np.frombuffer(self.map, np.uint8)
 
-    def place(self, name: str, size: int) -> TensorEntry:
-        """The tensor `name`, which must have `size` bytes.
+    def entry(self, name: str, size: int) -> TensorEntry:
+        """Where the tensor `name` of `size` bytes is.
 
         Raises:
-            KontextError: the file has none, or another size of it: the engine was built for other weights.
+            KontextError: the file has no such tensor or one of another size: the engine was built for other weights.
         """
-        place = self.places.get(name)
-        if place is None or place.size != size:
-            there = "no such tensor" if place is None else f"{place.size} bytes of it"
+        entry = self.entries.get(name)
+        if entry is None or entry.size != size:
+            found = "no such tensor" if entry is None else f"{entry.size}"
             raise KontextError(
-                f"the engine needs {size} bytes of {name}, and {self.path} has {there}: build the engines again"
+                f"the engine needs {size} bytes of {name}, but {self.path} has {found}: build the engines again"
             )
-        return place
+        return entry
 
-    def address(self, place: TensorEntry) -> int:
-        """Where a tensor lies in this process's memory."""
-        return int(self.bytes.ctypes.data) + place.start
+    def address(self, entry: TensorEntry) -> int:
+        """The address of a tensor in this process's memory."""
+        return int(self.bytes.ctypes.data) + entry.start

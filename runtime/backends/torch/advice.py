@@ -62,10 +62,10 @@ class Device:
         return min(self.free + CUDA.overhead, self.total)
 
 
-def is_exhausted(fault: RuntimeError) -> bool:
+def is_exhausted(error: RuntimeError) -> bool:
     """Whether the device had no room: PyTorch's own error, or what the driver and its libraries say."""
-    return isinstance(fault, torch.cuda.OutOfMemoryError) or bool(
-        re.search("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED", str(fault))
+    return isinstance(error, torch.cuda.OutOfMemoryError) or bool(
+        re.search("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED", str(error))
     )
 
 

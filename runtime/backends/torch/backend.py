@@ -244,11 +244,11 @@ class TorchBackend:
         exhausted = False
         try:
             yield
-        except RuntimeError as fault:
-            exhausted = is_exhausted(fault)
+        except RuntimeError as error:
+            exhausted = is_exhausted(error)
             if not exhausted:
                 raise
-            forget_frames(fault)
+            forget_frames(error)
         if exhausted:
             shapes = {name: tuple(value.shape) for name, value in inputs.items()}
             self.release(*self.bundle.graphs)
@@ -269,12 +269,12 @@ class TorchBackend:
         )
 
 
-def forget_frames(fault: BaseException | None) -> None:
-    """Drops what the frames of a fault and of those before it hold, such as half a network: whoever caught it may keep
+def forget_frames(error: BaseException | None) -> None:
+    """Drops what the frames of a error and of those before it hold, such as half a network: whoever caught it may keep
     it for longer than the memory can be spared."""
-    while fault is not None:
-        clear_frames(fault.__traceback__)
-        fault = fault.__context__
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def choose_device(device: str) -> torch.device:
@@ -296,8 +296,8 @@ def read_config(bundle: Bundle) -> KontextConfig:
     for name in CONFIG_CLASSES:
         try:
             parts[name] = config_from_json(name, model.get(name, {}))
-        except TypeError as fault:
-            raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.{name}: {fault}") from None
+        except TypeError as error:
+            raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.{name}: {error}") from None
     transformer = parts["transformer"]
     if transformer.hidden_size % transformer.num_heads or sum(transformer.axes_dim) != transformer.head_dim:
         raise KontextError(

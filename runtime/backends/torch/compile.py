@@ -43,8 +43,8 @@ def compiled_block(function: Callable[..., None]) -> Callable[..., None]:
         try:
             with torch._dynamo.config.patch(recompile_limit=VARIANTS):
                 compiled(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as fault:
-            reason = next(iter(str(fault).split("\n")), "")
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = next(iter(str(error).split("\n")), "")
             raise KontextError(f"torch.compile failed, leave compile out: {reason}") from None
 
     return run

@@ -42,7 +42,7 @@ public:
 
     std::string text(const std::string& name) const {
         const auto& value = get(name);
-        if (!value.is_string() || value.get_ref<const std::string&>().empty()) throw fault(name, "must be a text");
+        if (!value.is_string() || value.get_ref<const std::string&>().empty()) throw fault(name, "must be a non-empty string");
         return value;
     }
 

@@ -124,7 +124,7 @@ def test_an_export_follows_a_recipe(
         (["--gpu", "cpu"], "--gpu only applies with --fit"),
         (["--references", "2"], "--references only applies with --fit"),
         (["--fit", "plenty", "--plan-only"], "'plenty' is not a size of memory: write 12GB"),
-        (["--fit", "0GB", "--plan-only"], "holds nothing: give more than 0"),
+        (["--fit", "0GB", "--plan-only"], "a memory budget must be more than 0, not 0GB"),
         (["--fit=-12GB", "--plan-only"], "'-12GB' is not a size of memory"),
         (["--fit", "12GB", "--gpu", "rtx 9999", "--plan-only"], "GPU 'rtx 9999' is not known"),
         (

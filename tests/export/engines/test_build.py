@@ -34,7 +34,7 @@ from kontext.export.engines.process import BuilderProcess  # noqa: E402
 from kontext.export.engines.profiles import evaluate, profiles  # noqa: E402
 from kontext.runtime.bundle import GRAPHS, Bundle  # noqa: E402
 from kontext.runtime.cuda_driver import has_gpu  # noqa: E402
-from kontext.runtime.engines import choose  # noqa: E402
+from kontext.runtime.engines import choose_engines  # noqa: E402
 
 needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="about machines without a GPU")
 
@@ -59,7 +59,7 @@ def test_every_graph_of_the_embedded_model_compiles(
     assert len(summary.built) == len(GRAPHS)
     bundle = Bundle.open(folder)
     bundle.verify()
-    chosen = choose(bundle, "rtx", trt.__version__, target)
+    chosen = choose_engines(bundle, "rtx", trt.__version__, target)
     assert {entry.path for entry in chosen.values()} == set((folder / "engines" / target).iterdir())
     again = build_engines(folder, options)
     assert not again.built
@@ -376,7 +376,7 @@ def test_engines_are_named_and_recorded(
     digest = bundle.files["transformer.onnx"].sha256[:8]
     names = [path.name for path in (folder / "engines" / "sm120").iterdir()]
     assert any(name.startswith(f"transformer-rtx{trt.__version__}-sm120-fp32-{digest}-") for name in names)
-    entry = choose(bundle, "rtx", trt.__version__, "sm120")["transformer"]
+    entry = choose_engines(bundle, "rtx", trt.__version__, "sm120")["transformer"]
     assert (entry.weights, entry.precision, entry.largest_batch) == ("bound", "fp32", 4)
     assert [profile.use for profile in entry.profiles] == [
         "one reference",

@@ -24,10 +24,10 @@ from kontext.runtime import Pipeline, TensorRTOptions, cuda_driver, engines
 from kontext.runtime.backends.tensorrt import backend as tensorrt
 from kontext.runtime.backends.tensorrt.backend import TensorRTBackend
 from kontext.runtime.backends.tensorrt.stage import stored_bytes
-from kontext.runtime.backends.tensorrt.weights import WeightFile
+from kontext.runtime.backends.tensorrt.weights import MappedWeights
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.cuda_driver import CudaDriver
-from kontext.runtime.engines import LIBRARIES, Profile, choose, chunks, platform_name
+from kontext.runtime.engines import LIBRARIES, Profile, choose_engines, chunks, platform_name
 
 VERSION = "1.7.1.116"
 
@@ -166,8 +166,10 @@ class HostEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(plan["graph"], options)
-        self.file = WeightFile(Path(plan["file"]))
-        self.weights = {name: place.shape for name, place in self.file.places.items() if place.dtype == "F32"}
+        self.file = MappedWeights(Path(plan["file"]))
+        self.weights = {
+            name: place.shape for name, place in self.file.entries.items() if place.dtype == "F32"
+        }
         self.given: dict[str, bytes] = {}
         self.io = {value.name: ("INPUT", value) for value in self.session.get_inputs()}
         self.io |= {value.name: ("OUTPUT", value) for value in self.session.get_outputs()}
@@ -274,7 +276,7 @@ class HostContext:
         assert self.scratch[1] >= self.update_device_memory_size_for_shapes()
         assert self.scratch[0] in engine.library.driver.memory
         for name in engine.weights:
-            place = engine.file.places[name]
+            place = engine.file.entries[name]
             expected = ctypes.string_at(engine.file.address(place), place.size)
             if engine.kind == "bound":
                 assert ctypes.string_at(self.addresses[name], place.size) == expected
@@ -425,9 +427,14 @@ def test_edits_with_streamed_weights(tiny_bundle: Path, tmp_path: Path) -> None:
             "bound",
             False,
             300,
-            "takes no weight budget: its weights are its inputs, .* --engine-weights inside",
+            "takes no weight budget: its weights are inputs, .* --engine-weights inside",
         ),
-        ("inside", False, 300, "sm89 engine of transformer takes no weight budget: with less than 1 GiB"),
+        (
+            "inside",
+            False,
+            300,
+            "sm89 engine of transformer takes no weight budget: engines with less than 1 GiB",
+        ),
         ("inside", True, -1, "a weight budget is 0 bytes or more, not -1"),
     ],
 )
@@ -458,7 +465,7 @@ def test_sizes_that_an_engine_was_not_built_for(tiny_bundle: Path, tmp_path: Pat
 
 def test_what_does_not_fit_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = engine_bundle(tiny_bundle, tmp_path / "bundle")
-    assert set(choose(bundle, "rtx", VERSION, "sm89")) == set(bundle.graphs)
+    assert set(choose_engines(bundle, "rtx", VERSION, "sm89")) == set(bundle.graphs)
     for library, version, target, message in (
         (
             "tensorrt",
@@ -466,17 +473,19 @@ def test_what_does_not_fit_is_refused(tiny_bundle: Path, tmp_path: Path) -> None
             "sm89",
             r"has no TensorRT engine of text_encoder: kontext-export .* --engine tensorrt",
         ),
-        ("rtx", VERSION, "sm120", r"are for sm89, and this GPU is sm120: kontext-export .* --target sm120"),
-        ("rtx", "1.8", "sm89", r"built with TensorRT for RTX 1\.7\.1\.116, and 1\.8 is installed"),
+        ("rtx", VERSION, "sm120", r"are for sm89, but this GPU is sm120: kontext-export .* --target sm120"),
+        ("rtx", "1.8", "sm89", r"built with TensorRT for RTX 1\.7\.1\.116, but 1\.8 is installed"),
     ):
         with pytest.raises(KontextError, match=message):
-            choose(bundle, library, version, target)
+            choose_engines(bundle, library, version, target)
     rewrite(bundle.folder, lambda entry: entry.update(platform="windows-amd64"))
-    with pytest.raises(KontextError, match=f"was built for windows-amd64, and this is {platform_name()}"):
-        choose(Bundle.open(bundle.folder), "rtx", VERSION, "sm89")
+    with pytest.raises(
+        KontextError, match=f"was built for windows-amd64, but this machine is {platform_name()}"
+    ):
+        choose_engines(Bundle.open(bundle.folder), "rtx", VERSION, "sm89")
     rewrite(bundle.folder, lambda entry: entry.update(platform=platform_name(), graph_sha256="0" * 64))
     with pytest.raises(KontextError, match="was built from another graph"):
-        choose(Bundle.open(bundle.folder), "rtx", VERSION, "sm89")
+        choose_engines(Bundle.open(bundle.folder), "rtx", VERSION, "sm89")
 
 
 def rewrite(folder: Path, change: Any) -> None:
@@ -489,9 +498,9 @@ def rewrite(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"graph": "dreams"}, "graph is 'dreams', and not one of"),
-        ({"library": "onnx"}, "library is 'onnx'"),
-        ({"weights": "elsewhere"}, "weights is 'elsewhere'"),
+        ({"graph": "dreams"}, "graph must be one of .*, not 'dreams'"),
+        ({"library": "onnx"}, "library must be one of rtx, tensorrt, not 'onnx'"),
+        ({"weights": "elsewhere"}, "weights must be one of .*, not 'elsewhere'"),
         ({"target": "8.9"}, "target must be an architecture such as sm89"),
         ({"file": "../engine"}, "is not a path inside the bundle"),
         ({"file": "engines/other"}, "is not among the bundle's files"),
@@ -499,7 +508,7 @@ def rewrite(folder: Path, change: Any) -> None:
         ({"profiles": [{"use": "x", "inputs": {"a": [[1], [2, 3], [4]]}}]}, "must be 1 whole numbers"),
         ({"profiles": [{"use": "x", "inputs": {"a": 3}}]}, "must be three shapes"),
         ({"profiles": [{"use": "x", "inputs": {}}]}, "inputs must name an input"),
-        ({"version": 3}, "version must be a text"),
+        ({"version": 3}, "version must be a non-empty string"),
         ({"streams": "often"}, "streams must be true or false, not 'often'"),
     ],
 )
@@ -509,7 +518,7 @@ def test_manifests_are_not_trusted(
     folder = engine_bundle(tiny_bundle, tmp_path / "bundle").folder
     rewrite(folder, lambda entry: entry.update(change))
     with pytest.raises(KontextError, match=message):
-        choose(Bundle.open(folder), "rtx", VERSION, "sm89")
+        choose_engines(Bundle.open(folder), "rtx", VERSION, "sm89")
 
 
 @pytest.mark.usefixtures("cache")
@@ -521,7 +530,7 @@ def test_damaged_engines_and_weights(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(KontextError, match="is damaged: its SHA-256 is not the manifest's"):
         backend.stage("modulation")
     driver.room = 1000
-    with pytest.raises(KontextError, match="the GPU has no room left"):
+    with pytest.raises(KontextError, match="out of GPU memory"):
         backend.stage("transformer")
     weights = bundle.graphs["text_encoder"].weights
     for data, message in (
@@ -530,7 +539,7 @@ def test_damaged_engines_and_weights(tiny_bundle: Path, tmp_path: Path) -> None:
     ):
         weights.write_bytes(data)
         with pytest.raises(KontextError, match=message):
-            WeightFile(weights).place("text_model.final_layer_norm.weight", 128)
+            MappedWeights(weights).entry("text_model.final_layer_norm.weight", 128)
 
 
 def minimal(name: str) -> bytes:

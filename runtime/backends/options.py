@@ -57,7 +57,7 @@ class TorchOptions:
         activations: what the inputs of linears with quantized weights are quantized to.
         attention: what attention computes in.
         graphs: capture the step as a CUDA graph; never with `offload`.
-        tiled: decode pictures in tiles; False: only if the GPU has no room for a whole one.
+        tiled: decode pictures in tiles; False: only if a whole one does not fit the GPU.
         compute: what every network computes in; None: what the bundle says of each.
     """
 

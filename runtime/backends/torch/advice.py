@@ -1,6 +1,6 @@
-"""What would fit when the GPU's memory is exhausted: the planner's arithmetic (`quant.memory`) as one line of advice.
+"""One line of advice when the GPU is out of memory: what would fit, by the planner's arithmetic (`quant.memory`).
 
-Estimates: shapes and formats give the bytes, and nobody measured what a driver and its libraries take beside them.
+These are estimates from shapes and formats; what a driver and its libraries take was not measured.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ....safetensors_header import read_header
 from ...bundle import Bundle
 from ...units import gigabytes
 
-Shapes = Mapping[str, Sequence[int]]
+InputShapes = Mapping[str, Sequence[int]]
 
 SMALLEST = (Option("int4"), Option("nf4"))
-"""Ways to store a weight that every GPU runs and none of fewer bits beats."""
+"""The smallest formats of a weight that every GPU runs."""
 
 SIZED = ("transformer", "vae_encoder", "vae_decoder")
-"""Networks that need less for a smaller picture."""
+"""Networks that need less memory for a smaller picture."""
 
 ON_DEVICE = 2
-"""Blocks on the GPU with `--offload`: the one that computes and the one that is copied."""
+"""Blocks on the GPU with `--offload`: one computes while the next is copied."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as the advice needs it: bytes, and its compute capability times ten (0: not known)."""
+    """A GPU's free and total bytes, and its compute capability times ten (0: not known)."""
 
     free: int
     total: int
@@ -47,7 +47,7 @@ class Device:
 
     @classmethod
     def of(cls, device: torch.device) -> Device:
-        if device.type != "cuda":  # there is nothing that is exhausted
+        if device.type != "cuda":  # advice is for GPUs only
             return cls(0, 0)
         free, total = torch.cuda.mem_get_info(device)
         share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
@@ -58,19 +58,19 @@ class Device:
 
     @property
     def budget(self) -> int:
-        """Bytes for an edit, which the planner takes the driver's own from."""
+        """Bytes for an edit, with those of the driver, which the planner subtracts."""
         return min(self.free + CUDA.overhead, self.total)
 
 
 def is_exhausted(error: RuntimeError) -> bool:
-    """Whether the device had no room: PyTorch's own error, or what the driver and its libraries say."""
+    """Whether the device is out of memory, by PyTorch's error or that of the driver or its libraries."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or bool(
         re.search("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED", str(error))
     )
 
 
-def workload(config: KontextConfig, graph: str, shapes: Shapes) -> Workload:
-    """The edit that the inputs of a network belong to; where they do not tell its size, it is the model's square."""
+def workload(config: KontextConfig, graph: str, shapes: InputShapes) -> Workload:
+    """The edit that a network's inputs belong to; if they do not tell its size, it is the model's square."""
     side, downscale = 2 * config.autoencoder.downscale, config.autoencoder.downscale
     square = config.autoencoder.sample_size
     rows = max((shape[0] for shape in shapes.values() if shape), default=1)
@@ -88,7 +88,7 @@ def workload(config: KontextConfig, graph: str, shapes: Shapes) -> Workload:
 
 
 def smallest(config: KontextConfig, graph: str, compute: str) -> int:
-    """Bytes of a network's weights where the planner stores every layer in the fewest, and of one layer unpacked."""
+    """Bytes of a network's weights in the smallest formats that the planner has, plus those of one unpacked layer."""
     with torch.device("meta"):
         network = build_network(graph, config)
     recipe = Recipe("", {graph: compute}, (*SPARED, Rule("*", "*", "int4")))
@@ -105,9 +105,14 @@ def smallest(config: KontextConfig, graph: str, compute: str) -> int:
     return wide * others + sum(item.smallest() for item in items) + largest
 
 
-def in_turn(weights: Mapping[str, int], part_of: Callable[[str], str | None], at_once: int) -> int:
-    """Bytes of weights (tensor → bytes) on the GPU where the largest `at_once` parts are there, and all that is in
-    none."""
+def bytes_at_once(weights: Mapping[str, int], part_of: Callable[[str], str | None], at_once: int) -> int:
+    """Bytes of weights on the GPU if only `at_once` parts are there at a time.
+
+    Args:
+        weights: tensor → bytes.
+        part_of: tensor → its part; None for a tensor that is always there.
+        at_once: parts on the GPU; the largest ones count.
+    """
     parts: dict[str, int] = {}
     others = 0
     for name, size in weights.items():
@@ -120,17 +125,17 @@ def in_turn(weights: Mapping[str, int], part_of: Callable[[str], str | None], at
 
 
 def offloaded(weights: Mapping[str, int]) -> int:
-    """Bytes of the transformer's weights (tensor → bytes) that are on the GPU with `--offload`."""
+    """Bytes on the GPU of the transformer's `weights` (tensor → bytes) with `--offload`."""
 
     def block(name: str) -> str | None:
         match = re.match(r"(?:double|single)_blocks\.\d+\.", name)
         return match and match[0]
 
-    return in_turn(weights, block, ON_DEVICE)
+    return bytes_at_once(weights, block, ON_DEVICE)
 
 
 def streamed(config: KontextConfig, graph: str, weights: Mapping[str, int]) -> int:
-    """Bytes of another network's weights (tensor → bytes) that are on the GPU while its linears' come one by one."""
+    """Bytes on the GPU of another network's `weights` (tensor → bytes) if its linears' are copied one by one."""
     with torch.device("meta"):
         network = build_network(graph, config)
     linears = {path for path, module in network.named_modules() if isinstance(module, nn.Linear)}
@@ -139,7 +144,7 @@ def streamed(config: KontextConfig, graph: str, weights: Mapping[str, int]) -> i
         path = re.split(r"\.(?:weight|bias)", name)[0]
         return path if path in linears else None
 
-    return in_turn(weights, linear, 1)
+    return bytes_at_once(weights, linear, 1)
 
 
 def advise(
@@ -153,7 +158,7 @@ def advise(
     offload: bool = False,
     reuse: bool = False,
 ) -> str:
-    """One line: what `graph` takes, and what would fit.
+    """One line: how much memory `graph` takes, and what would fit.
 
     Args:
         config: the model's sizes.
@@ -162,7 +167,7 @@ def advise(
         weights: its tensors → bytes.
         work: the edit.
         device: the GPU.
-        offload, reuse: whether these options are on.
+        offload, reuse: whether the options `offload` and `reuse_reference` are on.
     """
     needs = demands(config, dict(compute), work, CUDA)
     beside = needs[graph].bytes
@@ -172,36 +177,36 @@ def advise(
         depth = model.num_double_blocks + model.num_single_blocks
         tokens = work.references * work.width * work.height // (2 * config.autoencoder.downscale) ** 2
         kept = work.batch * depth * tokens * 2 * model.hidden_size * BYTES[compute[graph]]
-    # Of other networks the backend has brought the linears one by one by itself.
+    # For other networks the backend has already tried to copy the linears one by one.
     least_held = offloaded(weights) if graph == "transformer" else streamed(config, graph, weights)
     whole = graph == "transformer" and not offload
     held = sum(weights.values()) if whole else least_held
     text = (
-        f"the GPU has no room for {graph}: it takes about {gigabytes(held + beside + kept)} ({gigabytes(held)} of "
-        f"weights) and {gigabytes(device.budget)} of {gigabytes(device.total)} can be had; what would fit: "
+        f"out of GPU memory: {graph} takes about {gigabytes(held + beside + kept)} ({gigabytes(held)} of weights), and "
+        f"{gigabytes(device.budget)} of {gigabytes(device.total)} are available; what would fit: "
     )
-    ways = []
+    suggestions = []
     if kept and held + beside <= device.budget:
-        ways.append(f"no --reuse-reference (about {gigabytes(held + beside)})")
-    if not offload:  # beside another network, what helps is that the transformer's blocks leave
+        suggestions.append(f"no --reuse-reference (about {gigabytes(held + beside)})")
+    if not offload:  # beside another network, it helps that the transformer's blocks leave the GPU
         swapped = least_held + beside + kept
         if swapped <= device.budget:
-            ways.append(f"--offload (about {gigabytes(swapped)})")
+            suggestions.append(f"--offload (about {gigabytes(swapped)})")
     least = max(smallest(config, name, compute[name]) + needs[name].bytes for name in NETWORKS)
     if smallest(config, graph, compute[graph]) < sum(weights.values()) and least <= device.budget:
-        ways.append(
+        suggestions.append(
             f"a bundle of kontext-export MODEL {fit_flags(config, work, device)} (from {gigabytes(least)} on)"
         )
     if graph in SIZED:
-        ways.append("a smaller --size or fewer --num-images" if work.batch > 1 else "a smaller --size")
-    elif not ways:
-        ways.append("--device cpu")
-    return text + ", or ".join(ways)
+        suggestions.append("a smaller --size or fewer --num-images" if work.batch > 1 else "a smaller --size")
+    elif not suggestions:
+        suggestions.append("--device cpu")
+    return text + ", or ".join(suggestions)
 
 
 def fit_flags(config: KontextConfig, work: Workload, device: Device) -> str:
-    """kontext-export's flags for a bundle that fits this edit; sizes beyond the model's square as the square of no
-    fewer tokens."""
+    """kontext-export's flags for a bundle that fits this edit. A picture larger than the model's square is given as a
+    square with at least as many tokens."""
     side = 2 * config.autoencoder.downscale
     flags = [f"--fit {math.floor(device.budget / 1e8) / 10:g}GB"]
     if device.capability:

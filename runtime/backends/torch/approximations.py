@@ -1,15 +1,14 @@
-"""Two approximations of the denoising loop, both off unless asked for: what changes little between a run's steps is
-taken from an earlier one.
+"""Two approximations of the denoising loop, both off by default: what changes little from step to step is reused.
 
-`cache`: where the first block does to the target nearly what it did at the last step that was computed in full, the
-other blocks are not run, and what they added then is added again. The first steps of an edit and large changes are
-computed. This is First Block Cache (ParaAttention, github.com/chengzeyi/ParaAttention; `FirstBlockCacheConfig` in
-diffusers), which decides as TeaCache does (Liu et al. 2024, arXiv:2411.19108) and needs no fitted polynomial.
+`cache`: if the first block's effect on the target is nearly that at the last step computed in full, the other blocks
+are skipped, and what they added then is added again. The first steps of an edit and large changes are computed. This
+is First Block Cache (ParaAttention, github.com/chengzeyi/ParaAttention; `FirstBlockCacheConfig` in diffusers), which
+decides as TeaCache does (Liu et al. 2024, arXiv:2411.19108) but needs no fitted polynomial.
 
-`reuse`: every so many steps the reference's tokens go through the network, and each block keeps their keys and values;
-the steps between compute text and target alone, which attend to what was kept. Only an approximation, for reference
-tokens attend to the target too and are modulated by the timestep (conditional feature reuse in OminiControl2, Tan et
-al. 2025, arXiv:2503.08280, is exact because it trains without that attention).
+`reuse`: the reference's tokens go through the network at every `reuse`-th step only, when each block stores their keys
+and values. The steps in between compute text and target alone, which attend to the stored ones. This is an
+approximation, since reference tokens attend to the target too and are modulated by the timestep (conditional feature
+reuse in OminiControl2, Tan et al. 2025, arXiv:2503.08280, is exact because it is trained without that attention).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .memory import GraphedStep
-from .transformer import Given, Step
+from .transformer import SharedInputs, Step
 
 TABLES = ("rope_cos", "rope_sin")
 MODULATIONS = ("double_modulation", "single_modulation")
@@ -30,8 +29,8 @@ MODULATIONS = ("double_modulation", "single_modulation")
 
 @dataclass
 class StepCounts:
-    """Steps since the backend was made: all of them, those that ran every block, and those that ran every block on the
-    reference's tokens too."""
+    """Steps since the backend was created: all, those that ran every block, and those that ran every block with the
+    reference's tokens."""
 
     steps: int = 0
     computed: int = 0
@@ -39,8 +38,8 @@ class StepCounts:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of a run's steps, in rows and tokens."""
+class StepShape:
+    """The sizes of a step: rows of the batch, and tokens of each kind."""
 
     batch: int
     text: int
@@ -48,21 +47,24 @@ class Shape:
     reference: int
 
     @classmethod
-    def of(cls, inputs: dict[str, Tensor]) -> Shape:
+    def of(cls, inputs: dict[str, Tensor]) -> StepShape:
         text, target, reference = (inputs[name].shape[1] for name in ("text", "target", "reference"))
         return cls(inputs["target"].shape[0], text, target, reference)
 
 
 @dataclass(frozen=True)
 class State:
-    """What lives from one step to the next, and from one part of a step to the next. CUDA graphs know the addresses.
+    """What is kept between steps, and between the pieces of a step. CUDA graphs contain these addresses.
 
-    `x` [batch, tokens, hidden] is the residual stream after the first block; `residual` [batch, targets, hidden] what
-    that block added to the target at this step, `first` at the last step that was computed in full, `rest` what all
-    the other blocks added then. `kept` has each block's keys and values [batch, reference tokens, 2 * hidden].
+    Args:
+        x: [batch, tokens, hidden], the residual stream after the first block.
+        residual: [batch, targets, hidden], what the first block added to the target at this step.
+        first: the same at the last step that was computed in full.
+        rest: [batch, targets, hidden], what all other blocks added at that step.
+        kept: for each block the reference's keys and values, [batch, reference tokens, 2 * hidden].
     """
 
-    shape: Shape
+    shape: StepShape
     x: Tensor
     residual: Tensor
     first: Tensor
@@ -73,17 +75,16 @@ class State:
 class ApproximateStep:
     """Velocities of one step after another; the first step of an edit reuses nothing.
 
-    In a batch the row that changed most decides for all. With CUDA graphs the step is cut into pieces with a graph each
-    (first block; other blocks; neither), since the host decides what comes next: one wait for one number a step,
-    where a step without graphs would wait for the launch of every kernel.
+    In a batch the row that changed most decides for all. With CUDA graphs the step is cut into pieces, each with its
+    own graph (first block; other blocks; neither), since the host decides what comes next: it waits for one number a
+    step, while a step without graphs waits for the launch of every kernel.
 
     Args:
         step: the exact step.
         device: where it runs.
         graphs: capture the pieces as CUDA graphs.
-        cache: the largest relative change of the first block's residual that counts as none; None: every block of
-            every step is run.
-        reuse: steps from one computation of the reference's tokens to the next; None: all.
+        cache: skip the other blocks if the first one's residual changed by at most this share; None: never skip.
+        reuse: compute the reference's tokens at every this many steps; None: at every step.
         step_counts: counts every step.
     """
 
@@ -110,7 +111,7 @@ class ApproximateStep:
         self.known = False
         """Whether a step of this edit was computed in full."""
         self.since: int | None = None
-        """Steps since the reference's tokens were computed in every block, that one included; None: never."""
+        """Steps since the reference's tokens were last computed in every block, that step included; None: never."""
 
     def __call__(self, inputs: dict[str, Tensor], first: bool) -> Tensor:
         """The velocity [batch, targets, channels].
@@ -123,7 +124,7 @@ class ApproximateStep:
             self.known, self.since = False, None
         self.make_state(inputs)
         reusing = self.reuse is not None and inputs["reference"].shape[1] > 0
-        # Without reuse, as without a reference, all tokens there are go through every step.
+        # Without reuse, and without a reference, every step computes all tokens.
         every = not reusing or self.since is None or (self.reuse is not None and self.since >= self.reuse)
         given = inputs if every else {**inputs, "reference": inputs["reference"][:, :0]}
         full = True
@@ -133,7 +134,7 @@ class ApproximateStep:
             change = self.piece("first", every)(
                 {name: tensor for name, tensor in given.items() if name != "final_modulation"}
             )
-            full = not (self.known and float(change.max()) <= self.cache)  # computed where it is not a number
+            full = not (self.known and float(change.max()) <= self.cache)  # NaN: computed in full
             if full:
                 names = (*TABLES, *MODULATIONS, "final_modulation")
                 velocity = self.piece("others", every)({name: given[name] for name in names})
@@ -144,16 +145,16 @@ class ApproximateStep:
 
     def make_state(self, inputs: dict[str, Tensor]) -> None:
         """Allocates the state for inputs of these shapes, unless it has them."""
-        shape = Shape.of(inputs)
+        shape = StepShape.of(inputs)
         if self.state is None or self.state.shape != shape:
-            self.pieces.clear()  # graphs of the other state's addresses
-            # One memory for all graphs: none needs what another has left in it, and what they return is copied.
+            self.pieces.clear()  # their graphs contain the old state's addresses
+            # All graphs share a memory pool: none reads what another left there, and what they return is copied.
             self.pool = torch.cuda.graph_pool_handle() if self.graphs else None
             self.state = None  # before the next is allocated
             self.state, self.known, self.since = self.allocate(shape, inputs["target"]), False, None
 
     def drop_graphs(self) -> None:
-        """As `GraphedStep.drop_graphs`; what was computed stays."""
+        """As `GraphedStep.drop_graphs`; the state is kept."""
         for piece in self.pieces.values():
             piece.drop_graphs()
 
@@ -167,8 +168,8 @@ class ApproximateStep:
         elif self.since is not None:
             self.since += 1
 
-    def allocate(self, shape: Shape, like: Tensor) -> State:
-        """Zeros for a run of this shape; empty where the option that needs them is off."""
+    def allocate(self, shape: StepShape, like: Tensor) -> State:
+        """A state of zeros for steps of this shape; its tensors are empty if the option that needs them is off."""
         hidden = self.step.config.hidden_size
 
         def room(tokens: int) -> Tensor:
@@ -182,7 +183,7 @@ class ApproximateStep:
         return State(shape, x, room(shape.target), room(shape.target), room(shape.target), kept)
 
     def piece(self, name: str, every: bool = True) -> GraphedStep:
-        """A part of the step, for all tokens or for those of text and target alone."""
+        """A piece of the step, for all tokens or, if not `every`, for those of text and target only."""
         if (name, every) not in self.pieces:
             parts: dict[str, Callable[..., Tensor]] = {
                 "whole": self.whole,
@@ -193,7 +194,7 @@ class ApproximateStep:
             self.pieces[name, every] = GraphedStep(parts[name], self.device, self.graphs, self.pool)
         return self.pieces[name, every]
 
-    # -- the pieces: each may be run twice with the same inputs, as before a capture, and gives the same again --
+    # -- the pieces: each gives the same result when it runs again with the same inputs, as it does before a capture --
 
     @property
     def now(self) -> State:
@@ -202,28 +203,31 @@ class ApproximateStep:
 
     @property
     def target(self) -> slice:
-        """Where the target's tokens are."""
+        """The target's tokens in the residual stream."""
         return slice(self.now.shape.text, self.now.shape.text + self.now.shape.target)
 
-    def given(
+    def shared_inputs(
         self, rope_cos: Tensor, rope_sin: Tensor, double_modulation: Tensor, single_modulation: Tensor
-    ) -> Given:
-        return Given(self.now.shape.text, rope_cos, rope_sin, double_modulation, single_modulation)
+    ) -> SharedInputs:
+        return SharedInputs(self.now.shape.text, rope_cos, rope_sin, double_modulation, single_modulation)
 
     def whole(
         self, target: Tensor, reference: Tensor, text: Tensor, final_modulation: Tensor, **shared: Tensor
     ) -> Tensor:
         x = self.step.embed(target, reference, text)
-        self.step.run(x, self.given(**shared), 0, self.step.depth, self.now.kept)
+        self.step.run(x, self.shared_inputs(**shared), 0, self.step.depth, self.now.kept)
         return self.step.velocity(x[:, self.target], final_modulation)
 
     def first_block(self, target: Tensor, reference: Tensor, text: Tensor, **shared: Tensor) -> Tensor:
-        """fp32 [batch]: mean |residual - first| / mean |first| over the target, as in diffusers. The reference's tokens
-        are left out: they are alike from step to step and would hide the target's change."""
+        """Runs the first block and returns its change, fp32 [batch]: mean |residual - first| / mean |first|.
+
+        The means are over the target, as in diffusers; the reference's tokens change little from step to step and
+        would hide the target's change.
+        """
         state = self.now
         x = self.step.embed(target, reference, text)
         before = x[:, self.target].clone()
-        self.step.run(x, self.given(**shared), 0, 1, state.kept)
+        self.step.run(x, self.shared_inputs(**shared), 0, 1, state.kept)
         state.x[:, : x.shape[1]] = x
         torch.sub(x[:, self.target], before, out=state.residual)
         apart = (state.residual.float() - state.first.float()).abs().mean((1, 2))
@@ -237,7 +241,7 @@ class ApproximateStep:
 
     def from_second(self, after_first: Tensor, final_modulation: Tensor, **shared: Tensor) -> Tensor:
         state, x = self.now, after_first.clone()
-        self.step.run(x, self.given(**shared), 1, self.step.depth, state.kept)
+        self.step.run(x, self.shared_inputs(**shared), 1, self.step.depth, state.kept)
         state.first.copy_(state.residual)
         torch.sub(x[:, self.target], after_first[:, self.target], out=state.rest)
         return self.step.velocity(x[:, self.target], final_modulation)

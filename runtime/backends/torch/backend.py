@@ -1,9 +1,8 @@
-"""The torch backend: a bundle's networks in PyTorch, the transformer on our kernels.
+"""Runs a bundle's networks in PyTorch, the transformer with Triton kernels.
 
-The only part of the runtime that needs PyTorch; nothing else imports it. Weights go from the safetensors files to
-the device. On a GPU the transformer stays there and its step is a CUDA graph; the other networks are brought in
-from host memory when an edit needs them, and go again, and so do the modulation's weights once all steps'
-modulations are computed.
+This room is the only part of the runtime that needs PyTorch; nothing else imports it. Weights are read from the
+safetensors files to the device. On a GPU the transformer stays there and its step is a CUDA graph; the other networks,
+the modulation among them, are copied from host memory when an edit needs them and removed afterwards.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from ...bundle import MANIFEST_NAME, OUTPUTS, Bundle
 from ..options import TorchOptions
 from ..protocol import SamplerStep
 from . import approximations, memory
-from .advice import Device, Shapes, advise, is_exhausted, tensor_bytes, workload
+from .advice import Device, InputShapes, advise, is_exhausted, tensor_bytes, workload
 from .approximations import ApproximateStep
 from .compile import check_compiler
 from .decode import decode_tiled
@@ -43,25 +42,30 @@ from .transformer import Step, choose_attention, read_weights
 from .weights import StoredLinear, WeightFile, each_tensor, place, read_network, to_device
 
 WIDE = ("timestep", "guidance", "rope_cos", "rope_sin")
-"""Inputs that stay in fp32: half precision alone would move the output."""
+"""Inputs that stay in fp32: rounding them to 16 bits alone would change the output visibly."""
 
 
 @dataclass
 class Network:
-    """A network that is not the transformer: its weights in host memory, on the device while it runs."""
+    """A network other than the transformer: its weights are in host memory, and on the device while it runs."""
 
     module: nn.Module
     host: dict[str, Tensor | StoredLinear]
     runs: int = 0
 
-    def pin(self) -> None:
-        """Moves its weights to memory that a GPU reads by itself; worth the copy from the second run on."""
-        for name, value in self.host.items():  # one by one: only one of them is there twice
-            self.host[name] = each_tensor(value, memory.pinned_tensor)
+    def lock_pages(self) -> None:
+        """Moves the weights to page-locked memory, for faster transfers; worth the copy from the second run on."""
+        for name, value in self.host.items():  # one by one: only one of them exists twice at a time
+            self.host[name] = each_tensor(value, memory.page_locked_tensor)
 
 
 class TorchBackend:
-    """Runs a bundle's networks; `device` is auto, cpu or cuda.
+    """The networks of one bundle.
+
+    Args:
+        bundle: exported without --link-weights.
+        device: auto, cpu or cuda.
+        options: None: the defaults.
 
     Raises:
         KontextError: no such device, or formats, sizes or options that it cannot compute with.
@@ -86,11 +90,11 @@ class TorchBackend:
 
     @property
     def approximated(self) -> str:
-        """What was approximated since this was made, in words; "" for nothing."""
+        """What was approximated since the backend was created, in words; "" for nothing."""
         return approximations.describe(self.options.cache, self.options.reuse_reference, self.step_counts)
 
     def register_kernels(self) -> None:
-        """Without Triton, kernels are the bundle's own compiled ones for this GPU."""
+        """Registers the bundle's compiled kernels for this GPU, which are used if Triton is not installed."""
         architecture = sm_name(device_capability(self.device))
         folder = self.bundle.folder / "kernels" / architecture
         if f"kernels/{architecture}/{INDEX}" not in self.bundle.files:
@@ -101,23 +105,23 @@ class TorchBackend:
         register(folder)
 
     def dtype(self, graph: str) -> torch.dtype:
-        """What a network computes in."""
+        """The dtype that a network computes in."""
         try:
             name = self.options.compute or self.bundle.manifest["precision"]["networks"][graph]
             return COMPUTE_DTYPES[name]
         except (KeyError, TypeError):
             raise KontextError(
-                f"{self.bundle.folder / MANIFEST_NAME}: precision of {graph} is none that the torch backend computes "
-                f"in ({', '.join(COMPUTE_DTYPES)})"
+                f"{self.bundle.folder / MANIFEST_NAME}: precision.networks.{graph} must be one of "
+                f"{', '.join(COMPUTE_DTYPES)} for the torch backend"
             ) from None
 
     def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Puts inputs that several runs share on the device, once."""
+        """As `Backend.hold`: values are tensors on the device."""
         with self.memory_errors("transformer", {}):
             return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
 
     def tensor(self, graph: str, name: str, value: Any) -> Tensor:
-        """An input on the device, in the format that its network takes it in."""
+        """An input on the device, in the dtype that the network takes."""
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
         wide = name in WIDE or not tensor.is_floating_point()
         return tensor.to(self.device, None if wide else self.dtype(graph))
@@ -126,7 +130,7 @@ class TorchBackend:
     def run(
         self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Runs a network on arrays or held tensors and returns its outputs as fp32 arrays, by name."""
+        """As `Backend.run`."""
         with self.memory_errors(graph, inputs):
             tensors = {name: self.tensor(graph, name, value) for name, value in inputs.items()}
             if graph == "transformer":
@@ -137,12 +141,12 @@ class TorchBackend:
         return dict(zip(OUTPUTS[graph], arrays, strict=True))
 
     def release(self, *graphs: str) -> None:
-        """Drops networks with their weights, in host memory too."""
+        """As `Backend.release`: frees weights on the device and in host memory."""
         for graph in graphs:
             self.networks.pop(graph, None)
             if graph == "transformer" and self.transformer is not None:
                 self.transformer = None
-                gc.collect()  # approximations and captured steps are cycles, with the weights in them
+                gc.collect()  # reference cycles hold the weights
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -156,15 +160,17 @@ class TorchBackend:
         return self.transformer(inputs)
 
     def load_transformer(self) -> GraphedStep | ApproximateStep:
-        """Reads the transformer; block by block into host memory where it is offloaded."""
+        """Reads the transformer to the device, or block by block to host memory with `offload`."""
         config = self.config.transformer
         dtype = self.dtype("transformer")
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # weights that stay would leave holes in what the stages before have freed
+            torch.cuda.empty_cache()  # otherwise weights would be scattered over blocks that earlier stages freed
         file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
         activations = choose_activations(self.options.activations, file.formats(), self.device)
         if self.options.offload:
-            weights = read_weights(file, config, activations, lambda block: memory.pinned(block, self.device))
+            weights = read_weights(
+                file, config, activations, lambda block: memory.page_locked(block, self.device)
+            )
             blocks = memory.swapped([*weights.double, *weights.single], self.device)
         else:
             weights = read_weights(file, config, activations, lambda block: block)
@@ -186,13 +192,16 @@ class TorchBackend:
         return Network(module.eval(), read_network(module, file))
 
     def run_network(self, graph: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Runs a network with its weights on the device, or its linears' one after another where the device has no room
-        for all, which is as exact: beside a transformer that stays there, or with `offload`."""
+        """Runs a network with all its weights on the device if they fit, else with its linears' weights one by one.
+
+        They may not fit beside the transformer, which stays there; with `offload` they always go one by one. The
+        result is the same.
+        """
         if graph not in self.networks:
             self.networks[graph] = self.load_network(graph)
         network = self.networks[graph]
         if network.runs == 1 and self.device.type == "cuda":
-            network.pin()
+            network.lock_pages()
         network.runs += 1
         if not self.options.offload:
             with suppress(torch.cuda.OutOfMemoryError):
@@ -203,8 +212,10 @@ class TorchBackend:
     def run_placed(
         self, graph: str, network: Network, inputs: dict[str, Tensor], streamed: bool = False
     ) -> tuple[Tensor, ...]:
-        """Brings weights to the device, those of linears only when they are used if `streamed`, and takes them off
-        again."""
+        """Copies the weights to the device, runs the network, and removes them again.
+
+        If `streamed`, the linears' weights are only copied while they are used.
+        """
         try:
             here = {
                 name: value if streamed and isinstance(value, StoredLinear) else to_device(value, self.device)
@@ -220,13 +231,13 @@ class TorchBackend:
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def make_room(self) -> None:
-        """Gives back what the device can do without: cached memory, and what captured steps hold."""
+        """Frees memory on the device that can be had again: PyTorch's cache and captured CUDA graphs."""
         if self.transformer is not None:
             self.transformer.drop_graphs()
         torch.cuda.empty_cache()
 
     def decode(self, decoder: nn.Module, latents: Tensor) -> Tensor:
-        """The whole picture at once, or in tiles where that was asked for or the device has no room."""
+        """Decodes latents at once, or in tiles with the option `tiled` or if the device is out of memory."""
         if not self.options.tiled:
             for _ in range(2):
                 with suppress(torch.cuda.OutOfMemoryError):
@@ -234,13 +245,13 @@ class TorchBackend:
                     return whole
                 self.make_room()
             warnings.warn(
-                "the GPU has no room to decode the whole picture: it is decoded in tiles", stacklevel=2
+                "not enough GPU memory to decode the whole picture: it is decoded in tiles", stacklevel=2
             )
         return decode_tiled(decoder, latents, self.config.autoencoder.downscale)
 
     @contextmanager
     def memory_errors(self, graph: str, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Turns an exhausted device into a message that says what would fit."""
+        """Turns out-of-memory errors of the device into a KontextError that says what would fit."""
         exhausted = False
         try:
             yield
@@ -254,8 +265,8 @@ class TorchBackend:
             self.release(*self.bundle.graphs)
             raise KontextError(self.advice(graph, shapes)) from None
 
-    def advice(self, graph: str, shapes: Shapes) -> str:
-        """What would fit on a device that `graph` does not fit with inputs of these shapes."""
+    def advice(self, graph: str, shapes: InputShapes) -> str:
+        """What would fit on the device, where `graph` with inputs of these shapes does not."""
         networks = self.bundle.manifest["precision"]["networks"]
         return advise(
             self.config,
@@ -270,18 +281,18 @@ class TorchBackend:
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Drops what the frames of a error and of those before it hold, such as half a network: whoever caught it may keep
-    it for longer than the memory can be spared."""
+    """Drops the local variables of the frames of an error and its contexts, such as half-loaded weights: the caller may
+    keep the error, and with it that memory."""
     while error is not None:
         clear_frames(error.__traceback__)
         error = error.__context__
 
 
 def choose_device(device: str) -> torch.device:
-    """Resolves "auto" (CUDA where PyTorch has it, else the CPU).
+    """Resolves "auto": CUDA if PyTorch has it, else the CPU.
 
     Raises:
-        KontextError: not known here, or not there.
+        KontextError: there is no CUDA device.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
@@ -301,6 +312,6 @@ def read_config(bundle: Bundle) -> KontextConfig:
     transformer = parts["transformer"]
     if transformer.hidden_size % transformer.num_heads or sum(transformer.axes_dim) != transformer.head_dim:
         raise KontextError(
-            f"{bundle.folder / MANIFEST_NAME}: model.transformer: its sizes do not go together"
+            f"{bundle.folder / MANIFEST_NAME}: model.transformer: hidden_size, num_heads and axes_dim do not match"
         )
     return KontextConfig(name=bundle.name, **parts)

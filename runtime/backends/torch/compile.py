@@ -1,4 +1,4 @@
-"""Regional compilation: torch.compile makes the code of one block of each kind, and all blocks of the kind run it."""
+"""Regional compilation: torch.compile generates code for one block of each kind, which all blocks of the kind run."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ....errors import KontextError
 from ....kernels.launch import triton
 
 COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang"))}
-"""Device → the variable that names the compiler that PyTorch or Triton runs there, and the names they try without."""
+"""Device → the variable that names the compiler for PyTorch (CPU) or Triton (CUDA), and the defaults without it."""
 
 VARIANTS = 64
-"""Pieces of code for one kind of block, before it runs as it is: one for each shape of its inputs and each mix of
-number formats, of which a bundle made to fit a budget has several. PyTorch's own limit is 8."""
+"""Compilations of one kind of block before it runs uncompiled: one for each shape of its inputs and each mix of number
+formats, of which a bundle made with --fit has several. PyTorch's default is 8."""
 
 
 def compiled_block(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` of a block and tensors, compiled; as `compile_repeated_blocks` does in diffusers.
+    """`function` of a block and tensors, compiled; as diffusers' `compile_repeated_blocks` does.
 
-    The first block of each shape runs as it is: on a GPU that measures the ways to compute its products, which the
-    compiled code then takes the fastest of.
+    The first block of each shape runs uncompiled: on a GPU that times the candidates for its products, and the
+    compiled code uses the fastest.
 
     Raises:
-        KontextError: from the function, where the compiler fails.
+        KontextError: from the returned function, if the compiler fails.
     """
-    # Static sizes: on a GPU what is fastest depends on them.
+    # Static sizes: on a GPU the fastest candidate depends on them.
     compiled = torch.compile(function, dynamic=False)
     seen: set[tuple[torch.Size, ...]] = set()
 
@@ -45,19 +45,21 @@ def compiled_block(function: Callable[..., None]) -> Callable[..., None]:
                 compiled(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = next(iter(str(error).split("\n")), "")
-            raise KontextError(f"torch.compile failed, leave compile out: {reason}") from None
+            raise KontextError(f"torch.compile failed, run without --compile: {reason}") from None
 
     return run
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises KontextError where torch.compile would find no compiler to run."""
+    """Raises KontextError if torch.compile would find no compiler."""
     if device.type == "cuda" and triton is None:
-        raise KontextError("compile needs Triton: pip install 'kontext-export[gpu]', or leave compile out")
-    variable, names = COMPILERS[device.type]
-    asked = os.environ.get(variable)
-    if not any(shutil.which(name) for name in ([asked] if asked else names)):
         raise KontextError(
-            f"compile needs a C++ compiler, and there is no {asked or ' or '.join(names)} on the PATH: install one, "
-            f"name it in {variable}, or leave compile out"
+            "--compile needs Triton: pip install 'kontext-export[gpu]', or run without --compile"
+        )
+    variable, names = COMPILERS[device.type]
+    named = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ([named] if named else names)):
+        raise KontextError(
+            f"--compile needs a C++ compiler, but {named or ' or '.join(names)} is not on the PATH: install one, "
+            f"name it in {variable}, or run without --compile"
         )

@@ -1,7 +1,7 @@
-"""The autoencoder's decoder in overlapping tiles, for pictures whose activations do not fit the device at once.
+"""Tiled decoding: the autoencoder's decoder on overlapping tiles, if a picture's activations do not fit the device.
 
-Tiles are an approximation: the decoder's normalizations and its attention see a tile and not the picture. Where tiles
-overlap they are blended linearly.
+This is an approximation: the decoder's normalizations and its attention see a tile, not the picture. Overlaps are
+blended linearly.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 TILE = 64
-"""Latents of a tile's side: 512 pixels in FLUX."""
+"""A tile's side in latents: 512 pixels in FLUX."""
 
 OVERLAP = 16
-"""Latents that neighbours share."""
+"""Latents that neighbouring tiles share."""
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along one axis, so that the last one ends with it."""
+    """Where tiles begin along an axis of `length`; the last one ends with it."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
 def ramp(tile: int, overlap: int, first: bool, last: bool) -> Tensor:
-    """Weights of a tile's pixels along one axis: rising over the overlap unless it is the picture's border."""
+    """Blending weights [tile] along one axis: rising and falling over the overlaps, 1 at the picture's border."""
     weights = torch.ones(tile)
     if overlap:
         rising = (torch.arange(overlap) + 0.5) / overlap
@@ -44,7 +44,7 @@ def decode_tiled(
     tile: int = TILE,
     overlap: int = OVERLAP,
 ) -> Tensor:
-    """Pictures [batch, 3, downscale * h, downscale * w] of latents [batch, channels, h, w]."""
+    """Pictures fp32 [batch, 3, downscale * h, downscale * w] of latents [batch, channels, h, w]."""
     batch, _, height, width = latents.shape
     tile_height, tile_width = min(tile, height), min(tile, width)
     out = torch.zeros(batch, 3, height * downscale, width * downscale, device=latents.device)

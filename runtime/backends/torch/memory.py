@@ -1,7 +1,7 @@
-"""Where weights are while they are not in use, and a step as a CUDA graph.
+"""Where a transformer's blocks are kept, and a step as a CUDA graph.
 
-`resident` blocks stay on the device; `swapped` ones stay in pinned host memory, and while one computes, the next is
-copied on a stream of its own, so that of all blocks two are on the device.
+`resident` blocks stay on the device. `swapped` blocks stay in page-locked host memory: while one computes, the next is
+copied on another stream, so that two are on the device.
 """
 
 from __future__ import annotations
@@ -20,30 +20,29 @@ from .transformer import Block
 from .weights import Part, each_tensor
 
 WARMUPS = 2
-"""Runs of a step before it is captured: kernels are compiled, libraries set up, and ways of computing chosen."""
-
+"""Runs of a step before it is captured, in which kernels are compiled, libraries set up and candidates timed."""
 
 PAGE = 4096
-"""Bytes that are registered as a whole: no two tensors may share them."""
+"""Bytes of a page of host memory; pages are locked as a whole, so no two tensors may share one."""
 
 Blocks = Callable[[int, int], Iterator[AbstractContextManager[Block]]]
-"""Hands out the blocks from one number to before another."""
+"""(start, stop) → the blocks in that range; each is on the device while its context is entered."""
 
 
 def resident(blocks: Sequence[Block]) -> Blocks:
     return lambda start, stop: (nullcontext(block) for block in blocks[start:stop])
 
 
-def pinned(part: Part, device: torch.device) -> Part:
-    """A copy in host memory, which a GPU of this process can read by itself."""
-    return each_tensor(part, pinned_tensor if device.type == "cuda" else Tensor.cpu)
+def page_locked(part: Part, device: torch.device) -> Part:
+    """A copy in host memory, page-locked if `device` is a GPU."""
+    return each_tensor(part, page_locked_tensor if device.type == "cuda" else Tensor.cpu)
 
 
-def pinned_tensor(tensor: Tensor) -> Tensor:
-    """A copy in pages of its own that CUDA is told of; as good but slower to read where it has no room for more.
+def page_locked_tensor(tensor: Tensor) -> Tensor:
+    """A copy in page-locked memory; falls back to pageable memory if CUDA refuses (same data, slower transfer).
 
-    PyTorch's own allocator makes every tensor's memory a power of two, two fifths more for FLUX's weights, and keeps
-    what was freed.
+    PyTorch's allocator of page-locked memory rounds every size up to a power of two, which takes two fifths more for
+    FLUX's weights, and does not return freed memory.
     """
     size = -(-tensor.nbytes // PAGE) * PAGE
     memory = np.empty(size + PAGE, np.uint8)
@@ -52,9 +51,9 @@ def pinned_tensor(tensor: Tensor) -> Tensor:
     driver = torch.cuda.cudart()
     if size and int(driver.cudaHostRegister(pages.ctypes.data, size, 0)) == 0:
         done = weakref.finalize(memory, driver.cudaHostUnregister, pages.ctypes.data)
-        done.atexit = False  # the process's end gives all back, and the driver may be gone by then
+        done.atexit = False  # the end of the process frees it, and the driver may be unloaded by then
     elif size:
-        with suppress(RuntimeError):  # the next launch of any kernel would raise what this call left behind
+        with suppress(RuntimeError):  # clears the call's error, which the next kernel launch would raise
             torch.ones(1, device=tensor.device if tensor.is_cuda else "cuda")
     host = torch.from_numpy(pages[: tensor.nbytes]).view(tensor.dtype).view(tensor.shape)
     return host.copy_(tensor)
@@ -81,7 +80,7 @@ def swapped(blocks: Sequence[Block], device: torch.device) -> Blocks:
         if arrived is not None:
             compute = torch.cuda.current_stream(device)
             compute.wait_event(arrived)
-            # The memory was taken on the other stream: it must not be given away before this one is done with it.
+            # Allocated on the copies' stream: the memory must not be reused before this stream is done with it.
             each_tensor(there, partial(recorded, compute))
         yield there
 
@@ -93,7 +92,7 @@ def swapped(blocks: Sequence[Block], device: torch.device) -> Blocks:
             now = ahead
             if number + 1 < stop:
                 if copies is not None and done is not None:
-                    copies.wait_event(done)  # not more than two blocks at once: the one before last is done
+                    copies.wait_event(done)  # at most two blocks on the device
                 ahead = fetch(blocks[number + 1])
             yield use(*now)
             if copies is not None:
@@ -103,10 +102,15 @@ def swapped(blocks: Sequence[Block], device: torch.device) -> Blocks:
 
 
 class GraphedStep:
-    """A step captured once for each shape of its inputs, and replayed: no launch waits for Python.
+    """A step captured as a CUDA graph once for each shape of its inputs and then replayed, without Python's overhead.
 
-    On a CPU, and where a graph does not fit, it calls the step. `pool` is the memory that graphs take, where several
-    share one.
+    On a CPU, and if a graph does not fit the GPU, the step is called directly.
+
+    Args:
+        step: takes tensors by name; returns one.
+        device: where it runs.
+        enabled: False: never capture.
+        pool: memory that several graphs share; None: each has its own.
     """
 
     def __init__(
@@ -125,11 +129,11 @@ class GraphedStep:
             return self.step(**inputs)
         shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(inputs.items()))
         if shapes not in self.graphs:
-            # Another shape's graph holds memory for all its activations: one at a time.
+            # A graph holds memory for all its activations: keep one at a time.
             self.graphs.clear()
             with suppress(torch.cuda.OutOfMemoryError):
                 self.graphs[shapes] = self.capture(inputs)
-            if shapes not in self.graphs:  # a graph's memory is its own, beside what the warm-up took
+            if shapes not in self.graphs:  # a graph's memory is separate from that of the warm-up
                 self.enabled = False
                 torch.cuda.empty_cache()
                 return self.step(**inputs)
@@ -140,7 +144,7 @@ class GraphedStep:
         return output.clone()
 
     def drop_graphs(self) -> None:
-        """Gives back what captured steps hold; the next call captures again."""
+        """Frees the memory of captured graphs; the next call captures again."""
         self.graphs.clear()
 
     def capture(self, inputs: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:

@@ -1,8 +1,8 @@
-"""The denoiser's step on our kernels: text and picture in one buffer from end to end, so nothing is ever concatenated.
+"""The transformer on Triton kernels, with text and image tokens in one buffer, so that nothing is concatenated.
 
-The same function as `model.transformer.Transformer`; products write into views of the joint buffers, residuals are
-added in place, and every input of a linear is made in one pass. Its parts (`embed`, `run`, `velocity`) are there for
-`torch_cache`, which leaves some of them out.
+It computes the same as `model.transformer.Transformer`. Products are written into views of joint buffers, residuals
+are added in place, and every input of a linear is prepared in one pass. Its parts (`embed`, `run`, `velocity`) are
+separate for `approximations`, which leaves some out.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from .compile import compiled_block
 from .linear import KernelLinear
 from .weights import WeightFile
 
-ATTENTIONS = ("auto", "16-bit", "fp8", "int8")
 STREAMS = ("img", "txt")
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream's weights of a double block."""
+    """The weights of one stream of a double block."""
 
     qkv: KernelLinear
     query_norm: Tensor
@@ -63,7 +62,7 @@ Block = DoubleBlock | SingleBlock
 
 @dataclass(frozen=True)
 class Weights:
-    """All of the transformer's; the blocks in the order they run."""
+    """All weights of the transformer; the blocks in the order in which they run."""
 
     image_in: KernelLinear
     text_in: KernelLinear
@@ -75,10 +74,16 @@ class Weights:
 def read_weights(
     file: WeightFile, config: TransformerConfig, activations: str, keep: Callable[[Block], Block]
 ) -> Weights:
-    """Reads the transformer of a bundle; `keep` puts each block where it is to stay, before the next one is read.
+    """Reads the transformer of a bundle.
+
+    Args:
+        file: its safetensors file.
+        config: its sizes.
+        activations: what the inputs of quantized linears are quantized to, see `choose_activations`.
+        keep: moves each block to where it is kept, before the next one is read.
 
     Raises:
-        KontextError: a tensor is missing, has another shape, or means nothing here.
+        KontextError: a tensor is missing, has another shape, or is not known here.
     """
     hidden, mlp, head_dim = config.hidden_size, config.mlp_size, config.head_dim
 
@@ -125,38 +130,36 @@ def read_weights(
     return weights
 
 
-def choose_attention(asked: str, head_dim: int, device: torch.device) -> str:
-    """What attention computes in: "auto" is FP8 where the GPU has it, else 16 bits (on a CPU: the model's format).
+def choose_attention(requested: str, head_dim: int, device: torch.device) -> str:
+    """What attention computes in: "auto" is FP8 if the GPU has it, else 16 bits (on a CPU: the model's format).
 
     Raises:
-        KontextError: not known, or not possible with these heads or this GPU.
+        KontextError: not possible with heads of this size or on this GPU.
     """
-    if asked not in ATTENTIONS:
-        raise KontextError(f"attention {asked!r} is not known: choose from {', '.join(ATTENTIONS)}")
     if head_dim not in HEAD_DIMS:
         raise KontextError(
             f"the kernels take heads of {', '.join(map(str, HEAD_DIMS))} channels, this model's have {head_dim}: "
             "use --backend onnxruntime"
         )
     if device.type != "cuda":
-        return "16-bit" if asked == "auto" else asked
+        return "16-bit" if requested == "auto" else requested
     arch = device_capability(device)
     if arch < MIN_CAPABILITY:
         raise KontextError(
             f"the kernels need compute capability 8.0 (Ampere), this GPU has {dotted(arch)}: "
             "use --backend onnxruntime"
         )
-    if asked in ("fp8", "int8") and arch < FP8_CAPABILITY:
+    if requested in ("fp8", "int8") and arch < FP8_CAPABILITY:
         raise KontextError(
-            f"{asked} attention needs compute capability 8.9 (Ada), this GPU has {dotted(arch)}"
+            f"{requested} attention needs compute capability 8.9 (Ada), this GPU has {dotted(arch)}"
         )
-    if asked == "auto":
+    if requested == "auto":
         return "fp8" if arch >= FP8_CAPABILITY else "16-bit"
-    return asked
+    return requested
 
 
 @dataclass(frozen=True)
-class Given:
+class SharedInputs:
     """What all blocks of a step share: RoPE's tables [tokens, head_dim / 2] of all tokens, and the modulations."""
 
     text_tokens: int
@@ -166,9 +169,15 @@ class Given:
     single_modulation: Tensor
 
 
-def exchange(kept: Tensor | None, qkv: Tensor, tokens: int) -> None:
-    """Keeps the reference's keys and values of qkv [batch, all tokens, 3 * hidden], of which `tokens` were computed,
-    or puts those in that were kept; the reference's queries are then whatever is there, and nobody reads them."""
+def exchange_reference(kept: Tensor | None, qkv: Tensor, tokens: int) -> None:
+    """Stores the reference's keys and values, or restores them if this step did not compute them.
+
+    Args:
+        kept: [batch, reference tokens, 2 * hidden]; None: nothing is stored.
+        qkv: [batch, all tokens, 3 * hidden], changed in place when restoring. The reference's queries are then
+            undefined, and nothing reads them.
+        tokens: how many of all tokens were computed.
+    """
     if kept is None:
         return
     hidden = qkv.shape[2] // 3
@@ -183,11 +192,11 @@ class Step:
 
     Args:
         config: the transformer's sizes.
-        weights: as `read_weights` gives them.
+        weights: as `read_weights` returns them.
         dtype: of activations that are not quantized.
         attention: "16-bit", "fp8" or "int8".
-        blocks: hands out the blocks from one number to before another, each on the device while it is in use.
-        compiled: whether torch.compile makes the code of each kind of block.
+        blocks: (start, stop) → the blocks in that range, each on the device while its context is entered.
+        compiled: whether torch.compile generates the code of each kind of block.
     """
 
     def __init__(
@@ -204,8 +213,8 @@ class Step:
         self.dtype = dtype
         self.attention = attention
         self.blocks = blocks
-        # Regional compilation: the weights are arguments, so one piece of code serves every block of a kind.
-        # Functions, since bound methods would be a cycle, and the weights would stay until that is collected.
+        # Regional compilation: the weights are arguments, so one compilation serves every block of a kind.
+        # Unbound functions: bound methods would be a reference cycle that keeps the weights until it is collected.
         self.run_double: Callable[..., None] = Step.double_block
         self.run_single: Callable[..., None] = Step.single_block
         if compiled:
@@ -228,10 +237,10 @@ class Step:
         single_modulation: Tensor,
         final_modulation: Tensor,
     ) -> Tensor:
-        """As `model.transformer.Transformer.forward`, inputs in `dtype` but for the tables; fp32 out."""
+        """As `model.transformer.Transformer.forward`; inputs are in `dtype`, RoPE's tables and the output in fp32."""
         x = self.embed(target, reference, text)
-        given = Given(text.shape[1], rope_cos, rope_sin, double_modulation, single_modulation)
-        self.run(x, given, 0, self.depth)
+        shared = SharedInputs(text.shape[1], rope_cos, rope_sin, double_modulation, single_modulation)
+        self.run(x, shared, 0, self.depth)
         return self.velocity(x[:, text.shape[1] : text.shape[1] + target.shape[1]], final_modulation)
 
     def embed(self, target: Tensor, reference: Tensor, text: Tensor) -> Tensor:
@@ -251,29 +260,37 @@ class Step:
         return x
 
     def run(
-        self, x: Tensor, given: Given, start: int, stop: int, kept: Sequence[Tensor | None] | None = None
+        self,
+        x: Tensor,
+        shared: SharedInputs,
+        start: int,
+        stop: int,
+        kept: Sequence[Tensor | None] | None = None,
     ) -> None:
-        """Runs blocks `start` to before `stop` on x [batch, tokens, hidden], in place.
+        """Runs the blocks from `start` to before `stop`.
 
-        `kept` has a tensor for every block, [batch, reference tokens, 2 * hidden]: the reference's keys and values
-        before their norm. Where x has as many tokens as the tables they are filled in; where it lacks the reference's,
-        the others attend to what is there.
+        Args:
+            x: [batch, tokens, hidden], changed in place; with or without the reference's tokens.
+            shared: what all blocks share.
+            start, stop: the blocks' numbers.
+            kept: for every block the reference's keys and values before their norm, [batch, reference tokens,
+                2 * hidden]. They are stored if x has the reference's tokens, else attended to. None: neither.
         """
         double = self.config.num_double_blocks
         for number, held in enumerate(self.blocks(start, stop), start):
             memory = None if kept is None else kept[number]
             with held as block:
                 if isinstance(block, DoubleBlock):
-                    modulation = given.double_modulation[:, number]
+                    modulation = shared.double_modulation[:, number]
                     self.run_double(
-                        self, block, x, given.text_tokens, given.cos, given.sin, modulation, memory
+                        self, block, x, shared.text_tokens, shared.cos, shared.sin, modulation, memory
                     )
                 else:
-                    modulation = given.single_modulation[:, number - double]
-                    self.run_single(self, block, x, given.cos, given.sin, modulation, memory)
+                    modulation = shared.single_modulation[:, number - double]
+                    self.run_single(self, block, x, shared.cos, shared.sin, modulation, memory)
 
     def velocity(self, x: Tensor, final_modulation: Tensor) -> Tensor:
-        """fp32 [batch, targets, channels] of the target's part [batch, targets, hidden] of the residual stream."""
+        """The velocity, fp32 [batch, targets, channels], of the residual stream x [batch, targets, hidden]."""
         shift, scale = final_modulation.unbind(1)
         final = adaln_op(x, shift, scale)
         velocity = final.new_empty((*x.shape[:2], self.config.in_channels))
@@ -298,30 +315,30 @@ class Step:
         )
         qkv = x.new_empty((batch, cos.shape[0], 3 * hidden))
         for stream, part, of_attention, _ in views:
-            given = stream.qkv.normalized(x[:, part], of_attention.shift, of_attention.scale)
-            stream.qkv.product(given, qkv[:, part])
+            prepared = stream.qkv.normalized(x[:, part], of_attention.shift, of_attention.scale)
+            stream.qkv.product(prepared, qkv[:, part])
         norms = [
             block.text.query_norm,
             block.text.key_norm,
             block.image.query_norm,
             block.image.key_norm,
         ]
-        exchange(kept, qkv, tokens)
+        exchange_reference(kept, qkv, tokens)
         attended = self.attend(qkv, cos, sin, norms, text_tokens, tokens)
         for stream, part, of_attention, of_mlp in views:
             residual = x[:, part]
             stream.proj.product(stream.proj.joined(attended[:, part], None), residual, of_attention.gate)
-            given = stream.mlp_in.normalized(residual, of_mlp.shift, of_mlp.scale)
-            step = stream.mlp_out.stored.input_scale
+            prepared = stream.mlp_in.normalized(residual, of_mlp.shift, of_mlp.scale)
+            scale = stream.mlp_out.stored.input_scale
             if stream.mlp_out.static and stream.mlp_in.activations != "16-bit":
                 codes = torch.empty(
-                    (*residual.shape[:2], self.config.mlp_size), dtype=given.values.dtype, device=x.device
+                    (*residual.shape[:2], self.config.mlp_size), dtype=prepared.values.dtype, device=x.device
                 )
-                stream.mlp_in.product(given, codes, None, step)
+                stream.mlp_in.product(prepared, codes, None, scale)
                 middle = stream.mlp_out.coded(codes)
             else:
                 wide = x.new_empty((*residual.shape[:2], self.config.mlp_size))
-                stream.mlp_in.product(given, wide)
+                stream.mlp_in.product(prepared, wide)
                 middle = stream.mlp_out.joined(None, wide)
             stream.mlp_out.product(middle, residual, of_mlp.gate)
 
@@ -334,21 +351,21 @@ class Step:
         modulation: Tensor,
         kept: Tensor | None = None,
     ) -> None:
-        """Changes x in place; modulation [batch, 3, hidden]."""
+        """Changes x [batch, text + image tokens, hidden] in place; modulation [batch, 3, hidden]."""
         batch, tokens, hidden = x.shape
         shift, scale, gate = modulation.unbind(1)
         fused = x.new_empty((batch, cos.shape[0], block.linear1.channels))
         block.linear1.product(block.linear1.normalized(x, shift, scale), fused[:, :tokens])
         norms = [block.query_norm, block.key_norm] * 2
         qkv = fused[..., : 3 * hidden]
-        exchange(kept, qkv, tokens)
+        exchange_reference(kept, qkv, tokens)
         attended = self.attend(qkv, cos, sin, norms, 0, tokens)
         block.linear2.product(block.linear2.joined(attended, fused[:, :tokens, 3 * hidden :]), x, gate)
 
     def attend(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, norms: list[Tensor], text_tokens: int, queries: int
     ) -> Tensor:
-        """Attention of the first tokens to all of qkv [batch, tokens, 3 * hidden] → [batch, queries, hidden]."""
+        """Attention of qkv's [batch, tokens, 3 * hidden] first `queries` tokens to all; [batch, queries, hidden]."""
         heads = self.config.num_heads
         if self.attention != "16-bit":
             q, q_scale, *others = norm_rope_quantize_op(
@@ -364,16 +381,16 @@ class Step:
             return attention_op(q, k, v)
         out: list[Tensor] = []
 
-        def ours() -> None:
+        def triton_kernel() -> None:
             out[:] = [attention_op(q, k, v)]
 
-        def library() -> None:
+        def sdpa() -> None:
             product = torch.nn.functional.scaled_dot_product_attention(q, k, v)
             out[:] = [product.transpose(1, 2).flatten(-2)]
 
-        if q.dtype == torch.float32:  # a Triton product of fp32 is one of tf32, with errors of 3e-4
-            library()
+        if q.dtype == torch.float32:  # Triton would compute fp32 products in tf32, with errors of 3e-4
+            sdpa()
             return out[0]
         key = f"attention {'x'.join(map(str, q.shape))} {k.shape[2]} {q.dtype}"
-        fastest(key, {"triton": ours, "sdpa": library})()
+        fastest(key, {"triton": triton_kernel, "sdpa": sdpa})()
         return out[0]

@@ -20,7 +20,7 @@ def test_the_table_of_what_fits() -> None:
             "bundle": "fp8",
             "card": "8GB",
             "mode": "resident",
-            "refused": "the GPU has no room for transformer",
+            "refused": "out of GPU memory: transformer takes about 10.16 GB",
         },
     ]
     (table,) = vram_fit.tables({"rows": rows})

@@ -108,7 +108,7 @@ def test_what_was_half_read_is_gone_before_room_is_counted(
     short = backend(tiny_bundle)
     monkeypatch.setattr(short, "load_network", load)
     monkeypatch.setattr(Device, "of", counted)
-    with pytest.raises(KontextError, match=r"of 2\.00 GB can be had"):
+    with pytest.raises(KontextError, match=r"of 2\.00 GB are available"):
         short.run("text_encoder", IDS)
 
 
@@ -171,7 +171,7 @@ class Driver:
 
 
 @pytest.mark.parametrize("limit", [10**6, 0])
-def test_pinned_memory_is_as_large_as_what_is_in_it_and_given_back(
+def test_page_locked_memory_is_as_large_as_what_is_in_it_and_given_back(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver(limit)
@@ -184,7 +184,7 @@ def test_pinned_memory_is_as_large_as_what_is_in_it_and_given_back(
         torch.tensor(2.5, dtype=torch.bfloat16),
         torch.empty(0, 4),
     )
-    copies = memory.pinned(tensors, torch.device("cuda"))
+    copies = memory.page_locked(tensors, torch.device("cuda"))
     for copy, tensor in zip(copies, tensors, strict=True):
         assert (copy.dtype, copy.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(copy.float(), tensor.float())

@@ -67,10 +67,8 @@ MOST_LINES = 600
 
 CROSS_CUTTING = {
     "test_house": "the whole repository",
-    "bench/test_bundle": "every benchmark that runs a bundle",
     "export/test_kernels": "kernels in a bundle, from export to launch",
     "kernels/test_tiles": "the tiles of every kernel",
-    "model/test_formats": "the same weights in every checkpoint format",
     "model/test_fuzz_readers": "every reader, on damaged files",
     "runtime/server/test_faults": "faults of callers and models, in a real server",
     "runtime/server/test_models": "both models, in a real server",

@@ -74,7 +74,7 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
     )
 
 
-def build_engines_as_asked(folder: Path, options: argparse.Namespace) -> None:
+def build_requested_engines(folder: Path, options: argparse.Namespace) -> None:
     """Builds the engines of the bundle in `folder` and prints a summary."""
     from ..engines.build import build_engines
     from .engine_text import render_engines

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from ...errors import KontextError
-from .engine_flags import add_engine_flags, build_engines_as_asked, check_engine_flags
+from .engine_flags import add_engine_flags, build_requested_engines, check_engine_flags
 from .format_flags import add_format_flags, calibration_samples, chosen_recipe, kernel_architectures
 from .plan_flags import add_plan_flags, check_plan_flags, plan_for
-from .server_flags import add_server_flags, check_server_flags, write_repository_as_asked
+from .server_flags import add_server_flags, check_server_flags, write_requested_repository
 from .source_flags import add_source_flags, origin_of
 
 SUMMARY = "export a checkpoint as a bundle"
@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exports, builds engines, writes a model repository, whichever are asked for, in this order."""
+    """Exports a checkpoint, builds engines and writes a model repository, in this order, as far as requested."""
     bundle = existing_bundle(options)
     check_engine_flags(options)
     check_server_flags(options)
@@ -49,9 +49,9 @@ def run(options: argparse.Namespace) -> int:
             return 0
         bundle = options.output
     if options.engine is not None:
-        build_engines_as_asked(bundle, options)
+        build_requested_engines(bundle, options)
     if options.triton is not None:
-        write_repository_as_asked(bundle, options)
+        write_requested_repository(bundle, options)
     return 0
 
 
@@ -92,7 +92,7 @@ def flag_of(name: str, options: argparse.Namespace) -> str:
 
 
 def export_bundle(options: argparse.Namespace) -> bool:
-    """Exports MODEL as OUT; False if only its plan was asked for."""
+    """Exports MODEL as OUT; False if --plan-only ends it."""
     check_plan_flags(options)
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
     from ...model.checkpoint import Checkpoint

@@ -42,7 +42,7 @@ def parser() -> Parser:
         added.set_defaults(run=command.run)
         if name == DEFAULT:
             added.formatter_class = argparse.RawDescriptionHelpFormatter
-            added.epilog = f"other commands, each with a --help of its own:{others}"
+            added.epilog = f"other commands (add --help for their flags):{others}"
     return result
 
 

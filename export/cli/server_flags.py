@@ -44,7 +44,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_server_flags(options: argparse.Namespace) -> None:
-    """Reports before a long export what is in the way of the repository. Raises KontextError."""
+    """Checks before a long export that the repository can be written. Raises KontextError."""
     if options.triton is None:
         for name in ("triton_backend", "triton_batch", "triton_instances", "triton_filters"):
             if getattr(options, name) is not None:
@@ -58,7 +58,7 @@ def check_server_flags(options: argparse.Namespace) -> None:
         check_filters(options.triton_filters)
 
 
-def write_repository_as_asked(bundle: Path, options: argparse.Namespace) -> None:
+def write_requested_repository(bundle: Path, options: argparse.Namespace) -> None:
     """Writes a bundle as a model repository."""
     from ..server.repository import Settings, write_repository
 

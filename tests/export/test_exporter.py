@@ -1,4 +1,4 @@
-"""Whole exports: the same bytes whatever happens in between, and nothing touched that is not a bundle."""
+"""Whole exports: the same bytes whatever interrupts them, and only bundles are ever replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--kernels`: compiled kernels among the bundle's files, and what is refused before anything is written."""
+"""`--kernels`: compiled kernels in the bundle, and errors before anything is written."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kontext.runtime.bundle import Bundle
 def test_kernels_are_files_of_the_bundle(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    compiled_for = []
 
     def compiled(arch: int, sizes: archive.Sizes, **_options: Any) -> Iterator[tuple[str, bytes]]:
-        asked.append((arch, sizes.hidden, sizes.heads, str(sizes.compute)))
+        compiled_for.append((arch, sizes.hidden, sizes.heads, str(sizes.compute)))
         yield "000-adaln_kernel.cubin", b"machine code"
         yield archive.INDEX, b"{}"
 
@@ -30,7 +30,7 @@ def test_kernels_are_files_of_the_bundle(
     out = tmp_path / "bundle"
     words = [str(tiny_checkpoint), "-o", str(out), "--bf16", "--quiet", "--kernels", "sm_89,sm_120"]
     assert main(words) == 0
-    assert asked == [(89, 64, 2, "torch.bfloat16"), (120, 64, 2, "torch.bfloat16")]
+    assert compiled_for == [(89, 64, 2, "torch.bfloat16"), (120, 64, 2, "torch.bfloat16")]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["kernels"] == [
         {"architecture": "sm_120", "index": "kernels/sm_120/kernels.json"},

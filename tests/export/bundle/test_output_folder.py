@@ -1,4 +1,4 @@
-"""Folders that an export may write to, those that it may replace, and all others."""
+"""Folders that an export may write, may replace, and must not touch."""
 
 from __future__ import annotations
 

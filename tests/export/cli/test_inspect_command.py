@@ -1,4 +1,4 @@
-"""`kontext-export inspect`: every kind of file told by its header, with no weight read."""
+"""`kontext-export inspect`: every kind of file, described from its header without reading a weight."""
 
 from __future__ import annotations
 

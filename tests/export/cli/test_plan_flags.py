@@ -1,4 +1,4 @@
-"""--fit and --recipe on the command line: plans without an export, exports by a plan, and flags that contradict."""
+"""--fit and --recipe: plans without an export, exports by a plan or recipe, and flags that cannot be combined."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Engines: their profiles, names, records and refusals; every graph of the embedded model in the real compiler.
+"""Engines: profiles, names, manifest entries and errors; every graph of the embedded model in the real compiler.
 
-TensorRT for RTX compiles for cards that are not there, so our graphs can be held against it on any machine.
+TensorRT for RTX compiles for cards that this machine lacks, so its compiler is tested on any machine.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MATRIX = [
     ("sm86", "fp16-int4"),
     *((target, name) for target in ("sm89", "sm120") for name in ("fp16", "bf16", "bf16-fp8", "bf16-int4")),
 ]
-"""Architectures of GeForce 30, 40 and 50, and the number formats that each has."""
+"""Architectures of GeForce 30, 40 and 50, and number formats that each supports."""
 
 
 # -- every graph, pattern and profile through the compiler --
@@ -87,7 +87,7 @@ def test_engines_with_their_weights_inside(
 def test_engines_with_many_weights_can_stream_them(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, weights: str, least: int, streams: bool
 ) -> None:
-    """The manifest says so, and the compiler is told."""
+    """Both the manifest and the compiler's job say so."""
     monkeypatch.setattr(engines, "STREAMED_BYTES", least)
     bundle, options = Bundle.open(tiny_bundle), EngineOptions("rtx", ("sm89",), weights)
     entry = engines.manifest_entry(bundle, "transformer", "sm89", options, trt.__version__)
@@ -207,7 +207,7 @@ def test_profiles_cover_all_preferred_sizes(tiny_bundle: Path, flux: bool) -> No
     assert profile_use(bundle, "text_encoder", batch=3) == "none"
 
 
-# -- what is asked for --
+# -- options --
 
 
 def test_targets_are_spelled_as_in_the_manifest() -> None:
@@ -345,11 +345,11 @@ def test_errors_come_before_the_work(
 
 @pytest.fixture
 def quick_builder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A builder that writes what it is asked for instead of an engine, and says what it was asked."""
-    asked: list[str] = []
+    """A builder that writes its job instead of an engine; returns the graphs that it was to build."""
+    built: list[str] = []
 
     def build(_self: BuilderProcess, job: dict[str, Any], phase: Any) -> dict[str, Any]:
-        asked.append(Path(job["graph"]).stem)
+        built.append(Path(job["graph"]).stem)
         phase("compiling", 1, 6)
         output = Path(job["output"])
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -358,7 +358,7 @@ def quick_builder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(BuilderProcess, "build", build)
     monkeypatch.setattr(engines, "check_bundle", lambda bundle, target: None)
-    return asked
+    return built
 
 
 OPTIONS = EngineOptions("rtx", ("sm89", "sm120"), "bound")

@@ -1,4 +1,4 @@
-"""A bundle as a model repository: what is in it, what it refuses to replace, and that it is whole or not there."""
+"""A bundle as a model repository: its files, what it does not replace, and that it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_pictures_share_a_batch_where_it_does_not_change_them(tiny_bundle: Path,
     assert triton_config.default_batch(dataclasses.replace(bundle, graphs=graphs)) == 1
 
 
-# -- what is there is left alone --
+# -- existing files --
 
 
 def test_a_repository_is_replaced_with_force_only(repository: Path, tiny_bundle: Path) -> None:

@@ -138,22 +138,22 @@ class Checkpoint:
         """
         origin = Origin(origin) if isinstance(origin, Path) else origin
         base = base_folder(origin)
-        parts, files = find_components(origin, base)
-        config = find_config(origin, parts, base)
+        components, files = find_components(origin, base)
+        config = find_config(origin, components, base)
         shapes = {name: weight_shapes(name, config) for name in NETWORKS}
         sources = {}
-        for component, part in parts.items():
+        for component, weights in components.items():
             mine = [name for name, owner in NETWORKS.items() if owner == component]
             for name in mine:
-                sources[name] = network_sources(name, config, part.layout, part.tensors)
-            check_component(part, {name: (shapes[name], sources[name]) for name in mine})
+                sources[name] = network_sources(name, config, weights.layout, weights.tensors)
+            check_component(weights, {name: (shapes[name], sources[name]) for name in mine})
         updates, loras = read_loras(origin.loras, shapes, config, origin.partial_loras)
         files.update({lora.path: lora.digest for lora in loras})
         steps = [origin.steps, *(lora.steps for lora in reversed(loras))]
         config = with_steps(config, next((count for count in steps if count), None))
         networks = {
             name: NetworkWeights(
-                name, shapes[name], sources[name], parts[component].tensors, updates.get(name, {})
+                name, shapes[name], sources[name], components[component].tensors, updates.get(name, {})
             )
             for name, component in NETWORKS.items()
         }
@@ -198,7 +198,7 @@ def base_folder(origin: Origin) -> Path | None:
 def find_components(origin: Origin, base: Path | None) -> tuple[dict[str, ComponentWeights], dict[Path, str]]:
     """Every component's tensors, and the digests of all headers read. A component comes from its own file, the model or
     the base, in this order."""
-    parts: dict[str, ComponentWeights] = {}
+    components: dict[str, ComponentWeights] = {}
     digests: dict[Path, str] = {}
     for component, path in origin.files.items():
         file = open_weight_file(path)
@@ -206,7 +206,7 @@ def find_components(origin: Origin, base: Path | None) -> tuple[dict[str, Compon
         if component not in held:
             listed = " and ".join(TITLES[other] for other in held)
             raise KontextError(f"{path} holds {listed}: {FLAGS[component]} takes {TITLES[component]}")
-        parts[component] = held[component]
+        components[component] = held[component]
         digests[path] = file.digest
     if not origin.model.is_dir():
         file = open_weight_file(origin.model)
@@ -216,20 +216,20 @@ def find_components(origin: Origin, base: Path | None) -> tuple[dict[str, Compon
             raise KontextError(
                 f"{origin.model} holds {listed}, not the transformer: name the file of the transformer"
             )
-        parts = {**held, **parts}
+        components = {**held, **components}
         digests[origin.model] = file.digest
     missing = []
     for component in dict.fromkeys(NETWORKS.values()):
-        if component not in parts:
+        if component not in components:
             if base is not None and (base / component).is_dir():
-                parts[component], read = open_component(base, component)
+                components[component], read = open_component(base, component)
                 digests.update(read)
             else:
                 missing.append(component)
     if missing:
         listed = ", ".join(TITLES[component] for component in missing)
         raise KontextError(f"{origin.model} lacks {listed}: {advice(missing)}")
-    return parts, digests
+    return components, digests
 
 
 def advice(missing: Sequence[str]) -> str:
@@ -238,7 +238,9 @@ def advice(missing: Sequence[str]) -> str:
     return f"{files}add --base FOLDER, a diffusers folder of FLUX.1 Kontext"
 
 
-def find_config(origin: Origin, parts: Mapping[str, ComponentWeights], base: Path | None) -> KontextConfig:
+def find_config(
+    origin: Origin, components: Mapping[str, ComponentWeights], base: Path | None
+) -> KontextConfig:
     """The sizes of every component: from its config.json, or if it has none, inferred from its tensors' shapes."""
     if origin.model.is_dir():
         config = read_config(origin.model)
@@ -252,10 +254,14 @@ def find_config(origin: Origin, parts: Mapping[str, ComponentWeights], base: Pat
     clip, t5 = configured("text_encoder"), configured("text_encoder_2")
     config = KontextConfig(
         name=origin.name or origin.model.stem,
-        transformer=read_transformer(transformer) if transformer else infer_transformer(parts["transformer"]),
-        autoencoder=read_autoencoder(vae) if vae else infer_autoencoder(parts["vae"]),
-        text_encoder=read_clip(clip) if clip else infer_clip(parts["text_encoder"]),
-        text_encoder_2=read_t5(t5, t5.parent / "tokenizer_2") if t5 else infer_t5(parts["text_encoder_2"]),
+        transformer=read_transformer(transformer)
+        if transformer
+        else infer_transformer(components["transformer"]),
+        autoencoder=read_autoencoder(vae) if vae else infer_autoencoder(components["vae"]),
+        text_encoder=read_clip(clip) if clip else infer_clip(components["text_encoder"]),
+        text_encoder_2=read_t5(t5, t5.parent / "tokenizer_2")
+        if t5
+        else infer_t5(components["text_encoder_2"]),
         sampler=read_sampler(base / "scheduler")
         if base and (base / "scheduler").is_dir()
         else SamplerConfig(),
@@ -265,19 +271,19 @@ def find_config(origin: Origin, parts: Mapping[str, ComponentWeights], base: Pat
 
 
 def check_component(
-    part: ComponentWeights, networks: Mapping[str, tuple[dict[str, tuple[int, ...]], dict[str, Source]]]
+    weights: ComponentWeights, networks: Mapping[str, tuple[dict[str, tuple[int, ...]], dict[str, Source]]]
 ) -> None:
     """Raises KontextError unless a component holds exactly the tensors that its networks need, in the right shapes and
     float formats."""
     wanted: set[str] = set()
-    found = part.tensors
+    found = weights.tensors
     for shapes, sources in networks.values():
         for weight, source in sources.items():
             wanted.update(source.parts)
             for name in source.parts:
                 if name not in found:
                     raise KontextError(
-                        f"{part.where} lacks tensor {name}: it is incomplete, or its config.json is another model's"
+                        f"{weights.where} lacks tensor {name}: it is incomplete, or its config.json is another model's"
                     )
                 if found[name].dtype in INTEGERS:
                     raise KontextError(
@@ -287,17 +293,17 @@ def check_component(
             # Rows add up, all other dimensions are equal. The reference autoencoder's attention has 1x1 convolutions,
             # which are linears here.
             joined = (sum(shape[0] for shape in given), *given[0][1:]) if all(given) else ()
-            same = joined == expected or (part.component == "vae" and joined == (*expected, 1, 1))
+            same = joined == expected or (weights.component == "vae" and joined == (*expected, 1, 1))
             if not same or any(shape[1:] != given[0][1:] for shape in given):
                 listed = ", ".join(
                     f"{name} {list(shape)}" for name, shape in zip(source.parts, given, strict=True)
                 )
                 raise KontextError(
-                    f"{part.where}: {listed} does not fit the model's sizes, expected {list(expected)}"
+                    f"{weights.where}: {listed} does not fit the model's sizes, expected {list(expected)}"
                 )
     for name in found:
         if name not in wanted and not name.endswith(IGNORED):
-            owner = COMPONENTS[part.component][1]
+            owner = COMPONENTS[weights.component][1]
             raise KontextError(f"{found[name].path}: tensor {name} does not belong to {owner}")
 
 

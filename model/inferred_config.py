@@ -49,41 +49,41 @@ class HasShape(Protocol):
 class ShapeReader:
     """Looks up shapes of a component's tensors by name; errors name the tensor and the file."""
 
-    def __init__(self, part: ComponentWeights) -> None:
-        self.part = part
+    def __init__(self, weights: ComponentWeights) -> None:
+        self.weights = weights
 
     def of(self, name: str, dimensions: int) -> tuple[int, ...]:
-        tensors: Mapping[str, HasShape] = self.part.tensors
+        tensors: Mapping[str, HasShape] = self.weights.tensors
         if name not in tensors:
             raise KontextError(
-                f"{self.part.where} lacks tensor {name}: it is incomplete, or of another model"
+                f"{self.weights.where} lacks tensor {name}: it is incomplete, or of another model"
             )
         shape = tensors[name].shape
         if len(shape) != dimensions or not all(shape):
             raise KontextError(
-                f"{self.part.where}: tensor {name} is {list(shape)}, expected {dimensions} dimensions"
+                f"{self.weights.where}: tensor {name} is {list(shape)}, expected {dimensions} dimensions"
             )
         return shape
 
     def count(self, pattern: str) -> int:
         """How many blocks there are: the numbers 0, 1, … that match the group of `pattern` in the tensors' names."""
         expression = re.compile(pattern)
-        found = {int(match[1]) for name in self.part.tensors if (match := expression.match(name))}
+        found = {int(match[1]) for name in self.weights.tensors if (match := expression.match(name))}
         if found != set(range(len(found))):
             blocks = pattern.split("(")[0].replace("\\", "")
-            raise KontextError(f"{self.part.where}: some of its blocks {blocks}… are missing")
+            raise KontextError(f"{self.weights.where}: some of its blocks {blocks}… are missing")
         return len(found)
 
 
-def infer_transformer(part: ComponentWeights) -> TransformerConfig:
+def infer_transformer(weights: ComponentWeights) -> TransformerConfig:
     """Sizes of a transformer. RoPE's axes get their usual shares of a head: 1/8, 7/16 and 7/16."""
-    shapes = ShapeReader(part)
-    names = TRANSFORMER_NAMES[part.layout]
+    shapes = ShapeReader(weights)
+    names = TRANSFORMER_NAMES[weights.layout]
     hidden, in_channels = shapes.of(names["image"], 2)
     head_dim = shapes.of(names["norm"], 1)[0]
     if hidden % head_dim or head_dim % 16:
         raise KontextError(
-            f"{part.where}: head size {head_dim} is not a multiple of 16, or does not divide hidden size {hidden}"
+            f"{weights.where}: head size {head_dim} is not a multiple of 16, or does not divide hidden size {hidden}"
         )
     return TransformerConfig(
         in_channels=in_channels,
@@ -95,18 +95,18 @@ def infer_transformer(part: ComponentWeights) -> TransformerConfig:
         axes_dim=(head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16),
         text_dim=shapes.of(names["text"], 2)[1],
         pooled_dim=shapes.of(names["pooled"], 2)[1],
-        guidance_embed=names["guidance"] in part.tensors,
+        guidance_embed=names["guidance"] in weights.tensors,
     )
 
 
-def infer_autoencoder(part: ComponentWeights) -> AutoencoderConfig:
+def infer_autoencoder(weights: ComponentWeights) -> AutoencoderConfig:
     """Sizes of FLUX.1's autoencoder. Files of other autoencoders lack their latents' shift and scale.
 
     Raises:
         KontextError: it is another autoencoder.
     """
-    shapes, flux = ShapeReader(part), AutoencoderConfig()
-    if part.layout == "native":
+    shapes, flux = ShapeReader(weights), AutoencoderConfig()
+    if weights.layout == "native":
         levels, block, count = r"encoder\.down\.(\d{1,2})\.", "encoder.down.{}.block", r"\.(\d{1,2})\."
     else:
         levels, block = r"encoder\.down_blocks\.(\d{1,2})\.", "encoder.down_blocks.{}.resnets"
@@ -118,18 +118,20 @@ def infer_autoencoder(part: ComponentWeights) -> AutoencoderConfig:
     latents = shapes.of("decoder.conv_in.weight", 4)[1]
     if (channels, layers, latents) != (flux.block_channels, flux.layers_per_block, flux.latent_channels):
         raise KontextError(
-            f"{part.where} is not FLUX.1's autoencoder (channels {list(channels)}, {latents} of them latent), and the "
-            "file does not hold its latents' scale: name its diffusers folder with --base"
+            f"{weights.where} is not FLUX.1's autoencoder (channels {list(channels)}, {latents} of them latent), and "
+            "the file does not hold its latents' scale: name its diffusers folder with --base"
         )
     return flux
 
 
-def infer_clip(part: ComponentWeights) -> ClipConfig:
-    shapes = ShapeReader(part)
-    start = "" if "embeddings.token_embedding.weight" in part.tensors else "text_model."
+def infer_clip(weights: ComponentWeights) -> ClipConfig:
+    shapes = ShapeReader(weights)
+    start = "" if "embeddings.token_embedding.weight" in weights.tensors else "text_model."
     vocab, hidden = shapes.of(f"{start}embeddings.token_embedding.weight", 2)
     if hidden % CLIP_HEAD_DIM:
-        raise KontextError(f"{part.where}: CLIP's hidden size {hidden} is not a multiple of {CLIP_HEAD_DIM}")
+        raise KontextError(
+            f"{weights.where}: CLIP's hidden size {hidden} is not a multiple of {CLIP_HEAD_DIM}"
+        )
     return ClipConfig(
         vocab_size=vocab,
         hidden_size=hidden,
@@ -140,13 +142,13 @@ def infer_clip(part: ComponentWeights) -> ClipConfig:
     )
 
 
-def infer_t5(part: ComponentWeights) -> T5Config:
-    shapes = ShapeReader(part)
-    if part.layout == "llama.cpp":
+def infer_t5(weights: ComponentWeights) -> T5Config:
+    shapes = ShapeReader(weights)
+    if weights.layout == "llama.cpp":
         embedding, bias, query = "token_embd.weight", "enc.blk.0.attn_rel_b.weight", "enc.blk.0.attn_q.weight"
         gate, blocks = "enc.blk.0.ffn_gate.weight", r"enc\.blk\.(\d{1,4})\."
     else:
-        embedding = "shared.weight" if "shared.weight" in part.tensors else "encoder.embed_tokens.weight"
+        embedding = "shared.weight" if "shared.weight" in weights.tensors else "encoder.embed_tokens.weight"
         bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         query = "encoder.block.0.layer.0.SelfAttention.q.weight"
         gate, blocks = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", r"encoder\.block\.(\d{1,4})\."
@@ -154,7 +156,7 @@ def infer_t5(part: ComponentWeights) -> T5Config:
     buckets, heads = shapes.of(bias, 2)
     inner = shapes.of(query, 2)[0]
     if inner % heads:
-        raise KontextError(f"{part.where}: T5's {heads} heads do not divide its attention's {inner} rows")
+        raise KontextError(f"{weights.where}: T5's {heads} heads do not divide its attention's {inner} rows")
     return T5Config(
         vocab_size=vocab,
         hidden_size=hidden,

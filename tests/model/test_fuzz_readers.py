@@ -27,7 +27,7 @@ from kontext.model.gguf_file import open_gguf  # noqa: E402
 from kontext.model.safetensors_file import open_safetensors  # noqa: E402
 
 EXAMPLES = 1500
-"""Per test; there are three, and 1500 take 4 s of an idle core."""
+"""Per test; 1500 take 4 s of an idle core."""
 
 ALLOWED = 24 << 20
 """Bytes beyond the file's size: dequantization works on pieces of 1 MB and has some of them."""
@@ -35,7 +35,7 @@ ALLOWED = 24 << 20
 FUZZING = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 
 LARGE = st.integers(0, (1 << 16) - 1)
-"""A position of which the remainder counts."""
+"""A position, used modulo the length."""
 
 DAMAGE = st.lists(
     st.tuples(st.sampled_from(["flip", "set", "cut", "insert", "copy", "repeat"]), LARGE, LARGE), max_size=2
@@ -66,7 +66,7 @@ def damaged(data: bytes, damage: list[tuple[str, int, int]]) -> bytes:
 
 
 class Judge:
-    """Reads files with `read` and holds the results to what every valid file has to be."""
+    """Reads files with `read`, and checks that results are valid and errors are one clear line."""
 
     def __init__(self, path: Path, read: Callable) -> None:
         self.path = path

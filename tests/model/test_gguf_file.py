@@ -1,4 +1,4 @@
-"""Our GGUF reader against files and numbers of the gguf library, and against files that lie."""
+"""Our GGUF reader against files and numbers of the gguf library, and against damaged files."""
 
 from __future__ import annotations
 

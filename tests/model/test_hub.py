@@ -1,4 +1,4 @@
-"""Hub ids, offline: what the cache holds is used, what it does not is one clear error."""
+"""Hub ids, offline: cached models are used, others are one clear error."""
 
 from __future__ import annotations
 

@@ -117,11 +117,22 @@ def test_index_that_promises_too_much(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "weight_map", [{"a": "../../etc/passwd"}, {"a": "x/y.safetensors"}, {"a": 3}, ["a"], None]
+    ("weight_map", "message"),
+    [
+        (
+            {"a": "../../etc/passwd"},
+            "names '../../etc/passwd', which is not a safetensors file in its folder",
+        ),
+        ({"a": "../model.safetensors"}, "which is not a safetensors file in its folder"),
+        ({"a": "x/y.safetensors"}, "which is not a safetensors file in its folder"),
+        ({"a": 3}, "is not a weight index: TypeError"),
+        (["a"], "is not a weight index"),
+        (None, "is not a weight index"),
+    ],
 )
-def test_index_that_leaves_its_folder(folder: Path, weight_map: object) -> None:
+def test_index_that_leaves_its_folder(folder: Path, weight_map: object, message: str) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(
         json.dumps({"weight_map": weight_map})
     )
-    with pytest.raises(KontextError, match="index"):
+    with pytest.raises(KontextError, match=message):
         Checkpoint.open(folder)

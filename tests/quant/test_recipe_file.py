@@ -70,7 +70,7 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
         ({"rules": [{"format": "fp8", "activations": "int8"}]}, "go with int8 weights, not with fp8"),
         ({"rules": [3]}, "rule 1 is no object"),
         ({"rules": [{"format": "int8", "weight": 3}]}, "names or patterns"),
-        ({"rules": [{"format": "int8"}], "spare": 1}, "spare"),
+        ({"rules": [{"format": "int8"}], "spare": 1}, "spare must be true or false"),
         ({"rules": [{"format": "int8"}], "compute": "int8"}, "compute of transformer is 'int8'"),
         (
             {"rules": [{"format": "int8"}], "compute": {"transformer": "bf16"}},

@@ -1,4 +1,4 @@
-"""Every kernel in every format, as a transformer of given sizes launches it: what is compiled ahead of time.
+"""Every kernel in every number format, as a transformer of given sizes launches it: what is compiled ahead of time.
 
 Launches are made from `meta` tensors, so that they are the runtime's own to the last stride.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..model.dtypes import TORCH_DTYPES
+from ..quant.formats import COMPUTE, FORMATS
 from . import (
     adaln,
     attention,
@@ -73,8 +75,9 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def formats(arch: int) -> tuple[str, ...]:
-    return ("fp8", "int8") if arch >= FP8_CAPABILITY else ("int8",)
+def activation_formats(arch: int) -> tuple[str, ...]:
+    """What activations can be rounded to on compute capability `arch`."""
+    return tuple(name for name in CODES if arch >= FORMATS[name].min_capability)
 
 
 def variants(arch: int, sizes: Sizes | None = None) -> Iterator[Variant]:
@@ -98,7 +101,7 @@ def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
     yield Variant("gelu_join, mlp", gelu.plan_gelu_join(None, middle, middle, None, ""))
     joint = (1, tokens, hidden + sizes.mlp)
     yield Variant("gelu_join", gelu.plan_gelu_join(x, fused, meta(*joint, dtype=kind), None, ""))
-    for format in formats(arch):
+    for format in activation_formats(arch):
         codes = CODES[format]
         yield Variant(
             f"adaln {format}", adaln.plan_adaln(x, vector, vector, meta(*x.shape, dtype=codes), scale, format)
@@ -126,7 +129,7 @@ def rope_variants(arch: int, sizes: Sizes) -> Iterator[Variant]:
         operands = (qkv, table, table, norms, sizes.heads, text)
         q, k = norm_rope.empty_qk(qkv, sizes.heads)
         yield Variant(f"norm_rope 16-bit, {where}", norm_rope.plan_norm_rope(*operands, q, k))
-        for format in formats(arch) if arch >= FP8_CAPABILITY else ():
+        for format in activation_formats(arch) if arch >= FP8_CAPABILITY else ():
             mean = meta(1, sizes.heads, head_dim, dtype=torch.float32) if format == "int8" else None
             outputs = norm_rope_quantize.empty_outputs(qkv, sizes.heads, format)
             launch = norm_rope_quantize.plan_norm_rope_quantize(*operands, format, mean, outputs)
@@ -149,7 +152,7 @@ def attention_variants(arch: int, sizes: Sizes, head_dims: tuple[int, ...] = ())
             attention.plan_attention(q, q, values, out, arch=arch),
             ("16-bit",),
         )
-        for format in formats(arch) if arch >= FP8_CAPABILITY else ():
+        for format in activation_formats(arch) if arch >= FP8_CAPABILITY else ():
             q, q_scale, k, k_scale, v, v_scale = norm_rope_quantize.empty_outputs(qkv, heads, format)
             launch = attention.plan_attention(q, k, v, out, (q_scale, k_scale, v_scale), arch=arch)
             kinds = ("fp8",) if format == "fp8" else ("int8", "fp8")
@@ -160,31 +163,22 @@ def int4_weight(depth: int, channels: int, kind: torch.dtype) -> tuple[Tensor, T
     return meta(depth, channels // 2, dtype=torch.uint8), meta(depth // int4.GROUP, channels, dtype=kind)
 
 
-def dequantized(name: str, depth: int, channels: int, kind: torch.dtype) -> Iterator[Variant]:
-    """Unpacking a weight [in, out] in each format; sizes are arguments, so one code serves all."""
-    table, dense = meta(16, dtype=torch.float32), meta(depth, channels, dtype=kind)
-    packed = meta(depth, channels // 2, dtype=torch.uint8)
-    turned, absmax = (
-        meta(channels, depth // 2, dtype=torch.uint8),
-        meta(channels, depth // 64, dtype=torch.float32),
-    )
-    scale, zeros = (
-        meta(depth // 64, channels, dtype=kind),
-        meta(depth // 64, channels // 2, dtype=torch.uint8),
-    )
-    blocks = meta(depth // 16, channels, dtype=torch.float8_e4m3fn)
-    for format, launch in (
-        ("int4", dequantize_4bit.plan_dequantize_4bit(packed, None, scale, None, False, dense)),
-        ("nf4", dequantize_4bit.plan_dequantize_4bit(turned, table, absmax, None, True, dense.t())),
-        ("nvfp4", dequantize_4bit.plan_dequantize_4bit(packed, table, blocks, None, False, dense)),
-        ("uint4", dequantize_4bit.plan_dequantize_4bit(packed, None, scale, zeros, False, dense)),
-    ):
-        yield Variant(f"dequantize {format}, {name}", launch)
-    for format, codes in CODES.items():
-        weight, by_column = meta(depth, channels, dtype=codes), meta(channels, dtype=kind)
-        yield Variant(
-            f"dequantize {format}, {name}", dequantize_8bit.plan_dequantize_8bit(weight, by_column, dense)
+def unpackings(name: str, depth: int, channels: int, dtype: torch.dtype) -> Iterator[Variant]:
+    """Unpacking a weight [in, out] in each number format; sizes are arguments, so one compiled kernel serves all."""
+    dense = meta(depth, channels, dtype=dtype)
+    # The order decides the numbers in the names of a bundle's files.
+    for format in sorted(FORMATS.values(), key=lambda each: (each.bits, each.name)):
+        values, *scales = (
+            meta(*shape, dtype=dtype if stored == COMPUTE else TORCH_DTYPES[stored])
+            for _, stored, shape in format.layout((depth, channels))
         )
+        table, scale, zeros = format.kernel_operands(*scales)
+        if format.bits == 8:
+            launch = dequantize_8bit.plan_dequantize_8bit(values, scale, dense)
+        else:
+            out = dense.t() if format.transposed else dense
+            launch = dequantize_4bit.plan_dequantize_4bit(values, table, scale, zeros, format.transposed, out)
+        yield Variant(f"dequantize {format.name}, {name}", launch)
 
 
 def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
@@ -203,7 +197,7 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
     for name, (depth, channels, ending) in linears.items():
         bias = meta(channels, dtype=kind)
         gate = meta(1, 6, hidden, dtype=kind)[:, 0] if ending == "residual" else None
-        for format in formats(arch):
+        for format in activation_formats(arch):
             out = meta(1, tokens, channels, dtype=CODES[format] if ending == "gelu" else kind)
             out_scale = meta(1, dtype=torch.float32) if ending == "gelu" else None
             scale = meta(1, tokens, dtype=torch.float32)
@@ -224,7 +218,7 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
             yield Variant(
                 f"int4_to_fp8, {name}", int4_to_fp8.plan_int4_to_fp8(packed, scales, by_column, codes, arch)
             )
-        yield from dequantized(name, depth, channels, kind)
+        yield from unpackings(name, depth, channels, kind)
         out = meta(1, tokens, channels, dtype=kind)
         for format in ("16-bit", "fp8") if arch >= FP8_CAPABILITY else ("16-bit",):
             coded = format != "16-bit"

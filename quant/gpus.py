@@ -1,4 +1,4 @@
-"""What a plan is for: the GPU's architecture and the number formats that it runs."""
+"""GPUs that a plan can be made for, by name or architecture, and the number formats that each runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from ..compute_capability import parse_capability, sm_name
 from ..errors import KontextError
+from .formats import FORMATS
 
 
 @dataclass(frozen=True)
 class Target:
-    """`name` is "sm_89" or "cpu"; `formats` are the quantized formats that run there, those of fewest bits last."""
+    """`name` is "sm_89" or "cpu"; `formats` are the number formats that run there."""
 
     name: str
     formats: tuple[str, ...]
@@ -33,7 +34,7 @@ ARCHITECTURES = {
     120: "Blackwell (RTX)",
     121: "Blackwell (GB10)",
 }
-"""Compute capabilities, times ten, that are planned for."""
+"""Compute capabilities times ten that plans are made for."""
 
 GPUS = {
     "t4": 75, "rtx2060": 75, "rtx2070": 75, "rtx2080": 75, "rtx2080ti": 75,
@@ -50,34 +51,21 @@ GPUS = {
 }  # fmt: skip
 """Cards by name → compute capability times ten (NVIDIA's table of CUDA GPUs)."""
 
-ANYWHERE = ("int8", "int4", "uint4", "nf4")
-"""Formats that any target unpacks while it computes."""
-
-ON_CPU = ("int8", "int4")
-"""Formats that ONNX Runtime multiplies on a CPU without unpacking them, and whose memory there was measured."""
-
-FP8_FROM, FP4_FROM = 89, 100
-"""The first architectures with E4M3 and with E2M1 in their tensor cores."""
-
 
 def find_target(text: str) -> Target:
     """The target that `text` names: "cpu", an architecture (sm_89, 8.9) or a card (RTX 4090).
 
     Raises:
-        KontextError: it names none; the message says what would.
+        KontextError: unknown; the message says what is known.
     """
     word = re.sub(r"[\s_-]|nvidia|geforce", "", text.lower())
     if word == "cpu":
-        return Target("cpu", ON_CPU)
+        return Target("cpu", tuple(name for name, each in FORMATS.items() if each.runs_on_cpu))
     capability = parse_capability(word) or GPUS.get(word, 0)
     if capability not in ARCHITECTURES:
         known = ", ".join(map(sm_name, ARCHITECTURES))
         raise KontextError(
-            f"GPU {text!r} is not known: name an architecture ({known}), a card such as RTX 4090, or cpu"
+            f"unknown GPU {text!r}: name an architecture ({known}), a card such as RTX 4090, or cpu"
         )
-    formats: tuple[str, ...] = ANYWHERE
-    if capability >= FP8_FROM:
-        formats = ("fp8", *formats)
-    if capability >= FP4_FROM:
-        formats = (*formats, "nvfp4")
-    return Target(sm_name(capability), formats)
+    runs = tuple(name for name, each in FORMATS.items() if capability >= each.min_capability)
+    return Target(sm_name(capability), runs)

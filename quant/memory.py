@@ -1,7 +1,8 @@
-"""How much memory each stage of an edit takes: activations from the real shapes, workspace, and what is always there.
+"""How much memory each stage of an edit needs beside its weights: activations from the real shapes, workspace,
+overhead.
 
-Stages run one after another and each network is dropped after its own, as `runtime.Pipeline` does with `low_memory`, so
-an edit's peak is that of its largest stage. Weights are added by the planner.
+Stages run one after another, and each network is dropped after its stage, as `runtime.Pipeline` does with `low_memory`;
+so an edit's peak is that of its largest stage. The planner adds the weights.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..model.config import AutoencoderConfig, KontextConfig
+from .formats import FORMATS
 from .gpus import Target
-from .recipe import BYTES
+from .recipe import COMPUTE_BYTES
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The edit that is planned for: output (and each reference) of `width` x `height` pixels, `references` of them,
-    `batch` pictures at once, `steps` of the sampler."""
+    """The edit to plan for: output and each of `references` of `width` x `height` pixels, `batch` pictures at once,
+    `steps` of the sampler."""
 
     width: int
     height: int
@@ -36,7 +38,7 @@ class Demand:
     """Bytes that a stage needs beside its weights.
 
     `held` are inputs, outputs and whatever waits for a later stage; `activations` the most that is alive at once inside
-    the network; `workspace` is the kernels' own; `overhead` is the process's or the driver's.
+    the network; `workspace` belongs to the kernels, `overhead` to the process or the driver.
     """
 
     held: int
@@ -50,13 +52,17 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """What runs the graphs, as far as memory goes.
+class Executor:
+    """The memory that a runtime needs to run the graphs.
 
-    `overhead` is always there; `workspace` is what its libraries ask for; `slack` is the share of activations that the
-    allocator wastes; with `fused_attention` no matrix of scores exists; on a `host` what waits for later stages counts.
-    `spread` is by how much an executor holds more of the transformer's activations than are alive, `planes` how many
-    tensors of a picture's full size the autoencoder's blocks hold.
+    Args:
+        overhead: bytes that are always in use.
+        workspace: bytes of its libraries.
+        slack: share of the activations that the allocator wastes.
+        fused_attention: no matrix of attention scores exists.
+        host: what waits for later stages is in the same memory.
+        spread: the transformer's activations that it holds, over those that are alive.
+        planes: tensors of a picture's full size that the autoencoder's blocks hold.
     """
 
     overhead: int
@@ -68,12 +74,12 @@ class Engine:
     planes: float
 
 
-CUDA = Engine(
-    # None of this was measured here. A context with the modules of cuBLAS and cuDNN, whatever the model.
+CUDA = Executor(
+    # Not measured, any of these. A context with the modules of cuBLAS and cuDNN, for any model.
     overhead=600_000_000,
     # cuBLASLt's recommendation is 32 MiB on Hopper and less before; twice that, for convolutions.
     workspace=64 << 20,
-    # Arenas that grow by what is asked for: rounding to 2 MiB and holes between tensors of different sizes.
+    # Arenas that grow on demand: rounding to 2 MiB, and holes between tensors of different sizes.
     slack=0.1,
     fused_attention=True,
     host=False,
@@ -81,12 +87,12 @@ CUDA = Engine(
     planes=4.0,
 )
 
-CPU = Engine(
+CPU = Executor(
     # Interpreter, numpy, ONNX Runtime, tokenizers, Pillow; session state of six graphs comes and goes.
     overhead=85_000_000,
     workspace=16 << 20,
-    # The three below were measured without an arena, on a transformer of 12 blocks and hidden size 1024 with 544 and
-    # 1632 tokens (99 and 413 MiB, scores of 9 and 81 MiB among them) and an autoencoder of 64 to 256 channels.
+    # These were measured without an arena, on a transformer of 12 blocks and hidden size 1024 with 544 and 1632 tokens
+    # (99 and 413 MiB, of which scores 9 and 81 MiB) and an autoencoder of 64 to 256 channels.
     slack=0.0,
     fused_attention=False,
     host=True,
@@ -95,43 +101,41 @@ CPU = Engine(
 )
 
 
-RESIDENT = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0, "fp8": 1.0, "int8": 1.25, "int4": 1.0}
-"""Format → bytes that ONNX Runtime holds on a CPU for each byte stored (1 for others): weights are packed for its
-kernels one by one and the file's pages let go; packed INT8 weights are a quarter larger (ONNX Runtime 1.32)."""
-
-
 def resident_bytes(stored: Iterable[tuple[str, int]], target: Target) -> int:
-    """Bytes in memory of weights of (format, bytes on disk) each."""
+    """Bytes in memory of weights of (format, bytes on disk) each.
+
+    ONNX Runtime on a CPU packs weights for its kernels one by one and releases the file's pages.
+    """
     if not target.is_cpu:
         return sum(size for _, size in stored)
-    return int(sum(RESIDENT.get(name, 1.0) * size for name, size in stored))
+    return int(sum((FORMATS[name].cpu_memory if name in FORMATS else 1.0) * size for name, size in stored))
 
 
-def engine_of(target: Target) -> Engine:
+def executor_of(target: Target) -> Executor:
     return CPU if target.is_cpu else CUDA
 
 
 def demands(
-    config: KontextConfig, compute: dict[str, str], work: Workload, engine: Engine
+    config: KontextConfig, compute: dict[str, str], work: Workload, executor: Executor
 ) -> dict[str, Demand]:
     """Network → what its stage needs beside weights; `compute` as in a recipe."""
     tokens = tokens_of(config, work)
     pixels = work.width * work.height
     live = {
-        "text_encoder": work.batch * clip_numbers(config, engine),  # as if every prompt were another
-        "text_encoder_2": work.batch * t5_numbers(config, engine),
-        "vae_encoder": encoder_numbers(config.autoencoder, pixels, engine),
-        "vae_decoder": decoder_numbers(config.autoencoder, pixels, engine),
+        "text_encoder": work.batch * clip_numbers(config, executor),  # as if all prompts were different
+        "text_encoder_2": work.batch * t5_numbers(config, executor),
+        "vae_encoder": encoder_numbers(config.autoencoder, pixels, executor),
+        "vae_decoder": decoder_numbers(config.autoencoder, pixels, executor),
         "modulation": modulation_numbers(config, work),
-        "transformer": work.batch * transformer_numbers(config, tokens, engine),
+        "transformer": work.batch * transformer_numbers(config, tokens, executor),
     }
-    held = held_bytes(config, work, tokens, engine)
+    held = held_bytes(config, work, tokens, executor)
     return {
         name: Demand(
             held[name],
-            int(numbers * BYTES[compute[name]] * (1 + engine.slack)),
-            engine.workspace,
-            engine.overhead,
+            int(numbers * COMPUTE_BYTES[compute[name]] * (1 + executor.slack)),
+            executor.workspace,
+            executor.overhead,
         )
         for name, numbers in live.items()
     }
@@ -160,7 +164,7 @@ def tokens_of(config: KontextConfig, work: Workload) -> Tokens:
     return Tokens(target, work.references * target, config.text_encoder_2.max_length)
 
 
-def transformer_numbers(config: KontextConfig, tokens: Tokens, engine: Engine) -> int:
+def transformer_numbers(config: KontextConfig, tokens: Tokens, executor: Executor) -> int:
     """Numbers alive at the worst moment of one row's pass, in a double or in a single block.
 
     A double block: residuals of both streams, both streams' q, k and v, and the joint ones made of them; or the wide
@@ -172,12 +176,12 @@ def transformer_numbers(config: KontextConfig, tokens: Tokens, engine: Engine) -
     joined = 7 * tokens.all * hidden
     widened = (tokens.all + tokens.text + tokens.image) * hidden + 2 * tokens.image * mlp
     split = (hidden + 2 * (3 * hidden + mlp)) * tokens.all
-    # The inputs in the compute format: tokens, text, modulations.
+    # The inputs, in what the network computes in: tokens, text, modulations.
     inputs = tokens.image * model.in_channels + tokens.text * model.text_dim + modulation_width(config)
-    if engine.fused_attention:
+    if executor.fused_attention:
         return inputs + max(joined, widened, split)
-    # While scores exist less else does, but what an executor holds on to is there as well.
-    return inputs + int(engine.spread * max(joined, widened, split)) + model.num_heads * tokens.all**2
+    # While scores exist fewer other tensors do, but the executor holds some that are no longer alive.
+    return inputs + int(executor.spread * max(joined, widened, split)) + model.num_heads * tokens.all**2
 
 
 def modulation_width(config: KontextConfig) -> int:
@@ -191,32 +195,32 @@ def modulation_numbers(config: KontextConfig, work: Workload) -> int:
     return 2 * work.steps * work.batch * modulation_width(config)
 
 
-def t5_numbers(config: KontextConfig, engine: Engine) -> int:
+def t5_numbers(config: KontextConfig, executor: Executor) -> int:
     """One prompt: the residual and the gated layer's three wide tensors, or the scores; the bias table throughout."""
     model = config.text_encoder_2
     length, inner = model.max_length, model.num_heads * model.head_dim
     table = model.num_heads * length**2
     gated = length * (2 * model.hidden_size + 3 * model.intermediate_size)
-    attending = length * (2 * model.hidden_size + 4 * inner) + (0 if engine.fused_attention else 2 * table)
+    attending = length * (2 * model.hidden_size + 4 * inner) + (0 if executor.fused_attention else 2 * table)
     return table + max(gated, attending)
 
 
-def clip_numbers(config: KontextConfig, engine: Engine) -> int:
+def clip_numbers(config: KontextConfig, executor: Executor) -> int:
     model = config.text_encoder
-    scores = 0 if engine.fused_attention else 2 * model.num_heads * model.max_length**2
+    scores = 0 if executor.fused_attention else 2 * model.num_heads * model.max_length**2
     return model.max_length * (2 * model.hidden_size + 3 * model.intermediate_size) + scores
 
 
-def encoder_numbers(model: AutoencoderConfig, pixels: int, engine: Engine) -> int:
+def encoder_numbers(model: AutoencoderConfig, pixels: int, executor: Executor) -> int:
     """The first level, at full resolution: a block's input, its norm, the SiLU's two factors; or the attention."""
-    first = int(engine.planes * model.block_channels[0] * pixels)
+    first = int(executor.planes * model.block_channels[0] * pixels)
     return max(first, middle_numbers(model, pixels))
 
 
-def decoder_numbers(model: AutoencoderConfig, pixels: int, engine: Engine) -> int:
+def decoder_numbers(model: AutoencoderConfig, pixels: int, executor: Executor) -> int:
     """The last level's first block, which still has the channels of the level before; or the attention."""
     wide = model.block_channels[1] if len(model.block_channels) > 1 else model.block_channels[0]
-    return max(int(engine.planes * wide * pixels), middle_numbers(model, pixels))
+    return max(int(executor.planes * wide * pixels), middle_numbers(model, pixels))
 
 
 def middle_numbers(model: AutoencoderConfig, pixels: int) -> int:
@@ -225,8 +229,8 @@ def middle_numbers(model: AutoencoderConfig, pixels: int) -> int:
     return 2 * positions**2 + 5 * positions * model.block_channels[-1]
 
 
-def held_bytes(config: KontextConfig, work: Workload, tokens: Tokens, engine: Engine) -> dict[str, int]:
-    """Network → bytes of its inputs and outputs, all fp32, and on a host of what waits for later stages."""
+def held_bytes(config: KontextConfig, work: Workload, tokens: Tokens, executor: Executor) -> dict[str, int]:
+    """Network → bytes of its inputs and outputs, all fp32; on a host also of what waits for later stages."""
     model, rows = config.transformer, work.batch
     picture = 4 * 3 * work.width * work.height
     latents = 4 * tokens.target * model.in_channels
@@ -242,13 +246,13 @@ def held_bytes(config: KontextConfig, work: Workload, tokens: Tokens, engine: En
         "transformer": references + text + rope + 4 * rows * modulation_width(config) + 2 * rows * latents,
         "vae_decoder": picture + latents,
     }
-    if not engine.host:
+    if not executor.host:
         return own
     waiting = {
         "text_encoder": 0,
         "text_encoder_2": 0,
         "vae_encoder": text,
-        "modulation": text + references + all_modulations,  # picked by row, which copies
+        "modulation": text + references + all_modulations,  # indexed by row, which copies
         "transformer": all_modulations,
         "vae_decoder": all_modulations + text + references,
     }

@@ -1,4 +1,4 @@
-"""Which weight is stored in which number format, and what each network computes in: data that the manifest
+"""Recipes: which weight is stored in which number format, and what each network computes in. Data that the manifest
 records."""
 
 from __future__ import annotations
@@ -10,29 +10,43 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ..model.dtypes import COMPUTE_DTYPES
 from . import low_rank
 from .formats import FORMATS
+from .formats.base import InputRounding
+from .formats.fp8 import FP8
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-"""Formats that a network can compute in, and bytes of a number of each."""
+COMPUTE_BYTES = {name: dtype.itemsize for name, dtype in COMPUTE_DTYPES.items()}
+"""Formats that a network can compute in → bytes of a number."""
 
 BIG_MODEL = 1_000_000_000
-"""Parameters; from here on the default is bf16. Below, fp32: ONNX Runtime's CPU has no bf16 MatMul."""
+"""Parameters from which on the default is bf16. Below it is fp32: ONNX Runtime's CPU has no bf16 MatMul."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """How one weight is stored: `format`, `rank` of the branch beside it (0: none), the number format that its inputs
-    are rounded to ("": none; "fp8": with a static scale; "int8": with one for each token, found at run time), and
-    whether these are centred first."""
+    """How one weight is stored.
+
+    Args:
+        format: a number format, or what the network computes in.
+        rank: of the low-rank branch beside it; 0: none.
+        activations: the number format that its inputs are rounded to, as `NumberFormat.input_rounding` says; "": none.
+        centred: whether the inputs' mean is subtracted first.
+    """
 
     format: str
     rank: int = 0
     activations: str = ""
     centred: bool = False
 
+    @property
+    def has_static_inputs(self) -> bool:
+        """Whether its inputs are rounded with a scale that is stored beside the weight."""
+        rounding = FORMATS[self.activations].input_rounding if self.activations else None
+        return rounding is InputRounding.STATIC
+
     def as_json(self) -> str | dict[str, object]:
-        """The format alone where there is nothing else to say, as the manifest has it."""
+        """As in the manifest: the format alone where everything else has its default."""
         more = {key: value for key, value in asdict(self).items() if value}
         return self.format if len(more) == 1 else more
 
@@ -46,8 +60,8 @@ class Layer:
 class Rule:
     """Weights of `network` whose name matches `weight` (both with shell wildcards) are stored as `format`.
 
-    `format` is a number format of `quant`, or "compute" for the format that the network computes in. `rank` is that of
-    a low-rank branch, None for one chosen by the weight's size; `activations` as in `Layer`.
+    `format` is a number format, or "compute" for the one that the network computes in. `rank` is that of the low-rank
+    branch, None for one chosen by the weight's size; `activations` and `centred` are as in `Layer`.
     """
 
     network: str
@@ -63,10 +77,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`compute` has one format for each network; the first rule that matches a weight decides its own.
+    """`compute` has one format for each network; the first rule that matches a weight decides how it is stored.
 
-    `calibration` is the digest of the statistics that rounding and scales come from, "" where weights are rounded to
-    the nearest. `attention` is the number format that the transformer's attention rounds its operands to, "" for none.
+    `weights` names the recipe. `calibration` is the digest of the statistics that rounding and scales come from, ""
+    where weights are rounded to the nearest. `attention` is the number format that the transformer's attention rounds
+    its operands to, "" for none.
     """
 
     weights: str
@@ -78,7 +93,7 @@ class Recipe:
     def layer_of(self, network: str, weight: str, shape: tuple[int, ...], is_linear: bool) -> Layer:
         """How a weight of `shape` (as stored, [in, out]) is stored.
 
-        Only weights of linears are ever quantized, whatever the rules say, and only to formats that they fit.
+        Only weights of linears are quantized, whatever the rules say, and only to formats that they fit.
         """
         compute = self.compute[network]
         rule = (
@@ -88,7 +103,7 @@ class Recipe:
             return Layer(compute)
         rank = rule.rank
         if rank is None:
-            rank = low_rank.rank_for((shape[0], shape[1]), BYTES[compute])
+            rank = low_rank.rank_for((shape[0], shape[1]), COMPUTE_BYTES[compute])
         return Layer(rule.format, min(rank, *shape) if rank else 0, rule.activations, rule.centred)
 
     def as_json(self) -> dict[str, object]:
@@ -99,7 +114,7 @@ class Recipe:
 
 
 SPARED = (
-    # What enters and leaves the network: few weights, and every error in them reaches every token.
+    # The first and last layers: few weights, and every error in them reaches every token.
     Rule("modulation", "time_in.*", "compute"),
     Rule("modulation", "guidance_in.*", "compute"),
     Rule("modulation", "vector_in.*", "compute"),
@@ -111,7 +126,7 @@ SPARED = (
 """Rules that every quantized recipe starts with."""
 
 
-def choose(
+def choose_recipe(
     networks: tuple[str, ...],
     parameters: int,
     compute: str | None,
@@ -128,10 +143,10 @@ def choose(
         networks: names of the bundle's networks.
         parameters: of the whole model; decides the default of `compute`.
         compute: what to compute in, or None for the model's default.
-        quantization: format of the blocks' linears, one of `formats.FORMATS`, or None for none.
+        quantization: format of the blocks' linears, one of `FORMATS`, or None for none.
         rank: of the low-rank branches; None for one by size.
-        calibrated: there will be statistics, so that activations can have static scales and be centred.
-        weight_only: leave activations as they are.
+        calibrated: there will be statistics, so inputs can have static scales and be centred.
+        weight_only: do not round the linears' inputs.
         fp8_attention: round the operands of the transformer's attention to E4M3 with static scales.
     """
     widest = "bf16" if parameters >= BIG_MODEL else "fp32"
@@ -140,23 +155,26 @@ def choose(
     if compute == "fp16":
         formats["text_encoder_2"] = widest  # T5's activations leave the range of fp16
     rules: tuple[Rule, ...] = ()
-    if quantization == "int8" and not weight_only:
-        rules = (
-            Rule("transformer", "*_mlp.2.weight", "int8", rank, "int8"),
-            Rule("*", "*", "int8", rank, "int8", centred=calibrated),
-        )
-    elif quantization is not None:
-        rules = (Rule("*", "*", quantization, rank),)
-        if quantization == "fp8" and calibrated and not weight_only:
-            rules = (
-                # The GELU before it writes E4M3 in the same pass, and its outputs' mean is small.
-                Rule("transformer", "*_mlp.2.weight", "fp8", rank, "fp8"),
-                Rule("transformer", "*", "fp8", rank, "fp8", centred=True),
-                *rules,
-            )
+    if quantization is not None:
+        rules = (*SPARED, *format_rules(quantization, rank, calibrated, weight_only))
     return Recipe(
         weights=quantization or compute,
         compute=formats,
-        rules=(*SPARED, *rules) if rules else (),
-        attention="fp8" if fp8_attention else "",
+        rules=rules,
+        attention=FP8.name if fp8_attention else "",
     )
+
+
+def format_rules(name: str, rank: int | None, calibrated: bool, weight_only: bool) -> tuple[Rule, ...]:
+    """Rules that store every linear as `name`, its inputs rounded where the format has that and there are scales."""
+    rounding = FORMATS[name].input_rounding
+    static = rounding is InputRounding.STATIC
+    if rounding is None or weight_only or (static and not calibrated):
+        return (Rule("*", "*", name, rank),)
+    network = "transformer" if static else "*"
+    rules = (
+        # The GELU before it writes 8-bit codes in the same pass, and its outputs' mean is small.
+        Rule("transformer", "*_mlp.2.weight", name, rank, name),
+        Rule(network, "*", name, rank, name, centred=calibrated),
+    )
+    return (*rules, Rule("*", "*", name, rank)) if static else rules

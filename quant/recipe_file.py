@@ -1,4 +1,4 @@
-"""Recipes as JSON files: ordered rules that say which weight is stored as what.
+"""Recipes as JSON files: ordered rules that say how each weight is stored.
 
 {"compute": "bf16", "rules": [{"network": "transformer", "weight": "single_*", "format": "int4", "rank": "auto"}]}
 """
@@ -12,19 +12,18 @@ from typing import Any
 
 from ..errors import KontextError
 from .formats import FORMATS
-from .recipe import BYTES, SPARED, Recipe, Rule
+from .formats.fp8 import FP8
+from .recipe import COMPUTE_BYTES, SPARED, Recipe, Rule
 
 MAX_BYTES = 16 << 20
-"""Of a recipe; what is larger is something else."""
+"""Of a recipe; a larger file is something else."""
 
 MAX_RANK = 512
 
 FIELDS = ("compute", "rules", "spare", "attention", "weights", "calibration")
-"""Of the file. The last two are what a bundle's manifest has in `precision.recipe` too; they say nothing here."""
+"""Of the file. The last two are in `precision.recipe` of a manifest too; they are ignored here."""
 
 RULE_FIELDS = ("network", "weight", "format", "rank", "activations", "centred")
-
-ACTIVATIONS = ("", "fp8", "int8")
 
 
 def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> Recipe:
@@ -33,23 +32,23 @@ def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> 
     Args:
         path: a JSON object with `rules`; `compute` (one format, or one for each network) and `spare` (false: layers
             that every other quantized export leaves alone may be quantized too) are optional.
-        compute: network → what it computes in where the file does not say.
-        fixed: the user asked for this `compute`, so that the file must not say otherwise.
+        compute: network → what it computes in if the file does not say.
+        fixed: the user asked for this `compute`, so the file must agree.
 
     Raises:
-        KontextError: it is no recipe; the message says what is wrong and where.
+        KontextError: not a recipe; the message says what is wrong and where.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise KontextError(f"{path} is too large for a recipe")
+            raise KontextError(f"{path} is too large for a recipe: at most {MAX_BYTES >> 20} MiB")
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as fault:
         raise KontextError(f"cannot read {path}: {fault.strerror}") from None
     except (ValueError, RecursionError) as fault:
         raise KontextError(f"{path} is not JSON: {fault}") from None
     if not isinstance(data, dict):
-        raise KontextError(f"{path} is no recipe: expected an object with rules")
-    known(data, FIELDS, str(path))
+        raise KontextError(f"{path} is not a recipe: expected an object with rules")
+    check_fields(data, FIELDS, str(path))
     rules = data.get("rules")
     if not isinstance(rules, list) or not rules:
         raise KontextError(f"{path}: rules must be a list of at least one rule")
@@ -59,10 +58,12 @@ def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> 
     own = tuple(read_rule(rule, f"{path}: rule {number}") for number, rule in enumerate(rules, 1))
     formats = read_compute(data.get("compute", compute), tuple(compute), str(path))
     if fixed and formats != compute:
-        raise KontextError(f"{path} says what to compute in: it does not go with --fp32, --fp16 or --bf16")
+        raise KontextError(
+            f"{path} sets compute: leave out --fp32, --fp16 and --bf16, or remove it from the file"
+        )
     attention = data.get("attention", "")
-    if attention not in ("", "fp8"):
-        raise KontextError(f"{path}: attention is {attention!r}, expected fp8 or nothing")
+    if attention not in ("", FP8.name):
+        raise KontextError(f"{path}: attention is {attention!r}, expected {FP8.name} or nothing")
     return Recipe(path.stem, formats, (*SPARED, *own) if spare else own, attention=attention)
 
 
@@ -70,21 +71,21 @@ def read_compute(data: Any, networks: tuple[str, ...], where: str) -> dict[str, 
     """Network → format."""
     if isinstance(data, str):
         data = dict.fromkeys(networks, data)
-    listed = ", ".join(BYTES)
+    listed = ", ".join(COMPUTE_BYTES)
     if not isinstance(data, Mapping) or set(data) != set(networks):
         raise KontextError(
             f"{where}: compute must be {listed}, or an object with one of them for each of {', '.join(networks)}"
         )
     for network, name in data.items():
-        if name not in BYTES:
+        if name not in COMPUTE_BYTES:
             raise KontextError(f"{where}: compute of {network} is {name!r}, expected {listed}")
     return {name: data[name] for name in networks}
 
 
 def read_rule(data: Any, where: str) -> Rule:
     if not isinstance(data, dict):
-        raise KontextError(f"{where} is no object")
-    known(data, RULE_FIELDS, where)
+        raise KontextError(f"{where} is not an object")
+    check_fields(data, RULE_FIELDS, where)
     network, weight = data.get("network", "*"), data.get("weight", "*")
     if not isinstance(network, str) or not isinstance(weight, str):
         raise KontextError(f"{where}: network and weight must be names or patterns")
@@ -97,11 +98,14 @@ def read_rule(data: Any, where: str) -> Rule:
     if not automatic and not (whole and 0 <= rank <= MAX_RANK):
         raise KontextError(f"{where}: rank is {rank!r}, expected auto or a number from 0 to {MAX_RANK}")
     activations = data.get("activations", "")
-    if activations not in ACTIVATIONS:
-        raise KontextError(f"{where}: activations is {activations!r}, expected fp8, int8 or nothing")
+    rounded = [each for each, format in FORMATS.items() if format.input_rounding is not None]
+    if activations not in ("", *rounded):
+        raise KontextError(
+            f"{where}: activations is {activations!r}, expected {', '.join(rounded)} or nothing"
+        )
     if activations and activations != name:
         raise KontextError(
-            f"{where}: {activations} activations go with {activations} weights, not with {name}"
+            f"{where}: {activations} activations need {activations} weights, and these are {name}"
         )
     centred = data.get("centred", False)
     if not isinstance(centred, bool):
@@ -109,17 +113,17 @@ def read_rule(data: Any, where: str) -> Rule:
     return Rule(network, weight, name, None if automatic else rank, activations, centred)
 
 
-def known(data: Mapping[str, object], fields: tuple[str, ...], where: str) -> None:
+def check_fields(data: Mapping[str, object], fields: tuple[str, ...], where: str) -> None:
     for field in data:
         if field not in fields:
-            raise KontextError(f"{where}: {field!r} is not known; there are {', '.join(fields)}")
+            raise KontextError(f"{where}: unknown field {field!r}; the fields are {', '.join(fields)}")
 
 
 def check_patterns(recipe: Recipe, linears: Mapping[str, set[str]]) -> None:
-    """Every rule of the user's matches some layer.
+    """Checks that each of the user's rules matches some layer.
 
     Args:
-        recipe: what to check.
+        recipe: to check.
         linears: network → weights that may be quantized.
 
     Raises:
@@ -131,8 +135,8 @@ def check_patterns(recipe: Recipe, linears: Mapping[str, set[str]]) -> None:
         if not any(
             rule.matches(network, weight) for network, weights in linears.items() for weight in weights
         ):
-            some = next(iter(sorted(linears.get(rule.network, linears["transformer"]))))
+            example = min(linears.get(rule.network, linears["transformer"]))
             raise KontextError(
                 f"no layer of this model matches network {rule.network!r}, weight {rule.weight!r}: networks are "
-                f"{', '.join(linears)}, and a layer is called, for example, {some}"
+                f"{', '.join(linears)}, and a layer's name is, for example, {example}"
             )

@@ -1,7 +1,7 @@
-"""How much each layer's quantization moves the denoiser's output: a report as data, measured or estimated.
+"""How much quantizing each layer changes the denoiser's output: a report as data, measured or estimated.
 
 Measured: the energy of the velocity's error over the velocity's, with one layer quantized. Estimated: the relative
-error of the layer's own output, times a gain for its kind that was measured on the embedded model.
+error of the layer's output, times a factor for its kind that was measured on the embedded model (`sensitivity_prior`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
-from .methods import dequantize, quantize
 from .options import Option
+from .quantize import dequantize_weight, quantize_weight
 from .recipe import Layer
-from .sensitivity_prior import GAINS
+from .sensitivity_prior import SENSITIVITY_PRIOR
 from .statistics import InputStatistics
 
 FORMAT, VERSION = "kontext-sensitivity", 1
@@ -35,13 +35,14 @@ METHODS = {
 }
 
 SAMPLE_COLUMNS = 64
-"""Output channels of the normal weight that stands for one that is not read."""
+"""Output channels of the random weight that stands for one that is not read."""
 
 
 @dataclass
 class LayerSensitivity:
-    """Of one layer of `shape` [in, out], by option: `errors` are relative energies of the velocity's error, `relative`
-    those of the layer's own output, `ranges` the velocity's in the early, middle and late steps (empty: not measured).
+    """Of one layer of `shape` [in, out], by option: relative energies of the error of the velocity (`errors`), of the
+    layer's output (`relative`), and of the velocity in the early, middle and late steps (`ranges`; empty: not
+    measured).
     """
 
     shape: tuple[int, int]
@@ -52,8 +53,8 @@ class LayerSensitivity:
 
 @dataclass
 class Sensitivity:
-    """Of a model: network → weight → layer. `sums` has, by option, the sum of all layers' errors and the error of the
-    model with all of them quantized; `pictures` the final picture's PSNR in dB with one layer quantized."""
+    """Of a model: network → weight → layer. `sums` has, by option, the sum of all layers' errors and the error with all
+    of them quantized; `pictures` the final picture's PSNR in dB with one layer quantized."""
 
     model: str
     method: str
@@ -100,13 +101,13 @@ class Sensitivity:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT or data["format_version"] != VERSION:
-                raise ValueError(f"it does not say {FORMAT!r}, version {VERSION}")
+                raise ValueError(f"expected format {FORMAT!r}, version {VERSION}")
             layers = {
                 network: {weight: read_layer(layer) for weight, layer in each.items()}
                 for network, each in data["layers"].items()
             }
             if data["method"] not in METHODS:
-                raise ValueError(f"method {data['method']!r} is not known")
+                raise ValueError(f"unknown method {data['method']!r}")
             for option in data["options"]:
                 Option.parse(option)
             return cls(
@@ -122,19 +123,19 @@ class Sensitivity:
         except OSError as fault:
             raise KontextError(f"cannot read {path}: {fault.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, KontextError) as fault:
-            raise KontextError(f"{path} is no report of kontext-export sensitivity: {fault}") from None
+            raise KontextError(f"{path} is not a report of kontext-export sensitivity: {fault}") from None
 
     def error(self, network: str, weight: str, shape: tuple[int, int], option: Option) -> float:
-        """The energy that quantizing a layer adds.
+        """The energy of the velocity's error that quantizing a layer adds.
 
         Raises:
-            KontextError: the report has no such layer, so it is of another model.
+            KontextError: the report lacks the layer or the option, so it is of another model.
         """
         layer = self.layers.get(network, {}).get(weight)
         if layer is None or layer.shape != shape or str(option) not in layer.errors:
             raise KontextError(
-                f"the sensitivity report is of {self.model} in {', '.join(self.options)}, and says nothing of "
-                f"{network}: {weight} {list(shape)} in {option}: measure this model"
+                f"the sensitivity report is of {self.model} in {', '.join(self.options)} and lacks {network}: {weight} "
+                f"{list(shape)} in {option}: measure this model with kontext-export sensitivity"
             )
         return layer.errors[str(option)]
 
@@ -152,15 +153,15 @@ def read_layer(data: Mapping[str, Any]) -> LayerSensitivity:
 def round_trip(
     weight: Tensor, layer: Layer, dtype: torch.dtype, statistics: InputStatistics | None
 ) -> Tensor:
-    """`weight` [in, out] quantized and back, fp32."""
-    return dequantize(quantize(weight, layer, dtype, statistics), layer)
+    """`weight` [in, out] quantized and dequantized, fp32."""
+    return dequantize_weight(quantize_weight(weight, layer, dtype, statistics), layer)
 
 
 def relative_error(weight: Tensor, quantized: Tensor, moments: Tensor | None) -> float:
     """Energy of the error of a layer's output, x @ (quantized - weight), over that of its output.
 
-    `moments` are the inputs' second moments in diagonal blocks; without, inputs count as white noise, and what remains
-    is the weights' own error.
+    `moments` are the inputs' second moments in diagonal blocks; without them inputs count as white noise, which gives
+    the relative error of the weights.
     """
     weight = weight.float()
     error = quantized - weight
@@ -183,42 +184,42 @@ def kind_of(network: str, weight: str) -> str:
     return f"{network}/{re.sub(r'[.][0-9]+', '', weight, count=1)}"
 
 
-def gain(network: str, weight: str, count: int) -> float:
-    """Energy of the velocity's error per relative energy of the layer's own, where the network has `count` layers of
-    its kind: in a residual network each of them adds one part of `count`."""
-    known = GAINS.get(kind_of(network, weight))
+def prior_sensitivity(network: str, weight: str, count: int) -> float:
+    """Energy of the velocity's error over the relative energy of the layer's error, where the network has `count`
+    layers of its kind: in a residual network each of them adds one part of `count`."""
+    known = SENSITIVITY_PRIOR.get(kind_of(network, weight))
     if known is None:
-        same = [value for kind, value in GAINS.items() if kind.startswith(f"{network}/")]
+        same = [value for kind, value in SENSITIVITY_PRIOR.items() if kind.startswith(f"{network}/")]
         known = sum(same) / len(same) if same else 1.0
     return known / count
 
 
-def gains_of(report: Sensitivity, option: str) -> dict[str, float]:
-    """The table `GAINS`, of a report that was measured: kind → sum over its layers of the velocity's error per relative
-    error of the layer's own."""
-    gains: dict[str, float] = {}
+def measured_prior(report: Sensitivity, option: str) -> dict[str, float]:
+    """The table `SENSITIVITY_PRIOR` from a measured report: kind → sum over its layers of the velocity's error over the
+    relative error of the layer."""
+    prior: dict[str, float] = {}
     for network, layers in report.layers.items():
         for weight, layer in layers.items():
             if layer.relative.get(option, 0.0) > 0:
                 kind = kind_of(network, weight)
-                gains[kind] = gains.get(kind, 0.0) + layer.errors[option] / layer.relative[option]
-    return gains
+                prior[kind] = prior.get(kind, 0.0) + layer.errors[option] / layer.relative[option]
+    return prior
 
 
-def normal_error(option: Option, shape: tuple[int, int], wide: int) -> float:
-    """The relative error that an option leaves in a normal weight of `shape` [in, out].
+def normal_error(option: Option, shape: tuple[int, int], compute_bytes: int) -> float:
+    """The relative error that an option leaves in a normally distributed weight of `shape` [in, out].
 
-    A branch takes its share of such a weight's energy before: the largest singular values of a random matrix are about
+    The branch takes its share of the weight's energy first: the largest singular values of a random matrix are about
     √in + √out, and the squares of all add up to in · out.
     """
     rows, columns = shape
-    rank = option.rank_of(shape, wide)
+    rank = option.rank_of(shape, compute_bytes)
     taken = rank * (math.sqrt(rows) + math.sqrt(columns)) ** 2 / (rows * columns)
     return sample_error(option.format, rows, min(SAMPLE_COLUMNS, columns)) * max(1 - taken, 0.0)
 
 
 @cache
 def sample_error(name: str, rows: int, columns: int) -> float:
-    """The relative error of rounding a normal weight of this size."""
+    """The relative error of rounding a normally distributed weight of this size."""
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
     return relative_error(weight, round_trip(weight, Layer(name), torch.float32, None), None)

@@ -1,12 +1,13 @@
-"""How far a layer's own error reaches the velocity, by kind of layer, measured on the embedded model.
+"""How much of a layer's error reaches the velocity, by kind of layer: the default for models that were not measured.
 
-`sensitivity.gains_of` of a report of `kontext-export sensitivity --formats int4:0 --calibrate none` on eight edits. A
-larger model of the same architecture is assumed to behave alike; nothing says that it does.
+Measured on the embedded model: `sensitivity.measured_prior` of a report of `kontext-export sensitivity --formats int4:0
+--calibrate none` on eight edits. A larger model of the same architecture is assumed to behave alike; that was not
+tested.
 """
 
 from __future__ import annotations
 
-GAINS: dict[str, float] = {
+SENSITIVITY_PRIOR: dict[str, float] = {
     "text_encoder/text_model.encoder.layers.self_attn.q_proj.weight": 7.4e-06,
     "text_encoder/text_model.encoder.layers.self_attn.k_proj.weight": 2.5e-06,
     "text_encoder/text_model.encoder.layers.self_attn.v_proj.weight": 0.0005,
@@ -34,4 +35,5 @@ GAINS: dict[str, float] = {
     "transformer/single_blocks.linear1.weight": 0.81,
     "transformer/single_blocks.linear2.weight": 0.33,
 }
-"""Kind → energy of the velocity's error per relative energy of the layer's own, summed over the layers of the kind."""
+"""Kind → energy of the velocity's error over the relative energy of the layer's error, summed over the kind's
+layers."""

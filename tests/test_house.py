@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tiny": ("model",),
     "quant": ("model",),
     "kernels": (),
+    "kernels.variants": ("kernels", "model.dtypes", "quant.formats"),  # lists what to compile for each format
     "export.progress": (),
     "export.weights": ("model", "quant"),
     "export.graph": ("export.weights", "model", "quant", "runtime"),
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("export.progress", "export.weights", "export.graph", "export.bundle", "export.calibration"),
         *("model", "quant", "kernels", "runtime"),
     ),
-    "export.engines": ("export.progress", "export.bundle", "runtime"),
+    "export.engines": ("export.progress", "export.bundle", "quant.formats", "runtime"),
     "export.server": ("export.bundle", "runtime"),
     "export.cli": ("export", "model", "quant", "kernels", "runtime"),
     "runtime": (),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import KontextError
 from ...model.safetensors_file import SafetensorsFile, open_safetensors
-from ...quant.recipe import BYTES
+from ...quant.recipe import COMPUTE_BYTES
 from ...runtime.bundle import Bundle
 
 COUNTED = ("transformer", "modulation")
@@ -36,7 +36,7 @@ def quantized_layers(bundle: Bundle) -> dict[str, list[str]]:
 
 def is_quantized(layer: object) -> bool:
     """Whether a manifest's entry for a weight, a format's name or a mapping with one, is a quantized format."""
-    return (layer["format"] if isinstance(layer, Mapping) else layer) not in BYTES
+    return (layer["format"] if isinstance(layer, Mapping) else layer) not in COMPUTE_BYTES
 
 
 def activation_formats(bundle: Bundle) -> list[str]:

@@ -129,11 +129,11 @@ class StoredNetwork:
 
     def tensor_names(self, name: str) -> list[str]:
         """Names of the tensors that store a weight."""
-        from ...quant.methods import layout
+        from ...quant.quantize import weight_layout
 
         if name not in self.layers:
             return [name]
-        return [name + ending for ending, *_ in layout(self.layers[name], (1 << 10, 2))]
+        return [name + ending for ending, *_ in weight_layout(self.layers[name], (1 << 10, 2))]
 
     def plan(self, wanted: list[str]) -> WeightPlan:
         """A plan of the stored weights among `wanted`, for `bind_weights.bind`."""
@@ -153,10 +153,10 @@ class StoredNetwork:
 
     def read(self, name: str) -> Tensor:
         """A weight in fp32 as PyTorch stores it: dequantized, linears [out, in]."""
-        from ...quant.methods import dequantize
+        from ...quant.quantize import dequantize_weight
 
         stored = [self.tensors[part].read() for part in self.tensor_names(name)]
-        value = dequantize(stored, self.layers[name]) if name in self.layers else stored[0].float()
+        value = dequantize_weight(stored, self.layers[name]) if name in self.layers else stored[0].float()
         return value.t() if value.ndim == 2 else value
 
 

@@ -26,7 +26,7 @@ from ...export.weights.plan import plan_weights
 from ...model.checkpoint import NetworkWeights
 from ...model.config import KontextConfig
 from ...model.networks import NETWORKS, weight_shapes
-from ...quant.recipe import choose
+from ...quant.recipe import choose_recipe
 from ...runtime.bundle import (
     AutoencoderEntry,
     Bundle,
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
 def write_graph(folder: Path, config: KontextConfig, network: str, formats: str) -> None:
     """Writes the ONNX graph of a network in `formats`, such as bf16 or bf16-fp8, without its weights' file."""
     compute, _, quantization = formats.partition("-")
-    recipe = choose(tuple(NETWORKS), FULL_PARAMETERS, compute, quantization or None)
+    recipe = choose_recipe(tuple(NETWORKS), FULL_PARAMETERS, compute, quantization or None)
     shapes = {name: tuple(shape) for name, shape in weight_shapes(network, config).items()}
     plan = plan_weights(
         NetworkWeights(network, shapes, {}, {}),

@@ -1,4 +1,4 @@
-"""Every kernel on the device: right against float64, and timed against PyTorch's own and against the device's limits.
+"""Every kernel on the device: checked against float64, and timed against PyTorch's kernels and the device's limits.
 
 The same code runs on a CPU, at small sizes, through the operators' reference implementations in PyTorch.
 """
@@ -26,18 +26,20 @@ from ...kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
 from ...kernels.launch import FAILURES
 from ...kernels.norm_rope import norm_rope_op, normalize_and_rotate, split_qkv
 from ...kernels.norm_rope_quantize import norm_rope_quantize_op
-from ...kernels.numeric import quantize_rows
+from ...kernels.numeric import CODES, quantize_rows
 from ...kernels.residual import gate_residual_op
+from ...model.dtypes import TORCH_DTYPES
+from ...quant.formats import COMPUTE, FORMATS
 from .timing import DeviceTimer
 
 BOUNDS = {"16-bit": 0.01, "fp8": 0.09, "int8": 0.06}
-"""Largest ‖out − ref‖ / ‖ref‖ that passes, by what the operands are rounded to; products of codes are held to
+"""Largest ‖out − ref‖ / ‖ref‖ that passes, by what the operands are rounded to; the bound of products of codes is
 `16-bit`."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of what is measured; the defaults are a 1024² edit of FLUX.1 Kontext."""
+    """Sizes to measure; the defaults are a 1024² edit with FLUX.1 Kontext."""
 
     hidden: int = 3072
     heads: int = 24
@@ -59,7 +61,7 @@ SMALL = Shape(hidden=64, heads=2, mlp=128, text=5, image=40, dtype=torch.float32
 
 
 def error(out: Tensor, reference: Tensor) -> float:
-    """‖out − ref‖ / ‖ref‖ in float64; infinite where a number is not."""
+    """‖out − ref‖ / ‖ref‖ in float64; infinite if any number is not finite."""
     out, reference = out.double(), reference.double()
     if not bool(torch.isfinite(out).all()):
         return float("inf")
@@ -90,7 +92,7 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     note("adaln", adaln_op(x, shift, scale), wanted, BOUNDS["16-bit"])
     fused = random(1, tokens, hidden + shape.mlp, like=shape, device=device)
     joined = torch.cat((x.double(), F.gelu(fused[..., hidden:].double(), approximate="tanh")), -1)
-    for format in ("fp8", "int8"):
+    for format in CODES:
         codes, steps = adaln_quantize_op(x, shift, scale, format)
         note(f"adaln {format}", codes.double() * steps[..., None], wanted, BOUNDS[format])
         codes, steps = gelu_join_quantize_op(x, fused[..., hidden:], format)
@@ -112,14 +114,14 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     note("norm_rope k", k16, k_wide, BOUNDS["16-bit"])
     reference = reference_attention(q_wide, k_wide, v)
     note("attention 16-bit", attention_op(q16, k16, v), reference, BOUNDS["16-bit"])
-    for format in ("fp8", "int8"):
+    for format in CODES:
         operands = norm_rope_quantize_op(qkv, cos, sin, norms, heads, shape.text, format)
         note(f"attention {format}", attention_quantized_op(*operands, shape.dtype), reference, BOUNDS[format])
 
     weight = torch.randn(shape.mlp, hidden, device=device)
     bias = random(shape.mlp, like=shape, device=device)
     out = torch.empty(1, tokens, shape.mlp, device=device, dtype=shape.dtype)
-    for format in ("fp8", "int8"):
+    for format in CODES:
         a, a_scale = quantize_rows(x.float(), format)
         codes, w_scale = quantize_rows(weight, format)
         restored = (codes.double() * w_scale.double()[:, None]).t()
@@ -165,7 +167,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def passes(shape: Shape, timer: DeviceTimer, copy_gb_s: float) -> dict[str, dict[str, float]]:
-    """The elementwise passes: milliseconds, GB/s of what they must read and write, share of the copy's bandwidth."""
+    """The elementwise kernels: milliseconds, GB/s of what they must read and write, share of a copy's bandwidth."""
     device, hidden, tokens, size = timer.device, shape.hidden, shape.tokens, shape.dtype.itemsize
     x = random(1, tokens, hidden, like=shape, device=device)
     shift, scale, gate = random(1, 3, hidden, like=shape, device=device).unbind(1)
@@ -195,7 +197,8 @@ def passes(shape: Shape, timer: DeviceTimer, copy_gb_s: float) -> dict[str, dict
 
 
 def unpackings(shape: Shape, timer: DeviceTimer, copy_gb_s: float) -> dict[str, dict[str, float]]:
-    """Weights of 4 bits to the format of a product, as `passes`; the weight is that of a single block's linear1."""
+    """Unpacking 4-bit weights to a product's format, measured as in `passes`; the weight is a single block's
+    linear1."""
     depth, channels, size = shape.hidden, 3 * shape.hidden + shape.mlp, shape.dtype.itemsize
     weights = depth * channels
     packed = torch.randint(0, 256, (depth, channels // 2), device=timer.device, dtype=torch.uint8)
@@ -215,34 +218,27 @@ def unpackings(shape: Shape, timer: DeviceTimer, copy_gb_s: float) -> dict[str, 
 def four_bits(
     depth: int, channels: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor | None, Tensor, Tensor | None, bool]]:
-    """Operands of `dequantize_4bit_op` with random codes, by format."""
+    """Operands of `dequantize_4bit_op` with random codes and scales, by number format."""
 
-    def codes(rows: int, columns: int) -> Tensor:
-        return torch.randint(0, 256, (rows, columns // 2), device=device, dtype=torch.uint8)
+    def random_tensor(stored: str, shape: tuple[int, ...]) -> Tensor:
+        if stored == "U8":
+            return torch.randint(0, 256, shape, device=device, dtype=torch.uint8)
+        scales = torch.rand(shape, device=device) + 0.5
+        return scales.to(dtype if stored == COMPUTE else TORCH_DTYPES[stored])
 
-    def scales(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        return (torch.rand(rows, columns, device=device) + 0.5).to(dtype)
-
-    groups, table = depth // GROUP, torch.randn(16, device=device)
-    blocks = scales(depth // 16, channels, torch.float8_e4m3fn)
-    return {
-        "int4": (codes(depth, channels), None, scales(groups, channels, dtype), None, False),
-        "nf4": (codes(channels, depth), table, scales(channels, groups, torch.float32), None, True),
-        "nvfp4": (codes(depth, channels), table, blocks, None, False),
-        "uint4": (
-            codes(depth, channels),
-            None,
-            scales(groups, channels, dtype),
-            codes(groups, channels),
-            False,
-        ),
-    }
+    found = {}
+    for name, format in FORMATS.items():
+        if format.bits == 4:
+            values, *scales = (random_tensor(*each[1:]) for each in format.layout((depth, channels)))
+            found[name] = (values, *format.kernel_operands(*scales), format.transposed)
+    return found
 
 
 def shares(
     runs: dict[str, tuple[Callable[[], object], int]], timer: DeviceTimer, copy_gb_s: float
 ) -> dict[str, dict[str, float]]:
-    """Times of what moves so many bytes. Ten runs a graph: these take tens of microseconds, as a graph's start does."""
+    """Times of kernels that move so many bytes. Ten runs a graph: one takes tens of microseconds, as a graph's
+    launch."""
     found = {}
     for name, (run, bytes) in runs.items():
         time = timer.replayed(run, 10)
@@ -252,7 +248,7 @@ def shares(
 
 
 def attentions(shape: Shape, timer: DeviceTimer) -> dict[str, dict[str, float]]:
-    """Attention: PyTorch's flash and cuDNN in bf16 where they are there, ours in every format; TFLOP/s."""
+    """Attention: PyTorch's flash and cuDNN in bf16 where available, ours in every format; TFLOP/s."""
     device, heads, tokens = timer.device, shape.heads, shape.tokens
     qkv = random(1, tokens, 3 * shape.hidden, like=shape, device=device)
     cos, sin = tables(shape, device)
@@ -265,7 +261,7 @@ def attentions(shape: Shape, timer: DeviceTimer) -> dict[str, dict[str, float]]:
     def note(name: str, run: Callable[[], object]) -> None:
         try:
             time = timer.replayed(run)
-        except FAILURES:  # a library that does not have this one
+        except FAILURES:  # not in this library
             return
         found[name] = {"ms": time, "tflop_s": operations / time / 1e9}
 
@@ -282,7 +278,7 @@ def attentions(shape: Shape, timer: DeviceTimer) -> dict[str, dict[str, float]]:
 
             note(f"sdpa {name}", library)
     note("ours 16-bit", lambda: attention_op(q, k, v))
-    for format in ("fp8", "int8"):
+    for format in CODES:
         operands = norm_rope_quantize_op(qkv, cos, sin, norms, heads, 0, format)
         note(f"ours {format}", partial(attention_quantized_op, *operands, shape.dtype))
         if device.type == "cuda":
@@ -314,14 +310,14 @@ def products(shape: Shape, timer: DeviceTimer) -> dict[str, dict[str, float]]:
 def candidates(
     shape: Shape, depth: int, channels: int, device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """What computes one linear, by name; all on the same random numbers, in the format of each."""
+    """Functions that compute one linear, by name; each on the same random numbers in its format."""
     x = random(1, shape.tokens, depth, like=shape, device=device)
     weight = random(channels, depth, like=shape, device=device)
     bias = random(channels, like=shape, device=device)
     out = torch.empty(1, shape.tokens, channels, device=device, dtype=shape.dtype)
     runs: dict[str, Callable[[], object]] = {"cublas 16-bit": lambda: F.linear(x, weight, bias)}
 
-    coded = {format: quantize_rows(x.float(), format) for format in ("fp8", "int8")}
+    coded = {format: quantize_rows(x.float(), format) for format in CODES}
 
     def scaled(format: str) -> None:
         a, a_scale = coded[format]

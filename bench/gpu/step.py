@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ...kernels.numeric import quantize_rows
 from ...model.config import TransformerConfig
 from ...model.transformer import Transformer
-from ...quant import fp8, int4
+from ...quant.formats.fp8 import FP8
+from ...quant.formats.int4 import INT4
 from ...runtime.backends.torch.linear import KernelLinear
 from ...runtime.backends.torch.memory import resident
 from ...runtime.backends.torch.transformer import DoubleBlock, SingleBlock, Step, Stream, Weights
@@ -78,20 +79,21 @@ def stored(linear: nn.Linear, format: str) -> StoredLinear:
     """A linear as a bundle stores it."""
     weight, bias = linear.weight.detach().t(), linear.bias
     if format == "fp8":
-        values, scale = fp8.quantize(weight, weight.dtype)
-        return StoredLinear(values.contiguous(), bias, scale)
-    if format == "int4" and int4.fits(tuple(weight.shape)):
+        values, scale = FP8.quantize(weight, weight.dtype)
+        return StoredLinear(values.contiguous(), bias, scale, format=format)
+    if format == "int4" and INT4.fits(tuple(weight.shape)):
         packed, scales = round_int4(weight)
-        return StoredLinear(packed, bias, scales)
+        return StoredLinear(packed, bias, scales, format=format)
     return StoredLinear(weight.contiguous(), bias)
 
 
 def round_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """INT4 with each group's scale from its largest weight: the scale search of `quant.int4` takes minutes on a GPU."""
-    groups = weight.float().unflatten(0, (-1, int4.GROUP))
+    """INT4 with each group's scale from its largest weight: the scale search of `Int4.quantize` takes minutes on a
+    GPU."""
+    groups = weight.float().unflatten(0, (-1, INT4.group))
     scale = (groups.abs().amax(1) / 7).clamp(min=1e-12)
-    values = (groups / scale[:, None]).round().clamp(-8, 7).to(torch.int8).flatten(0, 1)
-    return int4.pack(values).contiguous(), scale.to(weight.dtype).contiguous()
+    units = (groups / scale[:, None]).flatten(0, 1)
+    return INT4.pack(units).contiguous(), scale.to(weight.dtype).contiguous()
 
 
 SIDES = {

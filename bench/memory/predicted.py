@@ -21,7 +21,7 @@ from ...export.calibration.plan import stored_layers
 from ...export.cli.plan_text import TITLES
 from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
 from ...quant.gpus import find_target
-from ...quant.memory import Workload, demands, engine_of, resident_bytes
+from ...quant.memory import Workload, demands, executor_of, resident_bytes
 from ...runtime.bundle import Bundle
 from ..flags import parse_names
 from ..fullsize import synthetic
@@ -121,7 +121,7 @@ def predict(folder: Path, work: Workload) -> dict[str, int]:
     config = config_of(bundle.manifest["model"])
     precision = bundle.manifest["precision"]
     cpu = find_target("cpu")
-    needs = demands(config, precision["networks"], work, engine_of(cpu))
+    needs = demands(config, precision["networks"], work, executor_of(cpu))
     return {
         name: demand.bytes + resident_bytes(stored_layers(config, name, precision), cpu)
         for name, demand in needs.items()

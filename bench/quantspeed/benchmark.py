@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ...decibels import decibels
 from ...errors import KontextError
 from ...model.config import KontextConfig, TransformerConfig
-from ...quant.methods import FORMATS
+from ...quant.formats import FORMATS
 from ...runtime.bundle import Bundle
 from ...tiny.architecture import TINY
 from ..fidelity import bits_per_weight

@@ -14,11 +14,11 @@ from ...model.config import KontextConfig
 from ...model.networks import NETWORKS, weight_shapes
 from ...quant.formats import FORMATS
 from ...quant.gpus import Target
-from ...quant.memory import Demand, Workload, demands, engine_of, resident_bytes
+from ...quant.memory import Demand, Workload, demands, executor_of, resident_bytes
 from ...quant.options import Option, layer_bytes
 from ...quant.planner import Allocation, Choice, Item, allocate
-from ...quant.recipe import BYTES, SPARED, Layer, Recipe, Rule, choose
-from ...quant.sensitivity import Sensitivity, gain, kind_of, normal_error
+from ...quant.recipe import COMPUTE_BYTES, SPARED, Layer, Recipe, Rule, choose_recipe
+from ...quant.sensitivity import Sensitivity, kind_of, normal_error, prior_sensitivity
 from ...runtime.units import gigabytes
 from ..graph.interface import constants
 from .sensitivity import count_kinds, quantizable_layers
@@ -165,14 +165,14 @@ def make_plan(
     parameters = sum(math.prod(shape) for each in shapes.values() for shape in each.values())
     if compute is None and target.is_cpu:
         compute = "fp32"
-    base = choose(tuple(NETWORKS), parameters, compute, "int8")
+    base = choose_recipe(tuple(NETWORKS), parameters, compute, "int8")
     options = usable_options(target, requested, report)
     layers = quantizable_layers(config, shapes, base)
     counts = count_kinds(layers)
-    needs = demands(config, base.compute, work, engine_of(target))
+    needs = demands(config, base.compute, work, executor_of(target))
     stages, rules, smallest = [], list(SPARED), 0
     for network in NETWORKS:
-        wide = BYTES[base.compute[network]]
+        wide = COMPUTE_BYTES[base.compute[network]]
         items = []
         for weight, shape in layers.get(network, {}).items():
             plain = wide * math.prod(shape)
@@ -182,7 +182,7 @@ def make_plan(
                     if report is not None:
                         error = report.error(network, weight, shape, option)
                     else:
-                        error = gain(network, weight, counts[kind_of(network, weight)])
+                        error = prior_sensitivity(network, weight, counts[kind_of(network, weight)])
                         error *= normal_error(option, shape, wide)
                     stored = option.stored_bytes(shape, wide)
                     size = resident_bytes([(option.format, stored)], target)
@@ -201,7 +201,7 @@ def make_plan(
             f"{math.ceil(smallest / 1e7) / 100:.2f}GB"
         )
     quantized = any(name != COMPUTE for stage in stages for name in stage.counts)
-    recipe = choose(tuple(NETWORKS), parameters, compute)
+    recipe = choose_recipe(tuple(NETWORKS), parameters, compute)
     if quantized:
         recipe = Recipe(f"mixed ({gigabytes(budget)})", base.compute, tuple(rules))
     method = "shapes" if report is None else report.method
@@ -230,9 +230,9 @@ def stored_layers(config: KontextConfig, network: str, precision: Mapping[str, A
     for weight, shape in weight_shapes(network, config).items():
         layer = Layer.from_json(layers.get(weight, compute))
         if layer.format in FORMATS:
-            result.append((layer.format, layer_bytes(layer, (shape[1], shape[0]), BYTES[compute])))
+            result.append((layer.format, layer_bytes(layer, (shape[1], shape[0]), COMPUTE_BYTES[compute])))
         else:
-            result.append((layer.format, BYTES[layer.format] * math.prod(shape)))
+            result.append((layer.format, COMPUTE_BYTES[layer.format] * math.prod(shape)))
     return result
 
 

@@ -27,8 +27,15 @@ from ...model.config import KontextConfig
 from ...model.networks import NETWORKS, NetworkShapes
 from ...quant.formats import FORMATS
 from ...quant.options import Option
-from ...quant.recipe import BYTES, Layer, Recipe, choose
-from ...quant.sensitivity import LayerSensitivity, Sensitivity, gain, kind_of, relative_error, round_trip
+from ...quant.recipe import COMPUTE_BYTES, Layer, Recipe, choose_recipe
+from ...quant.sensitivity import (
+    LayerSensitivity,
+    Sensitivity,
+    kind_of,
+    prior_sensitivity,
+    relative_error,
+    round_trip,
+)
 from ...quant.statistics import Statistics
 from ...runtime.cache import cache_folder
 from ...runtime.pipeline import Pipeline
@@ -78,7 +85,7 @@ def quantizable_layers(
 
 def widest_recipe(checkpoint: Checkpoint) -> Recipe:
     """A recipe that quantizes every layer that may be quantized."""
-    return choose(tuple(NETWORKS), checkpoint.parameters(), None, "int8")
+    return choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None, "int8")
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class QuantizedWeights:
         original = self.checkpoint.networks[network].read(weight).t()
         known = None if self.statistics is None else self.statistics.get(network, weight)
         compute = widest_recipe(self.checkpoint).compute["transformer"]
-        rank = option.rank_of((original.shape[0], original.shape[1]), BYTES[compute])
+        rank = option.rank_of((original.shape[0], original.shape[1]), COMPUTE_BYTES[compute])
         quantized = round_trip(original, Layer(option.format, rank), compute_dtype(self.checkpoint), known)
         return quantized, relative_error(original, quantized, None if known is None else known.moments)
 
@@ -246,7 +253,7 @@ def estimate_sensitivity(
         for network, weights in layers.items():
             for weight, shape in weights.items():
                 layer = report.layers.setdefault(network, {})[weight] = LayerSensitivity(shape)
-                factor = gain(network, weight, counts[kind_of(network, weight)])
+                factor = prior_sensitivity(network, weight, counts[kind_of(network, weight)])
                 for option in options:
                     if option.fits(shape):
                         _, relative = source.read(network, weight, option)

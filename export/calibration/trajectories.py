@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...model.checkpoint import Checkpoint
 from ...model.networks import NETWORKS
-from ...quant.recipe import choose
+from ...quant.recipe import choose_recipe
 from ...quant.statistics import Statistics
 from ...runtime.backends.protocol import Backend
 from ...runtime.pipeline import Pipeline
@@ -28,7 +28,7 @@ class EditableNetworks(WatchedNetworks):
     """Networks in PyTorch that stay in memory, and whose weights can be replaced."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        plain = choose(tuple(NETWORKS), checkpoint.parameters(), None)
+        plain = choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None)
         super().__init__(checkpoint, plain, Statistics())
 
     def release(self, *graphs: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line's part about number formats: its flags, the recipe and the calibration that they ask for."""
+"""Flags for number formats, and the recipe and calibration that they stand for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import KontextError
+from ...quant.formats import FORMATS
+from ...quant.formats.fp8 import FP8
 
 if TYPE_CHECKING:
     from ...model.checkpoint import Checkpoint
@@ -26,63 +28,58 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
             help=f"compute and store weights in {name}",
         )
     quantized = formats.add_mutually_exclusive_group()
-    for name, stored in (
-        ("fp8", "as E4M3 with a scale per output channel"),
-        ("int8", "as INT8 with a scale per output channel"),
-        ("int4", "as INT4 with a scale per output channel and 64 inputs"),
-        ("nf4", "as bitsandbytes' NF4, for its kernels; elsewhere they are unpacked first"),
-        ("nvfp4", "as NVFP4 (E2M1 in blocks of 16), for Blackwell; ONNX Runtime has no kernel for it"),
-    ):
+    flagged = [format for format in FORMATS.values() if format.flag_help]
+    for format in flagged:
         quantized.add_argument(
-            f"--{name}",
+            f"--{format.name}",
             dest="quantization",
             action="store_const",
-            const=name,
-            help=f"store the blocks' weights {stored}; goes with one of the above, which then is what it computes in "
+            const=format.name,
+            help=f"store the blocks' weights {format.flag_help}; add one of the above to set what it computes in "
             "(default: bf16 from a billion parameters on, fp32 below)",
         )
+    branched = " and ".join(f"--{format.name}" for format in flagged if format.has_branch)
     formats.add_argument(
         "--recipe",
         type=Path,
         metavar="FILE",
-        help="a JSON file of rules that say which layer is stored as what (docs/planning.md)",
+        help="a JSON file of rules that say how each layer is stored (docs/planning.md)",
     )
     formats.add_argument(
         "--rank",
         type=rank,
         metavar="N",
-        help="add a low-rank branch of N dimensions beside each quantized weight; auto: 64, 32 or 16, whatever costs "
-        "at most a quarter of a bit per weight (default: auto for --int4 and --nvfp4, 0 otherwise)",
+        help="add a low-rank branch of N dimensions beside each quantized weight; auto: 64, 32 or 16, the largest that "
+        f"costs at most a quarter of a bit per weight (default: auto for {branched}, 0 otherwise)",
     )
     formats.add_argument(
         "--calibrate",
         metavar="DIR",
-        help="quantize by what really goes through the model when it edits the pictures in DIR, each NAME.png with its "
-        "instruction in NAME.txt (default: scenes of its own for the embedded model, otherwise none: every weight is "
-        "rounded to the nearest; none: so for the embedded model too)",
+        help="calibrate quantization on edits of the pictures in DIR, each NAME.png with its instruction in NAME.txt; "
+        "none: round every weight to the nearest (default: built-in scenes for the embedded model, none for others)",
     )
     formats.add_argument(
         "--weight-only",
         action="store_true",
-        help="leave activations in the format that is computed in; without it --int8 rounds them to 8 bits at run time "
-        "and --fp8 to E4M3 with scales from calibration, if there is one",
+        help="do not round activations; by default --int8 rounds them to 8 bits at run time, and --fp8 with a "
+        "calibration to E4M3",
     )
     formats.add_argument(
         "--fp8-attention",
         action="store_true",
-        help="with --fp8 and calibration: the attention's operands in E4M3 too, for TensorRT",
+        help="with --fp8 and a calibration: round the attention's operands to E4M3 too, for TensorRT",
     )
     formats.add_argument(
         "--link-weights",
         action="store_true",
-        help="leave weights that are stored in the right format in MODEL's own safetensors files, which the "
-        "bundle then needs where they are now",
+        help="do not copy weights that MODEL's safetensors files have in the right format; the bundle then needs these "
+        "files where they are now",
     )
     formats.add_argument(
         "--kernels",
         metavar="SM[,SM]",
-        help="compile the torch backend's kernels for these architectures (sm_80, sm_86, sm_89, sm_90, sm_100, sm_120) "
-        "into the bundle, for machines without Triton",
+        help="add the torch backend's kernels, compiled for these architectures (sm_80, sm_86, sm_89, sm_90, sm_100, "
+        "sm_120), for machines without Triton",
     )
 
 
@@ -91,24 +88,24 @@ def rank(text: str) -> int | str:
     if text == "auto":
         return text
     if not text.isdecimal() or int(text) > 512:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a rank from 0 to 512")
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto or a rank from 0 to 512")
     return int(text)
 
 
 def chosen_recipe(options: argparse.Namespace, checkpoint: Checkpoint, calibrated: bool) -> Recipe:
-    """The recipe that the flags stand for, or that of --recipe."""
+    """The recipe of the flags, or of the file of --recipe."""
     from ...model.networks import NETWORKS
-    from ...quant.recipe import choose
+    from ...quant.recipe import choose_recipe
     from ...quant.recipe_file import check_patterns, read_recipe
     from ..graph.interface import linear_weights
 
     networks, parameters = tuple(NETWORKS), checkpoint.parameters()
     if options.recipe is not None:
-        compute = choose(networks, parameters, options.compute).compute
+        compute = choose_recipe(networks, parameters, options.compute).compute
         recipe = read_recipe(options.recipe, compute, fixed=options.compute is not None)
         check_patterns(recipe, {name: linear_weights(name, checkpoint.config) for name in networks})
         return recipe
-    return choose(
+    return choose_recipe(
         networks,
         parameters,
         options.compute,
@@ -121,11 +118,11 @@ def chosen_recipe(options: argparse.Namespace, checkpoint: Checkpoint, calibrate
 
 
 def chosen_rank(options: argparse.Namespace) -> int | None:
-    """Of the low-rank branches; None for one by each weight's size."""
-    from ...quant.options import BRANCHED
+    """Of the low-rank branches; None: by each weight's size."""
+    from ...quant.options import usual_rank
 
     if options.rank is None:
-        return None if options.quantization in BRANCHED else 0
+        return usual_rank(options.quantization) if options.quantization else 0
     return None if options.rank == "auto" else int(options.rank)
 
 
@@ -139,11 +136,11 @@ def calibration_samples(options: argparse.Namespace) -> Samples | None:
             "weight-only": options.weight_only or None,
         }
         for name in (name for name, value in given.items() if value is not None):
-            raise KontextError(f"--{name} goes with a quantized format, such as --fp8 or --int4")
+            raise KontextError(f"--{name} only applies with a quantized format, such as --fp8 or --int4")
     samples = calibration_folder(options.calibrate, options.model) if quantized else None
-    if options.fp8_attention and (options.quantization != "fp8" or samples is None):
+    if options.fp8_attention and (options.quantization != FP8.name or samples is None):
         raise KontextError(
-            "--fp8-attention goes with --fp8 and a calibration: name a folder with --calibrate"
+            "--fp8-attention only applies with --fp8 and a calibration: name a folder with --calibrate"
         )
     return samples
 

@@ -17,7 +17,7 @@ from ...model.inferred_config import infer_autoencoder, infer_clip, infer_t5, in
 from ...model.layouts import LORA_MARKS, TITLES, ComponentWeights, components_of, network_sources
 from ...model.networks import NETWORKS, weight_shapes
 from ...model.weight_files import StoredWeight, open_weight_file
-from ...quant.recipe import BIG_MODEL, choose
+from ...quant.recipe import BIG_MODEL, choose_recipe
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from ..graph.interface import linear_weights
 from ..weights.plan import plan_weights
@@ -128,7 +128,7 @@ def export_sizes(networks: Sequence[NetworkWeights], config: KontextConfig) -> s
     names = tuple(NETWORKS)
     sizes = []
     for flag, quantization in PREVIEWED.items():
-        recipe = choose(names, max(parameters, BIG_MODEL), "bf16", quantization)
+        recipe = choose_recipe(names, max(parameters, BIG_MODEL), "bf16", quantization)
         plans = [
             plan_weights(network, recipe, linear_weights(network.name, config), {}) for network in networks
         ]

@@ -1,7 +1,7 @@
-"""Which of a bundle's number formats a card and the library take, and where an engine's weights are best kept for them.
+"""Which of a bundle's number formats TensorRT and a GPU support, and where an engine's weights are best kept for them.
 
-What is said here of the compiler was read from its own account of the layers it makes (TensorRT for RTX 1.7.1, detailed
-verbosity); docs/engines.md has the table.
+`NumberFormat.tensorrt` has what the compiler makes of each format, read from its report of an engine's layers (TensorRT
+for RTX 1.7.1, detailed verbosity); docs/engines.md has the table.
 """
 
 from __future__ import annotations
@@ -10,22 +10,17 @@ from dataclasses import dataclass
 
 from ...compute_capability import parse_capability
 from ...errors import KontextError
+from ...quant.formats import FORMATS
+from ...quant.formats.base import InputRounding, TensorRT
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 
-FIRST_WITH = {"bf16": 80, "fp8": 89, "nvfp4": 100}
-"""Number format → the first architecture that computes with it."""
-
-NOT_PARSED = ("nf4", "uint4")
-"""Formats whose graphs need operators or zero points that the parser does not take."""
-
-FUSED_AS_CONSTANTS = ("int4", "nvfp4")
-"""Formats that are unpacked inside the product only where the weights are the engine's own; as inputs they are
-unpacked to 16 bits first, by a kernel of its own."""
+BF16_CAPABILITY = 80
+"""Lowest compute capability, times ten, that computes in bf16."""
 
 
 @dataclass(frozen=True)
-class Formats:
-    """What a graph computes in, the other formats of its weights, and those that linears' inputs are rounded to."""
+class GraphFormats:
+    """What a graph computes in, the number formats of its weights, and those that linears' inputs are rounded to."""
 
     compute: str
     weights: tuple[str, ...]
@@ -36,8 +31,12 @@ class Formats:
         return "-".join([self.compute, *self.weights, *rounded])
 
 
-def formats_of(bundle: Bundle, graph: str) -> Formats:
-    """Raises KontextError where the manifest does not say."""
+def formats_of(bundle: Bundle, graph: str) -> GraphFormats:
+    """Reads them from the manifest.
+
+    Raises:
+        KontextError: it does not have them, or they are unknown.
+    """
     try:
         noted = bundle.manifest["precision"]
         compute = str(noted["networks"][graph])
@@ -48,49 +47,64 @@ def formats_of(bundle: Bundle, graph: str) -> Formats:
         weights = {str(layer["format"]) for layer in layers} - {compute}
         activations = {str(layer["activations"]) for layer in layers if layer.get("activations")}
     except (KeyError, TypeError, AttributeError):
-        raise KontextError(f"{bundle.folder / MANIFEST_NAME}: precision is not what it should be") from None
-    return Formats(compute, tuple(sorted(weights)), tuple(sorted(activations)))
+        raise KontextError(f"{bundle.folder / MANIFEST_NAME}: precision is damaged") from None
+    if unknown := (weights | activations) - set(FORMATS):
+        raise KontextError(f"{bundle.folder / MANIFEST_NAME}: unknown number format {min(unknown)!r}")
+    return GraphFormats(compute, tuple(sorted(weights)), tuple(sorted(activations)))
 
 
 def check_bundle(bundle: Bundle, target: str) -> None:
-    """Raises KontextError where the compiler would, in more words than it has, or where an engine would be wrong."""
+    """Raises KontextError, in plainer words than the compiler's, for what it refuses and where an engine would be
+    wrong."""
     if bundle.links:
         raise KontextError(
-            f"{bundle.folder} takes weights from other files, and engines are built of a bundle's own: export "
-            "without --link-weights"
+            f"{bundle.folder} was exported with --link-weights, and engines need a bundle with its own weights: export "
+            "without it"
         )
     if formats_of(bundle, "transformer").compute == "fp32":
         raise KontextError(
-            f"{bundle.folder} computes in fp32, and TensorRT has attention in 16 bits only: export with --bf16 or "
+            f"{bundle.folder} computes in fp32, and TensorRT's attention takes 16 bits only: export with --bf16 or "
             "--fp16"
         )
     capability = parse_capability(target) or 0
     for graph in bundle.graphs:
         formats = formats_of(bundle, graph)
         for name in formats.weights:
-            if name in NOT_PARSED:
+            if FORMATS[name].tensorrt is TensorRT.REFUSED:
                 raise KontextError(f"TensorRT does not take {name} ({graph}): export with --int4 or --fp8")
-        if "int8" in formats.activations:
-            raise KontextError(
-                f"TensorRT does not take inputs rounded to INT8 at run time ({graph}): export with --weight-only"
-            )
-        if "fp8" in formats.activations and formats.compute == "fp16":
-            # The product comes out in fp16 before it is scaled: sums of up to 448 * 448.
-            raise KontextError(f"products in FP8 leave the range of fp16 ({graph}): export with --bf16 --fp8")
-        for name in (formats.compute, *formats.weights, *formats.activations):
-            if capability < FIRST_WITH.get(name, 0):
+        for name in formats.activations:
+            if FORMATS[name].input_rounding is InputRounding.DYNAMIC:
                 raise KontextError(
-                    f"{target} has no {name} ({graph}): it takes bundles made with --fp16, with --int8 --weight-only "
-                    "or --int4 beside it"
+                    f"TensorRT does not take inputs rounded to {name.upper()} at run time ({graph}): export with "
+                    "--weight-only"
+                )
+            if formats.compute == "fp16":
+                # The product is written in fp16 before it is scaled, and sums of products of codes leave its range.
+                raise KontextError(
+                    f"products in {name.upper()} leave the range of fp16 ({graph}): export with --bf16 --{name}"
+                )
+        for name in (formats.compute, *formats.weights, *formats.activations):
+            if capability < min_capability(name):
+                raise KontextError(
+                    f"{target} does not compute in {name} ({graph}): export with --fp16, alone or with --int4 or "
+                    "--int8 --weight-only"
                 )
 
 
-def best_weights(formats: Formats, gpu: bool) -> str:
-    """Where an engine's weights are best kept.
+def min_capability(name: str) -> int:
+    """Of GPUs that compute in a format: of weights, or of the whole graph."""
+    if name in FORMATS:
+        return FORMATS[name].min_capability
+    return BF16_CAPABILITY if name == "bf16" else 0
 
-    Put in at load by the library, where there is a GPU to build on. Else as inputs, unless the compiler makes less of
-    these: 4-bit weights, and products with rounded inputs, which would not be computed in FP8.
+
+def best_weights(formats: GraphFormats, gpu: bool) -> str:
+    """Where an engine's weights are best kept: "stripped", "inside" or "bound".
+
+    On a GPU the library puts them in at load. Else they are inputs, unless the compiler makes less of these: formats
+    that it fuses only as constants, and products with rounded inputs, which would not be computed in 8 bits.
     """
     if gpu:
         return "stripped"
-    return "inside" if formats.activations or set(formats.weights) & set(FUSED_AS_CONSTANTS) else "bound"
+    constants = any(FORMATS[name].tensorrt is TensorRT.FUSED_CONSTANTS for name in formats.weights)
+    return "inside" if formats.activations or constants else "bound"

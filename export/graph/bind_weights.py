@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ...quant.formats import FORMATS
 from ...safetensors_header import TensorEntry
 from ..weights.plan import WeightPlan
-from .quantized_linear import PACKED, quantize_linear
+from .quantized_linear import packed_dtypes, quantize_linear
 
 ONNX_DTYPES = {
     "F32": ir.DataType.FLOAT,
@@ -37,7 +37,7 @@ def bind(model: ir.Model, plan: WeightPlan, location: str) -> None:
         if value is None:
             raise RuntimeError(f"{plan.network}: the graph does not use {item.weight}")
         if item.layer is not None and item.layer.format in FORMATS:
-            packed = PACKED.get(item.layer.format, {})
+            packed = packed_dtypes(item.layer.format)
             endings = {tensor.name.removeprefix(item.weight): tensor for tensor in item.tensors}
             parts = {
                 ending: external(tensor, location, packed.get(ending)) for ending, tensor in endings.items()

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...model.config import TransformerConfig
-from ...quant import fp8
-from ...quant.methods import static_scale
+from ...quant.formats.fp8 import E4M3_MAX
+from ...quant.static_scale import static_scale
 from ...quant.statistics import InputStatistics, Statistics
 
 OPERANDS = ("q", "k", "v")
@@ -83,7 +83,7 @@ def replace_attention(
     turned = add("Transpose", [k], perm=[0, 1, 3, 2])
     scaled_k = rounded(add("Mul", [turned, factor]), scales[1] * root, "k")
     weights = add("Softmax", [add("MatMul", [scaled_q, scaled_k])], axis=-1)
-    weights = rounded(weights, 1 / fp8.E4M3_MAX, "weights")
+    weights = rounded(weights, 1 / E4M3_MAX, "weights")
     assert v is not None
     output = add("MatMul", [weights, rounded(v, scales[2], "v")])
     output.shape = result.shape

@@ -1,13 +1,15 @@
-"""How quantized linears look in a graph: for each number format the nodes that stand for its weight, and what is done
-to the linear's inputs. Standard ONNX operators only, in the arrangements that engines recognize and fuse.
+"""Quantized linears in a graph: the nodes that replace a weight, by its format's `OnnxForm`, and those that round the
+linear's inputs. Standard ONNX operators only, in the patterns that engines recognize and fuse.
 
-| format | in the place of the weight [in, out] | who fuses it |
-|---|---|---|
-| fp8 | DequantizeLinear, a scale a column; on static inputs QuantizeLinear, DequantizeLinear | TensorRT |
-| int8 | tokens over their largest value, DynamicQuantizeLinear, MatMulInteger; else DequantizeLinear | ONNX Runtime |
-| int4, uint4 | DequantizeLinear in blocks of 64 rows | ONNX Runtime (MatMulNBits), TensorRT |
-| nf4 | Gather from the table of codes, times absmax | nobody; it is for bitsandbytes' kernels |
-| nvfp4 | DequantizeLinear of the block scales, then of the values | TensorRT on Blackwell |
+| form | formats | nodes | fused by |
+|---|---|---|---|
+| PER_CHANNEL | fp8, int8 | DequantizeLinear, a scale per column | TensorRT |
+| BLOCKED | int4, uint4 | DequantizeLinear in blocks of rows | ONNX Runtime (MatMulNBits), TensorRT (int4) |
+| CODEBOOK | nf4 | Gather from the table of codes, times absmax | nothing; it is for bitsandbytes' kernels |
+| TWO_LEVEL | nvfp4 | DequantizeLinear of the block scales, then of the values | TensorRT on Blackwell |
+
+Inputs with a static scale pass QuantizeLinear and DequantizeLinear, which TensorRT fuses. Those with a scale per token
+are divided by their largest value and go through DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses.
 """
 
 from __future__ import annotations
@@ -16,22 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from ...quant import int4, nf4, nvfp4
+from ...quant.formats import FORMATS
+from ...quant.formats.base import NumberFormat, OnnxForm
 from ...quant.recipe import Layer
 
 Tensors = Mapping[str, ir.ExternalTensor]
-"""A weight's stored tensors, by what their names end in after the weight's own; "" are the values."""
+"""A weight's stored tensors by suffix; "" are the values."""
 
-PACKED = {
-    "int4": {"": ir.DataType.INT4},
-    "uint4": {"": ir.DataType.UINT4, "_zero_point": ir.DataType.UINT4},
-    "nvfp4": {"": ir.DataType.FLOAT4E2M1},
-}
-"""Tensors of two values a byte for ONNX, which safetensors knows as bytes."""
+
+def packed_dtypes(format: str) -> dict[str, ir.DataType]:
+    """Suffix → ONNX's dtype of the stored tensors of two values a byte, which safetensors calls bytes."""
+    return {each.suffix: ir.DataType[each.onnx_dtype] for each in FORMATS[format].tensors if each.onnx_dtype}
 
 
 @dataclass
@@ -47,28 +47,28 @@ class Linear:
 
     @property
     def dtype(self) -> ir.DataType:
-        """What the graph computes in here."""
+        """What the graph computes in."""
         assert self.weight.dtype is not None
         return self.weight.dtype
 
     def before(
         self, operator: str, inputs: Sequence[ir.Value], outputs: int = 1, **attributes: Any
     ) -> ir.Value:
-        """A new node right before the MatMul, so that no runtime keeps many weights unpacked; its first output."""
+        """Adds a node right before the MatMul, so that no runtime keeps many weights unpacked; its first output."""
         node = ir.node(operator, inputs, attributes=attributes or None, num_outputs=outputs)
         self.name_node(node)
         self.graph.insert_before(self.node, node)
         return node.outputs[0]
 
     def name_node(self, node: ir.Node) -> None:
-        """Names after the weight, numbered: the same ones in every export."""
+        """Names it after the weight and a number: the same in every export."""
         node.name = f"{self.name}/{node.op_type}_{self.nodes}"
         self.nodes += 1
         for index, output in enumerate(node.outputs):
             output.name = f"{node.name}_output_{index}"
 
     def initializer(self, tensor: ir.ExternalTensor | ir.Tensor) -> ir.Value:
-        """A stored tensor as a value of the graph, under its own name; made once."""
+        """The value of the graph for a stored tensor, under the tensor's name; made once."""
         name = str(tensor.name)
         if name in self.graph.initializers:
             return self.graph.initializers[name]
@@ -78,15 +78,16 @@ class Linear:
         return value
 
     def constant(self, array: np.ndarray, name: str) -> ir.Value:
-        """A small constant inside the graph, shared by all that ask for it by this name."""
+        """A small constant inside the graph, shared by name."""
         return self.initializer(ir.Tensor(array, name=name))
 
 
 def quantize_linear(graph: ir.Graph, weight: ir.Value, layer: Layer, tensors: Tensors) -> None:
-    """Puts a quantized weight, and what `layer` says of its inputs, in the place of the graph's `weight`.
+    """Replaces `weight` of the graph by the nodes of its stored tensors, and rounds the linear's inputs as `layer`
+    says.
 
     Raises:
-        RuntimeError: the weight is not that of one linear; a fault of this program.
+        RuntimeError: the weight is used by more or less than one node; a bug in this program.
     """
     users = [use.node for use in weight.uses()]
     if weight.name is None or len(users) != 1:
@@ -101,87 +102,93 @@ def quantize_linear(graph: ir.Graph, weight: ir.Value, layer: Layer, tensors: Te
         add_to_bias(linear, linear.initializer(tensors["_mean_output"]))
     if layer.rank:
         add_branch(linear, x, tensors)
-    if layer.activations == "int8":
-        integer_product(linear, x, tensors)
+    format = FORMATS[layer.format]
+    if layer.has_static_inputs:
+        linear.node.replace_input_with(0, round_statically(linear, x, format, tensors))
+    elif layer.activations:
+        multiply_integers(linear, x, format, tensors)
         return
-    if layer.activations == "fp8":
-        linear.node.replace_input_with(0, round_statically(linear, x, tensors["_input_scale"]))
-    value = DEQUANTIZED[layer.format](linear, tensors)
+    value = DEQUANTIZE[format.onnx_form](linear, format, tensors)
     value.shape, value.type = weight.shape, ir.TensorType(linear.dtype)
     ir.convenience.replace_all_uses_with(weight, value)
 
 
-def by_column(linear: Linear, tensors: Tensors) -> ir.Value:
-    inputs = [linear.initializer(tensors[""]), linear.initializer(tensors["_scale"])]
+def dequantize_columns(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.Value:
+    inputs = [linear.initializer(tensors[each.suffix]) for each in format.tensors]
     return linear.before("DequantizeLinear", inputs, axis=1)
 
 
-def by_group(linear: Linear, tensors: Tensors) -> ir.Value:
-    parts = [tensors[ending] for ending in ("", "_scale", "_zero_point") if ending in tensors]
-    inputs = [linear.initializer(part) for part in parts]
-    return linear.before("DequantizeLinear", inputs, axis=0, block_size=int4.GROUP)
+def dequantize_blocks(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.Value:
+    inputs = [linear.initializer(tensors[each.suffix]) for each in format.tensors]
+    return linear.before("DequantizeLinear", inputs, axis=0, block_size=format.group)
 
 
-def by_code(linear: Linear, tensors: Tensors) -> ir.Value:
-    """NF4: bytes [out, in / 2] → codes [out, groups, 64] → values times absmax → [in, out]."""
-    packed = linear.initializer(tensors[""])
-    columns, half = tensors[""].shape.numpy()
+def look_up_codes(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.Value:
+    """Bytes [out, in / 2], the first code in the high half → codes [out, groups, group] → values times the groups'
+    scales → [in, out]."""
+    values, scales = (tensors[each.suffix] for each in format.tensors)
+    packed = linear.initializer(values)
+    columns, half = values.shape.numpy()
     four, low = (
-        linear.constant(np.uint8(value), f"nf4/{name}") for value, name in ((4, "four"), (15, "low_half"))
+        linear.constant(np.uint8(value), f"{format.name}/{name}")
+        for value, name in ((4, "four"), (15, "low_half"))
     )
-    last = linear.constant(np.array([-1]), "nf4/last_axis")
+    last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
     halves = [
         linear.before("BitShift", [packed, four], direction="RIGHT"),
         linear.before("BitwiseAnd", [packed, low]),
     ]
     codes = linear.before("Concat", [linear.before("Unsqueeze", [each, last]) for each in halves], axis=-1)
-    blocks = np.array([columns, -1, nf4.GROUP])
-    codes = linear.before("Reshape", [codes, linear.constant(blocks, f"nf4/blocks_of_{columns}")])
+    blocks = np.array([columns, -1, format.group])
+    codes = linear.before("Reshape", [codes, linear.constant(blocks, f"{format.name}/blocks_of_{columns}")])
     indices = linear.before("Cast", [codes], to=ir.DataType.INT32.value)
-    values = linear.before("Gather", [linear.constant(np.array(nf4.CODES, np.float32), "nf4/codes"), indices])
-    absmax = linear.before("Unsqueeze", [linear.initializer(tensors["_absmax"]), last])
-    values = linear.before("Mul", [values, absmax])
-    whole = linear.constant(np.array([columns, 2 * half]), f"nf4/{columns}x{2 * half}")
-    values = linear.before("Reshape", [values, whole])
-    return in_compute(linear, linear.before("Transpose", [values], perm=[1, 0]))
+    table = linear.constant(np.array(format.codes, np.float32), f"{format.name}/codes")
+    weight = linear.before("Gather", [table, indices])
+    steps = linear.before("Unsqueeze", [linear.initializer(scales), last])
+    weight = linear.before("Mul", [weight, steps])
+    whole = linear.constant(np.array([columns, 2 * half]), f"{format.name}/{columns}x{2 * half}")
+    weight = linear.before("Reshape", [weight, whole])
+    return cast_to_compute(linear, linear.before("Transpose", [weight], perm=[1, 0]))
 
 
-def by_two_levels(linear: Linear, tensors: Tensors) -> ir.Value:
-    """NVFP4: the block scales times the weight's, then the values times these."""
-    scale = [linear.initializer(tensors[ending]) for ending in ("_scale", "_global_scale")]
-    steps = in_compute(linear, linear.before("DequantizeLinear", scale))
+def dequantize_twice(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.Value:
+    """The block scales times the weight's scale, then the values times these."""
+    values, *scales = (tensors[each.suffix] for each in format.tensors)
+    steps = linear.before("DequantizeLinear", [linear.initializer(each) for each in scales])
+    steps = cast_to_compute(linear, steps)
     return linear.before(
-        "DequantizeLinear", [linear.initializer(tensors[""]), steps], axis=0, block_size=nvfp4.GROUP
+        "DequantizeLinear", [linear.initializer(values), steps], axis=0, block_size=format.group
     )
 
 
-DEQUANTIZED: dict[str, Callable[[Linear, Tensors], ir.Value]] = {
-    "fp8": by_column,
-    "int8": by_column,
-    "int4": by_group,
-    "uint4": by_group,
-    "nf4": by_code,
-    "nvfp4": by_two_levels,
+DEQUANTIZE: dict[OnnxForm, Callable[[Linear, NumberFormat, Tensors], ir.Value]] = {
+    OnnxForm.PER_CHANNEL: dequantize_columns,
+    OnnxForm.BLOCKED: dequantize_blocks,
+    OnnxForm.CODEBOOK: look_up_codes,
+    OnnxForm.TWO_LEVEL: dequantize_twice,
 }
-"""Format → the nodes that give the weight in the format that the graph computes in."""
+"""Form → the function that adds its nodes and returns the weight [in, out] in what the graph computes in."""
 
 
-def in_compute(linear: Linear, value: ir.Value) -> ir.Value:
-    """An fp32 value in the format that the graph computes in."""
+def cast_to_compute(linear: Linear, value: ir.Value) -> ir.Value:
+    """An fp32 value, cast to what the graph computes in."""
     return (
         value if linear.dtype == ir.DataType.FLOAT else linear.before("Cast", [value], to=linear.dtype.value)
     )
 
 
-def round_statically(linear: Linear, x: ir.Value, scale: ir.ExternalTensor) -> ir.Value:
-    """x rounded to E4M3 with a scale known beforehand: beside the weight's DequantizeLinear a product in FP8."""
-    zero = linear.constant(np.zeros((), ml_dtypes.float8_e4m3fn), "fp8/zero")
-    pair = [linear.initializer(scale), zero]
+def round_statically(linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors) -> ir.Value:
+    """x rounded to the weight's dtype with a known scale: with the weight's DequantizeLinear a product in that
+    dtype."""
+    dtype = tensors[""].dtype
+    zero = linear.constant(np.zeros((), dtype.numpy()), f"{format.name}/zero")
+    pair = [linear.initializer(tensors["_input_scale"]), zero]
     return linear.before("DequantizeLinear", [linear.before("QuantizeLinear", [x, *pair]), *pair])
 
 
 def centre(linear: Linear, x: ir.Value, mean: ir.Value) -> ir.Value:
-    """x less its channels' mean; where x is a modulated norm, its shift less the mean: a row and not a picture."""
+    """x minus its channels' mean; if x is a modulated norm, the mean is subtracted from its shift, one row a
+    picture."""
     modulate = x.producer()
     if modulate is None or modulate.op_type != "Add" or len(x.uses()) != 1:
         return linear.before("Sub", [x, mean])
@@ -201,7 +208,7 @@ def is_row(value: ir.Value) -> bool:
 
 
 def add_to_bias(linear: Linear, addend: ir.Value) -> None:
-    """Adds a row to what the linear gives: to its bias, which runtimes do once as they load the graph, or after it."""
+    """Adds a row to the linear's output: to its bias, which runtimes fold as they load the graph, or after it."""
     product = linear.node.outputs[0]
     for user, _ in product.uses():
         for index, bias in enumerate(user.inputs):
@@ -211,20 +218,24 @@ def add_to_bias(linear: Linear, addend: ir.Value) -> None:
     add_after(linear, addend)
 
 
-def integer_product(linear: Linear, x: ir.Value, tensors: Tensors) -> None:
-    """x @ W in integers: x is rounded to 8 bits, each token with a scale of its own.
+def multiply_integers(linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors) -> None:
+    """x @ W in integers: x is rounded to 8 bits with a scale for each token.
 
-    Tokens are divided by their largest value, so that one scale is right for all of them: ONNX Runtime makes one kernel
-    of what then rounds and multiplies (DynamicQuantizeMatMul), and has none for scales by token. Rounded without, the
-    smallest tokens lose most: 8 dB of the embedded model's velocity.
+    Tokens are divided by their largest value, so one scale is right for all of them: ONNX Runtime fuses the rounding
+    and the product (DynamicQuantizeMatMul), and has no kernel for a scale per token. Without the division the smallest
+    tokens lose most: 8 dB of the embedded model's velocity.
     """
     if linear.dtype != ir.DataType.FLOAT:
         x = linear.before("Cast", [x], to=ir.DataType.FLOAT.value)
-    last = linear.constant(np.array([-1]), "int8/last_axis")
+    last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
     ends = [linear.before(f"Reduce{end}", [x, last], keepdims=1) for end in ("Max", "Min")]
     largest = linear.before(
         "Max",
-        [ends[0], linear.before("Neg", [ends[1]]), linear.constant(np.array(1e-30, np.float32), "int8/tiny")],
+        [
+            ends[0],
+            linear.before("Neg", [ends[1]]),
+            linear.constant(np.array(1e-30, np.float32), f"{format.name}/tiny"),
+        ],
     )
     rounded = linear.before("DynamicQuantizeLinear", [linear.before("Div", [x, largest])], 3)
     _, scale, zero = rounded.producer().outputs  # type: ignore[union-attr]
@@ -234,7 +245,7 @@ def integer_product(linear: Linear, x: ir.Value, tensors: Tensors) -> None:
     if linear.dtype != ir.DataType.FLOAT:
         column_scales = linear.before("Cast", [column_scales], to=ir.DataType.FLOAT.value)
     product = linear.before("Mul", [product, linear.before("Mul", [scale, column_scales])])
-    result = in_compute(linear, linear.before("Mul", [product, largest]))
+    result = cast_to_compute(linear, linear.before("Mul", [product, largest]))
     output = linear.node.outputs[0]
     result.shape, result.type = output.shape, output.type
     ir.convenience.replace_all_uses_with(output, result)
@@ -242,13 +253,13 @@ def integer_product(linear: Linear, x: ir.Value, tensors: Tensors) -> None:
 
 
 def add_branch(linear: Linear, x: ir.Value, tensors: Tensors) -> None:
-    """Adds (x @ down) @ up to what the linear makes of x."""
+    """Adds (x @ down) @ up to the linear's output."""
     inner = linear.before("MatMul", [x, linear.initializer(tensors["_down"])])
     add_after(linear, linear.before("MatMul", [inner, linear.initializer(tensors["_up"])]))
 
 
 def add_after(linear: Linear, addend: ir.Value) -> None:
-    """Adds to what the linear makes of x."""
+    """Adds to the linear's output."""
     result = linear.node.outputs[0]
     total = ir.node("Add", [result, addend])
     linear.name_node(total)

@@ -15,8 +15,8 @@ from ...errors import KontextError
 from ...model.checkpoint import NetworkWeights
 from ...model.dtypes import COMPUTE_DTYPES, STORED_DTYPES, TORCH_DTYPES
 from ...model.finite import is_finite
-from ...quant import methods
-from ...quant.formats import FORMATS, WIDE
+from ...quant.formats import COMPUTE, FORMATS
+from ...quant.quantize import quantize_weight, weight_layout
 from ...quant.recipe import Layer, Recipe
 from ...quant.statistics import InputStatistics
 from ...safetensors_header import TensorEntry, make_header
@@ -112,8 +112,8 @@ def stored_entries(name: str, shape: tuple[int, ...], layer: Layer, compute: str
         return [(name, STORED_DTYPES[layer.format], shape)]
     rows, columns = shape
     return [
-        (name + ending, STORED_DTYPES[compute] if dtype == WIDE else dtype, part)
-        for ending, dtype, part in methods.layout(layer, (rows, columns))
+        (name + ending, STORED_DTYPES[compute] if dtype == COMPUTE else dtype, part)
+        for ending, dtype, part in weight_layout(layer, (rows, columns))
     ]
 
 
@@ -127,9 +127,9 @@ def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> l
         return [plan.constants[item.weight]]
     weight = network.read(item.weight)
     if item.layer.format in FORMATS:
-        wide = COMPUTE_DTYPES[plan.compute]
+        dtype = COMPUTE_DTYPES[plan.compute]
         weight = weight.t() if item.transpose else weight
-        return methods.quantize(weight, item.layer, wide, plan.statistics.get(item.weight))
+        return quantize_weight(weight, item.layer, dtype, plan.statistics.get(item.weight))
     stored = weight.to(COMPUTE_DTYPES[item.layer.format])
     stored = transposed(stored) if item.transpose else stored.contiguous()
     if item.layer.format == "fp16" and not is_finite(stored):

@@ -8,10 +8,12 @@ import torch
 from kontext.errors import KontextError
 from kontext.kernels import dequantize_4bit
 from kontext.kernels.variants import meta
-from kontext.quant import int4, nf4, nvfp4, uint4
+from kontext.quant.formats import FORMATS
 
 from .conftest import check_operator, error
 from .reference import code_values
+
+FOUR_BITS = [name for name, format in FORMATS.items() if format.bits == 4]
 
 Operands = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None, bool]
 
@@ -20,22 +22,13 @@ def draw(format: str, depth: int, channels: int, seed: int = 0) -> tuple[Operand
     """The kernel's operands of a random weight, and what the format dequantizes it to, float64 [in, out]."""
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(depth, channels, generator=g) * torch.rand(channels, generator=g)
-    if format == "nf4":
-        packed, absmax = nf4.quantize(weight, torch.float32)
-        return (packed, torch.tensor(nf4.CODES), absmax, None, True), nf4.dequantize(packed, absmax).double()
-    if format == "nvfp4":
-        packed, scales, whole = nvfp4.quantize(weight, torch.float32)
-        table = nvfp4.decode(torch.arange(16)) * whole
-        return (packed, table, scales, None, False), nvfp4.dequantize(packed, scales, whole).double()
-    if format == "int4":
-        packed, scales = int4.quantize(weight, torch.float32)
-        return (packed, None, scales, None, False), int4.dequantize(packed, scales).double()
-    packed, scales, zeros = uint4.quantize(weight + 0.5, torch.float32)
-    wanted = uint4.dequantize(packed, scales, zeros).double()
-    return (packed, None, scales, zeros, False), wanted
+    stored = FORMATS[format]
+    values, *scales = stored.quantize(weight + (0.5 if format == "uint4" else 0), torch.float32)
+    table, scale, zeros = stored.kernel_operands(*scales)
+    return (values, table, scale, zeros, stored.transposed), stored.dequantize(values, *scales).double()
 
 
-@pytest.mark.parametrize("format", ["int4", "nf4", "nvfp4", "uint4"])
+@pytest.mark.parametrize("format", FOUR_BITS)
 @pytest.mark.parametrize(("depth", "channels"), [(64, 2), (192, 40), (128, 700)])
 def test_the_same_weights_as_the_format(format: str, depth: int, channels: int) -> None:
     operands, wanted = draw(format, depth, channels)
@@ -72,7 +65,7 @@ def test_every_e4m3_scale_is_exact() -> None:
     assert torch.equal(out, scales.float().repeat_interleave(16, 0))
 
 
-@pytest.mark.parametrize("format", ["int4", "nf4", "nvfp4", "uint4"])
+@pytest.mark.parametrize("format", FOUR_BITS)
 def test_the_operator(format: str) -> None:
     operands, _ = draw(format, 64, 16)
     check_operator(dequantize_4bit.dequantize_4bit_op, (*operands, torch.float16))

@@ -7,18 +7,17 @@ import torch
 
 from kontext.errors import KontextError
 from kontext.kernels import dequantize_8bit
-from kontext.quant import fp8, int8
+from kontext.quant.formats import FORMATS
 
 from .conftest import check_operator, error
 
 
-@pytest.mark.parametrize("format", ["fp8", "int8"])
+@pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if format.bits == 8])
 @pytest.mark.parametrize(("depth", "channels"), [(3, 5), (64, 130), (40, 600)])
 def test_codes_times_scales(format: str, depth: int, channels: int) -> None:
     g = torch.Generator().manual_seed(depth)
     weight = torch.randn(depth, channels, generator=g) * torch.rand(channels, generator=g)
-    stored = {"fp8": fp8, "int8": int8}[format]
-    codes, scale = stored.quantize(weight, torch.float32)[:2]
+    codes, scale = FORMATS[format].quantize(weight, torch.float32)
     wanted = codes.double() * scale.double()
     for run in (dequantize_8bit.launch_dequantize_8bit, dequantize_8bit.dequantize_8bit_reference):
         assert error(run(codes, scale, torch.float32), wanted) < 1e-6

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kontext.errors import KontextError
 from kontext.kernels import int4
 from kontext.kernels.numeric import quantize_rows
-from kontext.quant import int4 as stored
+from kontext.quant.formats.int4 import INT4
 
 from .conftest import check_operator, error
 from .reference import int4 as reference
@@ -21,7 +21,7 @@ BOUNDS = {"fp32": 1e-5, "fp16": 2e-3, "fp8": 1e-5}
 
 def draw(seed: int, depth: int, channels: int) -> tuple[torch.Generator, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return g, *stored.quantize(torch.randn(depth, channels, generator=g), torch.float32)
+    return g, *INT4.quantize(torch.randn(depth, channels, generator=g), torch.float32)
 
 
 @settings(max_examples=5, deadline=None)

@@ -7,7 +7,7 @@ import torch
 
 from kontext.errors import KontextError
 from kontext.kernels import int4_to_fp8
-from kontext.quant import int4
+from kontext.quant.formats.int4 import INT4
 
 from .conftest import check_operator, error
 from .reference import int4 as reference
@@ -16,7 +16,7 @@ from .reference import int4 as reference
 def random_weight(seed: int, depth: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Packed integers [in, out / 2] and fp32 scales [in / 64, out]."""
     generator = torch.Generator().manual_seed(seed)
-    return int4.quantize(torch.randn(depth, channels, generator=generator), torch.float32)
+    return INT4.quantize(torch.randn(depth, channels, generator=generator), torch.float32)
 
 
 @pytest.mark.parametrize("channels", [2, 40, 200])

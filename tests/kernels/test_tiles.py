@@ -8,7 +8,7 @@ import torch
 from kontext.kernels import attention, gemm, int4, norm_rope_quantize
 from kontext.kernels.epilogue import Epilogue
 from kontext.kernels.numeric import quantize_rows
-from kontext.quant import int4 as stored
+from kontext.quant.formats.int4 import INT4
 
 from . import reference
 from .conftest import error
@@ -32,7 +32,7 @@ def test_scaled_products(arch: int, format: str) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_int4_products(arch: int) -> None:
     g = torch.Generator().manual_seed(arch)
-    packed, scales = stored.quantize(torch.randn(128, 144, generator=g), torch.float32)
+    packed, scales = INT4.quantize(torch.randn(128, 144, generator=g), torch.float32)
     x = torch.randn(1, 140, 128, generator=g)
     a, a_scale = quantize_rows(x, "fp8")
     wanted = (a.double() * a_scale.double()[..., None]) @ reference.int4(packed, scales)

@@ -12,11 +12,11 @@ from kontext.quant.gpus import find_target
 from kontext.quant.memory import (
     CPU,
     CUDA,
-    Engine,
+    Executor,
     Workload,
     clip_numbers,
     demands,
-    engine_of,
+    executor_of,
     modulation_numbers,
     resident_bytes,
     t5_numbers,
@@ -115,7 +115,7 @@ INPUTS = 512 * 4096 + MODULATION
 
 
 @pytest.mark.parametrize(
-    ("work", "engine", "numbers"),
+    ("work", "executor", "numbers"),
     [
         (
             ONE,
@@ -157,15 +157,15 @@ INPUTS = 512 * 4096 + MODULATION
     ids=["one edit", "one on a CPU", "two small ones"],
 )
 def test_what_is_alive_in_the_real_networks_by_hand(
-    work: Workload, engine: Engine, numbers: dict[str, float]
+    work: Workload, executor: Executor, numbers: dict[str, float]
 ) -> None:
-    found = demands(FLUX, BF16, work, engine)
-    lost = 1.1 if engine is CUDA else 1.0  # a tenth to the allocator
+    found = demands(FLUX, BF16, work, executor)
+    lost = 1.1 if executor is CUDA else 1.0  # a tenth to the allocator
     assert {name: demand.activations for name, demand in found.items()} == {
         name: pytest.approx(2 * lost * each, abs=1) for name, each in numbers.items()
     }
     for demand in found.values():
-        assert demand.workspace == engine.workspace
+        assert demand.workspace == executor.workspace
         assert demand.bytes == demand.held + demand.activations + demand.workspace + demand.overhead
 
 
@@ -173,8 +173,8 @@ def test_weights_in_memory_and_on_disk() -> None:
     stored = [("int8", 100), ("int4", 100), ("nf4", 10)]
     assert resident_bytes(stored, find_target("cpu")) == 235  # packed INT8 is a quarter larger
     assert resident_bytes(stored, find_target("sm_89")) == 210
-    assert engine_of(find_target("cpu")) is CPU
-    assert engine_of(find_target("sm_89")) is CUDA
+    assert executor_of(find_target("cpu")) is CPU
+    assert executor_of(find_target("sm_89")) is CUDA
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_more_work_needs_more(more: Workload) -> None:
 
 def test_scores_exist_where_no_kernel_fuses_attention() -> None:
     tokens = tokens_of(FLUX, Workload(1024, 1024))
-    fused, unfused = (transformer_numbers(FLUX, tokens, engine) for engine in (CUDA, CPU))
+    fused, unfused = (transformer_numbers(FLUX, tokens, executor) for executor in (CUDA, CPU))
     assert unfused > 24 * 8704**2 > fused
 
 

@@ -37,7 +37,7 @@ def test_parsing(text: str, option: Option, shown: str) -> None:
 
 @pytest.mark.parametrize("text", ["int5", "fp16", "int4:", "int4:x", "int4:-1", "", "int4:9999"])
 def test_what_is_no_option(text: str) -> None:
-    with pytest.raises(KontextError, match="is no number format: choose from fp8, int8, int4"):
+    with pytest.raises(KontextError, match="is not a number format: choose from fp8, int8, int4"):
         Option.parse(text)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kontext.quant.recipe import BIG_MODEL, Layer, Recipe, Rule, choose
+from kontext.quant.recipe import BIG_MODEL, Layer, Recipe, Rule, choose_recipe
 
 NETWORKS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "modulation", "transformer")
 
@@ -28,7 +28,7 @@ NETWORKS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "mod
 )
 def test_flags(parameters: int, compute: str | None, fp8: bool, expected: tuple[str, str, str]) -> None:
     """Weights, the transformer's compute, T5's compute: T5 leaves the range of fp16."""
-    recipe = choose(NETWORKS, parameters, compute, "fp8" if fp8 else None)
+    recipe = choose_recipe(NETWORKS, parameters, compute, "fp8" if fp8 else None)
     assert (recipe.weights, recipe.compute["transformer"], recipe.compute["text_encoder_2"]) == expected
     assert set(recipe.compute) == set(NETWORKS)
 
@@ -56,7 +56,7 @@ def test_flags(parameters: int, compute: str | None, fp8: bool, expected: tuple[
     ],
 )
 def test_what_fp8_spares(network: str, weight: str, linear: bool, expected: str) -> None:
-    recipe = choose(NETWORKS, BIG_MODEL, None, "fp8")
+    recipe = choose_recipe(NETWORKS, BIG_MODEL, None, "fp8")
     assert recipe.layer_of(network, weight, (64, 64), linear) == Layer(expected)
 
 
@@ -71,7 +71,7 @@ def test_the_first_rule_decides() -> None:
 
 
 def test_int4_is_for_whole_groups() -> None:
-    recipe = choose(NETWORKS, 1, None, "int4")
+    recipe = choose_recipe(NETWORKS, 1, None, "int4")
     layers = [recipe.layer_of("transformer", "x", shape, True) for shape in ((128, 64), (96, 64), (64, 63))]
     assert layers == [Layer("int4"), Layer("fp32"), Layer("fp32")]
 
@@ -135,7 +135,7 @@ def test_what_inputs_are_rounded_to(
     quantization: str | None, options: dict[str, Any], qkv: Layer, down: Layer, modulation: Layer
 ) -> None:
     """Static scales and centring need statistics; after a GELU, whose mean is small, nothing is centred."""
-    recipe = choose(NETWORKS, 1, "bf16", quantization, **options)
+    recipe = choose_recipe(NETWORKS, 1, "bf16", quantization, **options)
     found = [
         recipe.layer_of(network, weight, (64, 64), True)
         for network, weight in (
@@ -149,8 +149,8 @@ def test_what_inputs_are_rounded_to(
 
 
 def test_attention_is_rounded_where_that_is_wanted() -> None:
-    assert choose(NETWORKS, 1, "bf16", "fp8", calibrated=True).attention == ""
-    assert choose(NETWORKS, 1, "bf16", "fp8", calibrated=True, fp8_attention=True).attention == "fp8"
+    assert choose_recipe(NETWORKS, 1, "bf16", "fp8", calibrated=True).attention == ""
+    assert choose_recipe(NETWORKS, 1, "bf16", "fp8", calibrated=True, fp8_attention=True).attention == "fp8"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_layers_as_the_manifest_has_them(layer: Layer, entry: object) -> None:
 
 
 def test_recipes_are_data() -> None:
-    recipe = choose(NETWORKS, 1, None, "fp8")
+    recipe = choose_recipe(NETWORKS, 1, None, "fp8")
     assert json.loads(json.dumps(recipe.as_json()))["rules"][-1] == {
         "network": "*",
         "weight": "*",
@@ -179,7 +179,7 @@ def test_recipes_are_data() -> None:
         "activations": "",
         "centred": False,
     }
-    assert recipe.digest() == choose(NETWORKS, 1, "fp32", "fp8").digest()
-    assert recipe.digest() != choose(NETWORKS, 1, "fp32").digest()
+    assert recipe.digest() == choose_recipe(NETWORKS, 1, "fp32", "fp8").digest()
+    assert recipe.digest() != choose_recipe(NETWORKS, 1, "fp32").digest()
     turned = dataclasses.replace(recipe, compute=dict(reversed(recipe.compute.items())))
     assert recipe.digest() == turned.digest()

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from kontext.errors import KontextError
-from kontext.quant.recipe import SPARED, Layer, choose
+from kontext.quant.recipe import SPARED, Layer, choose_recipe
 from kontext.quant.recipe_file import check_patterns, read_recipe
 
 NETWORKS = ("transformer", "modulation")
@@ -50,7 +50,7 @@ def test_what_is_spared_can_be_taken(tmp_path: Path) -> None:
 
 
 def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
-    recipe = choose(NETWORKS, 1, "bf16", "int4", None)
+    recipe = choose_recipe(NETWORKS, 1, "bf16", "int4", None)
     again = read_recipe(write(tmp_path, recipe.as_json()), BF16)
     assert again.rules == (*SPARED, *recipe.rules)
 
@@ -63,12 +63,18 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
         ({}, "at least one rule"),
         ({"rules": []}, "at least one"),
         ({"rules": [{"format": "int3"}]}, "rule 1: format is 'int3', expected fp8, int8, int4.* or compute"),
-        ({"rules": [{"format": "int8"}, {"format": "int8", "wieght": "x"}]}, "rule 2: 'wieght' is not known"),
+        (
+            {"rules": [{"format": "int8"}, {"format": "int8", "wieght": "x"}]},
+            "rule 2: unknown field 'wieght'",
+        ),
         ({"rules": [{"format": "int4", "rank": -1}]}, "rank is -1"),
         ({"rules": [{"format": "int4", "rank": True}]}, "rank is True"),
         ({"rules": [{"format": "fp8", "activations": "int3"}]}, "activations is 'int3'"),
-        ({"rules": [{"format": "fp8", "activations": "int8"}]}, "go with int8 weights, not with fp8"),
-        ({"rules": [3]}, "rule 1 is no object"),
+        (
+            {"rules": [{"format": "fp8", "activations": "int8"}]},
+            "int8 activations need int8 weights, and these are fp8",
+        ),
+        ({"rules": [3]}, "rule 1 is not an object"),
         ({"rules": [{"format": "int8", "weight": 3}]}, "names or patterns"),
         ({"rules": [{"format": "int8"}], "spare": 1}, "spare must be true or false"),
         ({"rules": [{"format": "int8"}], "compute": "int8"}, "compute of transformer is 'int8'"),
@@ -78,7 +84,7 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
         ),
         ({"rules": [{"format": "int8", "centred": 1}]}, "centred must be true or false"),
         ({"rules": [{"format": "int8"}], "attention": "int8"}, "attention is 'int8'"),
-        ({"rulez": []}, "'rulez' is not known"),
+        ({"rulez": []}, "unknown field 'rulez'"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, data: Any, message: str) -> None:
@@ -120,7 +126,7 @@ def test_attention_may_be_rounded(tmp_path: Path) -> None:
 
 def test_one_thing_to_compute_in(tmp_path: Path) -> None:
     path = write(tmp_path, {"compute": "fp16", "rules": [{"format": "int8"}]})
-    with pytest.raises(KontextError, match="does not go with --fp32"):
+    with pytest.raises(KontextError, match="leave out --fp32"):
         read_recipe(path, BF16, fixed=True)
 
 

@@ -16,10 +16,10 @@ from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.sensitivity import (  # noqa: E402
     LayerSensitivity,
     Sensitivity,
-    gain,
-    gains_of,
     kind_of,
+    measured_prior,
     normal_error,
+    prior_sensitivity,
     relative_error,
     round_trip,
 )
@@ -69,14 +69,14 @@ def damage(data: dict[str, Any], *keys: str, value: Any) -> dict[str, Any]:
 def test_what_is_no_report_is_refused(tmp_path: Path, keys: tuple[str, ...], value: Any) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(damage(report().as_json(), *keys, value=value)))
-    with pytest.raises(KontextError, match=r"report\.json is no report of kontext-export sensitivity"):
+    with pytest.raises(KontextError, match=r"report\.json is not a report of kontext-export sensitivity"):
         Sensitivity.load(path)
 
 
 def test_a_report_of_another_model_is_refused() -> None:
     assert report().error("transformer", "a.weight", (64, 32), Option("int8")) == 1e-4
     for weight, shape in (("b.weight", (64, 32)), ("a.weight", (32, 64))):
-        with pytest.raises(KontextError, match=r"is of model in int8, int4, and says nothing of"):
+        with pytest.raises(KontextError, match=r"is of model in int8, int4 and lacks transformer:"):
             report().error("transformer", weight, shape, Option("int8"))
 
 
@@ -123,11 +123,13 @@ def test_gains_come_from_a_measured_report() -> None:
     measured = Sensitivity(
         "model", "velocity", ["int8"], {"transformer": {"b.0.c.weight": layer, "b.1.c.weight": layer}}
     )
-    assert gains_of(measured, "int8") == {"transformer/b.c.weight": pytest.approx(4.0)}
+    assert measured_prior(measured, "int8") == {"transformer/b.c.weight": pytest.approx(4.0)}
 
 
 def test_each_block_adds_its_part() -> None:
     name = "double_blocks.0.img_mlp.2.weight"
-    assert gain("transformer", name, 19) == pytest.approx(gain("transformer", name, 1) / 19)
-    assert gain("transformer", "no.such.layer", 1) > 0
-    assert gain("nowhere", "no.such.layer", 2) == 0.5
+    assert prior_sensitivity("transformer", name, 19) == pytest.approx(
+        prior_sensitivity("transformer", name, 1) / 19
+    )
+    assert prior_sensitivity("transformer", "no.such.layer", 1) > 0
+    assert prior_sensitivity("nowhere", "no.such.layer", 2) == 0.5

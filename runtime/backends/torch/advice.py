@@ -20,7 +20,7 @@ from ....model.networks import NETWORKS, build_network
 from ....quant.memory import CUDA, Workload, demands
 from ....quant.options import Option
 from ....quant.planner import Choice, Item
-from ....quant.recipe import BYTES, SPARED, Recipe, Rule
+from ....quant.recipe import COMPUTE_BYTES, SPARED, Recipe, Rule
 from ....safetensors_header import read_header
 from ...bundle import Bundle
 from ...units import gigabytes
@@ -92,7 +92,7 @@ def smallest(config: KontextConfig, graph: str, compute: str) -> int:
     with torch.device("meta"):
         network = build_network(graph, config)
     recipe = Recipe("", {graph: compute}, (*SPARED, Rule("*", "*", "int4")))
-    wide, items, quantized, largest = BYTES[compute], [], 0, 0
+    wide, items, quantized, largest = COMPUTE_BYTES[compute], [], 0, 0
     for path, module in network.named_modules():
         if isinstance(module, nn.Linear):
             shape = (module.in_features, module.out_features)
@@ -176,7 +176,7 @@ def advise(
         model = config.transformer
         depth = model.num_double_blocks + model.num_single_blocks
         tokens = work.references * work.width * work.height // (2 * config.autoencoder.downscale) ** 2
-        kept = work.batch * depth * tokens * 2 * model.hidden_size * BYTES[compute[graph]]
+        kept = work.batch * depth * tokens * 2 * model.hidden_size * COMPUTE_BYTES[compute[graph]]
     # For other networks the backend has already tried to copy the linears one by one.
     least_held = offloaded(weights) if graph == "transformer" else streamed(config, graph, weights)
     whole = graph == "transformer" and not offload

@@ -1,7 +1,8 @@
-"""The transformer's linears on our kernels: inputs prepared in one pass, products with their epilogue, in every format.
+"""The transformer's linears on our kernels, in every number format: one pass prepares the inputs, and products include
+their epilogue.
 
-linear.normalized(x, shift, scale) and linear.joined(plain, mlp) make the `Input`; linear.product(input, out, gate)
-writes or adds the product into a view.
+`normalized(x, shift, scale)` and `joined(plain, mlp)` make the `PreparedInput`; `product(input, out, gate)` writes the
+product into a view, or adds it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,24 @@ from ....kernels.int4 import int4_linear_op
 from ....kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
 from ....kernels.launch import FP8_CAPABILITY, capability, device_capability
 from ....kernels.residual import gate_residual_op
+from ....quant.formats import FORMATS
+from ....quant.formats.base import INT4_GEMM, SCALED_GEMM
+from ....quant.gpus import ARCHITECTURES
 from .weights import StoredLinear
 
-ACTIVATIONS = ("auto", "16-bit", "fp8", "int8")
+SIXTEEN_BITS = "16-bit"
+
+ACTIVATIONS = (
+    "auto",
+    SIXTEEN_BITS,
+    *(name for name, format in FORMATS.items() if format.input_rounding is not None),
+)
 
 
 @dataclass(frozen=True)
-class Input:
-    """A linear's input [batch, tokens, in]: values or codes, the codes' scales, and the low-rank branch's own part."""
+class PreparedInput:
+    """A linear's input [batch, tokens, in]: values or codes, the codes' scales, and its product with the low-rank
+    branch's `down`."""
 
     values: Tensor
     scale: Tensor | None = None
@@ -41,92 +52,98 @@ class Input:
 
 @dataclass(frozen=True)
 class KernelLinear:
-    """A linear in the layout that its kernel wants.
+    """A linear in the layout that its kernel takes.
 
     Args:
-        stored: as the bundle has it; for FP8 and INT8 activations with an FP8 or INT8 weight transposed to [out, in].
-        activations: "16-bit", "fp8" or "int8": what its input is turned to.
-        by_column: the scales [out] with which an INT4 weight becomes FP8, where its input is.
+        stored: as in the bundle; transposed to [out, in] for `SCALED_GEMM`.
+        activations: "16-bit", or the format that its input is rounded to.
+        kernel: that multiplies by the stored weight, as in `NumberFormat`; "": the weight is unpacked to 16 bits.
+        by_column: the scales [out] with which an INT4 weight is converted to FP8, if its input is FP8.
     """
 
     stored: StoredLinear
-    activations: str
+    activations: str = SIXTEEN_BITS
+    kernel: str = ""
     by_column: Tensor | None = None
 
     @classmethod
     def of(cls, stored: StoredLinear, activations: str) -> KernelLinear:
-        """`activations` as asked for; a linear whose weight does not go with them keeps 16 bits."""
-        chosen = "16-bit"
-        if stored.format in ("fp8", "int8") and activations == stored.format:
-            chosen = stored.format
-            stored = replace(stored, weight=stored.weight.t().contiguous())
-        elif stored.format == "int4" and stored.scale is not None and activations == "fp8":
-            return cls(stored, "fp8", column_scales(stored.scale))
-        return cls(stored, chosen)
+        """With the requested activations if the weight's kernel takes them, else 16-bit ones."""
+        if not stored.format:
+            return cls(stored)
+        format = FORMATS[stored.format]
+        rounded = activations in format.kernel_inputs
+        if format.kernel == SCALED_GEMM and rounded:
+            turned = replace(stored, weight=stored.weight.t().contiguous(), transposed=True)
+            return cls(turned, activations, SCALED_GEMM)
+        if format.kernel == INT4_GEMM:
+            if rounded and stored.scale is not None:
+                return cls(stored, activations, INT4_GEMM, column_scales(stored.scale))
+            return cls(stored, kernel=INT4_GEMM)
+        return cls(stored)
 
     @property
     def channels(self) -> int:
-        turned = self.activations != "16-bit" and self.stored.format != "int4"
-        return self.stored.weight.shape[0] if turned else self.stored.channels
+        return self.stored.channels
 
     @property
     def static(self) -> bool:
-        """Whether its input can be quantized before all of a row is known."""
+        """Whether its input can be rounded before all of a row is known."""
         return (
-            self.activations != "16-bit"
+            self.activations != SIXTEEN_BITS
             and self.stored.input_scale is not None
             and self.stored.down is None
             and self.stored.input_mean is None
         )
 
-    def normalized(self, x: Tensor, shift: Tensor, scale: Tensor) -> Input:
+    def normalized(self, x: Tensor, shift: Tensor, scale: Tensor) -> PreparedInput:
         """AdaLN of x [batch, tokens, in], as this linear's input."""
-        if self.stored.input_mean is not None:  # centring costs nothing here
+        if self.stored.input_mean is not None:  # centring is free here
             shift = shift - self.stored.input_mean
-        if self.activations == "16-bit" or self.stored.down is not None:
+        if self.activations == SIXTEEN_BITS or self.stored.down is not None:
             return self.prepared(adaln_op(x, shift, scale))
-        return Input(*adaln_quantize_op(x, shift, scale, self.activations))
+        return PreparedInput(*adaln_quantize_op(x, shift, scale, self.activations))
 
-    def joined(self, plain: Tensor | None, mlp: Tensor | None) -> Input:
+    def joined(self, plain: Tensor | None, mlp: Tensor | None) -> PreparedInput:
         """concat(plain, gelu(mlp)), as this linear's input."""
         mean = self.stored.input_mean
-        if self.activations == "16-bit" or self.stored.down is not None:
+        if self.activations == SIXTEEN_BITS or self.stored.down is not None:
             values = plain if mlp is None and plain is not None else gelu_join_op(plain, mlp)
             return self.prepared(values if mean is None else values - mean)
-        return Input(*gelu_join_quantize_op(plain, mlp, self.activations, mean))
+        return PreparedInput(*gelu_join_quantize_op(plain, mlp, self.activations, mean))
 
-    def prepared(self, values: Tensor) -> Input:
-        """16-bit values, quantized where this linear wants codes."""
+    def prepared(self, values: Tensor) -> PreparedInput:
+        """16-bit values, rounded to codes if this linear takes these."""
         values = values.contiguous()
         low = None if self.stored.down is None else values @ self.stored.down
-        if self.activations == "16-bit":
-            return Input(values, None, low)
+        if self.activations == SIXTEEN_BITS:
+            return PreparedInput(values, None, low)
         codes, scale = gelu_join_quantize_op(values, None, self.activations)
-        return Input(codes, scale, low)
+        return PreparedInput(codes, scale, low)
 
-    def coded(self, codes: Tensor) -> Input:
-        """Codes at the static scale, as `product` with `out_scale` has made them."""
+    def coded(self, codes: Tensor) -> PreparedInput:
+        """Codes at the static scale, the output of a `product` with `out_scale`."""
         step = self.stored.input_scale
         if step is None:
             raise RuntimeError("this linear has no static scale")
-        return Input(codes, step.expand(codes.shape[:2]).contiguous())
+        return PreparedInput(codes, step.expand(codes.shape[:2]).contiguous())
 
     def product(
-        self, given: Input, out: Tensor, gate: Tensor | None = None, out_scale: Tensor | None = None
+        self, given: PreparedInput, out: Tensor, gate: Tensor | None = None, out_scale: Tensor | None = None
     ) -> None:
         """out = product + bias, out += gate * (product + bias), or out = codes of gelu(product + bias) at
         `out_scale`."""
         stored = self.stored
-        if stored.format == "int4":
+        if self.kernel == INT4_GEMM:
             self.int4(given, out, gate, out_scale)
-        elif self.activations != "16-bit":
+        elif self.kernel == SCALED_GEMM:
             self.scaled(given, stored.weight, stored.scale, out, gate, out_scale)
         else:
             self.wide(given, stored.dense(given.values.dtype), out, gate)
 
     def scaled(
         self,
-        given: Input,
+        given: PreparedInput,
         weight: Tensor,
         weight_scale: Tensor | None,
         out: Tensor,
@@ -155,7 +172,7 @@ class KernelLinear:
 
         fits = (
             given.values.is_cuda
-            and self.activations == "fp8"
+            and given.values.dtype == torch.float8_e4m3fn
             and out.dtype == torch.bfloat16
             and capability(given.values) >= FP8_CAPABILITY
             and all(side % 16 == 0 for side in weight.shape)
@@ -168,8 +185,9 @@ class KernelLinear:
             ours()
         self.add_branch(given, out, gate)
 
-    def int4(self, given: Input, out: Tensor, gate: Tensor | None, out_scale: Tensor | None) -> None:
-        """INT4 weights unpacked in registers; or all at once, to the inputs' format, where there are many rows."""
+    def int4(self, given: PreparedInput, out: Tensor, gate: Tensor | None, out_scale: Tensor | None) -> None:
+        """INT4 weights unpacked in registers; or all at once to the inputs' format, which can be faster for many
+        rows."""
         stored, by_column = self.stored, self.by_column
         packed, scales = stored.weight, stored.scale
         assert scales is not None
@@ -203,8 +221,8 @@ class KernelLinear:
         else:
             fused()
 
-    def wide(self, given: Input, weight: Tensor, out: Tensor, gate: Tensor | None) -> None:
-        """16-bit operands through cuBLAS (or the CPU's library); straight into `out` where it can."""
+    def wide(self, given: PreparedInput, weight: Tensor, out: Tensor, gate: Tensor | None) -> None:
+        """16-bit operands through cuBLAS (or the CPU's library); straight into `out` where possible."""
         bias = self.stored.bias
         if gate is None and bias is not None and in_place(out):
             torch.addmm(bias, given.values[0], weight, out=out[0])
@@ -214,8 +232,8 @@ class KernelLinear:
         self.add_branch(given, y)
         finish(y, bias, out, gate)
 
-    def add_branch(self, given: Input, out: Tensor, gate: Tensor | None = None) -> None:
-        """out += low-rank branch, or += gate * it; without another tensor of the output's size where that can be."""
+    def add_branch(self, given: PreparedInput, out: Tensor, gate: Tensor | None = None) -> None:
+        """out += low-rank branch, or += gate * it; without a temporary of the output's size where possible."""
         up = self.stored.up
         if given.low is None or up is None:
             return
@@ -227,7 +245,7 @@ class KernelLinear:
 
 
 def in_place(out: Tensor) -> bool:
-    """Whether a library's product can be written into `out` [batch, tokens, channels], a view with strides."""
+    """Whether a library's product can be written into `out` [batch, tokens, channels], a strided view."""
     return out.shape[0] == 1 and not torch.compiler.is_compiling()
 
 
@@ -236,7 +254,7 @@ def ending(gate: Tensor | None) -> str:
 
 
 def finish(y: Tensor, bias: Tensor | None, out: Tensor, gate: Tensor | None) -> None:
-    """The epilogue of products that come from a library."""
+    """The epilogue of a library's product."""
     add(y if bias is None else y.add_(bias), out, gate, replace=True)
 
 
@@ -249,29 +267,43 @@ def add(y: Tensor, out: Tensor, gate: Tensor | None, replace: bool = False) -> N
         out.add_(y)
 
 
-def choose_activations(asked: str, weights: set[str], device: torch.device) -> str:
-    """What the inputs of quantized linears are turned to.
+def choose_activations(request: str, weights: set[str], device: torch.device) -> str:
+    """What the inputs of quantized linears are rounded to: "16-bit" (not at all), or a format of 8 bits.
 
-    "auto" keeps 16 bits on a CPU, as ONNX Runtime does with these bundles; on a GPU that has FP8 tensor cores FP8
-    weights get FP8 activations, INT8 weights INT8 ones, and INT4 weights 16-bit ones.
+    "auto" keeps 16 bits on a CPU, as ONNX Runtime does with these bundles. On a GPU weights whose format can round its
+    inputs get inputs of the same format, if the GPU's tensor cores have it; others get 16-bit inputs.
+
+    Args:
+        request: one of `ACTIVATIONS`.
+        weights: names of the number formats of the weights.
+        device: that computes.
 
     Raises:
-        KontextError: asked for what the weights or the GPU do not have.
+        KontextError: unknown, or something that the weights or the GPU cannot do.
     """
-    if asked not in ACTIVATIONS:
-        raise KontextError(f"activations {asked!r} are not known: choose from {', '.join(ACTIVATIONS)}")
-    arch = device_capability(device) if device.type == "cuda" else FP8_CAPABILITY
-    old = arch < FP8_CAPABILITY
-    if asked == "fp8" and old:
-        raise KontextError(f"FP8 activations need compute capability 8.9 (Ada), this GPU has {dotted(arch)}")
-    if asked == "fp8" and not weights & {"fp8", "int4"}:
-        raise KontextError("FP8 activations go with FP8 or INT4 weights, which this bundle does not have")
-    if asked == "int8" and "int8" not in weights:
-        raise KontextError("INT8 activations go with INT8 weights, which this bundle does not have")
-    if asked != "auto":
-        return asked
-    if device.type == "cpu":
-        return "16-bit"
-    if "fp8" in weights and not old:
-        return "fp8"
-    return "int8" if "int8" in weights else "16-bit"
+    if request not in ACTIVATIONS:
+        raise KontextError(f"unknown activations {request!r}: choose from {', '.join(ACTIVATIONS)}")
+    if request == SIXTEEN_BITS or (request == "auto" and device.type == "cpu"):
+        return SIXTEEN_BITS
+    arch = device_capability(device) if device.type == "cuda" else None
+    if request == "auto":
+        rounded = (name for name in ACTIVATIONS if name in weights and is_supported(name, arch))
+        return next(rounded, SIXTEEN_BITS)
+    takers = [name for name, format in FORMATS.items() if request in format.kernel_inputs]
+    if not is_supported(request, arch):
+        needed = FORMATS[request].min_capability
+        raise KontextError(
+            f"{request.upper()} activations need compute capability {dotted(needed)} ({ARCHITECTURES[needed]}), this "
+            f"GPU has {dotted(arch or 0)}"
+        )
+    if not weights & set(takers):
+        names = " or ".join(name.upper() for name in takers)
+        raise KontextError(
+            f"{request.upper()} activations need {names} weights, which this bundle does not have"
+        )
+    return request
+
+
+def is_supported(name: str, arch: int | None) -> bool:
+    """Whether a GPU of compute capability `arch` computes in a format; a CPU (None) emulates all of them."""
+    return arch is None or arch >= FORMATS[name].min_capability

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .transformer import Block
-from .weights import Part, each_tensor
+from .weights import Tree, each_tensor
 
 WARMUPS = 2
 """Runs of a step before it is captured, in which kernels are compiled, libraries set up and candidates timed."""
@@ -33,7 +33,7 @@ def resident(blocks: Sequence[Block]) -> Blocks:
     return lambda start, stop: (nullcontext(block) for block in blocks[start:stop])
 
 
-def page_locked(part: Part, device: torch.device) -> Part:
+def page_locked(part: Tree, device: torch.device) -> Tree:
     """A copy in host memory, page-locked if `device` is a GPU."""
     return each_tensor(part, page_locked_tensor if device.type == "cuda" else Tensor.cpu)
 

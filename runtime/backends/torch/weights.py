@@ -1,10 +1,9 @@
-"""A bundle's weights for the torch backend: safetensors straight to the device, linears in whatever format.
+"""A bundle's weights for the torch backend: safetensors straight to the device, linears in any number format.
 
-Bundles store the weights of linears as [in, out]; E4M3 and INT8 go with a scale for each output channel, INT4 (two a
-byte) with one for each group of 64 inputs, and any of them may have a low-rank branch `_down` [in, rank], `_up`
-[rank, out], a static scale of its input, `_input_scale`, and its input's mean to subtract, `_input_mean`, with what the
-linear makes of that, `_mean_output` [out]. NF4, NVFP4 and UINT4 are packed in memory, and unpacked to 16 bits for
-each use.
+Bundles store the weights of linears as [in, out], in the tensors that their format's record says (`quant.formats`). Any
+of them may have a low-rank branch `_down` [in, rank] and `_up` [rank, out]; a static scale of its inputs,
+`_input_scale`; and the mean to subtract from its inputs, `_input_mean` [in], with the linear's output for that mean,
+`_mean_output` [out].
 """
 
 from __future__ import annotations
@@ -19,26 +18,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ....errors import KontextError
-from ....kernels import int4
 from ....kernels.dequantize_4bit import dequantize_4bit_op
 from ....kernels.dequantize_8bit import dequantize_8bit_op
-from ....quant import nf4, nvfp4
-from ....quant.formats import FORMATS as NUMBER_FORMATS
-from ....quant.formats import WIDE
+from ....quant.formats import COMPUTE, FORMATS, find_format
+from ....quant.formats.base import NumberFormat
 
-STORED = {"F8_E4M3": "fp8", "I8": "int8", "U8": "int4"}
-FORMATS = {torch.float8_e4m3fn: "fp8", torch.int8: "int8", torch.uint8: "int4"}
-
-CODECS = {"_absmax": "nf4", "_global_scale": "nvfp4", "_zero_point": "uint4"}
-"""What only the weights of a format have beside them."""
-
-Part = TypeVar("Part")
+Tree = TypeVar("Tree")
+"""A tensor, or tensors in tuples and data classes, nested."""
 
 
 @dataclass(frozen=True)
 class StoredLinear:
-    """A linear as the bundle has it: `weight` [in, out] in its format (INT4: uint8 [in, out / 2]) and what goes
-    with it."""
+    """A linear as the bundle has it: `weight` [in, out] in its number format, or [out, in] where it is `transposed`,
+    and what goes with it."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -47,40 +39,40 @@ class StoredLinear:
     down: Tensor | None = None
     up: Tensor | None = None
     input_mean: Tensor | None = None
-    """What is subtracted from the inputs [in] first; `bias` holds what the linear makes of it."""
-    codec: str = ""
-    """A format of 4-bit codes (NF4, NVFP4, UINT4), which is unpacked whenever it is needed."""
+    """To be subtracted from the inputs [in]; `bias` includes the linear's output for it."""
+    format: str = ""
+    """A name in `quant.formats.FORMATS`; "" for a weight that is not quantized."""
     table: Tensor | None = None
-    """What NF4's and NVFP4's codes stand for, fp32 [16]."""
+    """What the codes of a 4-bit format stand for, fp32 [16]; None for integers."""
     zeros: Tensor | None = None
-    """UINT4's zero points."""
-
-    @property
-    def format(self) -> str:
-        """What its kernel computes with: "fp8", "int8", "int4" or "16-bit"."""
-        return "16-bit" if self.codec else FORMATS.get(self.weight.dtype, "16-bit")
+    """Zero points of 4-bit integers, packed like them."""
+    transposed: bool = False
 
     @property
     def channels(self) -> int:
-        if self.codec:
-            return self.weight.shape[0] if self.codec == "nf4" else 2 * self.weight.shape[1]
-        return self.weight.shape[1] * (2 if self.format == "int4" else 1)
+        if self.transposed:
+            return self.weight.shape[0]
+        return self.weight.shape[1] * (2 if self.is_packed else 1)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a byte has two weights."""
+        return self.weight.dtype == torch.uint8
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [in, out] in `dtype`, without the low-rank branch."""
         if self.scale is None:
             return self.weight.to(dtype)
-        if self.codec or self.format == "int4":
-            turned = self.codec == "nf4"
+        if self.is_packed:
             unpacked: Tensor = dequantize_4bit_op(
-                self.weight, self.table, self.scale, self.zeros, turned, dtype
+                self.weight, self.table, self.scale, self.zeros, self.transposed, dtype
             )
             return unpacked
         scaled: Tensor = dequantize_8bit_op(self.weight, self.scale, dtype)
         return scaled
 
     def apply(self, x: Tensor) -> Tensor:
-        """x [..., in] → [..., out] with activations as they are."""
+        """x [..., in] → [..., out] with the inputs in the dtype that they have."""
         if self.input_mean is not None:
             x = x - self.input_mean.to(x.dtype)
         y = x @ self.dense(x.dtype)
@@ -89,33 +81,26 @@ class StoredLinear:
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
-def each_tensor(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
-    """A copy of a data class of tensors, nested or in tuples, with every tensor changed."""
-    if isinstance(part, Tensor):
-        return change(part)  # type: ignore[return-value]
-    if isinstance(part, tuple):
-        return tuple(each_tensor(each, change) for each in part)  # type: ignore[return-value]
-    if hasattr(part, "__dataclass_fields__"):
-        values = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]
+def each_tensor(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
+    """A copy of nested data with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)  # type: ignore[return-value]
+    if isinstance(tree, tuple):
+        return tuple(each_tensor(each, change) for each in tree)  # type: ignore[return-value]
+    if hasattr(tree, "__dataclass_fields__"):
+        values = {field.name: getattr(tree, field.name) for field in fields(tree)}  # type: ignore[arg-type]
         changed = {name: each_tensor(value, change) for name, value in values.items()}
-        return replace(part, **changed)  # type: ignore[type-var]
-    return part
+        return replace(tree, **changed)  # type: ignore[type-var]
+    return tree
 
 
-def code_values(codec: str, device: torch.device, *others: Tensor) -> Tensor | None:
-    """What the sixteen codes of a format stand for, fp32; NVFP4's with its scale of the whole weight."""
-    if codec == "nf4":
-        return torch.tensor(nf4.CODES, device=device)
-    return nvfp4.decode(torch.arange(16, device=device)) * others[0] if codec == "nvfp4" else None
-
-
-def to_device(part: Part, device: torch.device) -> Part:
-    """`part` with its tensors on `device`; a GPU copies pinned ones while the host goes on."""
-    return each_tensor(part, lambda tensor: tensor.to(device, non_blocking=True))
+def to_device(tree: Tree, device: torch.device) -> Tree:
+    """`tree` with its tensors on `device`; from page-locked memory a GPU copies them while the host goes on."""
+    return each_tensor(tree, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class WeightFile:
-    """One network's tensors, read when asked for; what nobody asks for is a fault.
+    """One network's tensors, read on demand; a tensor that nothing reads is an error.
 
     Args:
         path: the safetensors file.
@@ -137,17 +122,24 @@ class WeightFile:
         return name in self.names
 
     def formats(self) -> set[str]:
-        """Of the quantized weights that it holds: "fp8", "int8", "int4"."""
-        stored = {
-            str(self.file.get_slice(name).get_dtype()) for name in self.names if name.endswith(".weight")
-        }
-        return {STORED[dtype] for dtype in stored & set(STORED)}
+        """Names of the number formats of the quantized weights that it holds."""
+        found = (self.format_of(name) for name in self.names if name.endswith(".weight"))
+        return {format.name for format in found if format is not None}
+
+    def format_of(self, weight: str) -> NumberFormat | None:
+        """The number format of a weight; None if it is not quantized."""
+        stored = {}
+        for suffix in {tensor.suffix for format in FORMATS.values() for tensor in format.tensors}:
+            if f"{weight}{suffix}" in self.names:
+                header = self.file.get_slice(f"{weight}{suffix}")
+                stored[suffix] = str(header.get_dtype()), tuple(header.get_shape())
+        return find_format(stored)
 
     def read(self, name: str, shape: Iterable[int] | None = None, convert: bool = True) -> Tensor:
-        """One tensor, floating point ones in the format that is computed in unless `convert` says not to.
+        """One tensor; in 16 or 32 bits it is cast to `dtype` unless `convert` is false.
 
         Raises:
-            KontextError: it is not there, or has another shape.
+            KontextError: it is missing, or has another shape.
         """
         if name not in self.names:
             raise KontextError(f"{self.path} has no tensor {name}: the bundle is damaged")
@@ -158,73 +150,72 @@ class WeightFile:
         wide = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
         return tensor.to(self.dtype) if wide and convert else tensor
 
-    def linear(self, name: str, rows: int, columns: int, bias: bool = True) -> StoredLinear:
-        """The linear `name` of `rows` inputs and `columns` outputs.
+    def linear(self, name: str, inputs: int, outputs: int, bias: bool = True) -> StoredLinear:
+        """The linear `name`.
 
         Raises:
-            KontextError: its format is none that this backend computes, or its parts do not go together.
+            KontextError: its number format is unknown, or its tensors do not fit together.
         """
         key = f"{name}.weight"
-        codec = next((each for ending, each in CODECS.items() if f"{key}{ending}" in self.names), "")
-        if codec:
-            (ending, _, shape), *layout = NUMBER_FORMATS[codec].layout((rows, columns))
-            weight = self.read(f"{key}{ending}", shape)
-            steps, *others = (
-                self.read(f"{key}{ending}", shape, dtype == WIDE) for ending, dtype, shape in layout
-            )
-            down, up, mean = self.beside(key, rows, columns)
-            return StoredLinear(
-                weight,
-                self.bias(name, columns, bias),
-                steps,
-                down=down,
-                up=up,
-                input_mean=mean,
-                codec=codec,
-                table=code_values(codec, weight.device, *others),
-                zeros=others[0] if codec == "uint4" else None,
-            )
-        weight = self.read(key)
-        format = FORMATS.get(weight.dtype, "16-bit")
-        if format == "16-bit" and not weight.is_floating_point():
-            raise KontextError(
-                f"{self.path}: {key} is in {weight.dtype}, which the torch backend does not compute"
-            )
-        packed = format == "int4"
-        self.expect(key, weight, (rows, columns // 2 if packed else columns))
-        scale = None
-        if format != "16-bit":
-            scale = self.read(f"{key}_scale", (rows // int4.GROUP, columns) if packed else (columns,))
-        down, up, mean = self.beside(key, rows, columns)
-        step = self.read(f"{key}_input_scale") if f"{key}_input_scale" in self.names else None
-        if step is not None:
-            if step.numel() != 1:
+        format = self.format_of(key)
+        if format is None:
+            weight, table, scale, zeros = self.read(key, (inputs, outputs)), None, None, None
+            if not weight.is_floating_point():
                 raise KontextError(
-                    f"{self.path}: {key}_input_scale must be one number, not {list(step.shape)}"
+                    f"{self.path}: {key} is in {weight.dtype}, which the torch backend does not know"
                 )
-            step = step.float().reshape(1)
-        return StoredLinear(weight, self.bias(name, columns, bias), scale, step, down, up, mean)
-
-    def beside(self, key: str, rows: int, columns: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The low-rank branch's two halves and the inputs' mean of the weight `key`, where there are any."""
-        down, up, mean = (
-            self.read(f"{key}{suffix}") if f"{key}{suffix}" in self.names else None
-            for suffix in ("_down", "_up", "_input_mean")
+        else:
+            weight, *scales = (
+                self.read(f"{key}{suffix}", shape, convert=dtype == COMPUTE)
+                for suffix, dtype, shape in format.layout((inputs, outputs))
+            )
+            table, scale, zeros = format.kernel_operands(*scales)
+        return StoredLinear(
+            weight,
+            self.bias(name, outputs, bias),
+            scale,
+            self.input_scale(key),
+            *self.branch(key, inputs, outputs),
+            self.input_mean(key, inputs),
+            "" if format is None else format.name,
+            table,
+            zeros,
+            format is not None and format.transposed,
         )
-        if (down is None) != (up is None):
-            raise KontextError(f"{self.path}: {key} has half of a low-rank branch")
-        if down is not None and up is not None:
-            self.expect(f"{key}_down", down, (rows, up.shape[0]))
-            self.expect(f"{key}_up", up, (down.shape[1], columns))
-        if mean is not None:
-            self.expect(f"{key}_input_mean", mean, (rows,))
-        return down, up, mean
 
-    def bias(self, name: str, columns: int, there: bool) -> Tensor | None:
-        """The bias of linear `name`, with what it makes of its inputs' mean where these are centred."""
-        parts = [self.read(f"{name}.bias", (columns,))] if there else []
+    def input_scale(self, key: str) -> Tensor | None:
+        """The static scale of a weight's inputs, fp32 [1], if it has one."""
+        name = f"{key}_input_scale"
+        if name not in self.names:
+            return None
+        scale = self.read(name)
+        if scale.numel() != 1:
+            raise KontextError(f"{self.path}: {name} must be one number, not {list(scale.shape)}")
+        return scale.float().reshape(1)
+
+    def branch(self, key: str, inputs: int, outputs: int) -> tuple[Tensor | None, Tensor | None]:
+        """The matrices of the low-rank branch beside the weight `key`, if it has one."""
+        names = [f"{key}{suffix}" for suffix in ("_down", "_up")]
+        found = [name in self.names for name in names]
+        if not any(found):
+            return None, None
+        if not all(found):
+            raise KontextError(f"{self.path}: {key} has only half of a low-rank branch")
+        down, up = (self.read(name) for name in names)
+        self.expect(names[0], down, (inputs, up.shape[0]))
+        self.expect(names[1], up, (down.shape[1], outputs))
+        return down, up
+
+    def input_mean(self, key: str, inputs: int) -> Tensor | None:
+        """The mean [in] to subtract from the inputs of the weight `key`, if these are centred."""
+        name = f"{key}_input_mean"
+        return self.read(name, (inputs,)) if name in self.names else None
+
+    def bias(self, name: str, outputs: int, has_bias: bool) -> Tensor | None:
+        """The bias of linear `name`, with its output for its inputs' mean if these are centred."""
+        parts = [self.read(f"{name}.bias", (outputs,))] if has_bias else []
         if f"{name}.weight_mean_output" in self.names:
-            parts.append(self.read(f"{name}.weight_mean_output", (columns,)))
+            parts.append(self.read(f"{name}.weight_mean_output", (outputs,)))
         return sum(parts[1:], parts[0]) if parts else None
 
     def expect(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -232,8 +223,7 @@ class WeightFile:
             raise KontextError(f"{self.path}: {name} is {list(tensor.shape)}, expected {list(shape)}")
 
     def close(self) -> None:
-        """Raises KontextError if a tensor was not used: its meaning is not known here, and leaving it out would be
-        wrong."""
+        """Raises KontextError if a tensor was not read: it is unknown here, and leaving it out would be wrong."""
         if self.unread:
             names = ", ".join(sorted(self.unread)[:3])
             raise KontextError(
@@ -243,8 +233,8 @@ class WeightFile:
 
 
 class LinearModule(nn.Module):
-    """In the place of a network's `nn.Linear`; its tensors are set from outside. Those on another device than its
-    inputs are copied for each use."""
+    """Replaces a network's `nn.Linear`; its tensors are set from outside, and copied for each use if they are on
+    another device than the inputs."""
 
     def __init__(self) -> None:
         super().__init__()

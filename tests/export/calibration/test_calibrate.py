@@ -23,7 +23,7 @@ from kontext.export.exporter import export  # noqa: E402
 from kontext.export.progress import Progress  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
-from kontext.quant.recipe import choose  # noqa: E402
+from kontext.quant.recipe import choose_recipe  # noqa: E402
 from kontext.quant.statistics import Statistics  # noqa: E402
 from kontext.runtime import Pipeline  # noqa: E402
 from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep  # noqa: E402
@@ -48,7 +48,7 @@ def samples() -> Samples:
 
 def run(checkpoint: Path, samples: Samples) -> Statistics:
     opened = Checkpoint.open(checkpoint)
-    recipe = choose(tuple(NETWORKS), 1, None, "int8")
+    recipe = choose_recipe(tuple(NETWORKS), 1, None, "int8")
     return calibrate.calibrate(opened, recipe, read_tokenizers(opened), samples, Progress(False))
 
 
@@ -148,7 +148,7 @@ def test_a_network_that_overflows_is_named(tiny_checkpoint: Path, tmp_path: Path
 def test_a_calibrated_bundle_says_so_and_runs(
     tiny_checkpoint: Path, tmp_path: Path, samples: Samples, tiny_bundle: Path
 ) -> None:
-    recipe = choose(tuple(NETWORKS), 1, None, "int4", rank=8)
+    recipe = choose_recipe(tuple(NETWORKS), 1, None, "int4", rank=8)
     summary = export(Checkpoint.open(tiny_checkpoint), recipe, tmp_path / "bundle", samples=samples)
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["calibration"]["digest"] == samples.digest() == summary.recipe.calibration

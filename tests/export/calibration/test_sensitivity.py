@@ -154,7 +154,7 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     ("words", "message"),
     [
         (["-o", "no/such/folder/report.json"], "no/such/folder is not a folder: make it first"),
-        (["-o", "report.json", "--formats", "int9"], "'int9' is no number format"),
+        (["-o", "report.json", "--formats", "int9"], "'int9' is not a number format"),
         (["-o", "report.json", "--calibrate", "no/such"], "no/such is not a folder of pictures"),
     ],
 )

@@ -131,7 +131,7 @@ def test_an_export_follows_a_recipe(
             ["--fit", "12GB", "--gpu", "sm_86", "--formats", "fp8", "--plan-only"],
             "fp8 weights do not run on sm_86",
         ),
-        (["--fit", "12GB", "--formats", "int7", "--plan-only"], "'int7' is no number format"),
+        (["--fit", "12GB", "--formats", "int7", "--plan-only"], "'int7' is not a number format"),
         (["--fit", "12GB", "--size", "big", "--plan-only"], "'big' is not WIDTHxHEIGHT"),
         (["--fit", "12GB", "--size", "100x128", "--plan-only"], "both sides must be multiples of 16"),
         (["--fit", "12GB", "--sensitivity", "none.json", "--plan-only"], "cannot read none.json"),

@@ -12,7 +12,7 @@ pytest.importorskip("onnx")
 from kontext.export.cli.summary import human, peak_memory, render_summary
 from kontext.export.exporter import Summary
 from kontext.model.networks import NETWORKS
-from kontext.quant.recipe import choose
+from kontext.quant.recipe import choose_recipe
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_what_is_said_of_a_mixed_resumed_export() -> None:
         output=Path("/somewhere/out"),
         name="FLUX.1-Kontext-dev",
         parameters=16_900_000_000,
-        recipe=choose(tuple(NETWORKS), 16_900_000_000, "fp16", "fp8"),
+        recipe=choose_recipe(tuple(NETWORKS), 16_900_000_000, "fp16", "fp8"),
         sizes={"weights/transformer.safetensors": 9_000_000_000, "transformer.onnx": 1_000},
         seconds={"all": 100.0, "weights": 60.0, "graphs": 39.0},
         resumed=["weights/modulation.safetensors"],

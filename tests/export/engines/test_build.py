@@ -29,7 +29,7 @@ from kontext.export.cli import main  # noqa: E402
 from kontext.export.engines import build as engines  # noqa: E402
 from kontext.export.engines import process as engine_process  # noqa: E402
 from kontext.export.engines.build import EngineOptions, build_engines, parse_targets, resolve_options  # noqa: E402
-from kontext.export.engines.formats import Formats, best_weights, check_bundle  # noqa: E402
+from kontext.export.engines.formats import GraphFormats, best_weights, check_bundle  # noqa: E402
 from kontext.export.engines.process import BuilderProcess  # noqa: E402
 from kontext.export.engines.profiles import evaluate, profiles  # noqa: E402
 from kontext.runtime.bundle import GRAPHS, Bundle  # noqa: E402
@@ -238,14 +238,14 @@ def test_what_cannot_be_built_here(options: EngineOptions, message: str) -> None
 @pytest.mark.parametrize(
     ("formats", "gpu", "kept"),
     [
-        (Formats("bf16", (), ()), True, "stripped"),
-        (Formats("bf16", (), ()), False, "bound"),
-        (Formats("fp16", ("fp8",), ()), False, "bound"),
-        (Formats("bf16", ("fp8",), ("fp8",)), False, "inside"),
-        (Formats("fp16", ("int4",), ()), False, "inside"),
+        (GraphFormats("bf16", (), ()), True, "stripped"),
+        (GraphFormats("bf16", (), ()), False, "bound"),
+        (GraphFormats("fp16", ("fp8",), ()), False, "bound"),
+        (GraphFormats("bf16", ("fp8",), ("fp8",)), False, "inside"),
+        (GraphFormats("fp16", ("int4",), ()), False, "inside"),
     ],
 )
-def test_where_weights_are_best_kept(formats: Formats, gpu: bool, kept: str) -> None:
+def test_where_weights_are_best_kept(formats: GraphFormats, gpu: bool, kept: str) -> None:
     assert best_weights(formats, gpu) == kept
 
 
@@ -262,9 +262,19 @@ def test_the_other_library_builds_for_the_gpu_at_hand(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("networks", "layers", "target", "message"),
     [
-        ({"transformer": "bf16"}, {}, "sm75", "sm75 has no bf16"),
-        ({"transformer": "fp16"}, {"transformer": {"w": "fp8"}}, "sm86", r"sm86 has no fp8 \(transformer\)"),
-        ({"transformer": "fp16"}, {"transformer": {"w": {"format": "fp8"}}}, "sm86", "sm86 has no fp8"),
+        ({"transformer": "bf16"}, {}, "sm75", "sm75 does not compute in bf16"),
+        (
+            {"transformer": "fp16"},
+            {"transformer": {"w": "fp8"}},
+            "sm86",
+            r"sm86 does not compute in fp8 \(transformer\)",
+        ),
+        (
+            {"transformer": "fp16"},
+            {"transformer": {"w": {"format": "fp8"}}},
+            "sm86",
+            "sm86 does not compute in fp8",
+        ),
         ({}, {"modulation": {"w": {"format": "int8", "activations": "int8"}}}, "sm89", "with --weight-only"),
         (
             {},

@@ -13,13 +13,13 @@ onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 trt = pytest.importorskip("tensorrt_rtx")
 
-from kontext.export.engines.formats import NOT_PARSED  # noqa: E402
 from kontext.export.graph import fp8_attention  # noqa: E402
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
-from kontext.export.graph.quantized_linear import PACKED, quantize_linear  # noqa: E402
+from kontext.export.graph.quantized_linear import packed_dtypes, quantize_linear  # noqa: E402
 from kontext.model.dtypes import COMPUTE_DTYPES, STORED_DTYPES  # noqa: E402
-from kontext.quant.formats import WIDE  # noqa: E402
-from kontext.quant.methods import layout, quantize  # noqa: E402
+from kontext.quant.formats import COMPUTE, FORMATS  # noqa: E402
+from kontext.quant.formats.base import TensorRT  # noqa: E402
+from kontext.quant.quantize import quantize_weight, weight_layout  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
 
@@ -41,7 +41,7 @@ def linear(layer: Layer, compute: str) -> Any:
     generator = torch.Generator().manual_seed(0)
     statistics = InputStatistics.empty(INPUTS)
     statistics.add(torch.randn(64, INPUTS, generator=generator), 0)
-    stored = quantize(
+    stored = quantize_weight(
         torch.randn(INPUTS, OUTPUTS, generator=generator), layer, COMPUTE_DTYPES[compute], statistics
     )
     dtype = ONNX_DTYPES[STORED_DTYPES[compute]]
@@ -50,11 +50,11 @@ def linear(layer: Layer, compute: str) -> Any:
     product = ir.node("MatMul", [x, weight], name="product")
     replaced = layer.rank > 0 or layer.activations == "int8" or layer.centred
     graph = graph_of([x], product, ir.Shape([TOKENS, OUTPUTS]), [weight], replaced)
-    tensors = {}
-    for (ending, kind, shape), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), stored, strict=True):
-        onnx_dtype = ONNX_DTYPES[STORED_DTYPES[compute] if kind == WIDE else kind]
-        if ending in PACKED.get(layer.format, {}):
-            onnx_dtype, shape = PACKED[layer.format][ending], (*shape[:-1], 2 * shape[-1])
+    tensors, packed = {}, packed_dtypes(layer.format)
+    for (ending, kind, shape), tensor in zip(weight_layout(layer, (INPUTS, OUTPUTS)), stored, strict=True):
+        onnx_dtype = ONNX_DTYPES[STORED_DTYPES[compute] if kind == COMPUTE else kind]
+        if ending in packed:
+            onnx_dtype, shape = packed[ending], (*shape[:-1], 2 * shape[-1])
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         proto = onnx.helper.make_tensor(f"w{ending}", onnx_dtype.value, shape, raw, raw=True)
         tensors[ending] = ir.serde.deserialize_tensor(proto)
@@ -71,7 +71,7 @@ def one_attention(compute: str) -> Any:
     graph = graph_of(operands, node, shape, [], True)
     statistics = InputStatistics.empty(128, moments=False)
     statistics.add(torch.from_numpy(np.ones((4, 128), np.float32)), 0)
-    fp8_attention.replace(graph, node, "a", 128, [statistics] * 3)
+    fp8_attention.replace_attention(graph, node, "a", 128, [statistics] * 3)
     return ir.to_proto(ir.Model(graph, ir_version=11))
 
 
@@ -157,6 +157,9 @@ def test_fp8_attention_is_one_kernel(target: str) -> None:
     assert not any(kind == "gemm" for kind, *_ in layers)
 
 
-@pytest.mark.parametrize("layer", [*map(Layer, NOT_PARSED), Layer("int8", 0, "int8")], ids=str)
+REFUSED = [Layer(name) for name, format in FORMATS.items() if format.tensorrt is TensorRT.REFUSED]
+
+
+@pytest.mark.parametrize("layer", [*REFUSED, Layer("int8", 0, "int8")], ids=str)
 def test_what_is_refused_before_the_compiler_is_what_the_parser_refuses(layer: Layer) -> None:
     assert not parsed(linear(layer, "fp16"))[3]

@@ -17,15 +17,16 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
-from kontext.export.graph.quantized_linear import PACKED, quantize_linear  # noqa: E402
+from kontext.export.graph.quantized_linear import packed_dtypes, quantize_linear  # noqa: E402
 from kontext.model.dtypes import COMPUTE_DTYPES, STORED_DTYPES  # noqa: E402
-from kontext.quant.formats import FORMATS, WIDE  # noqa: E402
-from kontext.quant.methods import dequantize, layout, quantize  # noqa: E402
+from kontext.quant.formats import COMPUTE, FORMATS  # noqa: E402
+from kontext.quant.formats.base import OnnxForm  # noqa: E402
+from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
 
 INPUTS, OUTPUTS = 128, 96
-COMPUTE = ["fp32", "fp16"]
+PRECISIONS = ["fp32", "fp16"]
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -41,7 +42,7 @@ def inputs() -> Tensor:
 def stored(layer: Layer, compute: str) -> list[Tensor]:
     statistics = InputStatistics.empty(INPUTS)
     statistics.add(inputs(), 0)
-    return quantize(noise(INPUTS, OUTPUTS) / 11, layer, COMPUTE_DTYPES[compute], statistics)
+    return quantize_weight(noise(INPUTS, OUTPUTS) / 11, layer, COMPUTE_DTYPES[compute], statistics)
 
 
 def model(layer: Layer, compute: str) -> onnx.ModelProto:
@@ -65,13 +66,13 @@ def model(layer: Layer, compute: str) -> onnx.ModelProto:
         opset_imports={"": 23},
         name="linear",
     )
-    tensors = {}
+    tensors, packed = {}, packed_dtypes(layer.format)
     for (ending, kind, shape), tensor in zip(
-        layout(layer, (INPUTS, OUTPUTS)), stored(layer, compute), strict=True
+        weight_layout(layer, (INPUTS, OUTPUTS)), stored(layer, compute), strict=True
     ):
-        onnx_dtype = ONNX_DTYPES[STORED_DTYPES[compute] if kind == WIDE else kind]
-        if ending in PACKED.get(layer.format, {}):
-            onnx_dtype, shape = PACKED[layer.format][ending], (*shape[:-1], 2 * shape[-1])
+        onnx_dtype = ONNX_DTYPES[STORED_DTYPES[compute] if kind == COMPUTE else kind]
+        if ending in packed:
+            onnx_dtype, shape = packed[ending], (*shape[:-1], 2 * shape[-1])
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         proto = onnx.helper.make_tensor(f"w{ending}", onnx_dtype.value, shape, raw, raw=True)
         tensors[ending] = ir.serde.deserialize_tensor(proto)
@@ -80,7 +81,8 @@ def model(layer: Layer, compute: str) -> onnx.ModelProto:
     onnx.checker.check_model(result, full_check=True)
     # The stored values keep the weight's name: only what unpacks them reads them, or an integer product.
     readers = {node.op_type for node in result.graph.node if "w" in node.input}
-    unpacks = {"nf4": {"BitShift", "BitwiseAnd"}}.get(layer.format, {"DequantizeLinear"})
+    coded = FORMATS[layer.format].onnx_form is OnnxForm.CODEBOOK
+    unpacks = {"BitShift", "BitwiseAnd"} if coded else {"DequantizeLinear"}
     assert readers == ({"MatMulInteger"} if layer.activations == "int8" else unpacks)
     return result
 
@@ -98,10 +100,11 @@ def expected(layer: Layer, compute: str) -> Tensor:
     """The same in fp32 PyTorch: inputs centred and rounded as the layer says, the weight as it is stored."""
     tensors = stored(layer, compute)
     found = {
-        ending: tensor for (ending, *_), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), tensors, strict=True)
+        ending: tensor
+        for (ending, *_), tensor in zip(weight_layout(layer, (INPUTS, OUTPUTS)), tensors, strict=True)
     }
     x = inputs().to(COMPUTE_DTYPES[compute]).float()
-    plain = dequantize(tensors, layer)
+    plain = dequantize_weight(tensors, layer)
     offset = torch.ones(OUTPUTS)
     if layer.centred:
         x, offset = x - found["_input_mean"].float(), offset + found["_mean_output"].float()
@@ -132,7 +135,7 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize("compute", COMPUTE)
+@pytest.mark.parametrize("compute", PRECISIONS)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_the_graph_computes_what_is_meant(layer: Layer, compute: str) -> None:
     x = inputs().to(COMPUTE_DTYPES[compute]).numpy()
@@ -222,7 +225,9 @@ def test_centring_goes_into_a_modulated_norm() -> None:
     layer = Layer("int8", 0, "int8", centred=True)
     tensors = {
         ending: ir.tensor(tensor.numpy(), name=f"w{ending}")
-        for (ending, *_), tensor in zip(layout(layer, (INPUTS, OUTPUTS)), stored(layer, "fp32"), strict=True)
+        for (ending, *_), tensor in zip(
+            weight_layout(layer, (INPUTS, OUTPUTS)), stored(layer, "fp32"), strict=True
+        )
     }
     quantize_linear(graph, values["w"], layer, tensors)
     subtractions = [node for node in graph if node.op_type == "Sub"]

@@ -20,8 +20,8 @@ from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
 from kontext.model.networks import NETWORKS, build_network  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
-from kontext.quant.methods import dequantize, quantize  # noqa: E402
-from kontext.quant.recipe import choose  # noqa: E402
+from kontext.quant.quantize import dequantize_weight, quantize_weight  # noqa: E402
+from kontext.quant.recipe import choose_recipe  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,13 +39,13 @@ def network(name: str, checkpoint: Path, quantization: str | None = None) -> tor
     opened = Checkpoint.open(checkpoint)
     result = build_network(name, opened.config).eval()
     state = load_state(checkpoint)[name]
-    recipe = choose(tuple(NETWORKS), 1, None, quantization)
+    recipe = choose_recipe(tuple(NETWORKS), 1, None, quantization)
     linears = interface.linear_weights(name, opened.config)
     for key in state:
         linear = key in linears
         layer = recipe.layer_of(name, key, tuple(state[key].shape)[:: -1 if linear else 1], linear)
         if layer.format in FORMATS:
-            state[key] = dequantize(quantize(state[key].t(), layer, torch.float32), layer).t()
+            state[key] = dequantize_weight(quantize_weight(state[key].t(), layer, torch.float32), layer).t()
         if layer.activations == "int8":
             result.get_submodule(key.removesuffix(".weight")).register_forward_pre_hook(round_dynamically)
     result.load_state_dict(state)
@@ -190,7 +190,7 @@ def test_linear_weights_reach_their_matmul_untransposed(
 def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: bool = False) -> Path:
     """One network, really traced, on disk as a bundle has it."""
     opened = Checkpoint.open(checkpoint)
-    recipe = choose(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
+    recipe = choose_recipe(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
     linears = interface.linear_weights(name, opened.config)
     plan = plan_weights(opened.networks[name], recipe, linears, interface.constants(name, opened.config))
     write_weights(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)

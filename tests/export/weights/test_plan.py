@@ -15,14 +15,14 @@ from kontext.export.weights import write  # noqa: E402
 from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
-from kontext.quant.recipe import choose  # noqa: E402
+from kontext.quant.recipe import choose_recipe  # noqa: E402
 
 
 def planned(
     checkpoint: Path, name: str, compute: str, quantization: str | None
 ) -> tuple[WeightPlan, Checkpoint]:
     opened = Checkpoint.open(checkpoint)
-    recipe = choose(tuple(NETWORKS), 1, compute, quantization)
+    recipe = choose_recipe(tuple(NETWORKS), 1, compute, quantization)
     constants = {"table": torch.arange(6).reshape(2, 3)}
     linears = linear_weights(name, opened.config)
     return plan_weights(opened.networks[name], recipe, linears, constants), opened

@@ -17,15 +17,15 @@ from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
-from kontext.quant.methods import quantize  # noqa: E402
-from kontext.quant.recipe import choose  # noqa: E402
+from kontext.quant.quantize import quantize_weight  # noqa: E402
+from kontext.quant.recipe import choose_recipe  # noqa: E402
 
 
 def planned(
     checkpoint: Path, name: str, compute: str, quantization: str | None
 ) -> tuple[WeightPlan, Checkpoint]:
     opened = Checkpoint.open(checkpoint)
-    recipe = choose(tuple(NETWORKS), 1, compute, quantization)
+    recipe = choose_recipe(tuple(NETWORKS), 1, compute, quantization)
     constants = {"table": torch.arange(6).reshape(2, 3)}
     linears = linear_weights(name, opened.config)
     return plan_weights(opened.networks[name], recipe, linears, constants), opened
@@ -51,7 +51,9 @@ def test_the_file_is_the_plan(
         weight = network.read(item.weight)
         weight = weight.t() if item.transpose else weight
         if item.layer is not None and item.layer.format in FORMATS:
-            for tensor, expected in zip(item.tensors, quantize(weight, item.layer, dtype), strict=True):
+            for tensor, expected in zip(
+                item.tensors, quantize_weight(weight, item.layer, dtype), strict=True
+            ):
                 ours, theirs = (
                     each.contiguous().view(torch.uint8) for each in (stored[tensor.name], expected)
                 )

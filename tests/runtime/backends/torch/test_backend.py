@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from kontext.decibels import psnr  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
-from kontext.quant.formats import FORMATS as NUMBER_FORMATS  # noqa: E402
+from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, TorchOptions  # noqa: E402
 from kontext.runtime.backends.torch import (  # noqa: E402
     decode as torch_decode,
@@ -163,8 +163,6 @@ def test_a_low_rank_branch_adds_its_product(tiny_bundle: Path, tmp_path: Path) -
 
 def test_linears_in_every_format_with_static_scales() -> None:
     """FP8 and INT8 through the code path of a GPU, the GELU in the epilogue at a static scale."""
-    from kontext.quant import fp8, int8
-
     g = torch.Generator().manual_seed(5)
     x, weight, bias = (
         torch.randn(1, 9, 64, generator=g),
@@ -172,9 +170,9 @@ def test_linears_in_every_format_with_static_scales() -> None:
         torch.randn(48, generator=g),
     )
     wanted = x.double() @ weight.double() + bias.double()
-    for format, quantize, bound in (("fp8", fp8.quantize, 0.05), ("int8", int8.quantize, 0.02)):
-        values, scale = quantize(weight, torch.float32)
-        stored = weights.StoredLinear(values, bias, scale, torch.tensor([0.01]))
+    for format, bound in (("fp8", 0.05), ("int8", 0.02)):
+        values, scale = FORMATS[format].quantize(weight, torch.float32)
+        stored = weights.StoredLinear(values, bias, scale, torch.tensor([0.01]), format=format)
         linear = KernelLinear.of(stored, format)
         assert (linear.activations, linear.channels, linear.static) == (format, 48, True)
         out = torch.empty(1, 9, 48)
@@ -240,9 +238,9 @@ def test_options_that_make_no_sense(tiny_bundle: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(KontextError, match="needs a PyTorch with CUDA"):
             Pipeline.load(tiny_bundle, backend="torch", device="cuda")
-    with pytest.raises(KontextError, match="FP8 activations go with FP8 or INT4 weights"):
+    with pytest.raises(KontextError, match="FP8 activations need FP8 or INT4 weights"):
         edited(tiny_bundle, activations="fp8")
-    with pytest.raises(KontextError, match="INT8 activations go with INT8 weights"):
+    with pytest.raises(KontextError, match="INT8 activations need INT8 weights"):
         choose_activations("int8", {"fp8"}, CPU)
     with pytest.raises(KontextError, match="heads of 32, 64, 128 channels, this model's have 48"):
         choose_attention("auto", 48, CPU)
@@ -298,7 +296,7 @@ def test_all_of_a_linear_is_where_its_weight_is(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table made on the host would be an address that a kernel cannot read."""
-    stored = NUMBER_FORMATS[format]
+    stored = FORMATS[format]
     tensors = stored.quantize(torch.randn(128, 64), torch.float32)
     names = [f"l.weight{ending}" for ending, *_ in stored.layout((128, 64))]
     path = tmp_path / "w.safetensors"
@@ -315,8 +313,8 @@ def test_all_of_a_linear_is_where_its_weight_is(
     "layer", [("nf4", 0), ("nf4", 8), ("nvfp4", 8), ("uint4", 0), ("int8", 4), ("int4", 0)], ids=str
 )
 def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp_path: Path) -> None:
-    """What `quant.methods` stores, centred and with a branch, against its own dequantization."""
-    from kontext.quant.methods import dequantize, layout, quantize
+    """What `quant.quantize` stores, centred and with a branch, against its own dequantization."""
+    from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout
     from kontext.quant.recipe import Layer
     from kontext.quant.statistics import InputStatistics
 
@@ -326,8 +324,8 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     statistics = InputStatistics.empty(128)
     statistics.add(x, 0)
     stored = Layer(*layer, centred=layer[0] == "int8")
-    tensors = quantize(weight, stored, torch.float32, statistics)
-    names = [f"l.weight{ending}" for ending, *_ in layout(stored, (128, 64))]
+    tensors = quantize_weight(weight, stored, torch.float32, statistics)
+    names = [f"l.weight{ending}" for ending, *_ in weight_layout(stored, (128, 64))]
     path = tmp_path / "w.safetensors"
     save_file({**dict(zip(names, tensors, strict=True)), "l.bias": torch.ones(64)}, path)
     file = weights.WeightFile(path, torch.device("cpu"), torch.float32)
@@ -335,8 +333,8 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     file.close()
     offset = torch.ones(64)
     if stored.centred:
-        offset += tensors[-1] - tensors[-2] @ dequantize(tensors, stored)
-    expected = x @ dequantize(tensors, stored) + offset
+        offset += tensors[-1] - tensors[-2] @ dequantize_weight(tensors, stored)
+    expected = x @ dequantize_weight(tensors, stored) + offset
     assert linear.channels == 64
     assert torch.allclose(linear.apply(x), expected, atol=2e-4)
     kernel = KernelLinear.of(linear, "16-bit")
@@ -348,4 +346,4 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     shift, scale = (torch.randn(2, 128, generator=generator) * 0.1 for _ in range(2))
     normalized = torch.nn.functional.layer_norm(x, (128,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
     kernel.product(kernel.normalized(x, shift, scale), out)
-    assert torch.allclose(out, normalized @ dequantize(tensors, stored) + offset, atol=2e-4)
+    assert torch.allclose(out, normalized @ dequantize_weight(tensors, stored) + offset, atol=2e-4)

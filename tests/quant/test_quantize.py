@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
 
-from kontext.quant.formats import FORMATS  # noqa: E402
-from kontext.quant.methods import dequantize, layout, quantize, static_scale  # noqa: E402
+from kontext.quant.formats import COMPUTE, FORMATS  # noqa: E402
+from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
 
@@ -34,8 +34,8 @@ def statistics(inputs: Tensor) -> InputStatistics:
 
 
 def output_error(layer: Layer, inputs: Tensor, weight: Tensor, calibrated: bool) -> float:
-    tensors = quantize(weight, layer, torch.float32, statistics(inputs) if calibrated else None)
-    return float((inputs @ (dequantize(tensors, layer) - weight)).norm() / (inputs @ weight).norm())
+    tensors = quantize_weight(weight, layer, torch.float32, statistics(inputs) if calibrated else None)
+    return float((inputs @ (dequantize_weight(tensors, layer) - weight)).norm() / (inputs @ weight).norm())
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -59,26 +59,19 @@ def test_a_branch_brings_it_closer_still(calibrated: bool) -> None:
 def test_stored_tensors_are_the_layout(format: str, dtype: torch.dtype, calibrated: bool) -> None:
     known = statistics(layer_inputs()) if calibrated else None
     layer = Layer(format, 8, "fp8" if calibrated else "", centred=calibrated)
-    tensors = quantize(noise(WIDTH, 64), layer, dtype, known)
+    tensors = quantize_weight(noise(WIDTH, 64), layer, dtype, known)
     names = {
         "F32": torch.float32,
         "F8_E4M3": torch.float8_e4m3fn,
         "U8": torch.uint8,
         "I8": torch.int8,
-        "wide": dtype,
+        COMPUTE: dtype,
     }
-    expected = [(names[stored], shape) for _, stored, shape in layout(layer, (WIDTH, 64))]
+    expected = [(names[stored], shape) for _, stored, shape in weight_layout(layer, (WIDTH, 64))]
     assert [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors] == expected
     assert all(tensor.is_contiguous() for tensor in tensors)
-    error = (dequantize(tensors, layer) - noise(WIDTH, 64)).norm() / noise(WIDTH, 64).norm()
+    error = (dequantize_weight(tensors, layer) - noise(WIDTH, 64)).norm() / noise(WIDTH, 64).norm()
     assert error < 0.3
-
-
-def test_the_static_scale_reaches_the_largest_unless_it_is_alone() -> None:
-    values = noise(4000, WIDTH)
-    scale = static_scale(statistics(values))
-    assert 0.5 <= scale * 448 / float(values.abs().max()) <= 1.0
-    assert static_scale(InputStatistics.empty(4)) == 1.0
 
 
 def test_centred_inputs_are_rounded_less() -> None:
@@ -87,20 +80,21 @@ def test_centred_inputs_are_rounded_less() -> None:
     errors = []
     for centred in (False, True):
         layer = Layer("fp8", 0, "fp8", centred)
-        tensors = quantize(weight, layer, torch.float32, statistics(inputs))
+        tensors = quantize_weight(weight, layer, torch.float32, statistics(inputs))
         found = {
-            ending: tensor for (ending, *_), tensor in zip(layout(layer, (WIDTH, 64)), tensors, strict=True)
+            ending: tensor
+            for (ending, *_), tensor in zip(weight_layout(layer, (WIDTH, 64)), tensors, strict=True)
         }
         mean = found.get("_input_mean", torch.zeros(WIDTH))
         units = (inputs - mean) / found["_input_scale"]
         rounded = units.clamp(-448, 448).to(torch.float8_e4m3fn).float() * found["_input_scale"]
-        y = rounded @ dequantize(tensors, layer) + found.get("_mean_output", torch.zeros(64))
+        y = rounded @ dequantize_weight(tensors, layer) + found.get("_mean_output", torch.zeros(64))
         errors.append(float((y - inputs @ weight).norm()))
     assert errors[1] < 0.8 * errors[0]
 
 
 def test_static_scales_need_statistics() -> None:
     with pytest.raises(ValueError, match="need statistics"):
-        quantize(noise(64, 8), Layer("fp8", activations="fp8"), torch.float32)
+        quantize_weight(noise(64, 8), Layer("fp8", activations="fp8"), torch.float32)
     with pytest.raises(ValueError, match="centring needs statistics"):
-        quantize(noise(64, 8), Layer("int8", activations="int8", centred=True), torch.float32)
+        quantize_weight(noise(64, 8), Layer("int8", activations="int8", centred=True), torch.float32)

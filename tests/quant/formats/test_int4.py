@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from kontext.quant import int4  # noqa: E402
+from kontext.quant.formats import grouped  # noqa: E402
+from kontext.quant.formats.int4 import INT4  # noqa: E402
 
 ALL = torch.arange(-8, 8, dtype=torch.int8)
 
@@ -20,8 +21,8 @@ def test_bytes_are_ml_dtypes_and_onnx() -> None:
     helper = pytest.importorskip("onnx.numpy_helper")
     ml_dtypes = pytest.importorskip("ml_dtypes")
     values = torch.cartesian_prod(ALL, ALL)
-    packed = int4.pack(values)
-    assert torch.equal(int4.unpack(packed), values)
+    packed = INT4.pack(values)
+    assert torch.equal(INT4.integers(packed), values)
     tensor = helper.from_array(values.numpy().astype(ml_dtypes.int4), "t")
     assert tensor.raw_data == packed.numpy().tobytes()
 
@@ -29,11 +30,11 @@ def test_bytes_are_ml_dtypes_and_onnx() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_error_of_normal_weights(dtype: torch.dtype) -> None:
     weight = torch.randn(512, 64, generator=torch.Generator().manual_seed(1))
-    packed, scales = int4.quantize(weight, dtype)
+    packed, scales = INT4.quantize(weight, dtype)
     assert packed.shape == (512, 32)
     assert scales.shape == (8, 64)
     assert scales.dtype == dtype
-    error = float((int4.dequantize(packed, scales.float()) - weight).norm() / weight.norm())
+    error = float((INT4.dequantize(packed, scales.float()) - weight).norm() / weight.norm())
     assert 0.08 < error < 0.105
     # The search is worth it: the plain scale, which just reaches the largest weight, does worse.
     amax = weight.unflatten(0, (-1, 64)).abs().amax(1) / 7
@@ -46,7 +47,7 @@ def test_what_it_can_hold_it_holds_exactly() -> None:
     values = torch.randint(-7, 8, (128, 6), generator=generator)
     values[::64] = 7  # so that every group's scale is plain
     weight = values * torch.tensor([1.0, 2, 0.5, 4, 8, 0.25])
-    assert torch.equal(int4.dequantize(*int4.quantize(weight, torch.float32)), weight)
+    assert torch.equal(INT4.dequantize(*INT4.quantize(weight, torch.float32)), weight)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -62,8 +63,8 @@ def test_no_extreme_breaks_it(exponent: int, outlier: float, dtype: torch.dtype,
     weight[:, 1] = 0
     top = torch.finfo(dtype).max
     weight.clamp_(-top, top)
-    packed, scales = int4.quantize(weight, dtype)
-    result = int4.dequantize(packed, scales.float())
+    packed, scales = INT4.quantize(weight, dtype)
+    result = INT4.dequantize(packed, scales.float())
     assert torch.isfinite(scales).all()
     assert (scales > 0).all()
     assert (result[:, 1] == 0).all()
@@ -74,17 +75,17 @@ def test_no_extreme_breaks_it(exponent: int, outlier: float, dtype: torch.dtype,
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(128, 10)
-    whole = int4.quantize(weight, torch.float16)
-    monkeypatch.setattr(int4, "BLOCK", 4 * 64)
-    parts = int4.quantize(weight, torch.float16)
+    whole = INT4.quantize(weight, torch.float16)
+    monkeypatch.setattr(grouped, "BLOCK", 4 * 64)
+    parts = INT4.quantize(weight, torch.float16)
     assert all(torch.equal(first, second) for first, second in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(63, 4), (64, 3), (64,), (2, 64, 4)])
 def test_shapes_that_do_not_fit(shape: tuple[int, ...]) -> None:
-    assert not int4.fits(shape)
-    with pytest.raises(ValueError, match="no whole groups of 64"):
-        int4.quantize(torch.ones(shape), torch.float32)
+    assert not INT4.fits(shape)
+    with pytest.raises(ValueError, match="in a multiple of 64 and out of 2"):
+        INT4.quantize(torch.ones(shape), torch.float32)
 
 
 def test_onnxruntime_dequantizes_the_same() -> None:
@@ -93,7 +94,7 @@ def test_onnxruntime_dequantizes_the_same() -> None:
     import onnxruntime
 
     weight = torch.randn(128, 32, generator=torch.Generator().manual_seed(4))
-    packed, scales = int4.quantize(weight, torch.float32)
+    packed, scales = INT4.quantize(weight, torch.float32)
     make = onnx.helper
     initializers = [
         make.make_tensor("w", onnx.TensorProto.INT4, [128, 32], packed.numpy().tobytes(), raw=True),
@@ -112,5 +113,5 @@ def test_onnxruntime_dequantizes_the_same() -> None:
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     x = np.random.default_rng(5).standard_normal((3, 128), np.float32)
-    expected = x @ int4.dequantize(packed, scales).numpy()
+    expected = x @ INT4.dequantize(packed, scales).numpy()
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=0, atol=2e-4)

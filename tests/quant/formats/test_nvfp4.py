@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from kontext.quant import nvfp4  # noqa: E402
+from kontext.quant.formats.nvfp4 import NVFP4  # noqa: E402
 
 
 def test_rounding_is_ml_dtypes() -> None:
@@ -19,9 +19,9 @@ def test_rounding_is_ml_dtypes() -> None:
     values = torch.arange(-512, 513) / 64
     values = torch.cat((values, torch.nextafter(values, values + 1), torch.nextafter(values, values - 1)))
     expected = values.numpy().astype(ml_dtypes.float4_e2m1fn)
-    assert np.array_equal(nvfp4.nearest(values).numpy(), expected.astype(np.float32))
+    assert np.array_equal(NVFP4.nearest(values).numpy(), expected.astype(np.float32))
     # A negative number that rounds to zero is a plain zero here.
-    codes, theirs = nvfp4.codes(values).numpy(), expected.view(np.uint8)
+    codes, theirs = NVFP4.indices(values).numpy(), expected.view(np.uint8)
     assert np.array_equal(codes, np.where(theirs == 8, 0, theirs))
 
 
@@ -30,7 +30,7 @@ def test_what_is_stored_is_what_onnx_reads() -> None:
     from onnx.reference import ReferenceEvaluator
 
     weight = torch.randn(48, 6, generator=torch.Generator().manual_seed(1))
-    packed, scale, whole = nvfp4.quantize(weight, torch.float32)
+    packed, scale, whole = NVFP4.quantize(weight, torch.float32)
     node = onnx.helper.make_node
     types = onnx.TensorProto
 
@@ -55,21 +55,21 @@ def test_what_is_stored_is_what_onnx_reads() -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)])
     onnx.checker.check_model(model, full_check=True)
     restored = ReferenceEvaluator(model).run(None, {})[0]
-    np.testing.assert_allclose(restored, nvfp4.dequantize(packed, scale, whole).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(restored, NVFP4.dequantize(packed, scale, whole).numpy(), rtol=1e-6)
 
 
 def test_error_of_normal_weights() -> None:
     weight = torch.randn(512, 64, generator=torch.Generator().manual_seed(2))
-    error = (nvfp4.dequantize(*nvfp4.quantize(weight, torch.float32)) - weight).norm() / weight.norm()
+    error = (NVFP4.dequantize(*NVFP4.quantize(weight, torch.float32)) - weight).norm() / weight.norm()
     assert 0.07 < error < 0.095
 
 
 def test_what_it_can_hold_it_holds_exactly() -> None:
     generator = torch.Generator().manual_seed(3)
-    weight = torch.tensor(nvfp4.VALUES)[torch.randint(0, 7, (64, 4), generator=generator)]
+    weight = torch.tensor(NVFP4.codes[:8])[torch.randint(0, 7, (64, 4), generator=generator)]
     weight = weight * (torch.randint(0, 2, (64, 4), generator=generator) * 2 - 1)
     weight[::16] = 4  # drawn to 4, the scale is 448 exactly
-    assert torch.equal(nvfp4.dequantize(*nvfp4.quantize(weight, torch.float32)), weight)
+    assert torch.equal(NVFP4.dequantize(*NVFP4.quantize(weight, torch.float32)), weight)
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
@@ -78,7 +78,7 @@ def test_no_extreme_breaks_it(exponent: int, outlier: float, seed: int) -> None:
     weight = torch.randn(64, 4, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
     weight[5, 1] *= outlier
     weight[16:32, 2] = 0
-    restored = nvfp4.dequantize(*nvfp4.quantize(weight, torch.float32))
+    restored = NVFP4.dequantize(*NVFP4.quantize(weight, torch.float32))
     assert torch.isfinite(restored).all()
     assert (restored[16:32, 2] == 0).all()
     top = weight.abs().max()
@@ -87,6 +87,6 @@ def test_no_extreme_breaks_it(exponent: int, outlier: float, seed: int) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 2), (17, 2), (16, 3), (16,)])
 def test_blocks_must_be_whole(shape: tuple[int, ...]) -> None:
-    assert not nvfp4.fits(shape)
-    with pytest.raises(ValueError, match="no whole blocks of 16"):
-        nvfp4.quantize(torch.zeros(shape), torch.float32)
+    assert not NVFP4.fits(shape)
+    with pytest.raises(ValueError, match="in a multiple of 16 and out of 2"):
+        NVFP4.quantize(torch.zeros(shape), torch.float32)

@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from kontext.quant import int4, uint4  # noqa: E402
+from kontext.quant.formats.int4 import INT4  # noqa: E402
+from kontext.quant.formats.uint4 import UINT4  # noqa: E402
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -21,7 +22,7 @@ def test_what_is_stored_is_what_onnx_reads() -> None:
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     weight = noise(128, 6) + 0.5
-    packed, scale, zero = uint4.quantize(weight, torch.float32)
+    packed, scale, zero = UINT4.quantize(weight, torch.float32)
     types = onnx.TensorProto
 
     def tensor(name: str, shape: list[int], data: torch.Tensor) -> object:
@@ -41,31 +42,31 @@ def test_what_is_stored_is_what_onnx_reads() -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     restored = session.run(None, {})[0]
-    assert np.array_equal(restored, uint4.dequantize(packed, scale, zero).numpy())
+    assert np.array_equal(restored, UINT4.dequantize(packed, scale, zero).numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_weights_to_one_side_gain(dtype: torch.dtype) -> None:
     weight = noise(256, 32).abs()
-    packed, *scales = uint4.quantize(weight, dtype)
+    packed, *scales = UINT4.quantize(weight, dtype)
     assert packed.shape == (256, 16)
     assert [each.dtype for each in scales] == [dtype, torch.uint8]
-    error = (uint4.dequantize(packed, scales[0].float(), scales[1]) - weight).norm() / weight.norm()
-    symmetric, scale = int4.quantize(weight, dtype)
-    plain = (int4.dequantize(symmetric, scale.float()) - weight).norm() / weight.norm()
+    error = (UINT4.dequantize(packed, scales[0].float(), scales[1]) - weight).norm() / weight.norm()
+    symmetric, scale = INT4.quantize(weight, dtype)
+    plain = (INT4.dequantize(symmetric, scale.float()) - weight).norm() / weight.norm()
     assert error < 0.7 * plain
 
 
 def test_rounding_in_steps_is_the_same() -> None:
     weight = noise(128, 6, seed=3)
-    packed, *scales = uint4.quantize(weight, torch.float32)
+    packed, *scales = UINT4.quantize(weight, torch.float32)
     steps, zeros = (
-        each.repeat_interleave(64, dim=0) for each in (uint4.step(*scales), uint4.offset(*scales))
+        each.repeat_interleave(64, dim=0) for each in (UINT4.step(*scales), UINT4.offset(*scales))
     )
-    units = uint4.nearest(weight / steps, zeros)
-    assert torch.equal(uint4.pack(units, *scales), packed)
+    units = UINT4.nearest(weight / steps, zeros)
+    assert torch.equal(UINT4.pack(units, *scales), packed)
     with pytest.raises(ValueError, match="zero points"):
-        uint4.nearest(units, None)
+        UINT4.nearest(units, None)
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
@@ -73,13 +74,13 @@ def test_rounding_in_steps_is_the_same() -> None:
 def test_no_extreme_breaks_it(exponent: int, shift: float, seed: int) -> None:
     weight = (noise(64, 4, seed=seed) + shift) * 10.0**exponent
     weight[:, 3] = 0
-    packed, scale, zero = uint4.quantize(weight, torch.float32)
-    restored = uint4.dequantize(packed, scale, zero)
+    packed, scale, zero = UINT4.quantize(weight, torch.float32)
+    restored = UINT4.dequantize(packed, scale, zero)
     assert torch.isfinite(restored).all()
     assert (restored[:, 3] == 0).all()
     assert ((restored - weight).abs().amax(0) <= weight.abs().amax(0) * 0.16).all()
 
 
 def test_groups_must_be_whole() -> None:
-    with pytest.raises(ValueError, match="no whole groups of 64"):
-        uint4.quantize(torch.zeros(65, 2), torch.float32)
+    with pytest.raises(ValueError, match="in a multiple of 64 and out of 2"):
+        UINT4.quantize(torch.zeros(65, 2), torch.float32)

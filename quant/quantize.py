@@ -1,0 +1,107 @@
+"""From one weight to what a bundle stores of it: values, scales, a low-rank branch, what its inputs are scaled by.
+
+Without statistics weights are rounded to the nearest. With them, errors are fed back (`gptq`), a low-rank branch
+corrects what is left, and inputs that will be rounded too are centred: each channel's mean over all steps is
+subtracted, and the linear's output for that mean is added back in full precision (the shifting of Outlier Suppression+:
+Wei et al. 2023, arXiv:2304.09145). E4M3 rounds in proportion to a value, and a third of it is that mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import low_rank
+from .formats import COMPUTE, FORMATS
+from .formats.base import TensorLayout
+from .gptq import round_with_feedback
+from .recipe import Layer
+from .static_scale import static_scale
+from .statistics import InputStatistics
+
+
+def weight_layout(layer: Layer, shape: tuple[int, int]) -> list[TensorLayout]:
+    """Every tensor that `quantize_weight` makes of a weight [in, out], in its order."""
+    rows, columns = shape
+    tensors = FORMATS[layer.format].layout(shape)
+    if layer.rank:
+        tensors.append(TensorLayout("_down", COMPUTE, (rows, layer.rank)))
+        tensors.append(TensorLayout("_up", COMPUTE, (layer.rank, columns)))
+    if layer.centred:
+        tensors.append(TensorLayout("_input_mean", COMPUTE, (rows,)))
+        tensors.append(TensorLayout("_mean_output", COMPUTE, (columns,)))
+    if layer.has_static_inputs:
+        tensors.append(TensorLayout("_input_scale", COMPUTE, ()))
+    return tensors
+
+
+def quantize_weight(
+    weight: Tensor, layer: Layer, dtype: torch.dtype, statistics: InputStatistics | None = None
+) -> list[Tensor]:
+    """The stored tensors of `weight` [in, out], in the order of `weight_layout`.
+
+    Args:
+        weight: any floating-point dtype.
+        layer: how it is stored.
+        dtype: of scales and branch where the format does not say otherwise.
+        statistics: of the layer's inputs; needed for centring and for static scales of inputs.
+
+    Raises:
+        KeyError: no such format.
+        ValueError: the weight does not fit the format, or statistics are missing.
+    """
+    format = FORMATS[layer.format]
+    moments = None if statistics is None else statistics.moments
+    extra: list[Tensor] = []
+    centre: Tensor | None = None
+    if layer.centred:
+        if statistics is None:
+            raise ValueError("centring needs statistics")
+        stored = statistics.mean().to(dtype)
+        centre = stored.float()
+        extra += [stored, (centre @ weight.float()).to(dtype)]
+        moments = None if moments is None else statistics.moments_about(centre)
+    if layer.has_static_inputs:
+        if statistics is None:
+            raise ValueError("static scales of inputs need statistics")
+        extra.append(torch.tensor(static_scale(statistics, centre), dtype=dtype))
+    branch: tuple[Tensor, Tensor] | None = None
+    if layer.rank and moments is None:
+        branch = cast_branch(low_rank.leading(weight, layer.rank), dtype)
+        weight = weight.float() - branch[0].float() @ branch[1].float()
+    if moments is None:
+        values, *scales = format.quantize(weight, dtype)
+    else:
+        format.check(tuple(weight.shape))
+        found = format.scales(weight, dtype)
+        units = round_with_feedback(
+            weight, moments, format.step(*found), format.nearest, format.offset(*found)
+        )
+        values, *scales = format.pack(units, *found), *found
+        if layer.rank:
+            error = weight.float() - format.dequantize(values, *map(in_fp32, scales)).float()
+            branch = cast_branch(low_rank.correction(error, moments, layer.rank), dtype)
+    return [tensor.contiguous() for tensor in (values, *scales, *(branch or ()), *extra)]
+
+
+def dequantize_weight(tensors: Sequence[Tensor], layer: Layer) -> Tensor:
+    """The weight, fp32 [in, out], that the stored tensors of `quantize_weight` stand for, the branch included."""
+    format = FORMATS[layer.format]
+    count = len(format.tensors)
+    values, *scales = tensors[:count]
+    weight = format.dequantize(values, *map(in_fp32, scales)).float()
+    if layer.rank:
+        down, up = tensors[count : count + 2]
+        weight = weight + down.float() @ up.float()
+    return weight
+
+
+def in_fp32(scale: Tensor) -> Tensor:
+    """Scales in 16 bits as fp32; E4M3 and packed ones unchanged."""
+    return scale.float() if scale.dtype in (torch.float16, torch.bfloat16) else scale
+
+
+def cast_branch(branch: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return branch[0].to(dtype), branch[1].to(dtype)

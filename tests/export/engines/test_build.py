@@ -297,7 +297,7 @@ def test_formats_that_a_card_has_not(
 
 def test_bundles_over_other_files(tiny_bundle: Path) -> None:
     bundle = dataclasses.replace(Bundle.open(tiny_bundle), links={"links/a": None})  # type: ignore[dict-item]
-    with pytest.raises(KontextError, match="export without --link-weights"):
+    with pytest.raises(KontextError, match="export without it"):
         check_bundle(bundle, "sm89")
 
 

@@ -104,39 +104,6 @@ class MemoryPlan:
         }
 
 
-def usable_options(
-    target: Target, requested: Sequence[Option] | None, report: Sensitivity | None
-) -> list[Option]:
-    """The options that a plan chooses from.
-
-    Raises:
-        KontextError: a requested option does not run on the target, or is not in the report.
-    """
-    if requested is not None:
-        for option in requested:
-            if option.format not in target.formats or option.format not in FORMATS:
-                runs = ", ".join(name for name in target.formats if name in FORMATS)
-                raise KontextError(f"{option.format} weights do not run on {target.name}: choose from {runs}")
-            if report is not None and str(option) not in report.options:
-                raise KontextError(
-                    f"the sensitivity report has {', '.join(report.options)}, not {option}: measure it with "
-                    f"kontext-export sensitivity --formats {option}"
-                )
-        return list(requested)
-    if report is not None:
-        options = [Option.parse(text) for text in report.options]
-    else:
-        options = [option for name in FORMATS for option in (Option.parse(name), Option(name))]
-    usable = [
-        each for each in dict.fromkeys(options) if each.format in FORMATS and each.format in target.formats
-    ]
-    if not usable:
-        raise KontextError(
-            f"the sensitivity report has no format that runs on {target.name}, which runs {', '.join(target.formats)}"
-        )
-    return usable
-
-
 def make_plan(
     config: KontextConfig,
     budget: int,
@@ -208,6 +175,39 @@ def make_plan(
     return MemoryPlan(config.name, budget, target, work, base.compute["transformer"], method, stages, recipe)
 
 
+def usable_options(
+    target: Target, requested: Sequence[Option] | None, report: Sensitivity | None
+) -> list[Option]:
+    """The options that a plan chooses from.
+
+    Raises:
+        KontextError: a requested option does not run on the target, or is not in the report.
+    """
+    if requested is not None:
+        for option in requested:
+            if option.format not in target.formats or option.format not in FORMATS:
+                runs = ", ".join(name for name in target.formats if name in FORMATS)
+                raise KontextError(f"{option.format} weights do not run on {target.name}: choose from {runs}")
+            if report is not None and str(option) not in report.options:
+                raise KontextError(
+                    f"the sensitivity report has {', '.join(report.options)}, not {option}: measure it with "
+                    f"kontext-export sensitivity --formats {option}"
+                )
+        return list(requested)
+    if report is not None:
+        options = [Option.parse(text) for text in report.options]
+    else:
+        options = [option for name in FORMATS for option in (Option.parse(name), Option(name))]
+    usable = [
+        each for each in dict.fromkeys(options) if each.format in FORMATS and each.format in target.formats
+    ]
+    if not usable:
+        raise KontextError(
+            f"the sensitivity report has no format that runs on {target.name}, which runs {', '.join(target.formats)}"
+        )
+    return usable
+
+
 def fixed_bytes(
     config: KontextConfig,
     network: str,
@@ -218,22 +218,6 @@ def fixed_bytes(
     """Bytes of the weights that are never quantized, and of the graph's tables."""
     tables = sum(table.numel() * table.element_size() for table in constants(network, config).values())
     return tables + sum(wide * math.prod(shape) for weight, shape in shapes.items() if weight not in layers)
-
-
-def stored_layers(config: KontextConfig, network: str, precision: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(format, bytes) of every weight and table of a bundle's network, from its manifest's `precision`."""
-    compute = precision["networks"][network]
-    layers = precision["layers"].get(network, {})
-    result = [
-        (compute, table.numel() * table.element_size()) for table in constants(network, config).values()
-    ]
-    for weight, shape in weight_shapes(network, config).items():
-        layer = Layer.from_json(layers.get(weight, compute))
-        if layer.format in FORMATS:
-            result.append((layer.format, layer_bytes(layer, (shape[1], shape[0]), COMPUTE_BYTES[compute])))
-        else:
-            result.append((layer.format, COMPUTE_BYTES[layer.format] * math.prod(shape)))
-    return result
 
 
 def fit_stage(
@@ -291,3 +275,19 @@ def rule_of(network: str, weight: str, name: str) -> Rule:
         return Rule(network, weight, COMPUTE)
     option = Option.parse(name)
     return Rule(network, weight, option.format, option.rank)
+
+
+def stored_layers(config: KontextConfig, network: str, precision: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(format, bytes) of every weight and table of a bundle's network, from its manifest's `precision`."""
+    compute = precision["networks"][network]
+    layers = precision["layers"].get(network, {})
+    result = [
+        (compute, table.numel() * table.element_size()) for table in constants(network, config).values()
+    ]
+    for weight, shape in weight_shapes(network, config).items():
+        layer = Layer.from_json(layers.get(weight, compute))
+        if layer.format in FORMATS:
+            result.append((layer.format, layer_bytes(layer, (shape[1], shape[0]), COMPUTE_BYTES[compute])))
+        else:
+            result.append((layer.format, COMPUTE_BYTES[layer.format] * math.prod(shape)))
+    return result

@@ -64,48 +64,6 @@ VERSION = 1
 """Of the measurement. Increase it when something else is measured: cached reports are then ignored."""
 
 
-def measured_layers(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, int]]]:
-    """Network → weight → [in, out] of every linear that a recipe may quantize."""
-    shapes = {name: network.shapes for name, network in checkpoint.networks.items()}
-    return quantizable_layers(checkpoint.config, shapes, widest_recipe(checkpoint))
-
-
-def quantizable_layers(
-    config: KontextConfig, shapes: NetworkShapes, recipe: Recipe
-) -> dict[str, dict[str, tuple[int, int]]]:
-    """Network → weight → [in, out] of the linears that `recipe` quantizes."""
-    result: dict[str, dict[str, tuple[int, int]]] = {}
-    for network, each in shapes.items():
-        linears = linear_weights(network, config)
-        for weight, shape in each.items():
-            if weight in linears and recipe.layer_of(network, weight, shape[::-1], True).format in FORMATS:
-                result.setdefault(network, {})[weight] = (shape[1], shape[0])
-    return result
-
-
-def widest_recipe(checkpoint: Checkpoint) -> Recipe:
-    """A recipe that quantizes every layer that may be quantized."""
-    return choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None, "int8")
-
-
-@dataclass(frozen=True)
-class QuantizedWeights:
-    """Quantizes and dequantizes a checkpoint's layers one by one, as an export would store them."""
-
-    checkpoint: Checkpoint
-    statistics: Statistics | None
-
-    def read(self, network: str, weight: str, option: Option) -> tuple[Tensor, float]:
-        """A layer [in, out], quantized and dequantized, fp32; and its relative error: of its output if the moments of
-        its inputs are known, else of the weight."""
-        original = self.checkpoint.networks[network].read(weight).t()
-        known = None if self.statistics is None else self.statistics.get(network, weight)
-        compute = widest_recipe(self.checkpoint).compute["transformer"]
-        rank = option.rank_of((original.shape[0], original.shape[1]), COMPUTE_BYTES[compute])
-        quantized = round_trip(original, Layer(option.format, rank), compute_dtype(self.checkpoint), known)
-        return quantized, relative_error(original, quantized, None if known is None else known.moments)
-
-
 def measure_sensitivity(
     checkpoint: Checkpoint,
     options: Sequence[Option],
@@ -181,6 +139,84 @@ def measure_sensitivity(
     return report
 
 
+def estimate_sensitivity(
+    checkpoint: Checkpoint,
+    options: Sequence[Option],
+    statistics: Statistics | None,
+    progress: Progress,
+) -> Sensitivity:
+    """Estimates each layer's effect on the velocity without running the model, with one weight in memory at a time.
+
+    The error of a layer's output is computed from the moments in `statistics`, or from the weights if there are none; a
+    gain for its kind, measured on the embedded model, converts it to the velocity's.
+    """
+    check_options(options)
+    layers = measured_layers(checkpoint)
+    counts = count_kinds(layers)
+    source = QuantizedWeights(checkpoint, statistics)
+    method = "weights" if statistics is None else "moments"
+    report = Sensitivity(checkpoint.config.name, method, [str(option) for option in options])
+    with progress.steps("sensitivity", sum(map(len, layers.values()))) as advance:
+        for network, weights in layers.items():
+            for weight, shape in weights.items():
+                layer = report.layers.setdefault(network, {})[weight] = LayerSensitivity(shape)
+                factor = prior_sensitivity(network, weight, counts[kind_of(network, weight)])
+                for option in options:
+                    if option.fits(shape):
+                        _, relative = source.read(network, weight, option)
+                        layer.relative[str(option)], layer.errors[str(option)] = relative, factor * relative
+                advance(1)
+    if statistics is not None:
+        report.about = dict(statistics.about)
+    return report
+
+
+def write_report(report: Sensitivity, path: Path) -> None:
+    write_atomic(path, json.dumps(report.as_json(), indent=1) + "\n")
+
+
+def measured_layers(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, int]]]:
+    """Network → weight → [in, out] of every linear that a recipe may quantize."""
+    shapes = {name: network.shapes for name, network in checkpoint.networks.items()}
+    return quantizable_layers(checkpoint.config, shapes, widest_recipe(checkpoint))
+
+
+def quantizable_layers(
+    config: KontextConfig, shapes: NetworkShapes, recipe: Recipe
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Network → weight → [in, out] of the linears that `recipe` quantizes."""
+    result: dict[str, dict[str, tuple[int, int]]] = {}
+    for network, each in shapes.items():
+        linears = linear_weights(network, config)
+        for weight, shape in each.items():
+            if weight in linears and recipe.layer_of(network, weight, shape[::-1], True).format in FORMATS:
+                result.setdefault(network, {})[weight] = (shape[1], shape[0])
+    return result
+
+
+def widest_recipe(checkpoint: Checkpoint) -> Recipe:
+    """A recipe that quantizes every layer that may be quantized."""
+    return choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None, "int8")
+
+
+@dataclass(frozen=True)
+class QuantizedWeights:
+    """Quantizes and dequantizes a checkpoint's layers one by one, as an export would store them."""
+
+    checkpoint: Checkpoint
+    statistics: Statistics | None
+
+    def read(self, network: str, weight: str, option: Option) -> tuple[Tensor, float]:
+        """A layer [in, out], quantized and dequantized, fp32; and its relative error: of its output if the moments of
+        its inputs are known, else of the weight."""
+        original = self.checkpoint.networks[network].read(weight).t()
+        known = None if self.statistics is None else self.statistics.get(network, weight)
+        compute = widest_recipe(self.checkpoint).compute["transformer"]
+        rank = option.rank_of((original.shape[0], original.shape[1]), COMPUTE_BYTES[compute])
+        quantized = round_trip(original, Layer(option.format, rank), compute_dtype(self.checkpoint), known)
+        return quantized, relative_error(original, quantized, None if known is None else known.moments)
+
+
 def velocity_error(edits: Sequence[RecordedEdits], network: str) -> tuple[float, list[float]]:
     """Energy of the velocity's error relative to the velocity's, over all edits: the mean of the measured steps, and
     each."""
@@ -232,38 +268,6 @@ def measure_pictures(
     return result
 
 
-def estimate_sensitivity(
-    checkpoint: Checkpoint,
-    options: Sequence[Option],
-    statistics: Statistics | None,
-    progress: Progress,
-) -> Sensitivity:
-    """Estimates each layer's effect on the velocity without running the model, with one weight in memory at a time.
-
-    The error of a layer's output is computed from the moments in `statistics`, or from the weights if there are none; a
-    gain for its kind, measured on the embedded model, converts it to the velocity's.
-    """
-    check_options(options)
-    layers = measured_layers(checkpoint)
-    counts = count_kinds(layers)
-    source = QuantizedWeights(checkpoint, statistics)
-    method = "weights" if statistics is None else "moments"
-    report = Sensitivity(checkpoint.config.name, method, [str(option) for option in options])
-    with progress.steps("sensitivity", sum(map(len, layers.values()))) as advance:
-        for network, weights in layers.items():
-            for weight, shape in weights.items():
-                layer = report.layers.setdefault(network, {})[weight] = LayerSensitivity(shape)
-                factor = prior_sensitivity(network, weight, counts[kind_of(network, weight)])
-                for option in options:
-                    if option.fits(shape):
-                        _, relative = source.read(network, weight, option)
-                        layer.relative[str(option)], layer.errors[str(option)] = relative, factor * relative
-                advance(1)
-    if statistics is not None:
-        report.about = dict(statistics.about)
-    return report
-
-
 def count_kinds(layers: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
     """Kind of layer → number of layers of that kind."""
     counts: dict[str, int] = {}
@@ -293,7 +297,3 @@ def sensitivity_digest(
         calibrated,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def write_report(report: Sensitivity, path: Path) -> None:
-    write_atomic(path, json.dumps(report.as_json(), indent=1) + "\n")

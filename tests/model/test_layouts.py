@@ -45,7 +45,7 @@ def native_transformer(state: State) -> dict[str, torch.Tensor]:
 
 
 def native_autoencoder(state: State) -> dict[str, torch.Tensor]:
-    """As `ae.safetensors` has it: both halves, the attention's linears as 1x1 convolutions."""
+    """As in `ae.safetensors`: both halves, with 1x1 convolutions in place of the attention's linears."""
     return {
         f"{half}.{name}": tensor[..., None, None].clone() if name in ATTENTION else tensor
         for half, network in HALVES.items()
@@ -159,7 +159,7 @@ def test_all_in_one(state: State, tiny_checkpoint: Path, tmp_path: Path) -> None
 
 
 TOLERANCE = {"F32": 0.0, "F16": 5e-4, "BF16": 4e-3, "Q8_0": 0.006, "Q5_0": 0.05, "Q4_0": 0.11}
-"""Relative errors that the formats are known for, with room."""
+"""Upper bounds of the formats' relative errors."""
 
 
 def write_gguf(path: Path, architecture: str, tensors: dict[str, torch.Tensor], quantization: str) -> Path:

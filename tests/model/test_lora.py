@@ -54,7 +54,7 @@ def state(tiny_checkpoint: Path) -> State:
 
 @pytest.fixture
 def tiny_converters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers' converters with the tiny model's sizes for FLUX's, which are written into their code."""
+    """diffusers' converters with the tiny model's sizes in place of FLUX's, which are constants in their code."""
     for name in CONVERTERS:
         function = f"_convert_{name}_lora_to_diffusers"
         source = inspect.getsource(getattr(lora_conversion_utils, function))
@@ -80,7 +80,7 @@ def diffusers_linears(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def linear_parts(checkpoint: Checkpoint, network: str) -> list[str]:
-    """Tensors of the diffusers folder that a network's linears are put together from."""
+    """The tensors of a diffusers folder that make up a network's linears."""
     sources = checkpoint.networks[network].sources
     return [part for module in linears(checkpoint, network) for part in sources[f"{module}.weight"].parts]
 
@@ -88,7 +88,7 @@ def linear_parts(checkpoint: Checkpoint, network: str) -> list[str]:
 def factors(
     shapes: dict[str, tuple[int, ...]], spell: Callable[[str], str] = str, style: str = "A B", seed: int = 0
 ) -> Tensors:
-    """Factors of ranks 1 to 3; `style` is the ending of the down factor's name and of the up factor's."""
+    """Factors of ranks 1 to 3; `style` has the endings of the down and up factors' names."""
     generator = torch.Generator().manual_seed(seed)
     down, up = (f"lora_{end}" if end[0] in "AB" else end for end in style.split())
     tensors = {}
@@ -100,7 +100,7 @@ def factors(
 
 
 def with_alphas(tensors: Tensors, skip: str = "final_layer") -> Tensors:
-    """Another alpha for every module but the final layer's, which diffusers ignores in kohya's files."""
+    """A different alpha for every module except the final layer, whose alpha diffusers ignores in kohya's files."""
     modules = [name.rsplit(".lora_", 1)[0] for name in tensors if name.endswith(".weight")]
     return tensors | {
         f"{module}.alpha": torch.tensor(0.5 + index % 7)
@@ -211,7 +211,7 @@ def fuse(
 
 
 def reference(checkpoint: Checkpoint, folder: Path, *requests: tuple[Tensors, float]) -> State:
-    """Native weights in float64, from what diffusers makes of the LoRAs."""
+    """Native weights in float64, with the LoRAs as converted by diffusers."""
     base = {
         component: {name: tensor.double() for name, tensor in load_file(folder / file).items()}
         for component, file in FILES.items()

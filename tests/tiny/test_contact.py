@@ -1,4 +1,4 @@
-"""The contact sheet: every picture is on it, at its place and in its proportions."""
+"""The contact sheet: every picture is on it, in its place and with its proportions."""
 
 from __future__ import annotations
 

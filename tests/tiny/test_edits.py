@@ -1,4 +1,4 @@
-"""Edits: the instruction decides the target, nothing unnamed changes, and the test split stays unseen."""
+"""Edits: the instruction determines the target, nothing else changes, and training never draws from the test split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge: it accepts the right picture, even mildly degraded, and rejects every wrong answer we draw."""
+"""The judge accepts the correct picture, even slightly degraded, and rejects wrong ones."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_right_picture_is_accepted_and_the_source_is_not(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_wrong_answers_are_rejected(kind: str) -> None:
-    """Two random ones of every kind of wrong answer that the judge itself thinks of, mildly blurred."""
+    """Two random wrong answers of every kind that the judge compares with, slightly blurred."""
     rng = np.random.default_rng(2)
     for edit in sampled(kind, 3, 12):
         wrong = list(rivals(edit))
@@ -162,7 +162,7 @@ def test_every_wrong_style_is_rejected() -> None:
 
 
 def test_a_pattern_may_sit_elsewhere() -> None:
-    """Stripes and dots a few pixels along are still the same style."""
+    """Stripes and dots that are shifted by a few pixels are still the same style."""
     accepted = []
     for edit in sampled("style", 12, 30):
         if edit.target.style in ("stripes", "dots"):

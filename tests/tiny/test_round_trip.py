@@ -1,4 +1,4 @@
-"""What the autoencoder leaves of a right answer, measured."""
+"""Correct answers through an autoencoder, judged."""
 
 from __future__ import annotations
 

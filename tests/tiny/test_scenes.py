@@ -1,4 +1,4 @@
-"""Renderings: the same scene gives the same picture, every part shows, masks say where."""
+"""Renderings: deterministic, with every part visible, and masks that match."""
 
 from __future__ import annotations
 

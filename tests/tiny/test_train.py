@@ -26,7 +26,7 @@ SMALL = dataclasses.replace(
 
 
 SECONDS = 1 / 60
-"""A minute's share, so that a stage ends after a step or two."""
+"""In minutes: a stage of half a second ends after a step or two."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Calibration: the deployed sampler with networks that watch gives the inputs that the networks really see."""
+"""Calibration: statistics are those of the inputs that the networks get in edits."""
 
 from __future__ import annotations
 

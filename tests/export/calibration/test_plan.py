@@ -1,4 +1,4 @@
-"""Plans of the real model for real cards, and that a recipe does what its plan says."""
+"""Plans of FLUX.1 Kontext for real cards, and recipes that match their plans."""
 
 from __future__ import annotations
 

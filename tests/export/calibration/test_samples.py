@@ -1,4 +1,4 @@
-"""Calibration sets: what a folder of pictures and instructions gives, and what of it is left out, by name."""
+"""Calibration sets from folders of pictures and instructions; unusable pictures are listed by name."""
 
 from __future__ import annotations
 

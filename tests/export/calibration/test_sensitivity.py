@@ -1,4 +1,4 @@
-"""Sensitivity: one layer at a time against the same run by hand, errors that add up, and the estimate."""
+"""Sensitivity: one layer against the same run by hand, errors that add up, and the estimate."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_four_bits_hurt_more_than_eight(report: Sensitivity) -> None:
 
 
 def test_errors_add_up(report: Sensitivity) -> None:
-    """To first order and in energy: the whole model's error is near the sum of its layers'."""
+    """To first order, the energy of the whole model's error is the sum of its layers'."""
     for sums in report.sums.values():
         assert 0.5 < sums["whole"] / sums["sum"] < 2
 

@@ -1,4 +1,4 @@
-"""Bundles over the user's own files: no weight copied, the same pictures, and nothing else ever opened."""
+"""Linked bundles: no weight is copied, pictures are the same, and no other file is ever opened."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def export(*arguments: object) -> int:
 
 @pytest.fixture
 def linked(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A linked bundle beside a checkpoint of its own."""
+    """A linked bundle and a copy of the checkpoint that it links to."""
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     assert export(model, "-o", tmp_path / "linked", "--link-weights") == 0
     return tmp_path / "linked"

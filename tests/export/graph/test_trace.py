@@ -1,4 +1,4 @@
-"""The six graphs in ONNX Runtime against the PyTorch networks, and what the graphs look like."""
+"""The six graphs in ONNX Runtime against the PyTorch networks, and the structure of the graphs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def network(name: str, checkpoint: Path, quantization: str | None = None) -> torch.nn.Module:
-    """A network in PyTorch, fp32; `quantization` puts its quantized weights in, dequantized."""
+    """A network in PyTorch, fp32; with `quantization`, its weights are quantized and dequantized."""
     opened = Checkpoint.open(checkpoint)
     result = build_network(name, opened.config).eval()
     state = load_state(checkpoint)[name]
@@ -53,7 +53,7 @@ def network(name: str, checkpoint: Path, quantization: str | None = None) -> tor
 
 
 def round_dynamically(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    """Tokens over their largest value as DynamicQuantizeLinear leaves them: 8 bits from the smallest to the largest."""
+    """Tokens, rounded as by DynamicQuantizeLinear: 8 bits from the smallest to the largest value."""
     (x,) = inputs
     largest = x.abs().amax(-1, keepdim=True)
     units = x / largest
@@ -64,7 +64,7 @@ def round_dynamically(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> 
 
 
 def inputs(name: str, checkpoint: Path, **sizes: int) -> dict[str, torch.Tensor]:
-    """Random inputs of a graph, its varying dimensions as given."""
+    """Random inputs of a graph; `sizes` are those of varying dimensions."""
     config = Checkpoint.open(checkpoint).config
     sizes = {"text_tokens": config.text_encoder_2.max_length, **sizes}
     generator = torch.Generator().manual_seed(sum(sizes.values()))
@@ -188,7 +188,7 @@ def test_linear_weights_reach_their_matmul_untransposed(
 
 
 def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: bool = False) -> Path:
-    """One network, really traced, on disk as a bundle has it."""
+    """One network, traced here, on disk as in a bundle."""
     opened = Checkpoint.open(checkpoint)
     recipe = choose_recipe(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
     linears = interface.linear_weights(name, opened.config)

@@ -1,4 +1,4 @@
-"""Graphs that were traced in another process against those of this one."""
+"""Graphs that were traced in another process against graphs traced in this one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("network", ["modulation", "text_encoder_2"])
 def test_another_process_traces_the_same_graph(tiny_checkpoint: Path, network: str) -> None:
-    """T5 has a table of constants beside its weights."""
+    """T5 has a table of constants in addition to its weights."""
     config = Checkpoint.open(tiny_checkpoint).config
     expected = trace.trace_network(network, config, "bf16")
     weights = {

@@ -358,7 +358,7 @@ def huge(tensors: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "flag", "message"),
-    [(nan, "--fp32", "NaN or infinity"), (huge, "--fp16", "too large for fp16")],
+    [(nan, "--fp32", "NaN or infinity"), (huge, "--fp16", "does not fit into fp16")],
 )
 def test_damaged_weights_leave_nothing(
     tiny_checkpoint: Path, tmp_path: Path, capsys, damage: Callable[[dict], None], flag: str, message: str

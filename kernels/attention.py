@@ -54,7 +54,7 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attention_quantized_reference(
     q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, v_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Reference implementation in PyTorch. P is not rounded, as it is in the kernel.
+    """Reference implementation in PyTorch. Unlike the kernel it does not round P.
 
     Args:
         q, q_scale, k, k_scale, v, v_scale: codes and scales as `norm_rope_quantize` returns them.

@@ -88,7 +88,7 @@ def dequantize_kernel(  # type: ignore[no-untyped-def]
     TABLE: tl.constexpr,
     ZEROS: tl.constexpr,
 ):
-    """One program per tile of the weight as it is stored; a tile is one group high, or wide if TRANSPOSED.
+    """One program per tile of the stored weight; a tile is one group high, or one group wide if TRANSPOSED.
 
     Parameters:
         packed: uint8 [height, half_width], contiguous.

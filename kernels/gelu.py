@@ -3,7 +3,7 @@
     y = concat(plain, gelu(mlp));   codes, s = quantize(y - mean)
 
 One kernel serves the attention's output (plain alone), the MLP's hidden layer (mlp alone) and the single block's second
-linear (both), whose concatenation then needs no pass of its own. Source: GELU (Hendrycks and Gimpel 2016).
+linear (both), whose concatenation then needs no extra pass. Source: GELU (Hendrycks and Gimpel 2016).
 """
 
 from __future__ import annotations

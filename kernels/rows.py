@@ -1,4 +1,4 @@
-"""What kernels with one program per row share: their launch, a program's row, and storing it as it is or quantized."""
+"""What kernels with one program per row share: their launch, a program's row, and storing it, quantized or not."""
 
 from __future__ import annotations
 

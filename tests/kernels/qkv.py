@@ -13,7 +13,7 @@ Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
 def random_case(seed: int, batch: int, tokens: int, heads: int, head_dim: int, size: float = 1.0) -> Case:
-    """qkv is a view of wider rows, as in single blocks, whose MLP's input lies beside it."""
+    """qkv is a view of wider rows, as in single blocks, where the MLP's input is beside it."""
     g = torch.Generator().manual_seed(seed)
     width = 3 * heads * head_dim
     qkv = (torch.randn(batch, tokens, width + 16, generator=g) * size)[..., :width]

@@ -35,6 +35,54 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
+@pytest.fixture(autouse=True)
+def checked_addresses(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the interpreter refuse loads and stores outside a launch's tensors, as compute-sanitizer does on a GPU."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from kontext.kernels.launch import Launch
+
+    extents: list[tuple[int, int]] = []
+    run, load, store = (
+        Launch.run,
+        InterpreterBuilder.create_masked_load,
+        InterpreterBuilder.create_masked_store,
+    )
+
+    def run_checked(self: Launch) -> None:
+        extents[:] = [extent(value) for value in self.arguments.values() if isinstance(value, torch.Tensor)]
+        run(self)
+
+    def check(pointers: Any, mask: Any) -> None:
+        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
+        size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
+        inside = np.zeros(addresses.shape, bool)
+        for first, end in extents:
+            inside |= (addresses >= first) & (addresses + size <= end)
+        assert inside.all(), f"{(~inside).sum()} of {inside.size} addresses are outside the kernel's tensors"
+
+    def checked_load(self: Any, pointers: Any, mask: Any, *others: Any) -> Any:
+        check(pointers, mask)
+        return load(self, pointers, mask, *others)
+
+    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *others: Any) -> Any:
+        check(pointers, mask)
+        return store(self, pointers, value, mask, *others)
+
+    monkeypatch.setattr(Launch, "run", run_checked)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
+
+
+def extent(tensor: Any) -> tuple[int, int]:
+    """The first address of a tensor's elements, and the address after the last."""
+    if tensor.numel() == 0:
+        return tensor.data_ptr(), tensor.data_ptr()
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((count - 1) * stride for count, stride in steps)
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
 def error(out: Any, reference: Any) -> float:
     """‖out − ref‖ / ‖ref‖ in float64; NaN, which fails every bound, if `out` is not finite."""
     out, reference = out.double(), reference.double()

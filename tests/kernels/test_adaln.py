@@ -52,7 +52,8 @@ def test_it_is_layernorm_with_shift_and_scale(
 
 def test_views_of_a_joint_buffer_and_half_precision() -> None:
     x, shift, scale = draw(1, 2, 9, 48, 1)
-    part = x.half()[:, 2:7]
+    part = x.half()[:, 2:7, :40]
+    shift, scale = shift[:, :40], scale[:, :40]
     out = adaln.launch_adaln(part, shift.half(), scale.half())
     assert out.dtype == torch.float16
     assert error(out, reference(part, shift.half(), scale.half())) < 1e-3

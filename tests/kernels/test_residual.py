@@ -18,10 +18,8 @@ def test_it_changes_only_the_view(tokens: int, width: int, dtype: torch.dtype, b
     g = torch.Generator().manual_seed(tokens)
     joint = torch.randn(2, tokens + 3, width, generator=g).to(dtype)
     before = joint.clone()
-    gate, y = (
-        torch.randn(2, width, generator=g).to(dtype),
-        torch.randn(2, tokens, width, generator=g).to(dtype),
-    )
+    gate = torch.randn(2, 3, width, generator=g).to(dtype)[:, 1]
+    y = torch.randn(2, tokens + 1, width + 5, generator=g).to(dtype)[:, 1:, :width]
     residual.launch_gate_residual(joint[:, 1 : 1 + tokens], gate, y)
     wanted = before[:, 1 : 1 + tokens].double() + gate.double()[:, None] * y.double()
     assert error(joint[:, 1 : 1 + tokens], wanted) < bound

@@ -1,8 +1,9 @@
 """GPTQ: rounding with error feedback, so that a layer's output and not its weights stays close.
 
-Input rows are rounded one after another, the most excited first, and the error that each leaves in the layer's output
-is taken up by the rows not yet rounded (Frantar et al. 2022, arXiv:2210.17323, with scales fixed beforehand). Only the
-inputs' second moments X^T X are needed; calibration collects them in diagonal blocks, and errors stay within a block.
+Input rows are rounded one by one, those with the largest inputs first, and the error that each leaves in the layer's
+output is compensated by the rows not yet rounded (Frantar et al. 2022, arXiv:2210.17323, with scales fixed beforehand).
+Only the inputs' second moments X^T X are needed; calibration collects them in diagonal blocks, and errors stay within a
+block.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
-"""Of the mean of the moments' diagonal, added to it: directions that calibration has hardly seen are not trusted."""
+"""Share of the mean of the moments' diagonal that is added to it, for directions that calibration has hardly seen."""
 
 BLOCK = 64
-"""Rows whose errors are brought to the rows behind them in one product."""
+"""Rows whose errors are passed to the later rows in one product."""
 
 COLUMNS = 2048
-"""Output channels worked on at once; they are independent, so this only bounds the memory."""
+"""Output channels rounded at once; they are independent, so this only bounds the memory."""
 
 
 def round_with_feedback(
@@ -35,14 +36,14 @@ def round_with_feedback(
         weight: [in, out].
         moments: fp32 [blocks, size, size] with blocks * size = in, sums of x^T x over the layer's inputs.
         steps: fp32 [groups, out], each of in / groups rows.
-        nearest: values [out] in units of the step, and their offsets → the nearest ones that the number format has.
-        offsets: fp32 [groups, out], of formats with zero points.
+        nearest: `NumberFormat.nearest`, of values [out] in units of the step and their offsets.
+        offsets: fp32 [groups, out], the zero points of formats that have them.
 
     Returns:
         fp32 [in, out].
 
     Raises:
-        ValueError: the moments are not of this weight.
+        ValueError: the moments do not fit the weight.
     """
     rows, columns = weight.shape
     blocks, size, _ = moments.shape
@@ -69,7 +70,7 @@ def inverse_factor(moments: Tensor) -> tuple[Tensor, Tensor]:
     diagonal = dampened.diagonal()
     order = diagonal.argsort(descending=True, stable=True)
     mean = diagonal.mean()
-    # Where nothing ever came in there is nothing to keep: every rounding is as good.
+    # Without any input every rounding is equally good.
     dampened = dampened + torch.eye(len(moments)) * (DAMPING * mean if mean > 0 else 1.0)
     lower = torch.linalg.cholesky(dampened[order][:, order])
     factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)

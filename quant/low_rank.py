@@ -1,8 +1,8 @@
 """A low-rank branch beside a quantized weight: x @ Q + (x @ down) @ up, with `down` and `up` kept in 16 bits.
 
-With calibration it is the best correction, for the inputs that were seen, of whatever error quantization has left
-(the closed form of QERA: Zhang et al. 2024, arXiv:2410.06040). Without, the weight's own largest directions go through
-the branch and the rest, which has fewer outliers, is quantized (SVDQuant: Li et al. 2024, arXiv:2411.05007).
+With calibration it is the best correction, for the inputs that were seen, of the error that quantization leaves
+(the closed form of QERA: Zhang et al. 2024, arXiv:2410.06040). Without calibration the weight's largest directions go
+through the branch and the rest, which has fewer outliers, is quantized (SVDQuant: Li et al. 2024, arXiv:2411.05007).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 from .gptq import DAMPING
 
 RANKS = (64, 32, 16)
-"""Ranks to choose from, best first; multiples of what tensor cores take at once."""
+"""Ranks to choose from, best first; multiples of the tensor cores' tile."""
 
 BITS = 0.25
-"""Bits per weight that a branch may cost where its rank is chosen by size."""
+"""Bits per weight that a branch may cost if its rank is chosen by size."""
 
 OVERSAMPLING, ITERATIONS = 16, 6
 """Of the randomized singular value decomposition (Halko et al. 2011); the error's spectrum falls slowly."""
@@ -41,7 +41,7 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         left, values, right = left[:, :rank], values[:rank], right[:rank]
     else:
-        # Seeded on its own: an export must not depend on what drew random numbers before it.
+        # Its own seed: an export must not depend on random numbers drawn before it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             left, values, turned = torch.svd_lowrank(matrix, q=rank + OVERSAMPLING, niter=ITERATIONS)

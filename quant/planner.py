@@ -1,8 +1,9 @@
-"""The planner: each layer's number format, so that every stage of an edit fits into a memory budget and the least is
-lost.
+"""The planner: chooses each layer's number format so that every stage of an edit fits into a memory budget with the
+least error.
 
-Stages are staged in and out, so each is a knapsack of its own: weights' bytes against the energy of the velocity's
-error, which adds up over layers to first order. It is solved on the convex hull, with a bound on what is left.
+Stages are loaded one at a time, so each is a separate knapsack problem: weights' bytes against the energy of the
+velocity's error, which adds up over layers to first order. It is solved on the convex hull, with a bound on the
+optimum.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Item:
-    """A layer with every way to store it; the one in the compute format has no error."""
+    """A layer with every way to store it; the format that the network computes in has no error."""
 
     weight: str
     choices: tuple[Choice, ...]
@@ -53,7 +54,7 @@ class Allocation:
 
 @dataclass
 class State:
-    """An allocation in the making: the index of each item's choice on its frontier."""
+    """A partial allocation: the index of each item's choice on its frontier, and the bytes left."""
 
     frontiers: list[list[Choice]]
     chosen: list[int] = field(default_factory=list)
@@ -66,11 +67,11 @@ class State:
 
 
 def allocate(items: Sequence[Item], budget: int) -> Allocation | None:
-    """The choices of at most `budget` bytes with nearly the least error; None where even the smallest do not fit.
+    """Choices of at most `budget` bytes with nearly the least error; None if even the smallest do not fit.
 
-    From the smallest choices the steps along each item's convex hull are taken in the order of error saved per byte:
-    the optimum of the relaxed problem, in which the last step may be taken in part, and that is the bound. What room
-    is left is filled with whatever single step saves most.
+    Starts from the smallest choices and takes steps along each item's convex hull, most error saved per byte first.
+    Where the last step may be taken in part this is the optimum, which gives the bound. The room left is filled with
+    the single changes that save most.
     """
     state = State([frontier(item.choices) for item in items])
     state.chosen = [0] * len(items)
@@ -100,7 +101,7 @@ def allocate(items: Sequence[Item], budget: int) -> Allocation | None:
 
 
 def improve(state: State) -> bool:
-    """Takes the single change that saves most error in the room left; False if there is none."""
+    """Takes the single change within the room left that saves most error; False if there is none."""
     best = (0.0, -1, -1)
     for number, choices in enumerate(state.frontiers):
         now = choices[state.chosen[number]]

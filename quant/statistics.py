@@ -1,7 +1,7 @@
-"""What calibration remembers of a layer's inputs, in bounded memory: moments, largest values, a histogram.
+"""Statistics of a layer's inputs from calibration, in bounded memory: moments, largest values, a histogram.
 
 Statistics of the sampler's steps are kept by range (early, …, late), since a denoiser's activations change with time.
-Everything is sums, counts and maxima, so samples stream through and order does not matter.
+They are sums, counts and maxima, so samples can be streamed in any order.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 from ..errors import KontextError
 
 RANGES = 4
-"""Parts of the sampler's steps that are told apart."""
+"""Ranges of the sampler's steps with separate statistics."""
 
 MOMENTS = 1024
-"""Inputs whose second moments are kept together: a layer of 12 288 inputs has 12 blocks of 4 MB instead of 604 MB."""
+"""Inputs in a block of second moments: a layer of 12 288 inputs has 12 blocks of 4 MB instead of 604 MB."""
 
 OCTAVES, FINENESS = 48, 8
 """The histogram: bins of 1/8 octave, for absolute values from 2^-24 up to 2^24."""
@@ -64,7 +64,7 @@ class InputStatistics:
         )
 
     def add(self, inputs: Tensor, part: int) -> None:
-        """Takes in `inputs` [..., width] of a step in range `part`.
+        """Adds `inputs` [..., width] of a step in range `part`.
 
         Raises:
             KontextError: they hold NaN or infinity.
@@ -96,7 +96,7 @@ class InputStatistics:
         return torch.maximum(-self.lowest, self.highest)
 
     def mean(self) -> Tensor:
-        """fp32 [channels]; 0 where nothing was seen."""
+        """fp32 [channels]; 0 without inputs."""
         return (self.sums / max(self.rows, 1)).float()
 
     def reach(self, centre: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class InputStatistics:
         return min(bin_edge(index + 1), self.amax())
 
     def spread(self) -> float:
-        """How far the steps' largest values are apart: the largest range's over the smallest's, at least 1."""
+        """Ratio of the largest values of the ranges of steps: the largest over the smallest, at least 1."""
         each = self.largest.amax(1)
         seen = each[each > 0]
         return float(seen.max() / seen.min()) if len(seen) else 1.0

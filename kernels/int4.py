@@ -3,8 +3,8 @@
     product = a @ (int4 * scale) + low @ up                                   a is 16-bit, and so are the weights
     product = a_scale * sum over groups of (a @ int4) * scale + low @ up      a is E4M3, each group has its own sum
 
-Weights have the bundle's layout (`quant.formats.int4`): uint8 [in, out / 2], two integers per byte along a row, the first in
-the low half; scales [in / 64, out]. The caller computes low = x @ down [batch, tokens, rank], a small product
+Weights have the layout of `quant.formats.int4`: uint8 [in, out / 2], two integers per byte along a row, the first
+in the low half; scales [in / 64, out]. The caller computes low = x @ down [batch, tokens, rank], a small product
 (SVDQuant, Li et al. 2025). Integers from -8 to 7 are exact in E4M3.
 """
 

@@ -1,6 +1,6 @@
 """Edits every picture of a folder, several at a time: NAME.png by the instruction in NAME.txt.
 
-Run from the root of the repository, after `kontext-export -o my-bundle`:
+Run from the root of the repository, after `kontext-export --fp8 -o my-bundle`:
 
     python examples/batch.py
     python examples/batch.py my-bundle --pictures examples/pictures --output edited --batch 4 --steps 4

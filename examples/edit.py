@@ -1,6 +1,6 @@
 """Edits one picture, with a bar that shows the steps.
 
-Run from the root of the repository, after `kontext-export -o my-bundle`:
+Run from the root of the repository, after `kontext-export --fp8 -o my-bundle`:
 
     python examples/edit.py
     python examples/edit.py my-bundle -i examples/pictures/text.png -p "change the word BUS to HI" -o sign.png

@@ -3,7 +3,7 @@
 Start a server in one terminal, here the one that `make server` installs (docs/serving.md has the container); it prints
 its addresses:
 
-    kontext-export -o my-bundle --triton my-repository
+    kontext-export my-bundle --triton my-repository
     kontext-bench serve my-repository
 
 Run this in another, from the root of the repository, with one of the addresses (http://… or grpc://…):

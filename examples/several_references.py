@@ -1,6 +1,6 @@
 """Gives the model two references: the first is edited and sets the output's aspect, the second lends something.
 
-Run from the root of the repository, after `kontext-export -o my-bundle`:
+Run from the root of the repository, after `kontext-export --fp8 -o my-bundle`:
 
     python examples/several_references.py
     python examples/several_references.py my-bundle photo.png style.png -p "the first in the style of the second"

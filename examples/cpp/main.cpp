@@ -1,5 +1,5 @@
 // Edits one picture: my-editor BUNDLE IN PROMPT OUT. Run from the root of the repository, after `make sdk` and
-// `kontext-export -o my-bundle`:
+// `kontext-export --fp8 -o my-bundle`:
 //
 //     cmake -S examples/cpp -B build/example -DONNXRUNTIME_ROOT=$PWD/build/onnxruntime-sdk
 //     cmake --build build/example

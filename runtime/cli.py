@@ -1,6 +1,6 @@
 """`kontext-edit BUNDLE -i in.png --prompt "…" -o out.png`: one edit from the command line.
 
-With `--server URL` in place of BUNDLE an inference server makes it.
+With `--server URL` instead of BUNDLE an inference server runs it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Option:
-    """The flag of one field of a backend's options."""
+class OptionFlag:
+    """The flag of one field of a backend's arguments."""
 
     record: type[TorchOptions] | type[TensorRTOptions]
     field: str
@@ -47,10 +47,10 @@ class Option:
         parser.add_argument(self.flag, help=f"with {self.record.selected_by}: {self.help}", **value)
 
 
-OPTIONS = (
-    Option(TorchOptions, "offload", "keep the transformer in host memory, for GPUs that it does not fit"),
-    Option(TorchOptions, "compile", "let torch.compile generate the code of the transformer's blocks"),
-    Option(
+OPTION_FLAGS = (
+    OptionFlag(TorchOptions, "offload", "keep the transformer in host memory, for GPUs that it does not fit"),
+    OptionFlag(TorchOptions, "compile", "let torch.compile generate the code of the transformer's blocks"),
+    OptionFlag(
         TorchOptions,
         "cache",
         "an approximation: skip all blocks but the first at steps where that one's effect changed by no more than "
@@ -58,14 +58,14 @@ OPTIONS = (
         float,
         "SHARE",
     ),
-    Option(
+    OptionFlag(
         TorchOptions,
         "reuse_reference",
         "an approximation: compute the references' part of the network every N steps only",
         int,
         "N",
     ),
-    Option(
+    OptionFlag(
         TensorRTOptions,
         "weight_budget",
         "GPU memory for an engine's weights, such as 8GB; the rest is streamed from host memory in every run (default: "
@@ -84,7 +84,7 @@ def parser() -> Parser:
     result.add_argument(
         "--server",
         metavar="URL",
-        help="in place of BUNDLE: an inference server that has one, as http://HOST:8000 or grpc://HOST:8001",
+        help="instead of BUNDLE: an inference server, such as http://HOST:8000 or grpc://HOST:8001",
     )
     result.add_argument(
         "-i",
@@ -118,7 +118,7 @@ def parser() -> Parser:
         type=int,
         default=1,
         metavar="N",
-        help="pictures to make, with seeds counted up, as FILE-0, FILE-1, …",
+        help="pictures to make, with consecutive seeds, as FILE-0, FILE-1, …",
     )
     result.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
     result.add_argument(
@@ -126,16 +126,17 @@ def parser() -> Parser:
         choices=BACKENDS,
         help="what runs the networks; torch needs PyTorch (default: onnxruntime)",
     )
-    for option in OPTIONS:
-        option.add_to(result)
+    for each in OPTION_FLAGS:
+        each.add_to(result)
     result.add_argument(
-        "--verify", action="store_true", help="check the bundle's files by their SHA-256 first"
+        "--verify", action="store_true", help="compare the bundle's files with their SHA-256 first"
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     return result
 
 
 def parse_width_height(text: str) -> tuple[int, int]:
+    """(width, height) of "1024x768". Raises KontextError that names --size."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()) or len(text) > 20:
         raise KontextError(f"--size takes WIDTHxHEIGHT, such as 1024x768, not {text!r}")
@@ -143,102 +144,110 @@ def parse_width_height(text: str) -> tuple[int, int]:
 
 
 def output_paths(path: Path, count: int) -> list[Path]:
-    """out.png, or out-0.png, out-1.png, … for several."""
+    """out.png; out-0.png, out-1.png, … for several pictures."""
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
 
 
-def run(options: argparse.Namespace) -> None:
-    # Faults that need no model are found before one is loaded.
-    for name, value in (("steps", options.steps), ("num-images", options.num_images)):
+def run(arguments: argparse.Namespace) -> None:
+    # Errors that need no model are found before one is loaded.
+    for name, value in (("steps", arguments.steps), ("num-images", arguments.num_images)):
         if value is not None and value < 1:
             raise KontextError(f"--{name} must be 1 or more, not {value}")
-    if (options.bundle is None) == (options.server is None):
-        raise KontextError("name a BUNDLE or a --server, one of them (kontext-edit --help shows the flags)")
+    if (arguments.bundle is None) == (arguments.server is None):
+        raise KontextError("name either a BUNDLE or a --server (kontext-edit --help shows the flags)")
     from .images import check_writable, save_picture
 
-    paths = output_paths(options.output, options.num_images)
+    paths = output_paths(arguments.output, arguments.num_images)
     for path in paths:
         check_writable(path)
     try:
-        pictures = edit_here(options) if options.server is None else edit_there(options)
+        pictures = edit_locally(arguments) if arguments.server is None else edit_on_server(arguments)
     except MemoryError:
         raise KontextError("not enough memory: try a smaller --size, or fewer --num-images") from None
     for picture, path in zip(pictures, paths, strict=True):
         save_picture(picture, path)
-        if not options.quiet:
+        if not arguments.quiet:
             print(f"wrote {path} ({picture.width}x{picture.height})")
 
 
-def backend_options(options: argparse.Namespace) -> BackendOptions:
+def backend_options(arguments: argparse.Namespace) -> BackendOptions:
     """The options of the backend that the flags select. Raises KontextError for a flag of another backend."""
-    record = type(default_options(options.backend or BACKENDS[0], options.device or "auto"))
+    record = type(default_options(arguments.backend or BACKENDS[0], arguments.device or "auto"))
     fields = {}
-    for option in OPTIONS:
-        value = getattr(options, option.field)
+    for each in OPTION_FLAGS:
+        value = getattr(arguments, each.field)
         if value is not None:
-            if option.record is not record:
-                raise KontextError(f"{option.flag} needs {option.record.selected_by}")
-            fields[option.field] = value
+            if each.record is not record:
+                raise KontextError(f"{each.flag} needs {each.record.selected_by}")
+            fields[each.field] = value
     return record(**fields)
 
 
-def shows_progress(options: argparse.Namespace) -> bool:
-    return sys.stderr.isatty() and not options.quiet
+def shows_progress(arguments: argparse.Namespace) -> bool:
+    return sys.stderr.isatty() and not arguments.quiet
 
 
-def edit_here(options: argparse.Namespace) -> list[Image.Image]:
+def edit_locally(arguments: argparse.Namespace) -> list[Image.Image]:
+    """The pictures, made from the bundle at `arguments.bundle`."""
     from .images import open_picture
 
-    images = [open_picture(path) for path in options.image]
+    backend, device = backend_options(arguments), arguments.device or "auto"
+    images = [open_picture(path) for path in arguments.image]
     from .bundle import Bundle
     from .pipeline import Pipeline
 
-    bundle = Bundle.open(options.bundle)
-    if options.verify:
-        verify(bundle, shows_progress(options))
-    # One edit needs every network once, or as long as it lasts: keeping them would only cost memory.
-    pipe = Pipeline.load(
-        bundle, device=options.device or "auto", backend=backend_options(options), low_memory=True
-    )
+    bundle = Bundle.open(arguments.bundle)
+    backend.check(device, bundle)
+    if arguments.verify:
+        verify(bundle, shows_progress(arguments))
+    # A single edit uses each network in one part only: keeping it afterwards would only cost memory.
+    pipe = Pipeline.load(bundle, device=device, backend=backend, low_memory=True)
     pictures = pipe.edit(
         [images],
-        [options.prompt],
-        steps=options.steps,
-        guidance=options.guidance,
-        seed=options.seed,
-        size=options.size,
-        num_images=options.num_images,
-        progress=shows_progress(options),
+        [arguments.prompt],
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        seed=arguments.seed,
+        size=arguments.size,
+        num_images=arguments.num_images,
+        progress=shows_progress(arguments),
     )
-    approximated = getattr(pipe.backend, "approximated", "")  # the torch backend's
-    if approximated and not options.quiet:
+    approximated = getattr(pipe.backend, "approximated", "")  # the torch backend has it
+    if approximated and not arguments.quiet:
         print(f"approximated: {approximated}")
     return pictures
 
 
-def edit_there(options: argparse.Namespace) -> list[Image.Image]:
-    """The pictures of the server at `options.server`."""
+def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
+    """The pictures, made by the server at `arguments.server`."""
     local = [
-        ("--device", options.device),
-        ("--backend", options.backend),
-        ("--verify", options.verify or None),
+        ("--device", arguments.device),
+        ("--backend", arguments.backend),
+        ("--verify", arguments.verify or None),
     ]
-    for flag, value in [*local, *((option.flag, getattr(options, option.field)) for option in OPTIONS)]:
+    for flag, value in [*local, *((each.flag, getattr(arguments, each.field)) for each in OPTION_FLAGS)]:
         if value is not None:
             raise KontextError(f"{flag} has no effect with --server")
     from tqdm import tqdm
 
     from .server_client import Edit, connect, edit_all, picture_file
 
-    images = [picture_file(path) for path in options.image]
+    images = [picture_file(path) for path in arguments.image]
     edits = [
-        Edit(options.prompt, images, options.steps, options.guidance, options.seed + index, options.size)
-        for index in range(options.num_images)
+        Edit(
+            arguments.prompt,
+            images,
+            arguments.steps,
+            arguments.guidance,
+            arguments.seed + index,
+            arguments.size,
+        )
+        for index in range(arguments.num_images)
     ]
-    client = connect(options.server)
-    with tqdm(unit="step", disable=not shows_progress(options)) as bar:
+    client = connect(arguments.server)
+    with tqdm(unit="step", disable=not shows_progress(arguments)) as bar:
 
         def on_step(total: int) -> None:
             bar.total = total * len(edits)

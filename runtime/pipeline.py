@@ -1,4 +1,4 @@
-"""An edit from end to end: encode text and references, compute all modulations, integrate, decode."""
+"""An edit from end to end: encode text and references, compute all modulations, sample, decode."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ StepCallback = Callable[[int, int, Array], object]
 """Called with (steps done, steps in all, latents [batch, channels, h, w]) after each step; raising stops the edit."""
 
 InputFilter = Callable[[Sequence[Image.Image], str], None]
-"""Sees the references and the prompt of one edit before anything runs; raises KontextError to refuse it."""
+"""Called with the references and the prompt of an edit before anything runs; raises KontextError to refuse it."""
 
 OutputFilter = Callable[[Image.Image], Image.Image]
-"""Sees each finished picture; returns it, or what is to be shown instead, or raises KontextError."""
+"""Called with each finished picture; returns it or another picture, or raises KontextError."""
 
 LARGE_WEIGHTS = 2 << 30
-"""Bytes of weights from which on a pipeline holds only the network that is running, unless told otherwise."""
+"""Bytes of weights from which on `low_memory` is the default."""
 
 
 class Pipeline:
-    """A bundle ready to edit. Not safe for several threads at once; one pipeline each is."""
+    """A bundle ready to edit. Not thread-safe: use one pipeline for each thread."""
 
     def __init__(
         self,
@@ -267,7 +267,7 @@ class Pipeline:
         return {prompt: (pooled[i : i + 1], text[i : i + 1]) for i, prompt in enumerate(prompts)}
 
     def encode_references(self, rows: Sequence[Row]) -> dict[tuple[int, Size], Array]:
-        """The tokens [1, tokens, channels] of each different reference, encoded one at a time."""
+        """The tokens [1, tokens, channels] of each different reference, encoded one by one."""
         tokens: dict[tuple[int, Size], Array] = {}
         for reference in (each for row in rows for each in row.references):
             if key(reference) not in tokens:
@@ -280,7 +280,7 @@ class Pipeline:
     def modulations(
         self, times: Array, guidance: float, rows: Sequence[Row], texts: dict[str, tuple[Array, Array]]
     ) -> dict[str, Array]:
-        """All steps' modulations at once: name → [steps, rows, …]. The network is not needed in the loop."""
+        """The modulations of all steps, computed in one batch: name → [steps, rows, …]."""
         prompts = list(dict.fromkeys(row.prompt for row in rows))
         steps, count = len(times), len(prompts)
         pooled = np.concatenate([texts[prompt][0] for prompt in prompts])
@@ -290,12 +290,12 @@ class Pipeline:
             "pooled": np.tile(pooled, (steps, 1)),
         }
         outputs = self.stage("modulation", inputs)
-        picked = [prompts.index(row.prompt) for row in rows]
+        chosen = [prompts.index(row.prompt) for row in rows]
         each_step = {name: value.reshape(steps, count, *value.shape[1:]) for name, value in outputs.items()}
-        return {name: value[:, picked] for name, value in each_step.items()}
+        return {name: value[:, chosen] for name, value in each_step.items()}
 
     def decode(self, latents: Array) -> list[Image.Image]:
-        """Pictures of latents [rows, channels, h, w], one at a time: here a batch costs memory and no less time."""
+        """Pictures of latents [rows, channels, h, w], decoded one by one: a batch takes more memory, not less time."""
         pictures: list[Image.Image] = []
         for row in range(len(latents)):
             image = self.backend.run("vae_decoder", {"latents": latents[row : row + 1]})["image"]
@@ -305,7 +305,7 @@ class Pipeline:
         return pictures
 
     def stage(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Runs a graph that an edit needs once."""
+        """Runs a graph that the edit does not need again."""
         outputs = self.backend.run(graph, inputs)
         if self.low_memory:
             self.backend.release(graph)
@@ -313,7 +313,7 @@ class Pipeline:
 
 
 def key(reference: Reference) -> tuple[int, Size]:
-    """Tells references apart while an edit runs."""
+    """Identifies a reference during an edit."""
     return id(reference.picture), reference.size
 
 

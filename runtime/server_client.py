@@ -1,7 +1,7 @@
 """`kontext-edit --server URL`: edits on an inference server that serves what `kontext-export BUNDLE --triton` wrote.
 
-http(s):// needs nothing beyond Python; grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'). Either way
-a caller who goes away stops the sampler.
+http(s):// needs only the standard library, grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'). With
+both, the server stops sampling when the caller disconnects.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from .server import contract
 
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 1800
-"""Between two responses, time in the server's queue included: longer, and nobody is there."""
+"""Timeout between two responses, with the time in the server's queue."""
 
-MAX_AT_ONCE = 32
-"""Edits that one command has under way."""
+MAX_CONCURRENT = 32
+"""Edits that one command sends at a time."""
 
 PORTS = {"http": 8000, "https": 443, "grpc": 8001, "grpcs": 443}
-SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP")
+SERVER_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One picture to ask for; None leaves a choice to the bundle."""
+    """One picture to request; None stands for the bundle's default."""
 
     prompt: str
     images: Sequence[bytes] = ()
@@ -53,9 +53,9 @@ class Edit:
     size: tuple[int, int] | None = None
 
     def values(self) -> dict[str, list[Any]]:
-        """Its tensors by name, without those that are left to the bundle.
+        """Tensor name → values, without those that the bundle's defaults fill in.
 
-        Raises KontextError for what no tensor can hold; what makes no sense otherwise, the server says.
+        Raises KontextError for values that no tensor can hold; the server refuses other wrong ones.
         """
         check_seed(self.seed)
         if self.guidance is not None and not math.isfinite(self.guidance):
@@ -80,29 +80,29 @@ class Edit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of an edit."""
+    """The result of an edit."""
 
     picture: Image.Image
     warnings: tuple[str, ...]
 
 
 Progress = Callable[[int, int], object]
-"""Told (steps done, steps in all) of one edit."""
+"""Called with (steps done, steps in all) of one edit."""
 
 
 class Client(Protocol):
     def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
-        """Raises KontextError with what the server says, or that it cannot be reached."""
+        """Runs an edit. Raises KontextError with the server's error, or if the server cannot be reached."""
 
     def close(self) -> None:
-        """Ends what is still running, on the server too."""
+        """Cancels the edits that are still running, here and on the server."""
 
 
 def connect(url: str) -> Client:
-    """The client for a URL; nothing is sent yet.
+    """The client for a URL. It connects with the first edit.
 
     Raises:
-        KontextError: not a URL of one of the four kinds; tritonclient is missing.
+        KontextError: not an http, https, grpc or grpcs URL, or tritonclient is missing.
     """
     try:
         parts = urlsplit(url)
@@ -110,7 +110,7 @@ def connect(url: str) -> Client:
     except ValueError as error:
         raise KontextError(f"{url!r} is not a URL: {error}") from None
     if parts.scheme not in PORTS or not parts.hostname:
-        raise KontextError(f"{url!r} is not a server's URL: http://HOST:8000 or grpc://HOST:8001 would be")
+        raise KontextError(f"{url!r} is not a server's URL, such as http://HOST:8000 or grpc://HOST:8001")
     address = Address(
         parts.hostname, port or PORTS[parts.scheme], parts.scheme.endswith("s"), parts.path.rstrip("/")
     )
@@ -130,38 +130,44 @@ class Address:
 
 
 def edit_all(
-    client: Client, edits: Sequence[Edit], progress: Callable[[int], object] | None = None
+    client: Client, edits: Sequence[Edit], on_step: Callable[[int], object] | None = None
 ) -> list[Answer]:
-    """All edits at once, so that the server can batch them; the answers in the edits' order.
+    """Runs all edits at the same time, so that the server can batch them.
 
     Args:
-        progress: told an edit's steps in all, after each step of each edit.
+        on_step: called after each step of each edit, with that edit's number of steps.
+
+    Returns:
+        The answers in the order of the edits.
+
+    Raises:
+        KontextError: the first error of any edit; the others are cancelled.
     """
 
-    def told(step: int, total: int) -> None:
-        if progress is not None:
-            progress(total)
+    def progress(step: int, total: int) -> None:
+        if on_step is not None:
+            on_step(total)
 
-    pool = ThreadPoolExecutor(min(len(edits), MAX_AT_ONCE))
+    pool = ThreadPoolExecutor(min(len(edits), MAX_CONCURRENT))
     try:
-        futures = [pool.submit(client.edit, each, told) for each in edits]
+        futures = [pool.submit(client.edit, each, progress) for each in edits]
         for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-            future.result()  # the first error is everybody's: nobody waits for the others
+            future.result()  # raises the first error
         return [future.result() for future in futures]
     except BaseException:
-        client.close()  # so that no thread waits on
+        client.close()  # wakes the threads that wait for answers
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def picture_file(path: Path) -> bytes:
-    """A picture's file as servers take it: as it is where the format is one of theirs, else as PNG.
+    """A picture's file: unchanged if the server reads its format, else converted to PNG.
 
-    Raises KontextError where there is no picture; nothing is sent then.
+    Raises KontextError if it is not a picture.
     """
     picture = open_picture(path)
-    if picture.format in SENT_AS_THEY_ARE:
+    if picture.format in SERVER_FORMATS:
         return path.read_bytes()
     file = io.BytesIO()
     upright_rgb(picture).save(file, "PNG")
@@ -171,17 +177,17 @@ def picture_file(path: Path) -> bytes:
 def prompt_bytes(prompt: str) -> bytes:
     try:
         return prompt.encode("utf-8")
-    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8 arrive as lone surrogates
+    except UnicodeEncodeError:  # bytes on the command line that are not UTF-8 become lone surrogates
         raise KontextError("the prompt is not valid Unicode text") from None
 
 
-def answer(image: bytes, warnings: Sequence[bytes | str]) -> Answer:
+def read_answer(image: bytes, warnings: Sequence[bytes | str]) -> Answer:
     texts = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in warnings)
     return Answer(read_picture(io.BytesIO(image), "the server's answer", formats=["PNG"]), tuple(texts))
 
 
 class HttpClient:
-    """Server-sent events over HTTP (the server's `generate_stream`); several edits may run in several threads."""
+    """Server-sent events over HTTP (the server's `generate_stream`). Threads may share a client."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -204,8 +210,8 @@ class HttpClient:
                     try:
                         image = base64.b64decode(event[contract.IMAGE.name], validate=True)
                     except (ValueError, TypeError):
-                        raise KontextError(f"{self.address} sent a picture that is not in base64") from None
-                    return answer(image, [warned] if isinstance(warned, str) else warned)
+                        raise KontextError(f"{self.address} sent a picture that is not base64") from None
+                    return read_answer(image, [warned] if isinstance(warned, str) else warned)
                 if progress is not None and contract.DONE.name in event:
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
         except (OSError, http.client.HTTPException) as error:
@@ -213,14 +219,14 @@ class HttpClient:
         raise KontextError(f"{self.address} ended its answer without a picture")
 
     def events(self, body: bytes) -> Iterator[dict[str, Any]]:
-        """The responses to one request, as they come."""
+        """Yields the responses to one request as they arrive."""
         make = http.client.HTTPSConnection if self.address.encrypted else http.client.HTTPConnection
         connection = make(self.address.host, self.address.port, timeout=CONNECT_SECONDS)
         connection.connect()
-        line = connection.sock
-        self.open.add(line)
+        sock = connection.sock
+        self.open.add(sock)
         try:
-            line.settimeout(SILENCE_SECONDS)
+            sock.settimeout(SILENCE_SECONDS)
             path = f"{self.address.path}/v2/models/{contract.STREAM}/generate_stream"
             connection.request("POST", path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -236,7 +242,7 @@ class HttpClient:
                     ) from None
                 if not isinstance(event, dict):
                     raise KontextError(f"{self.address} is not an inference server: {status(response)}")
-                if response.status not in (200, 400):  # 400 is about the request, the others about the server
+                if response.status not in (200, 400):  # 400: the request is wrong; others: the server failed
                     raise KontextError(
                         f"{self.address} says {status(response)}: {event.get('error', text.decode())}"
                     )
@@ -244,13 +250,13 @@ class HttpClient:
             if response.status != 200:
                 raise KontextError(f"{self.address} says {status(response)}")
         finally:
-            self.open.discard(line)
+            self.open.discard(sock)
             connection.close()
 
     def close(self) -> None:
-        for line in list(self.open):
+        for sock in list(self.open):
             with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it, which close() does not
+                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it; close() would not
 
 
 def status(response: http.client.HTTPResponse) -> str:
@@ -258,7 +264,7 @@ def status(response: http.client.HTTPResponse) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why a server cannot be reached, in words."""
+    """Why a server cannot be reached, for a message."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ssl.SSLError):
@@ -267,7 +273,7 @@ def reason(error: BaseException) -> str:
 
 
 class GrpcClient:
-    """Streams over gRPC, one an edit; several edits may run in several threads."""
+    """gRPC, a stream for each edit. Threads may share a client."""
 
     def __init__(self, address: Address) -> None:
         try:
@@ -297,13 +303,13 @@ class GrpcClient:
                 image = result.as_numpy(contract.IMAGE.name)
                 if image is not None:
                     warned = result.as_numpy(contract.WARNINGS.name)
-                    return answer(image.flat[0], [] if warned is None else warned.ravel().tolist())
+                    return read_answer(image.flat[0], [] if warned is None else warned.ravel().tolist())
                 step, total = (result.as_numpy(each.name) for each in (contract.DONE, contract.TOTAL))
                 if progress is not None and step is not None and total is not None:
                     progress(int(step.flat[0]), int(total.flat[0]))
         except queue.Empty:
             raise KontextError(f"{self.address}: no answer in time") from None
-        except InferenceServerException as error:  # the stream broke; why, the callback has been told
+        except InferenceServerException as error:  # the stream broke; the callback may have the reason
             error = error if received.empty() else received.get()[1] or error
             raise KontextError(f"{self.address}: {error.message()}") from None
         finally:
@@ -312,7 +318,7 @@ class GrpcClient:
             client.close()
 
     def where(self, error: Any) -> str:
-        """The address before what the connection says; nothing before what the server says."""
+        """What to put before an error: the address if the connection failed, nothing if it is the server's."""
         return f"{self.address}: " if error.status() else ""
 
     def inputs(self, edit: Edit) -> list[Any]:

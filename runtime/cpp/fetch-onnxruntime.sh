@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes an SDK that CMake takes as -DONNXRUNTIME_ROOT: the library of the onnxruntime wheel that PYTHON has, and headers
-# (ONNX Runtime's and nlohmann's JSON) from Debian's packages, unpacked here and not installed.
+# Makes an SDK for CMake's -DONNXRUNTIME_ROOT: the library from PYTHON's onnxruntime wheel, and headers (ONNX Runtime's
+# and nlohmann's JSON) from Debian's packages, which are unpacked and not installed.
 #
 #     fetch-onnxruntime.sh FOLDER [PYTHON]
 #
-# ONNX Runtime's C interface only grows, so headers may be older than the library.
+# ONNX Runtime's C interface is only extended, so headers may be older than the library.
 set -euo pipefail
 folder=$(realpath -m "$1")
 python=${2:-python3}
@@ -26,13 +26,13 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 mkdir -p lists/partial cache debs
 
-# What the system's own release lacks comes from Debian 13, through the mirror that the system has, and leaves the system's
-# own lists as they are.
+# Packages that the system's release lacks come from Debian 13, through the system's mirror; the system's own package
+# lists are not changed.
 download() {
     (cd debs && apt-get -qq download "$1" 2>/dev/null) && return
     local mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | head -n 1)
-    [ -n "$mirror" ] || { echo "no Debian mirror is set up here, and $1 cannot be had otherwise" >&2; return 1; }
+    [ -n "$mirror" ] || { echo "no Debian mirror is configured, and there is no other source of $1" >&2; return 1; }
     echo "deb [signed-by=$keyring] $mirror trixie main" > sources.list
     local own=(-qq -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$work/lists"
                -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=)

@@ -1,4 +1,4 @@
-"""Serving a bundle from NVIDIA Triton Inference Server: the tensors, the edits of a batch, the server's models.
+"""Serving a bundle from NVIDIA Triton Inference Server: tensors, batches of edits, the server's models.
 
-`kontext-export BUNDLE --triton REPO` copies the lean runtime, this folder with it, into the model repository.
+`kontext-export BUNDLE --triton REPO` copies the runtime, with this folder, into the model repository.
 """

@@ -1,23 +1,23 @@
-"""The tensors, parameters and limits that clients and the server agree on; config.pbtxt is written from this."""
+"""The interface between clients and the server: tensors, parameters and limits. config.pbtxt is written from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
 STREAM = "kontext_stream"
-"""The model that has the pipeline: a response after each step and one with the picture (decoupled)."""
+"""The model with the pipeline: it sends a response after each step and one with the picture (decoupled)."""
 
 UNARY = "kontext"
-"""The model that passes requests on to STREAM and answers once, for clients that take no streams."""
+"""The model that forwards requests to STREAM and answers once, for clients without streaming."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output; `shape` is without the batch dimension, which is always 1, and -1 is any number."""
+    """An input or output; `shape` leaves out the batch dimension, which is always 1, and -1 stands for any size."""
 
     name: str
     datatype: str
-    """In the server's protocol: BYTES, INT32, …"""
+    """As the server's protocol spells it: BYTES, INT32, …"""
     shape: tuple[int, ...]
     meaning: str
     optional: bool = False
@@ -57,13 +57,13 @@ TOTAL = Tensor("TOTAL", "INT32", (1,), "steps in all")
 OUTPUTS = {UNARY: (IMAGE, WARNINGS), STREAM: (DONE, TOTAL, IMAGE, WARNINGS)}
 
 BASE64 = "base64"
-"""Request parameter: true for IMAGE in base64, which JSON can carry."""
+"""Request parameter: true to get IMAGE in base64, for JSON."""
 
 PROGRESS = "progress"
-"""Request parameter of STREAM: false for the picture alone."""
+"""Request parameter of STREAM: false to get the picture only."""
 
 CANCEL_FILE = "cancel_file"
-"""Request parameter from UNARY to STREAM: the name of a file that appears when the caller has gone."""
+"""Request parameter from UNARY to STREAM: the name of a file that is created when the caller disconnects."""
 
 ERROR_CODES = ("INVALID_ARG", "CANCELLED", "UNAVAILABLE", "INTERNAL")
 BROKEN = "the edit failed inside the server; its log says why"
@@ -71,17 +71,17 @@ BROKEN = "the edit failed inside the server; its log says why"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for; each is a parameter of config.pbtxt under its own name."""
+    """Limits of one request; each is a parameter of config.pbtxt of the same name."""
 
     max_steps: int = 200
     max_references: int = 8
     max_megapixels: int = 64
-    """Of all references of a request together, before they are scaled to the model's sizes."""
+    """Of all references of a request together, before they are resized."""
     max_prompt_bytes: int = 16384
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, str]) -> Limits:
-        """From config.pbtxt's parameters; those that are not there keep their defaults."""
+        """From config.pbtxt's parameters; missing ones keep their defaults."""
         return cls(
             **{each.name: int(parameters[each.name]) for each in fields(cls) if each.name in parameters}
         )

@@ -1,6 +1,6 @@
-"""A pipeline's backend whose graphs are models of the server: each run is a request inside the server.
+"""A backend whose graphs are models of the server: each run is a request inside the server.
 
-Takes the place of the runtime's own sessions where the repository was laid out for the server's ONNX Runtime backend.
+Used instead of the runtime's own sessions if the repository was made for the server's ONNX Runtime backend.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ServerGraphs:
         return dict(arrays)
 
     def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
-        """Raises RuntimeError with what the server says, if the model fails."""
+        """As `Backend.run`. Raises RuntimeError with the server's message if the model fails."""
         request = pb_utils.InferenceRequest(
             model_name=f"{self.prefix}_{graph}",
             requested_output_names=list(OUTPUTS[graph]),
@@ -35,8 +35,8 @@ class ServerGraphs:
         response = request.exec()
         if response.has_error():
             raise RuntimeError(f"{graph}: {response.error().message()}")
-        # The arrays lie in memory that goes back to the server with the response.
+        # The server frees the arrays' memory together with the response.
         return {tensor.name(): tensor.as_numpy().copy() for tensor in response.output_tensors()}
 
     def release(self, *graphs: str) -> None:
-        """The server decides how long its models stay."""
+        """Does nothing: the server decides how long its models stay loaded."""

@@ -1,6 +1,6 @@
-"""Requests to a server as edits: arrays checked and turned into rows, rows grouped into batches, batches run.
+"""A server's requests as edits: arrays are checked and become rows, rows are grouped into batches, batches run.
 
-Nothing here knows the server; `stream` hands in arrays and takes what comes out.
+This module does not depend on the server: `stream_model` passes in arrays and listeners.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .contract import Limits
 Array = NDArray[Any]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""What pictures may come in: fewer decoders, fewer ways in."""
+"""Accepted formats of pictures; fewer decoders are a smaller attack surface."""
 
 PNG_LEVEL = 1
-"""zlib's level: at 1024x1024 the default takes 0.5 s more for 4 % fewer bytes."""
+"""zlib's level; at 1024x1024 the default takes 0.5 s longer for 4 % fewer bytes."""
 
 NUMPY_TYPES = {"BYTES": np.dtype(object), "INT32": np.dtype(np.int32), "FP32": np.dtype(np.float32)} | {
     "UINT64": np.dtype(np.uint64)
@@ -38,18 +38,20 @@ NUMPY_TYPES = {"BYTES": np.dtype(object), "INT32": np.dtype(np.int32), "FP32": n
 
 
 class Refused(KontextError):
-    """A content filter does not allow it."""
+    """A content filter refused the request."""
 
 
 class Listener(Protocol):
-    """Whoever waits for an edit."""
+    """The caller of an edit. Either `finish` or `fail` is called, once and last."""
 
     def cancelled(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether the caller has cancelled or disconnected."""
 
-    def progress(self, step: int, total: int) -> None: ...
+    def progress(self, step: int, total: int) -> None:
+        """`step` of `total` steps are done."""
 
-    def finish(self, picture: Image.Image) -> None: ...
+    def finish(self, picture: Image.Image) -> None:
+        """The edit is done."""
 
     def fail(self, error: BaseException | None) -> None:
         """The edit has failed; None: it was cancelled."""
@@ -57,17 +59,17 @@ class Listener(Protocol):
 
 @dataclass
 class Job:
-    """One edit, of one request."""
+    """One edit: a request of one row."""
 
     request: Request
     listener: Listener
     warnings: Sequence[str] = ()
     open: bool = field(default=True)
-    """Until the listener has been told the end."""
+    """Until `finish` or `fail` of the listener was called."""
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Jobs of one kind can be sampled together."""
+        """Jobs of one kind can be sampled in one batch."""
         return (self.request.steps, self.request.guidance, self.request.rows[0].shape)
 
     def close_if_cancelled(self) -> None:
@@ -77,14 +79,16 @@ class Job:
 
 
 def read_request(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array]) -> tuple[Request, list[str]]:
-    """The request that a server's input arrays ask for, and what the user is to be warned of.
+    """The edit that a request's arrays describe, and warnings for the caller.
 
     Args:
+        pipe: whose bundle, tokenizers and input filter are used.
+        limits: of one request.
         arrays: name → array of `contract.INPUTS`, with the batch dimension; bytes as objects.
 
     Raises:
-        KontextError: which input is wrong, and what would be right.
-        Refused: the pipeline's input filter does not allow it.
+        KontextError: an input is wrong; says which, and what would be right.
+        Refused: the pipeline's input filter refused it.
     """
     for tensor in contract.INPUTS:
         check_array(tensor, arrays.get(tensor.name))
@@ -129,8 +133,8 @@ def check_array(tensor: contract.Tensor, array: Array | None) -> None:
         raise KontextError(f"{tensor.name} must be {tensor.datatype}, not {array.dtype}")
     if array.ndim > 0 and array.ndim == len(shape) and array.shape[0] != 1:
         raise KontextError(
-            f"{tensor.name} has a batch of {array.shape[0]}: send one request for each picture, "
-            "the server runs together what it can"
+            f"{tensor.name} has a batch of {array.shape[0]}: send one request for each picture; "
+            "the server batches requests"
         )
     if array.ndim != len(shape) or any(
         want not in (-1, side) for want, side in zip(shape, array.shape, strict=True)
@@ -149,7 +153,7 @@ def read_prompt(value: object, limits: Limits) -> str:
 
 
 def read_pictures(array: Array | None, limits: Limits) -> list[Image.Image]:
-    """The decoded references; the sizes in the files' headers are added up before anything is decoded."""
+    """The decoded references. Sizes are checked from the files' headers, before each is decoded."""
     files = (
         [] if array is None else [picture_bytes(value, i) for i, value in enumerate(array.ravel().tolist())]
     )
@@ -166,7 +170,7 @@ def read_pictures(array: Array | None, limits: Limits) -> list[Image.Image]:
 
 
 def picture_bytes(value: object, index: int) -> bytes:
-    """A picture's file, from itself or from base64 of it."""
+    """The bytes of a picture's file, which may be base64."""
     data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
     if data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF")):
         return data
@@ -177,7 +181,7 @@ def picture_bytes(value: object, index: int) -> bytes:
 
 
 def group_jobs(jobs: Sequence[Job], largest: int) -> Iterator[list[Job]]:
-    """Jobs that can be sampled together, at most `largest` of them, in the order of their first ones."""
+    """Batches of at most `largest` jobs of one kind, ordered by their first job."""
     kinds: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
         kinds.setdefault(job.kind, []).append(job)
@@ -187,16 +191,18 @@ def group_jobs(jobs: Sequence[Job], largest: int) -> Iterator[list[Job]]:
 
 
 class AllCancelled(Exception):
-    """Stops the sampler: nobody waits for any picture of the batch."""
+    """Stops the sampler: every job of the batch is cancelled."""
 
 
 def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], object]) -> None:
-    """Makes the pictures of jobs of one kind in one batch, and tells every listener how it ended.
+    """Runs jobs of one kind as one batch and calls every listener's `finish` or `fail`.
 
-    A cancelled job's listener is told at the next step, and the batch stops when it was the last. If a batch fails,
-    its jobs are run one by one, so that none suffers from another's error.
+    A cancelled job fails at the next step, and the batch stops with its last job. If a batch fails, its jobs run one
+    by one, so that one job's error does not fail the others.
 
     Args:
+        pipe: runs the edits.
+        jobs: of one kind.
         on_rows: called with the number of rows after each step.
     """
     for job in jobs:
@@ -218,7 +224,7 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], objec
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each job has its own
+            warnings.simplefilter("ignore")  # `read_request` has collected each job's
             pictures = pipe.make(request, on_step, progress=False)
     except AllCancelled:
         return
@@ -241,7 +247,7 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], objec
 
 
 def end(job: Job, result: Image.Image | Exception) -> None:
-    """Tells the listener of an open job how it ended."""
+    """Calls the listener's `finish` or `fail`, unless the job is already closed."""
     if job.open:
         job.open = False
         if isinstance(result, Exception):
@@ -251,7 +257,7 @@ def end(job: Job, result: Image.Image | Exception) -> None:
 
 
 class as_refusal:
-    """Turns a KontextError of a content filter into Refused."""
+    """A context that turns a content filter's KontextError into Refused."""
 
     def __enter__(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What `kontext_stream` adds to the server's own metrics: edits by outcome, their seconds, steps, rows of batches."""
+"""The metrics that `kontext_stream` adds to the server's: edits by outcome, their seconds, steps, batch sizes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ ROWS = [1, 2, 4, 8, 16]
 
 
 class Metrics:
-    """Counters and histograms of one model, in Prometheus' names; instances of a model add to the same ones."""
+    """Prometheus counters and histograms of one model, shared by its instances."""
 
     def __init__(self, model: str) -> None:
         family, labels = pb_utils.MetricFamily, {"model": model}
         self.families = {
             name: family(name=name, description=text, kind=kind)
             for name, text, kind in (
-                ("kontext_edits_total", "Edits by how they ended", family.COUNTER),
-                ("kontext_steps_total", "Sampler steps, each counted once for every picture", family.COUNTER),
-                ("kontext_edit_seconds", "From the request's batch to its last response", family.HISTOGRAM),
-                ("kontext_batch_rows", "Pictures that were sampled together", family.HISTOGRAM),
+                ("kontext_edits_total", "Edits by outcome", family.COUNTER),
+                ("kontext_steps_total", "Sampler steps, counted for every picture", family.COUNTER),
+                (
+                    "kontext_edit_seconds",
+                    "Seconds from the start of an edit's batch to its last response",
+                    family.HISTOGRAM,
+                ),
+                ("kontext_batch_rows", "Pictures sampled in one batch", family.HISTOGRAM),
             )
         }
         made = self.families

@@ -1,7 +1,7 @@
-"""The server's model `kontext_stream`: one pipeline, the server's batches in, a response a step and then the picture.
+"""The server's model `kontext_stream`: one pipeline that answers each request with a response a step and a picture.
 
-Runs inside the Python backend of NVIDIA Triton Inference Server, whose batcher hands `execute` up to max_batch_size
-requests at once. `1/model.py` of the repository makes the class known to the server.
+It runs inside the Python backend of NVIDIA Triton Inference Server, whose batcher passes `execute` up to max_batch_size
+requests. The repository's `1/model.py` exposes the class to the server.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class StreamModel:
-    """One instance; `args` are those of the Python backend's `initialize`."""
+    """One instance of the model; `args` are those of the Python backend's `initialize`."""
 
     def __init__(
         self, args: Mapping[str, str], input_filter: InputFilter | None, output_filter: OutputFilter | None
@@ -45,7 +45,7 @@ class StreamModel:
         self.metrics = Metrics(self.name)
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         try:
-            self.pipe = load(folder, parameters, args, input_filter, output_filter)
+            self.pipe = load_pipeline(folder, parameters, args, input_filter, output_filter)
         except KontextError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 
@@ -66,14 +66,14 @@ class StreamModel:
             jobs.run_jobs(self.pipe, batch, self.metrics.steps)
 
 
-def load(
+def load_pipeline(
     folder: Path,
     parameters: Mapping[str, str],
     args: Mapping[str, str],
     input_filter: InputFilter | None,
     output_filter: OutputFilter | None,
 ) -> Pipeline:
-    """The pipeline that config.pbtxt's parameters ask for, on the device of this instance."""
+    """The pipeline that config.pbtxt's parameters describe, on the device of this instance."""
     filters: dict[str, Any] = {"input_filter": input_filter, "output_filter": output_filter}
     bundle = Bundle.open(folder)
     if parameters.get("verify") == "true":
@@ -94,13 +94,13 @@ def load(
 
 
 def show_only_gpu(device: int) -> None:
-    """Makes the GPU that the server chose for this process the only one, and so the backend's first."""
+    """Hides all GPUs but the one that the server chose for this process, so that it is the backend's first."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device] if visible else str(device)
 
 
 class Response:
-    """Tells one request's caller; every response goes through here."""
+    """Sends all responses of one request; the listener of its job."""
 
     def __init__(self, request: Any, metrics: Metrics) -> None:
         self.sender = request.get_response_sender()
@@ -135,7 +135,7 @@ class Response:
         outcome, code, message = explain(error)
         line = " ".join(message.split())
         if self.cancel_file is not None:
-            line = f"{code}: {line}"  # the server drops the code of errors between models; `unary` takes it from here
+            line = f"{code}: {line}"  # the server drops the code between models; UNARY reads it here
         answer = pb_utils.TritonError(line, getattr(pb_utils.TritonError, code))
         self.sender.send(pb_utils.InferenceResponse(error=answer), flags=FINAL)
         self.end(outcome, message)
@@ -151,7 +151,7 @@ class Response:
 
 
 def explain(error: BaseException | None) -> tuple[str, str, str]:
-    """A error as the metrics' outcome, the name of the server's code, and a message for the caller."""
+    """The metrics' outcome, the server's error code by name, and the caller's message of an error."""
     if error is None:
         return "cancelled", "CANCELLED", "cancelled"
     if isinstance(error, jobs.Refused):
@@ -160,13 +160,13 @@ def explain(error: BaseException | None) -> tuple[str, str, str]:
         return "invalid", "INVALID_ARG", str(error)
     if isinstance(error, MemoryError):
         return "failed", "UNAVAILABLE", "not enough memory: try a smaller SIZE, or later"
-    # What went wrong inside is for the log, not for strangers.
+    # Details of internal errors go to the log, not to callers.
     pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
     return "failed", "INTERNAL", contract.BROKEN
 
 
 def cancel_file(name: str) -> Path | None:
-    """Where the unary model leaves word that a caller has gone; None for anything but a name of its making."""
+    """The file by which the unary model reports that a caller disconnected; None for any name that is not its own."""
     return Path(tempfile.gettempdir()) / name if re.fullmatch("kontext-cancel-[0-9a-f]{32}", name) else None
 
 

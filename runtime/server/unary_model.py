@@ -1,7 +1,7 @@
-"""The server's model `kontext`: hands each request on to `kontext_stream` and answers once, with the picture.
+"""The server's model `kontext`: forwards each request to `kontext_stream` and answers once, with the picture.
 
-The server takes streams over gRPC and server-sent events only; this model is for every other client. It has no
-weights: a request waits in a thread here and in the queue of `kontext_stream`, where it joins others in a batch.
+The server streams over gRPC and server-sent events only; this model is for all other clients. It has no weights: a
+request waits in a thread here and in the queue of `kontext_stream`, where it is batched with others.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from . import contract
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 THREADS = 256
-"""Requests that wait in the batcher's sight at once; the others wait for a thread."""
+"""Requests that the batcher sees at a time; others wait for a thread."""
 
 POLL_SECONDS = 0.05
 
 
 class UnaryModel:
-    """One instance is enough: its threads only wait."""
+    """The model; one instance is enough, since its threads only wait."""
 
     def __init__(self) -> None:
         self.threads = ThreadPoolExecutor(THREADS)
@@ -40,7 +40,7 @@ class UnaryModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            # The request's own tensors are gone when this returns.
+            # The server frees the request's tensors when this function returns.
             inputs = [pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in request.inputs()]
             parameters = json.loads(request.parameters() or "{}")
             self.threads.submit(
@@ -48,7 +48,7 @@ class UnaryModel:
             )
 
     def forward(self, inputs: list[Any], parameters: dict[str, Any], identity: str, sender: Any) -> None:
-        """Answers one request, with the picture or the error of `kontext_stream`."""
+        """Answers one request with the picture or the error of `kontext_stream`."""
         response = failed("INTERNAL", contract.BROKEN)
         try:
             with self.watched(sender) as cancel_file:
@@ -60,9 +60,9 @@ class UnaryModel:
 
     @contextlib.contextmanager
     def watched(self, sender: Any) -> Iterator[Path]:
-        """A file's name; the file appears if the caller goes away meanwhile.
+        """A path; the file is created if the caller disconnects inside this context.
 
-        A model cannot cancel the requests that it makes inside this server (2.51), hence the file, which
+        In this server (2.51) a model cannot cancel the requests that it sends to another model, hence the file, which
         `kontext_stream` looks for after every step.
         """
         file = Path(tempfile.gettempdir()) / f"kontext-cancel-{secrets.token_hex(16)}"
@@ -89,7 +89,7 @@ class UnaryModel:
 
 
 def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:
-    """The one response to a request with these tensors."""
+    """The response of `kontext_stream` to a request with these tensors."""
     names = [tensor.name for tensor in contract.OUTPUTS[contract.UNARY]]
     request = pb_utils.InferenceRequest(
         model_name=contract.STREAM,
@@ -102,7 +102,7 @@ def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:
     for response in request.exec(decoupled=True):
         if response.has_error():
             return failed(*code_and_message(response.error().message()))
-        # The tensors lie in memory that goes with the response.
+        # The server frees the tensors' memory together with the response.
         outputs += [
             pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in response.output_tensors()
         ]
@@ -110,7 +110,7 @@ def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:
 
 
 def code_and_message(text: str) -> tuple[str, str]:
-    """An error of `kontext_stream`, which has its code in front, or of the server in between, which has none."""
+    """Code and message of an error: `kontext_stream` puts its code in front, the server in between does not."""
     code, _, message = text.partition(": ")
     if code in contract.ERROR_CODES:
         return code, message

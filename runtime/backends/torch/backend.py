@@ -231,7 +231,7 @@ class TorchBackend:
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def make_room(self) -> None:
-        """Frees memory on the device that can be had again: PyTorch's cache and captured CUDA graphs."""
+        """Frees memory that is not needed: PyTorch's cache and captured CUDA graphs."""
         if self.transformer is not None:
             self.transformer.drop_graphs()
         torch.cuda.empty_cache()

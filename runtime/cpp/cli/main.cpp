@@ -1,4 +1,4 @@
-// kontext-edit-cpp BUNDLE -i in.png --prompt "…" -o out.png: kontext-edit without Python. The flags are kontext-edit's.
+// kontext-edit-cpp BUNDLE -i in.png --prompt "…" -o out.png: kontext-edit in C++, with the same flags.
 #include <unistd.h>
 
 #include <cerrno>
@@ -29,10 +29,11 @@ Edits a picture with a bundle that kontext-export wrote.
   --guidance X         guidance scale (default: the bundle's)
   --seed N             seed of the noise (default: 0)
   --size WxH           output size in pixels (default: the reference's aspect, at a size the model prefers)
-  --threads N          cores to use (default: all that this process may use)
-  --verify             check the bundle's files by their SHA-256 first
+  --threads N          CPU cores to use (default: all that this process may use)
+  --verify             compare the bundle's files with their SHA-256 first
   --quiet              no progress, no messages
-  -h, --help           show this
+  --version            show the version and exit
+  -h, --help           show this help and exit
 )";
 
 struct Arguments {
@@ -41,7 +42,7 @@ struct Arguments {
     std::string prompt;
     kontext::LoadOptions load;
     kontext::EditOptions edit;
-    bool quiet = false, help = false;
+    bool quiet = false, help = false, version = false;
 };
 
 template <typename Number>
@@ -79,7 +80,7 @@ int positive(const std::string& flag, const std::string& text) {
     return value;
 }
 
-// One flag that takes a value. False where it is not known.
+// Stores the value of a flag. Returns false if the flag is not known.
 bool take(Arguments& into, const std::string& flag, const std::string& value) {
     if (flag == "-i" || flag == "--image") into.images.emplace_back(value);
     else if (flag == "-p" || flag == "--prompt") into.prompt = value;
@@ -97,11 +98,12 @@ Arguments parse(const std::vector<std::string>& words) {
     constexpr const char* advice = " (kontext-edit-cpp --help shows the flags)";
     const std::string with_values = " -i --image -p --prompt -o --output --steps --guidance --seed --size --threads ";
     Arguments result;
-    result.load.low_memory = true;  // one edit needs every network once, or as long as it lasts
+    result.load.low_memory = true;  // one edit uses each network in one part only
     bool has_prompt = false;
     for (std::size_t i = 0; i < words.size(); ++i) {
         std::string flag = words[i];
         if (flag == "-h" || flag == "--help") result.help = true;
+        else if (flag == "--version") result.version = true;
         else if (flag == "--quiet") result.quiet = true;
         else if (flag == "--verify") result.load.verify = true;
         else if (flag.size() > 1 && flag[0] == '-') {
@@ -121,7 +123,7 @@ Arguments parse(const std::vector<std::string>& words) {
             throw Error("unrecognized arguments: " + flag + advice);
         }
     }
-    if (result.help) return result;
+    if (result.help || result.version) return result;
     for (const auto& [missing, name] : {std::pair{result.bundle.empty(), "BUNDLE"},
                                         {!has_prompt, "-p/--prompt"},
                                         {result.output.empty(), "-o/--output"}})
@@ -129,7 +131,7 @@ Arguments parse(const std::vector<std::string>& words) {
     return result;
 }
 
-// Asked before the work, not after it.
+// Throws Error if the picture could not be saved. Called before the work, not after.
 void check_writable(const fs::path& path) {
     std::string suffix = path.extension().string();
     for (char& c : suffix) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
@@ -142,14 +144,14 @@ void check_writable(const fs::path& path) {
     if (::access(folder.c_str(), W_OK) != 0) throw Error(path.string() + " cannot be written: " + std::strerror(errno));
 }
 
-// Ctrl-C ends the program at once, wherever it is, but never while the picture is being written.
+// Ctrl-C ends the program immediately, except while the picture is being written.
 std::mutex writing;
 
 void watch_for_interrupt() {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &set, nullptr);  // in every thread that is made from here on
+    pthread_sigmask(SIG_BLOCK, &set, nullptr);  // inherited by every thread created later
     std::thread([set] {
         int signal = 0;
         while (sigwait(&set, &signal) != 0) {
@@ -166,22 +168,22 @@ void show(int step, int steps) {
     std::fflush(stderr);
 }
 
-void run(Arguments& asked) {
-    check_writable(asked.output);
+void run(Arguments& arguments) {
+    check_writable(arguments.output);
     std::vector<kontext::Picture> references;
-    for (const fs::path& path : asked.images) references.push_back(kontext::read_picture(path));
-    kontext::Pipeline pipeline(asked.bundle, asked.load);
-    asked.edit.warning = [](const std::string& text) { std::cerr << "warning: " << text << "\n"; };
-    if (!asked.quiet && ::isatty(STDERR_FILENO))
-        asked.edit.progress = [](const kontext::Progress& at) {
+    for (const fs::path& path : arguments.images) references.push_back(kontext::read_picture(path));
+    kontext::Pipeline pipeline(arguments.bundle, arguments.load);
+    arguments.edit.warning = [](const std::string& text) { std::cerr << "warning: " << text << "\n"; };
+    if (!arguments.quiet && ::isatty(STDERR_FILENO))
+        arguments.edit.progress = [](const kontext::Progress& at) {
             show(at.step, at.steps);
             return true;
         };
-    const kontext::Picture picture = pipeline.edit(references, asked.prompt, asked.edit);
+    const kontext::Picture picture = pipeline.edit(references, arguments.prompt, arguments.edit);
     const std::lock_guard<std::mutex> lock(writing);
-    kontext::write_png(picture, asked.output);
-    if (!asked.quiet)
-        std::cout << "wrote " << asked.output.string() << " (" << picture.size.width << "x" << picture.size.height
+    kontext::write_png(picture, arguments.output);
+    if (!arguments.quiet)
+        std::cout << "wrote " << arguments.output.string() << " (" << picture.size.width << "x" << picture.size.height
                   << ")\n";
 }
 
@@ -194,17 +196,18 @@ int failed(std::string text) {
 
 }  // namespace
 
-// Returns 0, 2 for what the user can mend, 130 after Ctrl-C.
+// Returns 0, 2 for an error that the user can fix, 130 after Ctrl-C.
 int main(int count, char** words) {
     watch_for_interrupt();
     try {
-        Arguments asked = parse({words + 1, words + count});
-        if (asked.help) std::cout << usage;
-        else run(asked);
+        Arguments arguments = parse({words + 1, words + count});
+        if (arguments.help) std::cout << usage;
+        else if (arguments.version) std::cout << "kontext-edit-cpp " KONTEXT_VERSION "\n";
+        else run(arguments);
         return 0;
     } catch (const std::bad_alloc&) {
         return failed("not enough memory: try a smaller --size");
-    } catch (const std::exception& fault) {
-        return failed(fault.what());
+    } catch (const std::exception& error) {
+        return failed(error.what());
     }
 }

@@ -1,4 +1,4 @@
-// Byte pair encoding: merges the pair of the lowest rank, leftmost first, until none is left.
+// Byte pair encoding: merges the pair with the lowest rank, leftmost first, until no pair can be merged.
 #include <queue>
 #include <unordered_map>
 
@@ -53,12 +53,12 @@ private:
         bool alive = true;
     };
     struct Merge {
-        std::uint32_t rank, id;  // id: of the result
+        std::uint32_t rank, id;  // id: of the merged token
     };
     struct Candidate {
         std::uint32_t rank, id;
         std::size_t at;
-        bool operator<(const Candidate& other) const {  // the queue gives the largest
+        bool operator<(const Candidate& other) const {  // the queue pops the largest
             return rank != other.rank ? rank > other.rank : at > other.at;
         }
     };
@@ -99,7 +99,7 @@ private:
             queue.pop();
             Symbol& left = symbols[top.at];
             const Merge* merge = left.alive ? find(symbols, top.at) : nullptr;
-            if (merge == nullptr || merge->id != top.id) continue;  // its neighbours have changed since
+            if (merge == nullptr || merge->id != top.id) continue;  // outdated: its neighbours have changed
             Symbol& right = symbols[left.next];
             right.alive = false;
             left.id = top.id;

@@ -32,14 +32,16 @@ Json read_manifest(const fs::path& folder) {
     if (code == std::errc::no_such_file_or_directory)
         throw Error(folder.string() + " is not a bundle: it has no " + manifest_name);
     if (code) throw cannot_read(path, code);
-    if (size > max_manifest_bytes) throw Error(path.string() + " is too large for a manifest");
+    if (size > max_manifest_bytes)
+        throw Error(path.string() + " is larger than " + std::to_string(max_manifest_bytes >> 20) +
+                    " MiB: not a manifest");
     std::ifstream file(path, std::ios::binary);
     if (!file) throw cannot_read(path, {errno, std::generic_category()});
     Json data;
     try {
         data = Json::parse(file);
-    } catch (const Json::exception& fault) {
-        throw Error(path.string() + " is not JSON: " + reason(fault));
+    } catch (const Json::exception& error) {
+        throw Error(path.string() + " is not JSON: " + reason(error));
     }
     if (!data.is_object()) throw Error(path.string() + " is not a JSON object");
     return data;
@@ -56,7 +58,7 @@ void check_format(const Fields& root, const fs::path& folder) {
                     (version > format_version ? "update libkontext" : "export the model again"));
 }
 
-// `folder/name`, if `name` is a plain relative path.
+// `folder/name`. Throws Error unless `name` is a normalized relative path without "..", "\\" or ":".
 fs::path inside(const fs::path& folder, const std::string& name, const std::string& where) {
     const bool odd = std::any_of(name.begin(), name.end(),
                                  [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\\' || c == ':'; });
@@ -80,7 +82,7 @@ std::map<std::string, FileEntry> read_files(const Fields& root, const fs::path& 
         const std::uint64_t size = entry.whole("size", 0);
         const std::string sha256 = entry.text("sha256");
         if (sha256.size() != 64 || sha256.find_first_not_of("0123456789abcdef") != std::string::npos)
-            throw entry.fault("sha256", "must be 64 hexadecimal digits");
+            throw entry.error("sha256", "must be 64 hexadecimal digits");
         const fs::path path = inside(folder, item.key(), group.where);
         std::error_code code;
         const fs::path real = fs::canonical(path, code);
@@ -88,7 +90,7 @@ std::map<std::string, FileEntry> read_files(const Fields& root, const fs::path& 
             throw Error(path.string() + " is missing: the bundle is incomplete");
         if (code) throw cannot_read(path, code);
         if (real.string().compare(0, real_folder.size(), real_folder) != 0)
-            throw Error(path.string() + " is a link that leaves the bundle");
+            throw Error(path.string() + " is a symbolic link to outside the bundle");
         if (!fs::is_regular_file(path, code)) throw Error(path.string() + " is not a file");
         const std::uint64_t actual = fs::file_size(path, code);
         if (code) throw cannot_read(path, code);
@@ -100,8 +102,8 @@ std::map<std::string, FileEntry> read_files(const Fields& root, const fs::path& 
     return files;
 }
 
-// The entries of `links`: each a safetensors file with the header that it was linked with. Only such a file is ever
-// opened, so a bundle from elsewhere cannot make anything else its weights.
+// The entries of `links`: each a safetensors file whose header is the one at the time of the export. A bundle from
+// elsewhere can name any file, but a file with another header is refused.
 std::map<std::string, LinkEntry> read_links(const Fields& root, const fs::path& folder) {
     std::map<std::string, LinkEntry> links;
     if (!root.data.contains("links")) return links;
@@ -113,8 +115,11 @@ std::map<std::string, LinkEntry> read_links(const Fields& root, const fs::path& 
         const std::uint64_t size = entry.whole("size", 8);
         const std::string expected = entry.text("header_sha256");
         std::error_code code;
-        if (!path.is_absolute() || !fs::is_regular_file(path, code))
-            throw Error(path.string() + " is not there: the bundle takes its weights from it; export it again");
+        if (!path.is_absolute())
+            throw entry.error("path", "must be an absolute path, not '" + path.string().substr(0, 40) + "'");
+        if (!fs::is_regular_file(path, code))
+            throw Error(path.string() +
+                        " does not exist, and the bundle takes weights from it: export the bundle again");
         std::ifstream file(path, std::ios::binary);
         std::array<unsigned char, 8> bytes{};
         file.read(reinterpret_cast<char*>(bytes.data()), 8);
@@ -123,19 +128,19 @@ std::map<std::string, LinkEntry> read_links(const Fields& root, const fs::path& 
         std::string header(file && length <= max_header_bytes && length <= size ? length : 0, '\0');
         file.read(header.data(), static_cast<std::streamsize>(header.size()));
         if (!file || header.size() != length || fs::file_size(path, code) != size || sha256(header) != expected)
-            throw Error(path.string() + " is not the file that " + folder.string() +
-                        " was exported over; export it again");
+            throw Error(path.string() + " has changed since " + folder.string() +
+                        " was exported over it: export the bundle again");
         links[item.key()] = {path, size};
     }
     return links;
 }
 
-// The path in field `name`, which must be one of `files`.
+// The path in field `name`. Throws Error unless it is one of `files`.
 fs::path listed(const Fields& entry, const std::string& name, const Bundle& bundle) {
     const std::string value = entry.text(name);
     fs::path path = inside(bundle.folder, value, entry.where + name + ": ");
     if (bundle.files.count(value) == 0)
-        throw entry.fault(name, "is '" + value + "', which is not among the bundle's files");
+        throw entry.error(name, "is '" + value + "', which is not among the bundle's files");
     return path;
 }
 
@@ -143,7 +148,7 @@ void read_transformer(const Fields& entry, Bundle& bundle) {
     const Json& axes = entry.get("axes_dim");
     const auto positive = [](const Json& each) { return each.is_number_unsigned() && each > 0 && each <= 1 << 20; };
     if (!axes.is_array() || axes.size() != 3 || !std::all_of(axes.begin(), axes.end(), positive))
-        throw entry.fault("axes_dim", "must be 3 positive whole numbers");
+        throw entry.error("axes_dim", "must be 3 positive whole numbers");
     bundle.axes_dim = {axes[0], axes[1], axes[2]};
     bundle.head_dim = entry.small("head_dim");
     int sum = 0;
@@ -153,9 +158,9 @@ void read_transformer(const Fields& entry, Bundle& bundle) {
         even = even && axis % 2 == 0;
     }
     if (!even || sum != bundle.head_dim)
-        throw entry.fault("axes_dim", "must be even and add up to head_dim (" + std::to_string(bundle.head_dim) + ")");
+        throw entry.error("axes_dim", "must be even and add up to head_dim (" + std::to_string(bundle.head_dim) + ")");
     bundle.theta = entry.number("theta");
-    if (bundle.theta <= 1) throw entry.fault("theta", "must be above 1");
+    if (bundle.theta <= 1) throw entry.error("theta", "must be above 1");
     bundle.in_channels = entry.small("in_channels");
     bundle.text_dim = entry.small("text_dim");
     bundle.pooled_dim = entry.small("pooled_dim");
@@ -165,14 +170,14 @@ SamplerSettings read_sampler(const Fields& entry) {
     SamplerSettings result;
     result.size_multiple = entry.small("size_multiple");
     const Json& sizes = entry.get("preferred_sizes");
-    if (!sizes.is_array() || sizes.empty()) throw entry.fault("preferred_sizes", "must be a list of sizes");
+    if (!sizes.is_array() || sizes.empty()) throw entry.error("preferred_sizes", "must be a list of sizes");
     for (const Json& item : sizes) {
         const auto side = [](const Json& each) { return each.is_number_unsigned() && each > 0 && each <= 1 << 20; };
         if (!item.is_array() || item.size() != 2 || !side(item[0]) || !side(item[1]))
-            throw entry.fault("preferred_sizes", "each must be 2 positive whole numbers");
+            throw entry.error("preferred_sizes", "each must be 2 positive whole numbers");
         const Size size{item[0], item[1]};
         if (size.width % result.size_multiple != 0 || size.height % result.size_multiple != 0)
-            throw entry.fault("preferred_sizes",
+            throw entry.error("preferred_sizes",
                               "must be multiples of size_multiple (" + std::to_string(result.size_multiple) + ")");
         result.preferred_sizes.push_back(size);
     }
@@ -185,7 +190,7 @@ SamplerSettings read_sampler(const Fields& entry) {
     return result;
 }
 
-// What no single field can say.
+// Checks what concerns several fields.
 void check_consistency(const Bundle& bundle) {
     const std::string where = (bundle.folder / manifest_name).string();
     if (bundle.in_channels != 4 * std::int64_t{bundle.latent_channels})

@@ -1,4 +1,4 @@
-// The bundle's manifest (docs/bundle.md): what it says as data, and a reader that trusts nothing in it.
+// The bundle's manifest (docs/bundle.md) as data, and a reader that trusts nothing in it.
 #pragma once
 
 #include <array>
@@ -23,7 +23,7 @@ struct GraphEntry {
     fs::path path, weights;
 };
 
-// A file of the user's that graphs take weights from.
+// A file outside the bundle that graphs take weights from.
 struct LinkEntry {
     fs::path path;
     std::uint64_t size;
@@ -54,15 +54,15 @@ struct Bundle {
     std::map<std::string, FileEntry> files;
     std::map<std::string, LinkEntry> links;
 
-    // Reads and checks the bundle in `folder`; throws Error, which says what is wrong and where.
+    // Reads and checks the bundle in `folder`. Throws Error that says what is wrong and where.
     static Bundle open(const fs::path& folder);
 
-    // Checks every file's digest; throws Error for the first that is not what the manifest says.
+    // Checks every file's SHA-256. Throws Error for the first file that differs from the manifest.
     void verify() const;
 
     std::uint64_t weight_bytes() const;
 
-    // Every file that graphs take weights from, by the name they know it by; empty for a bundle without links.
+    // Name in the graphs → path of every file that they take weights from; empty for a bundle without links.
     std::map<std::string, fs::path> linked_files() const;
 };
 

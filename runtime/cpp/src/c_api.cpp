@@ -1,4 +1,4 @@
-// The C API over the C++ one: no exception leaves it.
+// The C API on top of the C++ API; no exception leaves it.
 #include <algorithm>
 #include <cstring>
 #include <new>
@@ -24,14 +24,14 @@ kontext_status guarded(Work work) noexcept {
     try {
         work();
         return KONTEXT_OK;
-    } catch (const kontext::Cancelled& fault) {
-        return failed(fault.what(), KONTEXT_CANCELLED);
+    } catch (const kontext::Cancelled& error) {
+        return failed(error.what(), KONTEXT_CANCELLED);
     } catch (const std::bad_alloc&) {
         return failed("not enough memory");
-    } catch (const std::exception& fault) {
-        return failed(fault.what());
+    } catch (const std::exception& error) {
+        return failed(error.what());
     } catch (...) {
-        return failed("an unknown error");
+        return failed("unknown error");
     }
 }
 

@@ -1,4 +1,4 @@
-// PNG and JPEG files to pixels, before they are made upright RGB.
+// Decoding of PNG and JPEG files, before the pixels are converted to upright RGB.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace kontext {
 
-// Of 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
+// Pixels of 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
 struct Pixels {
     Size size;
     int channels = 0;
@@ -16,7 +16,7 @@ struct Pixels {
     std::vector<std::uint8_t> data;
 };
 
-// `name` is the file's, for messages. Both throw Error.
+// `name` is the file's name in messages. Both throw Error.
 Pixels decode_png(const std::string& file, const std::string& name);
 Pixels decode_jpeg(const std::string& file, const std::string& name);
 

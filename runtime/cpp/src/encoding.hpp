@@ -6,7 +6,7 @@
 
 namespace kontext {
 
-// A picture as the bytes of a PNG file.
+// The bytes of a picture as a PNG file.
 std::string encode_png(const Picture& picture);
 
 }  // namespace kontext

@@ -1,4 +1,4 @@
-// Typed access to JSON objects from outside: every fault names the field by its path.
+// Typed access to untrusted JSON objects: every error names the field by its path.
 #pragma once
 
 #include <cmath>
@@ -11,11 +11,11 @@
 
 namespace kontext {
 
-// What the JSON library complains of, without its marks and without the bytes that it stumbled over.
-inline std::string reason(const nlohmann::json::exception& fault) {
-    if (const auto* where = dynamic_cast<const nlohmann::json::parse_error*>(&fault))
-        return "it goes wrong at byte " + std::to_string(where->byte);
-    const std::string text = fault.what();
+// The JSON library's error without its prefix and without the offending bytes.
+inline std::string reason(const nlohmann::json::exception& error) {
+    if (const auto* where = dynamic_cast<const nlohmann::json::parse_error*>(&error))
+        return "syntax error at byte " + std::to_string(where->byte);
+    const std::string text = error.what();
     return text.substr(text.find(' ') + 1);  // after "[json.exception.…]"
 }
 
@@ -26,31 +26,32 @@ public:
     const nlohmann::json& data;
     const std::string where;
 
-    Error fault(const std::string& name, const std::string& what) const { return Error(where + name + " " + what); }
+    Error error(const std::string& name, const std::string& what) const { return Error(where + name + " " + what); }
 
     const nlohmann::json& get(const std::string& name) const {
         const auto found = data.find(name);
-        if (found == data.end()) throw fault(name, "is missing");
+        if (found == data.end()) throw error(name, "is missing");
         return *found;
     }
 
     Fields group(const std::string& name) const {
         const auto& value = get(name);
-        if (!value.is_object()) throw fault(name, "must be an object");
+        if (!value.is_object()) throw error(name, "must be an object");
         return {value, where + name + "."};
     }
 
     std::string text(const std::string& name) const {
         const auto& value = get(name);
-        if (!value.is_string() || value.get_ref<const std::string&>().empty()) throw fault(name, "must be a non-empty string");
+        if (!value.is_string() || value.get_ref<const std::string&>().empty())
+            throw error(name, "must be a non-empty string");
         return value;
     }
 
     std::uint64_t whole(const std::string& name, std::uint64_t least = 1, std::uint64_t most = INT64_MAX) const {
         const auto& value = get(name);
         if (!value.is_number_unsigned() || value < least)
-            throw fault(name, "must be a whole number of at least " + std::to_string(least) + ", not " + shown(value));
-        if (value > most) throw fault(name, "is " + shown(value) + ", which is too large");
+            throw error(name, "must be a whole number of at least " + std::to_string(least) + ", not " + shown(value));
+        if (value > most) throw error(name, "is " + shown(value) + ", which is too large");
         return value;
     }
 
@@ -61,7 +62,7 @@ public:
     double number(const std::string& name) const {
         const auto& value = get(name);
         if (!value.is_number() || !(std::fabs(value.get<double>()) < 1e30))
-            throw fault(name, "must be a number, not " + shown(value));
+            throw error(name, "must be a number, not " + shown(value));
         return value;
     }
 

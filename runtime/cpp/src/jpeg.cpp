@@ -1,4 +1,4 @@
-// JPEG through libjpeg. It reports errors by longjmp: functions that it may leave so hold nothing with a destructor.
+// JPEG through libjpeg, which reports errors by longjmp: functions that it may leave hold nothing with a destructor.
 #include <cstddef>
 #include <cstdio>
 
@@ -15,7 +15,7 @@ namespace kontext {
 namespace {
 
 struct Reader {
-    jpeg_error_mgr errors;  // first: libjpeg hands its address back
+    jpeg_error_mgr errors;  // must be first: libjpeg passes its address back
     std::jmp_buf jump;
     char text[JMSG_LENGTH_MAX] = "";
     jpeg_decompress_struct decoder{};
@@ -31,7 +31,7 @@ struct Reader {
     std::longjmp(reader->jump, 1);
 }
 
-// The one warning that means lost pixels; libjpeg would fill them with grey.
+// The only warning that means lost pixels, which libjpeg would fill with grey.
 void on_message(j_common_ptr common, int level) {
     if (level < 0 && common->err->msg_code == JWRN_JPEG_EOF) on_error(common);
 }
@@ -80,7 +80,7 @@ int orientation(const Reader& reader) {
     return 1;
 }
 
-// CMYK to RGB without profiles, rounded as Pillow does; Adobe's files store the inks inverted.
+// CMYK to RGB without colour profiles, rounded as Pillow does; Adobe's files store inverted inks.
 void to_rgb(Pixels& pixels, bool inverted) {
     const std::size_t count = pixels.data.size() / 4;
     for (std::size_t i = 0; i < count; ++i) {

@@ -1,4 +1,4 @@
-// The bytes of a file, in memory only as they are touched.
+// A memory-mapped file: bytes are read when they are accessed.
 #pragma once
 
 #include <fcntl.h>
@@ -21,7 +21,7 @@ public:
         struct stat status {};
         if (descriptor >= 0 && ::fstat(descriptor, &status) == 0) {
             length = static_cast<std::size_t>(status.st_size);
-            // ONNX Runtime's interface is not const, but it only reads; private pages are safe in any case.
+            // ONNX Runtime's interface is not const, but it only reads; private pages are safe anyway.
             bytes = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, descriptor, 0);
         }
         const int code = errno;

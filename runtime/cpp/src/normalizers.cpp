@@ -68,7 +68,7 @@ std::string base64(const std::string& text) {
     return out;
 }
 
-// A Darts double-array trie from UTF-8 keys to places in a blob of NUL-terminated replacements.
+// A Darts double-array trie from UTF-8 keys to offsets in a blob of NUL-terminated replacements.
 class CharacterMap {
 public:
     explicit CharacterMap(const std::string& data) {
@@ -89,7 +89,7 @@ public:
         out.reserve(text.size());
         for (std::size_t start = 0; start < text.size();) {
             const std::size_t end = unicode::grapheme_end(text, start);
-            // Clusters below 6 bytes are replaced whole where a prefix of them is known: so does the library.
+            // Like the library: clusters below 6 bytes are replaced whole if a prefix of them has a replacement.
             if (end - start > 5 || !replace(text.substr(start, end - start), 5, out))
                 for (std::size_t i = start; i < end; ++i)
                     if (!replace(text.substr(i, 1), 4, out)) out += text[i];

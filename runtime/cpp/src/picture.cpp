@@ -1,4 +1,4 @@
-// Picture files in and out: upright RGB of what users have, and PNG files that appear whole or not at all.
+// Picture files: reading to upright RGB, and writing PNG files that appear whole or not at all.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,7 +21,7 @@ constexpr std::string_view png_magic = "\x89PNG\r\n\x1a\n", jpeg_magic = "\xFF\x
 
 bool begins(const std::string& file, std::string_view magic) { return file.compare(0, magic.size(), magic) == 0; }
 
-// The bytes of a file that begins as a picture does.
+// The bytes of a file that starts like a PNG or JPEG file.
 std::string read_file(const std::filesystem::path& path) {
     std::error_code code;
     if (!std::filesystem::exists(path, code)) throw Error(path.string() + " does not exist");
@@ -35,7 +35,7 @@ std::string read_file(const std::filesystem::path& path) {
     return data.append(std::istreambuf_iterator<char>(file), {});
 }
 
-// Grey to RGB; alpha over white, by Pillow's integers.
+// Grey to RGB and alpha over white, in Pillow's integer arithmetic.
 Picture flatten(const Pixels& pixels) {
     Picture picture{pixels.size, {}};
     const auto channels = static_cast<std::size_t>(pixels.channels);
@@ -52,7 +52,7 @@ Picture flatten(const Pixels& pixels) {
     return picture;
 }
 
-// Turned and mirrored as an EXIF orientation says.
+// Rotated and mirrored as an EXIF orientation says.
 Picture upright(Picture picture, int orientation) {
     if (orientation < 2 || orientation > 8) return picture;
     const auto [width, height] = picture.size;
@@ -63,7 +63,7 @@ Picture upright(Picture picture, int orientation) {
     std::size_t at = 0;
     for (int row = 0; row < result.size.height; ++row)
         for (int column = 0; column < result.size.width; ++column) {
-            int x = transposed ? row : column, y = transposed ? column : row;  // in the picture as it is stored
+            int x = transposed ? row : column, y = transposed ? column : row;  // in the stored picture
             if (mirror_x) x = width - 1 - x;
             if (mirror_y) y = height - 1 - y;
             const std::size_t from =
@@ -73,7 +73,7 @@ Picture upright(Picture picture, int orientation) {
     return result;
 }
 
-// A file in the folder of `path` that is renamed to it, or removed.
+// A temporary file in the folder of `path` that is renamed to `path`, or removed.
 class PartialFile {
 public:
     explicit PartialFile(const std::filesystem::path& path) : path(path) {
@@ -147,7 +147,7 @@ void write_png(const Picture& picture, const std::filesystem::path& path) {
     const auto pixels = static_cast<std::size_t>(std::max(picture.size.width, 0)) *
                         static_cast<std::size_t>(std::max(picture.size.height, 0));
     if (pixels == 0 || picture.rgb.size() != 3 * pixels)
-        throw Error("the picture has not as many pixels as its size says");
+        throw Error("the picture has more or fewer pixels than its size says");
     PartialFile(path).write(encode_png(picture));
 }
 

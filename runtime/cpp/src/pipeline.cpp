@@ -13,7 +13,7 @@ namespace kontext {
 namespace {
 
 constexpr std::uint64_t large_weights = std::uint64_t{2} << 30;
-constexpr std::int64_t max_areas = 16;  // an output of more times the largest preferred size is a slip
+constexpr std::int64_t max_areas = 16;  // an output of more times the largest preferred size is taken for a typo
 
 std::int64_t area(Size size) { return std::int64_t{size.width} * size.height; }
 
@@ -38,17 +38,17 @@ Size most_square(const std::vector<Size>& sizes) {
     });
 }
 
-// An output of a graph, which must have this shape; -1 is any extent.
+// An output of a graph, checked to have this shape; -1 is any size.
 Tensor take(Outputs outputs, const std::string& graph, const char* name, const std::vector<std::int64_t>& shape) {
     const auto found = outputs.find(name);
     bool good = found != outputs.end() && found->second.shape.size() == shape.size();
     for (std::size_t i = 0; good && i < shape.size(); ++i) good = shape[i] < 0 || shape[i] == found->second.shape[i];
     if (!good)
-        throw Error(graph + " is not a graph of this format: its output " + name + " is missing or of another shape");
+        throw Error(graph + " is not a graph of this format: its output " + name + " is missing or has another shape");
     return std::move(found->second);
 }
 
-// What an edit is asked for, with every default filled in.
+// The arguments of an edit with defaults filled in.
 struct Request {
     int steps;
     double guidance;
@@ -64,7 +64,7 @@ Request build(const SamplerSettings& settings, const std::vector<Picture>& refer
     for (const Picture& picture : references) {
         const auto [width, height] = picture.size;
         if (width < 1 || height < 1 || picture.rgb.size() != 3 * static_cast<std::uint64_t>(area(picture.size)))
-            throw Error("a picture of " + text_of(picture.size) + " must have as many pixels of 3 bytes");
+            throw Error("a picture of " + text_of(picture.size) + " must have that many pixels of 3 bytes");
         if (static_cast<std::uint64_t>(area(picture.size)) > max_pixels) throw too_large("the picture");
         request.reference_sizes.push_back(preferred_size(picture.size, settings.preferred_sizes));
     }
@@ -97,7 +97,7 @@ struct Pipeline::State {
         return bundle;
     }
 
-    // Runs a graph that an edit needs no more.
+    // Runs a graph that the edit does not need again.
     Outputs last(const std::string& graph, const Inputs& inputs) {
         Outputs outputs = sessions.run(graph, inputs);
         if (low_memory) sessions.release(graph);
@@ -135,7 +135,7 @@ struct Pipeline::State {
         return tokens;
     }
 
-    // All steps' modulations at once, [steps, …] each.
+    // The modulations of all steps in one batch, [steps, …] each.
     Outputs modulations(const Floats& times, const Request& request, const Tensor& pooled) {
         const auto steps = static_cast<std::size_t>(request.steps);
         Floats timesteps, guidance(steps, static_cast<float>(request.guidance)), rows;
@@ -150,7 +150,7 @@ struct Pipeline::State {
         Outputs outputs = last("modulation", inputs);
         for (const auto& [name, value] : outputs)
             if (value.shape.empty() || value.shape[0] != request.steps)
-                throw Error("modulation is not a graph of this format: its output " + name + " is of another shape");
+                throw Error("modulation is not a graph of this format: its output " + name + " has another shape");
         return outputs;
     }
 

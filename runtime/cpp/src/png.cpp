@@ -1,4 +1,4 @@
-// PNG through libpng. It reports errors by longjmp: functions that it may leave so hold nothing with a destructor.
+// PNG through libpng, which reports errors by longjmp: functions that it may leave hold nothing with a destructor.
 #include <png.h>
 
 #include <csetjmp>
@@ -16,8 +16,8 @@ struct Fault {
 };
 
 void on_error(png_structp png, png_const_charp message) {
-    auto* fault = static_cast<Fault*>(png_get_error_ptr(png));
-    std::strncpy(fault->text, message, sizeof fault->text - 1);
+    auto* error = static_cast<Fault*>(png_get_error_ptr(png));
+    std::strncpy(error->text, message, sizeof error->text - 1);
     png_longjmp(png, 1);
 }
 
@@ -48,15 +48,15 @@ void on_write(png_structp png, png_bytep data, std::size_t size) {
 void on_flush(png_structp) {}
 
 struct Reader {
-    Fault fault;
-    png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &fault, on_error, on_warning);
+    Fault error;
+    png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &error, on_error, on_warning);
     png_infop info = png ? png_create_info_struct(png) : nullptr;
     ~Reader() { png_destroy_read_struct(&png, &info, nullptr); }
 };
 
 struct Writer {
-    Fault fault;
-    png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &fault, on_error, on_warning);
+    Fault error;
+    png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &error, on_error, on_warning);
     png_infop info = png ? png_create_info_struct(png) : nullptr;
     ~Writer() { png_destroy_write_struct(&png, &info); }
 };
@@ -67,7 +67,7 @@ bool guarded_header(Reader& reader) {
     return true;
 }
 
-// Asks for 8 or 16 bits of grey, RGB, with alpha where there is any transparency.
+// Requests 8 or 16 bits of grey or RGB, with alpha if there is any transparency.
 bool guarded_transforms(Reader& reader) {
     png_structp png = reader.png;
     if (setjmp(png_jmpbuf(png))) return false;
@@ -75,7 +75,7 @@ bool guarded_transforms(Reader& reader) {
     const int depth = png_get_bit_depth(png, reader.info);
     if (type == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(png);
     if (type == PNG_COLOR_TYPE_GRAY && depth < 8) png_set_expand_gray_1_2_4_to_8(png);
-    // Pillow, which Python reads with, loses the transparent value of 16-bit pictures with their low bytes.
+    // Pillow, which the Python runtime uses, drops the transparent value of 16-bit pictures with their low bytes.
     if (png_get_valid(png, reader.info, PNG_INFO_tRNS) && depth <= 8) png_set_tRNS_to_alpha(png);
     if (depth == 16 && type != PNG_COLOR_TYPE_GRAY) png_set_strip_16(png);
     png_set_interlace_handling(png);
@@ -89,7 +89,7 @@ bool guarded_rows(Reader& reader, png_bytepp rows) {
     return true;
 }
 
-// What follows the pixels may be damaged: only EXIF data is looked for there.
+// The chunks after the pixels may be damaged: only EXIF data is read from them.
 void guarded_end(Reader& reader) {
     if (setjmp(png_jmpbuf(reader.png))) return;
     png_read_end(reader.png, reader.info);
@@ -122,11 +122,11 @@ Pixels decode_png(const std::string& file, const std::string& name) {
     Reader reader;
     if (reader.info == nullptr) throw Error("not enough memory to read " + name);
     const auto check = [&](bool good) {
-        if (!good) throw Error(name + " cannot be read as a picture: " + reader.fault.text);
+        if (!good) throw Error(name + " cannot be read as a picture: " + reader.error.text);
     };
     Source source{file.data(), file.size()};
     png_set_read_fn(reader.png, &source, on_read);
-    png_set_user_limits(reader.png, 0x7FFFFFFF, 0x7FFFFFFF);  // pixels are counted instead
+    png_set_user_limits(reader.png, 0x7FFFFFFF, 0x7FFFFFFF);  // the number of pixels is limited instead
     check(guarded_header(reader));
     const std::uint64_t width = png_get_image_width(reader.png, reader.info);
     const std::uint64_t height = png_get_image_height(reader.png, reader.info);
@@ -144,7 +144,7 @@ Pixels decode_png(const std::string& file, const std::string& name) {
     check(guarded_rows(reader, rows.data()));
     guarded_end(reader);
     pixels.orientation = orientation(reader);
-    if (deep_grey) {  // rounded to 8 bits: value / 257, halves to even, which never come
+    if (deep_grey) {  // to 8 bits: round(value / 257); halves do not occur
         for (std::size_t i = 0; i < width * height; ++i)
             pixels.data[i] = static_cast<std::uint8_t>((pixels.data[2 * i] * 256 + pixels.data[2 * i + 1] + 128) / 257);
         pixels.data.resize(width * height);
@@ -156,7 +156,7 @@ std::string encode_png(const Picture& picture) {
     Writer writer;
     std::string out;
     if (writer.info == nullptr || !guarded_write(writer, picture, out))
-        throw Error(std::string("the picture cannot be written as PNG: ") + writer.fault.text);
+        throw Error(std::string("the picture cannot be written as PNG: ") + writer.error.text);
     return out;
 }
 

@@ -19,7 +19,7 @@ std::size_t run(const Text& text, std::size_t at, Is is) {
     return at - start;
 }
 
-// One way of an alternation to match: a literal, or one or more characters of a class.
+// An alternative of a pattern: a literal, or one or more characters of a class.
 struct Alternative {
     Text literal;
     Is is = nullptr;
@@ -31,7 +31,7 @@ struct Alternative {
     }
 };
 
-// A pattern of literals and the classes that CLIP's has, parted by |; anything else is refused.
+// A pattern of literals and the classes of CLIP's pattern, separated by |; anything else is refused.
 std::vector<Alternative> parse(const std::string& pattern) {
     std::vector<Alternative> result;
     for (std::size_t at = 0; at <= pattern.size();) {
@@ -66,7 +66,7 @@ std::vector<Alternative> parse(const std::string& pattern) {
 // Keeps what the pattern matches, drops the rest: behavior "Removed", inverted.
 PreTokenizer read_split(const Json& settings) {
     if (settings.at("behavior") != "Removed" || settings.at("invert") != true)
-        refuse("split that keeps what is between");
+        refuse("split that keeps unmatched text");
     const auto alternatives = parse(settings.at("pattern").at("Regex"));
     return [alternatives](const Text& text, const Part& part) {
         for (std::size_t at = 0; at < text.size();) {
@@ -91,7 +91,7 @@ std::size_t gpt2_match(const Text& text, std::size_t at) {
     return at + spaces < text.size() && spaces > 1 ? spaces - 1 : spaces;
 }
 
-// The character that stands for a byte: printable ones for themselves, the others from U+0100 on.
+// The character for a byte: printable bytes stand for themselves, the others are mapped from U+0100 on.
 char32_t byte_character(unsigned char byte) {
     const auto printable = [](int b) { return (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE; };
     if (printable(byte)) return byte;
@@ -144,7 +144,7 @@ PreTokenizer read_metaspace(const Json& settings) {
             if (c == U' ') c = mark;
         if (prepend && text[0] != mark) text.insert(text.begin(), mark);
         if (!split) return part(text);
-        for (std::size_t at = 0; at < text.size();) {  // each mark begins a part
+        for (std::size_t at = 0; at < text.size();) {  // each mark starts a part
             const std::size_t end = std::min(text.find(mark, at + 1), text.size());
             part(text.substr(at, end - at));
             at = end;

@@ -7,7 +7,7 @@
 namespace kontext {
 namespace {
 
-constexpr int precision_bits = 32 - 8 - 2;  // of a coefficient; a byte and two bits of overshoot are left
+constexpr int precision_bits = 32 - 8 - 2;  // of a coefficient; leaves a byte and two bits of overshoot
 constexpr double lanczos_support = 3.0;
 
 double sinc(double x) {
@@ -18,7 +18,7 @@ double sinc(double x) {
 
 double lanczos(double x) { return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0; }
 
-// What one output pixel is made of: input pixels from `first` on.
+// The weights of one output pixel: of input pixels from `first` on.
 struct Window {
     int first;
     std::vector<int> weights;
@@ -52,7 +52,7 @@ std::uint8_t clipped(int sum) { return static_cast<std::uint8_t>(std::clamp(sum 
 
 std::size_t extent(int side) { return static_cast<std::size_t>(side); }
 
-// Resamples lines of `from` pixels to `to`: `pixel` and `line` are the distances of neighbours in a line, and of lines.
+// Resamples lines of `from` pixels to `to` pixels. `pixel` and `line` are the strides of pixels and of lines.
 struct Pass {
     std::size_t lines, in_pixel, in_line, out_pixel, out_line;
 };
@@ -99,8 +99,9 @@ Error too_large(const std::string& what) {
 
 Picture resize(const Picture& picture, Size size) {
     const int lost_width = picture.size.width - size.width, lost_height = picture.size.height - size.height;
-    // The order decides about single steps of brightness. Pillow 13 shrinks the height first where that leaves clearly
-    // less for the other pass (so it did in 2240 of 2240 resizes of random sizes); before, the width always came first.
+    // The order of passes decides single steps of brightness. Pillow 13 shrinks the height first if that leaves clearly
+    // less work for the other pass (as in 2240 of 2240 resizes of random sizes); older versions always resize the width
+    // first.
     if (lost_height > 0 && lost_height > 2 * lost_width)
         return resize_width(resize_height(picture, size.height), size.width);
     return resize_height(resize_width(picture, size.width), size.height);

@@ -15,7 +15,7 @@ constexpr float sin_terms[] = {-1.9515295891e-4f, 8.3321608736e-3f, -1.666665461
 constexpr float quarter_turn[] = {-0.78515625f, -2.4187564849853515625e-4f, -3.77489497744594108e-8f};
 constexpr double two_pi = 6.283185307179586;
 
-// a * b + c, rounded once (the product of two floats is exact in double).
+// a * b + c, rounded to float once (the product of two floats is exact in double).
 float fused(float a, float b, float c) { return static_cast<float>(double{a} * double{b} + double{c}); }
 
 template <std::size_t size>
@@ -37,7 +37,7 @@ float log_of(float x) {
     return fused(e, 0.693359375f, x + y);
 }
 
-// Of an angle in [0, 2 pi).
+// sin and cos of an angle in [0, 2 pi).
 std::pair<float, float> sin_cos(float angle) {
     const int octant = (static_cast<int>(angle * 1.27323954473516268615f) + 1) & ~1;
     float x = angle;
@@ -50,10 +50,10 @@ std::pair<float, float> sin_cos(float angle) {
             (((octant - 2) & 4) == 0 ? -1.0f : 1.0f) * (swapped ? sin : cos)};
 }
 
-// Uniform in [0, 1) on 24 bits.
+// A multiple of 2^-24, uniform in [0, 1).
 float uniform(std::mt19937& source) { return static_cast<float>(source() & 0xFFFFFF) * 0x1p-24f; }
 
-// 16 uniforms, 8 of u and 8 of v, as sqrt(-2 log(1 - u)) * (cos 2 pi v, sin 2 pi v).
+// Turns 16 uniforms, 8 u and then 8 v, into normals: sqrt(-2 log(1 - u)) * (cos 2 pi v, sin 2 pi v).
 void normalize(float* values) {
     for (int i = 0; i < 8; ++i) {
         const float radius = std::sqrt(-2.0f * log_of(1.0f - values[i]));
@@ -63,7 +63,7 @@ void normalize(float* values) {
     }
 }
 
-// Uniform on 53 bits, of two draws.
+// A multiple of 2^-53 from two draws, uniform in [0, 1).
 double uniform_double(std::mt19937& source) {
     const std::uint64_t high = source(), low = source();
     return static_cast<double>((high << 32 | low) & ((std::uint64_t{1} << 53) - 1)) * 0x1p-53;
@@ -74,7 +74,7 @@ double uniform_double(std::mt19937& source) {
 Floats randn(std::uint64_t seed, std::size_t size) {
     std::mt19937 source(static_cast<std::uint32_t>(seed));  // seeded by init_genrand, as PyTorch does
     Floats noise(size);
-    if (size < 16) {  // fewer come in pairs, in double precision
+    if (size < 16) {  // fewer are drawn in pairs, in double precision
         for (std::size_t i = 0; i < size; i += 2) {
             const double angle = two_pi * uniform_double(source);
             const double radius = std::sqrt(-2 * std::log1p(-uniform_double(source)));
@@ -86,7 +86,7 @@ Floats randn(std::uint64_t seed, std::size_t size) {
     for (float& value : noise) value = uniform(source);
     const std::size_t whole = size - size % 16;
     for (std::size_t i = 0; i < whole; i += 16) normalize(&noise[i]);
-    if (whole < size) {  // PyTorch draws the last 16 values anew
+    if (whole < size) {  // PyTorch draws the last 16 values again
         for (std::size_t i = size - 16; i < size; ++i) noise[i] = uniform(source);
         normalize(&noise[size - 16]);
     }

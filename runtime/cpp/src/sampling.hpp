@@ -17,11 +17,11 @@ struct Grid {
     int rows, columns;
 };
 
-// Standard normal noise as torch.randn with torch.Generator("cpu").manual_seed(seed) gives it; only the seed's low 32
-// bits count there.
+// Normal noise, the same as torch.randn with torch.Generator("cpu").manual_seed(seed), where only the seed's low 32 bits
+// matter.
 Floats randn(std::uint64_t seed, std::size_t size);
 
-// Times [steps + 1] from 1 (noise) to 0 (picture), shifted as the settings say for that many target tokens.
+// Times [steps + 1] from 1 (noise) to 0 (picture), shifted as the settings say for this number of target tokens.
 Floats schedule(int steps, int target_tokens, const SamplerSettings& settings);
 
 // Latents [channels, 2 rows, 2 columns] to tokens [rows * columns, 4 * channels], and back.

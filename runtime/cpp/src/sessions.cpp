@@ -13,7 +13,7 @@ const Ort::MemoryInfo& host_memory() {
     return info;
 }
 
-// One for the process. What goes wrong comes as an exception, and once is enough.
+// One for the process. It logs nothing: ONNX Runtime's errors are thrown as exceptions.
 Ort::Env& environment() {
     static Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "kontext");
     return env;
@@ -25,8 +25,8 @@ void check_library() {
                     std::to_string(ORT_API_VERSION) + ", which this was built for");
 }
 
-// The cores that this process is limited to (taskset, a container's cpuset); 0 if it is not. ONNX Runtime counts the
-// machine's cores, and threads that wait for each other on one core are slow.
+// The number of cores that this process is limited to (taskset, a container's cpuset); 0 if it is not. ONNX Runtime
+// would start a thread for each of the machine's cores, and threads that share a core are slow.
 int allowed_cores() {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) != 0) return 0;
@@ -34,9 +34,9 @@ int allowed_cores() {
     return allowed < static_cast<int>(sysconf(_SC_NPROCESSORS_CONF)) ? allowed : 0;
 }
 
-// ONNX Runtime's messages run over many lines; the first says what happened.
-std::string first_line(const std::exception& fault) {
-    const std::string text = fault.what();
+// The first line of ONNX Runtime's message, which says what happened; many follow.
+std::string first_line(const std::exception& error) {
+    const std::string text = error.what();
     return text.substr(0, text.find('\n'));
 }
 
@@ -85,8 +85,8 @@ Ort::Session& Sessions::session(const std::string& graph) {
             options.AddExternalInitializersFromFilesInMemory(names, buffers, sizes);
         }
         return sessions.emplace(graph, Ort::Session(environment(), path.c_str(), options)).first->second;
-    } catch (const Ort::Exception& fault) {
-        throw Error(path.string() + " cannot be loaded: " + first_line(fault));
+    } catch (const Ort::Exception& error) {
+        throw Error(path.string() + " cannot be loaded: " + first_line(error));
     }
 }
 
@@ -112,9 +112,9 @@ Outputs Sessions::run(const std::string& graph, const Inputs& inputs) {
             outputs[names[i]] = {info.GetShape(), {data, data + info.GetElementCount()}};
         }
         return outputs;
-    } catch (const Ort::Exception& fault) {
+    } catch (const Ort::Exception& error) {
         check_stopped();
-        throw Error(graph + " failed in ONNX Runtime: " + first_line(fault));
+        throw Error(graph + " failed in ONNX Runtime: " + first_line(error));
     }
 }
 
@@ -122,7 +122,7 @@ void Sessions::stop() noexcept {
     stopped = true;
     try {
         run_options.SetTerminate();
-    } catch (const Ort::Exception&) {  // nothing runs then
+    } catch (const Ort::Exception&) {  // nothing is running
     }
 }
 

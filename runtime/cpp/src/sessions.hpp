@@ -1,4 +1,4 @@
-// Runs a bundle's graphs in ONNX Runtime: one session a graph, made when first used, dropped when told.
+// Runs a bundle's graphs in ONNX Runtime: one session for each graph, created at its first use.
 #pragma once
 
 #include <atomic>
@@ -32,23 +32,23 @@ struct Inputs {
 
 using Outputs = std::map<std::string, Tensor>;
 
-// Values over memory of the caller's, which must outlive them.
+// Values over the caller's memory, which must outlive them.
 Ort::Value view(const std::vector<float>& data, const std::vector<std::int64_t>& shape);
 Ort::Value view(const float* data, const std::vector<std::int64_t>& shape);
 Ort::Value view(const std::vector<std::int64_t>& ids);  // [1, ids]
 
 class Sessions {
 public:
-    // `threads`: cores that one run may use; 0 for all that this process may use. `bundle` outlives this.
+    // `threads`: cores that one run may use; 0: all that this process may use. `bundle` must outlive this.
     Sessions(const Bundle& bundle, int threads);
 
-    // Throws Error where ONNX Runtime refuses the graph or fails in it, Cancelled where stop() has come.
+    // Throws Error if ONNX Runtime cannot load or run the graph, Cancelled after stop().
     Outputs run(const std::string& graph, const Inputs& inputs);
 
-    // Drops a session, and with it its weights.
+    // Drops a session with its weights.
     void release(const std::string& graph) { sessions.erase(graph); }
 
-    // From any thread: ends the run that is going on, and lets none begin until reset().
+    // From any thread: stops the current run, and every later one until reset().
     void stop() noexcept;
     void reset();
     void check_stopped() const;
@@ -58,7 +58,7 @@ private:
 
     const Bundle& bundle;
     int threads;
-    std::map<std::string, MappedFile> weights;  // only of a bundle with links
+    std::map<std::string, MappedFile> weights;  // only for a bundle with links
     std::map<std::string, Ort::Session> sessions;
     Ort::RunOptions run_options;
     std::atomic<bool> stopped{false};

@@ -11,7 +11,7 @@ namespace kontext {
 class Sha256 {
 public:
     void update(const char* data, std::size_t size);
-    std::string hex();  // of all that was given; ends the use of this object
+    std::string hex();  // of all data so far; the object cannot be used afterwards
 
 private:
     void block(const unsigned char* bytes);

@@ -33,7 +33,7 @@ void read_special(const Json& settings, Ids& before, Ids& after, int depth = 0) 
         }
     } else if (type == "Sequence" && depth < 4) {
         for (const Json& each : settings.at("processors")) read_special(each, before, after, depth + 1);
-    } else if (type != "ByteLevel") {  // which changes offsets alone
+    } else if (type != "ByteLevel") {  // ByteLevel changes offsets only
         refuse("post-processor " + type);
     }
 }
@@ -50,7 +50,7 @@ std::size_t spaces_after(const Text& text, std::size_t start) {
 
 }  // namespace
 
-void refuse(const std::string& component) { throw Error("this reader does not know the " + component); }
+void refuse(const std::string& component) { throw Error("this reader does not support the " + component); }
 
 Model read_model(const Json& settings) {
     const std::string type = settings.at("type");
@@ -78,10 +78,10 @@ Tokenizer::Tokenizer(const std::filesystem::path& path) {
                 raw.push_back(token);
             }
         }
-    } catch (const Json::exception& fault) {
-        throw Error(path.string() + " is not a tokenizer: " + reason(fault));
-    } catch (const std::exception& fault) {
-        throw Error(path.string() + " is not a tokenizer: " + fault.what());
+    } catch (const Json::exception& error) {
+        throw Error(path.string() + " is not a tokenizer: " + reason(error));
+    } catch (const std::exception& error) {
+        throw Error(path.string() + " is not a tokenizer: " + error.what());
     }
     for (auto* list : {&raw, &normalized})
         std::stable_sort(list->begin(), list->end(),

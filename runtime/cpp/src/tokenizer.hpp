@@ -1,5 +1,5 @@
-// Prompts to token ids with a Hugging Face tokenizer.json, exactly as its own library does it, for the components that
-// CLIP's and T5's files have. What is not known is refused when the file is read, never guessed at.
+// Prompts to token ids with a Hugging Face tokenizer.json, exactly as the `tokenizers` library, for the components of
+// CLIP's and T5's files. Files with other components are refused when they are read.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ using Ids = std::vector<std::int64_t>;
 using Normalizer = std::function<Text(Text)>;
 Normalizer read_normalizer(const Json& settings, int depth = 0);
 
-// Parts a text; empty parts are left out.
+// Splits a text; empty parts are left out.
 using PreTokenizer = std::function<void(const Text& text, const std::function<void(const Text&)>& part)>;
 PreTokenizer read_pre_tokenizer(const Json& settings, int depth = 0);
 
@@ -31,15 +31,15 @@ Model read_model(const Json& settings);
 Model read_bpe(const Json& settings);
 Model read_unigram(const Json& settings);
 
-// "where" of a component that this reader does not know.
+// Throws Error for a component that this reader does not support.
 [[noreturn]] void refuse(const std::string& component);
 
 class Tokenizer {
 public:
-    // Throws Error where the file is not a tokenizer, or one of another kind.
+    // Throws Error if the file is not a tokenizer, or has unsupported components.
     explicit Tokenizer(const std::filesystem::path& path);
 
-    // The ids of a prompt with its special tokens, at most `max_length`; `lost` is how many did not fit.
+    // The ids of a prompt with its special tokens, at most `max_length`; `lost` is the number of tokens cut off.
     Ids encode(std::string_view utf8, std::size_t max_length, std::size_t& lost) const;
 
 private:
@@ -48,11 +48,11 @@ private:
         std::int64_t id;
         bool strip_left, strip_right;
     };
-    // Finds the tokens in a text: `token` is told their ids, `rest` what lies between them.
+    // Finds the added tokens in a text: calls `token` with their ids and `rest` with the text between them.
     static void part(const std::vector<AddedToken>& tokens, const Text& text,
                      const std::function<void(std::int64_t)>& token, const std::function<void(const Text&)>& rest);
 
-    std::vector<AddedToken> raw, normalized;  // looked for before and after normalization; the longest first
+    std::vector<AddedToken> raw, normalized;  // matched before and after normalization; longest first
     Normalizer normalizer;
     PreTokenizer pre_tokenizer;
     Model model;

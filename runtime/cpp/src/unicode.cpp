@@ -18,7 +18,7 @@ struct Shift {
 };
 struct Expansion {
     char32_t first;
-    char32_t parts[4];  // ends with 0 where it is shorter
+    char32_t parts[4];  // shorter ones end with 0
 };
 struct Composition {
     char32_t first, second, composed;
@@ -51,7 +51,7 @@ struct Breaking {
 
 #include "unicode_tables.inc"
 
-// The entry of a sorted table whose range holds `c`, or null.
+// The entry of a sorted table whose range contains `c`, or null.
 template <typename Entry, std::size_t size>
 const Entry* find(const Entry (&table)[size], char32_t c) {
     const auto* next = std::upper_bound(std::begin(table), std::end(table), c,
@@ -107,7 +107,7 @@ Break break_of(char32_t c) {
     return found ? found->value : Break::Other;
 }
 
-// Rules GB3 to GB9b, which look at the two neighbours alone.
+// Rules GB3 to GB9b, which depend on the two neighbours only.
 bool joins(Break before, Break after) {
     if (before == Break::CR) return after == Break::LF;
     for (Break each : {before, after})
@@ -144,7 +144,7 @@ std::u32string nfc(std::u32string_view text) {
     std::u32string parts;
     parts.reserve(text.size());
     for (char32_t c : text) append_decomposed(parts, c);
-    for (std::size_t start = 0; start < parts.size();) {  // canonical order: each run of marks by its class
+    for (std::size_t start = 0; start < parts.size();) {  // canonical order: sorts each run of marks by class
         std::size_t end = start;
         while (end < parts.size() && combining_class(parts[end]) != 0) ++end;
         std::stable_sort(parts.begin() + static_cast<std::ptrdiff_t>(start),
@@ -155,7 +155,7 @@ std::u32string nfc(std::u32string_view text) {
     std::u32string out;
     out.reserve(parts.size());
     std::size_t starter = std::u32string::npos;  // in `out`
-    int last_class = 0;                          // of what stands between the starter and here; 0: nothing does
+    int last_class = 0;                          // of the last mark after the starter; 0: none
     for (char32_t c : parts) {
         const int own = combining_class(c);
         const bool adjacent = starter != std::u32string::npos && starter + 1 == out.size();

@@ -1,4 +1,4 @@
-// SentencePiece's unigram model: the segmentation of the highest summed score (Viterbi); neighbouring unknowns are one.
+// SentencePiece's unigram model: the segmentation with the highest total score (Viterbi); adjacent unknowns are merged.
 #include <algorithm>
 #include <limits>
 #include <unordered_map>
@@ -74,7 +74,7 @@ private:
         return std::uint64_t{node} << 8 | static_cast<unsigned char>(byte);
     }
 
-    // 0 where there is none: the root is nobody's child.
+    // 0 if there is none: the root is no node's child.
     std::uint32_t child(std::uint32_t node, char byte) const {
         const auto found = edges.find(edge(node, byte));
         return found == edges.end() ? 0 : found->second;

@@ -1,4 +1,4 @@
-// Intermediate results for the tests, which hold them against the Python runtime: kontext-probe WHAT ARGUMENTS…
+// Prints intermediate results, which the tests compare with the Python runtime: kontext-probe WHAT ARGUMENTS…
 #include <cstdlib>
 #include <iostream>
 #include <iterator>
@@ -24,7 +24,7 @@ void raw(const std::vector<Value>& values) {
 
 std::string standard_input() { return {std::istreambuf_iterator<char>(std::cin), {}}; }
 
-// FILE MAX_LENGTH: prompts from stdin, each ended by a NUL, to lines of "lost id id …".
+// FILE MAX_LENGTH: reads prompts from stdin, each ended by a NUL; prints lines of "lost id id …".
 void ids(const Words& words) {
     const Tokenizer tokenizer(words.at(0));
     const std::string text = standard_input();
@@ -93,8 +93,8 @@ int main(int count, char** arguments) {
         const Words words(arguments + 1, arguments + count);
         commands.at(words.at(0))({words.begin() + 1, words.end()});
         return 0;
-    } catch (const std::exception& fault) {
-        std::cerr << "error: " << fault.what() << '\n';
+    } catch (const std::exception& error) {
+        std::cerr << "error: " << error.what() << '\n';
         return 2;
     }
 }

@@ -14,7 +14,7 @@ from kontext.errors import KontextError
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, TensorRTOptions, TorchOptions
 from kontext.runtime.backends.onnxruntime import PROVIDERS
 from kontext.runtime.bundle import Bundle
-from kontext.runtime.cli import OPTIONS
+from kontext.runtime.cli import OPTION_FLAGS
 from kontext.runtime.engines import LIBRARIES
 
 
@@ -75,7 +75,7 @@ def test_links_are_for_onnx_runtime(tiny_bundle: Path) -> None:
 
 
 def test_every_flag_is_a_field() -> None:
-    for option in OPTIONS:
+    for option in OPTION_FLAGS:
         assert option.field in {field.name for field in dataclasses.fields(option.record)}
 
 

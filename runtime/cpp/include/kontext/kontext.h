@@ -3,7 +3,7 @@
  *     kontext_pipeline *pipeline;
  *     if (kontext_load("my-bundle", NULL, &pipeline) != KONTEXT_OK) puts(kontext_error());
  *
- * Structures are zeroed before they are filled in: zero means the default in every field. */
+ * Zero-initialize structures before filling them in: zero is the default of every field. */
 #ifndef KONTEXT_H
 #define KONTEXT_H
 
@@ -37,48 +37,48 @@ typedef struct kontext_image {
 
 typedef struct kontext_load_options {
     int32_t threads;    /* cores that a network may use; 0: all that this process may use */
-    int32_t low_memory; /* drop each network after its part of an edit: 1 yes, -1 no, 0 from 2 GiB of weights on */
+    int32_t low_memory; /* drop each network after its part of an edit: 1 yes, -1 no, 0: from 2 GiB of weights on */
     int32_t verify;     /* not 0: compare every file's SHA-256 first */
 } kontext_load_options;
 
-/* After each step; latents are float [channels, height, width]. Not 0 stops the edit. */
+/* Called after each step; latents are float [channels, height, width]. Return non-zero to stop the edit. */
 typedef int (*kontext_progress)(void* user, int32_t step, int32_t steps, const float* latents, const size_t extents[3]);
 
-/* Told of a prompt that is cut. */
+/* Called if a prompt is truncated. */
 typedef void (*kontext_warning)(void* user, const char* message);
 
 typedef struct kontext_edit_options {
     const kontext_image* references; /* may be NULL: draw from the prompt alone */
     size_t reference_count;
-    int32_t steps;        /* 0: as the bundle says */
-    int32_t has_guidance; /* 0: as the bundle says */
+    int32_t steps;        /* 0: the bundle's default */
+    int32_t has_guidance; /* 0: the bundle's default */
     double guidance;
     uint64_t seed;
     int32_t width; /* 0: the preferred size nearest to the first reference's aspect */
     int32_t height;
     kontext_progress progress;
     kontext_warning warning;
-    void* user; /* handed to both callbacks */
+    void* user; /* passed to both callbacks */
 } kontext_edit_options;
 
-/* Opens a bundle; `options` may be NULL. The pipeline is freed with kontext_free. */
+/* Opens a bundle; `options` may be NULL. Free the pipeline with kontext_free. */
 KONTEXT_API kontext_status kontext_load(const char* bundle, const kontext_load_options* options,
                                         kontext_pipeline** pipeline);
 KONTEXT_API void kontext_free(kontext_pipeline* pipeline);
 
-/* Edits as the prompt (UTF-8) says; `options` may be NULL. `image` is freed with kontext_image_free. */
+/* Edits as the prompt (UTF-8) says; `options` may be NULL. Free `image` with kontext_image_free. */
 KONTEXT_API kontext_status kontext_edit(kontext_pipeline* pipeline, const char* prompt,
                                         const kontext_edit_options* options, kontext_image* image);
 
-/* Stops the edit that is running, from any thread, also within a step. */
+/* Stops the running edit, from any thread, also in the middle of a step. */
 KONTEXT_API void kontext_cancel(kontext_pipeline* pipeline);
 
-/* PNG or JPEG in, PNG out. */
+/* Read PNG or JPEG, write PNG. */
 KONTEXT_API kontext_status kontext_image_read(const char* path, kontext_image* image);
 KONTEXT_API kontext_status kontext_image_write(const kontext_image* image, const char* path);
 KONTEXT_API void kontext_image_free(kontext_image* image);
 
-/* What the last failure in this thread was: one line, valid until the next call in this thread. */
+/* The last error in this thread: one line, valid until the next call in this thread. */
 KONTEXT_API const char* kontext_error(void);
 
 #ifdef __cplusplus

@@ -4,7 +4,7 @@
 //     kontext::Picture edited = pipeline.edit({kontext::read_picture("in.png")}, "make the circle red");
 //     kontext::write_png(edited, "out.png");
 //
-// What can go wrong is a kontext::Error, whose text is one line for the user. Link kontext::kontext.
+// Errors are thrown as kontext::Error, with one line of text for the user. Link kontext::kontext.
 #pragma once
 
 #include <array>
@@ -47,10 +47,10 @@ struct Picture {
     std::vector<std::uint8_t> rgb;
 };
 
-// Reads a PNG or JPEG file: turned as its EXIF data says, transparency over white, 16 bits to 8.
+// Reads a PNG or JPEG file as 8-bit RGB, rotated as its EXIF data says, transparency over white.
 KONTEXT_API Picture read_picture(const std::filesystem::path& path);
 
-// The file appears whole or not at all.
+// Writes a PNG file, which appears whole or not at all.
 KONTEXT_API void write_png(const Picture& picture, const std::filesystem::path& path);
 
 struct LoadOptions {
@@ -59,7 +59,7 @@ struct LoadOptions {
     bool verify = false;             // compare every file's SHA-256 first
 };
 
-// After each step.
+// Passed to the progress callback after each step.
 struct Progress {
     int step;  // done, from 1
     int steps;
@@ -68,12 +68,12 @@ struct Progress {
 };
 
 struct EditOptions {
-    std::optional<int> steps;                       // unset: as the bundle says
+    std::optional<int> steps;                       // unset: the bundle's default
     std::optional<double> guidance;                 // likewise
     std::uint64_t seed = 0;                         // the noise of torch.Generator("cpu").manual_seed(seed)
     std::optional<Size> size;                       // unset: the preferred size nearest to the first reference's aspect
     std::function<bool(const Progress&)> progress;  // false stops the edit
-    std::function<void(const std::string&)> warning;  // told of a prompt that is cut
+    std::function<void(const std::string&)> warning;  // called if a prompt is truncated
 };
 
 // A bundle ready to edit. One edit at a time; networks are loaded when the first edit needs them.
@@ -84,10 +84,10 @@ public:
     Pipeline(Pipeline&&) noexcept;
     Pipeline& operator=(Pipeline&&) noexcept;
 
-    // Edits the first reference as the prompt (UTF-8) says; more references are more to look at, none draws from text.
+    // Edits the first reference as the prompt (UTF-8) says, with the others as context; without one, draws from text.
     Picture edit(const std::vector<Picture>& references, std::string_view prompt, const EditOptions& options = {});
 
-    // Stops the edit that is running, from any thread, also within a step; it throws Cancelled.
+    // Stops the running edit, from any thread, also in the middle of a step; the edit throws Cancelled.
     void cancel() noexcept;
 
 private:

@@ -312,14 +312,14 @@ def engine_bundle(
     bundle = Bundle.open(shutil.copytree(source, folder))
     options = export.EngineOptions(library, ("sm89",), weights, batch)
     for graph, files in bundle.graphs.items():
-        entry = export.describe(bundle, graph, "sm89", options, VERSION)
+        entry = export.manifest_entry(bundle, graph, "sm89", options, VERSION)
         if streams:
             entry["streams"] = True
         path = bundle.folder / entry["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
         plan = {"graph": str(files.path), "file": str(files.weights), "weights": weights}
         path.write_text(json.dumps(plan))
-        bundle = export.record(bundle, entry)
+        bundle = export.record_engine(bundle, entry)
     return bundle
 
 
@@ -554,7 +554,7 @@ def test_an_engine_that_the_library_refuses(tiny_bundle: Path, tmp_path: Path) -
     export = pytest.importorskip("kontext.export.engines.build")
     entry = next(entry for entry in bundle.manifest["engines"] if entry["graph"] == "modulation")
     (bundle.folder / entry["file"]).write_bytes(b"torn")
-    backend, _ = backend_of(export.record(bundle, entry))
+    backend, _ = backend_of(export.record_engine(bundle, entry))
     with pytest.raises(KontextError, match="sm89 engine of modulation cannot be loaded: the plan is torn"):
         backend.stage("modulation")
 

@@ -283,7 +283,7 @@ def read_links(root: Fields, folder: Path) -> dict[str, LinkEntry]:
             raise KontextError(f"cannot read {link.path}: {error.strerror}") from None
         if size != link.size or read_header(link.path).digest != link.header_sha256:
             raise KontextError(
-                f"{link.path} has changed since {folder} was exported over it: export the bundle again"
+                f"{link.path} is not the file that {folder} was exported over; export it again"
             )
         links[name] = link
     return links

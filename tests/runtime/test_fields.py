@@ -50,7 +50,7 @@ def test_what_is_no_number(value: Any) -> None:
 def test_texts() -> None:
     assert fields("x").text("b") == "x"
     for value in ("", 1, None, ["x"]):
-        with pytest.raises(KontextError, match=r"manifest\.json: a\.b must be a text"):
+        with pytest.raises(KontextError, match=r"manifest\.json: a\.b must be a non-empty string"):
             fields(value).text("b")
 
 

@@ -106,8 +106,11 @@ def test_the_last_seed_counts_too() -> None:
         ({"steps": 1.0}, "steps must be a whole number"),
         ({"num_images": 0}, "num_images must be a whole number"),
         ({"guidance": float("inf")}, "guidance must be a finite number, not inf"),
-        ({"prompt": []}, "there is no prompt"),
-        ({"prompt": ["a"], "image": [SQUARE, SQUARE]}, "1 prompts need as many pictures .*, not 2"),
+        ({"prompt": []}, "at least one prompt"),
+        (
+            {"prompt": ["a"], "image": [SQUARE, SQUARE]},
+            "1 prompts need one picture for all or 1 entries, not 2",
+        ),
         ({"image": [[SQUARE]]}, r"must be a PIL\.Image"),
     ],
 )

@@ -128,8 +128,8 @@ std::map<std::string, LinkEntry> read_links(const Fields& root, const fs::path& 
         std::string header(file && length <= max_header_bytes && length <= size ? length : 0, '\0');
         file.read(header.data(), static_cast<std::streamsize>(header.size()));
         if (!file || header.size() != length || fs::file_size(path, code) != size || sha256(header) != expected)
-            throw Error(path.string() + " has changed since " + folder.string() +
-                        " was exported over it: export the bundle again");
+            throw Error(path.string() + " is not the file that " + folder.string() +
+                        " was exported over; export it again");
         links[item.key()] = {path, size};
     }
     return links;

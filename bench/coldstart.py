@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..decibels import psnr
 from .flags import add_edit_flags, edit_settings
 from .inputs import picture_and_prompt, sizes
-from .machine import describe, one_line
+from .machine import describe_machine, machine_line
 from .process_cost import ProcessCost, edit_command, run_process
 from .report import Table, finish, mebibytes, ratio
 from .timing import Percentiles, interleave
@@ -81,7 +81,7 @@ def measure_coldstart(
         "sides": {side: summarize(each) for side, each in costs.items()},
         "imports": {side: summarize(each) for side, each in import_costs.items()},
         "psnr_db": round(likeness, 2),
-        "machine": describe(),
+        "machine": describe_machine(),
     }
 
 
@@ -146,7 +146,7 @@ def footer(result: dict[str, Any]) -> str:
         f"{result['steps']} steps at {width}x{height}, fp32, {count(result)} processes each, in turn; the "
         f"two pictures agree to {result['psnr_db']} dB. `from kontext.runtime import Pipeline` takes "
         f"{import_seconds(result):.2f} s and {mebibytes(runtime)} MiB, Python's own included.\n"
-        f"{one_line(result['machine'])}"
+        f"{machine_line(result['machine'])}"
     )
 
 

@@ -20,7 +20,7 @@ from ..tiny.edits import GROUPS, KINDS, Edit, sample_edit
 from ..tiny.judge import judge
 from ..tiny.scenes import render
 from .flags import at_least, parse_counts
-from .machine import describe, one_line
+from .machine import describe_machine, machine_line
 from .report import Table, finish
 
 
@@ -103,7 +103,7 @@ def measure_success(
         "device": device,
         "groups": GROUPS,
         "successes": successes,
-        "machine": describe(),
+        "machine": describe_machine(),
     }
 
 
@@ -130,5 +130,5 @@ def shares(result: dict[str, Any], kinds: Sequence[str]) -> list[str]:
 def footer(result: dict[str, Any]) -> str:
     return (
         f"{result['model']}, {result['precision']['weights']} weights, {result['count']} edits of each kind, "
-        f"seed {result['seed']}.\n{one_line(result['machine'])}"
+        f"seed {result['seed']}.\n{machine_line(result['machine'])}"
     )

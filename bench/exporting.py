@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..export.cli.source_flags import EMBEDDED
 from .flags import at_least, parse_names
-from .machine import describe, one_line
+from .machine import describe_machine, machine_line
 from .process_cost import export_command, run_process, with_cache
 from .report import Table, finish, mebibytes
 from .timing import Percentiles
@@ -66,7 +66,7 @@ def measure_exports(
                 "peak_bytes": Percentiles.of([float(cost.peak_bytes) for cost in costs]).to_json(),
                 "bundle_bytes": size,
             }
-    return {"what": "export", "model": checkpoint.name, "formats": results, "machine": describe()}
+    return {"what": "export", "model": checkpoint.name, "formats": results, "machine": describe_machine()}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -83,4 +83,4 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def footer(result: dict[str, Any]) -> str:
-    return one_line(result["machine"])
+    return machine_line(result["machine"])

@@ -21,7 +21,7 @@ from . import diffusers_peer
 from .coldstart import edit_commands
 from .flags import add_edit_flags, at_least, edit_settings
 from .inputs import picture_and_prompt, sizes
-from .machine import describe, one_line
+from .machine import describe_machine, machine_line
 from .process_cost import run_process
 from .report import Table, finish, mebibytes, milliseconds, ratio
 from .timing import Percentiles, StageTimer, interleave
@@ -95,7 +95,7 @@ def measure_latency(
         **settings,
         "sides": {name: summarize([stages for stages, _ in each]) for name, each in runs.items()},
         "peak_bytes": dict(zip(runs, peaks, strict=True)),
-        "machine": describe(),
+        "machine": describe_machine(),
     }
     if checkpoint is not None:
         result["psnr_db"] = round(psnr(runs[OURS][-1][1], runs[THEIRS][-1][1]), 2)
@@ -163,5 +163,5 @@ def footer(result: dict[str, Any]) -> str:
         f"{result['model']}, {result['precision']}, {result['device']}, {result['steps']} steps "
         f"at {width}x{height}, {count} edits a side{in_turn}{agreement}. Peak memory is a whole process's. "
         f"diffusers computes the modulation inside every step.\n"
-        f"{one_line(result['machine'])}"
+        f"{machine_line(result['machine'])}"
     )

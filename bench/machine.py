@@ -24,7 +24,7 @@ LIBRARIES = (
 )
 
 
-def describe() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """The machine as JSON, without host name, user name or paths."""
     return {
         "cpu": cpu_model(),
@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-def one_line(machine: dict[str, Any]) -> str:
+def machine_line(machine: dict[str, Any]) -> str:
     """The machine on one line, for a table's footer."""
     cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     parts = [f"{machine['cpu']}, {cores}, {machine['memory_gib']:.0f} GiB", *machine["gpu"]]

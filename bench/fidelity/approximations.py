@@ -26,7 +26,7 @@ from ...runtime.pipeline import Pipeline
 from ...tiny.edits import KINDS, Edit
 from ..edits import held_out
 from ..flags import at_least
-from ..machine import describe, one_line
+from ..machine import describe_machine, machine_line
 from ..report import Table, finish
 from .edit_runs import EditRun, run_edit
 
@@ -117,7 +117,7 @@ def measure_approximations(
         "exact_success": sum(run.success for run in exact.runs),
         "settings": entries,
         "work": work(),
-        "machine": describe(),
+        "machine": describe_machine(),
     }
 
 
@@ -234,7 +234,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def footer(result: dict[str, Any]) -> str:
     return (
         f"{result['model']}, {result['precision']} weights, {result['steps']} steps, {result['edits']} edits, seed "
-        f"{result['seed']}, torch backend on a CPU.\n{one_line(result['machine'])}"
+        f"{result['seed']}, torch backend on a CPU.\n{machine_line(result['machine'])}"
     )
 
 

@@ -31,7 +31,7 @@ from ...runtime.bundle import Bundle
 from ...tiny.edits import KINDS, Edit
 from ..edits import held_out
 from ..flags import at_least
-from ..machine import describe
+from ..machine import describe_machine
 from ..report import finish
 from . import bits_per_weight, peers
 from .edit_runs import EditRun, run_edit
@@ -216,7 +216,7 @@ def measure_fidelity(
         "seed": seed,
         **entries,
         "absent_measures": absent,
-        "machine": describe(),
+        "machine": describe_machine(),
     }
 
 
@@ -251,7 +251,7 @@ def theirs(name: str, reference: Bundle, layers: bits_per_weight.Layers) -> Iter
     with peers.quantized(name, reference, layers) as quantized:
         yield ComparedBundle(
             name,
-            peers.describe(name),
+            peers.describe_peer(name),
             Pipeline.load(quantized.bundle),
             quantized.layer_bits(),
             quantized.file_bits(reference),

@@ -222,5 +222,5 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def describe(name: str) -> dict[str, Any]:
+def describe_peer(name: str) -> dict[str, Any]:
     return {"precision": PEERS[name].what, "library": PEERS[name].version()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..machine import one_line
+from ..machine import machine_line
 from ..report import Table
 from .picture_metrics import METRICS
 
@@ -119,7 +119,7 @@ def footer(result: dict[str, Any]) -> str:
     )
     libraries = sorted({entry["library"] for entry in result.get("peers", {}).values()})
     peers = [f"Peers: {', '.join(libraries)}."] if libraries else []
-    return "\n".join([about, *peers, one_line(result["machine"])])
+    return "\n".join([about, *peers, machine_line(result["machine"])])
 
 
 def absences(result: dict[str, Any]) -> list[str]:
@@ -128,4 +128,4 @@ def absences(result: dict[str, Any]) -> list[str]:
 
 
 def detail_footer(result: dict[str, Any]) -> str:
-    return "; ".join(absences(result)) or one_line(result["machine"])
+    return "; ".join(absences(result)) or machine_line(result["machine"])

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ...errors import KontextError
 from ...model.config import KontextConfig
 from ..flags import parse_names
-from ..machine import describe, one_line
+from ..machine import describe_machine, machine_line
 from ..process_cost import export_command, run_process, with_cache
 from ..report import Table, finish, write_json
 from . import synthetic
@@ -92,7 +92,7 @@ def measure_exports(
         "blocks": [config.transformer.num_double_blocks, config.transformer.num_single_blocks],
         "checkpoint_bytes": size,
         "exports": {},
-        "machine": describe(),
+        "machine": describe_machine(),
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix="kontext-fullsize-") as temporary:
         checkpoint, bundle = Path(temporary) / synthetic.FULL.name, Path(temporary) / "bundle"
@@ -224,7 +224,7 @@ def footer(result: dict[str, Any]) -> str:
             f"The bf16 export runs at {share:.0%} of the speed of a plain copy, checksums included; its graphs were "
             "traced by bf16-linked, the first export in bf16, and cached."
         )
-    return "\n".join([*lines, one_line(result["machine"])])
+    return "\n".join([*lines, machine_line(result["machine"])])
 
 
 def full_size(blocks: str) -> KontextConfig:

@@ -36,7 +36,7 @@ from ...runtime.bundle import (
     TransformerEntry,
 )
 from ..flags import parse_names
-from ..machine import describe, one_line
+from ..machine import describe_machine, machine_line
 from ..report import Table, finish, write_json
 from .benchmark import full_size, gigabytes
 
@@ -67,10 +67,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = full_size(arguments.blocks)
     blocks = [config.transformer.num_double_blocks, config.transformer.num_single_blocks]
-    result: dict[str, Any] = {"what": "engines", "blocks": blocks, "engines": [], "machine": describe()}
-    for network in parse_names(arguments.graphs, "--graphs", tuple(NETWORKS)):
+    result: dict[str, Any] = {
+        "what": "engines",
+        "blocks": blocks,
+        "engines": [],
+        "machine": describe_machine(),
+    }
+    networks = parse_names(arguments.graphs, "--graphs", tuple(NETWORKS))
+    targets = parse_targets(arguments.target)
+    for network in networks:
         for formats in arguments.formats.split(","):
-            for target in parse_targets(arguments.target):
+            for target in targets:
                 result["engines"].append(measure_build(config, network, formats, target, arguments))
                 if arguments.json is not None:  # a run may take an hour: an interrupted one keeps its results
                     write_json(arguments.json, result)
@@ -184,4 +191,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def footer(result: dict[str, Any]) -> str:
     double, single = result["blocks"]
-    return f"{double} double and {single} single blocks; weights are inputs.\n{one_line(result['machine'])}"
+    return (
+        f"{double} double and {single} single blocks; weights are inputs.\n{machine_line(result['machine'])}"
+    )

@@ -22,7 +22,7 @@ import torch
 from ...errors import KontextError
 from ...kernels.autotune import MEASURED
 from ...kernels.launch import triton
-from ..machine import describe, one_line
+from ..machine import describe_machine, machine_line
 from ..report import Table, write_json
 from . import kernels
 from . import step as gpu_step
@@ -137,7 +137,7 @@ def measure_device(device: torch.device, sections: Sections) -> dict[str, Any]:
     timer = DeviceTimer(device, repeats=20 if large else 2)
     shape = kernels.Shape() if large else kernels.SMALL
     dtype = shape.dtype
-    sections.results["machine"] = describe()
+    sections.results["machine"] = describe_machine()
     sections.results["machine"]["triton"] = triton.__version__ if triton is not None else None
     torch.manual_seed(0)
     found = sections.run("limits", lambda: device_limits(timer, 8192 if large else 64)) or {}
@@ -268,4 +268,4 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def footer(result: dict[str, Any]) -> str:
-    return one_line(result["machine"])
+    return machine_line(result["machine"])

@@ -25,7 +25,7 @@ from ...quant.memory import Workload, demands, executor_of, resident_bytes
 from ...runtime.bundle import Bundle
 from ..flags import parse_names
 from ..fullsize import synthetic
-from ..machine import describe, one_line
+from ..machine import describe_machine, machine_line
 from ..process_cost import export_command, run_process
 from ..report import Table, finish
 
@@ -90,7 +90,7 @@ def measure_memory(folder: Path, variants: list[str], progress: bool) -> dict[st
         "size": [SIDE, SIDE],
         "steps": STEPS,
         "bundles": {},
-        "machine": describe(),
+        "machine": describe_machine(),
     }
     for name in tqdm(variants, desc="bundles", disable=not progress):
         bundle = folder / name
@@ -173,5 +173,5 @@ def footer(result: dict[str, Any]) -> str:
     width, height = result["size"]
     return (
         f"Resident memory of one edit at {width}x{height} with one reference, {result['steps']} steps, each network "
-        f"unloaded after its stage; random weights, 428 million parameters.\n{one_line(result['machine'])}"
+        f"unloaded after its stage; random weights, 428 million parameters.\n{machine_line(result['machine'])}"
     )

@@ -26,7 +26,7 @@ from ...runtime.bundle import Bundle
 from ...runtime.cli import parse_width_height
 from ...runtime.pipeline import Pipeline
 from ...runtime.units import parse_bytes
-from ..machine import describe, one_line
+from ..machine import describe_machine, machine_line
 from ..report import Table, finish
 
 MEMORY = "24GB,16GB,12GB,8GB,6GB,4GB"
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         "size": list(arguments.size),
         "gpu": torch.cuda.get_device_name(),
         "rows": rows,
-        "machine": describe(),
+        "machine": describe_machine(),
     }
     finish(result, tables(result), footer(result), arguments.json)
 
@@ -138,5 +138,5 @@ def footer(result: dict[str, Any]) -> str:
     width, height = result["size"]
     return (
         f"{width}x{height}, one reference, two edits; {result['gpu']} limited to each size. "
-        f"{one_line(result['machine'])}"
+        f"{machine_line(result['machine'])}"
     )

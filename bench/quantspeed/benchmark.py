@@ -28,7 +28,7 @@ from ...tiny.architecture import TINY
 from ..fidelity import bits_per_weight
 from ..flags import at_least, parse_names
 from ..fullsize import synthetic
-from ..machine import describe, one_line, usable_cores
+from ..machine import describe_machine, machine_line, usable_cores
 from ..process_cost import export_command, run_process
 from ..report import Table, finish, mebibytes, milliseconds, ratio
 from ..timing import Percentiles, StageTimer, interleave
@@ -136,7 +136,7 @@ def measure_steps(
             }
             for name in steps
         },
-        "machine": describe(),
+        "machine": describe_machine(),
     }
 
 
@@ -206,5 +206,5 @@ def footer(result: dict[str, Any]) -> str:
     return (
         f"Random weights, hidden size {result['hidden']}, {doubles} + {singles} blocks, {target} + {reference} image "
         f"tokens, {result['threads']} threads, {count} steps a side in turn. Memory is a whole process's. diffusers "
-        f"computes the modulation inside every step.\n{one_line(result['machine'])}"
+        f"computes the modulation inside every step.\n{machine_line(result['machine'])}"
     )

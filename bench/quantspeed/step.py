@@ -28,7 +28,7 @@ def grid(tokens: int) -> tuple[int, int]:
     return rows, tokens // rows
 
 
-def inputs(tokens: int, channels: int, text: tuple[int, int], pooled: int) -> dict[str, Array]:
+def step_inputs(tokens: int, channels: int, text: tuple[int, int], pooled: int) -> dict[str, Array]:
     """The same random inputs for both sides, [1, tokens, channels]; `text` is (tokens, channels)."""
     rng = np.random.default_rng(0)
     shapes = {
@@ -48,7 +48,7 @@ def bundle_step(folder: Path, tokens: int) -> Callable[[], Array]:
     pipe = Pipeline.load(folder, device="cpu", low_memory=False)
     model, sizes = pipe.bundle.transformer, pipe.bundle.manifest["model"]
     text = (sizes["text_encoder_2"]["max_length"], model.text_dim)
-    given = inputs(tokens, model.in_channels, text, model.pooled_dim)
+    given = step_inputs(tokens, model.in_channels, text, model.pooled_dim)
     times, guidance = np.array([TIME], np.float32), np.array([GUIDANCE], np.float32)
     modulation = pipe.backend.run(
         "modulation", {"timestep": times, "guidance": guidance, "pooled": given.pop("pooled")}
@@ -79,7 +79,7 @@ def diffusers_step(checkpoint: Path, tokens: int) -> Callable[[], Array]:
     t5 = json.loads((checkpoint / "text_encoder_2" / "config.json").read_text(encoding="utf-8"))
     tokenizer = json.loads((checkpoint / "tokenizer_2" / "tokenizer_config.json").read_text(encoding="utf-8"))
     length = int(tokenizer["model_max_length"])
-    given = inputs(
+    given = step_inputs(
         tokens, model.config.in_channels, (length, t5["d_model"]), model.config.pooled_projection_dim
     )
     ids = [torch.zeros(length, 3), *(token_ids(index, grid(tokens)) for index in range(2))]

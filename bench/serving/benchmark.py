@@ -20,7 +20,7 @@ from ...runtime.cli import parse_width_height
 from ...runtime.server_client import Client, Edit, picture_file
 from ..flags import at_least, parse_counts
 from ..inputs import picture_and_prompt
-from ..machine import describe, one_line
+from ..machine import describe_machine, machine_line
 from ..report import Table, finish, milliseconds
 from .local_server import connected
 from .plot import draw_load
@@ -91,7 +91,7 @@ def measure_load(
         "steps": edit.steps,
         "size": edit.size,
         "levels": levels,
-        "machine": describe(),
+        "machine": describe_machine(),
     }
 
 
@@ -167,5 +167,5 @@ def footer(result: dict[str, Any]) -> str:
     return (
         f"{steps} at {size}, {result['references']} reference{'s' * (result['references'] != 1)}; "
         f"each caller sends its next edit when its last one is answered. {where[0].upper()}{where[1:]}: "
-        f"{one_line(result['machine'])}"
+        f"{machine_line(result['machine'])}"
     )

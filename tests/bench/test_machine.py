@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from kontext.bench.machine import describe, one_line
+from kontext.bench.machine import describe_machine, machine_line
 from kontext.bench.report import write_json
 
 
 def test_results_carry_the_machine_and_nothing_private(tmp_path: Path) -> None:
-    write_json(tmp_path / "deep" / "result.json", {"machine": describe()})
+    write_json(tmp_path / "deep" / "result.json", {"machine": describe_machine()})
     machine = json.loads((tmp_path / "deep" / "result.json").read_text())["machine"]
     assert machine["cores"] >= 1
     assert machine["memory_gib"] > 0
     assert machine["libraries"]["numpy"]
-    assert "GiB" in one_line(machine)
+    assert "GiB" in machine_line(machine)
     assert not {"host", "user", "path"} & set(machine)
 
 
 @pytest.mark.parametrize(("cores", "words"), [(1, "Abacus, 1 core, 24 GiB"), (2, "Abacus, 2 cores, 24 GiB")])
-def test_a_machine_on_one_line(cores: int, words: str) -> None:
+def test_a_machine_on_machine_line(cores: int, words: str) -> None:
     machine = {
         "cpu": "Abacus",
         "cores": cores,
@@ -31,4 +31,4 @@ def test_a_machine_on_one_line(cores: int, words: str) -> None:
         "libraries": {},
         "python": "3.11",
     }
-    assert one_line(machine) == f"{words}; Python 3.11"
+    assert machine_line(machine) == f"{words}; Python 3.11"

@@ -53,7 +53,7 @@ def test_an_engine_is_built_of_a_graph_without_weights(
     ("words", "message"),
     [
         (["--graphs", "dreams"], "--graphs takes text_encoder,"),
-        (["--target", "8.9"], "--target takes"),
+        (["--target", "voodoo"], "'voodoo' is not a GPU architecture"),
         (["--blocks", "many"], "--blocks takes two numbers"),
     ],
 )

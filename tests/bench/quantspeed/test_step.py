@@ -14,7 +14,7 @@ def test_tokens_fill_a_grid(tokens: int, size: tuple[int, int]) -> None:
 
 
 def test_inputs_are_the_same_every_time() -> None:
-    first, second = (step.inputs(16, 64, (8, 32), 24) for _ in range(2))
+    first, second = (step.step_inputs(16, 64, (8, 32), 24) for _ in range(2))
     assert {name: each.shape for name, each in first.items()} == {
         "target": (1, 16, 64),
         "reference": (1, 16, 64),

@@ -126,7 +126,7 @@ def test_an_export_follows_a_recipe(
         (["--fit", "plenty", "--plan-only"], "'plenty' is not a size of memory: write 12GB"),
         (["--fit", "0GB", "--plan-only"], "a memory budget must be more than 0, not 0GB"),
         (["--fit=-12GB", "--plan-only"], "'-12GB' is not a size of memory"),
-        (["--fit", "12GB", "--gpu", "rtx 9999", "--plan-only"], "GPU 'rtx 9999' is not known"),
+        (["--fit", "12GB", "--gpu", "rtx 9999", "--plan-only"], "unknown GPU 'rtx 9999'"),
         (
             ["--fit", "12GB", "--gpu", "sm_86", "--formats", "fp8", "--plan-only"],
             "fp8 weights do not run on sm_86",

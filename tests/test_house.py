@@ -96,21 +96,26 @@ def is_for_type_checkers(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def imports(node: ast.AST, *, at_import: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements in `node`; with `at_import` only those that run when the module is imported."""
+def imports(
+    node: ast.AST, *, at_import: bool = False, types: bool = True
+) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The import statements in `node`; with `at_import` only those that run when the module is imported, without
+    `types` none that only type checkers see."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
-        elif at_import and (isinstance(child, LATER) or is_for_type_checkers(child)):
+        elif (at_import and isinstance(child, LATER)) or (
+            (at_import or not types) and is_for_type_checkers(child)
+        ):
             continue
         else:
-            yield from imports(child, at_import=at_import)
+            yield from imports(child, at_import=at_import, types=types)
 
 
-def imported(path: Path, *, at_import: bool = False) -> Iterator[str]:
+def imported(path: Path, *, at_import: bool = False, types: bool = True) -> Iterator[str]:
     """Absolute dotted names that a file imports, `from x import y` as `x.y`."""
     package = ["kontext", *path.relative_to(ROOT).parent.parts]
-    for node in imports(tree(path), at_import=at_import):
+    for node in imports(tree(path), at_import=at_import, types=types):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         else:
@@ -210,7 +215,11 @@ def test_rooms_import_each_other_in_no_circle() -> None:
 def test_the_runtime_needs_nothing_heavy(path: Path) -> None:
     room = most_specific(module_name(path), RUNTIME_LIBRARIES)
     assert room is not None
-    needed = {name.split(".")[0] for name in imported(path)} - {"kontext"} - set(sys.stdlib_module_names)
+    needed = (
+        {name.split(".")[0] for name in imported(path, types=False)}
+        - {"kontext"}
+        - set(sys.stdlib_module_names)
+    )
     assert needed <= set(RUNTIME_LIBRARIES[room])
 
 

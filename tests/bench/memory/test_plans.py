@@ -37,4 +37,4 @@ def test_table_and_plot_from_the_json(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_card_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plans", "--gpu", "voodoo"]) == 2
-    assert "GPU 'voodoo' is not known" in capsys.readouterr().err
+    assert "unknown GPU 'voodoo'" in capsys.readouterr().err

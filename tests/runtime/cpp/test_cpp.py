@@ -584,13 +584,13 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (tokenizer("clip", "nonsense"), "is not a tokenizer"),
     (
         tokenizer("clip", lambda content: content["model"].update(type="WordPiece")),
-        "does not know the model WordPiece",
+        "does not support the model WordPiece",
     ),
     (tokenizer("clip", lambda content: content["model"].update(merges=[["qq", "zz"]])), "is not a tokenizer"),
     (tokenizer("t5", lambda content: content["model"].update(unk_id=10**6)), "is not a tokenizer"),
     (
         tokenizer("t5", lambda content: content.update(normalizer={"type": "BertNormalizer"})),
-        "does not know the normalizer",
+        "does not support the normalizer",
     ),
     (
         tokenizer(

@@ -22,6 +22,7 @@ from kontext.runtime import TorchOptions  # noqa: E402
 from kontext.runtime.backends.torch import advice  # noqa: E402
 from kontext.runtime.backends.torch.advice import Device, advise  # noqa: E402
 from kontext.runtime.backends.torch.backend import TorchBackend  # noqa: E402
+from kontext.runtime.backends.torch.transformer import Step  # noqa: E402
 from kontext.runtime.bundle import Bundle  # noqa: E402
 from kontext.runtime.cli import main  # noqa: E402
 
@@ -128,7 +129,7 @@ def test_the_command_line_says_it_in_one_line(
         raise fault
 
     monkeypatch.setattr(advice.Device, "budget", property(lambda _: 10**9))
-    monkeypatch.setattr("kontext.runtime.backends.torch.transformer.Step.embed", exhausted)
+    monkeypatch.setattr(Step, "embed", exhausted)
     Image.new("RGB", (128, 128)).save(tmp_path / "in.png")
     words = [str(tiny_bundle), "-i", str(tmp_path / "in.png"), "-p", "x", "-o", str(tmp_path / "out.png")]
     assert main([*words, "--backend", "torch", "--device", "cpu", "--steps", "2"]) == 2

@@ -13,10 +13,10 @@ Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
 def random_case(seed: int, batch: int, tokens: int, heads: int, head_dim: int, size: float = 1.0) -> Case:
-    """qkv is a view of wider rows, as in single blocks, where the MLP's input is beside it."""
+    """qkv is a view of wider rows, as in single blocks, where the MLP's input is beside it, and of one more token."""
     g = torch.Generator().manual_seed(seed)
     width = 3 * heads * head_dim
-    qkv = (torch.randn(batch, tokens, width + 16, generator=g) * size)[..., :width]
+    qkv = (torch.randn(batch, tokens + 1, width + 16, generator=g) * size)[:, :tokens, :width]
     axes = {32: (8, 12, 12), 64: (8, 28, 28), 128: (16, 56, 56)}[head_dim]
     cos, sin = rope_tables(position_ids(1, 1, tokens), axes, 10_000.0)
     return qkv, cos, sin, [1 + torch.randn(head_dim, generator=g) / 4 for _ in range(4)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kontext.errors import KontextError
-from kontext.kernels import attention, norm_rope_quantize
+from kontext.kernels import attention, key_order, norm_rope_quantize
 
 from .conftest import check_operator, error
 from .qkv import expected_qkv, random_case
@@ -28,11 +30,15 @@ QUANTIZED = {"fp8": 0.08, "int8": 0.05}
     st.sampled_from(list(BOUNDS)),
 )
 def test_any_length(seed: int, queries: int, keys: int, head_dim: int, dtype: torch.dtype) -> None:
+    """Views with gaps between batch items, heads, tokens and rows."""
     g = torch.Generator().manual_seed(seed)
-    q = torch.randn(1, 2, queries, head_dim, generator=g).to(dtype)
-    k, v = (torch.randn(1, keys, 2, head_dim, generator=g).to(dtype).transpose(1, 2) for _ in range(2))
+    q = torch.randn(2, 3, queries + 1, head_dim + 8, generator=g).to(dtype)[:, :2, 1:, :head_dim]
+    k, v = (
+        torch.randn(2, keys + 1, 2, head_dim, generator=g)[:, :keys].to(dtype).transpose(1, 2)
+        for _ in range(2)
+    )
     out = attention.launch_attention(q, k, v)
-    assert tuple(out.shape) == (1, queries, 2 * head_dim)
+    assert tuple(out.shape) == (2, queries, 2 * head_dim)
     assert error(out, reference(q, k, v)) < BOUNDS[dtype]
     assert error(attention.attention_reference(q, k, v), reference(q, k, v)) < BOUNDS[dtype]
 
@@ -46,6 +52,29 @@ def test_quantized(format: str, tokens: int, head_dim: int) -> None:
     assert error(out, reference(*expected_qkv(case, 2, 3))) < QUANTIZED[format]
     # The reference does not round P: at most half a step of E4M3 in each weight.
     assert error(out, attention.attention_quantized_reference(*operands, torch.float32)) < 0.035
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_fewer_quantized_queries_than_keys(format: str) -> None:
+    """As when the reference image's queries are left out, with a batch."""
+    case = random_case(2, 2, 200, 2, 32)
+    q, q_scale, *others = norm_rope_quantize.launch_norm_rope_quantize(*case, 2, 3, format)
+    operands = (q[:, :, :70], q_scale[:, :, :70].contiguous(), *others)
+    out = attention.launch_attention_quantized(*operands, torch.float32)
+    assert error(out, attention.attention_quantized_reference(*operands, torch.float32)) < 0.035
+
+
+def test_small_weights_are_not_lost_when_p_is_rounded() -> None:
+    """299 keys of weight 2^-10, below E4M3's numbers but for the offset: times 448 they are exact."""
+    q, k = torch.zeros(1, 1, 1, 32), torch.zeros(1, 1, 300, 32)
+    q[..., 0] = k[:, :, 0, 0] = 1
+    q_scale = torch.full((1, 1, 1), 10 * math.log(2) * math.sqrt(32))
+    v = torch.ones(1, 1, 32, 384)
+    v[..., 0], v[..., 300:] = 0, 0
+    codes = [x.to(torch.float8_e4m3fn) for x in (q, k, key_order.interleave(v))]
+    one = torch.ones(1, 1, 3)
+    out = attention.launch_attention_quantized(codes[0], q_scale, codes[1], one, codes[2], one, torch.float32)
+    assert error(out, torch.full((1, 1, 32), 299 / 1024 / (1 + 299 / 1024))) < 1e-5
 
 
 def test_block_scales_of_very_different_sizes() -> None:

@@ -67,3 +67,19 @@ def test_tiles_the_fastest_or_the_first(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(autotune, "triton", None)  # bundles contain only the first
     autotune.fastest_tile("x", tiles, plan)
     assert started == [1, 0, 0, 0]
+
+
+def test_what_candidates_add_to_is_restored_after_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = torch.zeros(3)
+
+    def measure(candidate: autotune.Candidate) -> float:
+        candidate()
+        return 1.0
+
+    monkeypatch.setattr(autotune, "MEASURED", {})
+    monkeypatch.setattr(autotune, "measure_milliseconds", measure)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    autotune.fastest("sum", {"first": lambda: total.add_(1), "second": lambda: total.add_(1)}, total)()
+    assert total.tolist() == [1, 1, 1]
+    assert autotune.MEASURED == {"sum": {"first": 1.0, "second": 1.0}}

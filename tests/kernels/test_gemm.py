@@ -26,7 +26,7 @@ def draw(seed: int, format: str, rows: int, depth: int, channels: int) -> tuple[
         weight,
         w_scale,
         torch.randn(channels, generator=g),
-        torch.randn(2, channels, generator=g),
+        torch.randn(2, 3, channels, generator=g)[:, 1],
     )
 
 
@@ -72,6 +72,25 @@ def test_gelu_and_quantization_in_the_epilogue(format: str) -> None:
     expected = torch.empty_like(out)
     gemm.scaled_linear_reference(expected, a, a_scale, weight, w_scale, bias, None, step)
     assert (out.float() != expected.float()).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_output_codes_saturate(format: str) -> None:
+    a, a_scale, weight, w_scale, bias, _ = draw(8, format, 5, 64, 40)
+    step = torch.full((1,), 1e-3)  # nearly all outputs are beyond the largest code
+    out, expected = (torch.empty(2, 5, 40, dtype=CODES[format]) for _ in range(2))
+    gemm.launch_scaled_linear(out, a, a_scale, weight, w_scale, bias, None, step)
+    gemm.scaled_linear_reference(expected, a, a_scale, weight, w_scale, bias, None, step)
+    assert expected.float().max() == {"fp8": 448, "int8": 127}[format]
+    assert error(out.float(), expected.float()) < 0.01
+
+
+def test_more_rows_than_a_group_of_tiles() -> None:
+    """Tiles go in groups of 8 below each other; these are 9, of which the last has one row."""
+    a, a_scale, weight, w_scale, *_ = draw(9, "fp8", 1025, 16, 300)
+    out = torch.full((2, 1025, 300), float("nan"))
+    gemm.launch_scaled_linear(out, a, a_scale, weight, w_scale)
+    assert error(out, product(a, a_scale, weight, w_scale)) < 1e-5
 
 
 def test_the_largest_codes() -> None:

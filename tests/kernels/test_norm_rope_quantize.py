@@ -37,11 +37,26 @@ def test_codes_times_scales(format: str, tokens: int, head_dim: int) -> None:
         assert not values[..., tokens:].any()
 
 
-def test_zeros_have_finite_codes_and_scales() -> None:
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_scales_of_keys_with_a_common_offset(format: str) -> None:
+    """The mean is larger than what is left without it: the last block's padding must not be smoothed."""
+    case = random_case(1, 2, 140, 2, 64)
+    case[0][..., 128:256] += 8 * torch.randn(128, generator=torch.Generator().manual_seed(2))
+    case[1].fill_(1), case[2].fill_(0)  # no rotation, so that the offset is common to all keys
+    out = norm_rope_quantize.launch_norm_rope_quantize(*case, 2, 0, format)
+    wanted = norm_rope_quantize.norm_rope_quantize_reference(*case, 2, 0, format)
+    for scales, wanted_scales in zip(out[1::2], wanted[1::2], strict=True):
+        torch.testing.assert_close(scales, wanted_scales, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_zeros_have_codes_of_zero_and_positive_scales(format: str) -> None:
     case = random_case(0, 1, 9, 1, 32)
     case[0].zero_()
-    for tensor in norm_rope_quantize.launch_norm_rope_quantize(*case, 1, 0, "int8"):
-        assert torch.isfinite(tensor.float()).all()
+    out = norm_rope_quantize.launch_norm_rope_quantize(*case, 1, 0, format)
+    for codes, scales in zip(out[::2], out[1::2], strict=True):
+        assert (codes.float() == 0).all()
+        assert (scales > 0).all()
 
 
 def test_the_operator_and_its_refusals() -> None:

@@ -22,11 +22,15 @@ def test_scaled_products(arch: int, format: str) -> None:
     g = torch.Generator().manual_seed(arch)
     x, w = torch.randn(1, 150, 192, generator=g), torch.randn(272, 192, generator=g)
     (a, a_scale), (weight, w_scale) = quantize_rows(x, format), quantize_rows(w, format)
+    gate = torch.randn(1, 272, generator=g)
     wanted = (a.double() * a_scale.double()[..., None]) @ (weight.double() * w_scale.double()[:, None]).t()
     for tile in range(len(gemm.tiles(a, arch))):
         out = torch.full((1, 150, 272), float("nan"))
         gemm.plan_scaled_linear(a, a_scale, weight, w_scale, Epilogue(out), arch=arch, tile=tile).run()
         assert error(out, wanted) < 1e-5, gemm.tiles(a, arch)[tile]
+        epilogue = Epilogue(out.fill_(1), gate=gate)
+        gemm.plan_scaled_linear(a, a_scale, weight, w_scale, epilogue, arch=arch, tile=tile).run()
+        assert error(out, 1 + gate * wanted) < 1e-5, gemm.tiles(a, arch)[tile]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -35,12 +39,13 @@ def test_int4_products(arch: int) -> None:
     packed, scales = INT4.quantize(torch.randn(128, 144, generator=g), torch.float32)
     x = torch.randn(1, 140, 128, generator=g)
     a, a_scale = quantize_rows(x, "fp8")
-    wanted = (a.double() * a_scale.double()[..., None]) @ reference.int4(packed, scales)
+    low, up = torch.randn(1, 140, 20, generator=g), torch.randn(20, 144, generator=g)
+    wanted = (a.double() * a_scale.double()[..., None]) @ reference.int4(
+        packed, scales
+    ) + low.double() @ up.double()
     for tile in range(len(int4.tiles(a, arch))):
         out = torch.full((1, 140, 144), float("nan"))
-        int4.plan_int4_linear(
-            a, a_scale, packed, scales, None, None, Epilogue(out), arch=arch, tile=tile
-        ).run()
+        int4.plan_int4_linear(a, a_scale, packed, scales, low, up, Epilogue(out), arch=arch, tile=tile).run()
         assert error(out, wanted) < 1e-5, int4.tiles(a, arch)[tile]
 
 

@@ -397,6 +397,11 @@ def test_a_prompt_of_a_megabyte(cpp: CppBuild, tokenizer_files: dict[str, Path])
             assert len(ids) <= 78
 
 
+def test_version(cpp: CppBuild) -> None:
+    done = subprocess.run([cpp.edit, "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"kontext-edit-cpp \d+\.\d+\.\d+\n", done.stdout)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -22,15 +22,11 @@ from kontext.errors import KontextError  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, TorchOptions  # noqa: E402
 from kontext.runtime.backends.torch import (  # noqa: E402
-    decode as torch_decode,
-)
-from kontext.runtime.backends.torch import (  # noqa: E402
     memory,
     weights,
 )
 from kontext.runtime.backends.torch.backend import TorchBackend  # noqa: E402
 from kontext.runtime.backends.torch.linear import KernelLinear, choose_activations  # noqa: E402
-from kontext.runtime.backends.torch.transformer import choose_attention  # noqa: E402
 from kontext.runtime.bundle import Bundle  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -183,18 +179,6 @@ def test_linears_in_every_format_with_static_scales() -> None:
         assert KernelLinear.of(stored, "16-bit").channels == 48
 
 
-def test_tiles_of_a_decoder_that_sees_only_its_pixels() -> None:
-    """For a decoder without normalizations, tiles are exact; their weights add up to one everywhere."""
-    latents = torch.randn(1, 16, 40, 23, generator=torch.Generator().manual_seed(2))
-
-    def decode(piece: torch.Tensor) -> torch.Tensor:
-        return piece[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
-
-    for tile, overlap in ((16, 4), (24, 8), (64, 16)):
-        tiled = torch_decode.decode_tiled(decode, latents, 8, tile, overlap)
-        assert torch.allclose(tiled, decode(latents), atol=1e-5)
-
-
 def test_the_tensors_of_nested_data() -> None:
     stored = weights.StoredLinear(torch.ones(2), None, torch.ones(3))
     doubled = weights.each_tensor((stored, (torch.ones(1),)), lambda tensor: tensor * 2)
@@ -242,23 +226,6 @@ def test_options_that_make_no_sense(tiny_bundle: Path) -> None:
         edited(tiny_bundle, activations="fp8")
     with pytest.raises(KontextError, match="INT8 activations need INT8 weights"):
         choose_activations("int8", {"fp8"}, CPU)
-    with pytest.raises(KontextError, match="heads of 32, 64, 128 channels, this model's have 48"):
-        choose_attention("auto", 48, CPU)
-
-
-@pytest.mark.parametrize(
-    ("capability", "ask", "message"),
-    [
-        ((7, 5), "auto", r"need compute capability 8.0 \(Ampere\), this GPU has 7.5"),
-        ((8, 6), "fp8", r"fp8 attention needs compute capability 8.9 \(Ada\), this GPU has 8.6"),
-    ],
-)
-def test_gpus_that_are_too_old(
-    capability: tuple[int, int], ask: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    with pytest.raises(KontextError, match=message):
-        choose_attention(ask, 128, torch.device("cuda"))
 
 
 def test_the_command_line_and_what_the_lean_runtime_imports(tiny_bundle: Path, tmp_path: Path) -> None:

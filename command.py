@@ -68,7 +68,8 @@ def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], st
 
     Raises:
         SystemExit: `--help` or `--version` was given.
-        Exception: a bug; anything but KontextError, MemoryError, ImportError and BrokenPipeError keeps its traceback.
+        Exception: a bug, with its traceback; KontextError, MemoryError, ImportError, BrokenPipeError and what Ctrl-C
+            caused do not.
     """
     try:
         code = run_and_report(work, after_interrupt)
@@ -88,14 +89,16 @@ def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[],
         return fail("not enough memory")
     except KeyboardInterrupt:
         return interrupted(after_interrupt())
-    except ImportError as error:
-        if caused_by_interrupt(error):
-            return interrupted(after_interrupt())
-        return fail(f"a library cannot be loaded: {error}")
     except BrokenPipeError:
         if not stdout_is_broken():
             raise
         return 1
+    except Exception as error:
+        if caused_by_interrupt(error):
+            return interrupted(after_interrupt())
+        if isinstance(error, ImportError):
+            return fail(f"a library cannot be loaded: {error}")
+        raise
 
 
 def fail(message: str) -> int:
@@ -137,7 +140,7 @@ def flush_stdout() -> bool:
 
 
 def caused_by_interrupt(error: BaseException | None) -> bool:
-    """Whether an ImportError was caused by Ctrl-C: compiled libraries turn it into one while they load."""
+    """Whether Ctrl-C is behind an error: libraries that are loading turn it into an ImportError or a RecursionError."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..command import Parser, run_command
-from ..errors import KontextError
 from .registry import SUBCOMMANDS
 
 
@@ -40,12 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if words is None else words)
 
     def work() -> int | None:
-        arguments, unknown = parser(given[0] if given else None).parse_known_args(given)
-        if unknown:
-            help_command = f"kontext-bench {arguments.command} --help"
-            raise KontextError(
-                f"unrecognized arguments: {' '.join(unknown)} ({help_command} shows the flags)"
-            )
+        arguments = parser(given[0] if given else None).parse_args(given)
         code: int | None = arguments.run(arguments)
         return code
 

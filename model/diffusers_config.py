@@ -103,6 +103,10 @@ def read_index(folder: Path) -> Fields:
             f"{folder} is not a folder: a diffusers checkpoint is a folder with a model_index.json"
         )
     if not index_path.exists():
+        if (folder / "manifest.json").exists():
+            raise KontextError(
+                f"{folder} is a bundle, which cannot be exported again: name its checkpoint instead"
+            )
         files = sorted(path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern))
         hint = f"; it holds {files[0]}: name the file itself" if files else ", or an incomplete one"
         raise KontextError(f"{folder} has no model_index.json: it is not a diffusers checkpoint{hint}")

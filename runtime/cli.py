@@ -17,7 +17,7 @@ from ..command import Parser, run_command
 from ..errors import KontextError
 from . import units
 from .backends.options import BACKENDS, DEVICES, BackendOptions, TensorRTOptions, TorchOptions
-from .backends.select import default_options
+from .backends.select import find_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def backend_options(arguments: argparse.Namespace) -> BackendOptions:
     """The options of the backend that the flags select. Raises KontextError for a flag of another backend."""
-    record = type(default_options(arguments.backend or BACKENDS[0], arguments.device or "auto"))
+    record = type(find_options(arguments.backend or BACKENDS[0], arguments.device or "auto"))
     fields = {}
     for each in OPTION_FLAGS:
         value = getattr(arguments, each.field)

@@ -15,7 +15,7 @@ from ..errors import KontextError
 from . import noise
 from .backends.options import BackendOptions
 from .backends.protocol import Backend, SamplerStep
-from .backends.select import default_options, open_backend
+from .backends.select import find_options, open_backend
 from .bundle import Bundle
 from .images import Size, to_array, to_pictures
 from .request import Images, Reference, Request, Row, build_request
@@ -101,7 +101,7 @@ class Pipeline:
             KontextError: not a bundle or not a whole one; no such device or backend, or options that it cannot fulfil.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        options = default_options(backend, device) if isinstance(backend, str) else backend
+        options = find_options(backend, device)
         options.check(device, opened)
         if verify:
             opened.verify()

@@ -99,7 +99,7 @@ def test_bugs_keep_their_traceback() -> None:
 
 
 def test_control_c_while_a_library_loads(capsys: pytest.CaptureFixture[str]) -> None:
-    """Compiled libraries raise an ImportError in place of the interrupt, and keep that as cause or as context."""
+    """Libraries raise another error in place of the interrupt, and keep that as its cause or context."""
 
     def cause() -> None:
         try:
@@ -113,7 +113,13 @@ def test_control_c_while_a_library_loads(capsys: pytest.CaptureFixture[str]) -> 
         except ImportError:
             raise ImportError("numpy did not load")  # noqa: B904
 
-    for work in (cause, context):
+    def recursion() -> None:
+        try:
+            cause()
+        except ImportError:
+            raise RecursionError("numpy's module __getattr__, half loaded")  # noqa: B904
+
+    for work in (cause, context, recursion):
         assert run_command(work) == 130
         assert capsys.readouterr() == ("", "\ninterrupted\n")
 

@@ -81,7 +81,7 @@ def existing_bundle(options: argparse.Namespace) -> Path | None:
     if flags:
         applies = "applies" if len(flags) == 1 else "apply"
         raise KontextError(
-            f"MODEL is an existing bundle; {', '.join(flags)} only {applies} when exporting (add -o)"
+            f"MODEL is an existing bundle; {', '.join(flags)} only {applies} when exporting a checkpoint (with -o)"
         )
     return model
 

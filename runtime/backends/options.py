@@ -34,6 +34,7 @@ class OnnxRuntimeOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_type("threads", self.threads, int)
         if self.threads is not None and self.threads < 1:
             raise KontextError(f"threads must be 1 or more, not {self.threads}")
 
@@ -76,6 +77,8 @@ class TorchOptions:
     compute: Compute | None = None
 
     def __post_init__(self) -> None:
+        check_type("cache", self.cache, int, float)
+        check_type("reuse_reference", self.reuse_reference, int)
         if self.cache is not None and not (0 < self.cache < math.inf):
             raise KontextError(
                 f"cache must be a relative change above 0, such as 0.1, not {self.cache:g}: leave it out to run every "
@@ -121,6 +124,7 @@ class TensorRTOptions:
     weight_budget: int | None = None
 
     def __post_init__(self) -> None:
+        check_type("weight_budget", self.weight_budget, int)
         if self.weight_budget is not None and self.weight_budget < 0:
             raise KontextError(f"a weight budget is 0 bytes or more, not {self.weight_budget}")
 
@@ -135,6 +139,13 @@ BACKENDS = (OnnxRuntimeOptions.name, TorchOptions.name)
 """What `Pipeline.load(backend=…)` and `--backend` take as strings; compiled engines are chosen by the device."""
 
 DEVICES = (*OnnxRuntimeOptions.devices, *TensorRTOptions.devices)
+
+
+def check_type(name: str, value: object, *types: type) -> None:
+    """Raises KontextError if a number that may be None is something else, such as "8GB"."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
+        kind = "a number" if float in types else "a whole number"
+        raise KontextError(f"{name} must be {kind}, not {value!r}")
 
 
 def check_device(device: str, backend: str, devices: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from ...errors import KontextError
 from .options import BACKENDS, BackendOptions, OnnxRuntimeOptions, TensorRTOptions, TorchOptions
@@ -12,14 +12,20 @@ if TYPE_CHECKING:
     from .protocol import Backend
 
 
-def default_options(backend: str, device: str) -> BackendOptions:
-    """The options' defaults for a backend named in `BACKENDS`; compiled engines are selected by the device.
+def find_options(backend: str | BackendOptions, device: str) -> BackendOptions:
+    """A backend's options as they are, or the defaults of a backend named in `BACKENDS`; compiled engines are selected
+    by the device.
 
     Raises:
         KontextError: there is no such backend.
     """
+    if isinstance(backend, get_args(BackendOptions)):
+        return backend
     if backend not in BACKENDS:
-        raise KontextError(f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}")
+        raise KontextError(
+            f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}, or pass options such as "
+            "TorchOptions()"
+        )
     if backend == TorchOptions.name:
         return TorchOptions()
     return TensorRTOptions() if device in TensorRTOptions.devices else OnnxRuntimeOptions()

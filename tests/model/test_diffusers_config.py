@@ -17,6 +17,10 @@ from .damaged_folders import edit_json
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
+    "a bundle": (
+        lambda f: (f / "model_index.json").rename(f / "manifest.json"),
+        "is a bundle, which cannot be exported again: name its checkpoint instead",
+    ),
     "index torn": (lambda f: (f / "model_index.json").write_text('{"a"'), "is not a JSON file"),
     "index a list": (lambda f: (f / "model_index.json").write_text("[]"), "should hold a JSON object"),
     "index binary": (lambda f: (f / "model_index.json").write_bytes(b"\xff\x00"), "is not a JSON file"),

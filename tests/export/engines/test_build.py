@@ -307,11 +307,11 @@ def test_bundles_over_other_files(tiny_bundle: Path) -> None:
         (["--target", "sm89", "-o", "x"], "--target only applies with --engine"),
         (
             ["{bundle}", "--engine", "rtx", "--fp8", "--force"],
-            "MODEL is an existing bundle; --fp8 only applies when exporting (add -o)",
+            "MODEL is an existing bundle; --fp8 only applies when exporting a checkpoint (with -o)",
         ),
         (
             ["{bundle}", "--engine", "rtx", "--bf16", "--lora", "a:1"],
-            "MODEL is an existing bundle; --lora, --bf16 only apply when exporting (add -o)",
+            "MODEL is an existing bundle; --lora, --bf16 only apply when exporting a checkpoint (with -o)",
         ),
         (["--engine", "rtx"], "--engine needs a bundle: name one as MODEL, or export one with -o OUT"),
     ],

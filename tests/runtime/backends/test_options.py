@@ -32,6 +32,10 @@ from kontext.runtime.engines import LIBRARIES
             "attention 'fp4' is not known: choose from auto, 16-bit, fp8, int8",
         ),
         (TorchOptions, {"activations": "fp4"}, "activations 'fp4' is not known"),
+        (OnnxRuntimeOptions, {"threads": "2"}, "threads must be a whole number, not '2'"),
+        (TorchOptions, {"cache": "0.1"}, "cache must be a number, not '0.1'"),
+        (TorchOptions, {"reuse_reference": 2.5}, "reuse_reference must be a whole number, not 2.5"),
+        (TensorRTOptions, {"weight_budget": "8GB"}, "weight_budget must be a whole number, not '8GB'"),
         (TorchOptions, {"compute": "fp8"}, "compute 'fp8' is not known: choose from fp32, fp16, bf16"),
         (TensorRTOptions, {"weight_budget": -1}, "a weight budget is 0 bytes or more, not -1"),
     ],
@@ -44,6 +48,8 @@ def test_values_that_make_no_sense(record: Any, fields: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("backend", "device", "message"),
     [
+        (TorchOptions, "cpu", "or pass options such as TorchOptions\\(\\)"),
+        (3, "cpu", "backend 3 is not known"),
         ("jax", "cpu", "backend 'jax' is not known: choose from onnxruntime, torch"),
         ("onnxruntime", "abacus", "device 'abacus' is not known: choose from auto, cpu, cuda, rtx, tensorrt"),
         ("torch", "tensorrt", "the torch backend runs on cpu or cuda, not on 'tensorrt'"),

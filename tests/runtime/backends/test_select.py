@@ -10,7 +10,7 @@ import pytest
 from kontext.errors import KontextError
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, TensorRTOptions, TorchOptions
 from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from kontext.runtime.backends.select import default_options
+from kontext.runtime.backends.select import find_options
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from kontext.runtime.backends.select import default_options
     ],
 )
 def test_what_a_string_and_a_device_select(backend: str, device: str, record: type) -> None:
-    assert type(default_options(backend, device)) is record
+    assert type(find_options(backend, device)) is record
 
 
 def test_options_reach_onnx_runtime(tiny_bundle: Path) -> None:

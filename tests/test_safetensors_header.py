@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from kontext.errors import KontextError
-from kontext.safetensors_header import make_header, read_header
+from kontext.safetensors_header import BITS, make_header, read_header
 
 
 def file_of(path: Path, header: object, data: bytes = b"") -> Path:
@@ -45,6 +46,35 @@ def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
     path.write_bytes(header + b"".join(value.tobytes() for value in values.values()))
     assert read_header(path).tensors == places
     assert all(np.array_equal(tensor, values[name]) for name, tensor in load_file(path).items())
+
+
+@pytest.mark.parametrize(("dtype", "bits"), BITS.items())
+def test_numbers_are_as_wide_as_the_library_says(tmp_path: Path, dtype: str, bits: int) -> None:
+    """Eight of them take as many bytes as one takes bits."""
+    path = file_of(tmp_path / "a.safetensors", {"a": entry(dtype, (8,), (0, bits))}, bytes(bits))
+    with safe_open(path, "np") as file:
+        assert list(file.keys()) == ["a"]
+    assert read_header(path).tensors["a"].size == bits
+
+
+def test_any_order_in_the_header_and_no_tensors(tmp_path: Path) -> None:
+    header = {"b": entry(offsets=(8, 16)), "a": entry()}
+    assert list(read_header(file_of(tmp_path / "a", header, bytes(16))).tensors) == ["b", "a"]
+    assert read_header(file_of(tmp_path / "b", b"{}")).tensors == {}
+    with pytest.raises(KontextError, match="is not a safetensors file"):
+        read_header(file_of(tmp_path / "c", b"0"))
+
+
+@pytest.mark.parametrize(("last", "fits"), [(1 << 30, True), ((1 << 31) - 1, True), (1 << 31, False)])
+def test_strides_of_empty_tensors_fit_into_64_bits(tmp_path: Path, last: int, fits: bool) -> None:
+    """The product of the other lengths is below 2^62; PyTorch computes strides in signed 64 bits."""
+    shape = (0, 1 << 31, last)
+    path = file_of(tmp_path / "a.safetensors", {"a": entry(shape=shape, offsets=(0, 0))})
+    if fits:
+        assert read_header(path).tensors["a"].shape == shape
+    else:
+        with pytest.raises(KontextError, match="damaged safetensors header at 'a'"):
+            read_header(path)
 
 
 @pytest.mark.parametrize(

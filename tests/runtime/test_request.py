@@ -12,12 +12,12 @@ from kontext.errors import KontextError
 from kontext.runtime.bundle import SamplerEntry
 from kontext.runtime.request import Request, build_request
 
-SIZES = ((96, 176), (128, 128), (176, 96))
+SIZES = ((64, 160), (96, 176), (128, 128), (176, 96))
 SETTINGS = SamplerEntry(28, 2.5, 0.5, 1.15, 256, 4096, 16, SIZES)
 SQUARE, WIDE, TALL = (Image.new("RGB", size, "red") for size in ((50, 50), (400, 200), (200, 400)))
 
 
-def build(image: Any = None, prompt: Any = "x", **options: Any) -> Request:
+def build(image: Any = None, prompt: Any = "make it red", **options: Any) -> Request:
     return build_request(SETTINGS, image, prompt, **options)
 
 
@@ -25,7 +25,7 @@ def test_defaults_are_the_models() -> None:
     request = build()
     assert (request.steps, request.guidance) == (28, 2.5)
     (row,) = request.rows
-    assert (row.prompt, row.references, row.seed, row.size) == ("x", (), 0, (128, 128))
+    assert (row.prompt, row.references, row.seed, row.size) == ("make it red", (), 0, (128, 128))
 
 
 def test_what_is_given_is_taken() -> None:

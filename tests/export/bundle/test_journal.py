@@ -58,6 +58,7 @@ def test_another_export_empties_the_folder(folder: Path, key: object, tmp_path: 
     journal = reopen(folder, key)
     assert (journal.files, journal.progress) == ({}, {})
     assert [path.name for path in folder.iterdir()] == [Journal.NAME]
+    assert json.loads((folder / Journal.NAME).read_bytes()) == {"key": key, "files": {}, "progress": {}}
     assert (tmp_path / "mine/thesis.tex").exists()
 
 

@@ -113,19 +113,10 @@ def draw_fidelity(result: dict[str, Any], path: Path) -> None:
         axis.tick_params(length=0)
         for side in ("top", "right", *(() if axis is axes[0] else ("left",))):
             axis.spines[side].set_visible(False)
-    for axis in axes[:-1]:  # where the axis is broken
+    # Where the axis is broken: at the right end of all but the last part, at the left end of all but the first.
+    for axis, end in [*((each, 1) for each in axes[:-1]), *((each, 0) for each in axes[1:])]:
         axis.plot(
-            [1],
-            [0],
-            marker=[(-1, -2), (1, 2)],
-            markersize=8,
-            color="k",
-            clip_on=False,
-            transform=axis.transAxes,
-        )
-    for axis in axes[1:]:
-        axis.plot(
-            [0],
+            [end],
             [0],
             marker=[(-1, -2), (1, 2)],
             markersize=8,

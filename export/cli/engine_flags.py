@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import KontextError
+from .dependent_flags import refuse_without
 
 if TYPE_CHECKING:
     from ..engines.build import EngineOptions
@@ -47,9 +48,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 def check_engine_flags(options: argparse.Namespace) -> None:
     """Reports before an export of an hour what would fail after it. Raises KontextError."""
     if options.engine is None:
-        for name in ("target", "engine_weights", "engine_batch", "engines_from"):
-            if getattr(options, name) is not None:
-                raise KontextError(f"--{name.replace('_', '-')} only applies with --engine")
+        refuse_without("--engine", options, ("target", "engine_weights", "engine_batch", "engines_from"))
         return
     from ..engines.build import resolve_options
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import KontextError
+from .dependent_flags import refuse_without
 from .source_flags import whole_number
 
 if TYPE_CHECKING:
@@ -63,9 +64,8 @@ def check_plan_flags(options: argparse.Namespace) -> None:
     if options.rank is not None and options.quantization is None and decides:
         raise KontextError(f"{decides[0]} cannot be combined with --rank: it decides every layer's rank")
     if options.fit is None:
-        for name in ("plan_only", "gpu", "sensitivity", "formats", "size", "references", "batch"):
-            if getattr(options, name) not in (None, False):
-                raise KontextError(f"--{name.replace('_', '-')} only applies with --fit")
+        names = ("plan_only", "gpu", "sensitivity", "formats", "size", "references", "batch")
+        refuse_without("--fit", options, names)
 
 
 def plan_for(options: argparse.Namespace, config: KontextConfig) -> MemoryPlan:

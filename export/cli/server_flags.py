@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...errors import KontextError
+from .dependent_flags import refuse_without
 from .source_flags import whole_number
 
 
@@ -46,9 +46,9 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 def check_server_flags(options: argparse.Namespace) -> None:
     """Checks before a long export that the repository can be written. Raises KontextError."""
     if options.triton is None:
-        for name in ("triton_backend", "triton_batch", "triton_instances", "triton_filters"):
-            if getattr(options, name) is not None:
-                raise KontextError(f"--{name.replace('_', '-')} only applies with --triton")
+        refuse_without(
+            "--triton", options, ("triton_backend", "triton_batch", "triton_instances", "triton_filters")
+        )
         return
     from ..bundle.output_folder import check_output
     from ..server.repository import REPOSITORY, check_filters

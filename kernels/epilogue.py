@@ -2,7 +2,7 @@
 
     out = product + bias
     out = quantize(gelu(product + bias), out_scale)
-    out += gate * (product + bias)
+    out += gate * (product + bias)                                clipped to ±65504 if out is in fp16
 
 Outputs are strided [batch, tokens, channels] views, so the products of text and image are written side by side into one
 joint buffer.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .launch import Launch, cdiv, jit, require, tl
-from .numeric import CODES, LIMITS, encode, gelu, gelu_tile
+from .numeric import CODES, LIMITS, clip_to_fp16, encode, gelu, gelu_tile, residual_sum
 
 PLAIN, GELU, RESIDUAL = 0, 1, 2
 """The kinds of epilogue, in the order of the formulas above; EPILOGUE in kernels."""
@@ -80,7 +80,7 @@ def finish_reference(product: Tensor, epilogue: Epilogue) -> None:
     if bias is not None:
         product = product + bias.float()
     if gate is not None:
-        out.copy_(out.float() + gate.float()[:, None] * product)
+        out.copy_(residual_sum(out, gate, product))
     elif out_scale is not None:
         out.copy_(encode(gelu(product) / out_scale, epilogue.format))
     else:
@@ -183,6 +183,7 @@ def finish_tile(  # type: ignore[no-untyped-def]
     if EPILOGUE == 2:
         by = tl.load(gate + batch * gate_batch + columns, mask=within, other=0.0).to(tl.float32)
         acc = tl.load(at, mask=inside, other=0.0).to(tl.float32) + by[None, :] * acc
+        acc = clip_to_fp16(acc, out.dtype.element_ty)
         tl.store(at, acc.to(out.dtype.element_ty), mask=inside)
     elif EPILOGUE == 1:
         acc = tl.minimum(tl.maximum(gelu_tile(acc) / tl.load(out_scale), -LIMIT), LIMIT)

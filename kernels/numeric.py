@@ -1,7 +1,7 @@
 """Number formats of the kernels in PyTorch and inside kernels: scales per token, E4M3 and INT8 codes; and GELU.
 
 E4M3 saturates at 448 and INT8 is symmetric, so a scale is amax / 448 or amax / 127. Codes round to nearest, ties to
-even.
+even. Residual streams in fp16 saturate at 65504.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ LIMITS = {"fp8": 448.0, "int8": 127.0}
 
 CODES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 """The formats that activations can be quantized to."""
+
+FP16_MAX = 65504.0
+"""The largest finite number in fp16."""
 
 MIN_AMAX = 1e-12
 """Amax of a row of zeros, so that no scale is zero."""
@@ -37,6 +40,15 @@ def quantize_rows(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     """fp32 x [..., width] → codes of the same shape and fp32 scales [...]: x ≈ codes * scales."""
     scale = x.abs().amax(-1).clamp(min=MIN_AMAX) / LIMITS[format]
     return encode(x / scale[..., None], format), scale
+
+
+def residual_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """fp32 x + gate * y of x and y [batch, tokens, width] and gate [batch, width].
+
+    Clipped to ±65504 if x is in fp16, as in `model.transformer.within_fp16`; NaN stays NaN.
+    """
+    total = x.float() + gate.float()[:, None] * y.float()
+    return total.clamp(-FP16_MAX, FP16_MAX) if x.dtype == torch.float16 else total
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -61,6 +73,15 @@ def gelu_tile(x):  # type: ignore[no-untyped-def]
     """x * sigmoid(2u) = x / 2 * (1 + tanh u) with u = sqrt(2 / pi) * (x + 0.044715 x^3)."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     return x / (1.0 + tl.exp2(u * -2.8853900817779268))
+
+
+@jit()
+def clip_to_fp16(values, TO: tl.constexpr):  # type: ignore[no-untyped-def]
+    """fp32 `values` of a residual stream, clipped to ±65504 if it is stored as fp16 (the type TO). NaN stays NaN."""
+    if TO == tl.float16:
+        return tl.clamp(values, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        return values
 
 
 @jit()

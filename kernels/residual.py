@@ -1,6 +1,6 @@
 """Gate and residual in place, for products whose kernel has no such epilogue (cuBLAS).
 
-x += gate * y
+x += gate * y                                                 clipped to ±65504 if x is in fp16
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .launch import Launch, jit, require, tl
+from .numeric import clip_to_fp16, residual_sum
 from .operators import register_operator
 from .rows import plan_rows, program_row, row_arguments
 
@@ -17,7 +18,7 @@ def gate_residual_reference(x: Tensor, gate: Tensor, y: Tensor) -> None:
 
     Computed in fp32, and the sum is rounded once.
     """
-    x.copy_(x.float() + gate.float()[:, None] * y.float())
+    x.copy_(residual_sum(x, gate, y))
 
 
 @jit(do_not_specialize=["tokens"])
@@ -54,7 +55,8 @@ def gate_residual_kernel(  # type: ignore[no-untyped-def]
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     added = tl.load(y + batch * y_batch + token * y_token + columns, mask=inside, other=0.0).to(tl.float32)
     by = tl.load(gate + batch * gate_batch + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(at, (value + by * added).to(x.dtype.element_ty), mask=inside)
+    total = clip_to_fp16(value + by * added, x.dtype.element_ty)
+    tl.store(at, total.to(x.dtype.element_ty), mask=inside)
 
 
 def plan_gate_residual(x: Tensor, gate: Tensor, y: Tensor) -> Launch:

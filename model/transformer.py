@@ -165,6 +165,19 @@ class JointAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
+FP16_MAX = 65504.0
+"""The largest finite number in fp16."""
+
+
+def within_fp16(x: Tensor) -> Tensor:
+    """A residual stream, clipped to ±65504 if it is in fp16, so that infinity becomes 65504; otherwise unchanged.
+
+    FLUX's weights leave the range of fp16 in the text stream. Clipped where diffusers clips: the text stream after each
+    double block, both streams after each single block (transformer_flux.py).
+    """
+    return x.clip(-FP16_MAX, FP16_MAX) if x.dtype == torch.float16 else x
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without weights, then (1 + scale) * x + shift; x [batch, tokens, hidden], the others [batch,
     hidden]."""
@@ -240,7 +253,7 @@ class DoubleBlock(nn.Module):
         image = image + img_mlp.gate[:, None] * self.img_mlp(modulate(image, img_mlp.shift, img_mlp.scale))
         text = text + txt_attn.gate[:, None] * self.txt_attn.proj(text_attended)
         text = text + txt_mlp.gate[:, None] * self.txt_mlp(modulate(text, txt_mlp.shift, txt_mlp.scale))
-        return image, text
+        return image, within_fp16(text)
 
 
 class SingleBlock(nn.Module):
@@ -261,9 +274,8 @@ class SingleBlock(nn.Module):
         qkv, mlp = self.linear1(modulate(x, shift, scale)).split(self.split, dim=-1)
         q, k, v = split_heads(qkv, self.num_heads, self.norm)
         attended = self.attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        return x + gate[:, None] * self.linear2(
-            torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1)
-        )
+        joined = torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1)
+        return within_fp16(x + gate[:, None] * self.linear2(joined))
 
 
 class FinalLayer(nn.Module):

@@ -149,11 +149,11 @@ def choose_recipe(
         weight_only: do not round the linears' inputs.
         fp8_attention: round the operands of the transformer's attention to E4M3 with static scales.
     """
-    widest = "bf16" if parameters >= BIG_MODEL else "fp32"
-    compute = compute or widest
+    compute = compute or ("bf16" if parameters >= BIG_MODEL else "fp32")
     formats = dict.fromkeys(networks, compute)
     if compute == "fp16":
-        formats["text_encoder_2"] = widest  # T5's activations leave the range of fp16
+        # T5's activations leave the range of fp16. Not bf16: what needs fp16 (Turing, ONNX Runtime's CPU) lacks it.
+        formats["text_encoder_2"] = "fp32"
     rules: tuple[Rule, ...] = ()
     if quantization is not None:
         rules = (*SPARED, *format_rules(quantization, rank, calibrated, weight_only))

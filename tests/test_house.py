@@ -68,6 +68,7 @@ MOST_LINES = 600
 
 CROSS_CUTTING = {
     "test_house": "the whole repository",
+    "export/test_fp16_overflow": "fp16 where FLUX leaves its range, from checkpoint to picture",
     "export/test_kernels": "kernels in a bundle, from export to launch",
     "kernels/test_tiles": "the tiles of every kernel",
     "model/test_fuzz_readers": "every reader, on damaged files",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -119,3 +121,21 @@ def test_the_operator_and_its_refusals() -> None:
         gemm.launch_scaled_linear(out[..., :15], a, a_scale, weight, w_scale)
     with pytest.raises(KontextError, match=r"8.9 \(Ada\), this GPU has 8.6: use INT8 activations"):
         gemm.plan_scaled_linear(a, a_scale, weight, w_scale, Epilogue(out), arch=86)
+
+
+@pytest.mark.parametrize("run", [gemm.launch_scaled_linear, gemm.scaled_linear_reference])
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_a_residual_in_fp16_saturates(run: Callable[..., None], format: str) -> None:
+    """As diffusers clips FLUX's residual streams; oracle: float64."""
+    a, a_scale, weight, w_scale, bias, _ = draw(2, format, 5, 64, 40)
+    gate = torch.full((2, 40), 6e4).half()
+    wanted = (
+        1 + gate.double()[:, None] * (product(a, a_scale, weight, w_scale) + bias.half().double())
+    ).clip(-65504, 65504)
+    out = torch.ones(2, 5, 40).half()
+    run(out, a, a_scale, weight, w_scale, bias.half(), gate)
+    assert (wanted.abs() == 65504).float().mean() > 0.5
+    assert error(out, wanted) < 1e-3
+    out.fill_(float("nan"))
+    run(out, a, a_scale, weight, w_scale, bias.half(), gate)
+    assert out.isnan().all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,3 +72,17 @@ def test_the_operator_and_its_refusals() -> None:
         int4.launch_int4_linear(out, a, None, packed, scales[:, :8].contiguous())
     with pytest.raises(KontextError, match="groups of 64"):
         int4.launch_int4_linear(out, a[..., :32].contiguous(), None, packed[:32], scales)
+
+
+@pytest.mark.parametrize("run", [int4.launch_int4_linear, int4.int4_linear_reference])
+def test_a_residual_in_fp16_saturates(run: Callable[..., None]) -> None:
+    """As diffusers clips FLUX's residual streams; oracle: float64."""
+    g, packed, scales = draw(3, 64, 40)
+    x, gate = torch.randn(2, 5, 64, generator=g).half(), torch.full((2, 40), 6e4).half()
+    wanted = (1 + gate.double()[:, None] * (x.double() @ reference(packed, scales.half()))).clip(
+        -65504, 65504
+    )
+    out = torch.ones(2, 5, 40).half()
+    run(out, x, None, packed, scales.half(), None, None, None, gate)
+    assert (wanted.abs() == 65504).float().mean() > 0.5
+    assert error(out, wanted) < BOUNDS["fp16"]

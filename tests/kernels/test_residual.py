@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -35,3 +37,27 @@ def test_the_operator_and_its_refusals() -> None:
     check_operator(residual.gate_residual_op, (x.clone(), torch.randn(1, 16), x))
     with pytest.raises(KontextError, match="x and y must have one shape"):
         residual.launch_gate_residual(x, torch.randn(1, 16), x[:, :2])
+
+
+@pytest.mark.parametrize("run", [residual.launch_gate_residual, residual.gate_residual_reference])
+def test_fp16_saturates(run: Callable[..., None]) -> None:
+    """As diffusers clips FLUX's streams: 65504 for infinity, and NaN stays visible; fp32 is not clipped. Oracle:
+    float64."""
+    x = torch.tensor([[[60000.0, -60000.0, 1.0, float("nan"), -65504.0, float("inf")]]]).half()
+    y = torch.tensor([[[2.0, 2.0, 0.5, 1.0, 3.0, 1.0]]]).half()
+    gate = torch.tensor([[60000.0, -60000.0, 2.0, 1.0, 20000.0, 1.0]]).half()
+    wanted = (x.double() + gate.double()[:, None] * y.double()).clip(-65504, 65504)
+    out = x.clone()
+    run(out, gate, y)
+    assert torch.equal(out.double().nan_to_num(7), wanted.nan_to_num(7))
+    assert out.isnan().sum() == 1
+    wide = x.float()
+    run(wide, gate.float(), y.float())
+    assert wide[0, 0, 0] == 180000
+
+
+@pytest.mark.parametrize("run", [residual.launch_gate_residual, residual.gate_residual_reference])
+def test_bf16_does_not_saturate(run: Callable[..., None]) -> None:
+    out = torch.full((1, 1, 8), 60000.0).bfloat16()
+    run(out, torch.full((1, 8), 60000.0).bfloat16(), torch.ones(1, 1, 8).bfloat16())
+    assert (out > 1e5).all()

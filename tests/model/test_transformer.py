@@ -14,6 +14,7 @@ from diffusers import FluxTransformer2DModel  # noqa: E402
 from kontext.model import Modulation, Transformer, TransformerConfig  # noqa: E402
 from kontext.model.diffusers_format import modulation_sources, transformer_sources  # noqa: E402
 from kontext.model.rope import position_ids, rope_tables  # noqa: E402
+from kontext.model.transformer import within_fp16  # noqa: E402
 
 CONFIGS = {
     "narrow": TransformerConfig(
@@ -114,6 +115,75 @@ def test_velocity_is_diffusers(name, batch, target, references) -> None:
         )[0][:, : counts[0]]
     assert expected.std() > 0.3
     torch.testing.assert_close(velocity, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("block", ["double", "single"])
+def test_fp16_is_clipped_where_diffusers_clips(block: str) -> None:
+    """Gates of 60000 take a stream out of fp16's range, as FLUX's weights do: both clip it, to 65504."""
+    from copy import deepcopy
+
+    theirs, ours, modulation = (deepcopy(module).half() for module in pair("deep"))
+    config = CONFIGS["deep"]
+    hidden, last = config.hidden_size, config.num_single_blocks - 1
+    gates, biases = {
+        # The gate of the text's MLP, and the bias of what it multiplies.
+        "double": (
+            (modulation.double_blocks[0].txt_mod.lin, theirs.transformer_blocks[0].norm1_context.linear),
+            (ours.double_blocks[0].txt_mlp[2], theirs.transformer_blocks[0].ff_context.net[2]),
+        ),
+        "single": (
+            (
+                modulation.single_blocks[last].modulation.lin,
+                theirs.single_transformer_blocks[last].norm.linear,
+            ),
+            (ours.single_blocks[last].linear2, theirs.single_transformer_blocks[last].proj_out),
+        ),
+    }[block]
+    with torch.no_grad():
+        for linear in gates:
+            linear.bias[-hidden:] = 6e4
+        for linear in biases:
+            linear.bias += 2
+    seen = []
+    watched = ours.double_blocks[0] if block == "double" else ours.single_blocks[last]
+    watched.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(1, 24, config.in_channels, generator=generator).half()
+    text = torch.randn(1, TEXT_TOKENS, config.text_dim, generator=generator).half()
+    pooled = torch.randn(1, config.pooled_dim, generator=generator).half()
+    timestep, guidance = torch.full((1,), 0.5), torch.full((1,), 2.5)  # diffusers rounds them to fp16
+    ids = torch.cat([torch.zeros(TEXT_TOKENS, 3, dtype=torch.float64), position_ids(0, 4, 6)])
+    with torch.no_grad():
+        velocity = ours(
+            image,
+            image[:, :0],
+            text,
+            *rope_tables(ids, config.axes_dim, config.theta),
+            *modulation(timestep, guidance, pooled),
+        )
+        expected = theirs(
+            hidden_states=image,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            timestep=timestep,
+            guidance=guidance,
+            img_ids=ids[TEXT_TOKENS:].float(),
+            txt_ids=torch.zeros(TEXT_TOKENS, 3),
+            return_dict=False,
+        )[0]
+    stream = seen[0][1] if block == "double" else seen[0]
+    assert stream.abs().max() == 65504
+    assert expected.isfinite().all()
+    assert (velocity - expected).float().norm() < 0.01 * expected.float().norm()
+
+
+def test_only_fp16_is_clipped() -> None:
+    values = torch.tensor([float("inf"), -7e4, 1.0, float("nan")])
+    assert within_fp16(values.half()).tolist()[:3] == [65504, -65504, 1]
+    assert within_fp16(values.half()).isnan().tolist() == [False, False, False, True]
+    for dtype in (torch.float32, torch.bfloat16):
+        wide = values.to(dtype)
+        assert within_fp16(wide) is wide
 
 
 def test_modulation_rows_are_independent() -> None:

@@ -76,9 +76,9 @@ def gelu_tile(x):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def clip_to_fp16(values, TO: tl.constexpr):  # type: ignore[no-untyped-def]
-    """fp32 `values` of a residual stream, clipped to ±65504 if it is stored as fp16 (the type TO). NaN stays NaN."""
-    if TO == tl.float16:
+def clip_to_fp16(values, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """fp32 `values` of a residual stream, clipped to ±65504 if it is stored as fp16 (`dtype`). NaN stays NaN."""
+    if dtype == tl.float16:
         return tl.clamp(values, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         return values

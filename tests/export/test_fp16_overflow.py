@@ -1,5 +1,5 @@
-"""A checkpoint whose text stream leaves the range of fp16, as FLUX's does: exported, and edited with, against diffusers'
-FluxKontextPipeline in fp16."""
+"""A checkpoint whose text stream leaves the range of fp16, as FLUX's does: exported, and edited with, against
+diffusers' FluxKontextPipeline in fp16."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.kontext-demo: $(BIN)/python pyproject.toml constraints.txt
-	@echo "Installing kontext-export[export,bench] into $(VENV) (a few minutes the first time)"
-	$(PIP) --editable '.[export,bench]'
+	@echo "Installing kontext-export[cpu,export,bench] into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[cpu,export,bench]'
 	@touch $@
 
 $(VENV)/.kontext-all: $(VENV)/.kontext-demo
-	$(PIP) --editable '.[export,bench,rtx,test]'
+	$(PIP) --editable '.[cpu,export,bench,rtx,test]'
 	@touch $@
 
 install: $(VENV)/.kontext-all sdk
@@ -74,7 +74,7 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 
 # Installed after latencies are measured: diffusers imports torchao if it is installed, which slows its start.
 $(VENV)/.kontext-peers: $(VENV)/.kontext-demo
-	$(PIP) --editable '.[export,bench,peers]'
+	$(PIP) --editable '.[cpu,export,bench,peers]'
 	@touch $@
 
 build/kontext-tiny-fp8-weights: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)

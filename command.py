@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .errors import KontextError
-
-DISTRIBUTION = "kontext-export"
+from .installation import DISTRIBUTION, missing_library
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,7 +96,8 @@ def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[],
         if caused_by_interrupt(error):
             return interrupted(after_interrupt())
         if isinstance(error, ImportError):
-            return fail(f"a library cannot be loaded: {error}")
+            missing = missing_library(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+            return fail(missing or f"a library cannot be loaded: {error}")
         raise
 
 

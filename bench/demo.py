@@ -12,6 +12,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from ..errors import KontextError
+from ..installation import install_command
 from ..runtime import Pipeline
 from ..tiny.contact import contact_sheet
 from ..tiny.edits import KINDS, sample_edit
@@ -49,9 +50,7 @@ def photograph() -> PIL.Image.Image:
     try:
         import skimage.data
     except ImportError as error:
-        raise KontextError(
-            f"the demo needs scikit-image: pip install 'kontext-export[bench]' ({error})"
-        ) from error
+        raise KontextError(f"the demo needs scikit-image: {install_command('bench')} ({error})") from error
     return PIL.Image.fromarray(skimage.data.astronaut()[0:400, 75:375])
 
 

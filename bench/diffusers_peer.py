@@ -10,6 +10,7 @@ from typing import Any
 import PIL.Image
 
 from ..errors import KontextError
+from ..installation import install_command
 from .timing import StageTimer
 
 
@@ -28,7 +29,7 @@ def load_pipeline(checkpoint: Path, *, device: str) -> Any:
         from diffusers.utils import logging
     except ImportError as error:
         raise KontextError(
-            f"--against diffusers needs it installed: pip install 'kontext-export[export,bench]' ({error})"
+            f"--against diffusers needs it installed: {install_command('export', 'bench')} ({error})"
         ) from error
     if not (checkpoint / "model_index.json").is_file():
         raise KontextError(f"{checkpoint} is not a diffusers folder: it has no model_index.json")

@@ -21,6 +21,7 @@ from typing import Any
 from ..command import Parser, run_command
 from ..compute_capability import parse_capabilities, sm_name
 from ..errors import KontextError
+from ..installation import install_command
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -72,7 +73,7 @@ def compile_launch(launch: Any, arch: int) -> Compiled:
     from .launch import triton
 
     if triton is None:
-        raise KontextError("compiling kernels needs Triton: pip install 'kontext-export[gpu]'")
+        raise KontextError(f"compiling kernels needs Triton: {install_command('kernels')}")
     if not hasattr(triton.compiler, "ASTSource") or type(launch.kernel).__name__ != "JITFunction":
         raise KontextError("kernels cannot be compiled while TRITON_INTERPRET is set")
     from triton.backends.compiler import GPUTarget

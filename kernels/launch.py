@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..compute_capability import dotted
 from ..errors import KontextError
+from ..installation import install_command
 
 try:
     import triton
@@ -144,7 +145,7 @@ def run_compiled(launch: Launch) -> None:
     if start is None:
         raise KontextError(
             f"the bundle has no compiled {launch.name} for this GPU, and Triton is not installed: "
-            "pip install 'kontext-export[gpu]', or export with --kernels for this GPU"
+            f"{install_command('kernels')}, or export with --kernels for this GPU"
         )
     start(launch)
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
+from ..installation import install_command
 from ..safetensors_header import check_layout, padded
 from .dtypes import TORCH_DTYPES
 from .safetensors_file import TensorInfo
@@ -197,7 +198,7 @@ def gguf_library() -> ModuleType:
         import gguf
     except ImportError:
         raise KontextError(
-            "reading GGUF files needs the package gguf: pip install 'kontext-export[export]'"
+            f"reading GGUF files needs the package gguf: {install_command('export')}"
         ) from None
     return gguf
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
+from ..installation import install_command
 from .bundle import MANIFEST_NAME, Bundle, listed
 from .fields import Fields, whole_numbers
 
@@ -56,9 +57,7 @@ def load_library(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != library.module:
             raise KontextError(f"{library.title} cannot be loaded: {error}") from None
-        raise KontextError(
-            f"{library.title} is not installed: pip install 'kontext-export[{library.extra}]'"
-        ) from None
+        raise KontextError(f"{library.title} is not installed: {install_command(library.extra)}") from None
     except (ImportError, OSError, RuntimeError) as error:
         raise KontextError(f"{library.title} cannot be loaded: {error}") from None
 

@@ -1,6 +1,6 @@
 """`kontext-edit --server URL`: edits on an inference server that serves what `kontext-export BUNDLE --triton` wrote.
 
-http(s):// needs only the standard library, grpc(s):// needs tritonclient (pip install 'kontext-export[serve]'). With
+http(s):// needs only the standard library, grpc(s):// needs tritonclient (the extra `serve`). With
 both, the server stops sampling when the caller disconnects.
 """
 
@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from ..errors import KontextError
+from ..installation import install_command
 from .images import open_picture, read_picture, upright_rgb
 from .noise import check_seed
 from .server import contract
@@ -280,7 +281,7 @@ class GrpcClient:
             import tritonclient.grpc
         except (ImportError, RuntimeError):  # RuntimeError: tritonclient without its extra `grpc`
             raise KontextError(
-                "grpc:// needs tritonclient: pip install 'kontext-export[serve]', or use http://"
+                f"grpc:// needs tritonclient: {install_command('serve')}, or use http://"
             ) from None
         self.library = tritonclient.grpc
         self.address = address

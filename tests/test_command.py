@@ -15,6 +15,7 @@ import pytest
 
 from kontext.command import Parser, run_command
 from kontext.errors import KontextError
+from kontext.installation import install_command
 
 
 def raising(error: BaseException) -> NoReturn:
@@ -77,6 +78,16 @@ def test_the_version_of_a_copy_that_is_not_installed(
             ImportError("libcuda.so:\n not found"),
             2,
             "error: a library cannot be loaded: libcuda.so: not found\n",
+        ),
+        (
+            ModuleNotFoundError("No module named 'psutil'", name="psutil"),
+            2,
+            f"error: this needs psutil, which is not installed: {install_command('bench')}\n",
+        ),
+        (
+            ModuleNotFoundError("No module named 'strange'", name="strange"),
+            2,
+            "error: a library cannot be loaded: No module named 'strange'\n",
         ),
         (KeyboardInterrupt(), 130, "\ninterrupted; nothing is kept\n"),
     ],

@@ -23,7 +23,15 @@ else:  # Python 3.10 has none
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = ("model", "tiny", "quant", "kernels", "export", "runtime", "bench")
-ANYONE = ("errors", "files", "command", "safetensors_header", "decibels", "compute_capability")
+ANYONE = (
+    "errors",
+    "files",
+    "command",
+    "safetensors_header",
+    "decibels",
+    "compute_capability",
+    "installation",
+)
 
 # Room → the rooms whose modules it may import, beside its own and `ANYONE`, inside functions too. The most specific
 # row counts. What stands alone in export/ is a room of its own; cli/ is on top, weights/ at the bottom.

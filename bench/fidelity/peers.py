@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ...errors import KontextError
+from ...installation import install_command
 from ...runtime.backends.onnxruntime import first_line
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from . import bits_per_weight
@@ -129,7 +130,7 @@ def why_unavailable(name: str) -> str | None:
     except (ImportError, importlib.metadata.PackageNotFoundError):
         installed = False
     if not installed:
-        return f"{name} needs {peer.library}, which is not installed: pip install 'kontext-export[peers]'"
+        return f"{name} needs {peer.library}, which is not installed: {install_command('peers')}"
     if name == "gguf-q4_k":
         return (
             f"{name}: the gguf package cannot write Q4_K, and its blocks of 256 fit no layer of the embedded model; "

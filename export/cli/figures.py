@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import KontextError
 from ...files import replacing
+from ...installation import install_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as fault:
-        raise KontextError(f"plots need matplotlib: pip install 'kontext-export[export]' ({fault})") from None
+        raise KontextError(f"plots need matplotlib: {install_command('export')} ({fault})") from None
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import KontextError
 from ..glibc_malloc import map_large_blocks, return_freed
+from .onnxruntime_library import check_provider, load_onnxruntime, warn_of_hidden_gpu
 from .options import OnnxRuntimeOptions
 from .protocol import SamplerStep
 
@@ -48,12 +49,11 @@ def choose_device(device: str, available: Sequence[str]) -> str:
         KontextError: this ONNX Runtime does not have the device.
     """
     if device == "auto":
-        return "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
-    if PROVIDERS[device][0] not in available:
-        raise KontextError(
-            f"device {device!r} needs ONNX Runtime's {PROVIDERS[device][0]}, which this installation does not "
-            f"have (it has {', '.join(available)}): pip install 'kontext-export[gpu]', or use --device cpu"
-        )
+        if PROVIDERS["cuda"][0] in available:
+            return "cuda"
+        warn_of_hidden_gpu()
+        return "cpu"
+    check_provider(device, PROVIDERS[device][0], available)
     return device
 
 
@@ -79,11 +79,10 @@ class OnnxRuntimeBackend:
         files: Mapping[str, Path] | None = None,
         low_memory: bool = False,
     ) -> None:
-        import onnxruntime
-
+        library = load_onnxruntime()
         self.graphs = graphs
         self.automatic = device == "auto"
-        self.device = choose_device(device, onnxruntime.get_available_providers())
+        self.device = choose_device(device, library.get_available_providers())
         threads = None if options is None else options.threads
         self.threads = allowed_cores() if threads is None else threads
         self.files = dict(files or {})
@@ -91,8 +90,8 @@ class OnnxRuntimeBackend:
         self.memory = "cpu" if self.device == "cpu" else "cuda"
         self.bound = self.device != "cpu"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
-        if self.bound and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # loads CUDA and cuDNN from pip's packages
+        if self.bound and hasattr(library, "preload_dlls"):
+            library.preload_dlls()  # loads CUDA and cuDNN from pip's packages
 
     def session(self, graph: str) -> onnxruntime.InferenceSession:
         """The session of `graph`, created at its first use.

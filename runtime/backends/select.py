@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 from ...errors import KontextError
+from ...installation import install_command
 from .options import BACKENDS, BackendOptions, OnnxRuntimeOptions, TensorRTOptions, TorchOptions
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def open_backend(options: BackendOptions, device: str, bundle: Bundle, *, low_me
             if error.name != "torch":
                 raise
             raise KontextError(
-                "the torch backend needs PyTorch: pip install 'kontext-export[export,gpu]'"
+                f"the torch backend needs PyTorch, which is not installed: {install_command('torch')}"
             ) from None
         return TorchBackend(bundle, device, options)
     if isinstance(options, TensorRTOptions):

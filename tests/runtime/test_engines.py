@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kontext.errors import KontextError
+from kontext.installation import install_command
 from kontext.runtime import Pipeline, engines
 from kontext.runtime.bundle import Bundle, FileEntry
 from kontext.runtime.engines import LIBRARIES, Profile, choose_engines, chunks, platform_name, read_engines
@@ -122,7 +124,7 @@ def test_a_listing_that_is_none(tiny_bundle: Path, listing: Any) -> None:
 def test_without_the_library(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     library = LIBRARIES[device]
     for name, message in (
-        (library.module, rf"is not installed: pip install 'kontext-export\[{library.extra}\]'"),
+        (library.module, re.escape(f"is not installed: {install_command(library.extra)}")),
         ("libstrange", "cannot be loaded: No module named 'libstrange'"),
     ):
 

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from kontext.errors import KontextError
+from kontext.installation import install_command
 from kontext.runtime import cli
 from kontext.runtime.server_client import Edit, connect, edit_all, picture_file
 
@@ -172,7 +174,7 @@ def test_what_can_go_wrong_is_one_line(
 def test_grpc_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tritonclient.grpc", None)
     with pytest.raises(
-        KontextError, match=r"grpc:// needs tritonclient: pip install 'kontext-export\[serve\]'"
+        KontextError, match=re.escape(f"grpc:// needs tritonclient: {install_command('serve')}")
     ):
         connect("grpc://127.0.0.1:8001")
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ....compute_capability import sm_name
 from ....errors import KontextError
+from ....installation import install_command
 from ....kernels.archive import INDEX
 from ....kernels.driver import register
 from ....kernels.launch import device_capability, triton
@@ -100,7 +101,7 @@ class TorchBackend:
         if f"kernels/{architecture}/{INDEX}" not in self.bundle.files:
             raise KontextError(
                 f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels for this GPU: "
-                f"pip install 'kontext-export[gpu]', or export with --kernels {architecture}"
+                f"{install_command('kernels')}, or export with --kernels {architecture}"
             )
         register(folder)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....errors import KontextError
+from ....installation import install_command
 from ....kernels.launch import triton
 
 COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang"))}
@@ -53,9 +54,7 @@ def compiled_block(function: Callable[..., None]) -> Callable[..., None]:
 def check_compiler(device: torch.device) -> None:
     """Raises KontextError if torch.compile would find no compiler."""
     if device.type == "cuda" and triton is None:
-        raise KontextError(
-            "--compile needs Triton: pip install 'kontext-export[gpu]', or run without --compile"
-        )
+        raise KontextError(f"--compile needs Triton: {install_command('kernels')}, or run without --compile")
     variable, names = COMPILERS[device.type]
     named = os.environ.get(variable)
     if not any(shutil.which(name) for name in ([named] if named else names)):

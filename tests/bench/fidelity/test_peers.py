@@ -15,6 +15,7 @@ from kontext.bench.fidelity import bits_per_weight, peers
 from kontext.bench.fidelity.peer_quantizers import QuantizedWeight
 from kontext.decibels import decibels
 from kontext.errors import KontextError
+from kontext.installation import install_command
 from kontext.runtime.bundle import Bundle
 
 BITS = {
@@ -142,6 +143,4 @@ def test_a_library_that_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -
 def test_an_absent_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda _: None)
     why = peers.why_unavailable("quanto-int4")
-    assert why == (
-        "quanto-int4 needs optimum-quanto, which is not installed: pip install 'kontext-export[peers]'"
-    )
+    assert why == f"quanto-int4 needs optimum-quanto, which is not installed: {install_command('peers')}"

@@ -32,7 +32,9 @@ def test_the_device_is_one_that_is_there(asked: str, available: list[str], chose
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(KontextError, match="ExecutionProvider, which this installation does not have"):
+    with pytest.raises(
+        KontextError, match="CUDAExecutionProvider, which the installed onnxruntime does not have"
+    ):
         choose_device("cuda", [CPU])
 
 

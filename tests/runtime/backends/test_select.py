@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from kontext.errors import KontextError
+from kontext.installation import install_command
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, TensorRTOptions, TorchOptions
 from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from kontext.runtime.backends.select import find_options
@@ -38,5 +40,5 @@ def test_without_pytorch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in [name for name in sys.modules if name.startswith("kontext.runtime.backends.torch")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(KontextError, match=r"needs PyTorch: pip install 'kontext-export\[export,gpu\]'"):
+    with pytest.raises(KontextError, match=re.escape(f"not installed: {install_command('torch')}")):
         Pipeline.load(tiny_bundle, backend="torch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -143,12 +144,31 @@ def test_a_changed_or_missing_file_is_refused(linked: Path) -> None:
         Bundle.open(linked)
 
 
-@pytest.mark.parametrize("target", ["/etc/passwd", "../model/vae/config.json", "relative.safetensors"])
-def test_a_bundle_cannot_point_anywhere(target: str, linked: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("/etc/passwd", "^/etc/passwd is not the file that .* was exported over; export it again$"),
+        ("../model/vae/config.json", r"path must be an absolute path, not '\.\./model/vae/config\.json'$"),
+        ("relative.safetensors", r"path must be an absolute path, not 'relative\.safetensors'$"),
+    ],
+)
+def test_a_bundle_cannot_point_anywhere(target: str, message: str, linked: Path) -> None:
     manifest = json.loads((linked / "manifest.json").read_text())
     manifest["links"][next(iter(manifest["links"]))]["path"] = target
     (linked / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(KontextError, match=r"must be an absolute path|is not the file that"):
+    with pytest.raises(KontextError, match=message):
+        Bundle.open(linked)
+
+
+def test_a_bundle_cannot_point_at_another_weight_file(linked: Path) -> None:
+    """The other file is one that the bundle links to as well, and whole."""
+    manifest = json.loads((linked / "manifest.json").read_text())
+    first, second = list(manifest["links"].values())[:2]
+    first["path"] = second["path"]
+    (linked / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        KontextError, match="^" + re.escape(f"{second['path']} is not the file that {linked} ")
+    ):
         Bundle.open(linked)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -58,11 +58,10 @@ def test_no_process_is_left_behind(tiny_checkpoint: Path) -> None:
     with Tracers(
         ["transformer", "modulation"], config, dict.fromkeys(["transformer", "modulation"], "fp32")
     ) as tracers:
-        started = {process.pid for process in tracers.processes.values()}
+        started = set(tracers.processes.values())
         assert len(started) == 2
-        begin = time.monotonic()
-    assert time.monotonic() - begin < 5
-    for pid in started:
+    for process in started:
+        assert process.returncode == -signal.SIGKILL  # ended, and not waited for until its graphs are done
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+            os.kill(process.pid, 0)
     assert not Path(tracers.folder.name).exists()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import KontextError
+from ..errors import ComputationError
 from . import noise
 from .backends.options import BackendOptions
 from .backends.protocol import Backend, SamplerStep
@@ -169,6 +169,7 @@ class Pipeline:
 
         Raises:
             KontextError: an argument is wrong; says what would be right.
+            ComputationError: a network failed, or its output is not finite.
         """
         request = build_request(
             self.bundle.sampler,
@@ -253,10 +254,7 @@ class Pipeline:
         target = euler(target, times, velocity, lambda step, x: on_step(step, unpack(x, h, w)))
         if self.low_memory:
             self.backend.release("transformer")
-        if not np.isfinite(target).all():
-            raise KontextError(
-                "the model's output is not finite: its weights are damaged, or its number format is too narrow"
-            )
+        check_finite("transformer", target)
         return unpack(target, h, w)
 
     def encode_prompts(self, rows: Sequence[Row]) -> dict[str, tuple[Array, Array]]:
@@ -272,7 +270,9 @@ class Pipeline:
         for reference in (each for row in rows for each in row.references):
             if key(reference) not in tokens:
                 inputs = {"image": to_array(reference.picture, reference.size)}
-                tokens[key(reference)] = pack(self.backend.run("vae_encoder", inputs)["latents"])
+                latents = self.backend.run("vae_encoder", inputs)["latents"]
+                check_finite("vae_encoder", latents)
+                tokens[key(reference)] = pack(latents)
         if self.low_memory:
             self.backend.release("vae_encoder")
         return tokens
@@ -299,6 +299,7 @@ class Pipeline:
         pictures: list[Image.Image] = []
         for row in range(len(latents)):
             image = self.backend.run("vae_decoder", {"latents": latents[row : row + 1]})["image"]
+            check_finite("vae_decoder", image)
             pictures += to_pictures(image)
         if self.low_memory:
             self.backend.release("vae_decoder")
@@ -309,7 +310,17 @@ class Pipeline:
         outputs = self.backend.run(graph, inputs)
         if self.low_memory:
             self.backend.release(graph)
+        for values in outputs.values():
+            check_finite(graph, values)
         return outputs
+
+
+def check_finite(graph: str, values: Array) -> None:
+    """Raises ComputationError if a graph's output holds NaN or infinity, which later graphs and `to_pictures` hide."""
+    if not np.isfinite(values).all():
+        raise ComputationError(
+            f"the output of {graph} is not finite: its weights are damaged, or its number format is too narrow"
+        )
 
 
 def key(reference: Reference) -> tuple[int, Size]:

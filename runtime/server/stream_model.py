@@ -20,7 +20,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from PIL import Image
 
-from ...errors import KontextError
+from ...errors import ComputationError, KontextError
 from ..backends.options import OnnxRuntimeOptions
 from ..bundle import Bundle
 from ..pipeline import InputFilter, OutputFilter, Pipeline
@@ -156,6 +156,8 @@ def explain(error: BaseException | None) -> tuple[str, str, str]:
         return "cancelled", "CANCELLED", "cancelled"
     if isinstance(error, jobs.Refused):
         return "refused", "INVALID_ARG", str(error)
+    if isinstance(error, ComputationError):
+        return "failed", "INTERNAL", str(error)
     if isinstance(error, KontextError):
         return "invalid", "INVALID_ARG", str(error)
     if isinstance(error, MemoryError):

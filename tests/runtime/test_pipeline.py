@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kontext.decibels import psnr
-from kontext.errors import KontextError
+from kontext.errors import ComputationError, KontextError
 from kontext.runtime import Pipeline
 from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
 from kontext.runtime.tokens import positions, rope_tables
@@ -139,14 +142,44 @@ def test_the_order_of_references_and_their_own_sizes(pipe: Pipeline) -> None:
     assert np.array_equal(cos, expected)
 
 
-def test_output_that_is_not_finite_is_an_error(pipe: Pipeline) -> None:
-    class Broken(ForwardingBackend):
-        def run(self, graph: str, inputs: Any, step: SamplerStep | None = None) -> dict[str, Any]:
-            outputs = super().run(graph, inputs, step)
-            return {"velocity": outputs["velocity"] * np.nan} if graph == "transformer" else outputs
+@pytest.mark.parametrize(
+    "graph", ["text_encoder", "text_encoder_2", "vae_encoder", "modulation", "transformer", "vae_decoder"]
+)
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_output_that_is_not_finite_is_an_error(pipe: Pipeline, graph: str, value: float) -> None:
+    """Of any graph, and the error names it: a decoder's NaN would be a picture of noise."""
 
-    with pytest.raises(KontextError, match="not finite"):
-        Pipeline(pipe.bundle, Broken(pipe.backend)).edit(None, "x", steps=1)
+    class Broken(ForwardingBackend):
+        def run(self, name: str, inputs: Any, step: SamplerStep | None = None) -> dict[str, Any]:
+            outputs = {key: output.copy() for key, output in super().run(name, inputs, step).items()}
+            if name == graph:
+                list(outputs.values())[-1].flat[-1] = value
+            return outputs
+
+    with pytest.raises(ComputationError, match=rf"the output of {graph} is not finite"):
+        Pipeline(pipe.bundle, Broken(pipe.backend)).edit(picture(128, 128), "x", steps=1)
+
+
+def test_a_nan_among_the_decoders_weights(tiny_bundle: Path, tmp_path: Path) -> None:
+    """No garbage picture with exit code 0: one line, and no file."""
+    bundle = damaged(tiny_bundle, tmp_path)
+    out = tmp_path / "out.png"
+    command = ["-m", "kontext.runtime.cli", str(bundle), "--prompt", "x", "--steps", "1", "-o", str(out)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the output of vae_decoder is not finite")
+    assert done.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def damaged(bundle: Path, folder: Path) -> Path:
+    """A copy with one NaN among the decoder's fp32 weights."""
+    copy = shutil.copytree(bundle, folder / "damaged")
+    file = copy / "weights" / "vae_decoder.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-4:] = np.array([np.nan], "<f4").tobytes()
+    file.write_bytes(data)
+    return copy
 
 
 def test_modulation_runs_once_and_only_the_transformer_every_step(tiny_bundle: Path) -> None:

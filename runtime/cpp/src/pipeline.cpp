@@ -38,13 +38,18 @@ Size most_square(const std::vector<Size>& sizes) {
     });
 }
 
-// An output of a graph, checked to have this shape; -1 is any size.
+// An output of a graph, checked to have this shape (-1 is any size) and to be finite: later graphs and to_picture hide
+// NaN.
 Tensor take(Outputs outputs, const std::string& graph, const char* name, const std::vector<std::int64_t>& shape) {
     const auto found = outputs.find(name);
     bool good = found != outputs.end() && found->second.shape.size() == shape.size();
     for (std::size_t i = 0; good && i < shape.size(); ++i) good = shape[i] < 0 || shape[i] == found->second.shape[i];
     if (!good)
         throw Error(graph + " is not a graph of this format: its output " + name + " is missing or has another shape");
+    const Floats& values = found->second.data;
+    if (!std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); }))
+        throw Error("the output of " + graph +
+                    " is not finite: its weights are damaged, or its number format is too narrow");
     return std::move(found->second);
 }
 
@@ -210,9 +215,6 @@ struct Pipeline::State {
             tell(options, static_cast<int>(step) + 1, request.steps, target, shape);
         }
         if (low_memory) sessions.release("transformer");
-        if (!std::all_of(target.begin(), target.end(), [](float x) { return std::isfinite(x); }))
-            throw Error(
-                "the model's output is not finite: its weights are damaged, or its number format is too narrow");
         return target;
     }
 

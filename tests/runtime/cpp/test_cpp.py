@@ -444,6 +444,16 @@ def test_what_can_go_wrong_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_nan_among_the_decoders_weights(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Not a garbage picture, as Python says too."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "damaged")
+    file = bundle / "weights" / "vae_decoder.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + np.array([np.nan], "<f4").tobytes())
+    message = refused(program(cpp, bundle, tmp_path / "out.png"))
+    assert "the output of vae_decoder is not finite" in message
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_required_arguments_and_folders_that_are_no_bundle(cpp: CppBuild, tmp_path: Path) -> None:
     assert "is not a bundle" in refused(program(cpp, tmp_path, tmp_path / "out.png"))
     done = subprocess.run([cpp.edit], capture_output=True, text=True)

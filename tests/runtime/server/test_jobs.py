@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kontext.errors import KontextError
+from kontext.errors import ComputationError, KontextError
 from kontext.runtime import Pipeline
+from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
 from kontext.runtime.server import contract, jobs
 from kontext.runtime.server.contract import Limits
 from kontext.runtime.server.jobs import Job, Refused
@@ -219,3 +220,19 @@ def test_png_keeps_every_pixel() -> None:
 
 def test_the_plain_model_has_a_part_of_the_streams_outputs() -> None:
     assert set(contract.OUTPUTS[contract.UNARY]) < set(contract.OUTPUTS[contract.STREAM])
+
+
+def test_what_is_not_finite_fails_the_job(pipe: Pipeline) -> None:
+    """The decoder's NaN reaches the caller as an error, not as a picture."""
+
+    class Broken(ForwardingBackend):
+        def run(self, graph: str, inputs: Any, step: SamplerStep | None = None) -> dict[str, Any]:
+            outputs = super().run(graph, inputs, step)
+            return {"image": outputs["image"] * np.nan} if graph == "vae_decoder" else outputs
+
+    pipe.backend = Broken(pipe.backend)
+    asked = job(pipe)
+    run(pipe, asked)
+    assert isinstance(asked.listener, Recorder)
+    assert asked.listener.picture is None
+    assert isinstance(asked.listener.faults[0], ComputationError)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ OPTION_FLAGS = (
         "weight_budget",
         "GPU memory for an engine's weights, such as 8GB; the rest is streamed from host memory in every run (default: "
         "as much as fits)",
-        units.parse_bytes,
+        partial(units.parse_bytes, flag="--weight-budget"),
         "SIZE",
     ),
 )

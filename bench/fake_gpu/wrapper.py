@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from ...errors import KontextError
@@ -22,7 +23,11 @@ from .libraries import HERE, LIBRARIES, build_libraries
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--memory", type=parse_bytes, default="80GB", metavar="SIZE", help="of the GPU (80GB)"
+        "--memory",
+        type=partial(parse_bytes, flag="--memory"),
+        default="80GB",
+        metavar="SIZE",
+        help="of the GPU (80GB)",
     )
     parser.add_argument("--architecture", default="sm_90", metavar="SM", help="of the GPU (sm_90)")
     parser.add_argument("--trace", action="store_true", help="list every launch of a Triton kernel on stderr")

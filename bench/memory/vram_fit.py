@@ -103,7 +103,7 @@ def measure_cards(
         )
     total = torch.cuda.get_device_properties(0).total_memory
     for card in cards:
-        limit = parse_bytes(card) - CUDA.overhead
+        limit = parse_bytes(card, "--memory") - CUDA.overhead
         if limit > total:
             raise KontextError(f"--memory {card} is more than this GPU has ({total / 1e9:.1f} GB)")
         for bundle in bundles:

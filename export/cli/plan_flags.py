@@ -82,7 +82,7 @@ def plan_for(options: argparse.Namespace, config: KontextConfig) -> MemoryPlan:
     from ...runtime.units import parse_bytes
     from ..calibration.plan import make_plan
 
-    budget = parse_bytes(options.fit)
+    budget = parse_bytes(options.fit, "--fit")
     target = find_target(options.gpu or DEFAULT_GPU)
     formats = None if options.formats is None else parse_options(options.formats)
     report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)

@@ -21,9 +21,9 @@ from kontext.runtime.units import gigabytes, parse_bytes
         ("3 KiB", 3072),
         ("2MiB", 2097152),
         ("2Gi", 2147483648),
-        ("1", 1),
+        ("1B", 1),
         ("1.9B", 1),
-        ("4096", 4096),
+        ("4096b", 4096),
         (".5GB", 5 * 10**8),
         ("12 parsecs", None),
         ("", None),
@@ -42,7 +42,16 @@ def test_sizes(text: str, size: int | None) -> None:
         parse_bytes(text)
 
 
-@pytest.mark.parametrize("text", ["0", "0GB", "0.0 MiB", "0.9"])
+@pytest.mark.parametrize("text", ["12", " 12 ", "7.5", "4096"])
+def test_a_number_alone_could_be_anything(text: str) -> None:
+    number = text.strip()
+    with pytest.raises(KontextError, match=rf"^--fit {number}: say {number}GB or {number}GiB$"):
+        parse_bytes(text, "--fit")
+    with pytest.raises(KontextError, match=rf"^{number} is a size without a unit: say {number}GB or"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0GB", "0.0 MiB", "0.9B"])
 def test_a_budget_of_nothing(text: str) -> None:
     with pytest.raises(KontextError, match="must be more than 0"):
         parse_bytes(text)

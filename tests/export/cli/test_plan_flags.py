@@ -76,7 +76,7 @@ def test_an_export_follows_its_plan(
     smallest = round(float(error.rsplit(" is ", 1)[1].strip().removesuffix("GB")) * 1e9)
     assert smallest > CPU.overhead
     folder = tmp_path / "bundle"
-    assert main([*words, "--fit", f"{smallest + 10_000_000}", "-o", str(folder)]) == 0
+    assert main([*words, "--fit", f"{smallest + 10_000_000}B", "-o", str(folder)]) == 0
     assert "expected of the velocity" in capsys.readouterr().out
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["plan"]["peak"] <= smallest + 10_000_000
@@ -124,6 +124,7 @@ def test_an_export_follows_a_recipe(
         (["--gpu", "cpu"], "--gpu only applies with --fit"),
         (["--references", "2"], "--references only applies with --fit"),
         (["--fit", "plenty", "--plan-only"], "'plenty' is not a size of memory: write 12GB"),
+        (["--fit", "12", "--plan-only"], "--fit 12: say 12GB or 12GiB"),
         (["--fit", "0GB", "--plan-only"], "a memory budget must be more than 0, not 0GB"),
         (["--fit=-12GB", "--plan-only"], "'-12GB' is not a size of memory"),
         (["--fit", "12GB", "--gpu", "rtx 9999", "--plan-only"], "unknown GPU 'rtx 9999'"),

@@ -13,6 +13,7 @@ import functools
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,14 @@ from .calibration.calibrate import calibrate
 from .calibration.samples import Samples
 from .graph import bind_weights, interface
 from .graph.fp8_attention import quantize_attention
-from .graph.link_weights import Link, bind_links, link_names, linkable_weights, manifest_links
+from .graph.link_weights import (
+    Link,
+    bind_links,
+    link_names,
+    linkable_weights,
+    manifest_links,
+    why_copied,
+)
 from .graph.workers import Tracers
 from .progress import Progress
 from .weights.plan import WeightPlan, plan_weights
@@ -63,6 +71,9 @@ class Summary:
     loras: Sequence[LoraFile] = ()
     linked: int = 0
     """Bytes of weights that stay in the checkpoint's own files."""
+    linked_weights: int = 0
+    copied_weights: Mapping[str, int] = field(default_factory=dict)
+    """With --link-weights: why weights were copied → how many."""
     resumed: Sequence[str] = ()
     """Files that an earlier, unfinished export had written."""
     calibration: Statistics = field(default_factory=Statistics)
@@ -148,6 +159,8 @@ def export(
         },
         loras=checkpoint.loras,
         linked=layout.linked_bytes(),
+        linked_weights=sum(map(len, layout.links.values())),
+        copied_weights=layout.copied,
         resumed=resumed,
         calibration=statistics,
         skipped_samples=() if samples is None else samples.skipped,
@@ -177,6 +190,8 @@ class Layout:
     locations: Mapping[Path, str]
     statistics: Statistics
     """Of calibration; empty without."""
+    copied: Mapping[str, int]
+    """With --link-weights: why weights are copied → how many."""
 
     @property
     def size(self) -> int:
@@ -191,15 +206,19 @@ class Layout:
 def lay_out(checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics, link_weights: bool) -> Layout:
     """Gives every weight its place; reads none."""
     plans, links = {}, {}
+    copied: Counter[str] = Counter()
     for name, network in checkpoint.networks.items():
         linears = interface.linear_weights(name, checkpoint.config)
         constants = interface.constants(name, checkpoint.config)
         links[name] = linkable_weights(network, recipe, linears) if link_weights else {}
+        if link_weights:
+            copied.update(why_copied(network, recipe, linears, weight) for weight in network.sources)
         plans[name] = plan_weights(
             network, recipe, linears, constants, links[name], statistics.inputs.get(name)
         )
     paths = {part.path for linked in links.values() for link in linked.values() for part in link.parts}
-    return Layout(plans, links, link_names(paths), statistics)
+    del copied[""]  # those that are linked
+    return Layout(plans, links, link_names(paths), statistics, copied)
 
 
 def check_disk_space(partial: Path, needed: int) -> None:

@@ -48,18 +48,19 @@ class CudaDriver:
     Args:
         index: the GPU's number.
         library: the driver's library; None to find it.
+        instead: what an error says would work without a GPU.
 
     Raises:
         KontextError: there is no driver or no such GPU.
     """
 
-    def __init__(self, index: int = 0, library: Any = None) -> None:
+    def __init__(self, index: int = 0, library: Any = None, instead: str = "use --device cpu") -> None:
         if library is None:
             try:
                 library = ctypes.CDLL(library_name())
             except OSError:
                 raise KontextError(
-                    "there is no NVIDIA driver on this machine: engines need a GPU; use --device cpu"
+                    f"there is no NVIDIA driver on this machine, and engines need a GPU: {instead}"
                 ) from None
         self.library = library
         count, context, stream = ctypes.c_int(), Handle(), Handle()

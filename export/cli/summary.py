@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ...quant.statistics import Statistics
+from ...runtime.backends.runnable import Formats
 from ..exporter import Summary
 
 
@@ -51,8 +52,8 @@ def render_summary(summary: Summary) -> str:
             lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
     lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
     lines.append(f"  {'total':<36} {human(sum(sizes.values())):>10}")
-    if summary.linked:
-        lines.append(f"  {'left in the checkpoint':<36} {human(summary.linked):>10}")
+    if summary.linked_weights or summary.copied_weights:
+        lines.append(f"  {link_line(summary)}")
     if summary.resumed:
         lines.append(f"  from an earlier, unfinished export: {', '.join(summary.resumed)}")
     calibration = f"calibration {seconds['calibration']:.1f} s, " if about else ""
@@ -60,6 +61,35 @@ def render_summary(summary: Summary) -> str:
         f"{seconds['all']:.1f} s ({calibration}weights {seconds['weights']:.1f} s, graphs {seconds['graphs']:.1f} s), "
         f"peak memory {human(peak_memory())}"
     )
-    lines.append(f"The bundle is {summary.output}. Next:")
-    lines.append(f'  kontext-edit {summary.output} -i in.png --prompt "make the circle red" -o out.png')
-    return "\n".join(lines)
+    return "\n".join([*lines, *next_lines(summary)])
+
+
+def link_line(summary: Summary) -> str:
+    """What --link-weights linked and copied, and why."""
+    copied = sum(summary.copied_weights.values())
+    size = sum(size for name, size in summary.sizes.items() if name.startswith("weights/"))
+    line = (
+        f"--link-weights: {summary.linked_weights:,} weights linked ({human(summary.linked)}), {copied:,} copied "
+        f"({human(size)})"
+    )
+    reasons = sorted(summary.copied_weights.items(), key=lambda each: -each[1])
+    return line + (": " if reasons else "") + ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+
+
+def next_lines(summary: Summary) -> list[str]:
+    """A command that runs the bundle on this machine, where PyTorch is installed."""
+    recipe = summary.recipe
+    formats = Formats(
+        frozenset(recipe.compute.values()),
+        frozenset(rule.format for rule in recipe.rules),
+        linked=summary.linked_weights > 0,
+    )
+    begin = f"The bundle is {summary.output}. "
+    command = f'  kontext-edit {summary.output} -i in.png --prompt "make the circle red" -o out.png'
+    if not formats.missing("cpu"):
+        return [f"{begin}Next:", command]
+    if not formats.linked:
+        return [f"{begin}Next:", f"{command} --backend torch"]
+    if not formats.missing("cuda"):
+        return [f"{begin}Next, on an NVIDIA GPU ({formats.refusal('cpu')}):", f"{command} --device cuda"]
+    return [f"{begin}Nothing here runs it: {formats.refusal('cpu')}"]

@@ -34,19 +34,29 @@ class Link:
 def linkable_weights(network: NetworkWeights, recipe: Recipe, linears: set[str]) -> dict[str, Link]:
     """The weights of a network that need no copy: in safetensors, in the format to store, and without LoRA."""
     result = {}
-    compute = recipe.compute[network.name]
     for weight, source in network.sources.items():
-        linear, shape = weight in linears, network.shapes[weight]
-        parts = [network.files[part] for part in source.parts]
-        plain = [
-            part for part in parts if isinstance(part, TensorInfo) and part.dtype == STORED_DTYPES[compute]
-        ]
-        kept = (
-            recipe.layer_of(network.name, weight, shape[::-1] if linear else shape, linear).format == compute
-        )
-        if kept and len(plain) == len(parts) and weight not in network.updates:
-            result[weight] = Link(tuple(plain), source.join, linear)
+        if not why_copied(network, recipe, linears, weight):
+            parts = [network.files[part] for part in source.parts]
+            plain = tuple(part for part in parts if isinstance(part, TensorInfo))
+            result[weight] = Link(plain, source.join, weight in linears)
     return result
+
+
+def why_copied(network: NetworkWeights, recipe: Recipe, linears: set[str], weight: str) -> str:
+    """Why a weight cannot be linked, in words; "" if it can."""
+    linear, shape = weight in linears, network.shapes[weight]
+    stored = STORED_DTYPES[recipe.compute[network.name]]
+    layer = recipe.layer_of(network.name, weight, shape[::-1] if linear else shape, linear)
+    if layer.format != recipe.compute[network.name]:
+        return f"quantized to {layer.format}"
+    if weight in network.updates:
+        return "changed by a LoRA"
+    for part in (network.files[name] for name in network.sources[weight].parts):
+        if not isinstance(part, TensorInfo):
+            return "not in a safetensors file"
+        if part.dtype != stored:
+            return f"in {part.dtype}, not {stored}"
+    return ""
 
 
 def link_names(paths: Iterable[Path]) -> dict[Path, str]:

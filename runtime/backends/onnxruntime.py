@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import KontextError
+from ...errors import ComputationError, KontextError
 from ..glibc_malloc import map_large_blocks, return_freed
 from .onnxruntime_library import check_provider, load_onnxruntime, warn_of_hidden_gpu
 from .options import OnnxRuntimeOptions
 from .protocol import SamplerStep
+from .runnable import Formats
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -42,8 +44,13 @@ def map_file(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def choose_device(device: str, available: Sequence[str]) -> str:
+def choose_device(device: str, available: Sequence[str], instead: str = "use --device cpu") -> str:
     """Resolves "auto": CUDA if this ONNX Runtime has it, else the CPU.
+
+    Args:
+        device: auto, cpu or cuda.
+        available: this ONNX Runtime's providers.
+        instead: what an error says would work.
 
     Raises:
         KontextError: this ONNX Runtime does not have the device.
@@ -53,7 +60,7 @@ def choose_device(device: str, available: Sequence[str]) -> str:
             return "cuda"
         warn_of_hidden_gpu()
         return "cpu"
-    check_provider(device, PROVIDERS[device][0], available)
+    check_provider(device, PROVIDERS[device][0], available, instead)
     return device
 
 
@@ -68,6 +75,7 @@ class OnnxRuntimeBackend:
             the graphs.
         low_memory: on a CPU, keep no memory between the operators of a run: ONNX Runtime's arena keeps several times
             what is in use at once.
+        formats: of the bundle; a device without kernels for them is refused. None: ONNX Runtime finds out.
     """
 
     def __init__(
@@ -78,11 +86,14 @@ class OnnxRuntimeBackend:
         *,
         files: Mapping[str, Path] | None = None,
         low_memory: bool = False,
+        formats: Formats | None = None,
     ) -> None:
         library = load_onnxruntime()
         self.graphs = graphs
         self.automatic = device == "auto"
-        self.device = choose_device(device, library.get_available_providers())
+        self.formats = Formats() if formats is None else formats
+        self.device = choose_device(device, library.get_available_providers(), self.formats.instead())
+        self.refuse_missing_kernels()
         threads = None if options is None else options.threads
         self.threads = allowed_cores() if threads is None else threads
         self.files = dict(files or {})
@@ -90,6 +101,7 @@ class OnnxRuntimeBackend:
         self.memory = "cpu" if self.device == "cpu" else "cuda"
         self.bound = self.device != "cpu"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self.has_run = False
         if self.bound and hasattr(library, "preload_dlls"):
             library.preload_dlls()  # loads CUDA and cuDNN from pip's packages
 
@@ -104,6 +116,19 @@ class OnnxRuntimeBackend:
         return self.sessions[graph]
 
     def create_session(self, graph: str) -> onnxruntime.InferenceSession:
+        try:
+            session = self.load(graph)
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            self.fall_back(self.explain(f"{self.graphs[graph]} cannot be loaded", error))
+            return self.create_session(graph)
+        if self.provider not in session.get_providers():
+            self.fall_back(
+                f"device {self.device!r} could not be started: check the driver and the CUDA libraries"
+            )
+            return self.create_session(graph)
+        return session
+
+    def load(self, graph: str) -> onnxruntime.InferenceSession:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -113,25 +138,48 @@ class OnnxRuntimeBackend:
         if self.low_memory:
             map_large_blocks()
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        try:
-            if self.files:
-                maps = [map_file(path) for path in self.files.values()]
-                sizes = [len(file) for file in maps]
-                options.add_external_initializers_from_files_in_memory(list(self.files), maps, sizes)
-            session = onnxruntime.InferenceSession(
-                str(self.graphs[graph]), options, providers=self.providers()
-            )
-        except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            raise KontextError(f"{self.graphs[graph]} cannot be loaded: {first_line(error)}") from None
-        if PROVIDERS[self.device][0] not in session.get_providers():  # it fell back to the CPU
-            if not self.automatic:
-                raise KontextError(
-                    f"device {self.device!r} could not be started: check the driver and the CUDA libraries, "
-                    "or use --device cpu"
-                )
-            warnings.warn("no usable GPU: running on the CPU", stacklevel=2)
-            self.device, self.memory, self.bound = "cpu", "cpu", False
-        return session
+        if self.files:
+            maps = [map_file(path) for path in self.files.values()]
+            sizes = [len(file) for file in maps]
+            options.add_external_initializers_from_files_in_memory(list(self.files), maps, sizes)
+        # Its own fallback would run on the CPU although a GPU was asked for, and print that on stdout.
+        return onnxruntime.InferenceSession(
+            str(self.graphs[graph]), options, providers=self.providers(), enable_fallback=0
+        )
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the device's provider."""
+        return PROVIDERS[self.device][0]
+
+    def explain(self, what: str, error: Exception) -> str:
+        """One line: what failed, on which provider, and why."""
+        reason = first_line(error)
+        if is_exhausted(str(error)):
+            reason = "out of memory: try a smaller --size or fewer --num-images"
+        return f"{what} on {self.provider}: {reason}"
+
+    def fall_back(self, reason: str) -> None:
+        """Goes on on the CPU, with a warning, if the device was not asked for and nothing has run on it.
+
+        Raises:
+            ComputationError: it was asked for, or has run something, or is the CPU.
+            KontextError: the CPU has no kernels for the bundle.
+        """
+        if self.device == "cpu":
+            raise ComputationError(reason) from None
+        if not self.automatic or self.has_run:
+            raise ComputationError(f"{reason}, or {self.formats.instead()}") from None
+        self.device, self.memory, self.bound = "cpu", "cpu", False
+        self.sessions.clear()
+        self.refuse_missing_kernels()
+        warnings.warn(f"no usable GPU, running on the CPU: {reason}", stacklevel=2)
+
+    def refuse_missing_kernels(self) -> None:
+        """Raises KontextError if ONNX Runtime has no kernels for the bundle on the device."""
+        refusal = self.formats.refusal(self.device)
+        if refusal:
+            raise KontextError(refusal)
 
     def providers(self) -> list[tuple[str, dict[str, str]]]:
         """The device's providers with their options."""
@@ -163,7 +211,9 @@ class OnnxRuntimeBackend:
             else:
                 outputs = session.run(names, dict(inputs))
         except Exception as error:
-            raise KontextError(f"{graph} failed in ONNX Runtime: {first_line(error)}") from None
+            self.fall_back(self.explain(f"{graph} failed in ONNX Runtime", error))
+            return self.run(graph, inputs, step)
+        self.has_run = True
         return dict(zip(names, outputs, strict=True))
 
     def release(self, *graphs: str) -> None:
@@ -199,6 +249,16 @@ def allowed_cores() -> int | None:
         return None
     allowed = len(os.sched_getaffinity(0))
     return allowed if allowed < (os.cpu_count() or 1) else None
+
+
+def is_exhausted(message: str) -> bool:
+    """Whether ONNX Runtime's message is about memory: its arenas', CUDA's, cuBLAS', or C++'s."""
+    return bool(
+        re.search(
+            "Failed to allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|bad_alloc|bad allocation",
+            message,
+        )
+    )
 
 
 def first_line(error: Exception) -> str:

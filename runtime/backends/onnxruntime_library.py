@@ -50,13 +50,16 @@ def broken(reason: str) -> str:
     )
 
 
-def check_provider(device: str, provider: str, available: Sequence[str]) -> None:
-    """Raises KontextError if ONNX Runtime lacks the execution provider of a device that the user asked for."""
+def check_provider(
+    device: str, provider: str, available: Sequence[str], instead: str = "use --device cpu"
+) -> None:
+    """Raises KontextError if ONNX Runtime lacks the execution provider of a device that the user asked for; `instead`
+    is what else would work."""
     if provider not in available:
         installed = " and ".join(wheels()) or MODULE
         raise KontextError(
             f"device {device!r} needs ONNX Runtime's {provider}, which the installed {installed} does not have "
-            f"(it has {', '.join(available)}): {replace_command('gpu')}, or use --device cpu"
+            f"(it has {', '.join(available)}): {replace_command('gpu')}, or {instead}"
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
 from ...errors import KontextError
+from .runnable import CPU, Formats
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -39,8 +40,11 @@ class OnnxRuntimeOptions:
             raise KontextError(f"threads must be 1 or more, not {self.threads}")
 
     def check(self, device: str, bundle: Bundle) -> None:
-        """Raises KontextError if the backend cannot run `bundle` on `device`."""
+        """Raises KontextError if the backend cannot run `bundle` on `device`; the backend checks what "auto" chose."""
         check_device(device, self.name, self.devices)
+        refusal = Formats.of(bundle).refusal(device)
+        if refusal:
+            raise KontextError(refusal)
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,10 @@ class TorchOptions:
         """Raises KontextError if the backend cannot run `bundle` on `device`."""
         check_device(device, self.name, self.devices)
         if bundle.links:
+            way = "" if Formats.of(bundle).missing(CPU) else "use --backend onnxruntime, or "
             raise KontextError(
-                f"{bundle.folder} was exported with --link-weights, which only the onnxruntime backend reads: use "
-                "--backend onnxruntime, or export it without --link-weights"
+                f"{bundle.folder} was exported with --link-weights, which only the onnxruntime backend reads: {way}"
+                "export it again without --link-weights"
             )
 
 

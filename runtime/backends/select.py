@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 from ...errors import KontextError
 from ...installation import install_command
 from .options import BACKENDS, BackendOptions, OnnxRuntimeOptions, TensorRTOptions, TorchOptions
+from .runnable import Formats
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -60,4 +61,11 @@ def open_backend(options: BackendOptions, device: str, bundle: Bundle, *, low_me
     from .onnxruntime import OnnxRuntimeBackend
 
     graphs = {name: entry.path for name, entry in bundle.graphs.items()}
-    return OnnxRuntimeBackend(graphs, device, options, files=bundle.linked_files, low_memory=low_memory)
+    return OnnxRuntimeBackend(
+        graphs,
+        device,
+        options,
+        files=bundle.linked_files,
+        low_memory=low_memory,
+        formats=Formats.of(bundle),
+    )

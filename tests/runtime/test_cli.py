@@ -100,7 +100,8 @@ def test_text_to_image_and_a_long_prompt(
             "cache must be a relative change above 0, such as 0.1, not 0",
         ),
         (["--weight-budget", "8 parsecs"], "'8 parsecs' is not a size of memory: write 12GB"),
-        (["--weight-budget", "0"], "a memory budget must be more than 0, not 0"),
+        (["--weight-budget", "0"], "--weight-budget 0: a memory budget must be more than 0, not 0"),
+        (["--weight-budget", "8"], "--weight-budget 8: say 8GB or 8GiB"),
         (["--device", "tensorrt"], "TensorRT"),
         (["--sharpness", "3"], "unrecognized arguments"),
         (["-i", "nowhere.png"], "nowhere.png does not exist"),
@@ -191,7 +192,7 @@ def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path, picture: P
     assert {"onnxruntime", "tokenizers", "PIL.Image"} <= set(modules)
     assert not {name.split(".")[0] for name in modules} & set(HEAVY)
     ours = {name.split(".")[1] for name in modules if name.startswith("kontext.")}
-    assert ours == {"command", "errors", "files", "runtime", "safetensors_header"}
+    assert ours == {"command", "errors", "files", "installation", "runtime", "safetensors_header"}
 
 
 def test_importing_the_runtime_loads_not_even_numpy() -> None:

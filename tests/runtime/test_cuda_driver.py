@@ -40,6 +40,8 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_driver, "library_name", lambda: "libcuda-that-is-not-there.so")
     with pytest.raises(KontextError, match="there is no NVIDIA driver on this machine"):
         CudaDriver()
+    with pytest.raises(KontextError, match=r"engines need a GPU: use --backend torch$"):
+        CudaDriver(instead="use --backend torch")
     assert not cuda_driver.has_gpu()
 
 

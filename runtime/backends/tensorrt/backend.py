@@ -21,6 +21,7 @@ from ...cuda_driver import CudaDriver, DeviceMemory
 from ...engines import LIBRARIES, EngineEntry, check_budget, choose_engines, chunks, load_library
 from ..options import TensorRTOptions
 from ..protocol import SamplerStep
+from ..runnable import Formats
 from .stage import HeldArray, Stage, logger
 
 Array = NDArray[Any]
@@ -56,7 +57,7 @@ class TensorRTBackend:
         self.bundle = bundle
         self.library = LIBRARIES[library]
         self.module = load_library(library) if module is None else module
-        self.driver = CudaDriver() if driver is None else driver
+        self.driver = CudaDriver(instead=Formats.of(bundle).instead()) if driver is None else driver
         self.engines = choose_engines(bundle, library, self.module.__version__, self.driver.target)
         self.weight_budget = options.weight_budget
         if self.weight_budget is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,10 +41,67 @@ def test_what_is_said_of_a_mixed_resumed_export() -> None:
     text = render_summary(summary)
     for part in (
         "16,900.0 M parameters, fp8 weights, fp16 compute",
-        "text_encoder_2 computes in bf16",
+        "text_encoder_2 computes in fp32",
         "9.00 GB",
         "from an earlier, unfinished export: weights/modulation.safetensors",
         "100.0 s (weights 60.0 s, graphs 39.0 s)",
         "kontext-edit /somewhere/out",
     ):
         assert part in text
+
+
+def next_command(compute: str, quantization: str | None = None, **more: Any) -> str:
+    """What is printed after the export's figures."""
+    recipe = choose_recipe(tuple(NETWORKS), 7_000_000, compute, quantization)
+    seconds = {"all": 1.0, "weights": 1.0, "graphs": 0.0}
+    summary = Summary(Path("/out"), "x", 7_000_000, recipe, {"weights/a": 1}, seconds, **more)
+    return render_summary(summary).partition("The bundle is /out. ")[2]
+
+
+@pytest.mark.parametrize(
+    ("compute", "quantization", "ending"),
+    [
+        ("fp32", None, ""),
+        ("fp16", "int4", ""),
+        ("fp32", "fp8", ""),
+        ("bf16", None, " --backend torch"),
+        ("bf16", "fp8", " --backend torch"),
+        ("fp32", "nvfp4", " --backend torch"),
+    ],
+)
+def test_what_it_suggests_runs_without_a_gpu(compute: str, quantization: str | None, ending: str) -> None:
+    """ONNX Runtime's CPU has neither bf16 nor NVFP4 (tests/runtime/backends/test_runnable.py asks it)."""
+    begin = 'Next:\n  kontext-edit /out -i in.png --prompt "make the circle red" -o out.png'
+    assert next_command(compute, quantization) == begin + ending
+
+
+def test_what_it_suggests_for_linked_weights() -> None:
+    """The torch backend does not read them."""
+    assert "--backend torch" not in next_command("fp32", linked_weights=3)
+    bf16 = next_command("bf16", linked_weights=3)
+    assert bf16.startswith(
+        "Next, on an NVIDIA GPU (ONNX Runtime has no kernels for bf16 on a CPU: export it again"
+    )
+    assert bf16.endswith(" -o out.png --device cuda")
+    nothing = next_command("bf16", "nvfp4", linked_weights=3)
+    assert nothing.startswith(
+        "Nothing here runs it: ONNX Runtime has no kernels for NVFP4: export it again with"
+    )
+
+
+def test_what_was_linked_and_why_the_rest_was_not() -> None:
+    summary = Summary(
+        output=Path("/out"),
+        name="x",
+        parameters=7_000_000,
+        recipe=choose_recipe(tuple(NETWORKS), 7_000_000, "fp32"),
+        sizes={"weights/a": 28_000_000, "transformer.onnx": 9},
+        seconds={"all": 1.0, "weights": 1.0, "graphs": 0.0},
+        linked_weights=12,
+        linked=1500,
+        copied_weights={"changed by a LoRA": 3, "in BF16, not F32": 1200},
+    )
+    assert (
+        "  --link-weights: 12 weights linked (1.5 kB), 1,203 copied (28.0 MB): 1,200 in BF16, not F32, 3 changed by a "
+        "LoRA\n"
+    ) in render_summary(summary)

@@ -133,6 +133,32 @@ def test_what_needs_conversion_is_copied(tiny_checkpoint: Path, tmp_path: Path) 
     assert b'"img_in.weight"' not in header
 
 
+def test_the_export_says_what_it_linked_and_why_it_copied(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a bf16 checkpoint exported in fp32 nothing is linked. Oracle: the tensors that safetensors counts."""
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    for path in model.rglob("*.safetensors"):
+        save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+
+    def line(*words: object) -> str:
+        assert main.main([str(word) for word in words]) == 0
+        (found,) = (each for each in capsys.readouterr().out.splitlines() if "--link-weights: " in each)
+        return found.strip()
+
+    copied = line(model, "-o", tmp_path / "copied", "--fp32", "--link-weights")
+    files = (tmp_path / "copied/weights").glob("*.safetensors")
+    count = sum(len(load_file(path)) for path in files)
+    constants = 1  # T5's table of buckets, which no checkpoint has
+    assert copied.startswith("--link-weights: 0 weights linked (0 B), ")
+    assert copied.endswith(f"MB): {count - constants} in BF16, not F32")
+    linked = line(tiny_checkpoint, "-o", tmp_path / "linked", "--fp32", "--link-weights")
+    assert linked.startswith(f"--link-weights: {count - constants} weights linked (")
+    assert ", 0 copied (" in linked
+    quantized = line(tiny_checkpoint, "-o", tmp_path / "fp8", "--fp32", "--fp8", "--link-weights")
+    assert quantized.endswith(" quantized to fp8")
+
+
 def test_a_changed_or_missing_file_is_refused(linked: Path) -> None:
     path = linked.parent / "model/vae/diffusion_pytorch_model.safetensors"
     tensors = load_file(path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kontext.errors import KontextError
+from kontext.errors import ComputationError, KontextError
 from kontext.runtime import OnnxRuntimeOptions, Pipeline
 from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend, choose_device
 from kontext.runtime.bundle import Bundle
@@ -119,3 +119,82 @@ def test_cuda_that_cannot_start(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
     pipe = Pipeline.load(tiny_bundle, device="auto")
     with pytest.warns(UserWarning, match="no usable GPU"):
         pipe.edit(None, "x", steps=1)
+
+
+class Failing:
+    """A session that ONNX Runtime made for CUDA, and that fails as the provider does."""
+
+    message = ""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def get_providers(self) -> list[str]:
+        return [CUDA, CPU]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run_with_iobinding(self, _binding: Any) -> None:
+        raise RuntimeError(self.message)
+
+
+def on_cuda(monkeypatch: pytest.MonkeyPatch, message: str, *, at_load: bool = False) -> None:
+    """Makes CUDA a provider that starts, and then fails with ONNX Runtime's `message` at a load or the first run."""
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    make = OnnxRuntimeBackend.load
+    monkeypatch.setattr(Failing, "message", message)
+
+    def load(self: OnnxRuntimeBackend, graph: str) -> Any:
+        if self.device == "cuda" and at_load:
+            raise RuntimeError(message)
+        return Failing(make(self, graph)) if self.device == "cuda" else make(self, graph)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", load)
+    monkeypatch.setattr(OnnxRuntimeBackend, "providers", lambda _self: [(CPU, {})])
+
+
+GONE = "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 46: all CUDA-capable devices are busy or unavailable ; GPU=0"
+FULL = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bfc_arena.cc:359 Failed to allocate memory for requested buffer"
+
+
+@pytest.mark.parametrize("at_load", [True, False])
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [(GONE, "devices are busy or unavailable"), (FULL, "out of memory: try a smaller --size")],
+)
+def test_a_gpu_that_fails(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, message: str, reason: str, at_load: bool
+) -> None:
+    """One line that names the provider, and what would work, if it was asked for; else the CPU's picture, and a
+    warning. The messages are ONNX Runtime's own."""
+    plain = Pipeline.load(tiny_bundle, device="cpu").edit(None, "x", steps=1)
+    on_cuda(monkeypatch, message, at_load=at_load)
+    with pytest.raises(ComputationError, match=rf" on {CUDA}: .*{reason}.*, or use --device cpu$") as caught:
+        Pipeline.load(tiny_bundle, device="cuda").edit(None, "x", steps=1)
+    assert "\n" not in str(caught.value)
+    with pytest.warns(
+        UserWarning, match=f"no usable GPU, running on the CPU: .* on {CUDA}: .*{reason}"
+    ) as warned:
+        picture = Pipeline.load(tiny_bundle, device="auto").edit(None, "x", steps=1)
+    assert len(warned) == 1
+    assert np.array_equal(np.asarray(picture), np.asarray(plain))
+
+
+def test_a_gpu_that_disappears_after_it_has_run_is_an_error(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held on it is lost, so nothing goes on elsewhere."""
+    backend = backend_of(tiny_bundle)
+    backend.automatic, backend.device, backend.has_run = True, "cuda", True
+    with pytest.raises(ComputationError, match=r"transformer failed on .*, or use --device cpu$"):
+        backend.fall_back("transformer failed on CUDAExecutionProvider: gone")
+
+
+def test_onnx_runtimes_own_fallback_is_off(tiny_bundle: Path) -> None:
+    """It would print on stdout, and compute on the CPU although a GPU was asked for."""
+    assert not backend_of(tiny_bundle).session("text_encoder")._enable_fallback

@@ -77,6 +77,23 @@ def test_strides_of_empty_tensors_fit_into_64_bits(tmp_path: Path, last: int, fi
             read_header(path)
 
 
+def test_as_many_dimensions_as_pytorch_has(tmp_path: Path) -> None:
+    """64: a tensor of 65 could be stored, but not made."""
+    path = file_of(tmp_path / "a", {"a": entry(shape=(1,) * 63 + (2,))}, bytes(8))
+    assert len(read_header(path).tensors["a"].shape) == 64
+    file_of(path, {"a": entry(shape=(1,) * 64 + (2,))}, bytes(8))
+    with pytest.raises(KontextError, match="damaged safetensors header at 'a'"):
+        read_header(path)
+
+
+def test_a_file_cut_anywhere_is_truncated(tmp_path: Path) -> None:
+    data = file_of(tmp_path / "a", {"a": entry()}, bytes(8)).read_bytes()
+    for size in range(8, len(data)):
+        (tmp_path / "b").write_bytes(data[:size])
+        with pytest.raises(KontextError, match=r"b is truncated: .*: download it again"):
+            read_header(tmp_path / "b")
+
+
 @pytest.mark.parametrize(
     ("header", "size", "message"),
     [

@@ -202,6 +202,61 @@ def test_the_smallest_file_and_every_type_of_metadata(tmp_path: Path) -> None:
     assert header.tensors["b"].read().shape == (4, 2)
 
 
+def test_metadata_of_every_type_are_what_the_library_wrote(tmp_path: Path) -> None:
+    """At the ends of each type's range, so that no type is taken for another; arrays up to 8 numbers are kept."""
+    numbers = {
+        "UINT8": [0, 255], "INT8": [-128, 127], "UINT16": [0, 65535], "INT16": [-32768, 32767],
+        "UINT32": [0, 2**32 - 1], "INT32": [-(2**31), 2**31 - 1], "FLOAT32": [-1.5, 2.0**100],
+        "BOOL": [False, True], "UINT64": [0, 2**64 - 1], "INT64": [-(2**63), 2**63 - 1], "FLOAT64": [1 / 3, 1e300],
+    }  # fmt: skip
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "flux")
+    for name, values in numbers.items():
+        kind = gguf.GGUFValueType[name]
+        for index, value in enumerate(values):
+            writer.add_key_value(f"{name}.{index}", value, kind)
+        writer.add_key_value(f"{name}.list", values * 4, gguf.GGUFValueType.ARRAY, sub_type=kind)
+        writer.add_key_value(f"{name}.long", values * 5, gguf.GGUFValueType.ARRAY, sub_type=kind)
+    writer.add_string("text", "ä")
+    writer.add_tensor("a", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with path.open("rb") as file:
+        header = gguf_file.HeaderParser(path, file, path.stat().st_size)
+        found = header.metadata(header.counts()[1])
+    assert found.pop("general.architecture") == "flux"
+    assert found.pop("text") == "ä"
+    expected: dict[str, object] = {}
+    for name, values in numbers.items():
+        expected |= {f"{name}.{index}": value for index, value in enumerate(values)}
+        expected |= {f"{name}.list": tuple(values * 4), f"{name}.long": None}
+    assert found == expected
+    assert open_gguf(path).tensors["a"].shape == (4,)
+
+
+def test_a_header_that_ends_on_the_alignment_has_no_padding(tmp_path: Path) -> None:
+    """Every length of a name, so that every remainder occurs; the library writes and reads the same place."""
+    for length in range(1, 33):
+        path = write(tmp_path / "a.gguf", {"a" * length: np.arange(8, dtype=np.float32)})
+        (info,) = open_gguf(path).tensors.values()
+        (theirs,) = gguf.GGUFReader(path).tensors
+        assert info.start == theirs.data_offset
+        assert torch.equal(info.read(), torch.arange(8.0))
+
+
+def test_the_longest_name_that_the_format_allows(tmp_path: Path) -> None:
+    assert open_gguf(file_of(tmp_path / "a.gguf", (pair("k" * 65535, 0, b"\1"),))).tensors
+    with pytest.raises(KontextError, match="a name of 65536 bytes"):
+        open_gguf(file_of(tmp_path / "a.gguf", (pair("k" * 65536, 0, b"\1"),)))
+
+
+def test_version_2_is_read_too(tmp_path: Path) -> None:
+    """llama.cpp wrote it in 2023; little-endian files are the same but for the number."""
+    assert open_gguf(file_of(tmp_path / "a.gguf", prefix=prefix(2, metadata=0))).tensors["a"].shape == (8,)
+
+
 def prefix(version: int = 3, tensors: int = 1, metadata: int = 1, order: str = "<") -> bytes:
     return b"GGUF" + struct.pack(f"{order}IQQ", version, tensors, metadata)
 

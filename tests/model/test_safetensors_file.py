@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,25 @@ def test_a_file_that_shrinks_after_the_header(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(KontextError, match="truncated at tensor a"):
         info.read()
+    path.unlink()
+    with pytest.raises(KontextError, match=f"^cannot read {path}: No such file"):
+        info.read()
+
+
+def test_large_tensors_leave_the_page_cache_and_small_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is read once, and its pages would displace others; 1 MiB is large."""
+    pytest.importorskip("fcntl")
+    tensors = {"a": torch.arange(1 << 18, dtype=torch.float32), "b": torch.arange((1 << 18) - 1) + 0.5}
+    save_file(tensors, tmp_path / "a.safetensors")
+    dropped: list[tuple[int, ...]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _file, *what: dropped.append(what))
+    found = open_safetensors(tmp_path / "a.safetensors").tensors
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name].read(), tensor)
+        assert found[name].size == tensor.nbytes
+    assert dropped == [(found["a"].start, 1 << 20, os.POSIX_FADV_DONTNEED)]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

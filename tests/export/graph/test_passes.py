@@ -41,6 +41,7 @@ def noise(*shape: int) -> np.ndarray:
     [
         ("batch, tokens, 2, 32", "Concat <axis = 0> (kept, split)", (0, 0, 2, 32)),
         ("batch, pairs, 128", "Concat <axis = 0> (halved, whole)", (0, -1, 128)),
+        ("batch, 2, 32, tokens", "Concat <axis = 0> (batch_, split, tokens_)", (0, 2, 32, -1)),
     ],
 )
 def test_a_computed_shape_becomes_the_same_constant(
@@ -52,6 +53,7 @@ g (float[batch, tokens, 64] x) => (float[{result}] y)
     size = Shape (x)
     first = Constant <value_ints = [0, 1]> ()
     kept = Gather (size, first)
+    batch_, tokens_ = Split <num_outputs = 2> (kept)
     split = Constant <value_ints = [2, 32]> ()
     parts = Constant <value_ints = [1, 2]> ()
     halved = Div (kept, parts)

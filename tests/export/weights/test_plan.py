@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors import safe_open  # noqa: E402
 
 from kontext.export.graph.interface import linear_weights  # noqa: E402
 from kontext.export.weights import write  # noqa: E402
-from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
+from kontext.export.weights.plan import WeightPlan, plan_weights, transposed  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant.recipe import choose_recipe  # noqa: E402
@@ -37,3 +38,36 @@ def test_the_header_is_aligned_and_has_nothing_but_tensors(tiny_checkpoint: Path
     with safe_open(tmp_path / "w", "pt") as file:
         assert file.metadata() is None
         assert list(file.offset_keys()) == list(plan.tensors())
+
+
+@pytest.mark.parametrize("compute", ["fp32", "fp16"])
+def test_sizes_are_those_of_the_file(tiny_checkpoint: Path, compute: str) -> None:
+    """A disk's free space is compared with them before anything is written."""
+    plan, checkpoint = planned(tiny_checkpoint, "transformer", compute, "int4")
+    tensors = list(plan.tensors().values())
+    assert tensors[0].start == len(plan.header)
+    assert all(before.stop == after.start for before, after in itertools.pairwise(tensors))
+    assert len(plan.header) + sum(item.size for item in plan.items) == plan.size == tensors[-1].stop
+    assert [item.weight for item in plan.items] == ["table", *checkpoint.networks["transformer"].shapes]
+    recipe = choose_recipe(tuple(NETWORKS), 1, compute, None)
+    network = checkpoint.networks["transformer"]
+    nothing = plan_weights(network, recipe, set(), {}, linked=set(network.shapes))
+    assert nothing.size == len(nothing.header)
+
+
+def test_linked_weights_have_no_place(tiny_checkpoint: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    network = checkpoint.networks["modulation"]
+    recipe = choose_recipe(tuple(NETWORKS), 1, "fp32", None)
+    kept = list(network.shapes)[1::2]
+    plan = plan_weights(network, recipe, set(), {}, linked=list(network.shapes)[0::2])
+    assert list(plan.tensors()) == kept
+    assert all(plan.tensors()[name].shape == network.shapes[name] for name in kept)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (127, 3), (128, 128), (129, 2), (300, 65)])
+def test_transposed_is_the_contiguous_transpose(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, dtype=torch.float16)
+    result = transposed(matrix)
+    assert result.is_contiguous()
+    assert torch.equal(result, matrix.t())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
+from kontext.errors import KontextError  # noqa: E402
 from kontext.export.graph.interface import linear_weights  # noqa: E402
 from kontext.export.weights import write  # noqa: E402
 from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
@@ -87,3 +90,120 @@ def test_going_on_gives_the_same_file(
     assert path.read_bytes() == whole
     assert converted == list(plan.items[kept + 1 :])
     assert sum(progress) == plan.size
+
+
+def test_what_is_reported_as_synced_is_whole_weights_on_disk(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most the named number of bytes and one weight are lost to a power cut; the whole file is synced at the end."""
+    monkeypatch.setattr(write, "SYNC_BYTES", 40_000)
+    plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", None)
+    network, path, reported = checkpoint.networks["transformer"], tmp_path / "w", []
+    synced: list[int] = []
+    fsync = write.os.fsync
+    monkeypatch.setattr(write.os, "fsync", lambda file: synced.append(file) or fsync(file))
+
+    def on_sync(position: int) -> None:
+        assert len(synced) == len(reported) + 1
+        reported.append(position)
+        assert path.stat().st_size >= position
+
+    write.write_weights(plan, network, path, 0, on_sync, lambda _: None)
+    assert reported[-1] == plan.size
+    ends = [item.tensors[-1].stop for item in plan.items]
+    assert set(reported) <= set(ends)
+    largest = max(item.size for item in plan.items)
+    steps = [after - before for before, after in itertools.pairwise([0, *reported])]
+    assert len(steps) > 4
+    assert all(40_000 <= step < 40_000 + largest + len(plan.header) for step in steps[:-1])
+
+
+def test_a_fault_keeps_the_weights_before_it(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is raised, what was whole is on disk and reported, and going on from there gives the file."""
+    plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", None)
+    network, path, reported = checkpoint.networks["transformer"], tmp_path / "w", []
+    expected = write.write_weights(plan, network, tmp_path / "whole", 0, lambda _: None, lambda _: None)
+    original = write.convert
+
+    def convert(plan: WeightPlan, item: object, source: object) -> list:
+        if item is plan.items[7]:
+            raise KontextError("weight 7 is damaged")
+        return original(plan, item, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "convert", convert)
+        with pytest.raises(KontextError, match="weight 7 is damaged"):
+            write.write_weights(plan, network, path, 0, reported.append, lambda _: None)
+    assert reported == [plan.items[6].tensors[-1].stop]
+    assert write.write_weights(plan, network, path, reported[0], reported.append, lambda _: None) == expected
+    assert path.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert reported[1:] == [plan.size]
+
+
+def test_a_full_disk_is_that_fault(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a sync in another thread is raised too."""
+    monkeypatch.setattr(write, "SYNC_BYTES", 1000)
+    plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", None)
+
+    def on_sync(position: int) -> None:
+        if position < plan.size:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write.write_weights(
+            plan, checkpoint.networks["modulation"], tmp_path / "w", 0, on_sync, lambda _: None
+        )
+
+
+def test_a_file_that_has_become_shorter_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", None)
+    path = tmp_path / "w"
+    path.write_bytes(plan.header)
+    with pytest.raises(KontextError, match="has become shorter: export again"):
+        write.write_weights(
+            plan, checkpoint.networks["modulation"], path, plan.size, lambda _: None, lambda _: None
+        )
+
+
+def test_no_file_is_written_that_is_not_the_plan(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", None)
+    monkeypatch.setattr(write, "convert", lambda *_: [torch.zeros(3)])
+    with pytest.raises(RuntimeError, match="table has 12 bytes instead of 48"):
+        write.write_weights(
+            plan, checkpoint.networks["modulation"], tmp_path / "w", 0, lambda _: None, lambda _: None
+        )
+
+
+@pytest.mark.parametrize("ahead", [0, 20_000, 1 << 30])
+def test_few_weights_are_in_memory_at_once(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """Converted weights that wait take at most `AHEAD_BYTES`, or are a single one; they come in the plan's order."""
+    monkeypatch.setattr(write, "AHEAD_BYTES", ahead)
+    plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", None)
+    waiting, most, lock = [], [], threading.Lock()
+    original = write.convert
+
+    def convert(plan: WeightPlan, item: object, source: object) -> list:
+        with lock:
+            waiting.append(item)
+            most.append((len(waiting), sum(each.size for each in waiting)))
+        return original(plan, item, source)
+
+    monkeypatch.setattr(write, "convert", convert)
+    seen = []
+    for item, _ in write.converted(plan, plan.items, checkpoint.networks["transformer"]):
+        seen.append(item)
+        with lock:
+            waiting.remove(item)
+    assert seen == list(plan.items)
+    # The caller holds the one that it writes: it counts until the next is asked for.
+    assert all(count == 1 or size <= ahead for count, size in most)
+    if ahead > plan.size:
+        assert max(count for count, _ in most) > 1

@@ -76,3 +76,65 @@ def test_groups_tell_formats_of_the_same_tensors_apart() -> None:
     stored = {each.suffix: ("BF16" if each.suffix else "U8", each.shape) for each in NEW.layout((128, 64))}
     assert find_format(stored) is NEW
     assert find_format({"": ("BF16", (128, 64))}) is None
+
+
+@pytest.mark.parametrize("name", [*FORMATS, NEW.name])
+def test_rounding_in_steps_is_what_is_stored(name: str) -> None:
+    """What feedback of errors counts on: values are steps, `nearest` gives those that are stored, and they stay."""
+    format = FORMATS[name]
+    weight = torch.randn(128, 6, generator=torch.Generator().manual_seed(5)) * torch.arange(1, 7)
+    scales = format.scales(weight, torch.float32)
+    rows = 128 // len(format.step(*scales))
+    steps = format.step(*scales).repeat_interleave(rows, dim=0)
+    offset = format.offset(*scales)
+    offset = None if offset is None else offset.repeat_interleave(rows, dim=0)
+    units = format.units(weight, *scales)
+    torch.testing.assert_close(units * steps, weight, rtol=1e-5, atol=1e-6)
+    rounded, packed = format.nearest(units, offset), format.pack(units, *scales)
+    torch.testing.assert_close(format.dequantize(packed, *scales), rounded * steps, rtol=1e-6, atol=0)
+    assert torch.equal(format.nearest(rounded, offset), rounded)
+    assert torch.equal(format.pack(rounded, *scales), packed)
+    for ours, theirs in zip((packed, *scales), format.quantize(weight, torch.float32), strict=True):
+        assert torch.equal(ours, theirs)
+    # No other value that the format has is closer: the neighbours are at least as far as what was taken.
+    values = torch.cat([rounded.unique(), torch.tensor(format.codes)])
+    for column in range(6) if offset is None else ():
+        distance = (units[:, column, None] - values).abs().amin(1)
+        assert ((units - rounded)[:, column].abs() <= distance + 1e-5).all()
+
+
+@pytest.mark.parametrize("name", [*FORMATS, NEW.name])
+def test_a_weights_shape_and_its_stored_tensors_say_the_same(name: str) -> None:
+    format = FORMATS[name]
+    inputs, outputs = format.multiples
+    assert inputs % (format.group or 1) == 0
+    for shape in ((inputs, outputs), (3 * inputs, 5 * outputs)):
+        assert format.fits(shape)
+        layout = format.layout(shape)
+        assert format.weight_shape(layout[0].shape) == shape
+        stored = format.quantize(torch.ones(shape), torch.float32)
+        assert [tuple(tensor.shape) for tensor in stored] == [each.shape for each in layout]
+    assert format.weight_shape((inputs,)) is None
+    assert format.weight_shape((1, inputs, outputs)) is None
+    assert not format.fits((inputs, outputs, 1))
+    assert format.fits((inputs + 1, outputs)) == (inputs == 1)
+    assert format.fits((inputs, outputs + 1)) == (outputs == 1)
+
+
+def test_a_format_of_other_dtypes_is_not_found() -> None:
+    """Scales that no network computes in, or values of another format under the same names."""
+    int4 = {each.suffix: ("F16" if each.suffix else "U8", each.shape) for each in INT4.layout((128, 64))}
+    assert find_format(int4) is INT4
+    assert find_format({**int4, "_scale": ("F64", int4["_scale"][1])}) is None
+    assert find_format({**int4, "": ("I8", (128, 64)), "_scale": ("F16", (64,))}) is FORMATS["int8"]
+    assert find_format({"": ("I8", (128, 64))}) is None
+
+
+def test_a_branch_and_an_input_scale_do_not_hide_the_format() -> None:
+    """The format with the most stored tensors wins: zero points make UINT4 of what has INT4's tensors too."""
+    shapes = FORMATS["uint4"].layout((128, 64))
+    stored = {each.suffix: ("F32" if each.dtype == "compute" else each.dtype, each.shape) for each in shapes}
+    stored |= {"_down": ("F32", (128, 4)), "_up": ("F32", (4, 64)), "_input_scale": ("F32", ())}
+    assert find_format(stored) is FORMATS["uint4"]
+    del stored["_zero_point"]
+    assert find_format(stored) is INT4

@@ -11,9 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
+from kontext.model.checkpoint import Checkpoint, Origin, load_state  # noqa: E402
 
 from .damaged_folders import CLIP, T5, TRANSFORMER, VAE, edit_json, edit_tensors, same  # noqa: E402
 
@@ -110,3 +111,59 @@ def test_damaged_numbers_show_when_read(folder: Path, value: float) -> None:
     network.read("double_blocks.0.img_attn.proj.weight")
     with pytest.raises(KontextError, match="NaN or infinity"):
         network.read("double_blocks.0.img_attn.qkv.weight")
+
+
+def test_single_files_of_everything_still_need_tokenizers(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes as small as these are not inferred: they are given."""
+    config = Checkpoint.open(tiny_checkpoint).config
+    monkeypatch.setattr("kontext.model.checkpoint.find_config", lambda *_: config)
+    parts = {"transformer": TRANSFORMER, "vae": VAE, "text_encoder": CLIP, "text_encoder_2": T5}
+    files = {
+        name: Path(shutil.copy(tiny_checkpoint / file, tmp_path / f"{name}.safetensors"))
+        for name, file in parts.items()
+    }
+    model = files.pop("transformer")
+    with pytest.raises(
+        KontextError, match=f"^{model} has no tokenizers: add --base FOLDER, a diffusers folder"
+    ):
+        Checkpoint.open(Origin(model, files))
+    opened = Checkpoint.open(Origin(model, files, base=tiny_checkpoint))
+    assert opened.tokenizers == tiny_checkpoint
+    assert set(opened.files) == {model, *files.values()}
+
+
+def test_the_steps_are_those_asked_for_or_the_last_few_step_loras(folder: Path, tmp_path: Path) -> None:
+    factors = {
+        "transformer.x_embedder.lora_A.weight": torch.ones(1, 64),
+        "transformer.x_embedder.lora_B.weight": torch.ones(64, 1),
+    }
+    files = []
+    for name in ("eight", "four", "style"):
+        files.append((tmp_path / f"{name}.safetensors", 1.0))
+        titles = {"eight": "Fast 8-step", "four": "Fast 4-step", "style": "Ink"}
+        save_file(factors, files[-1][0], {"modelspec.title": titles[name]})
+    own = Checkpoint.open(folder).config.sampler.steps
+    assert own not in (4, 5, 8)
+    for loras, steps, expected in (
+        (files[:1], None, 8),
+        (files, None, 4),
+        (files[::-1], None, 8),
+        (files[2:], None, own),
+        (files, 5, 5),
+        ([], 5, 5),
+    ):
+        opened = Checkpoint.open(Origin(folder, loras=loras, steps=steps))
+        assert opened.config.sampler.steps == expected
+        assert set(opened.files) >= {path for path, _ in loras}
+
+
+def test_loras_are_fused_when_a_weight_is_read(folder: Path, tmp_path: Path) -> None:
+    """In fp32 and in this order; other weights stay as they are."""
+    path = tmp_path / "a.safetensors"
+    save_file({"diffusion_model.txt_in.diff": torch.full((64, 48), 2.0)}, path)
+    before = load_file(folder / TRANSFORMER)["context_embedder.weight"]
+    network = Checkpoint.open(Origin(folder, loras=[(path, 0.5), (path, 1.0)])).networks["transformer"]
+    assert torch.equal(network.read("txt_in.weight"), before + 1 + 2)
+    assert torch.equal(network.read("img_in.weight"), load_file(folder / TRANSFORMER)["x_embedder.weight"])

@@ -85,6 +85,7 @@ def test_rounding_in_steps_is_what_is_stored(name: str) -> None:
     weight = torch.randn(128, 6, generator=torch.Generator().manual_seed(5)) * torch.arange(1, 7)
     scales = format.scales(weight, torch.float32)
     rows = 128 // len(format.step(*scales))
+    assert rows == (format.group or 128)
     steps = format.step(*scales).repeat_interleave(rows, dim=0)
     offset = format.offset(*scales)
     offset = None if offset is None else offset.repeat_interleave(rows, dim=0)

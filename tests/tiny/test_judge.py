@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from kontext.tiny import edits, scenes
 from kontext.tiny.edits import KINDS, Edit, sample_edit
-from kontext.tiny.judge import judge, rivals
+from kontext.tiny.judge import closed, judge, mean_over, rivals, widened, worst_block
 from kontext.tiny.scenes import SceneObject, render
 
 ALL = (*KINDS, "draw")
@@ -202,3 +203,64 @@ def test_arrays_of_other_shapes_are_refused() -> None:
     edit = sampled("recolour", 16, 1)[0]
     with pytest.raises(ValueError, match="128"):
         judge(np.zeros((64, 64, 3), np.uint8), edit)
+
+
+def test_regions_grow_as_scipys_do() -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    rng = np.random.default_rng(21)
+    for pixels in (1, 2, 4):
+        region = rng.random((128, 128)) > 0.99
+        square = np.ones((2 * pixels + 1, 2 * pixels + 1), bool)
+        assert np.array_equal(widened(region, pixels), ndimage.binary_dilation(region, square))
+    lines = np.zeros((128, 128), bool)
+    lines[20:60, [30, 33, 40]] = True  # gaps of two pixels and of six
+    expected = lines.copy()
+    expected[20:60, 31:33] = True
+    assert np.array_equal(closed(lines), expected)
+
+
+def test_the_worst_block_is_the_one_with_the_largest_mean() -> None:
+    """Of 16 x 16 pixels; a block of which only a corner is looked at counts as a quarter."""
+    error, everything = np.zeros((128, 128), np.float32), np.ones((128, 128), bool)
+    assert worst_block(error, everything) == 0
+    error[16:32, 48:64] = 40
+    error[32:48, 64:72] = 60  # half a block: a mean of 30
+    assert worst_block(error, everything) == 40
+    part = np.zeros((128, 128), bool)
+    part[32:48, 64:72] = True
+    assert worst_block(error, part) == 60
+    part[:] = False
+    part[32:34, 64:72] = True  # 16 of 256 pixels, taken as 64
+    assert worst_block(error, part) == 15
+    assert mean_over(error, part) == 60
+    assert mean_over(error, ~everything) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels", "reason"),
+    [
+        ("remove", 13, ""),
+        ("remove", 16, "what should stay is off by 1[56] levels"),
+        ("recolour", -13, ""),
+        ("recolour", -16, "what should stay is off by 1[56] levels"),
+        ("effect", 18, ""),
+        ("effect", 23, "the edited region is off by 2[0-3] levels"),
+        ("draw", -18, ""),
+        ("draw", -23, "the edited region is off by 2[0-3] levels"),
+    ],
+)
+def test_how_far_a_whole_picture_may_be_off(kind: str, levels: int, reason: str) -> None:
+    """Documented in the judge's docstring: 14 levels where nothing should change, 20 over a whole picture."""
+    checked = 0
+    for edit in sampled(kind, 17, 12):
+        shifted = render(edit.target).astype(int) + levels
+        if shifted.min() < 0 or shifted.max() > 255 or edit.target.effect == "night":
+            continue
+        verdict = judge(shifted.astype(np.uint8), edit)
+        checked += 1
+        if reason:
+            assert not verdict.success
+            assert any(re.fullmatch(reason, each) for each in verdict.reasons), verdict
+        else:
+            assert not any("off by" in each for each in verdict.reasons), verdict
+    assert checked

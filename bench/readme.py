@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import KontextError
-from . import coldstart, edits, exporting, latency
+from . import coldstart, edits, exporting, latency, placement
 from .fidelity import approximations, methods
 from .fidelity import benchmark as fidelity
 from .fidelity import plot as fidelity_plot
@@ -70,6 +70,7 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
     },
     "docs/quantization.md": {"methods": of("methods.json", methods)},
     "docs/planning.md": {"plans": of("plans.json", plans), "memory": of("memory.json", predicted)},
+    "docs/devices.md": {"placement": of("placement.json", placement)},
     "docs/kernels.md": {"vram-fit": of("vram_fit.json", vram_fit)},
 }
 """Document → section → its contents."""

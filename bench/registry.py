@@ -66,6 +66,7 @@ SUBCOMMANDS = (
     Entry("memory", "predicted and measured peak memory of an edit", "memory.predicted"),
     Entry("plans", "plans for cards of 8 to 32 GB (nothing is run)", "memory.plans"),
     Entry("vram-fit", "which cards bundles run on (needs a GPU or fake-gpu)", "memory.vram_fit"),
+    Entry("placement", "which operators ONNX Runtime's CUDA provider runs", "placement"),
     Entry("gpu", "Triton kernels and the full-size step on a GPU", "gpu.benchmark"),
     Entry("demo", "make edits of all kinds and a contact sheet", "demo", False),
     Entry("readme", "rewrite the measured tables and plots of docs/", "readme", False),

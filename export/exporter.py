@@ -291,7 +291,7 @@ def write_graphs(
             if name == "transformer" and recipe.attention:
                 quantize_attention(model, checkpoint.config.transformer, layout.statistics)
             bind_links(model, layout.links[name], layout.locations)
-            bind_weights.bind(model, layout.plans[name], weights_file(name))
+            bind_weights.bind(model, layout.plans[name], weights_file(name), for_gpu=recipe.is_for_gpus)
             journal.add(graph_file(name), bind_weights.serialize(model))
             advance(1)
 

@@ -5,6 +5,7 @@ The encoder returns the posterior's mean, so edits are deterministic. Parameters
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,13 +58,23 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
+def double_size(x: Tensor) -> Tensor:
+    """[batch, channels, height, width], every pixel four times: [batch, channels, 2 height, 2 width]."""
+    if x.dtype != torch.bfloat16:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    # In a graph this is Expand and Reshape: ONNX Runtime's CUDA provider has no Resize for bf16.
+    batch, channels, height, width = x.shape
+    pixels = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return pixels.reshape(batch, channels, 2 * height, 2 * width)
+
+
 class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(double_size(x))
 
 
 class Middle(nn.Module):

@@ -106,6 +106,11 @@ class Recipe:
             rank = low_rank.rank_for((shape[0], shape[1]), COMPUTE_BYTES[compute])
         return Layer(rule.format, min(rank, *shape) if rank else 0, rule.activations, rule.centred)
 
+    @property
+    def is_for_gpus(self) -> bool:
+        """Whether products of integers take the form for GPUs: where the transformer computes in 16 bits."""
+        return COMPUTE_BYTES[self.compute["transformer"]] == 2
+
     def as_json(self) -> dict[str, object]:
         return asdict(self)
 

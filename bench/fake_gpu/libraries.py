@@ -37,15 +37,20 @@ def header_folders() -> list[Path]:
     raise KontextError("a fake GPU is built with CUDA 13's headers: pip install nvidia-cuda-runtime triton")
 
 
+def compiler() -> str:
+    """The C compiler. Raises KontextError if there is none."""
+    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not found:
+        raise KontextError("a fake GPU needs a C compiler: install one, or name it in CC")
+    return found
+
+
 def build_libraries(folder: Path) -> None:
     """Compiles the libraries into `folder`; keeps those that are newer than the sources.
 
     Raises:
         KontextError: there is no compiler, or it fails.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if not compiler:
-        raise KontextError("a fake GPU needs a C compiler: install one, or name it in CC")
     folder.mkdir(parents=True, exist_ok=True)
     newest = max(path.stat().st_mtime for path in HERE.glob("*.[ch]"))
     stale = {
@@ -57,7 +62,7 @@ def build_libraries(folder: Path) -> None:
     for source, target in stale.items():
         unfinished = target.with_name(f"{target.name}.{os.getpid()}")
         command = [
-            compiler,
+            compiler(),
             *FLAGS,
             *includes,
             f"-Wl,-soname,{target.name}",
@@ -66,5 +71,5 @@ def build_libraries(folder: Path) -> None:
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise KontextError(f"{compiler} cannot compile {source}.c: {done.stderr.strip().splitlines()[0]}")
+            raise KontextError(f"{compiler()} cannot compile {source}.c: {done.stderr.strip().splitlines()[0]}")
         unfinished.replace(target)

@@ -2,6 +2,9 @@
 
 Needs PyTorch's build for CUDA 13, Triton and a C compiler, on Linux x86-64. Real are PyTorch's dispatch and caching
 allocator, streams, graph capture, Triton's compiler and launches; numbers read from the device are zeros.
+
+With `--library onnxruntime`, it needs onnxruntime-gpu, nvidia-cuda-runtime (headers), Triton (headers) and binutils
+instead. Real are ONNX Runtime's CUDA provider, its list of kernels, the placement of nodes and its memory arena.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from ...kernels.compile import SHARED_LIMITS, parse_architectures
 from ...runtime.cache import cache_folder
 from ...runtime.units import parse_bytes
 from .libraries import HERE, LIBRARIES, build_libraries
+from .onnxruntime_libraries import PRELOADED, build_onnxruntime_libraries
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +34,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of the GPU (80GB)",
     )
     parser.add_argument("--architecture", default="sm_90", metavar="SM", help="of the GPU (sm_90)")
+    parser.add_argument(
+        "--library",
+        choices=("torch", "onnxruntime"),
+        default="torch",
+        help="what the command runs on the GPU (torch)",
+    )
     parser.add_argument("--trace", action="store_true", help="list every launch of a Triton kernel on stderr")
     parser.add_argument(
         "--refuse-page-locking",
@@ -43,6 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the command."""
     architecture = parse_architectures(arguments.architecture)[0]
     folder = cache_folder() / "fake_gpu"
+    if arguments.library == "onnxruntime":
+        folder = folder / "onnxruntime"
+        build_onnxruntime_libraries(folder)
+        variables = onnxruntime_environment(folder, arguments.memory, architecture)
+        return subprocess.run(arguments.words, env=variables).returncode
     build_libraries(folder)
     variables = environment(
         folder,
@@ -60,9 +75,6 @@ def environment(
 ) -> dict[str, str]:
     """This process's environment with a fake GPU of `memory` bytes; `folder` has the libraries."""
 
-    def before(name: str, *paths: str) -> str:
-        return os.pathsep.join([*paths, *filter(None, [os.environ.get(name)])])
-
     libraries = [str(folder / LIBRARIES[name]) for name in ("runtime", "blas")]
     return {
         **os.environ,
@@ -74,12 +86,35 @@ def environment(
         "TRITON_CACHE_DIR": str(folder / "triton"),
         # torch.compile's worker processes do not always end under a preloaded library.
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "FAKE_GPU_MEMORY": str(memory),
-        "FAKE_GPU_ARCHITECTURE": str(architecture),
-        "FAKE_GPU_SHARED": str(SHARED_LIMITS[architecture] * 1024),
+        **properties(memory, architecture),
         "FAKE_GPU_TRACE": "1" if trace else "0",
         "FAKE_GPU_PAGE_LOCKING": "1" if page_locking else "0",
     }
+
+
+def onnxruntime_environment(folder: Path, memory: int, architecture: int) -> dict[str, str]:
+    """As `environment`, for ONNX Runtime. The libraries are loaded first, because ONNX Runtime loads those of pip's
+    packages by path."""
+    return {
+        **os.environ,
+        "LD_PRELOAD": before("LD_PRELOAD", *(str(folder / name) for name in PRELOADED)),
+        "LD_LIBRARY_PATH": before("LD_LIBRARY_PATH", str(folder)),
+        **properties(memory, architecture),
+    }
+
+
+def properties(memory: int, architecture: int) -> dict[str, str]:
+    """The variables that the stub libraries read the GPU's properties from (`fake_gpu.h`)."""
+    return {
+        "FAKE_GPU_MEMORY": str(memory),
+        "FAKE_GPU_ARCHITECTURE": str(architecture),
+        "FAKE_GPU_SHARED": str(SHARED_LIMITS[architecture] * 1024),
+    }
+
+
+def before(name: str, *paths: str) -> str:
+    """An environment variable of paths with more in front."""
+    return os.pathsep.join([*paths, *filter(None, [os.environ.get(name)])])
 
 
 def check_torch(variables: Mapping[str, str]) -> None:

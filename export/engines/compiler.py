@@ -19,6 +19,7 @@ from typing import Any
 from ...errors import KontextError
 from ...files import write_atomic
 from ...runtime.engines import load_library
+from .narrow_quantization import narrow_quantization
 
 Send = Callable[[dict[str, Any]], None]
 """Sends a message to the process that started this one."""
@@ -111,12 +112,14 @@ def parse_graph(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> 
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
-    external = weights_as_inputs(model)
+    narrow_quantization(model.graph)
     parser = trt.OnnxParser(network, log)
+    whole = model.SerializeToString()
+    external = weights_as_inputs(model)
     if weights == "bound":
         parsed = parser.parse(model.SerializeToString())
     else:
-        parsed = parser.parse_from_file(str(graph))
+        parsed = parser.parse(whole, str(graph))  # the path is for the external data
     if not parsed:
         faults = [parser.get_error(index) for index in range(parser.num_errors)]
         where = "; ".join(

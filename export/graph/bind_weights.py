@@ -23,8 +23,10 @@ ONNX_DTYPES = {
 }
 
 
-def bind(model: ir.Model, plan: WeightPlan, location: str) -> None:
+def bind(model: ir.Model, plan: WeightPlan, location: str, *, for_gpu: bool) -> None:
     """Binds every weight of `model`; `location` is the path of the weights' file, relative to the graph's folder.
+
+    `for_gpu`: as `quantize_linear`.
 
     Raises:
         RuntimeError: graph and plan do not have the same weights (a bug).
@@ -42,7 +44,7 @@ def bind(model: ir.Model, plan: WeightPlan, location: str) -> None:
             parts = {
                 ending: external(tensor, location, packed.get(ending)) for ending, tensor in endings.items()
             }
-            quantize_linear(graph, value, item.layer, parts)
+            quantize_linear(graph, value, item.layer, parts, for_gpu=for_gpu)
             continue
         main = stored[item.weight]
         if (value.dtype, tuple(value.shape or ())) != (ONNX_DTYPES[main.dtype], main.shape):

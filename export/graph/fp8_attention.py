@@ -72,10 +72,19 @@ def replace_attention(
         inserted.append(made)
         return made.outputs[0]
 
+    def cast(value: ir.Value, to: ir.DataType) -> ir.Value:
+        """In bf16 alone: see `quantized_linear` for why quantization runs in fp32 there."""
+        if compute != ir.DataType.BFLOAT16:
+            return value
+        result = add("Cast", [value], to=to.value)
+        result.type = ir.TensorType(to)
+        return result
+
     def rounded(value: ir.Value, scale: float, label: str) -> ir.Value:
         zero = constant(0.0, "zero", np.dtype(ml_dtypes.float8_e4m3fn))
-        step = constant(scale, f"{label}_scale")
-        return add("DequantizeLinear", [add("QuantizeLinear", [value, step, zero]), step, zero])
+        step = cast(constant(scale, f"{label}_scale"), ir.DataType.FLOAT)
+        codes = add("QuantizeLinear", [cast(value, ir.DataType.FLOAT), step, zero])
+        return cast(add("DequantizeLinear", [codes, step, zero]), compute)
 
     factor = constant(root, "factor")
     scales = [static_scale(each) for each in statistics]

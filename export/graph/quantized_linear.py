@@ -9,7 +9,11 @@ linear's inputs. Standard ONNX operators only, in the patterns that engines reco
 | TWO_LEVEL | nvfp4 | DequantizeLinear of the block scales, then of the values | TensorRT on Blackwell |
 
 Inputs with a static scale pass QuantizeLinear and DequantizeLinear, which TensorRT fuses. Those with a scale per token
-are divided by their largest value and go through DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses.
+are multiplied by MatMulInteger, in the form that ONNX Runtime fuses on CPUs or in the one that its CUDA provider takes.
+
+In graphs that compute in bf16, quantization runs in fp32 between Casts, because ONNX Runtime's CUDA provider has no
+QuantizeLinear and DequantizeLinear for bf16. fp32 rounds once, to what bf16 operators would give. Compilers that fuse
+the bf16 operators get them back (`narrow_quantization`).
 """
 
 from __future__ import annotations
@@ -27,6 +31,12 @@ from ...quant.recipe import Layer
 
 Tensors = Mapping[str, ir.ExternalTensor]
 """A weight's stored tensors by suffix; "" are the values."""
+
+IntegerProduct = Callable[["Linear", ir.Value, NumberFormat, Tensors], ir.Value]
+"""Adds the nodes of x @ W for an fp32 x, rounded for each token; returns the product in fp32."""
+
+SMALLEST_TOKEN = np.array(1e-30, np.float32)
+"""The least that a token's values are divided by: a token may be all zeros."""
 
 
 def packed_dtypes(format: str) -> dict[str, ir.DataType]:
@@ -50,6 +60,19 @@ class Linear:
         """What the graph computes in."""
         assert self.weight.dtype is not None
         return self.weight.dtype
+
+    @property
+    def is_widened(self) -> bool:
+        """Whether quantization runs in fp32 between Casts."""
+        return self.dtype == ir.DataType.BFLOAT16
+
+    def widen(self, value: ir.Value) -> ir.Value:
+        """What the graph computes in → what quantization runs in."""
+        return self.before("Cast", [value], to=ir.DataType.FLOAT.value) if self.is_widened else value
+
+    def narrow(self, value: ir.Value) -> ir.Value:
+        """What quantization runs in → what the graph computes in."""
+        return self.before("Cast", [value], to=self.dtype.value) if self.is_widened else value
 
     def before(
         self, operator: str, inputs: Sequence[ir.Value], outputs: int = 1, **attributes: Any
@@ -82,9 +105,11 @@ class Linear:
         return self.initializer(ir.Tensor(array, name=name))
 
 
-def quantize_linear(graph: ir.Graph, weight: ir.Value, layer: Layer, tensors: Tensors) -> None:
+def quantize_linear(
+    graph: ir.Graph, weight: ir.Value, layer: Layer, tensors: Tensors, *, for_gpu: bool
+) -> None:
     """Replaces `weight` of the graph by the nodes of its stored tensors, and rounds the linear's inputs as `layer`
-    says.
+    says; products of integers take the form for GPUs or the one for CPUs.
 
     Raises:
         RuntimeError: the weight is used by more or less than one node; a bug in this program.
@@ -106,7 +131,7 @@ def quantize_linear(graph: ir.Graph, weight: ir.Value, layer: Layer, tensors: Te
     if layer.has_static_inputs:
         linear.node.replace_input_with(0, round_statically(linear, x, format, tensors))
     elif layer.activations:
-        multiply_integers(linear, x, format, tensors)
+        multiply_integers(linear, x, format, tensors, multiply_on_gpu if for_gpu else multiply_on_cpu)
         return
     value = DEQUANTIZE[format.onnx_form](linear, format, tensors)
     value.shape, value.type = weight.shape, ir.TensorType(linear.dtype)
@@ -114,36 +139,34 @@ def quantize_linear(graph: ir.Graph, weight: ir.Value, layer: Layer, tensors: Te
 
 
 def dequantize_columns(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.Value:
-    inputs = [linear.initializer(tensors[each.suffix]) for each in format.tensors]
-    return linear.before("DequantizeLinear", inputs, axis=1)
+    return dequantize_values(linear, format, tensors, axis=1)
 
 
 def dequantize_blocks(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.Value:
-    inputs = [linear.initializer(tensors[each.suffix]) for each in format.tensors]
-    return linear.before("DequantizeLinear", inputs, axis=0, block_size=format.group)
+    return dequantize_values(linear, format, tensors, axis=0, block_size=format.group)
+
+
+def dequantize_values(linear: Linear, format: NumberFormat, tensors: Tensors, **attributes: int) -> ir.Value:
+    """DequantizeLinear of the values, with the scales and any zero points."""
+    values, scales, *zeros = (linear.initializer(tensors[each.suffix]) for each in format.tensors)
+    weight = linear.before("DequantizeLinear", [values, linear.widen(scales), *zeros], **attributes)
+    return linear.narrow(weight)
 
 
 def look_up_codes(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.Value:
-    """Bytes [out, in / 2], the first code in the high half → codes [out, groups, group] → values times the groups'
-    scales → [in, out]."""
+    """Bytes [out, in / 2] → the values of each byte's two codes, the first in the high half → [out, groups, group] →
+    times the groups' scales → [in, out].
+
+    ONNX Runtime's CUDA provider has no operator on bits, so one table has both values of a byte.
+    """
     values, scales = (tensors[each.suffix] for each in format.tensors)
-    packed = linear.initializer(values)
     columns, half = values.shape.numpy()
-    four, low = (
-        linear.constant(np.uint8(value), f"{format.name}/{name}")
-        for value, name in ((4, "four"), (15, "low_half"))
-    )
-    last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
-    halves = [
-        linear.before("BitShift", [packed, four], direction="RIGHT"),
-        linear.before("BitwiseAnd", [packed, low]),
-    ]
-    codes = linear.before("Concat", [linear.before("Unsqueeze", [each, last]) for each in halves], axis=-1)
+    indices = linear.before("Cast", [linear.initializer(values)], to=ir.DataType.INT32.value)
+    table = linear.constant(pairs_of_codes(format.codes), f"{format.name}/codes_of_bytes")
     blocks = np.array([columns, -1, format.group])
-    codes = linear.before("Reshape", [codes, linear.constant(blocks, f"{format.name}/blocks_of_{columns}")])
-    indices = linear.before("Cast", [codes], to=ir.DataType.INT32.value)
-    table = linear.constant(np.array(format.codes, np.float32), f"{format.name}/codes")
     weight = linear.before("Gather", [table, indices])
+    weight = linear.before("Reshape", [weight, linear.constant(blocks, f"{format.name}/blocks_of_{columns}")])
+    last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
     steps = linear.before("Unsqueeze", [linear.initializer(scales), last])
     weight = linear.before("Mul", [weight, steps])
     whole = linear.constant(np.array([columns, 2 * half]), f"{format.name}/{columns}x{2 * half}")
@@ -159,6 +182,12 @@ def dequantize_twice(linear: Linear, format: NumberFormat, tensors: Tensors) -> 
     return linear.before(
         "DequantizeLinear", [linear.initializer(values), steps], axis=0, block_size=format.group
     )
+
+
+def pairs_of_codes(codes: Sequence[float]) -> np.ndarray:
+    """fp32 [256, 2]: what the high and the low half of every byte stand for."""
+    table = np.array(codes, np.float32)
+    return np.stack([np.repeat(table, len(table)), np.tile(table, len(table))], axis=1)
 
 
 DEQUANTIZE: dict[OnnxForm, Callable[[Linear, NumberFormat, Tensors], ir.Value]] = {
@@ -177,13 +206,21 @@ def cast_to_compute(linear: Linear, value: ir.Value) -> ir.Value:
     )
 
 
+def cast_to_fp32(linear: Linear, value: ir.Value) -> ir.Value:
+    """A value of what the graph computes in, cast to fp32."""
+    if linear.dtype == ir.DataType.FLOAT:
+        return value
+    return linear.before("Cast", [value], to=ir.DataType.FLOAT.value)
+
+
 def round_statically(linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors) -> ir.Value:
     """x rounded to the weight's dtype with a known scale: with the weight's DequantizeLinear a product in that
     dtype."""
     dtype = tensors[""].dtype
     zero = linear.constant(np.zeros((), dtype.numpy()), f"{format.name}/zero")
-    pair = [linear.initializer(tensors["_input_scale"]), zero]
-    return linear.before("DequantizeLinear", [linear.before("QuantizeLinear", [x, *pair]), *pair])
+    pair = [linear.widen(linear.initializer(tensors["_input_scale"])), zero]
+    codes = linear.before("QuantizeLinear", [linear.widen(x), *pair])
+    return linear.narrow(linear.before("DequantizeLinear", [codes, *pair]))
 
 
 def centre(linear: Linear, x: ir.Value, mean: ir.Value) -> ir.Value:
@@ -218,38 +255,50 @@ def add_to_bias(linear: Linear, addend: ir.Value) -> None:
     add_after(linear, addend)
 
 
-def multiply_integers(linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors) -> None:
-    """x @ W in integers: x is rounded to 8 bits with a scale for each token.
-
-    Tokens are divided by their largest value, so one scale is right for all of them: ONNX Runtime fuses the rounding
-    and the product (DynamicQuantizeMatMul), and has no kernel for a scale per token. Without the division the smallest
-    tokens lose most: 8 dB of the embedded model's velocity.
-    """
-    if linear.dtype != ir.DataType.FLOAT:
-        x = linear.before("Cast", [x], to=ir.DataType.FLOAT.value)
-    last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
-    ends = [linear.before(f"Reduce{end}", [x, last], keepdims=1) for end in ("Max", "Min")]
-    largest = linear.before(
-        "Max",
-        [
-            ends[0],
-            linear.before("Neg", [ends[1]]),
-            linear.constant(np.array(1e-30, np.float32), f"{format.name}/tiny"),
-        ],
-    )
-    rounded = linear.before("DynamicQuantizeLinear", [linear.before("Div", [x, largest])], 3)
-    _, scale, zero = rounded.producer().outputs  # type: ignore[union-attr]
-    product = linear.before("MatMulInteger", [rounded, linear.initializer(tensors[""]), zero])
-    product = linear.before("Cast", [product], to=ir.DataType.FLOAT.value)
-    column_scales = linear.initializer(tensors["_scale"])
-    if linear.dtype != ir.DataType.FLOAT:
-        column_scales = linear.before("Cast", [column_scales], to=ir.DataType.FLOAT.value)
-    product = linear.before("Mul", [product, linear.before("Mul", [scale, column_scales])])
-    result = cast_to_compute(linear, linear.before("Mul", [product, largest]))
+def multiply_integers(
+    linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors, multiply: IntegerProduct
+) -> None:
+    """x @ W in integers: x is rounded to 8 bits with a scale for each token, in fp32."""
+    result = cast_to_compute(linear, multiply(linear, cast_to_fp32(linear, x), format, tensors))
     output = linear.node.outputs[0]
     result.shape, result.type = output.shape, output.type
     ir.convenience.replace_all_uses_with(output, result)
     linear.graph.remove(linear.node, safe=True)
+
+
+def multiply_on_cpu(linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors) -> ir.Value:
+    """In the pattern that ONNX Runtime fuses on CPUs (DynamicQuantizeMatMul).
+
+    It has no kernel for a scale per token. Tokens are divided by their largest value, so one scale is right for all of
+    them. Without the division the smallest tokens lose most: 8 dB of the embedded model's velocity.
+    """
+    last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
+    ends = [linear.before(f"Reduce{end}", [x, last], keepdims=1) for end in ("Max", "Min")]
+    tiny = linear.constant(SMALLEST_TOKEN, f"{format.name}/tiny")
+    largest = linear.before("Max", [ends[0], linear.before("Neg", [ends[1]]), tiny])
+    rounded = linear.before("DynamicQuantizeLinear", [linear.before("Div", [x, largest])], 3)
+    _, scale, zero = rounded.producer().outputs  # type: ignore[union-attr]
+    product = linear.before("MatMulInteger", [rounded, linear.initializer(tensors[""]), zero])
+    product = linear.before("Cast", [product], to=ir.DataType.FLOAT.value)
+    column_scales = cast_to_fp32(linear, linear.initializer(tensors["_scale"]))
+    scales = linear.before("Mul", [scale, column_scales])
+    return linear.before("Mul", [linear.before("Mul", [product, scales]), largest])
+
+
+def multiply_on_gpu(linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors) -> ir.Value:
+    """Signed integers on both sides, since ONNX Runtime's CUDA provider multiplies no others and has no
+    DynamicQuantizeLinear."""
+    last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
+    tiny = linear.constant(SMALLEST_TOKEN, f"{format.name}/tiny")
+    most = linear.constant(np.array(2 ** (format.bits - 1) - 1, np.float32), f"{format.name}/most")
+    largest = linear.before("ReduceMax", [linear.before("Abs", [x]), last], keepdims=1)
+    step = linear.before("Div", [linear.before("Max", [largest, tiny]), most])
+    codes = linear.before("Round", [linear.before("Div", [x, step])])
+    codes = linear.before("Cast", [codes], to=ir.DataType.INT8.value)
+    product = linear.before("MatMulInteger", [codes, linear.initializer(tensors[""])])
+    product = linear.before("Cast", [product], to=ir.DataType.FLOAT.value)
+    column_scales = cast_to_fp32(linear, linear.initializer(tensors["_scale"]))
+    return linear.before("Mul", [linear.before("Mul", [product, column_scales]), step])
 
 
 def add_branch(linear: Linear, x: ir.Value, tensors: Tensors) -> None:

@@ -86,6 +86,8 @@ class TensorRT(Enum):
     """It unpacks them inside the product."""
     FUSED_CONSTANTS = "fused constants"
     """Inside the product only if they are the engine's own; inputs are first unpacked to 16 bits by another kernel."""
+    UNPACKED = "unpacked"
+    """Another kernel unpacks them to 16 bits first, wherever they are kept."""
     REFUSED = "refused"
     """Its parser lacks an operator, or does not take zero points."""
 

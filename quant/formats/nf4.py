@@ -97,5 +97,5 @@ NF4 = NormalFloat(
         0.7229568362236023,
         1.0,
     ),
-    tensorrt=TensorRT.REFUSED,
+    tensorrt=TensorRT.UNPACKED,
 )

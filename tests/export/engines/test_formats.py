@@ -13,6 +13,7 @@ onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 trt = pytest.importorskip("tensorrt_rtx")
 
+from kontext.export.engines.narrow_quantization import narrow_quantization  # noqa: E402
 from kontext.export.graph import fp8_attention  # noqa: E402
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
 from kontext.export.graph.quantized_linear import packed_dtypes, quantize_linear  # noqa: E402
@@ -58,8 +59,10 @@ def linear(layer: Layer, compute: str) -> Any:
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         proto = onnx.helper.make_tensor(f"w{ending}", onnx_dtype.value, shape, raw, raw=True)
         tensors[ending] = ir.serde.deserialize_tensor(proto)
-    quantize_linear(graph, weight, layer, tensors)
-    return ir.to_proto(ir.Model(graph, ir_version=11))
+    quantize_linear(graph, weight, layer, tensors, for_gpu=True)
+    proto = ir.to_proto(ir.Model(graph, ir_version=11))
+    narrow_quantization(proto.graph)  # as the compiler does
+    return proto
 
 
 def one_attention(compute: str) -> Any:
@@ -72,7 +75,9 @@ def one_attention(compute: str) -> Any:
     statistics = InputStatistics.empty(128, moments=False)
     statistics.add(torch.from_numpy(np.ones((4, 128), np.float32)), 0)
     fp8_attention.replace_attention(graph, node, "a", 128, [statistics] * 3)
-    return ir.to_proto(ir.Model(graph, ir_version=11))
+    proto = ir.to_proto(ir.Model(graph, ir_version=11))
+    narrow_quantization(proto.graph)
+    return proto
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
@@ -144,8 +149,9 @@ def test_static_inputs_make_a_product_in_fp8(compute: str, written: str, centred
     assert "Mul" in scaling[1]
 
 
-def test_nvfp4_weights_are_unpacked_first() -> None:
-    kinds = [kind for kind, *_ in compiled(linear(Layer("nvfp4"), "bf16"), "sm120")]
+@pytest.mark.parametrize(("format", "target"), [("nvfp4", "sm120"), ("nf4", "sm89")])
+def test_weights_that_are_unpacked_first(format: str, target: str) -> None:
+    kinds = [kind for kind, *_ in compiled(linear(Layer(format), "bf16"), target)]
     assert kinds == ["kgen", "gemm"]
 
 

@@ -76,13 +76,13 @@ def model(layer: Layer, compute: str) -> onnx.ModelProto:
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         proto = onnx.helper.make_tensor(f"w{ending}", onnx_dtype.value, shape, raw, raw=True)
         tensors[ending] = ir.serde.deserialize_tensor(proto)
-    quantize_linear(graph, weight, layer, tensors)
+    quantize_linear(graph, weight, layer, tensors, for_gpu=compute != "fp32")
     result = ir.to_proto(ir.Model(graph, ir_version=10 if layer.format != "nvfp4" else 11))
     onnx.checker.check_model(result, full_check=True)
     # The stored values keep the weight's name: only what unpacks them reads them, or an integer product.
     readers = {node.op_type for node in result.graph.node if "w" in node.input}
     coded = FORMATS[layer.format].onnx_form is OnnxForm.CODEBOOK
-    unpacks = {"BitShift", "BitwiseAnd"} if coded else {"DequantizeLinear"}
+    unpacks = {"Cast"} if coded else {"DequantizeLinear"}
     assert readers == ({"MatMulInteger"} if layer.activations == "int8" else unpacks)
     return result
 
@@ -113,6 +113,9 @@ def expected(layer: Layer, compute: str) -> Tensor:
     if layer.activations == "fp8":
         scale = found["_input_scale"].float()
         rounded = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+    elif layer.activations == "int8" and compute != "fp32":  # the form for GPUs: symmetric
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        rounded = (x / scale).round() * scale
     elif layer.activations == "int8":
         largest = x.abs().amax(-1, keepdim=True)
         units = x / largest
@@ -143,6 +146,30 @@ def test_the_graph_computes_what_is_meant(layer: Layer, compute: str) -> None:
     error = float((y - expected(layer, compute)).norm() / y.norm())
     # In fp16 a value may round to another E4M3 or INT8 neighbour than in fp32.
     assert error < (3e-6 if compute == "fp32" else 4e-3 if layer.activations else 1.5e-3)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_bf16_by_the_reference_implementation(layer: Layer) -> None:
+    """ONNX Runtime's CPU does not multiply in bf16."""
+    dtype = ONNX_DTYPES["BF16"].numpy()
+    y = ReferenceEvaluator(model(layer, "bf16")).run(None, {"x": inputs().numpy().astype(dtype)})[0]
+    y = torch.from_numpy(np.asarray(y).astype(np.float32))
+    error = float((y - expected(layer, "bf16")).norm() / y.norm())
+    assert error < 8e-3  # bf16 keeps 8 bits
+
+
+def test_bf16_is_quantized_in_fp32_between_casts() -> None:
+    """What ONNX Runtime's CUDA provider has kernels for (tests/install/test_onnxruntime_gpu.py)."""
+    layer = Layer("fp8", 0, "fp8")
+    found = {
+        (node.op_type, initializer.data_type)
+        for proto in [model(layer, "bf16")]
+        for node in proto.graph.node
+        for initializer in proto.graph.initializer
+        if initializer.name in node.input[1:2]
+    }
+    assert ("DequantizeLinear", ONNX_DTYPES["BF16"].value) not in found
+    assert ("QuantizeLinear", ONNX_DTYPES["BF16"].value) not in found
 
 
 @pytest.mark.parametrize("rank", [0, 8])
@@ -229,7 +256,7 @@ def test_centring_goes_into_a_modulated_norm() -> None:
             weight_layout(layer, (INPUTS, OUTPUTS)), stored(layer, "fp32"), strict=True
         )
     }
-    quantize_linear(graph, values["w"], layer, tensors)
+    quantize_linear(graph, values["w"], layer, tensors, for_gpu=False)
     subtractions = [node for node in graph if node.op_type == "Sub"]
     assert [node.inputs[0] is values["shift"] for node in subtractions] == [True]
     session = onnxruntime.InferenceSession(
@@ -263,4 +290,4 @@ def test_a_shared_weight_is_a_fault() -> None:
         [x], [node.outputs[0] for node in nodes], nodes=nodes, initializers=[weight], opset_imports={"": 23}
     )
     with pytest.raises(RuntimeError, match="used by 2 nodes"):
-        quantize_linear(graph, weight, Layer("int8"), {})
+        quantize_linear(graph, weight, Layer("int8"), {}, for_gpu=False)

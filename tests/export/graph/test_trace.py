@@ -195,7 +195,7 @@ def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: boo
     plan = plan_weights(opened.networks[name], recipe, linears, interface.constants(name, opened.config))
     write_weights(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
     model = trace.trace_network(name, opened.config, recipe.compute[name])
-    bind_weights.bind(model, plan, "w.safetensors")
+    bind_weights.bind(model, plan, "w.safetensors", for_gpu=recipe.is_for_gpus)
     path = folder / f"{name}.onnx"
     path.write_bytes(bind_weights.serialize(model))
     onnx.checker.check_model(path, full_check=True)

@@ -1,4 +1,4 @@
-"""Where ONNX Runtime's CUDA provider runs the graphs of bundles: which load, and which heavy operators it leaves to the CPU.
+"""What ONNX Runtime's CUDA provider makes of bundles: which graphs load, which heavy operators it leaves to the CPU.
 
 Nothing is computed, so stub CUDA libraries serve: `kontext-bench fake-gpu --library onnxruntime -- kontext-bench
 placement BUNDLE…`.
@@ -35,7 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     import onnxruntime
 
     if PROVIDERS["cuda"][0] not in onnxruntime.get_available_providers():
-        raise KontextError(f"ONNX Runtime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu")
+        raise KontextError(
+            f"ONNX Runtime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu"
+        )
     bundles = [Bundle.open(folder) for folder in arguments.bundles]
     result = {
         "what": "placement",
@@ -110,6 +112,6 @@ def tables(result: dict[str, Any]) -> Sequence[Table]:
 
 def footer(result: dict[str, Any]) -> str:
     return (
-        f"ONNX Runtime {result['onnxruntime']}'s CUDA provider. Nodes were placed, nothing was computed; copies are those "
-        "between host and device that ONNX Runtime inserts into the transformer."
+        f"ONNX Runtime {result['onnxruntime']}'s CUDA provider. Nodes were placed, nothing was computed; copies are "
+        "those between host and device that ONNX Runtime inserts into the transformer."
     )

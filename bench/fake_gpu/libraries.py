@@ -71,5 +71,7 @@ def build_libraries(folder: Path) -> None:
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise KontextError(f"{compiler()} cannot compile {source}.c: {done.stderr.strip().splitlines()[0]}")
+            raise KontextError(
+                f"{compiler()} cannot compile {source}.c: {done.stderr.strip().splitlines()[0]}"
+            )
         unfinished.replace(target)

@@ -42,7 +42,9 @@ def build_onnxruntime_libraries(folder: Path) -> None:
     """
     provider = cuda_provider()
     if provider is None:
-        raise KontextError("onnxruntime-gpu is not installed: it brings the CUDA provider that the stubs are for")
+        raise KontextError(
+            "onnxruntime-gpu is not installed: it brings the CUDA provider that the stubs are for"
+        )
     sources = [provider, *HERE.glob("*.[ch]"), Path(__file__)]
     newest = max(path.stat().st_mtime for path in sources)
     names = [*MATH, RUNTIME, LIBRARIES["driver"]]  # the driver last: it says that all are there
@@ -78,7 +80,12 @@ def generate(folder: Path, library: str, functions: list[str]) -> Path:
 
 
 def link(
-    folder: Path, library: str, parts: list[Path], includes: list[str] | None = None, *, versioned: bool = True
+    folder: Path,
+    library: str,
+    parts: list[Path],
+    includes: list[str] | None = None,
+    *,
+    versioned: bool = True,
 ) -> None:
     """Links a library. The CUDA libraries' symbols have the library's name as their version."""
     words = [compiler(), "-shared", *FLAGS, *(includes or []), *map(str, parts), f"-Wl,-soname,{library}"]

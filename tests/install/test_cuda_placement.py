@@ -1,0 +1,74 @@
+"""Every graph of every format on ONNX Runtime's real CUDA provider, over stub CUDA libraries: it loads, and nothing
+heavy is left to the CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .environments import Environment
+
+pytestmark = pytest.mark.install
+
+FORMATS = {
+    "": [],
+    "fp8": ["--fp8", "--weight-only"],
+    "fp8-static": ["--fp8", "--fp8-attention", "--calibrate"],
+    "int8": ["--int8"],
+    "int8-weights": ["--int8", "--weight-only"],
+    "int4": ["--int4"],
+    "nf4": ["--nf4"],
+}
+"""Name → flags; `--calibrate` takes a folder."""
+
+BUNDLES = [
+    (compute, name)
+    for compute in ("bf16", "fp16", "fp32")
+    for name in FORMATS
+    # docs/devices.md: its form is for CPUs.
+    if (compute, name) != ("fp32", "int8")
+]
+
+
+@pytest.fixture(scope="module")
+def gpu(wheel: Path, fresh: Callable[..., Environment]) -> Environment:
+    environment = fresh()
+    environment.install(wheel, "gpu,kernels")  # Triton has the headers that the stubs are compiled with
+    return environment
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small model in every format; FP8 also with inputs and attention rounded with static scales."""
+    from kontext.export.cli.main import main
+
+    folder = tmp_path_factory.mktemp("bundles")
+    samples = folder / "samples"
+    samples.mkdir()
+    Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(samples / "a.png")
+    (samples / "a.txt").write_text("make it blue")
+    made = {}
+    for compute, name in BUNDLES:
+        flags = [*FORMATS[name], *([str(samples)] if "--calibrate" in FORMATS[name] else [])]
+        made[f"{compute}-{name}".strip("-")] = out = folder / f"{compute}-{name}".strip("-")
+        assert main([str(tiny_checkpoint), "-o", str(out), f"--{compute}", *flags, "--quiet"]) == 0
+    return made
+
+
+def test_every_format_runs_on_the_gpu(gpu: Environment, bundles: dict[str, Path], tmp_path: Path) -> None:
+    result = tmp_path / "placement.json"
+    fake = ("fake-gpu", "--library", "onnxruntime", "--architecture", "sm_89", "--memory", "24GB", "--")
+    command = str(gpu.folder / "bin" / "kontext-bench")
+    gpu.succeed("kontext-bench", *fake, command, "placement", *bundles.values(), "--json", result)
+    found = json.loads(result.read_text())["bundles"]
+    assert set(found) == set(bundles)
+    for name, graphs in found.items():
+        for graph, entry in graphs.items():
+            assert "error" not in entry, (name, graph, entry)
+            assert not entry["heavy_on_cpu"], (name, graph, entry)
+            # Of prompts, CLIP finds the end on the CPU: once an edit.
+            assert entry["copies"] == (2 if graph == "text_encoder" else 0), (name, graph, entry)

@@ -84,7 +84,9 @@ def replace_attention(
         zero = constant(0.0, "zero", np.dtype(ml_dtypes.float8_e4m3fn))
         step = cast(constant(scale, f"{label}_scale"), ir.DataType.FLOAT)
         codes = add("QuantizeLinear", [cast(value, ir.DataType.FLOAT), step, zero])
-        return cast(add("DequantizeLinear", [codes, step, zero]), compute)
+        result = add("DequantizeLinear", [codes, step, zero])
+        result.type = ir.TensorType(step.dtype or compute)
+        return cast(result, compute)
 
     factor = constant(root, "factor")
     scales = [static_scale(each) for each in statistics]

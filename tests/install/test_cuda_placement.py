@@ -49,8 +49,10 @@ def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("bundles")
     samples = folder / "samples"
     samples.mkdir()
-    Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(samples / "a.png")
-    (samples / "a.txt").write_text("make it blue")
+    for quality in range(4):  # the fewest that calibration takes
+        picture = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 20 + 10 * quality)
+        picture.convert("RGB").save(samples / f"{quality}.png")
+        (samples / f"{quality}.txt").write_text("make it blue")
     made = {}
     for compute, name in BUNDLES:
         flags = [*FORMATS[name], *([str(samples)] if "--calibrate" in FORMATS[name] else [])]

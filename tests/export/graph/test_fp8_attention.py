@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import onnx  # noqa: E402
+import onnx.reference  # noqa: E402
 import onnx_ir as ir  # noqa: E402
 import onnxruntime  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -136,3 +137,27 @@ def test_what_was_not_watched_is_a_fault(tiny_bundle: Path, tiny_checkpoint: Pat
         fp8_attention.quantize_attention(
             model, dataclasses.replace(config, num_single_blocks=3), Statistics()
         )
+
+
+def test_bf16_is_rounded_in_fp32_between_casts() -> None:
+    """By onnx's checker, types included, and its reference implementation: ONNX Runtime's CPU has no bf16."""
+    bf16 = ir.DataType.BFLOAT16
+    shape = ir.Shape([1, 2, TOKENS, 16])
+    operands = [ir.Value(name=name, shape=shape, type=ir.TensorType(bf16)) for name in "qkv"]
+    node = ir.node("Attention", operands, name="attention")
+    end = ir.node("Identity", [node.outputs[0]])
+    for each, name in ((node, "attended"), (end, "y")):
+        each.outputs[0].name, each.outputs[0].shape, each.outputs[0].type = name, shape, ir.TensorType(bf16)
+    graph = ir.Graph(operands, [end.outputs[0]], nodes=[node, end], opset_imports={"": 23}, name="attention")
+    q, k, v = (torch.randn(shape.numpy(), generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    seen = []
+    for operand in (q, k, v):
+        seen.append(InputStatistics.empty(16, moments=False))
+        seen[-1].add(operand, 0)
+    fp8_attention.replace_attention(graph, node, "a", 16, seen)
+    model = ir.to_proto(ir.Model(graph, ir_version=10))
+    onnx.checker.check_model(model, full_check=True)
+    inputs = {name: x.numpy().astype(bf16.numpy()) for name, x in zip("qkv", (q, k, v), strict=True)}
+    y = np.asarray(onnx.reference.ReferenceEvaluator(model).run(None, inputs)[0]).astype(np.float32)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v).numpy()
+    assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < 0.1  # E4M3 keeps 4 bits

@@ -5,18 +5,24 @@ On a GPU, inputs that several runs share are copied once and runs use I/O bindin
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import io
 import mmap
 import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ComputationError, KontextError
+from ...installation import install_command
+from ..cuda_driver import library_name
 from ..glibc_malloc import map_large_blocks, return_freed
 from .onnxruntime_library import check_provider, load_onnxruntime, warn_of_hidden_gpu
 from .options import OnnxRuntimeOptions
@@ -102,8 +108,7 @@ class OnnxRuntimeBackend:
         self.bound = self.device != "cpu"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
         self.has_run = False
-        if self.bound and hasattr(library, "preload_dlls"):
-            library.preload_dlls()  # loads CUDA and cuDNN from pip's packages
+        self.missing_library = preload_cuda(library) if self.bound else ""
 
     def session(self, graph: str) -> onnxruntime.InferenceSession:
         """The session of `graph`, created at its first use.
@@ -122,8 +127,10 @@ class OnnxRuntimeBackend:
             self.fall_back(self.explain(f"{self.graphs[graph]} cannot be loaded", error))
             return self.create_session(graph)
         if self.provider not in session.get_providers():
+            reason = missing_driver() or self.missing_library or "its libraries cannot be loaded"
             self.fall_back(
-                f"device {self.device!r} could not be started: check the driver and the CUDA libraries"
+                f"device {self.device!r} could not be started ({reason}): check the driver (nvidia-smi) and the CUDA "
+                f"libraries ({install_command('gpu')})"
             )
             return self.create_session(graph)
         return session
@@ -154,7 +161,7 @@ class OnnxRuntimeBackend:
 
     def explain(self, what: str, error: Exception) -> str:
         """One line: what failed, on which provider, and why."""
-        reason = first_line(error)
+        reason = cuda_failure(error) or first_line(error)
         if is_exhausted(str(error)):
             reason = "out of memory: try a smaller --size or fewer --num-images"
         return f"{what} on {self.provider}: {reason}"
@@ -238,6 +245,33 @@ def run_bound(
         binding.bind_output(name)
     session.run_with_iobinding(binding)
     return list(binding.copy_outputs_to_cpu())
+
+
+def preload_cuda(library: ModuleType) -> str:
+    """Loads CUDA and cuDNN from pip's packages; returns what is missing, in words, or "". ONNX Runtime would print
+    that, here and again when it creates a session."""
+    library.set_default_logger_severity(FATAL_ONLY)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        library.preload_dlls()
+    found = re.search(r"Failed to load (\S+?):", printed.getvalue())
+    return f"{found[1]} cannot be loaded" if found else ""
+
+
+def missing_driver() -> str:
+    """That there is no NVIDIA driver, in words, or ""."""
+    name = library_name()
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return f"there is no NVIDIA driver, {name}"
+    return ""
+
+
+def cuda_failure(error: Exception) -> str | None:
+    """CUDA's own words in ONNX Runtime's message, such as "no CUDA-capable device is detected"; None if it has
+    none."""
+    found = re.search(r"CU(?:DA|BLAS|DNN) failure \d+: ([^;]+?) *;", str(error))
+    return found and found[1]
 
 
 def allowed_cores() -> int | None:

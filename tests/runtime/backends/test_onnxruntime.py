@@ -13,7 +13,12 @@ from PIL import Image
 
 from kontext.errors import ComputationError, KontextError
 from kontext.runtime import OnnxRuntimeOptions, Pipeline
-from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend, choose_device
+from kontext.runtime.backends import onnxruntime as onnxruntime_backend
+from kontext.runtime.backends.onnxruntime import (
+    OnnxRuntimeBackend,
+    choose_device,
+    cuda_failure,
+)
 from kontext.runtime.bundle import Bundle
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -114,11 +119,25 @@ def test_cuda_that_cannot_start(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(OnnxRuntimeBackend, "providers", lambda _self: [(CPU, {})])
     graphs = {name: entry.path for name, entry in Bundle.open(tiny_bundle).graphs.items()}
-    with pytest.raises(KontextError, match="could not be started: check the driver"):
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcublas.so.13: no"))
+    monkeypatch.setattr(onnxruntime_backend, "missing_driver", lambda: "")
+    with pytest.raises(
+        KontextError, match=r"could not be started \(libcublas.so.13 cannot be loaded\): check"
+    ):
         OnnxRuntimeBackend(graphs, "cuda").session("text_encoder")
     pipe = Pipeline.load(tiny_bundle, device="auto")
     with pytest.warns(UserWarning, match="no usable GPU"):
         pipe.edit(None, "x", steps=1)
+
+
+def test_cuda_says_why_it_fails() -> None:
+    """In ONNX Runtime 1.31's message on a machine without a GPU."""
+    message = (
+        "/onnxruntime_src/cuda_call.cc:154 std::conditional_t<THRW, void, onnxruntime::common::Status> CUDA failure 100: "
+        "no CUDA-capable device is detected ; GPU=-1 ; hostname=host ; file=provider.cc ; line=355 ; expr=cudaSetDevice(0);"
+    )
+    assert cuda_failure(RuntimeError(message)) == "no CUDA-capable device is detected"
+    assert cuda_failure(RuntimeError("no such file")) is None
 
 
 class Failing:

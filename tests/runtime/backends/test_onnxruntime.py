@@ -133,8 +133,8 @@ def test_cuda_that_cannot_start(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
 def test_cuda_says_why_it_fails() -> None:
     """In ONNX Runtime 1.31's message on a machine without a GPU."""
     message = (
-        "/onnxruntime_src/cuda_call.cc:154 std::conditional_t<THRW, void, onnxruntime::common::Status> CUDA failure 100: "
-        "no CUDA-capable device is detected ; GPU=-1 ; hostname=host ; file=provider.cc ; line=355 ; expr=cudaSetDevice(0);"
+        "/onnxruntime_src/cuda_call.cc:154 std::conditional_t<THRW, void, onnxruntime::common::Status> CUDA failure "
+        "100: no CUDA-capable device is detected ; GPU=-1 ; hostname=host ; file=provider.cc ; line=355 ; expr=f(0);"
     )
     assert cuda_failure(RuntimeError(message)) == "no CUDA-capable device is detected"
     assert cuda_failure(RuntimeError("no such file")) is None

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from gettext import gettext
 from typing import Any, NoReturn
 
 from .errors import KontextError
 from .installation import DISTRIBUTION, missing_library
+
+MISSING = gettext("the following arguments are required: %s").partition("%s")[0]
+"""How argparse begins its message about missing arguments."""
+
+
+class MissingArguments(KontextError):
+    """Required arguments are missing."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,14 +36,34 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # the overloads of typeshed
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """Unknown arguments are an error of the subcommand that got them; argparse blames the main parser."""
-        options, unknown = super().parse_known_args(args, namespace)
+        """Unknown arguments are an error of the subcommand that got them; argparse blames the main parser. They come
+        before missing ones: a mistyped flag is often the missing one."""
+        try:
+            options, unknown = super().parse_known_args(args, namespace)
+        except MissingArguments:
+            with self.nothing_required():
+                _, unknown = super().parse_known_args(args, argparse.Namespace())
+            if not unknown:
+                raise
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return options, unknown
 
+    @contextlib.contextmanager
+    def nothing_required(self) -> Iterator[None]:
+        """A context in which all arguments may be missing."""
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        try:
+            yield
+        finally:
+            for action in required:
+                action.required = True
+
     def error(self, message: str) -> NoReturn:
-        raise KontextError(f"{message} ({self.prog} --help shows the flags)")
+        kind = MissingArguments if message.startswith(MISSING) else KontextError
+        raise kind(f"{message} ({self.prog} --help shows the flags)")
 
 
 class Version(argparse.Action):
@@ -83,6 +112,8 @@ def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[],
             warnings.showwarning = show_warning
             return work() or 0
     except KontextError as error:
+        if caused_by_interrupt(error):
+            return interrupted(after_interrupt())
         return fail(str(error))
     except MemoryError:
         return fail("not enough memory")

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from .bundle import Bundle
 
 
+MAX_IMAGES = 1000
+"""Pictures of one command; they are all in memory before the first is written."""
+
+
 @dataclass(frozen=True)
 class OptionFlag:
     """The flag of one field of a backend's arguments."""
@@ -156,6 +160,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, value in (("steps", arguments.steps), ("num-images", arguments.num_images)):
         if value is not None and value < 1:
             raise KontextError(f"--{name} must be 1 or more, not {value}")
+    if arguments.num_images > MAX_IMAGES:
+        raise KontextError(f"--num-images may be at most {MAX_IMAGES}, not {arguments.num_images}")
     if (arguments.bundle is None) == (arguments.server is None):
         raise KontextError("name either a BUNDLE or a --server (kontext-edit --help shows the flags)")
     from .images import check_writable, save_picture

@@ -45,11 +45,29 @@ def a_parser() -> Parser:
             ["one"],
             "error: the following arguments are required: file (kontext-some one --help shows the flags)\n",
         ),
+        (
+            ["one", "--foo"],
+            "error: unrecognized arguments: --foo (kontext-some one --help shows the flags)\n",
+        ),
+        (
+            ["--foo", "one"],
+            "error: the following arguments are required: file (kontext-some one --help shows the flags)\n",
+        ),
     ],
 )
 def test_a_mistyped_flag_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: raising(AssertionError(a_parser().parse_args(words)))) == 2
     assert capsys.readouterr() == ("", line)
+
+
+def test_a_parser_requires_again_what_a_mistyped_flag_hid() -> None:
+    parser = Parser(prog="kontext-some")
+    parser.add_argument("--prompt", required=True)
+    with pytest.raises(KontextError, match="unrecognized arguments: --promt"):
+        parser.parse_args(["--promt", "x"])
+    with pytest.raises(KontextError, match="required: --prompt"):
+        parser.parse_args([])
+    assert parser.parse_args(["--prompt", "x"]).prompt == "x"
 
 
 @pytest.mark.parametrize("words", [["--version"], ["one", "--version"]])
@@ -130,7 +148,13 @@ def test_control_c_while_a_library_loads(capsys: pytest.CaptureFixture[str]) -> 
         except ImportError:
             raise RecursionError("numpy's module __getattr__, half loaded")  # noqa: B904
 
-    for work in (cause, context, recursion):
+    def explained() -> None:
+        try:
+            cause()
+        except ImportError:
+            raise KontextError("ONNX Runtime is installed but cannot be loaded") from None
+
+    for work in (cause, context, recursion, explained):
         assert run_command(work) == 130
         assert capsys.readouterr() == ("", "\ninterrupted\n")
 

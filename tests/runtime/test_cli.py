@@ -82,6 +82,7 @@ def test_text_to_image_and_a_long_prompt(
         (["--steps", "-4"], "--steps must be 1 or more"),
         (["--steps", "four"], "invalid int value: 'four'"),
         (["--num-images", "0"], "--num-images must be 1 or more"),
+        (["--num-images", "100000000"], "--num-images may be at most 1000, not 100000000"),
         (["--guidance", "nan"], "guidance must be a finite number"),
         (["--seed", "-1"], "a seed is a whole number"),
         (["--size", "100x128"], "must be multiples of 16"),
@@ -127,6 +128,7 @@ def test_what_can_go_wrong_is_one_line(
 def test_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a bundle" in refused(capsys, command(tmp_path, tmp_path / "out.png"))
     assert "required: -p/--prompt" in refused(capsys, [])
+    assert "unrecognized arguments: --promt" in refused(capsys, ["--promt", "x", "-o", "y.png"])
 
 
 def test_a_full_disk(

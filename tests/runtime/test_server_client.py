@@ -140,6 +140,8 @@ def test_what_a_server_may_say(url: str, status: int, events: list[Any], message
         (["--server", "http://host:port"], "is not a URL"),
         (["--server", "ftp://host"], "is not a server's URL, such as http://HOST:8000 or grpc://HOST:8001"),
         (["--server", "http://127.0.0.1:9", "--device", "cpu"], "--device has no effect with --server"),
+        (["--server", "http://127.0.0.1:9", "--backend", "torch"], "--backend has no effect with --server"),
+        (["--server", "http://127.0.0.1:9", "--offload"], "--offload has no effect with --server"),
         (["--server", "http://127.0.0.1:9", "--verify"], "--verify has no effect with --server"),
         (
             ["--server", "http://127.0.0.1:9", "--weight-budget", "8GB"],

@@ -103,7 +103,7 @@ def read_index(folder: Path) -> Fields:
             f"{folder} is not a folder: a diffusers checkpoint is a folder with a model_index.json"
         )
     if not index_path.exists():
-        if (folder / "manifest.json").exists():
+        if is_bundle(folder):
             raise KontextError(
                 f"{folder} is a bundle, which cannot be exported again: name its checkpoint instead"
             )
@@ -114,6 +114,15 @@ def read_index(folder: Path) -> Fields:
     if index.data.get("_class_name") not in PIPELINES:
         raise index.error("_class_name", f"{PIPELINES[0]}: only FLUX.1 Kontext checkpoints can be exported")
     return index
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder's manifest.json is that of a bundle; other software has files of that name too."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == "kontext-bundle"
 
 
 def read_config(folder: Path) -> KontextConfig:

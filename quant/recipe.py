@@ -22,6 +22,9 @@ COMPUTE_BYTES = {name: dtype.itemsize for name, dtype in COMPUTE_DTYPES.items()}
 BIG_MODEL = 1_000_000_000
 """Parameters from which on the default is bf16. Below it is fp32: ONNX Runtime's CPU has no bf16 MatMul."""
 
+ANY_QUANTIZED = "int8"
+"""A format that a weight fits if it fits any: a recipe of it quantizes every weight that some recipe quantizes."""
+
 
 @dataclass(frozen=True)
 class Layer:

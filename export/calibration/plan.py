@@ -17,7 +17,7 @@ from ...quant.gpus import Target
 from ...quant.memory import Demand, Workload, demands, executor_of, resident_bytes
 from ...quant.options import Option, layer_bytes
 from ...quant.planner import Allocation, Choice, Item, allocate
-from ...quant.recipe import COMPUTE_BYTES, SPARED, Layer, Recipe, Rule, choose_recipe
+from ...quant.recipe import ANY_QUANTIZED, COMPUTE_BYTES, SPARED, Layer, Recipe, Rule, choose_recipe
 from ...quant.sensitivity import Sensitivity, kind_of, normal_error, prior_sensitivity
 from ...runtime.units import gigabytes
 from ..graph.interface import constants
@@ -132,7 +132,7 @@ def make_plan(
     parameters = sum(math.prod(shape) for each in shapes.values() for shape in each.values())
     if compute is None and target.is_cpu:
         compute = "fp32"
-    base = choose_recipe(tuple(NETWORKS), parameters, compute, "int8")
+    base = choose_recipe(tuple(NETWORKS), parameters, compute, ANY_QUANTIZED)
     options = usable_options(target, requested, report)
     layers = quantizable_layers(config, shapes, base)
     counts = count_kinds(layers)

@@ -27,7 +27,7 @@ from ...model.config import KontextConfig
 from ...model.networks import NETWORKS, NetworkShapes
 from ...quant.formats import FORMATS
 from ...quant.options import Option
-from ...quant.recipe import COMPUTE_BYTES, Layer, Recipe, choose_recipe
+from ...quant.recipe import ANY_QUANTIZED, COMPUTE_BYTES, Layer, Recipe, choose_recipe
 from ...quant.sensitivity import (
     LayerSensitivity,
     Sensitivity,
@@ -196,7 +196,7 @@ def quantizable_layers(
 
 def widest_recipe(checkpoint: Checkpoint) -> Recipe:
     """A recipe that quantizes every layer that may be quantized."""
-    return choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None, "int8")
+    return choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None, ANY_QUANTIZED)
 
 
 @dataclass(frozen=True)

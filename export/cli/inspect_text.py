@@ -17,14 +17,17 @@ from ...model.inferred_config import infer_autoencoder, infer_clip, infer_t5, in
 from ...model.layouts import LORA_MARKS, TITLES, ComponentWeights, components_of, network_sources
 from ...model.networks import NETWORKS, weight_shapes
 from ...model.weight_files import StoredWeight, open_weight_file
+from ...quant.formats.fp8 import FP8
+from ...quant.formats.int4 import INT4
+from ...quant.formats.int8 import INT8
 from ...quant.recipe import BIG_MODEL, choose_recipe
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from ..graph.interface import linear_weights
 from ..weights.plan import plan_weights
 from .summary import human
 
-PREVIEWED = {"--bf16": None, "--fp8": "fp8", "--int8": "int8", "--int4": "int4"}
-"""Flags whose bundle sizes are shown → what they quantize to."""
+PREVIEWED = (FP8.name, INT8.name, INT4.name)
+"""Number formats whose bundle sizes are shown, after that of --bf16."""
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -127,10 +130,10 @@ def export_sizes(networks: Sequence[NetworkWeights], config: KontextConfig) -> s
     parameters = sum(network.parameters() for network in networks)
     names = tuple(NETWORKS)
     sizes = []
-    for flag, quantization in PREVIEWED.items():
+    for quantization in (None, *PREVIEWED):
         recipe = choose_recipe(names, max(parameters, BIG_MODEL), "bf16", quantization)
         plans = [
             plan_weights(network, recipe, linear_weights(network.name, config), {}) for network in networks
         ]
-        sizes.append(f"{human(sum(plan.size for plan in plans))} with {flag}")
+        sizes.append(f"{human(sum(plan.size for plan in plans))} with --{quantization or 'bf16'}")
     return f"  becomes {', '.join(sizes)}"

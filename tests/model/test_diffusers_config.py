@@ -18,8 +18,19 @@ from .damaged_folders import edit_json
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
     "a bundle": (
-        lambda f: (f / "model_index.json").rename(f / "manifest.json"),
+        lambda f: (
+            (f / "model_index.json").rename(f / "manifest.json"),
+            edit_json(f / "manifest.json", format="kontext-bundle"),
+        ),
         "is a bundle, which cannot be exported again: name its checkpoint instead",
+    ),
+    "another manifest": (
+        lambda f: (f / "model_index.json").rename(f / "manifest.json"),
+        "has no model_index.json: it is not a diffusers checkpoint",
+    ),
+    "a torn manifest": (
+        lambda f: ((f / "model_index.json").unlink(), (f / "manifest.json").write_text("{")),
+        "has no model_index.json: it is not a diffusers checkpoint",
     ),
     "index torn": (lambda f: (f / "model_index.json").write_text('{"a"'), "is not a JSON file"),
     "index a list": (lambda f: (f / "model_index.json").write_text("[]"), "should hold a JSON object"),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kontext.quant.recipe import BIG_MODEL, Layer, Recipe, Rule, choose_recipe
+from kontext.quant.formats import FORMATS
+from kontext.quant.recipe import ANY_QUANTIZED, BIG_MODEL, Layer, Recipe, Rule, choose_recipe
 
 NETWORKS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "modulation", "transformer")
 
@@ -184,3 +185,11 @@ def test_recipes_are_data() -> None:
     assert recipe.digest() != choose_recipe(NETWORKS, 1, "fp32").digest()
     turned = dataclasses.replace(recipe, compute=dict(reversed(recipe.compute.items())))
     assert recipe.digest() == turned.digest()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_stands_for_any_quantized_format(name: str) -> None:
+    """Oracle: every format's own `fits`, on shapes of linears that groups and packing do and do not divide."""
+    shapes = [(rows, columns) for rows in (1, 3, 16, 63, 64, 192) for columns in (1, 2, 7, 16, 129)]
+    for shape in [*shapes, (64,), (3, 3, 16, 64)]:
+        assert not FORMATS[name].fits(shape) or FORMATS[ANY_QUANTIZED].fits(shape), shape

@@ -91,7 +91,7 @@ def smallest(config: KontextConfig, graph: str, compute: str) -> int:
     """Bytes of a network's weights in the smallest formats that the planner has, plus those of one unpacked layer."""
     with torch.device("meta"):
         network = build_network(graph, config)
-    recipe = Recipe("", {graph: compute}, (*SPARED, Rule("*", "*", "int4")))
+    recipe = Recipe("", {graph: compute}, (*SPARED, Rule("*", "*", SMALLEST[0].format)))
     wide, items, quantized, largest = COMPUTE_BYTES[compute], [], 0, 0
     for path, module in network.named_modules():
         if isinstance(module, nn.Linear):

@@ -77,6 +77,8 @@ class TorchBackend:
         self.options = options or TorchOptions()
         self.options.check(device, bundle)
         self.device = choose_device(device)
+        if self.options.offload and self.device.type == "cpu":
+            warnings.warn("--offload saves no memory on a CPU: it is for GPUs", stacklevel=2)
         if self.options.compile:
             check_compiler(self.device)
         self.config = read_config(bundle)

@@ -142,7 +142,8 @@ def test_the_command_line_says_it_in_one_line(
 
 @pytest.mark.usefixtures("small_card")
 def test_other_networks_and_other_faults(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = TorchBackend(Bundle.open(tiny_bundle), "cpu", TorchOptions(offload=True))
+    with pytest.warns(UserWarning, match="--offload saves no memory on a CPU"):
+        backend = TorchBackend(Bundle.open(tiny_bundle), "cpu", TorchOptions(offload=True))
 
     def exhausted(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -474,6 +474,20 @@ def test_partial(checkpoint: Checkpoint, state: State, tmp_path: Path) -> None:
         fuse(checkpoint, state, (path, 1), partial=True)
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_the_first_three_that_match_nothing_are_named(
+    checkpoint: Checkpoint, state: State, tmp_path: Path, count: int
+) -> None:
+    other = dict(
+        list(factors({f"double_blocks.{i}.img_attn.proj": (64, 64) for i in (7, 8)}).items())[:count]
+    )
+    path = write(tmp_path / "a.safetensors", factors({"img_in": (64, 64)}) | other)
+    listed = ", ".join(sorted(other)[:3]) + ("" if count == 3 else ", …")
+    message = f"{path}: {count} of its {count + 2} tensors match no weight of this model ({listed}); "
+    with pytest.raises(KontextError, match="^" + re.escape(message)):
+        fuse(checkpoint, state, (path, 1))
+
+
 IMG_IN = factors({"img_in": (64, 64)})
 DOWN, UP = IMG_IN
 FAULTS: dict[str, tuple[Tensors, str]] = {

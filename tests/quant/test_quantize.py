@@ -98,3 +98,24 @@ def test_static_scales_need_statistics() -> None:
         quantize_weight(noise(64, 8), Layer("fp8", activations="fp8"), torch.float32)
     with pytest.raises(ValueError, match="centring needs statistics"):
         quantize_weight(noise(64, 8), Layer("int8", activations="int8", centred=True), torch.float32)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_weight_that_does_not_fit_is_refused(calibrated: bool) -> None:
+    known = InputStatistics.empty(96)
+    known.add(noise(200, 96), 0)
+    with pytest.raises(ValueError, match=r"\[96, 8\] cannot be stored as int4: .* in a multiple of 64"):
+        quantize_weight(noise(96, 8), Layer("int4"), torch.float32, known if calibrated else None)
+
+
+def test_16_bit_scales_are_used_in_full_precision() -> None:
+    """What is stored in 16 bits is what the weight stands for: products are not rounded to 16 bits a second time."""
+    weight = noise(WIDTH, 64, seed=3)
+    for dtype in (torch.float16, torch.bfloat16):
+        layer = Layer("int4", 8)
+        values, scale, down, up = quantize_weight(weight, layer, dtype)
+        integers = FORMATS["int4"].integers(values).double()
+        expected = integers * scale.double().repeat_interleave(64, 0) + down.double() @ up.double()
+        torch.testing.assert_close(
+            dequantize_weight((values, scale, down, up), layer).double(), expected, rtol=1e-5, atol=1e-5
+        )

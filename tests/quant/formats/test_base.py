@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +23,7 @@ from kontext.quant.formats.int4 import INT4  # noqa: E402
 from kontext.quant.gpus import find_target  # noqa: E402
 from kontext.quant.options import Option  # noqa: E402
 from kontext.runtime.pipeline import Pipeline  # noqa: E402
+from kontext.safetensors_header import BITS  # noqa: E402
 
 NEW = dataclasses.replace(
     INT4, name="int4g32", group=32, flag_help="as INT4 in groups of 32", kernel="", kernel_inputs=()
@@ -113,6 +115,7 @@ def test_a_weights_shape_and_its_stored_tensors_say_the_same(name: str) -> None:
         assert format.fits(shape)
         layout = format.layout(shape)
         assert format.weight_shape(layout[0].shape) == shape
+        assert math.prod(layout[0].shape) * BITS[layout[0].dtype] == math.prod(shape) * format.bits
         stored = format.quantize(torch.ones(shape), torch.float32)
         assert [tuple(tensor.shape) for tensor in stored] == [each.shape for each in layout]
     assert format.weight_shape((inputs,)) is None

@@ -115,3 +115,18 @@ def test_onnxruntime_dequantizes_the_same() -> None:
     x = np.random.default_rng(5).standard_normal((3, 128), np.float32)
     expected = x @ INT4.dequantize(packed, scales).numpy()
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=0, atol=2e-4)
+
+
+def test_the_scale_is_nearly_the_best_of_an_exhaustive_search() -> None:
+    """Within 3 % of the least squared error of 91 scales in fp64; the plain scale is 30 % above it."""
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(7))
+    largest = weight.abs().amax(0).double()
+
+    def errors(scale: torch.Tensor) -> torch.Tensor:
+        return ((weight / scale).round().clamp(-8, 7) * scale - weight).square().sum(0)
+
+    tried = torch.stack([errors(largest * percent / 700) for percent in np.linspace(60, 105, 91)])
+    restored = INT4.dequantize(*INT4.quantize(weight, torch.float32))
+    error = (restored.double() - weight).square().sum(0)
+    assert error.sum() < 1.03 * tried.amin(0).sum()
+    assert (error <= errors(largest / 7) * 1.0001).all()

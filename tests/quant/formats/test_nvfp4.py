@@ -90,3 +90,21 @@ def test_blocks_must_be_whole(shape: tuple[int, ...]) -> None:
     assert not NVFP4.fits(shape)
     with pytest.raises(ValueError, match="in a multiple of 16 and out of 2"):
         NVFP4.quantize(torch.zeros(shape), torch.float32)
+
+
+def test_block_scales_are_near_the_best_of_an_exhaustive_search() -> None:
+    """Within 14 % of the least squared error of every E4M3 scale in fp64; drawing the largest to 6 is 35 % above it."""
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(7))
+    values, scale, whole = NVFP4.quantize(weight, torch.float32)
+    table = torch.tensor(NVFP4.codes, dtype=torch.float64)
+
+    def errors(scale: torch.Tensor) -> torch.Tensor:
+        step = scale.double() * whole.double()
+        rounded = table[((weight / step)[..., None] - table).abs().argmin(-1)] * step
+        return (rounded - weight).square().sum(0)
+
+    tried = [errors(code) for code in torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn)]
+    error = (NVFP4.dequantize(values, scale, whole).double() - weight).square().sum(0)
+    assert error.sum() < 1.14 * torch.stack(tried).amin(0).sum()
+    plain = (weight.abs().amax(0) / (6 * whole)).to(torch.float8_e4m3fn)
+    assert (error <= errors(plain) * 1.0001).all()

@@ -84,3 +84,23 @@ def test_no_extreme_breaks_it(exponent: int, shift: float, seed: int) -> None:
 def test_groups_must_be_whole() -> None:
     with pytest.raises(ValueError, match="in a multiple of 64 and out of 2"):
         UINT4.quantize(torch.zeros(65, 2), torch.float32)
+
+
+def test_scale_and_zero_point_are_nearly_the_best_of_an_exhaustive_search() -> None:
+    """Within 3 % of the least squared error of 46 scales with any zero point in fp64; the whole range: 9 %."""
+    weight = noise(64, 256, seed=7)
+    low, high = weight.amin(0).double(), weight.amax(0).double()
+
+    def errors(scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        restored = (((weight / scale).round() + zero).clamp(0, 15) - zero) * scale
+        return (restored - weight).square().sum(0)
+
+    whole = (high - low) / 15
+    tried = [
+        errors(whole * percent / 100, torch.tensor(zero))
+        for percent in np.linspace(60, 105, 46)
+        for zero in range(16)
+    ]
+    error = (UINT4.dequantize(*UINT4.quantize(weight, torch.float32)).double() - weight).square().sum(0)
+    assert error.sum() < 1.03 * torch.stack(tried).amin(0).sum()
+    assert (error <= errors(whole, (-low / whole).round()) * 1.0001).all()

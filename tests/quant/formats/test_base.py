@@ -20,6 +20,7 @@ from kontext.export.cli.main import main  # noqa: E402
 from kontext.kernels.variants import variants  # noqa: E402
 from kontext.quant.formats import FORMATS, find_format  # noqa: E402
 from kontext.quant.formats.int4 import INT4  # noqa: E402
+from kontext.quant.formats.nibbles import unpack_nibbles  # noqa: E402
 from kontext.quant.gpus import find_target  # noqa: E402
 from kontext.quant.options import Option  # noqa: E402
 from kontext.runtime.pipeline import Pipeline  # noqa: E402
@@ -142,3 +143,23 @@ def test_a_branch_and_an_input_scale_do_not_hide_the_format() -> None:
     assert find_format(stored) is FORMATS["uint4"]
     del stored["_zero_point"]
     assert find_format(stored) is INT4
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "nf4", "nvfp4"])
+def test_kernels_are_given_what_unpacks_the_weight(name: str) -> None:
+    """Codes or integers, less a zero point, times a scale: what the kernels compute is what the graph does."""
+    format = FORMATS[name]
+    weight = torch.randn(128, 6, generator=torch.Generator().manual_seed(6)) + 0.3
+    values, *stored = format.quantize(weight, torch.float32)
+    codes, scales, zeros = format.kernel_operands(*stored)
+    numbers = unpack_nibbles(values, high_first=format.transposed).float()
+    axis = 1 if format.transposed else 0
+    if codes is not None:
+        numbers = codes[numbers.int()]
+    elif zeros is not None:
+        numbers -= unpack_nibbles(zeros).repeat_interleave(format.group, axis)
+    else:
+        numbers = numbers - 16 * (numbers > 7)  # two's complement
+    restored = numbers * scales.float().repeat_interleave(format.group, axis)
+    restored = restored.t() if format.transposed else restored
+    torch.testing.assert_close(restored, format.dequantize(values, *stored), rtol=1e-6, atol=0)

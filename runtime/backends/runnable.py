@@ -58,7 +58,11 @@ class Formats:
         """What runs the bundle without a GPU, as the end of a sentence: flags, or how to export it again."""
         if not self.missing(CPU):
             return "use --device cpu"
-        again = "--fp32" if BF16 in self.computes else "another format, such as --int4"
+        changes = (
+            *(("--fp32",) if BF16 in self.computes else ()),
+            *(("another format, such as --int4",) if NVFP4 in self.weights else ()),
+        )
+        again = " and ".join(changes)
         if self.linked:
             return f"export it again with {again}, or without --link-weights to use --backend torch"
         return f"use --backend torch, or export it again with {again}"

@@ -190,6 +190,28 @@ SamplerSettings read_sampler(const Fields& entry) {
     return result;
 }
 
+// As `Formats.refusal` in runtime/backends/runnable.py; a manifest that does not say runs.
+std::string read_missing_kernels(const Json& manifest) {
+    // The object in a field, empty if the field is something else. Copies: `items()` of a temporary would dangle.
+    const auto group = [](const Json& object, const char* name) {
+        const auto found = object.find(name);
+        return found != object.end() && found->is_object() ? *found : Json::object();
+    };
+    const Json precision = group(manifest, "precision");
+    const Json networks = group(precision, "networks"), layers = group(precision, "layers");
+    for (const auto& network : layers.items()) {
+        const Json weights = group(layers, network.key().c_str());
+        for (const auto& [weight, layer] : weights.items())
+            if (layer == "nvfp4" || (layer.is_object() && layer.contains("format") && layer["format"] == "nvfp4"))
+                return "ONNX Runtime has no kernels for NVFP4: export the model again in another format, such as "
+                       "--int4";
+    }
+    for (const auto& [network, compute] : networks.items())
+        if (compute == "bf16")
+            return "ONNX Runtime has no kernels for bf16 on a CPU: export the model again with --fp32";
+    return "";
+}
+
 // Checks what concerns several fields.
 void check_consistency(const Bundle& bundle) {
     const std::string where = (bundle.folder / manifest_name).string();
@@ -227,6 +249,7 @@ Bundle Bundle::open(const fs::path& folder) {
                                    static_cast<std::int64_t>(entry.whole("pad_id", 0))};
     }
     bundle.links = read_links(root, folder);
+    bundle.missing_kernels = read_missing_kernels(manifest);
     check_consistency(bundle);
     return bundle;
 }

@@ -53,6 +53,7 @@ struct Bundle {
     std::map<std::string, TokenizerEntry> tokenizers;
     std::map<std::string, FileEntry> files;
     std::map<std::string, LinkEntry> links;
+    std::string missing_kernels;  // what of it ONNX Runtime's CPU has no kernels for, and what to do; usually empty
 
     // Reads and checks the bundle in `folder`. Throws Error that says what is wrong and where.
     static Bundle open(const fs::path& folder);

@@ -98,6 +98,7 @@ struct Pipeline::State {
 
     static Bundle opened(const fs::path& folder, bool verify) {
         Bundle bundle = Bundle::open(folder);
+        if (!bundle.missing_kernels.empty()) throw Error(bundle.missing_kernels);
         if (verify) bundle.verify();
         return bundle;
     }

@@ -58,7 +58,10 @@ def test_what_no_device_of_onnx_runtime_unpacks() -> None:
         [table, scale],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
-    with pytest.raises(Exception, match=r"."):
+    onnx.checker.check_model(model, full_check=True)
+    with pytest.raises(
+        Exception, match="NOT_IMPLEMENTED : Could not find an implementation for DequantizeLinear"
+    ):
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for device in ("cpu", "cuda"):
         assert "no kernels for NVFP4: use --backend torch" in formats(weights=("nvfp4",)).refusal(device)
@@ -70,6 +73,8 @@ def test_what_would_work_instead() -> None:
     assert formats("bf16").refusal("cuda") == ""
     assert "use --backend torch" in formats("bf16").refusal("cpu")
     assert formats("bf16").refusal("cpu").endswith("or export it again with --fp32")
+    both = formats("bf16", ("nvfp4",)).refusal("cpu")
+    assert both.endswith("or export it again with --fp32 and another format, such as --int4")
     linked = formats("bf16", linked=True).refusal("cpu")
     assert linked.endswith("export it again with --fp32, or without --link-weights to use --backend torch")
 

@@ -444,6 +444,33 @@ def test_what_can_go_wrong_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("compute", "layers", "message"),
+    [
+        ("bf16", {}, "ONNX Runtime has no kernels for bf16 on a CPU: export the model again with --fp32"),
+        ("fp32", {"transformer": {"a": "fp8", "b": {"format": "nvfp4", "rank": 8}}}, "no kernels for NVFP4"),
+        ("fp32", {"transformer": {"a": "nvfp4"}}, "no kernels for NVFP4"),
+        ("fp16", {"transformer": {"a": "int4"}}, ""),
+        ("fp32", ["nvfp4"], ""),
+        (["bf16"], {"transformer": 3}, ""),
+    ],
+)
+def test_what_has_no_kernels_is_refused_before_loading(
+    cpp: CppBuild, tiny_bundle: Path, tmp_path: Path, compute: Any, layers: Any, message: str
+) -> None:
+    """As Python refuses it; a manifest that says nothing sensible of formats is left to ONNX Runtime."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "noted")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["precision"]["networks"]["transformer"] = compute
+    manifest["precision"]["layers"] = layers
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = program(cpp, bundle, tmp_path / "out.png")
+    if message:
+        assert message in refused(done)
+    else:
+        assert done.returncode == 0
+
+
 def test_a_nan_among_the_decoders_weights(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
     """Not a garbage picture, as Python says too."""
     bundle = shutil.copytree(tiny_bundle, tmp_path / "damaged")

@@ -5,13 +5,14 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install sdk server test check bench fidelity edits fullsize clean
+.PHONY: help demo install sdk server test test-install check bench fidelity edits fullsize clean
 
 help:
 	@echo "make demo      install, export the embedded model with FP8 weights, edit, draw demo/contact-sheet.png"
 	@echo "make install   install everything that tests need into $(VENV)"
 	@echo "make check     ruff and mypy"
 	@echo "make test      all tests, with coverage; tests that need a GPU are skipped without one"
+	@echo "make test-install   build the wheel and install it with every extra in fresh environments (downloads gigabytes)"
 	@echo "make server    install NVIDIA Triton Inference Server in build/server, for tests and benchmarks of serving"
 	@echo "make sdk       ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
 	@echo "make bench     measure latency, cold start, export, serving and fidelity; updates bench/results/ and docs/"
@@ -53,6 +54,10 @@ server: $(VENV)/.kontext-demo
 test: install
 	-$(BIN)/kontext-bench serve
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term $(PYTEST_ARGS)
+
+# The built wheel in fresh environments, for every documented `pip install`.
+test-install: install
+	$(BIN)/python -m pytest tests/install -m install $(PYTEST_ARGS)
 
 check: install
 	$(BIN)/ruff check .

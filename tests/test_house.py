@@ -79,6 +79,7 @@ CROSS_CUTTING = {
     "export/test_fp16_overflow": "fp16 where FLUX leaves its range, from checkpoint to picture",
     "export/test_kernels": "kernels in a bundle, from export to launch",
     "install/test_cuda_placement": "every format on ONNX Runtime's CUDA provider, over stub CUDA libraries",
+    "install/test_install": "the built distributions, in fresh environments",
     "kernels/test_tiles": "the tiles of every kernel",
     "model/test_fuzz_readers": "every reader, on damaged files",
     "runtime/server/test_faults": "faults of callers and models, in a real server",

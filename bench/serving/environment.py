@@ -1,6 +1,6 @@
 """The Python environment that holds Triton Inference Server: its binary and Python backend come from a wheel.
 
-`make server` builds it in build/server, about 400 MB. Linux only, like the wheel.
+`make server` builds it in build/server, about 400 MB; without a clone it goes to the cache. Linux only, like the wheel.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import venv
 from pathlib import Path
 
 from ...errors import KontextError
+from ...runtime.cache import cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = ROOT / "build" / "server"
+CLONE = (ROOT / "pyproject.toml").is_file()
+ENVIRONMENT = ROOT / "build" / "server" if CLONE else cache_folder() / "server"
 REQUIREMENTS = ROOT / "constraints-serve.txt"
 STAMP = "requirements.sha256"
 
@@ -42,6 +44,9 @@ def make_environment(environment: Path = ENVIRONMENT, requirements: Path = REQUI
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_ready(environment, requirements):
             return
+        print(
+            f"installing NVIDIA Triton Inference Server in {environment} with pip (about 400 MB)", flush=True
+        )
         venv.create(environment, clear=True, with_pip=True)
         pip = [str(environment / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "-qq"]
         done = subprocess.run(

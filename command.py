@@ -150,6 +150,8 @@ def show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def stdout_is_broken() -> bool:
     """Whether the process that reads stdout has gone, as in `… | head`."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

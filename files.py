@@ -52,7 +52,10 @@ def remove_temporaries(folder: Path) -> None:
 
 def fsync(path: Path) -> None:
     """Returns once a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # it cannot be opened there
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

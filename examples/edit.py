@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from kontext.errors import KontextError
 from kontext.runtime import Pipeline
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -36,4 +37,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KontextError as error:
+        raise SystemExit(f"error: {error}") from None

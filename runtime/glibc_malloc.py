@@ -10,6 +10,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3): how much free memory the heap's end may keep, from which size on a block is mapped by
 itself, and how many heaps there may be."""
 
+ANOTHER_LIBRARY = (AttributeError, OSError, TypeError)
+"""What looking up glibc's functions raises where there is no glibc; TypeError on Windows."""
+
 
 def map_large_blocks() -> None:
     """Makes glibc map every block of a megabyte or more by itself, so that freeing it returns it to the system.
@@ -17,13 +20,13 @@ def map_large_blocks() -> None:
     By default glibc learns to keep blocks of up to 32 MB in its heap, where tensors of different lifetimes leave holes:
     an autoencoder of 64 to 256 channels took 854 MB to decode 256x256 pixels and takes 284 MB with this.
     """
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(*ANOTHER_LIBRARY):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def return_freed() -> None:
     """Returns freed memory to the system."""
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(*ANOTHER_LIBRARY):
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -36,7 +39,7 @@ def reused_memory() -> Iterator[None]:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    except ANOTHER_LIBRARY:
         yield
         return
     for parameter, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 1 << 30), (M_ARENA_MAX, 1)):

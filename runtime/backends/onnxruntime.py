@@ -40,6 +40,10 @@ PROVIDERS = {
 }
 """Device → ONNX Runtime's execution providers; the first must be available."""
 
+FP8_FUSION = re.compile(r"float8\w+\)' of input parameter .* of operator \(MatMulIntegerToFloat\)")
+"""In the error with which ONNX Runtime before 1.32 refuses products of FP8 that it fused into INT8's operator itself.
+It runs them without fusions of quantized operators, which other formats need."""
+
 FATAL_ONLY = 4
 """Log level of ONNX Runtime: its errors are raised as exceptions and need not be logged too."""
 
@@ -149,10 +153,20 @@ class OnnxRuntimeBackend:
             maps = [map_file(path) for path in self.files.values()]
             sizes = [len(file) for file in maps]
             options.add_external_initializers_from_files_in_memory(list(self.files), maps, sizes)
-        # Its own fallback would run on the CPU although a GPU was asked for, and print that on stdout.
-        return onnxruntime.InferenceSession(
-            str(self.graphs[graph]), options, providers=self.providers(), enable_fallback=0
-        )
+
+        def start() -> onnxruntime.InferenceSession:
+            # Its own fallback would run on the CPU although a GPU was asked for, and print that on stdout.
+            return onnxruntime.InferenceSession(
+                str(self.graphs[graph]), options, providers=self.providers(), enable_fallback=0
+            )
+
+        try:
+            return start()
+        except Exception as error:
+            if FP8_FUSION.search(str(error)) is None:
+                raise
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            return start()
 
     @property
     def provider(self) -> str:

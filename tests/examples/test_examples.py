@@ -96,6 +96,15 @@ def test_server_client(bundle: Path, tmp_path: Path) -> None:
     assert np.abs(pixels(tmp_path / "served" / first.name) - edited(bundle, first, steps=4)).max() <= 1
 
 
+@pytest.mark.parametrize("name", ["edit.py", "batch.py", "several_references.py"])
+def test_a_bundle_that_is_not_there_is_one_line(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: my-bundle does not exist\n"
+
+
 def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / "server_client.py"), "http://127.0.0.1:1"],

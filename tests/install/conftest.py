@@ -88,3 +88,10 @@ def bundle(exporting: Environment) -> Path:
     """The embedded model, exported by the wheel in fp32, which every version of ONNX Runtime runs."""
     exporting.succeed("kontext-export", "--fp32", "-o", "fp32", "--quiet")
     return exporting.scratch / "fp32"
+
+
+@pytest.fixture(scope="session")
+def fp8_bundle(exporting: Environment) -> Path:
+    """What the README's second command writes."""
+    exporting.succeed("kontext-export", "--fp8", "-o", "my-bundle")
+    return exporting.scratch / "my-bundle"

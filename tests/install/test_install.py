@@ -135,7 +135,9 @@ def test_cpu(wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray) -> No
     assert "CUDAExecutionProvider" in environment.providers()
 
 
-def test_gpu_and_two_wheels(wheel: Path, fresh: Fresh, bundle: Path) -> None:
+def test_gpu_and_two_wheels(
+    wheel: Path, fresh: Fresh, bundle: Path, fp8_bundle: Path, picture: np.ndarray
+) -> None:
     environment = fresh()
     environment.install(wheel, "gpu")
     assert "CUDAExecutionProvider" in environment.providers()
@@ -144,7 +146,10 @@ def test_gpu_and_two_wheels(wheel: Path, fresh: Fresh, bundle: Path) -> None:
         "import onnxruntime; onnxruntime.preload_dlls(directory=''); from ctypes import CDLL; "
         "CDLL('libcudart.so.13'); CDLL('libcudnn.so.9')"
     )
-    edit(environment, bundle, "--device", "cpu")
+    assert decibels(edit(environment, fp8_bundle, "--device", "cpu"), picture) > 25
+
+    environment.install(wheel, "gpu,export")
+    assert "onnxruntime" not in environment.versions()
 
     environment.install(wheel, "cpu")  # over the other
     assert "CUDAExecutionProvider" not in environment.providers()
@@ -162,8 +167,11 @@ def test_gpu_and_two_wheels(wheel: Path, fresh: Fresh, bundle: Path) -> None:
     edit(environment, bundle, "--device", "cpu")
 
 
-def test_openvino(wheel: Path, fresh: Fresh) -> None:
+def test_openvino_and_grpc(wheel: Path, fresh: Fresh) -> None:
     environment = fresh()
+    environment.install(wheel, "serve")
+    said = environment.refuse("kontext-edit", "--server", "grpc://127.0.0.1:1", *EDIT)
+    assert "needs tritonclient" not in said
     environment.install(wheel, "openvino")
     assert "CPU" in environment.python("import openvino; print(*openvino.Core().available_devices)").split()
 
@@ -176,9 +184,8 @@ def test_torch(wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray) -> 
     assert decibels(edit(environment, bundle, "--backend", "torch", "--device", "cpu"), picture) > 25
 
 
-def test_the_first_page(exporting: Environment, picture: np.ndarray) -> None:
-    exporting.succeed("kontext-export", "--fp8", "-o", "my-bundle")
-    assert decibels(edit(exporting, exporting.scratch / "my-bundle"), picture) > 25
+def test_the_first_page(exporting: Environment, fp8_bundle: Path, picture: np.ndarray) -> None:
+    assert decibels(edit(exporting, fp8_bundle), picture) > 25
     words = ("--prompt", "a red circle on a green background", "--size", "128x128", "-o", "drawn.png")
     exporting.succeed("kontext-edit", "my-bundle", *words)
     told = exporting.succeed("kontext-export", "inspect", ROOT / "tiny" / "checkpoint")
@@ -189,6 +196,7 @@ def test_further_extras(wheel: Path, exporting: Environment, bundle: Path, clone
     """Added one after another, each works and none removes another."""
     exporting.install(wheel, "export,rtx")
     exporting.python("import tensorrt_rtx; tensorrt_rtx.Logger")
+    exporting.install(wheel, "export,bench")
     exporting.install(wheel, "all")
     exporting.python("import openvino, tritonclient.grpc, triton, diffusers")
     exporting.succeed("kontext-edit", bundle, *EDIT)
@@ -215,6 +223,18 @@ def test_the_oldest_versions(wheel: Path, fresh: Fresh, bundle: Path, picture: n
     environment.install(wheel, "cpu", *lower_bounds([*REQUIREMENTS, *oldest]), constraints=None)
     environment.python("import openvino, tritonclient.grpc")
     assert decibels(edit(environment, bundle), picture) > 40
+
+
+def test_the_oldest_versions_that_export(wheel: Path, fresh: Fresh, picture: np.ndarray) -> None:
+    """PyTorch among them, whose wheel on the index is the one with CUDA: this alone is half of all downloads."""
+    environment = fresh(pythons()[min(pythons())])
+    oldest = lower_bounds([*EXTRAS["cpu"], *EXTRAS["export"]])
+    environment.install(wheel, "cpu,export", *oldest, constraints=None)
+    environment.succeed("kontext-export", "--fp32", "-o", "bundle", "--quiet")
+    for backend in ("onnxruntime", "torch"):
+        bundle = environment.scratch / "bundle"
+        edited = edit(environment, bundle, "--backend", backend, "--device", "cpu")
+        assert decibels(edited, picture) > 40
 
 
 @pytest.mark.parametrize("minor", MINORS)

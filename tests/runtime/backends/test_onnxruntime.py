@@ -217,3 +217,25 @@ def test_a_gpu_that_disappears_after_it_has_run_is_an_error(
 def test_onnx_runtimes_own_fallback_is_off(tiny_bundle: Path) -> None:
     """It would print on stdout, and compute on the CPU although a GPU was asked for."""
     assert not backend_of(tiny_bundle).session("text_encoder")._enable_fallback
+
+
+def test_fp8_before_onnx_runtime_1_32(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words; `tests/install` runs such a bundle with the real 1.31.1."""
+    import onnxruntime
+
+    create, tried = onnxruntime.InferenceSession, []
+
+    def session(path: str, options: Any, **words: object) -> object:
+        tried.append(options)
+        if len(tried) == 1:
+            raise RuntimeError(
+                "[ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model. Type Error: Type "
+                "'tensor(float8e4m3fn)' of input parameter (a.weight/QuantizeLinear_2_output_0) of operator "
+                "(MatMulIntegerToFloat) in node (node_matmul_1_2) is invalid."
+            )
+        return create(path, options, **words)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    assert Pipeline.load(tiny_bundle, device="cpu").backend.session("modulation").get_outputs()
+    assert len(tried) == 2
+    assert tried[1].get_session_config_entry("session.disable_quant_qdq") == "1"

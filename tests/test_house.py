@@ -395,7 +395,7 @@ def check_command(document: Path, words: Sequence[str]) -> None:
         words = words[: words.index("--")]
     program = words[0].rsplit("/", 1)[-1]
     if program == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         goals = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
         assert set(goals) <= set(targets), words
     elif program in SCRIPTS:

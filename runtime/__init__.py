@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .backends.options import OnnxRuntimeOptions, TensorRTOptions, TorchOptions
+    from .backends.options import OnnxRuntimeOptions, OpenVINOOptions, TensorRTOptions, TorchOptions
     from .pipeline import Pipeline
 
-__all__ = ["OnnxRuntimeOptions", "Pipeline", "TensorRTOptions", "TorchOptions"]
+__all__ = ["OnnxRuntimeOptions", "OpenVINOOptions", "Pipeline", "TensorRTOptions", "TorchOptions"]
 
 
 def __getattr__(name: str) -> object:

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from ..command import Parser, run_command
 from ..errors import KontextError
 from . import units
-from .backends.options import BACKENDS, DEVICES, BackendOptions, TensorRTOptions, TorchOptions
+from .backends.options import (
+    BACKENDS,
+    DEVICES,
+    BackendOptions,
+    OpenVINOOptions,
+    TensorRTOptions,
+    TorchOptions,
+)
 from .backends.select import find_options
 
 if TYPE_CHECKING:
@@ -32,9 +39,9 @@ MAX_IMAGES = 1000
 
 @dataclass(frozen=True)
 class OptionFlag:
-    """The flag of one field of a backend's arguments."""
+    """The flag of one field of the options of one or several backends."""
 
-    record: type[TorchOptions] | type[TensorRTOptions]
+    records: tuple[type[TorchOptions] | type[TensorRTOptions] | type[OpenVINOOptions], ...]
     field: str
     help: str
     type: Callable[[str], Any] | None = None
@@ -45,18 +52,24 @@ class OptionFlag:
     def flag(self) -> str:
         return "--" + self.field.replace("_", "-")
 
+    @property
+    def selected_by(self) -> str:
+        return " or ".join(record.selected_by for record in self.records)
+
     def add_to(self, parser: Parser) -> None:
         value: dict[str, Any] = {"type": self.type, "metavar": self.metavar}
         if self.type is None:
             value = {"action": "store_const", "const": True}
-        parser.add_argument(self.flag, help=f"with {self.record.selected_by}: {self.help}", **value)
+        parser.add_argument(self.flag, help=f"with {self.selected_by}: {self.help}", **value)
 
 
 OPTION_FLAGS = (
-    OptionFlag(TorchOptions, "offload", "keep the transformer in host memory, for GPUs that it does not fit"),
-    OptionFlag(TorchOptions, "compile", "let torch.compile generate the code of the transformer's blocks"),
     OptionFlag(
-        TorchOptions,
+        (TorchOptions,), "offload", "keep the transformer in host memory, for GPUs that it does not fit"
+    ),
+    OptionFlag((TorchOptions,), "compile", "let torch.compile generate the code of the transformer's blocks"),
+    OptionFlag(
+        (TorchOptions,),
         "cache",
         "an approximation: skip all blocks but the first at steps where that one's effect changed by no more than "
         "SHARE, such as 0.1",
@@ -64,19 +77,26 @@ OPTION_FLAGS = (
         "SHARE",
     ),
     OptionFlag(
-        TorchOptions,
+        (TorchOptions,),
         "reuse_reference",
         "an approximation: compute the references' part of the network every N steps only",
         int,
         "N",
     ),
     OptionFlag(
-        TensorRTOptions,
+        (TensorRTOptions,),
         "weight_budget",
         "GPU memory for an engine's weights, such as 8GB; the rest is streamed from host memory in every run (default: "
         "as much as fits)",
         partial(units.parse_bytes, flag="--weight-budget"),
         "SIZE",
+    ),
+    OptionFlag(
+        (TorchOptions, OpenVINOOptions),
+        "compute",
+        "what the networks compute in: fp32, bf16 or fp16 (default: what the bundle says)",
+        str,
+        "DTYPE",
     ),
 )
 
@@ -129,7 +149,7 @@ def parser() -> Parser:
     result.add_argument(
         "--backend",
         choices=BACKENDS,
-        help="what runs the networks; torch needs PyTorch (default: onnxruntime)",
+        help="what runs the networks; torch needs PyTorch, openvino OpenVINO (default: onnxruntime)",
     )
     for each in OPTION_FLAGS:
         each.add_to(result)
@@ -186,8 +206,8 @@ def backend_options(arguments: argparse.Namespace) -> BackendOptions:
     for each in OPTION_FLAGS:
         value = getattr(arguments, each.field)
         if value is not None:
-            if each.record is not record:
-                raise KontextError(f"{each.flag} needs {each.record.selected_by}")
+            if record not in each.records:
+                raise KontextError(f"{each.flag} needs {each.selected_by}")
             fields[each.field] = value
     return record(**fields)
 

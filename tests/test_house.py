@@ -67,6 +67,7 @@ RUNTIME_LIBRARIES: dict[str, tuple[str, ...]] = {
         *("numpy", "PIL", "onnxruntime", "safetensors", "tokenizers", "tqdm"),
         *("tensorrt", "tensorrt_rtx", "tritonclient", "triton_python_backend_utils"),
     ),
+    "runtime.backends.openvino": ("numpy", "openvino"),
     "runtime.backends.torch": ("numpy", "safetensors", "torch", "triton"),
     "runtime.cpp": ("regex", "tokenizers"),  # writes a table of Unicode for the C++ sources
 }

@@ -35,9 +35,7 @@ class OnnxRuntimeOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        check_type("threads", self.threads, int)
-        if self.threads is not None and self.threads < 1:
-            raise KontextError(f"threads must be 1 or more, not {self.threads}")
+        check_threads(self.threads)
 
     def check(self, device: str, bundle: Bundle) -> None:
         """Raises KontextError if the backend cannot run `bundle` on `device`; the backend checks what "auto" chose."""
@@ -98,19 +96,12 @@ class TorchOptions:
             ("attention", self.attention, get_args(Precision)),
             ("compute", self.compute, (None, *get_args(Compute))),
         ):
-            if value not in known:
-                names = ", ".join(each for each in known if each is not None)
-                raise KontextError(f"{name} {value!r} is not known: choose from {names}")
+            check_choice(name, value, known)
 
     def check(self, device: str, bundle: Bundle) -> None:
         """Raises KontextError if the backend cannot run `bundle` on `device`."""
         check_device(device, self.name, self.devices)
-        if bundle.links:
-            way = "" if Formats.of(bundle).missing(CPU) else "use --backend onnxruntime, or "
-            raise KontextError(
-                f"{bundle.folder} was exported with --link-weights, which only the onnxruntime backend reads: {way}"
-                "export it again without --link-weights"
-            )
+        check_links(self.name, bundle)
 
 
 @dataclass(frozen=True)
@@ -138,12 +129,58 @@ class TensorRTOptions:
         check_device(device, self.name, self.devices)
 
 
-BackendOptions: TypeAlias = OnnxRuntimeOptions | TorchOptions | TensorRTOptions
+@dataclass(frozen=True)
+class OpenVINOOptions:
+    """OpenVINO, on a CPU (device "openvino"), an Intel GPU or an Intel NPU.
 
-BACKENDS = (OnnxRuntimeOptions.name, TorchOptions.name)
+    Args:
+        threads: CPU cores to use; None: all that this process may use.
+        compute: what every network computes in, but for those that need fp32; None: what the bundle says of each, or
+            fp32 where the device has no units for it.
+        cache: keep compiled graphs with up to 256 MiB of weights in the user's cache folder.
+    """
+
+    name: ClassVar[str] = "openvino"
+    devices: ClassVar[tuple[str, ...]] = (
+        *("auto", "cpu"),
+        *("openvino", "openvino:cpu", "openvino:gpu", "openvino:npu"),
+    )
+    selected_by: ClassVar[str] = "--backend openvino"
+
+    threads: int | None = None
+    compute: Compute | None = None
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+        check_choice("compute", self.compute, (None, *get_args(Compute)))
+
+    def check(self, device: str, bundle: Bundle) -> None:
+        """Raises KontextError if the backend cannot run `bundle` on `device`."""
+        check_device(device, self.name, self.devices)
+        check_links(self.name, bundle)  # OpenVINO reads weights beside the graph only
+
+
+BackendOptions: TypeAlias = OnnxRuntimeOptions | TorchOptions | TensorRTOptions | OpenVINOOptions
+
+BACKENDS = (OnnxRuntimeOptions.name, TorchOptions.name, OpenVINOOptions.name)
 """What `Pipeline.load(backend=…)` and `--backend` take as strings; compiled engines are chosen by the device."""
 
-DEVICES = (*OnnxRuntimeOptions.devices, *TensorRTOptions.devices)
+DEVICES = tuple(
+    dict.fromkeys((*OnnxRuntimeOptions.devices, *TensorRTOptions.devices, *OpenVINOOptions.devices))
+)
+
+
+def check_threads(threads: object) -> None:
+    check_type("threads", threads, int)
+    if isinstance(threads, int) and threads < 1:
+        raise KontextError(f"threads must be 1 or more, not {threads}")
+
+
+def check_choice(name: str, value: object, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        names = ", ".join(each for each in known if each is not None)
+        raise KontextError(f"{name} {value!r} is not known: choose from {names}")
 
 
 def check_type(name: str, value: object, *types: type) -> None:
@@ -159,3 +196,13 @@ def check_device(device: str, backend: str, devices: tuple[str, ...]) -> None:
     if device not in devices:
         names = " or ".join(each for each in devices if each != "auto")
         raise KontextError(f"the {backend} backend runs on {names}, not on {device!r}")
+
+
+def check_links(backend: str, bundle: Bundle) -> None:
+    """Raises KontextError for a bundle that takes weights from elsewhere."""
+    if bundle.links:
+        way = "" if Formats.of(bundle).missing(CPU) else "use --backend onnxruntime, or "
+        raise KontextError(
+            f"{bundle.folder} was exported with --link-weights, which the {backend} backend does not read: {way}"
+            "export it again without --link-weights"
+        )

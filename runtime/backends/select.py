@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, get_args
 
 from ...errors import KontextError
 from ...installation import install_command
-from .options import BACKENDS, BackendOptions, OnnxRuntimeOptions, TensorRTOptions, TorchOptions
+from .options import (
+    BACKENDS,
+    BackendOptions,
+    OnnxRuntimeOptions,
+    OpenVINOOptions,
+    TensorRTOptions,
+    TorchOptions,
+)
 from .runnable import Formats
 
 if TYPE_CHECKING:
@@ -15,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def find_options(backend: str | BackendOptions, device: str) -> BackendOptions:
-    """A backend's options as they are, or the defaults of a backend named in `BACKENDS`; compiled engines are selected
-    by the device.
+    """A backend's options as they are, or the defaults of a backend named in `BACKENDS`; compiled engines and
+    OpenVINO are also selected by the device.
 
     Raises:
         KontextError: there is no such backend.
@@ -30,7 +37,10 @@ def find_options(backend: str | BackendOptions, device: str) -> BackendOptions:
         )
     if backend == TorchOptions.name:
         return TorchOptions()
-    return TensorRTOptions() if device in TensorRTOptions.devices else OnnxRuntimeOptions()
+    if backend == OpenVINOOptions.name:
+        return OpenVINOOptions()
+    by_device = (OnnxRuntimeOptions, TensorRTOptions, OpenVINOOptions)
+    return next((each for each in by_device if device in each.devices), OnnxRuntimeOptions)()
 
 
 def open_backend(options: BackendOptions, device: str, bundle: Bundle, *, low_memory: bool) -> Backend:
@@ -39,7 +49,7 @@ def open_backend(options: BackendOptions, device: str, bundle: Bundle, *, low_me
     Args:
         options, device: as `options.check` accepts them.
         bundle: whose graphs it runs.
-        low_memory: with ONNX Runtime on a CPU, keep no memory between operators.
+        low_memory: keep no memory between operators with ONNX Runtime on a CPU, nor after a network with OpenVINO.
 
     Raises:
         KontextError: a library or the device is missing; says what to install or to use instead.
@@ -58,6 +68,13 @@ def open_backend(options: BackendOptions, device: str, bundle: Bundle, *, low_me
         from .tensorrt.backend import TensorRTBackend
 
         return TensorRTBackend(bundle, device, options)
+    if isinstance(options, OpenVINOOptions):
+        from .openvino.device import load_openvino
+
+        load_openvino()
+        from .openvino.backend import OpenVINOBackend
+
+        return OpenVINOBackend(bundle, device, options, low_memory=low_memory)
     from .onnxruntime import OnnxRuntimeBackend
 
     graphs = {name: entry.path for name, entry in bundle.graphs.items()}

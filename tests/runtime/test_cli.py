@@ -94,6 +94,8 @@ def test_text_to_image_and_a_long_prompt(
         (["--weight-budget", "8GB"], "--weight-budget needs --device rtx or --device tensorrt"),
         (["--weight-budget", "8GB", "--backend", "torch"], "--weight-budget needs --device rtx"),
         (["--offload"], "--offload needs --backend torch"),
+        (["--compute", "bf16"], "--compute needs --backend torch or --backend openvino"),
+        (["--compute", "bf17", "--device", "openvino"], "compute 'bf17' is not known: choose from fp32"),
         (["--cache", "0.1", "--device", "rtx"], "--cache needs --backend torch"),
         (["--backend", "torch", "--device", "rtx"], "torch backend runs on cpu or cuda, not on 'rtx'"),
         (

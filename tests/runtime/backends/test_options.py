@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kontext.errors import KontextError
-from kontext.runtime import OnnxRuntimeOptions, Pipeline, TensorRTOptions, TorchOptions
+from kontext.runtime import OnnxRuntimeOptions, OpenVINOOptions, Pipeline, TensorRTOptions, TorchOptions
 from kontext.runtime.backends.onnxruntime import PROVIDERS
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.cli import OPTION_FLAGS
@@ -37,6 +37,8 @@ from kontext.runtime.engines import LIBRARIES
         (TorchOptions, {"reuse_reference": 2.5}, "reuse_reference must be a whole number, not 2.5"),
         (TensorRTOptions, {"weight_budget": "8GB"}, "weight_budget must be a whole number, not '8GB'"),
         (TorchOptions, {"compute": "fp8"}, "compute 'fp8' is not known: choose from fp32, fp16, bf16"),
+        (OpenVINOOptions, {"threads": 0}, "threads must be 1 or more, not 0"),
+        (OpenVINOOptions, {"compute": "int8"}, "compute 'int8' is not known: choose from fp32, fp16, bf16"),
         (TensorRTOptions, {"weight_budget": -1}, "a weight budget is 0 bytes or more, not -1"),
     ],
 )
@@ -50,10 +52,16 @@ def test_values_that_make_no_sense(record: Any, fields: dict[str, Any], message:
     [
         (TorchOptions, "cpu", "or pass options such as TorchOptions\\(\\)"),
         (3, "cpu", "backend 3 is not known"),
-        ("jax", "cpu", "backend 'jax' is not known: choose from onnxruntime, torch"),
-        ("onnxruntime", "abacus", "device 'abacus' is not known: choose from auto, cpu, cuda, rtx, tensorrt"),
+        ("jax", "cpu", "backend 'jax' is not known: choose from onnxruntime, torch, openvino"),
+        (
+            "onnxruntime",
+            "abacus",
+            "device 'abacus' is not known: choose from auto, cpu, cuda, rtx, tensorrt, openvino, ",
+        ),
         ("torch", "tensorrt", "the torch backend runs on cpu or cuda, not on 'tensorrt'"),
         (OnnxRuntimeOptions(), "rtx", "the onnxruntime backend runs on cpu or cuda, not on 'rtx'"),
+        ("openvino", "cuda", "the openvino backend runs on cpu or openvino or openvino:cpu or "),
+        ("torch", "openvino:gpu", "the torch backend runs on cpu or cuda, not on 'openvino:gpu'"),
         (TensorRTOptions(), "auto", "the tensorrt backend runs on rtx or tensorrt, not on 'auto'"),
         (TensorRTOptions(weight_budget=1 << 30), "cuda", "runs on rtx or tensorrt, not on 'cuda'"),
     ],
@@ -72,24 +80,27 @@ def test_each_backend_knows_its_devices() -> None:
     assert TensorRTOptions.devices == tuple(LIBRARIES)
 
 
-def test_links_are_for_onnx_runtime(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_links_are_for_onnx_runtime(tiny_bundle: Path, backend: str) -> None:
     linked = dataclasses.replace(Bundle.open(tiny_bundle), links={"weights/x": None})  # type: ignore[dict-item]
-    with pytest.raises(
-        KontextError, match="exported with --link-weights, which only the onnxruntime backend"
-    ):
-        Pipeline.load(linked, backend="torch")
+    message = (
+        f"exported with --link-weights, which the {backend} backend does not read: use --backend onnxruntime"
+    )
+    with pytest.raises(KontextError, match=message):
+        Pipeline.load(linked, backend=backend)
 
 
 def test_every_flag_is_a_field() -> None:
     for option in OPTION_FLAGS:
-        assert option.field in {field.name for field in dataclasses.fields(option.record)}
+        for record in option.records:
+            assert option.field in {field.name for field in dataclasses.fields(record)}
 
 
 def test_the_records_load_no_backend() -> None:
     script = (
-        "import sys; from kontext.runtime import OnnxRuntimeOptions, TensorRTOptions, TorchOptions\n"
-        "TorchOptions(offload=True); OnnxRuntimeOptions(threads=1); TensorRTOptions()\n"
-        "print({'numpy', 'onnxruntime', 'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules))"
+        "import sys; from kontext.runtime import OnnxRuntimeOptions, OpenVINOOptions, TensorRTOptions, TorchOptions\n"
+        "TorchOptions(offload=True); OnnxRuntimeOptions(threads=1); TensorRTOptions(); OpenVINOOptions()\n"
+        "print({'numpy', 'onnxruntime', 'openvino', 'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

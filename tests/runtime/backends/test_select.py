@@ -10,7 +10,7 @@ import pytest
 
 from kontext.errors import KontextError
 from kontext.installation import install_command
-from kontext.runtime import OnnxRuntimeOptions, Pipeline, TensorRTOptions, TorchOptions
+from kontext.runtime import OnnxRuntimeOptions, OpenVINOOptions, Pipeline, TensorRTOptions, TorchOptions
 from kontext.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from kontext.runtime.backends.select import find_options
 
@@ -22,6 +22,10 @@ from kontext.runtime.backends.select import find_options
         ("onnxruntime", "cuda", OnnxRuntimeOptions),
         ("onnxruntime", "rtx", TensorRTOptions),
         ("onnxruntime", "tensorrt", TensorRTOptions),
+        ("onnxruntime", "openvino", OpenVINOOptions),
+        ("onnxruntime", "openvino:gpu", OpenVINOOptions),
+        ("openvino", "auto", OpenVINOOptions),
+        ("openvino", "cpu", OpenVINOOptions),
         ("torch", "cpu", TorchOptions),
         ("torch", "rtx", TorchOptions),  # and `check` refuses it
     ],

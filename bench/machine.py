@@ -14,6 +14,7 @@ LIBRARIES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "torch",
     "diffusers",
     "transformers",

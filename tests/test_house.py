@@ -312,6 +312,7 @@ def test_every_requirement_of_the_tested_extras_is_pinned() -> None:
         *PROJECT["project"]["dependencies"],
         *extras["export"],
         *extras["bench"],
+        *extras["openvino"],
         *extras["rtx"],
         *extras["test"],
     ]

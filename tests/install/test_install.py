@@ -258,11 +258,9 @@ def test_every_pin_is_installed_somewhere(environments: list[Environment]) -> No
     assert not [name for name, version in pins if (normalized(name), version.strip()) not in installed]
 
 
-def test_documented_installations_are_those_above() -> None:
-    run = set(re.findall(r'install\(wheel, "([a-z,]+)"', Path(__file__).read_text()))
-    run |= set(
-        re.findall(r'install\(wheel, "([a-z,]+)"', Path(__file__).with_name("conftest.py").read_text())
-    )
+def test_documented_installations_are_tested() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
+    run = set(re.findall(r'install\(wheel, "([a-z,]+)"', sources))
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for extras in re.findall(r"'\.\[([a-z,]+)\]'", document.read_text(encoding="utf-8")):
             assert extras in run, f"{document.name}: pip install '.[{extras}]' is tested nowhere"

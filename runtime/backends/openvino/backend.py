@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 import openvino as ov
+from numpy.typing import NDArray
 
 from ....errors import KontextError
 from ...bundle import OUTPUTS, Bundle

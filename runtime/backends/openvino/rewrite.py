@@ -14,9 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset13 as operators
 
 from ....errors import KontextError

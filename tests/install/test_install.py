@@ -167,13 +167,15 @@ def test_gpu_and_two_wheels(
     edit(environment, bundle, "--device", "cpu")
 
 
-def test_openvino_and_grpc(wheel: Path, fresh: Fresh) -> None:
+def test_openvino_and_grpc(wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray) -> None:
     environment = fresh()
     environment.install(wheel, "serve")
     said = environment.refuse("kontext-edit", "--server", "grpc://127.0.0.1:1", *EDIT)
     assert "needs tritonclient" not in said
     environment.install(wheel, "openvino")
     assert "CPU" in environment.python("import openvino; print(*openvino.Core().available_devices)").split()
+    assert "onnxruntime" not in environment.versions()
+    assert decibels(edit(environment, bundle, "--device", "openvino"), picture) > 40
 
 
 def test_torch(wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray) -> None:
@@ -221,8 +223,9 @@ def test_the_oldest_versions(wheel: Path, fresh: Fresh, bundle: Path, picture: n
     oldest = [requirement for extra in ("cpu", "openvino", "serve") for requirement in EXTRAS[extra]]
     environment = fresh(pythons()[min(pythons())])
     environment.install(wheel, "cpu", *lower_bounds([*REQUIREMENTS, *oldest]), constraints=None)
-    environment.python("import openvino, tritonclient.grpc")
-    assert decibels(edit(environment, bundle), picture) > 40
+    environment.python("import tritonclient.grpc")
+    for device in ("cpu", "openvino"):
+        assert decibels(edit(environment, bundle, "--device", device), picture) > 40, device
 
 
 def test_the_oldest_versions_that_export(wheel: Path, fresh: Fresh, picture: np.ndarray) -> None:

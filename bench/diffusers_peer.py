@@ -14,8 +14,8 @@ from ..installation import install_command
 from .timing import StageTimer
 
 
-def load_pipeline(checkpoint: Path, *, device: str) -> Any:
-    """A FluxKontextPipeline over the diffusers folder `checkpoint` in fp32. Downloads nothing.
+def load_pipeline(checkpoint: Path, *, device: str, compute: str = "fp32") -> Any:
+    """A FluxKontextPipeline over the diffusers folder `checkpoint` in "fp32" or "bf16". Downloads nothing.
 
     Raises:
         KontextError: diffusers is not installed, or `checkpoint` is not a diffusers folder.
@@ -36,9 +36,10 @@ def load_pipeline(checkpoint: Path, *, device: str) -> Any:
     for log in (logging, transformers.utils.logging):
         log.set_verbosity_error()
         log.disable_progress_bar()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[compute]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe = FluxKontextPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+        pipe = FluxKontextPipeline.from_pretrained(checkpoint, torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -76,8 +77,13 @@ def edit(
     return result.images[0]
 
 
-def attach_timer(pipe: Any, timer: StageTimer) -> None:
-    """Times the pipeline's networks under the names of the runtime's stages; modulation is part of every step."""
+def attach_timer(pipe: Any, timer: StageTimer, *, compiled: bool = False) -> None:
+    """Times the pipeline's networks under the names of the runtime's stages; modulation is part of every step. With
+    `compiled`, torch.compile compiles the transformer first."""
+    if compiled:
+        import torch
+
+        pipe.transformer.forward = torch.compile(pipe.transformer.forward)
     for stage, module in (
         ("text_encoder", pipe.text_encoder),
         ("text_encoder_2", pipe.text_encoder_2),

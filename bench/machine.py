@@ -42,7 +42,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     """The machine on one line, for a table's footer."""
     cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     parts = [f"{machine['cpu']}, {cores}, {machine['memory_gib']:.0f} GiB", *machine["gpu"]]
-    shown = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers")
+    shown = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "diffusers")
     parts += [f"{name} {machine['libraries'][name]}" for name in shown if name in machine["libraries"]]
     return "; ".join([*parts, f"Python {machine['python']}"])
 

@@ -53,6 +53,7 @@ class Entry:
 
 SUBCOMMANDS = (
     Entry("latency", "time per stage and step of an edit; also diffusers'", "latency"),
+    Entry("executors", "an edit in ONNX Runtime, OpenVINO and diffusers", "executors"),
     Entry("coldstart", "process start to PNG, beside a diffusers script", "coldstart"),
     Entry("export", "export time, peak memory and bundle size by format", "exporting"),
     Entry("edits", "success rate of edits on held-out scenes", "edits"),

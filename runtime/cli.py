@@ -18,9 +18,11 @@ from ..command import Parser, run_command
 from ..errors import KontextError
 from . import units
 from .backends.options import (
+    AUTO,
     BACKENDS,
     DEVICES,
     BackendOptions,
+    OnnxRuntimeOptions,
     OpenVINOOptions,
     TensorRTOptions,
     TorchOptions,
@@ -41,7 +43,9 @@ MAX_IMAGES = 1000
 class OptionFlag:
     """The flag of one field of the options of one or several backends."""
 
-    records: tuple[type[TorchOptions] | type[TensorRTOptions] | type[OpenVINOOptions], ...]
+    records: tuple[
+        type[OnnxRuntimeOptions] | type[TorchOptions] | type[TensorRTOptions] | type[OpenVINOOptions], ...
+    ]
     field: str
     help: str
     type: Callable[[str], Any] | None = None
@@ -64,6 +68,13 @@ class OptionFlag:
 
 
 OPTION_FLAGS = (
+    OptionFlag(
+        (OnnxRuntimeOptions,),
+        "provider",
+        "a plug-in provider: its library or its wheel's Python module, with options of its own",
+        str,
+        "LIBRARY[:key=value,…]",
+    ),
     OptionFlag(
         (TorchOptions,), "offload", "keep the transformer in host memory, for GPUs that it does not fit"
     ),
@@ -148,8 +159,8 @@ def parser() -> Parser:
     result.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
     result.add_argument(
         "--backend",
-        choices=BACKENDS,
-        help="what runs the networks; torch needs PyTorch, openvino OpenVINO (default: onnxruntime)",
+        choices=(AUTO, *BACKENDS),
+        help="what runs the networks; torch needs PyTorch, openvino OpenVINO (default: auto)",
     )
     for each in OPTION_FLAGS:
         each.add_to(result)
@@ -190,18 +201,27 @@ def run(arguments: argparse.Namespace) -> None:
     for path in paths:
         check_writable(path)
     try:
-        pictures = edit_locally(arguments) if arguments.server is None else edit_on_server(arguments)
+        if arguments.server is None:
+            pictures, notes = edit_locally(arguments)
+        else:
+            pictures, notes = edit_on_server(arguments), []
     except MemoryError:
         raise KontextError("not enough memory: try a smaller --size, or fewer --num-images") from None
     for picture, path in zip(pictures, paths, strict=True):
         save_picture(picture, path)
-        if not arguments.quiet:
-            print(f"wrote {path} ({picture.width}x{picture.height})")
+        notes.append(f"wrote {path} ({picture.width}x{picture.height})")
+    if not arguments.quiet:
+        print("\n".join(notes))
 
 
-def backend_options(arguments: argparse.Namespace) -> BackendOptions:
-    """The options of the backend that the flags select. Raises KontextError for a flag of another backend."""
-    record = type(find_options(arguments.backend or BACKENDS[0], arguments.device or "auto"))
+def backend_options(arguments: argparse.Namespace) -> BackendOptions | str:
+    """The options of the backend that the flags select; "auto" if they select nothing. Raises KontextError for a flag
+    of another backend."""
+    device = arguments.device or AUTO
+    chosen = [arguments.backend or AUTO, device, *(getattr(arguments, each.field) for each in OPTION_FLAGS)]
+    if set(chosen) <= {AUTO, None}:
+        return AUTO
+    record = type(find_options(arguments.backend or AUTO, device))
     fields = {}
     for each in OPTION_FLAGS:
         value = getattr(arguments, each.field)
@@ -216,21 +236,25 @@ def shows_progress(arguments: argparse.Namespace) -> bool:
     return sys.stderr.isatty() and not arguments.quiet
 
 
-def edit_locally(arguments: argparse.Namespace) -> list[Image.Image]:
-    """The pictures, made from the bundle at `arguments.bundle`."""
+def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list[str]]:
+    """The pictures, made from the bundle at `arguments.bundle`, and what is to be said about them."""
     from .images import open_picture
 
-    backend, device = backend_options(arguments), arguments.device or "auto"
+    backend, device = backend_options(arguments), arguments.device or AUTO
     images = [open_picture(path) for path in arguments.image]
     from .bundle import Bundle
     from .pipeline import Pipeline
 
     bundle = Bundle.open(arguments.bundle)
-    backend.check(device, bundle)
+    if not isinstance(backend, str):
+        backend.check(device, bundle)
     if arguments.verify:
         verify(bundle, shows_progress(arguments))
     # A single edit uses each network in one part only: keeping it afterwards would only cost memory.
     pipe = Pipeline.load(bundle, device=device, backend=backend, low_memory=True)
+    announced = shows_progress(arguments)
+    if pipe.choice is not None and announced:
+        print(pipe.choice)
     pictures = pipe.edit(
         [images],
         [arguments.prompt],
@@ -242,9 +266,10 @@ def edit_locally(arguments: argparse.Namespace) -> list[Image.Image]:
         progress=shows_progress(arguments),
     )
     approximated = getattr(pipe.backend, "approximated", "")  # the torch backend has it
-    if approximated and not arguments.quiet:
-        print(f"approximated: {approximated}")
-    return pictures
+    notes = [str(pipe.choice)] if pipe.choice is not None and not announced else []
+    if approximated:
+        notes.append(f"approximated: {approximated}")
+    return pictures, notes
 
 
 def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
@@ -296,7 +321,12 @@ def verify(bundle: Bundle, show: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, see `run_command`."""
-    return run_command(lambda: run(parser().parse_args(arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["devices"]:
+        from . import devices_command
+
+        return run_command(lambda: devices_command.run(devices_command.parser().parse_args(words[1:])))
+    return run_command(lambda: run(parser().parse_args(words)))
 
 
 if __name__ == "__main__":

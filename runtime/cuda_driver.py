@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -40,6 +41,42 @@ def has_gpu() -> bool:
     except OSError:
         return False
     return library.cuInit(0) == 0 and library.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU's name, compute capability times ten and bytes of memory."""
+
+    name: str
+    capability: int
+    memory: int
+
+
+def find_gpu(index: int = 0) -> Gpu | None:
+    """The properties of a GPU; creates no context on it. None without a working driver or such a GPU."""
+    count, device, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(256)
+    capability = [ctypes.c_int(), ctypes.c_int()]
+    try:
+        library = ctypes.CDLL(library_name())
+    except OSError:
+        return None
+    done = (
+        library.cuInit(ctypes.c_uint(0)) == 0
+        and library.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and index < count.value
+        and library.cuDeviceGet(ctypes.byref(device), ctypes.c_int(index)) == 0
+        and library.cuDeviceGetName(name, ctypes.c_int(len(name)), device) == 0
+        and library.cuDeviceTotalMem_v2(ctypes.byref(memory), device) == 0
+        and all(
+            library.cuDeviceGetAttribute(ctypes.byref(value), ctypes.c_int(attribute), device) == 0
+            for value, attribute in zip(capability, (MAJOR, MINOR), strict=True)
+        )
+    )
+    if not done:
+        return None
+    text = name.value.decode(errors="replace")
+    return Gpu(text, 10 * capability[0].value + capability[1].value, memory.value)
 
 
 class CudaDriver:

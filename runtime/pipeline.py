@@ -13,9 +13,9 @@ from PIL import Image
 
 from ..errors import ComputationError
 from . import noise
-from .backends.options import BackendOptions
+from .backends.options import AUTO, BackendOptions
 from .backends.protocol import Backend, SamplerStep
-from .backends.select import find_options, open_backend
+from .backends.select import find_options, open_backend, open_fastest
 from .bundle import Bundle
 from .images import Size, to_array, to_pictures
 from .request import Images, Reference, Request, Row, build_request
@@ -25,6 +25,8 @@ from .tokens import pack, positions, rope_tables, unpack
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
+
+    from .backends.choose import Choice
 
     class EditOptions(TypedDict, total=False):
         """What `Pipeline.edit` takes whatever it returns, for its overloads."""
@@ -65,6 +67,7 @@ class Pipeline:
     ) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.choice: Choice | None = None
         self.low_memory = low_memory
         self.input_filter = input_filter
         self.output_filter = output_filter
@@ -77,7 +80,7 @@ class Pipeline:
         bundle: str | Path | Bundle,
         *,
         device: str = "auto",
-        backend: str | BackendOptions = "onnxruntime",
+        backend: str | BackendOptions = AUTO,
         verify: bool = False,
         low_memory: bool | None = None,
         input_filter: InputFilter | None = None,
@@ -88,8 +91,9 @@ class Pipeline:
         Args:
             bundle: its folder.
             device: auto, cpu, cuda, or rtx or tensorrt for the bundle's compiled engines.
-            backend: "onnxruntime", "torch" (needs PyTorch; runs the transformer on Triton kernels), or a backend's
-                options: `OnnxRuntimeOptions`, `TorchOptions` or `TensorRTOptions`.
+            backend: "auto": the fastest that works here if the device is auto too (`backends.choose`), else ONNX
+                Runtime or the device's own; "onnxruntime", "torch" (needs PyTorch; runs the transformer on Triton
+                kernels), or a backend's options: `OnnxRuntimeOptions`, `TorchOptions` or `TensorRTOptions`.
             verify: compare every file's SHA-256 with the manifest's first.
             low_memory: drop each network after its part of an edit: the peak is then that of the largest network and
                 not the sum, and the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
@@ -101,19 +105,24 @@ class Pipeline:
             KontextError: not a bundle or not a whole one; no such device or backend, or options that it cannot fulfil.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        options = find_options(backend, device)
-        options.check(device, opened)
+        options = None
+        if (backend, device) != (AUTO, AUTO):
+            options = find_options(backend, device)
+            options.check(device, opened)
         if verify:
             opened.verify()
         if low_memory is None:  # a plan for a memory budget assumes it
             low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
-        return cls(
-            opened,
-            open_backend(options, device, opened, low_memory=low_memory),
-            low_memory=low_memory,
-            input_filter=input_filter,
-            output_filter=output_filter,
+        choice = None
+        if options is None:
+            running, choice = open_fastest(opened, low_memory=low_memory)
+        else:
+            running = open_backend(options, device, opened, low_memory=low_memory)
+        pipeline = cls(
+            opened, running, low_memory=low_memory, input_filter=input_filter, output_filter=output_filter
         )
+        pipeline.choice = choice
+        return pipeline
 
     @overload
     def edit(

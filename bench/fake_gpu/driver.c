@@ -32,6 +32,10 @@ CUresult cuDeviceGet(CUdevice* device, int ordinal) { return *device = 0, CUDA_S
 
 CUresult cuDeviceGetCount(int* count) { return *count = 1, CUDA_SUCCESS; }
 
+CUresult cuDeviceGetName(char* name, int length, CUdevice device) { return snprintf(name, (size_t)length, "Fake GPU"), CUDA_SUCCESS; }
+
+CUresult cuDeviceTotalMem(size_t* bytes, CUdevice device) { return *bytes = fake_gpu_memory(), CUDA_SUCCESS; }
+
 CUresult cuCtxGetDevice(CUdevice* device) { return *device = 0, CUDA_SUCCESS; }
 
 CUresult cuCtxGetCurrent(CUcontext* context) { return *context = (CUcontext)(uintptr_t)1, CUDA_SUCCESS; }

@@ -181,7 +181,7 @@ def measure_fidelity(
     Raises:
         KontextError: a bundle is of another model, two bundles have the same name, or a peer cannot quantize a layer.
     """
-    teacher = Pipeline.load(reference)
+    teacher = Pipeline.load(reference, backend="onnxruntime")
     opened = open_bundles(teacher.bundle, bundles)
     layers = bits_per_weight.common_layers(teacher.bundle, list(opened.values()))
     if peer_names and not any(layers[graph] for graph in bits_per_weight.COUNTED):
@@ -240,7 +240,7 @@ def ours(name: str, bundle: Bundle, reference: Bundle, layers: bits_per_weight.L
             "precision": bundle.manifest["precision"]["weights"],
             "activations": bits_per_weight.activation_formats(bundle),
         },
-        Pipeline.load(bundle),
+        Pipeline.load(bundle, backend="onnxruntime"),
         bits_per_weight.layer_bits(bundle, reference, layers),
         bits_per_weight.file_bits(bundle, reference),
     )
@@ -252,7 +252,7 @@ def theirs(name: str, reference: Bundle, layers: bits_per_weight.Layers) -> Iter
         yield ComparedBundle(
             name,
             peers.describe_peer(name),
-            Pipeline.load(quantized.bundle),
+            Pipeline.load(quantized.bundle, backend="onnxruntime"),
             quantized.layer_bits(),
             quantized.file_bits(reference),
         )

@@ -26,6 +26,8 @@ from ..cuda_driver import library_name
 from ..glibc_malloc import map_large_blocks, return_freed
 from .onnxruntime_library import check_provider, load_onnxruntime, warn_of_hidden_gpu
 from .options import OnnxRuntimeOptions
+from .placement import RECORD, heavy_on_cpu, placed_operators
+from .plugins import Plugin, add_plugin, devices_of, plugin_of
 from .protocol import SamplerStep
 from .runnable import Formats
 
@@ -79,7 +81,7 @@ class OnnxRuntimeBackend:
 
     Args:
         graphs: name → ONNX file.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda, or that of a plug-in provider (`plugins.WHEELS`).
         options: None: the defaults.
         files: name in the graphs → file for all files that they take weights from; needed if any of them is not beside
             the graphs.
@@ -102,14 +104,22 @@ class OnnxRuntimeBackend:
         self.graphs = graphs
         self.automatic = device == "auto"
         self.formats = Formats() if formats is None else formats
-        self.device = choose_device(device, library.get_available_providers(), self.formats.instead())
+        self.plugin = plugin_of(device, None if options is None else options.provider)
+        if self.plugin is not None:
+            self.automatic, self.device = (
+                False,
+                device if options is None or not options.provider else "plug-in",
+            )
+            devices_of(self.plugin)  # must be there
+        else:
+            self.device = choose_device(device, library.get_available_providers(), self.formats.instead())
         self.refuse_missing_kernels()
         threads = None if options is None else options.threads
         self.threads = allowed_cores() if threads is None else threads
         self.files = dict(files or {})
         self.low_memory = low_memory
-        self.memory = "cpu" if self.device == "cpu" else "cuda"
-        self.bound = self.device != "cpu"
+        self.memory = "cuda" if self.device == "cuda" else "cpu"
+        self.bound = self.device == "cuda"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
         self.has_run = False
         self.missing_library = preload_cuda(library) if self.bound else ""
@@ -153,6 +163,8 @@ class OnnxRuntimeBackend:
             maps = [map_file(path) for path in self.files.values()]
             sizes = [len(file) for file in maps]
             options.add_external_initializers_from_files_in_memory(list(self.files), maps, sizes)
+        if self.plugin is not None:
+            return self.load_on_plugin(self.graphs[graph], options, self.plugin)
 
         def start() -> onnxruntime.InferenceSession:
             # Its own fallback would run on the CPU although a GPU was asked for, and print that on stdout.
@@ -168,9 +180,26 @@ class OnnxRuntimeBackend:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
             return start()
 
+    def load_on_plugin(
+        self, path: Path, options: onnxruntime.SessionOptions, plugin: Plugin
+    ) -> onnxruntime.InferenceSession:
+        """A session on a plug-in provider; warns of heavy operators that it leaves to the CPU."""
+        import onnxruntime
+
+        options.add_session_config_entry(*RECORD)
+        add_plugin(options, plugin)
+        session = onnxruntime.InferenceSession(str(path), options)
+        heavy = heavy_on_cpu(placed_operators(session))
+        if heavy:
+            operators = ", ".join(f"{count} {name}" for name, count in heavy.items())
+            warnings.warn(f"{path.name}: {self.provider} leaves to the CPU: {operators}", stacklevel=2)
+        return session
+
     @property
     def provider(self) -> str:
         """ONNX Runtime's name of the device's provider."""
+        if self.plugin is not None:
+            return str(devices_of(self.plugin)[0].ep_name)
         return PROVIDERS[self.device][0]
 
     def explain(self, what: str, error: Exception) -> str:

@@ -22,17 +22,20 @@ Compute = Literal["fp32", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class OnnxRuntimeOptions:
-    """ONNX Runtime, on a CPU or with CUDA.
+    """ONNX Runtime, on a CPU, with CUDA, or with a plug-in provider.
 
     Args:
         threads: CPU cores to use; None: all that this process may use.
+        provider: LIBRARY[:key=value,…], a plug-in provider's library or the Python module of its wheel, with options of
+            the provider's own; the device is then "auto".
     """
 
     name: ClassVar[str] = "onnxruntime"
-    devices: ClassVar[tuple[str, ...]] = ("auto", "cpu", "cuda")
+    devices: ClassVar[tuple[str, ...]] = ("auto", "cpu", "cuda", "nv-rtx", "webgpu", "migraphx")
     selected_by: ClassVar[str] = "--backend onnxruntime"
 
     threads: int | None = None
+    provider: str | None = None
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
@@ -40,6 +43,10 @@ class OnnxRuntimeOptions:
     def check(self, device: str, bundle: Bundle) -> None:
         """Raises KontextError if the backend cannot run `bundle` on `device`; the backend checks what "auto" chose."""
         check_device(device, self.name, self.devices)
+        if self.provider is not None and device != "auto":
+            raise KontextError(
+                f"--provider and --device {device} both say what runs the graphs: leave one out"
+            )
         refusal = Formats.of(bundle).refusal(device)
         if refusal:
             raise KontextError(refusal)
@@ -162,6 +169,9 @@ class OpenVINOOptions:
 
 
 BackendOptions: TypeAlias = OnnxRuntimeOptions | TorchOptions | TensorRTOptions | OpenVINOOptions
+
+AUTO = "auto"
+"""As a backend and as a device: the fastest that works here (`choose`)."""
 
 BACKENDS = (OnnxRuntimeOptions.name, TorchOptions.name, OpenVINOOptions.name)
 """What `Pipeline.load(backend=…)` and `--backend` take as strings; compiled engines are chosen by the device."""

@@ -25,6 +25,8 @@ class Formats:
     computes: frozenset[str] = frozenset()
     weights: frozenset[str] = frozenset()
     linked: bool = False
+    inputs: frozenset[str] = frozenset()
+    """Formats that linears' inputs are rounded to."""
 
     @classmethod
     def of(cls, bundle: Bundle) -> Formats:
@@ -38,7 +40,10 @@ class Formats:
         networks, layers = precision.get("networks"), precision.get("layers")
         computes = networks.values() if isinstance(networks, Mapping) else ()
         return cls(
-            frozenset(str(compute) for compute in computes), frozenset(layer_formats(layers)), bool(linked)
+            frozenset(str(compute) for compute in computes),
+            frozenset(layer_fields(layers, "format")),
+            bool(linked),
+            frozenset(layer_fields(layers, "activations")) - {""},
         )
 
     def missing(self, device: str) -> str:
@@ -68,8 +73,10 @@ class Formats:
         return f"use --backend torch, or export it again with {again}"
 
 
-def layer_formats(layers: object) -> Iterator[str]:
-    """The number formats in the manifest's `precision.layers`: a name, or a record with the key "format"."""
+def layer_fields(layers: object, key: str) -> Iterator[str]:
+    """A field of every layer in the manifest's `precision.layers`: of a record, or of one that is a format's name; ""
+    where it has none."""
     for network in layers.values() if isinstance(layers, Mapping) else ():
         for layer in network.values() if isinstance(network, Mapping) else ():
-            yield str(layer.get("format") if isinstance(layer, Mapping) else layer)
+            record = layer if isinstance(layer, Mapping) else {"format": layer}
+            yield str(record.get(key, ""))

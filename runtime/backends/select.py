@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, get_args
 
 from ...errors import KontextError
 from ...installation import install_command
 from .options import (
+    AUTO,
     BACKENDS,
     BackendOptions,
     OnnxRuntimeOptions,
@@ -18,21 +20,22 @@ from .runnable import Formats
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
+    from .choose import Choice
     from .protocol import Backend
 
 
 def find_options(backend: str | BackendOptions, device: str) -> BackendOptions:
     """A backend's options as they are, or the defaults of a backend named in `BACKENDS`; compiled engines and
-    OpenVINO are also selected by the device.
+    OpenVINO are also selected by the device, and "auto" is otherwise ONNX Runtime.
 
     Raises:
         KontextError: there is no such backend.
     """
     if isinstance(backend, get_args(BackendOptions)):
         return backend
-    if backend not in BACKENDS:
+    if backend not in (AUTO, *BACKENDS):
         raise KontextError(
-            f"backend {backend!r} is not known: choose from {', '.join(BACKENDS)}, or pass options such as "
+            f"backend {backend!r} is not known: choose from {', '.join((AUTO, *BACKENDS))}, or pass options such as "
             "TorchOptions()"
         )
     if backend == TorchOptions.name:
@@ -86,3 +89,24 @@ def open_backend(options: BackendOptions, device: str, bundle: Bundle, *, low_me
         low_memory=low_memory,
         formats=Formats.of(bundle),
     )
+
+
+def open_fastest(bundle: Bundle, *, low_memory: bool) -> tuple[Backend, Choice]:
+    """The fastest backend that runs `bundle` here, and why it is that one; one that fails to start is left out with a
+    warning.
+
+    Raises:
+        KontextError: none runs it.
+    """
+    from .choose import choose
+
+    failed: list[str] = []
+    while True:
+        choice = choose(bundle, without=failed)
+        way = choice.way
+        try:
+            way.options.check(way.device, bundle)
+            return open_backend(way.options, way.device, bundle, low_memory=low_memory), choice
+        except KontextError as error:
+            warnings.warn(f"{way.title} does not start: {error}", stacklevel=3)
+            failed.append(way.title)

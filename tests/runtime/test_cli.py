@@ -59,6 +59,7 @@ def test_several_references_sizes_and_images(
     assert cli.main(command(tiny_bundle, output, *more)) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out-0.jpg", "out-1.jpg"]
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(0).startswith("running with ")
     assert [line.startswith("wrote ") and line.endswith("(96x64)") for line in lines] == [True, True]
 
 
@@ -196,7 +197,15 @@ def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path, picture: P
     assert {"onnxruntime", "tokenizers", "PIL.Image"} <= set(modules)
     assert not {name.split(".")[0] for name in modules} & set(HEAVY)
     ours = {name.split(".")[1] for name in modules if name.startswith("kontext.")}
-    assert ours == {"command", "errors", "files", "installation", "runtime", "safetensors_header"}
+    assert ours == {
+        "command",
+        "compute_capability",
+        "errors",
+        "files",
+        "installation",
+        "runtime",
+        "safetensors_header",
+    }
 
 
 def test_importing_the_runtime_loads_not_even_numpy() -> None:

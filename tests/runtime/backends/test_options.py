@@ -13,6 +13,7 @@ import pytest
 from kontext.errors import KontextError
 from kontext.runtime import OnnxRuntimeOptions, OpenVINOOptions, Pipeline, TensorRTOptions, TorchOptions
 from kontext.runtime.backends.onnxruntime import PROVIDERS
+from kontext.runtime.backends.plugins import WHEELS
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.cli import OPTION_FLAGS
 from kontext.runtime.engines import LIBRARIES
@@ -52,14 +53,14 @@ def test_values_that_make_no_sense(record: Any, fields: dict[str, Any], message:
     [
         (TorchOptions, "cpu", "or pass options such as TorchOptions\\(\\)"),
         (3, "cpu", "backend 3 is not known"),
-        ("jax", "cpu", "backend 'jax' is not known: choose from onnxruntime, torch, openvino"),
+        ("jax", "cpu", "backend 'jax' is not known: choose from auto, onnxruntime, torch, openvino"),
         (
             "onnxruntime",
             "abacus",
-            "device 'abacus' is not known: choose from auto, cpu, cuda, rtx, tensorrt, openvino, ",
+            "device 'abacus' is not known: choose from auto, cpu, cuda, ",
         ),
         ("torch", "tensorrt", "the torch backend runs on cpu or cuda, not on 'tensorrt'"),
-        (OnnxRuntimeOptions(), "rtx", "the onnxruntime backend runs on cpu or cuda, not on 'rtx'"),
+        (OnnxRuntimeOptions(), "rtx", "the onnxruntime backend runs on cpu or cuda or nv-rtx or "),
         ("openvino", "cuda", "the openvino backend runs on cpu or openvino or openvino:cpu or "),
         ("torch", "openvino:gpu", "the torch backend runs on cpu or cuda, not on 'openvino:gpu'"),
         (TensorRTOptions(), "auto", "the tensorrt backend runs on rtx or tensorrt, not on 'auto'"),
@@ -76,7 +77,7 @@ def test_backends_and_devices_that_do_not_go_together(
 
 
 def test_each_backend_knows_its_devices() -> None:
-    assert OnnxRuntimeOptions.devices == ("auto", *PROVIDERS)
+    assert OnnxRuntimeOptions.devices == ("auto", *PROVIDERS, *WHEELS)
     assert TensorRTOptions.devices == tuple(LIBRARIES)
 
 

@@ -1,0 +1,276 @@
+"""The fastest way to run a bundle on this machine: which backend, on which device, and why not a faster one.
+
+`Pipeline.load` takes the first of `WAYS` that works if neither a device nor a backend is named, and `kontext-edit
+devices` shows them all. No library is loaded to find out, so an edit starts as fast as if it had been named.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ...compute_capability import engine_target, sm_name
+from ...errors import KontextError
+from ...installation import install_command
+from ..bundle import Bundle
+from ..cuda_driver import Gpu, find_gpu
+from ..engines import LIBRARIES, choose_engines
+from ..units import gigabytes
+from .onnxruntime_library import CUDA, GPU_WHEEL, wheels
+from .openvino.device import has_bf16_units
+from .options import BackendOptions, OnnxRuntimeOptions, OpenVINOOptions, TensorRTOptions, TorchOptions
+from .plugins import WHEELS, Plugin, devices_of, is_installed
+from .runnable import Formats
+
+BF16_CAPABILITY = 80
+"""Lowest compute capability, times ten, of GPUs that compute in bf16; Triton's kernels are written for it too."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to run a bundle on."""
+
+    gpu: Gpu | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Distribution → version, of those in `PACKAGES` that are installed."""
+    torch_cuda: bool = False
+    """Whether PyTorch is a build with CUDA."""
+    triton: bool = False
+    bf16_units: bool = False
+    """Whether the CPU multiplies bf16 matrices faster than fp32 ones."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        packages = {}
+        for name in (*PACKAGES, *wheels()):
+            with suppress(PackageNotFoundError):
+                packages[name] = version(name)
+        triton = importlib.util.find_spec("triton") is not None
+        return cls(find_gpu(), packages, torch_has_cuda(), triton, has_bf16_units())
+
+
+PACKAGES = ("openvino", "torch", *(library.package for library in LIBRARIES.values()))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a bundle.
+
+    Args:
+        title: in words.
+        options, device: for `Pipeline.load`.
+        refusal: why it does not work here, "" if it does.
+        remedy: what would make it work: a command; "" if nothing would.
+    """
+
+    title: str
+    options: BackendOptions
+    device: str
+    refusal: str = ""
+    remedy: str = ""
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed PyTorch is a build with CUDA, by its version file: importing it takes a second."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    file = Path(found.origin).with_name("version.py")
+    return file.is_file() and bool(re.search(r"^cuda\b.*= *['\"]", file.read_text(encoding="utf-8"), re.M))
+
+
+def needed_memory(bundle: Bundle, machine: Machine) -> str:
+    """What an edit takes on the GPU, in words: by the planner where PyTorch is installed, else the weights alone."""
+    assert machine.gpu is not None
+    if "torch" not in machine.packages:
+        return f"at least {gigabytes(largest_network(bundle))}, the largest network's weights"
+    from .torch.peaks import predict_peaks
+
+    peaks = predict_peaks(bundle)
+    return f"about {gigabytes(peaks.whole)} an edit, {gigabytes(peaks.offloaded)} with --offload (planned)"
+
+
+def engines(library: str, bundle: Bundle, machine: Machine) -> Way:
+    """The bundle's engines, compiled by TensorRT for RTX or TensorRT."""
+    entry = LIBRARIES[library]
+    title, options = f"{entry.title} engines", TensorRTOptions()
+    if machine.gpu is None:
+        return Way(title, options, library, "there is no NVIDIA GPU with a working driver")
+    target = engine_target(machine.gpu.capability)
+    if entry.package not in machine.packages:
+        remedy = install_command(entry.extra) if bundle_has_engines(bundle, library, target) else ""
+        return Way(title, options, library, f"{entry.title} is not installed", remedy)
+    try:
+        choose_engines(bundle, library, machine.packages[entry.package], target)
+    except KontextError as error:
+        message, _, command = str(error).partition(": kontext-export ")
+        return Way(title, options, library, message, command and f"kontext-export {command}")
+    return Way(title, options, library)
+
+
+def bundle_has_engines(bundle: Bundle, library: str, target: str) -> bool:
+    listed = bundle.manifest.get("engines", [])
+    return any(
+        isinstance(entry, Mapping) and (entry.get("library"), entry.get("target")) == (library, target)
+        for entry in (listed if isinstance(listed, list) else [])
+    )
+
+
+def torch_on_gpu(bundle: Bundle, machine: Machine) -> Way:
+    title, options = "PyTorch with Triton kernels", TorchOptions()
+    if machine.gpu is None:
+        return Way(title, options, "cuda", "there is no NVIDIA GPU with a working driver")
+    architecture = sm_name(machine.gpu.capability)
+    if machine.gpu.capability < BF16_CAPABILITY:
+        return Way(title, options, "cuda", f"its kernels need sm_80, this GPU is {architecture}")
+    if bundle.links:
+        return Way(title, options, "cuda", "the bundle was exported with --link-weights")
+    if not machine.torch_cuda:
+        build = (
+            "PyTorch is a build without CUDA" if "torch" in machine.packages else "PyTorch is not installed"
+        )
+        return Way(title, options, "cuda", build, install_command("torch"))
+    if not machine.triton and f"kernels/{architecture}/kernels.json" not in bundle.files:
+        return Way(title, options, "cuda", "Triton is not installed", install_command("kernels"))
+    return Way(title, options, "cuda")
+
+
+def fit_torch(way: Way, bundle: Bundle, gpu: Gpu) -> Way:
+    """The same with `offload` on a GPU that an edit does not fit otherwise; refused if it does not fit at all."""
+    from .torch.peaks import predict_peaks  # imports PyTorch, which is about to run anyway
+
+    peaks = predict_peaks(bundle)
+    if peaks.whole <= gpu.memory:
+        return way
+    if peaks.offloaded <= gpu.memory:
+        return replace(way, title=f"{way.title}, weights in host memory", options=TorchOptions(offload=True))
+    return replace(
+        way, refusal=f"an edit takes about {gigabytes(peaks.offloaded)} of its {gigabytes(gpu.memory)}"
+    )
+
+
+def largest_network(bundle: Bundle) -> int:
+    """Bytes of the largest network's weights: without offloading they are on the GPU at once."""
+    return max(entry.weights.stat().st_size for entry in bundle.graphs.values())
+
+
+def onnxruntime_on_gpu(bundle: Bundle, machine: Machine) -> Way:
+    title, options = "ONNX Runtime's CUDA provider", OnnxRuntimeOptions()
+    formats = Formats.of(bundle)
+    if machine.gpu is None:
+        return Way(title, options, "cuda", "there is no NVIDIA GPU with a working driver")
+    if missing := formats.missing("cuda"):
+        return Way(title, options, "cuda", missing)
+    if "bf16" in formats.computes and machine.gpu.capability < BF16_CAPABILITY:
+        architecture = sm_name(machine.gpu.capability)
+        return Way(title, options, "cuda", f"the bundle computes in bf16, which {architecture} does not")
+    if GPU_WHEEL not in machine.packages or len(set(machine.packages) & {GPU_WHEEL, "onnxruntime"}) > 1:
+        return Way(title, options, "cuda", f"this ONNX Runtime has no {CUDA}", install_command("gpu"))
+    if (needed := largest_network(bundle)) > machine.gpu.memory:
+        memory = gigabytes(machine.gpu.memory)
+        return Way(title, options, "cuda", f"its largest network takes {gigabytes(needed)} of {memory}")
+    return Way(title, options, "cuda")
+
+
+def plugin(device: str, bundle: Bundle, _machine: Machine) -> Way:
+    """ONNX Runtime with the plug-in provider of a device of `plugins.WHEELS`."""
+    way = Way(f"ONNX Runtime's plug-in for {WHEELS[device].title}", OnnxRuntimeOptions(), device)
+    if not is_installed(device):
+        return replace(way, refusal="it is not installed")
+    if missing := Formats.of(bundle).missing(device):
+        return replace(way, refusal=missing)
+    try:
+        devices_of(Plugin(WHEELS[device].module))
+    except KontextError as error:
+        return replace(way, refusal=str(error))
+    return way
+
+
+def openvino_on_cpu(bundle: Bundle, machine: Machine) -> Way:
+    """In bf16 where the processor has units for it. A bundle in plain fp32 was exported for exactness, and products with
+    inputs rounded to INT8 are fused by ONNX Runtime alone: both stay there."""
+    formats = Formats.of(bundle)
+    faster = machine.bf16_units and formats.weights - {"fp32"} and "int8" not in formats.inputs
+    narrow = machine.bf16_units and formats.computes == {"fp32"}
+    options = OpenVINOOptions(compute="bf16" if narrow else None)
+    way = Way("OpenVINO in bf16" if narrow else "OpenVINO", options, "openvino")
+    if not faster and not formats.missing("cpu"):
+        return replace(way, refusal="it is not faster than ONNX Runtime for this bundle here")
+    if "openvino" not in machine.packages:
+        return replace(way, refusal="OpenVINO is not installed", remedy=install_command("openvino"))
+    return way
+
+
+def onnxruntime_on_cpu(bundle: Bundle, machine: Machine) -> Way:
+    title, options = "ONNX Runtime on the CPU", OnnxRuntimeOptions()
+    if not {"onnxruntime", GPU_WHEEL} & set(machine.packages):
+        return Way(title, options, "cpu", "ONNX Runtime is not installed", install_command("cpu"))
+    return Way(title, options, "cpu", Formats.of(bundle).missing("cpu"))
+
+
+def torch_on_cpu(bundle: Bundle, machine: Machine) -> Way:
+    title, options = "PyTorch on the CPU", TorchOptions()
+    if "torch" not in machine.packages:
+        return Way(title, options, "cpu", "PyTorch is not installed", install_command("torch"))
+    return Way(title, options, "cpu", "the bundle was exported with --link-weights" if bundle.links else "")
+
+
+WAYS: tuple[Callable[[Bundle, Machine], Way], ...] = (
+    partial(engines, "rtx"),
+    partial(engines, "tensorrt"),
+    torch_on_gpu,
+    partial(plugin, "nv-rtx"),
+    onnxruntime_on_gpu,
+    partial(plugin, "migraphx"),
+    partial(plugin, "webgpu"),
+    openvino_on_cpu,
+    onnxruntime_on_cpu,
+    torch_on_cpu,
+)
+"""Ways to run a bundle, the fastest first."""
+
+
+def ways(bundle: Bundle, machine: Machine) -> Iterator[Way]:
+    """Every way to run `bundle`, the fastest first, whether it works on `machine` or not."""
+    return (way(bundle, machine) for way in WAYS)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest way that works, and the faster ones that a command would make work."""
+
+    way: Way
+    faster: tuple[Way, ...]
+
+    def __str__(self) -> str:
+        """One line for people."""
+        hint = next((way for way in self.faster if way.remedy), None)
+        text = f"running with {self.way.title}"
+        return f"{text}; faster: {hint.title} ({hint.refusal}: {hint.remedy})" if hint else text
+
+
+def choose(bundle: Bundle, machine: Machine | None = None, *, without: Collection[str] = ()) -> Choice:
+    """The fastest way to run `bundle` here, but for those whose titles are in `without`.
+
+    Raises:
+        KontextError: none works; says why.
+    """
+    machine = Machine.here() if machine is None else machine
+    faster: list[Way] = []
+    for way in ways(bundle, machine):
+        if way.title in without:
+            way = replace(way, refusal="it does not start")
+        if not way.refusal and way.device == "cuda" and isinstance(way.options, TorchOptions):
+            assert machine.gpu is not None
+            way = fit_torch(way, bundle, machine.gpu)
+        if not way.refusal:
+            return Choice(way, tuple(faster))
+        faster.append(way)
+    reasons = "; ".join(f"{way.title}: {way.refusal}" for way in faster)
+    raise KontextError(f"nothing here runs {bundle.folder} ({reasons}): {Formats.of(bundle).instead()}")

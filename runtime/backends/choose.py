@@ -193,13 +193,15 @@ def plugin(device: str, bundle: Bundle, _machine: Machine) -> Way:
 
 
 def openvino_on_cpu(bundle: Bundle, machine: Machine) -> Way:
-    """In bf16 where the processor has units for it. A bundle in plain fp32 was exported for exactness, and products with
-    inputs rounded to INT8 are fused by ONNX Runtime alone: both stay there."""
+    """In bf16 where the processor has units for it. A bundle in plain fp32 was exported for exactness, and products
+    with inputs rounded to INT8 are fused by ONNX Runtime alone: both stay there."""
     formats = Formats.of(bundle)
     faster = machine.bf16_units and formats.weights - {"fp32"} and "int8" not in formats.inputs
     narrow = machine.bf16_units and formats.computes == {"fp32"}
     options = OpenVINOOptions(compute="bf16" if narrow else None)
     way = Way("OpenVINO in bf16" if narrow else "OpenVINO", options, "openvino")
+    if bundle.links:
+        return replace(way, refusal="the bundle was exported with --link-weights")
     if not faster and not formats.missing("cpu"):
         return replace(way, refusal="it is not faster than ONNX Runtime for this bundle here")
     if "openvino" not in machine.packages:

@@ -152,9 +152,35 @@ def test_on_a_cpu(bf16: Bundle, tiny_bundle: Path) -> None:
     machine = Machine(None, {"onnxruntime": "1.32.0", "torch": "2.13.0"})
     assert title(Bundle.open(tiny_bundle), machine) == "ONNX Runtime on the CPU"
     assert title(bf16, machine) == "PyTorch on the CPU"
+    with_openvino = dataclasses.replace(machine, packages={**machine.packages, "openvino": "2026.4"})
+    assert title(bf16, with_openvino) == "OpenVINO"  # whatever the processor: ONNX Runtime does not run it
+    assert title(Bundle.open(tiny_bundle), with_openvino) == "ONNX Runtime on the CPU"
     with pytest.raises(KontextError, match=r"nothing here runs .*bf16 on a CPU.*export it again") as caught:
         choose(bf16, Machine(None, {"onnxruntime": "1.32.0"}))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "compute", "takes"),
+    [
+        ("fp32", "fp32", "ONNX Runtime on the CPU"),  # exported for exactness
+        ("int4", "fp32", "OpenVINO in bf16"),
+        ("fp8", "fp32", "OpenVINO in bf16"),
+        ({"format": "int8", "activations": "int8"}, "fp32", "ONNX Runtime on the CPU"),  # fused there alone
+        ({"format": "int8"}, "fp32", "OpenVINO in bf16"),
+        ("bf16", "bf16", "OpenVINO"),
+        ("fp16", "fp16", "OpenVINO"),
+    ],
+)
+def test_on_a_cpu_with_units_for_bf16(layer: Any, compute: str, takes: str, tiny_bundle: Path) -> None:
+    graphs = Bundle.open(tiny_bundle).graphs
+    bundle = bundle_in(
+        tiny_bundle, networks=dict.fromkeys(graphs, compute), layers={"transformer": {"x.weight": layer}}
+    )
+    machine = Machine(None, {"onnxruntime": "1.32.0", "openvino": "2026.4"}, bf16_units=True)
+    choice = choose(bundle, machine)
+    assert choice.way.title == takes
+    assert getattr(choice.way.options, "compute", None) == ("bf16" if takes.endswith("bf16") else None)
 
 
 def test_what_does_not_start_is_left_out_with_a_warning(

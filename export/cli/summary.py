@@ -86,10 +86,8 @@ def next_lines(summary: Summary) -> list[str]:
     )
     begin = f"The bundle is {summary.output}. "
     command = f'  kontext-edit {summary.output} -i in.png --prompt "make the circle red" -o out.png'
-    if not formats.missing("cpu"):
+    if not formats.missing("cpu") or not formats.linked:  # PyTorch runs what ONNX Runtime does not
         return [f"{begin}Next:", command]
-    if not formats.linked:
-        return [f"{begin}Next:", f"{command} --backend torch"]
     if not formats.missing("cuda"):
         return [f"{begin}Next, on an NVIDIA GPU ({formats.refusal('cpu')}):", f"{command} --device cuda"]
     return [f"{begin}Nothing here runs it: {formats.refusal('cpu')}"]

@@ -70,7 +70,7 @@ class Formats:
         again = " and ".join(changes)
         if self.linked:
             return f"export it again with {again}, or without --link-weights to use --backend torch"
-        return f"use --backend torch, or export it again with {again}"
+        return f"use --device openvino or --backend torch, or export it again with {again}"
 
 
 def layer_fields(layers: object, key: str) -> Iterator[str]:

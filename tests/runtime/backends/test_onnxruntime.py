@@ -125,7 +125,7 @@ def test_cuda_that_cannot_start(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
         KontextError, match=r"could not be started \(libcublas.so.13 cannot be loaded\): check"
     ):
         OnnxRuntimeBackend(graphs, "cuda").session("text_encoder")
-    pipe = Pipeline.load(tiny_bundle, device="auto")
+    pipe = Pipeline.load(tiny_bundle, backend="onnxruntime")
     with pytest.warns(UserWarning, match="no usable GPU"):
         pipe.edit(None, "x", steps=1)
 
@@ -199,7 +199,7 @@ def test_a_gpu_that_fails(
     with pytest.warns(
         UserWarning, match=f"no usable GPU, running on the CPU: .* on {CUDA}: .*{reason}"
     ) as warned:
-        picture = Pipeline.load(tiny_bundle, device="auto").edit(None, "x", steps=1)
+        picture = Pipeline.load(tiny_bundle, backend="onnxruntime").edit(None, "x", steps=1)
     assert len(warned) == 1
     assert np.array_equal(np.asarray(picture), np.asarray(plain))
 

@@ -64,14 +64,16 @@ def test_what_no_device_of_onnx_runtime_unpacks() -> None:
     ):
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for device in ("cpu", "cuda"):
-        assert "no kernels for NVFP4: use --backend torch" in formats(weights=("nvfp4",)).refusal(device)
+        assert "no kernels for NVFP4: use --device openvino or --backend torch" in formats(
+            weights=("nvfp4",)
+        ).refusal(device)
 
 
 def test_what_would_work_instead() -> None:
     assert formats().instead() == "use --device cpu"
     assert formats("fp16", ("int4", "fp8")).refusal("cpu") == ""
     assert formats("bf16").refusal("cuda") == ""
-    assert "use --backend torch" in formats("bf16").refusal("cpu")
+    assert "use --device openvino or --backend torch" in formats("bf16").refusal("cpu")
     assert formats("bf16").refusal("cpu").endswith("or export it again with --fp32")
     both = formats("bf16", ("nvfp4",)).refusal("cpu")
     assert both.endswith("or export it again with --fp32 and another format, such as --int4")
@@ -99,8 +101,8 @@ def noted(bundle: Path, folder: Path, compute: str, layer: str | None = None) ->
 @pytest.mark.parametrize(
     ("compute", "layer", "message"),
     [
-        ("bf16", None, "no kernels for bf16 on a CPU: use --backend torch"),
-        ("fp32", "nvfp4", "no kernels for NVFP4: use --backend torch"),
+        ("bf16", None, "no kernels for bf16 on a CPU: use --device openvino or --backend torch"),
+        ("fp32", "nvfp4", "no kernels for NVFP4: use --device openvino or --backend torch"),
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "auto"])
@@ -117,7 +119,7 @@ def test_it_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("loaded a graph"))
     folder = noted(tiny_bundle, tmp_path, compute, layer)
-    more = ["--prompt", "x", "-o", str(tmp_path / "out.png"), "--device", device]
+    more = ["--prompt", "x", "-o", str(tmp_path / "out.png"), "--device", device, "--backend", "onnxruntime"]
     assert cli.main([str(folder), *more]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -135,8 +137,10 @@ def test_a_gpu_that_does_not_start_leaves_nothing_for_bf16(
     monkeypatch.setattr(
         "kontext.runtime.backends.onnxruntime.OnnxRuntimeBackend.providers", lambda _self: [(cpu, {})]
     )
-    pipe = Pipeline.load(noted(tiny_bundle, tmp_path, "bf16"), device="auto")
-    with pytest.raises(KontextError, match="no kernels for bf16 on a CPU: use --backend torch"):
+    pipe = Pipeline.load(noted(tiny_bundle, tmp_path, "bf16"), backend="onnxruntime")
+    with pytest.raises(
+        KontextError, match="no kernels for bf16 on a CPU: use --device openvino or --backend torch"
+    ):
         pipe.edit(None, "x", steps=1)
 
 

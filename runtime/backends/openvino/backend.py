@@ -28,7 +28,8 @@ CACHED_BYTES = 256 << 20
 """Weights up to which a graph's compiled form is kept on disk: it holds a copy of them."""
 
 NEVER_CACHED = ("transformer",)
-"""OpenVINO 2026.4 computes NaN and other values from memory that it did not set with a transformer from its cache."""
+"""A compiled graph from OpenVINO 2026.4's cache rotates positions with values from outside of the tables: its RoPE
+operator is stored without the width of cos and sin."""
 
 
 class OpenVINOBackend:

@@ -214,7 +214,7 @@ def test_every_way_has_a_verdict(bf16: Bundle, card: Any, capsys: pytest.Capture
     assert main(["devices", str(bf16.folder)]) == 0
     out = capsys.readouterr().out
     assert "NVIDIA GPU: Fake GPU, sm_89, 16.00 GB" in out
-    for way in ways(bf16, Machine.here()):
+    for way in ways(Bundle.open(bf16.folder), Machine.here()):
         assert f"{way.title}: " in out
     assert out.count("\n* ") == 1
     assert out.splitlines()[-1].startswith(f"the same by name: kontext-edit {bf16.folder} --")

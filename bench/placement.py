@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
-from ..runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, first_line
+from ..runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, cuda_failure, first_line
 from ..runtime.backends.placement import CPU, RECORD, heavy_on_cpu, placed_operators
 from ..runtime.bundle import Bundle
 from .report import Table, finish
@@ -67,7 +67,7 @@ def place_graph(bundle: Bundle, graph: str) -> dict[str, Any]:
         try:
             session = onnxruntime.InferenceSession(str(graphs[graph]), options, providers=backend.providers())
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            return {"error": first_line(error)}
+            return {"error": cuda_failure(error) or first_line(error)}
     placed = placed_operators(session)
     copies = [int(found[1]) for found in re.finditer(r"(\d+) Memcpy nodes are added", "".join(log))]
     return {

@@ -1,7 +1,7 @@
-"""Compiles the stub libraries that ONNX Runtime's CUDA provider loads: CUDA runtime, cuBLAS, cuBLASLt and cuRAND.
+"""Compiles the stub libraries that ONNX Runtime's CUDA provider loads: CUDA's runtime, cuBLAS, cuBLASLt, cuRAND, cuDNN.
 
-The provider links them by name and version, so they take the real ones' names. Functions that neither `runtime.c` nor
-`onnxruntime.c` defines do nothing and succeed; which these are is read from the provider itself.
+The provider links them by name and version, and opens cuDNN, so they take the real ones' names. Functions that neither
+`runtime.c` nor `onnxruntime.c` defines do nothing and succeed; which these are is read from the provider itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ RUNTIME = "libcudart.so.13"
 MATH = {"libcublas.so.13": "cublas[A-KM-Z]", "libcublasLt.so.13": "cublasLt", "libcurand.so.10": "curand"}
 """Library → what the names of its functions begin with."""
 
-PRELOADED = (RUNTIME, *MATH)
+CUDNN = "libcudnn.so.9"
+
+PRELOADED = (RUNTIME, *MATH, CUDNN)
 
 
 def cuda_provider() -> Path | None:
@@ -47,7 +49,7 @@ def build_onnxruntime_libraries(folder: Path) -> None:
         )
     sources = [provider, *HERE.glob("*.[ch]"), Path(__file__)]
     newest = max(path.stat().st_mtime for path in sources)
-    names = [*MATH, RUNTIME, LIBRARIES["driver"]]  # the driver last: it says that all are there
+    names = [*PRELOADED, LIBRARIES["driver"]]  # the driver last: it says that all are there
     if all((folder / name).exists() and (folder / name).stat().st_mtime > newest for name in names):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,7 @@ def build_onnxruntime_libraries(folder: Path) -> None:
     for name, prefix in MATH.items():
         functions = [each for each in needed if re.match(prefix, each)]
         link(folder, name, [generate(folder, name, functions)])
+    link(folder, CUDNN, [generate(folder, CUDNN, opened_functions(provider, "cudnn"))], versioned=False)
     objects = []
     for source in ("runtime", "onnxruntime"):
         objects.append(folder / f"{source}.o")
@@ -101,6 +104,12 @@ def link(
 def undefined_functions(library: Path) -> list[str]:
     """What a library takes from others, without versions."""
     return sorted({name.split("@")[0] for name in symbols(library, "-D", "--undefined-only")})
+
+
+def opened_functions(library: Path, prefix: str) -> list[str]:
+    """Names in a library that a function of a library which it opens may have."""
+    names = re.findall(prefix.encode() + rb"[A-Z][A-Za-z0-9_]+(?=\0)", library.read_bytes())
+    return sorted({name.decode() for name in names})
 
 
 def defined_functions(path: Path) -> list[str]:

@@ -61,11 +61,16 @@ def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return made
 
 
+def on_a_card(gpu: Environment, program: str, *words: object) -> tuple[object, ...]:
+    """The words of kontext-bench that run a program on a card of 24 GB."""
+    fake = ("fake-gpu", "--library", "onnxruntime", "--architecture", "sm_89", "--memory", "24GB", "--")
+    return (*fake, gpu.folder / "bin" / program, *words)
+
+
 def test_every_format_runs_on_the_gpu(gpu: Environment, bundles: dict[str, Path], tmp_path: Path) -> None:
     result = tmp_path / "placement.json"
-    fake = ("fake-gpu", "--library", "onnxruntime", "--architecture", "sm_89", "--memory", "24GB", "--")
-    command = str(gpu.folder / "bin" / "kontext-bench")
-    gpu.succeed("kontext-bench", *fake, command, "placement", *bundles.values(), "--json", result)
+    words = ("placement", *bundles.values(), "--json", result)
+    gpu.succeed("kontext-bench", *on_a_card(gpu, "kontext-bench", *words))
     found = json.loads(result.read_text())["bundles"]
     assert set(found) == set(bundles)
     for name, graphs in found.items():
@@ -74,3 +79,23 @@ def test_every_format_runs_on_the_gpu(gpu: Environment, bundles: dict[str, Path]
             assert not entry["heavy_on_cpu"], (name, graph, entry)
             # Of prompts, CLIP finds the end on the CPU: once an edit.
             assert entry["copies"] == (2 if graph == "text_encoder" else 0), (name, graph, entry)
+
+
+def test_auto_takes_the_cuda_provider(gpu: Environment, bundles: dict[str, Path]) -> None:
+    """Where neither PyTorch nor an engine is there."""
+    said = gpu.succeed("kontext-bench", *on_a_card(gpu, "kontext-edit", "devices", bundles["bf16-fp8"]))
+    assert "NVIDIA GPU: Fake GPU, sm_89, 24.00 GB" in said
+    assert "* ONNX Runtime's CUDA provider: works" in said
+
+
+@pytest.mark.parametrize("name", ["bf16-fp8-static", "fp16-int8"])
+def test_an_edit_runs_up_to_the_first_convolution(
+    name: str, gpu: Environment, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Text encoders, modulation and steps, inputs held on the device: their kernels do nothing. cuDNN cannot be a stub
+    that far."""
+    words = (bundles[name], "--prompt", "x", "--steps", "2", "-o", tmp_path / "out.png")
+    message = gpu.refuse("kontext-bench", *on_a_card(gpu, "kontext-edit", *words))
+    assert "vae_decoder failed in ONNX Runtime on CUDAExecutionProvider" in message
+    assert "CUDNN" in message
+    assert not (tmp_path / "out.png").exists()

@@ -14,7 +14,17 @@ from PIL import Image, ImageFilter
 
 from kontext.tiny import edits, scenes
 from kontext.tiny.edits import KINDS, Edit, sample_edit
-from kontext.tiny.judge import closed, judge, mean_over, rivals, widened, worst_block
+from kontext.tiny.judge import (
+    OBJECT_IOU,
+    closed,
+    judge,
+    judge_objects,
+    mean_over,
+    rivals,
+    shown,
+    widened,
+    worst_block,
+)
 from kontext.tiny.scenes import SceneObject, render
 
 ALL = (*KINDS, "draw")
@@ -264,3 +274,24 @@ def test_how_far_a_whole_picture_may_be_off(kind: str, levels: int, reason: str)
         else:
             assert not any("off by" in each for each in verdict.reasons), verdict
     assert checked
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"place": "another"}, {"shape": "star"}, {"shape": "triangle"}, {"size": scenes.MEDIUM // 2}]
+)
+def test_an_object_of_another_place_shape_or_size_is_named(wrong: dict[str, object]) -> None:
+    """By itself, without the other tests of a whole edit."""
+    place, other = list(scenes.PLACES)[:2]
+    item = SceneObject("circle", "red", place)
+    target = scenes.Scene("white", (item,))
+    if "place" in wrong:
+        wrong = {"place": other}
+    reasons: list[str] = []
+    scores: dict[str, float] = {}
+    judge_objects(shown(target), target, reasons, scores)
+    assert not reasons
+    assert scores["iou/circle"] > 0.95
+    drawn = scenes.Scene("white", (replace(item, **wrong),))  # type: ignore[arg-type]
+    judge_objects(shown(drawn), target, reasons, scores)
+    assert reasons == [f"the red circle is not {place}, or not that shape"]
+    assert scores["iou/circle"] < OBJECT_IOU

@@ -32,9 +32,10 @@ from ..machine import describe_machine, machine_line, usable_cores
 from ..process_cost import export_command, run_process
 from ..report import Table, finish, mebibytes, milliseconds, ratio
 from ..timing import Percentiles, StageTimer, interleave
-from .step import Array, bundle_step, diffusers_step
+from .step import Array, make_step
 
 PEER = "diffusers bf16"
+COMPILED_PEER = "diffusers bf16, torch.compile"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=int, default=7, help="measured steps per side (7)")
     parser.add_argument("--warmup", type=int, default=2, help="steps per side before timing starts (2)")
     parser.add_argument("--folder", type=Path, help="for the bundles, 2 GB (the system's temporary folder)")
+    parser.add_argument(
+        "--openvino", action="store_true", help="also OpenVINO in bf16, and diffusers by torch.compile"
+    )
     parser.add_argument("--without-diffusers", action="store_true", help="do not measure diffusers")
 
 
@@ -59,6 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         warmup=arguments.warmup,
         folder=arguments.folder,
         diffusers=not arguments.without_diffusers,
+        openvino=arguments.openvino,
         progress=sys.stderr.isatty(),
     )
     finish(result, tables(result), footer(result), arguments.json)
@@ -88,6 +93,7 @@ def measure_steps(
     warmup: int,
     folder: Path | None = None,
     diffusers: bool = True,
+    openvino: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Times `repeat` steps of every side after `warmup`, with `tokens` target tokens and as many reference tokens.
@@ -109,13 +115,19 @@ def measure_steps(
             flags = ["--fp32"] if name == "fp32" else ["--fp32", f"--{name}"]
             run_process([*export_command(), str(checkpoint), "-o", str(root / name), *flags, "--quiet"])
         bundles = {name: root / name for name in ("fp32", *formats)}
-        memory = {name: step_memory("bundle", bundle, tokens) for name, bundle in bundles.items()}
-        steps: dict[str, Callable[[], Array]] = {
-            name: bundle_step(bundle, tokens) for name, bundle in bundles.items()
-        }
+        runs = {name: ("onnxruntime", bundle) for name, bundle in bundles.items()}
+        if openvino:
+            runs["OpenVINO fp32"] = ("openvino-fp32", bundles["fp32"])
+            runs |= {
+                f"OpenVINO {'bf16' if name == 'fp32' else name}": ("openvino-bf16", bundle)
+                for name, bundle in bundles.items()
+            }
         if diffusers:
-            memory[PEER] = step_memory("diffusers", checkpoint, tokens)
-            steps[PEER] = diffusers_step(checkpoint, tokens)
+            runs[PEER] = ("diffusers", checkpoint)
+        if diffusers and openvino:
+            runs[COMPILED_PEER] = ("diffusers-compiled", checkpoint)
+        memory = {name: step_memory(side, folder, tokens) for name, (side, folder) in runs.items()}
+        steps = {name: make_step(side, folder, tokens) for name, (side, folder) in runs.items()}
         outputs = {name: step() for name, step in steps.items()}
         sides = {name: partial(timed, step) for name, step in steps.items()}
         with tqdm(total=len(sides) * (warmup + repeat), desc="steps", disable=not progress) as bar:

@@ -1,4 +1,4 @@
-"""One step of a transformer, ready to be timed: a bundle's in ONNX Runtime, or diffusers' in bf16.
+"""One step of a transformer, ready to be timed: a bundle's in ONNX Runtime or OpenVINO, or diffusers' in bf16.
 
 As a program (`python -m kontext.bench.quantspeed.step`) it runs two steps and records the memory of its process.
 """
@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.backends.options import Compute
 from ..machine import usable_cores
 
 Array = NDArray[np.float32]
+
+OPENVINO: dict[str, Compute] = {"openvino-fp32": "fp32", "openvino-bf16": "bf16"}
+SIDES = ("onnxruntime", *OPENVINO)
+"""What runs a bundle."""
 
 TIME, GUIDANCE = 0.5, 2.0
 """1000 times these are exact in bf16, so diffusers' casts of them change nothing."""
@@ -40,12 +45,13 @@ def step_inputs(tokens: int, channels: int, text: tuple[int, int], pooled: int) 
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def bundle_step(folder: Path, tokens: int) -> Callable[[], Array]:
-    """A step of a bundle's transformer; modulation is computed before, once, as the sampler does."""
-    from ...runtime import Pipeline
+def bundle_step(folder: Path, tokens: int, side: str = "onnxruntime") -> Callable[[], Array]:
+    """A step of a bundle's transformer in one of `SIDES`; modulation is computed before, once, as the sampler does."""
+    from ...runtime import OpenVINOOptions, Pipeline
     from ...runtime.tokens import positions, rope_tables
 
-    pipe = Pipeline.load(folder, device="cpu", low_memory=False)
+    backend = "onnxruntime" if side == "onnxruntime" else OpenVINOOptions(compute=OPENVINO[side])
+    pipe = Pipeline.load(folder, device="cpu", backend=backend, low_memory=False)
     model, sizes = pipe.bundle.transformer, pipe.bundle.manifest["model"]
     text = (sizes["text_encoder_2"]["max_length"], model.text_dim)
     given = step_inputs(tokens, model.in_channels, text, model.pooled_dim)
@@ -64,8 +70,9 @@ def bundle_step(folder: Path, tokens: int) -> Callable[[], Array]:
     return step
 
 
-def diffusers_step(checkpoint: Path, tokens: int) -> Callable[[], Array]:
-    """A step of diffusers' transformer, eager, bf16; modulation is part of every step."""
+def diffusers_step(checkpoint: Path, tokens: int, *, compiled: bool = False) -> Callable[[], Array]:
+    """A step of diffusers' transformer in bf16, eager or `compiled` by torch.compile; modulation is part of every
+    step."""
     import torch
     from diffusers import FluxTransformer2DModel
     from diffusers.utils import logging
@@ -95,12 +102,21 @@ def diffusers_step(checkpoint: Path, tokens: int) -> Callable[[], Array]:
         "return_dict": False,
     }
 
+    call = torch.compile(model) if compiled else model
+
     def step() -> Array:
         with torch.inference_mode():
-            velocity: Array = model(**arguments)[0][:, :tokens].float().numpy()
+            velocity: Array = call(**arguments)[0][:, :tokens].float().numpy()
         return velocity
 
     return step
+
+
+def make_step(side: str, folder: Path, tokens: int) -> Callable[[], Array]:
+    """A step of one of `SIDES`, "diffusers" or "diffusers-compiled"."""
+    if side in SIDES:
+        return bundle_step(folder, tokens, side)
+    return diffusers_step(folder, tokens, compiled=side == "diffusers-compiled")
 
 
 def token_ids(index: int, size: tuple[int, int]) -> Any:
@@ -120,13 +136,12 @@ def resident_bytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs two steps and records the process's memory.")
-    parser.add_argument("side", choices=["bundle", "diffusers"])
+    parser.add_argument("side", choices=[*SIDES, "diffusers", "diffusers-compiled"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--record", type=Path, required=True)
     arguments = parser.parse_args()
-    make = bundle_step if arguments.side == "bundle" else diffusers_step
-    step = make(arguments.folder, arguments.tokens)
+    step = make_step(arguments.side, arguments.folder, arguments.tokens)
     for _ in range(2):
         step()
     record = {"after": resident_bytes()}

@@ -25,6 +25,12 @@ def test_both_sides_are_given_the_same_step(tiny_checkpoint: Path, tiny_bundle: 
     assert 25 < quantspeed.snr(theirs, ours) < 70
 
 
+def test_openvino_is_given_the_same_step(tiny_bundle: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    expected = bundle_step(tiny_bundle, 16)()
+    assert quantspeed.snr(bundle_step(tiny_bundle, 16, "openvino-fp32")(), expected) > 80
+
+
 def test_sizes_follow_the_width() -> None:
     config = quantspeed.config_of(1024)
     assert config.transformer.head_dim == sum(config.transformer.axes_dim) == 128

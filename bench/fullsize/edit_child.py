@@ -21,8 +21,9 @@ import PIL.Image
 
 from ...runtime import Pipeline
 from ...runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
-from ..memory.child import PROMPT, peak_bytes, reset_peak
+from ..peak_memory import peak_bytes, reset_peak
 
+PROMPT = "make the circle red"
 RECORDED_STEPS = 2
 VELOCITY = "velocity"
 

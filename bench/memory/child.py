@@ -6,10 +6,8 @@ Runs in a process of its own, because memory that earlier work leaves allocated 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ import PIL.Image
 
 from ...runtime import Pipeline
 from ...runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
+from ..peak_memory import peak_bytes, reset_peak
 
 PROMPT = "make the circle red"
 
@@ -33,19 +32,6 @@ class Peaks(ForwardingBackend):
         outputs = super().run(graph, inputs, step)
         self.peaks[graph] = max(self.peaks.get(graph, 0), peak_bytes())
         return outputs
-
-
-def reset_peak() -> None:
-    """Makes the kernel count the peak from now on (Linux: proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes() -> int:
-    """Peak of resident memory since `reset_peak`."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError("/proc/self/status has no VmHWM, the peak of resident memory")
-    return 1024 * int(found[1])
 
 
 def main() -> int:

@@ -79,10 +79,14 @@ CROSS_CUTTING = {
     "test_house": "the whole repository",
     "export/test_fp16_overflow": "fp16 where FLUX leaves its range, from checkpoint to picture",
     "export/test_kernels": "kernels in a bundle, from export to launch",
+    "install/test_cpp_providers": "the C++ runtime on ONNX Runtime's CUDA provider and plug-in providers",
     "install/test_cuda_placement": "every format on ONNX Runtime's CUDA provider, over stub CUDA libraries",
     "install/test_install": "the built distributions, in fresh environments",
     "kernels/test_tiles": "the tiles of every kernel",
     "model/test_fuzz_readers": "every reader, on damaged files",
+    "runtime/cpp/test_batches": "several pictures at once, content filters and JPEG files in C++",
+    "runtime/cpp/test_devices": "devices of the C++ runtime",
+    "runtime/cpp/test_embedding": "the installed C++ library in another project",
     "runtime/server/test_faults": "faults of callers and models, in a real server",
     "runtime/server/test_models": "both models, in a real server",
 }
@@ -330,7 +334,10 @@ DOCUMENTS = [
 SCRIPTS: dict[str, str] = {
     name: target.partition(":")[0] for name, target in PROJECT["project"]["scripts"].items()
 }
-OTHER_PROGRAMS = {"pip", "pytest", "git", "cd", "cp", "curl", "docker", "cmake", "kontext-edit-cpp"}
+OTHER_PROGRAMS = {
+    *("pip", "pytest", "git", "cd", "cp", "curl", "docker", "cmake"),
+    *("kontext-edit-cpp", "fetch-onnxruntime.sh"),
+}
 
 
 def blocks(document: Path, language: str) -> list[str]:

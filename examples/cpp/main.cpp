@@ -25,7 +25,7 @@ int main(int count, char** words) {
         };
         const auto edited = pipeline.edit({picture}, words[3], options);
 
-        kontext::write_png(edited, words[4]);
+        kontext::write_picture(edited, words[4]);
         std::cerr << "\nwrote " << words[4] << '\n';
     } catch (const kontext::Error& error) {
         std::cerr << "error: " << error.what() << '\n';

@@ -1,7 +1,8 @@
-# Finds ONNX Runtime's C++ headers and library under ONNXRUNTIME_ROOT or in the system: onnxruntime::onnxruntime.
+# Finds ONNX Runtime's C++ headers and library under ONNXRUNTIME_ROOT or in the system: onnxruntime::onnxruntime. An
+# installed libkontext also knows the folders of those that it was built with: kontext_onnxruntime_folders.
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_cxx_api.h
-  HINTS ${ONNXRUNTIME_ROOT} PATH_SUFFIXES include include/onnxruntime include/onnxruntime/core/session)
-find_library(ONNXRUNTIME_LIBRARY onnxruntime HINTS ${ONNXRUNTIME_ROOT} PATH_SUFFIXES lib lib64)
+  HINTS ${ONNXRUNTIME_ROOT} ${kontext_onnxruntime_folders} PATH_SUFFIXES include include/onnxruntime include/onnxruntime/core/session)
+find_library(ONNXRUNTIME_LIBRARY onnxruntime HINTS ${ONNXRUNTIME_ROOT} ${kontext_onnxruntime_folders} PATH_SUFFIXES lib lib64)
 
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(ONNXRuntime REQUIRED_VARS ONNXRUNTIME_LIBRARY ONNXRUNTIME_INCLUDE_DIR

@@ -190,26 +190,25 @@ SamplerSettings read_sampler(const Fields& entry) {
     return result;
 }
 
-// As `Formats.refusal` in runtime/backends/runnable.py; a manifest that does not say runs.
-std::string read_missing_kernels(const Json& manifest) {
+// What networks compute in, and the formats of layers' weights; a manifest that does not say is taken for fp32.
+void read_precision(const Json& manifest, Bundle& bundle) {
     // The object in a field, empty if the field is something else. Copies: `items()` of a temporary would dangle.
     const auto group = [](const Json& object, const char* name) {
         const auto found = object.find(name);
         return found != object.end() && found->is_object() ? *found : Json::object();
     };
+    const auto text = [](const Json& value) { return value.is_string() ? value.get<std::string>() : ""; };
     const Json precision = group(manifest, "precision");
     const Json networks = group(precision, "networks"), layers = group(precision, "layers");
+    for (const auto& [network, compute] : networks.items()) bundle.computes[network] = text(compute);
     for (const auto& network : layers.items()) {
         const Json weights = group(layers, network.key().c_str());
-        for (const auto& [weight, layer] : weights.items())
-            if (layer == "nvfp4" || (layer.is_object() && layer.contains("format") && layer["format"] == "nvfp4"))
-                return "ONNX Runtime has no kernels for NVFP4: export the model again in another format, such as "
-                       "--int4";
+        for (const auto& [weight, layer] : weights.items()) {
+            const auto format = layer.is_object() ? layer.find("format") : layer.end();
+            bundle.weight_formats.insert(text(layer.is_object() && format != layer.end() ? *format : layer));
+        }
     }
-    for (const auto& [network, compute] : networks.items())
-        if (compute == "bf16")
-            return "ONNX Runtime has no kernels for bf16 on a CPU: export the model again with --fp32";
-    return "";
+    bundle.planned = manifest.contains("plan");
 }
 
 // Checks what concerns several fields.
@@ -249,7 +248,7 @@ Bundle Bundle::open(const fs::path& folder) {
                                    static_cast<std::int64_t>(entry.whole("pad_id", 0))};
     }
     bundle.links = read_links(root, folder);
-    bundle.missing_kernels = read_missing_kernels(manifest);
+    read_precision(manifest, bundle);
     check_consistency(bundle);
     return bundle;
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -53,7 +54,9 @@ struct Bundle {
     std::map<std::string, TokenizerEntry> tokenizers;
     std::map<std::string, FileEntry> files;
     std::map<std::string, LinkEntry> links;
-    std::string missing_kernels;  // what of it ONNX Runtime's CPU has no kernels for, and what to do; usually empty
+    std::map<std::string, std::string> computes;  // network → fp32, fp16 or bf16
+    std::set<std::string> weight_formats;         // of quantized layers, such as int4
+    bool planned;                                 // made to fit a memory budget
 
     // Reads and checks the bundle in `folder`. Throws Error that says what is wrong and where.
     static Bundle open(const fs::path& folder);

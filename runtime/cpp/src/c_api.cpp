@@ -69,6 +69,48 @@ kontext::EditOptions options_of(const kontext_edit_options& from) {
     return options;
 }
 
+// Views of pictures in C's terms, which only read them.
+std::vector<kontext_image> views_of(const std::vector<kontext::Picture>& pictures) {
+    std::vector<kontext_image> result;
+    for (const kontext::Picture& each : pictures)
+        result.push_back({each.size.width, each.size.height, const_cast<std::uint8_t*>(each.rgb.data())});
+    return result;
+}
+
+void check_answer(const char* reason) {
+    if (reason != nullptr) throw kontext::Error(reason);
+}
+
+kontext::LoadOptions options_of(const kontext_load_options& from) {
+    kontext::LoadOptions options;
+    if (from.device != nullptr) options.device = from.device;
+    if (from.provider != nullptr) options.provider = from.provider;
+    if (from.compute != nullptr) options.compute = from.compute;
+    options.threads = from.threads;
+    if (from.low_memory != 0) options.low_memory = from.low_memory > 0;
+    options.verify = from.verify != 0;
+    if (from.input_filter != nullptr)
+        options.input_filter = [call = from.input_filter, user = from.user](
+                                   const std::vector<kontext::Picture>& references, const std::string& prompt) {
+            const std::vector<kontext_image> views = views_of(references);
+            check_answer(call(user, views.data(), views.size(), prompt.c_str()));
+        };
+    if (from.output_filter != nullptr)
+        options.output_filter = [call = from.output_filter, user = from.user](kontext::Picture picture) {
+            kontext_image view{picture.size.width, picture.size.height, picture.rgb.data()};
+            check_answer(call(user, &view));
+            return picture;
+        };
+    return options;
+}
+
+std::vector<kontext::Picture> references_of(const kontext_image* images, std::size_t count) {
+    require(images != nullptr || count == 0, "references");
+    std::vector<kontext::Picture> references;
+    for (std::size_t i = 0; i < count; ++i) references.push_back(picture_of(images[i]));
+    return references;
+}
+
 }  // namespace
 
 kontext_status kontext_load(const char* bundle, const kontext_load_options* options, kontext_pipeline** pipeline) {
@@ -76,12 +118,7 @@ kontext_status kontext_load(const char* bundle, const kontext_load_options* opti
         require(pipeline != nullptr, "pipeline");
         *pipeline = nullptr;
         require(bundle != nullptr, "bundle");
-        kontext::LoadOptions chosen;
-        if (options != nullptr) {
-            chosen.threads = options->threads;
-            if (options->low_memory != 0) chosen.low_memory = options->low_memory > 0;
-            chosen.verify = options->verify != 0;
-        }
+        const kontext::LoadOptions chosen = options != nullptr ? options_of(*options) : kontext::LoadOptions{};
         *pipeline = new kontext_pipeline{kontext::Pipeline(bundle, chosen)};
     });
 }
@@ -96,10 +133,41 @@ kontext_status kontext_edit(kontext_pipeline* pipeline, const char* prompt, cons
         require(pipeline != nullptr, "pipeline");
         require(prompt != nullptr, "prompt");
         const kontext_edit_options chosen = options != nullptr ? *options : kontext_edit_options{};
-        require(chosen.references != nullptr || chosen.reference_count == 0, "references");
-        std::vector<kontext::Picture> references;
-        for (std::size_t i = 0; i < chosen.reference_count; ++i) references.push_back(picture_of(chosen.references[i]));
+        const auto references = references_of(chosen.references, chosen.reference_count);
         *image = image_of(pipeline->pipeline.edit(references, prompt, options_of(chosen)));
+    });
+}
+
+kontext_status kontext_edit_all(kontext_pipeline* pipeline, const kontext_batch_entry* entries, size_t count,
+                                int32_t num_images, const kontext_edit_options* options, kontext_image* images) {
+    return guarded([&] {
+        require(images != nullptr, "images");
+        const std::size_t total = num_images > 0 ? count * static_cast<std::size_t>(num_images) : 0;
+        std::fill_n(images, total, kontext_image{});
+        require(pipeline != nullptr, "pipeline");
+        require(entries != nullptr || count == 0, "entries");
+        std::vector<kontext::Edit> edits;
+        for (std::size_t i = 0; i < count; ++i) {
+            require(entries[i].prompt != nullptr, "prompt");
+            edits.push_back({references_of(entries[i].references, entries[i].reference_count), entries[i].prompt});
+        }
+        const kontext_edit_options chosen = options != nullptr ? *options : kontext_edit_options{};
+        const auto pictures = pipeline->pipeline.edit_all(edits, num_images, options_of(chosen));
+        try {
+            std::transform(pictures.begin(), pictures.end(), images, image_of);
+        } catch (const std::bad_alloc&) {
+            for (std::size_t i = 0; i < total; ++i) kontext_image_free(&images[i]);
+            throw;
+        }
+    });
+}
+
+kontext_status kontext_list_devices(const char* provider, kontext_device_found found, void* user) {
+    return guarded([&] {
+        require(found != nullptr, "found");
+        const auto given = [](const std::string& text) { return text.empty() ? nullptr : text.c_str(); };
+        for (const kontext::DeviceInfo& each : kontext::list_devices(provider != nullptr ? provider : ""))
+            found(user, given(each.device), given(each.provider), each.description.c_str());
     });
 }
 
@@ -120,7 +188,7 @@ kontext_status kontext_image_write(const kontext_image* image, const char* path)
     return guarded([&] {
         require(image != nullptr, "image");
         require(path != nullptr, "path");
-        kontext::write_png(picture_of(*image), path);
+        kontext::write_picture(picture_of(*image), path);
     });
 }
 

@@ -1,4 +1,4 @@
-// Decoding of PNG and JPEG files, before the pixels are converted to upright RGB.
+// Decoding of PNG, JPEG and WebP files, before the pixels are converted to upright RGB.
 #pragma once
 
 #include <string>
@@ -16,9 +16,10 @@ struct Pixels {
     std::vector<std::uint8_t> data;
 };
 
-// `name` is the file's name in messages. Both throw Error.
+// `name` is the file's name in messages. All throw Error; decode_webp always does in a build without libwebp.
 Pixels decode_png(const std::string& file, const std::string& name);
 Pixels decode_jpeg(const std::string& file, const std::string& name);
+Pixels decode_webp(const std::string& file, const std::string& name);
 
 // The orientation in EXIF data (a TIFF file: "II*\0…"), or 1.
 int exif_orientation(const unsigned char* data, std::size_t size);

@@ -6,18 +6,23 @@
 #include <jerror.h>
 
 #include <csetjmp>
+#include <cstdlib>
 #include <cstring>
 
 #include "decoding.hpp"
+#include "encoding.hpp"
 #include "resize.hpp"
 
 namespace kontext {
 namespace {
 
-struct Reader {
+struct Faults {
     jpeg_error_mgr errors;  // must be first: libjpeg passes its address back
     std::jmp_buf jump;
     char text[JMSG_LENGTH_MAX] = "";
+};
+
+struct Reader : Faults {
     jpeg_decompress_struct decoder{};
     bool made = false;
     ~Reader() {
@@ -25,10 +30,21 @@ struct Reader {
     }
 };
 
+struct Writer : Faults {
+    jpeg_compress_struct encoder{};
+    unsigned char* bytes = nullptr;
+    unsigned long size = 0;
+    bool made = false;
+    ~Writer() {
+        if (made) jpeg_destroy_compress(&encoder);
+        std::free(bytes);
+    }
+};
+
 [[noreturn]] void on_error(j_common_ptr common) {
-    auto* reader = reinterpret_cast<Reader*>(common->err);
-    (*common->err->format_message)(common, reader->text);
-    std::longjmp(reader->jump, 1);
+    auto* faults = reinterpret_cast<Faults*>(common->err);
+    (*common->err->format_message)(common, faults->text);
+    std::longjmp(faults->jump, 1);
 }
 
 // The only warning that means lost pixels, which libjpeg would fill with grey.
@@ -80,6 +96,29 @@ int orientation(const Reader& reader) {
     return 1;
 }
 
+bool guarded_write(Writer& writer, const Picture& picture) {
+    jpeg_compress_struct& encoder = writer.encoder;
+    encoder.err = jpeg_std_error(&writer.errors);
+    writer.errors.error_exit = on_error;
+    if (setjmp(writer.jump)) return false;
+    jpeg_create_compress(&encoder);
+    writer.made = true;
+    jpeg_mem_dest(&encoder, &writer.bytes, &writer.size);
+    encoder.image_width = static_cast<JDIMENSION>(picture.size.width);
+    encoder.image_height = static_cast<JDIMENSION>(picture.size.height);
+    encoder.input_components = 3;
+    encoder.in_color_space = JCS_RGB;
+    jpeg_set_defaults(&encoder);
+    jpeg_start_compress(&encoder, TRUE);
+    const std::size_t row_bytes = std::size_t{3} * encoder.image_width;
+    while (encoder.next_scanline < encoder.image_height) {
+        auto* row = const_cast<JSAMPROW>(picture.rgb.data() + row_bytes * encoder.next_scanline);  // only read
+        jpeg_write_scanlines(&encoder, &row, 1);
+    }
+    jpeg_finish_compress(&encoder);
+    return true;
+}
+
 // CMYK to RGB without colour profiles, rounded as Pillow does; Adobe's files store inverted inks.
 void to_rgb(Pixels& pixels, bool inverted) {
     const std::size_t count = pixels.data.size() / 4;
@@ -118,6 +157,13 @@ Pixels decode_jpeg(const std::string& file, const std::string& name) {
     check(guarded_rows(reader, pixels.data.data()));
     if (pixels.channels == 4) to_rgb(pixels, reader.decoder.saw_Adobe_marker != 0);
     return pixels;
+}
+
+std::string encode_jpeg(const Picture& picture) {
+    Writer writer;
+    if (!guarded_write(writer, picture))
+        throw Error(std::string("the picture cannot be written as JPEG: ") + writer.text);
+    return {reinterpret_cast<const char*>(writer.bytes), writer.size};
 }
 
 }  // namespace kontext

@@ -1,4 +1,4 @@
-// Picture files: reading to upright RGB, and writing PNG files that appear whole or not at all.
+// Picture files: reading to upright RGB, and writing files that appear whole or not at all.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,21 +17,23 @@
 namespace kontext {
 namespace {
 
-constexpr std::string_view png_magic = "\x89PNG\r\n\x1a\n", jpeg_magic = "\xFF\xD8\xFF";
+constexpr std::string_view png_magic = "\x89PNG\r\n\x1a\n", jpeg_magic = "\xFF\xD8\xFF", riff_magic = "RIFF";
 
 bool begins(const std::string& file, std::string_view magic) { return file.compare(0, magic.size(), magic) == 0; }
 
-// The bytes of a file that starts like a PNG or JPEG file.
+bool is_webp(const std::string& file) { return begins(file, riff_magic) && file.compare(8, 4, "WEBP") == 0; }
+
+// The bytes of a file that starts like a PNG, JPEG or WebP file.
 std::string read_file(const std::filesystem::path& path) {
     std::error_code code;
     if (!std::filesystem::exists(path, code)) throw Error(path.string() + " does not exist");
     if (std::filesystem::is_directory(path, code)) throw Error(path.string() + " is a folder, not a picture");
     std::ifstream file(path, std::ios::binary);
     if (!file) throw Error(path.string() + " cannot be read as a picture: " + std::strerror(errno));
-    std::string data(png_magic.size(), '\0');
+    std::string data(12, '\0');
     file.read(data.data(), static_cast<std::streamsize>(data.size()));
-    if (!file || (!begins(data, png_magic) && !begins(data, jpeg_magic)))
-        throw Error(path.string() + " is not a PNG or JPEG picture");
+    if (!file || (!begins(data, png_magic) && !begins(data, jpeg_magic) && !is_webp(data)))
+        throw Error(path.string() + " is not a PNG, JPEG or WebP picture");
     return data.append(std::istreambuf_iterator<char>(file), {});
 }
 
@@ -115,6 +117,16 @@ private:
     bool done = false;
 };
 
+// What writes files of a path's suffix.
+std::string (*encoder_of(const std::filesystem::path& path))(const Picture&) {
+    std::string suffix = path.extension().string();
+    for (char& c : suffix) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    if (suffix == ".png") return encode_png;
+    if (suffix == ".jpg" || suffix == ".jpeg") return encode_jpeg;
+    throw Error(path.string() + ": cannot write pictures of type '" + (suffix.empty() ? "(none)" : suffix) +
+                "': use .png or .jpg");
+}
+
 }  // namespace
 
 int exif_orientation(const unsigned char* data, std::size_t size) {
@@ -138,17 +150,27 @@ int exif_orientation(const unsigned char* data, std::size_t size) {
 
 Picture read_picture(const std::filesystem::path& path) {
     const std::string file = read_file(path);
-    const Pixels pixels = begins(file, png_magic) ? decode_png(file, path.string()) : decode_jpeg(file, path.string());
+    const auto decode = begins(file, png_magic) ? decode_png : is_webp(file) ? decode_webp : decode_jpeg;
+    const Pixels pixels = decode(file, path.string());
     return upright(flatten(pixels), pixels.orientation);
 }
 
-void write_png(const Picture& picture, const std::filesystem::path& path) {
+void check_writable(const std::filesystem::path& path) {
+    encoder_of(path);
+    if (std::filesystem::is_directory(path)) throw Error(path.string() + " is a folder: name a file");
+    const auto folder = std::filesystem::absolute(path).parent_path();
+    if (!std::filesystem::exists(folder)) throw Error(folder.string() + " does not exist: make the folder first");
+    if (::access(folder.c_str(), W_OK) != 0) throw Error(path.string() + " cannot be written: " + std::strerror(errno));
+}
+
+void write_picture(const Picture& picture, const std::filesystem::path& path) {
+    const auto encode = encoder_of(path);
     if (std::filesystem::is_directory(path)) throw Error(path.string() + " is a folder: name a file");
     const auto pixels = static_cast<std::size_t>(std::max(picture.size.width, 0)) *
                         static_cast<std::size_t>(std::max(picture.size.height, 0));
     if (pixels == 0 || picture.rgb.size() != 3 * pixels)
         throw Error("the picture has more or fewer pixels than its size says");
-    PartialFile(path).write(encode_png(picture));
+    PartialFile(path).write(encode(picture));
 }
 
 }  // namespace kontext

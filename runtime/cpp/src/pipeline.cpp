@@ -2,41 +2,19 @@
 #include <algorithm>
 #include <cmath>
 
+#include "backend.hpp"
 #include "bundle.hpp"
+#include "devices.hpp"
 #include "kontext/kontext.hpp"
+#include "request.hpp"
 #include "resize.hpp"
 #include "sampling.hpp"
-#include "sessions.hpp"
 #include "tokenizer.hpp"
 
 namespace kontext {
 namespace {
 
 constexpr std::uint64_t large_weights = std::uint64_t{2} << 30;
-constexpr std::int64_t max_areas = 16;  // an output of more times the largest preferred size is taken for a typo
-
-std::int64_t area(Size size) { return std::int64_t{size.width} * size.height; }
-
-std::string text_of(Size size) { return std::to_string(size.width) + "x" + std::to_string(size.height); }
-
-Size checked(Size size, const SamplerSettings& settings) {
-    const int multiple = settings.size_multiple;
-    for (int side : {size.width, size.height})
-        if (side < multiple || side % multiple != 0)
-            throw Error("size " + text_of(size) + ": both sides must be multiples of " + std::to_string(multiple));
-    std::int64_t largest = 0;
-    for (Size each : settings.preferred_sizes) largest = std::max(largest, area(each));
-    if (area(size) > max_areas * largest)
-        throw Error("size " + text_of(size) + " is more than " + std::to_string(max_areas) +
-                    " times as large as this model's pictures (" + std::to_string(largest) + " pixels)");
-    return size;
-}
-
-Size most_square(const std::vector<Size>& sizes) {
-    return *std::min_element(sizes.begin(), sizes.end(), [](Size a, Size b) {
-        return std::abs(a.width - a.height) < std::abs(b.width - b.height);
-    });
-}
 
 // An output of a graph, checked to have this shape (-1 is any size) and to be finite: later graphs and to_picture hide
 // NaN.
@@ -53,182 +31,241 @@ Tensor take(Outputs outputs, const std::string& graph, const char* name, const s
     return std::move(found->second);
 }
 
-// The arguments of an edit with defaults filled in.
-struct Request {
-    int steps;
-    double guidance;
-    Size size;
-    std::vector<Size> reference_sizes;
+// Appends part `index` of `count` equal parts.
+void append_part(Floats& to, const Floats& from, std::size_t index, std::size_t count) {
+    const std::size_t size = from.size() / count;
+    const auto start = from.begin() + static_cast<std::ptrdiff_t>(index * size);
+    to.insert(to.end(), start, start + static_cast<std::ptrdiff_t>(size));
+}
+
+std::int64_t extent(std::size_t size) { return static_cast<std::int64_t>(size); }
+
+// The prompts of rows, each once, and each row's among them.
+struct Prompts {
+    std::vector<std::string> texts;
+    std::vector<std::size_t> of_row;
+
+    void add(const std::string& text) {
+        const auto found = std::find(texts.begin(), texts.end(), text);
+        of_row.push_back(static_cast<std::size_t>(found - texts.begin()));
+        if (found == texts.end()) texts.push_back(text);
+    }
 };
 
-Request build(const SamplerSettings& settings, const std::vector<Picture>& references, const EditOptions& options) {
-    Request request{options.steps.value_or(settings.steps), options.guidance.value_or(settings.guidance), {}, {}};
-    if (request.steps < 1)
-        throw Error("steps must be a whole number of 1 or more, not " + std::to_string(request.steps));
-    if (!std::isfinite(request.guidance)) throw Error("guidance must be a finite number");
-    for (const Picture& picture : references) {
-        const auto [width, height] = picture.size;
-        if (width < 1 || height < 1 || picture.rgb.size() != 3 * static_cast<std::uint64_t>(area(picture.size)))
-            throw Error("a picture of " + text_of(picture.size) + " must have that many pixels of 3 bytes");
-        if (static_cast<std::uint64_t>(area(picture.size)) > max_pixels) throw too_large("the picture");
-        request.reference_sizes.push_back(preferred_size(picture.size, settings.preferred_sizes));
-    }
-    if (options.size) {
-        request.size = checked(*options.size, settings);
-    } else {
-        request.size = references.empty() ? most_square(settings.preferred_sizes) : request.reference_sizes[0];
-    }
-    return request;
-}
+// What an edit computes before the first step, [prompts, …] each, and tokens by a reference's index.
+struct Conditions {
+    Prompts prompts;
+    Tensor pooled, text;
+    std::map<std::size_t, Floats> references;
+};
 
 }  // namespace
 
 struct Pipeline::State {
     Bundle bundle;
+    LoadOptions options;
     bool low_memory;
     Tokenizer clip, t5;
-    Sessions sessions;
+    std::unique_ptr<Backend> backend;
 
     State(const fs::path& folder, const LoadOptions& options)
-        : bundle(opened(folder, options.verify)),
-          low_memory(options.low_memory.value_or(bundle.weight_bytes() >= large_weights)),
+        : bundle(Bundle::open(folder)),
+          options(options),
+          // A plan for a memory budget assumes that each network is dropped.
+          low_memory(options.low_memory.value_or(bundle.weight_bytes() >= large_weights || bundle.planned)),
           clip(bundle.tokenizers.at("clip").path),
           t5(bundle.tokenizers.at("t5").path),
-          sessions(bundle, options.threads) {}
-
-    static Bundle opened(const fs::path& folder, bool verify) {
-        Bundle bundle = Bundle::open(folder);
-        if (!bundle.missing_kernels.empty()) throw Error(bundle.missing_kernels);
-        if (verify) bundle.verify();
-        return bundle;
+          backend(open_backend(bundle, options, low_memory)) {
+        if (options.verify) bundle.verify();
     }
 
     // Runs a graph that the edit does not need again.
     Outputs last(const std::string& graph, const Inputs& inputs) {
-        Outputs outputs = sessions.run(graph, inputs);
-        if (low_memory) sessions.release(graph);
+        Outputs outputs = backend->run(graph, inputs);
+        if (low_memory) backend->release(graph);
         return outputs;
     }
 
+    // The ids [texts, max_length] of texts.
     static Ids tokenize(const Tokenizer& tokenizer, const TokenizerEntry& entry, const char* encoder,
-                        std::string_view prompt, const EditOptions& options) {
-        std::size_t lost = 0;
-        Ids ids = tokenizer.encode(prompt, entry.max_length, lost);
-        ids.resize(std::max(ids.size(), entry.max_length), entry.pad_id);
-        if (lost > 0 && options.warning)
-            options.warning("the prompt is longer than " + std::string(encoder) + "'s " +
-                            std::to_string(entry.max_length) + " tokens: its last " + std::to_string(lost) +
-                            " tokens are ignored there");
-        return ids;
+                        const std::vector<std::string>& texts, const EditOptions& options) {
+        Ids all;
+        for (const std::string& text : texts) {
+            std::size_t lost = 0;
+            Ids ids = tokenizer.encode(text, entry.max_length, lost);
+            ids.resize(std::max(ids.size(), entry.max_length), entry.pad_id);
+            all.insert(all.end(), ids.begin(), ids.end());
+            if (lost > 0 && options.warning)
+                options.warning("the prompt is longer than " + std::string(encoder) + "'s " +
+                                std::to_string(entry.max_length) + " tokens: its last " + std::to_string(lost) +
+                                " tokens are ignored there");
+        }
+        return all;
     }
 
     Grid grid(Size size) const { return {size.height / (2 * bundle.downscale), size.width / (2 * bundle.downscale)}; }
 
-    // Tokens [tokens, in_channels] of all references.
-    Floats encode(const std::vector<Picture>& references, const std::vector<Size>& sizes) {
-        Floats tokens;
-        for (std::size_t i = 0; i < references.size(); ++i) {
-            const auto [rows, columns] = grid(sizes[i]);
-            const Floats image = to_array(references[i], sizes[i]);
-            Inputs inputs;
-            inputs.add("image", view(image, {1, 3, sizes[i].height, sizes[i].width}));
-            const Tensor latents = take(sessions.run("vae_encoder", inputs), "vae_encoder", "latents",
-                                        {1, bundle.latent_channels, 2 * rows, 2 * columns});
-            const Floats packed = pack(latents.data, bundle.latent_channels, {rows, columns});
-            tokens.insert(tokens.end(), packed.begin(), packed.end());
+    std::vector<Picture> edit(const std::vector<Edit>& edits, int num_images, const EditOptions& chosen) {
+        backend->reset();
+        backend->warning = chosen.warning;
+        const Request request = build_request(bundle.sampler, edits, num_images, chosen);
+        if (options.input_filter)
+            for (const Edit& each : edits) options.input_filter(each.references, each.prompt);
+        const auto batches = request.batches();
+        const Conditions conditions = encode(request, chosen);
+        std::vector<Picture> pictures(request.rows.size());
+        for (std::size_t number = 0; number < batches.size(); ++number) {
+            std::vector<Row> rows;
+            for (std::size_t index : batches[number]) rows.push_back(request.rows[index]);
+            const Tensor latents = sample(rows, request, conditions, chosen, number, batches.size());
+            for (std::size_t i = 0; i < rows.size(); ++i)
+                pictures[batches[number][i]] = decode(latents, i, rows[i].size);
+            if (low_memory) backend->release("vae_decoder");
         }
-        if (low_memory) sessions.release("vae_encoder");
-        return tokens;
+        if (options.output_filter)
+            for (Picture& picture : pictures) picture = options.output_filter(std::move(picture));
+        return pictures;
     }
 
-    // The modulations of all steps in one batch, [steps, …] each.
-    Outputs modulations(const Floats& times, const Request& request, const Tensor& pooled) {
-        const auto steps = static_cast<std::size_t>(request.steps);
-        Floats timesteps, guidance(steps, static_cast<float>(request.guidance)), rows;
+    Conditions encode(const Request& request, const EditOptions& chosen) {
+        Conditions result;
+        for (const Row& row : request.rows) result.prompts.add(row.edit->prompt);
+        const std::vector<std::string>& texts = result.prompts.texts;
+        const TokenizerEntry &clip_entry = bundle.tokenizers.at("clip"), &t5_entry = bundle.tokenizers.at("t5");
+        const Ids clip_ids = tokenize(clip, clip_entry, "CLIP", texts, chosen);
+        const Ids t5_ids = tokenize(t5, t5_entry, "T5", texts, chosen);
+        const std::int64_t count = extent(texts.size());
+        result.pooled =
+            take(last("text_encoder", {{"input_ids", view(clip_ids, {count, extent(clip_entry.max_length)})}}),
+                 "text_encoder", "pooled", {count, bundle.pooled_dim});
+        result.text = take(last("text_encoder_2", {{"input_ids", view(t5_ids, {count, extent(t5_entry.max_length)})}}),
+                           "text_encoder_2", "text", {count, -1, bundle.text_dim});
+        for (const Row& row : request.rows)
+            for (const Reference& reference : row.references)
+                if (result.references.count(reference.index) == 0)
+                    result.references[reference.index] = encode(*reference.picture, reference.size);
+        if (low_memory) backend->release("vae_encoder");
+        return result;
+    }
+
+    // Tokens [tokens, in_channels] of a reference.
+    Floats encode(const Picture& picture, Size size) {
+        const auto [rows, columns] = grid(size);
+        const Floats image = to_array(picture, size);
+        const Tensor latents =
+            take(backend->run("vae_encoder", {{"image", view(image, {1, 3, size.height, size.width})}}), "vae_encoder",
+                 "latents", {1, bundle.latent_channels, 2 * rows, 2 * columns});
+        return pack(latents.data, bundle.latent_channels, {rows, columns});
+    }
+
+    // The modulations of all steps of `prompts`, in one batch: [steps * prompts, …] each.
+    Outputs modulations(const Floats& times, double strength, const Floats& pooled, std::size_t prompts) {
+        const std::size_t steps = times.size() - 1, count = steps * prompts;
+        Floats timesteps, guidance(count, static_cast<float>(strength)), rows;
         for (std::size_t i = 0; i < steps; ++i) {
-            timesteps.push_back(times[i] * 1000.0f / 1000.0f);  // as diffusers does, in float32
-            rows.insert(rows.end(), pooled.data.begin(), pooled.data.end());
+            timesteps.insert(timesteps.end(), prompts, times[i] * 1000.0f / 1000.0f);  // as diffusers does, in float32
+            rows.insert(rows.end(), pooled.begin(), pooled.end());
         }
-        Inputs inputs;
-        inputs.add("timestep", view(timesteps, {request.steps}));
-        inputs.add("guidance", view(guidance, {request.steps}));
-        inputs.add("pooled", view(rows, {request.steps, bundle.pooled_dim}));
-        Outputs outputs = last("modulation", inputs);
+        Outputs outputs = last("modulation", {{"timestep", view(timesteps, {extent(count)})},
+                                              {"guidance", view(guidance, {extent(count)})},
+                                              {"pooled", view(rows, {extent(count), bundle.pooled_dim})}});
         for (const auto& [name, value] : outputs)
-            if (value.shape.empty() || value.shape[0] != request.steps)
+            if (value.shape.empty() || value.shape[0] != extent(count))
                 throw Error("modulation is not a graph of this format: its output " + name + " has another shape");
         return outputs;
     }
 
-    Picture edit(const std::vector<Picture>& pictures, std::string_view prompt, const EditOptions& options) {
-        const Request request = build(bundle.sampler, pictures, options);
-        const Ids clip_ids = tokenize(clip, bundle.tokenizers.at("clip"), "CLIP", prompt, options);
-        const Ids t5_ids = tokenize(t5, bundle.tokenizers.at("t5"), "T5", prompt, options);
-        Inputs inputs;
-        inputs.add("input_ids", view(clip_ids));
-        const Tensor pooled = take(last("text_encoder", inputs), "text_encoder", "pooled", {1, bundle.pooled_dim});
-        inputs = {};
-        inputs.add("input_ids", view(t5_ids));
-        const Tensor text = take(last("text_encoder_2", inputs), "text_encoder_2", "text", {1, -1, bundle.text_dim});
-        const Floats reference = encode(pictures, request.reference_sizes);
-        const Floats target = sample(request, pooled, text, reference, options);
-        const Grid shape = grid(request.size);
-        const Floats latents = unpack(target, bundle.latent_channels, shape);
-        inputs = {};
-        inputs.add("latents", view(latents, {1, bundle.latent_channels, 2 * shape.rows, 2 * shape.columns}));
-        const Tensor image =
-            take(last("vae_decoder", inputs), "vae_decoder", "image", {1, 3, request.size.height, request.size.width});
-        return to_picture(image.data, request.size);
-    }
-
-    // Tokens [target_tokens, in_channels] after the last step: Euler on the rectified flow, x += (t_next - t) * v.
-    Floats sample(const Request& request, const Tensor& pooled, const Tensor& text, const Floats& reference,
-                  const EditOptions& options) {
-        const Grid shape = grid(request.size);
-        const std::int64_t channels = bundle.in_channels, text_tokens = text.shape[1];
-        const std::int64_t tokens = std::int64_t{shape.rows} * shape.columns;
-        Floats target =
-            pack(randn(options.seed, static_cast<std::size_t>(tokens * channels)), bundle.latent_channels, shape);
+    // Latents [rows, channels, height, width] of rows of one shape after the last step: Euler on the rectified flow,
+    // x += (t_next - t) * v. They are batch `number` of `batches`.
+    Tensor sample(const std::vector<Row>& rows, const Request& request, const Conditions& conditions,
+                  const EditOptions& chosen, std::size_t number, std::size_t batches) {
+        const Grid shape = grid(rows[0].size);
+        const std::size_t count = rows.size();
+        const std::int64_t channels = bundle.in_channels, tokens = std::int64_t{shape.rows} * shape.columns;
+        Prompts prompts;
+        Floats target, reference, text, pooled;
+        for (const Row& row : rows) {
+            const Floats noise =
+                pack(randn(row.seed, static_cast<std::size_t>(tokens * channels)), bundle.latent_channels, shape);
+            target.insert(target.end(), noise.begin(), noise.end());
+            for (const Reference& each : row.references) {
+                const Floats& part = conditions.references.at(each.index);
+                reference.insert(reference.end(), part.begin(), part.end());
+            }
+            const std::vector<std::string>& known = conditions.prompts.texts;
+            const auto index =
+                static_cast<std::size_t>(std::find(known.begin(), known.end(), row.edit->prompt) - known.begin());
+            append_part(text, conditions.text.data, index, known.size());
+            const std::size_t different = prompts.texts.size();
+            prompts.add(row.edit->prompt);
+            if (prompts.texts.size() > different) append_part(pooled, conditions.pooled.data, index, known.size());
+        }
         const Floats times = schedule(request.steps, static_cast<int>(tokens), bundle.sampler);
-        const Outputs modulations = this->modulations(times, request, pooled);
-        std::vector<Grid> grids = {shape};
-        for (Size size : request.reference_sizes) grids.push_back(grid(size));
+        const Outputs modulations = this->modulations(times, request.guidance, pooled, prompts.texts.size());
+        std::vector<Grid> grids;
+        for (Size size : rows[0].shape()) grids.push_back(grid(size));
+        const std::int64_t text_tokens = conditions.text.shape[1], half = bundle.head_dim / 2;
         const auto [cos, sin] = rope_tables(static_cast<int>(text_tokens), grids, bundle);
-        const std::int64_t half = bundle.head_dim / 2, sequence = static_cast<std::int64_t>(cos.size()) / half;
-        for (std::size_t step = 0; step + 1 < times.size(); ++step) {
-            Inputs inputs;
-            inputs.add("target", view(target, {1, tokens, channels}));
-            inputs.add("reference",
-                       view(reference, {1, static_cast<std::int64_t>(reference.size()) / channels, channels}));
-            inputs.add("text", view(text.data, text.shape));
-            inputs.add("rope_cos", view(cos, {sequence, half}));
-            inputs.add("rope_sin", view(sin, {sequence, half}));
+        const std::int64_t sequence = extent(cos.size()) / half;
+        Inputs shared = {
+            {"reference",
+             view(reference, {extent(count), extent(reference.size()) / channels / extent(count), channels})},
+            {"text", view(text, {extent(count), text_tokens, bundle.text_dim})},
+            {"rope_cos", view(cos, {sequence, half})},
+            {"rope_sin", view(sin, {sequence, half})}};
+        backend->hold(shared);
+        const std::size_t steps = times.size() - 1, parts = steps * prompts.texts.size();
+        for (std::size_t step = 0; step < steps; ++step) {
+            Inputs inputs = shared;
+            inputs["target"] = view(target, {extent(count), tokens, channels});
+            std::map<std::string, Floats> chunks;
             for (const auto& [name, value] : modulations) {
-                std::vector<std::int64_t> row = value.shape;
-                row[0] = 1;
-                inputs.add(name.c_str(),
-                           view(value.data.data() + step * (value.data.size() / (times.size() - 1)), row));
+                Floats& chunk = chunks[name];
+                for (std::size_t index : prompts.of_row)
+                    append_part(chunk, value.data, step * prompts.texts.size() + index, parts);
+                std::vector<std::int64_t> extents = value.shape;
+                extents[0] = extent(count);
+                inputs[name] = view(chunk, extents);
             }
             const Tensor velocity =
-                take(sessions.run("transformer", inputs), "transformer", "velocity", {1, tokens, channels});
+                take(backend->run("transformer", inputs), "transformer", "velocity", {extent(count), tokens, channels});
             const float interval = times[step + 1] - times[step];
             for (std::size_t i = 0; i < target.size(); ++i) target[i] += interval * velocity.data[i];
-            tell(options, static_cast<int>(step) + 1, request.steps, target, shape);
+            backend->check_stopped();
+            if (chosen.progress)
+                tell(chosen, number * steps + step + 1, batches * steps, unpacked(target, count, shape));
         }
-        if (low_memory) sessions.release("transformer");
-        return target;
+        if (low_memory) backend->release("transformer");
+        return unpacked(target, count, shape);
     }
 
-    void tell(const EditOptions& options, int step, int steps, const Floats& target, Grid shape) {
-        sessions.check_stopped();
-        if (!options.progress) return;
-        const Floats latents = unpack(target, bundle.latent_channels, shape);
-        const auto extent = [](int value) { return static_cast<std::size_t>(value); };
-        const Progress progress{step,
-                                steps,
-                                latents.data(),
-                                {extent(bundle.latent_channels), extent(2 * shape.rows), extent(2 * shape.columns)}};
-        if (!options.progress(progress)) throw Cancelled("the edit was cancelled");
+    // Latents of tokens [count, tokens, channels].
+    Tensor unpacked(const Floats& tokens, std::size_t count, Grid shape) const {
+        Tensor result{{extent(count), bundle.latent_channels, 2 * shape.rows, 2 * shape.columns}, {}};
+        for (std::size_t i = 0; i < count; ++i) {
+            Floats part;
+            append_part(part, tokens, i, count);
+            const Floats latents = unpack(part, bundle.latent_channels, shape);
+            result.data.insert(result.data.end(), latents.begin(), latents.end());
+        }
+        return result;
+    }
+
+    static void tell(const EditOptions& chosen, std::size_t step, std::size_t steps, const Tensor& latents) {
+        Progress progress{static_cast<int>(step), static_cast<int>(steps), latents.data.data(), {}};
+        std::copy(latents.shape.begin(), latents.shape.end(), progress.extents.begin());
+        if (!chosen.progress(progress)) throw Cancelled("the edit was cancelled");
+    }
+
+    // The picture of row `index`, decoded alone: a batch takes more memory, not less time.
+    Picture decode(const Tensor& latents, std::size_t index, Size size) {
+        Floats part;
+        append_part(part, latents.data, index, static_cast<std::size_t>(latents.shape[0]));
+        std::vector<std::int64_t> shape = latents.shape;
+        shape[0] = 1;
+        const Tensor image = take(backend->run("vae_decoder", {{"latents", view(part, shape)}}), "vae_decoder", "image",
+                                  {1, 3, size.height, size.width});
+        return to_picture(image.data, size);
     }
 };
 
@@ -239,10 +276,13 @@ Pipeline::Pipeline(Pipeline&&) noexcept = default;
 Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
 
 Picture Pipeline::edit(const std::vector<Picture>& references, std::string_view prompt, const EditOptions& options) {
-    state->sessions.reset();
-    return state->edit(references, prompt, options);
+    return std::move(state->edit({{references, std::string(prompt)}}, 1, options)[0]);
 }
 
-void Pipeline::cancel() noexcept { state->sessions.stop(); }
+std::vector<Picture> Pipeline::edit_all(const std::vector<Edit>& edits, int num_images, const EditOptions& options) {
+    return state->edit(edits, num_images, options);
+}
+
+void Pipeline::cancel() noexcept { state->backend->stop(); }
 
 }  // namespace kontext

@@ -1,8 +1,41 @@
 #include "sha256.hpp"
 
+#ifdef KONTEXT_WITH_OPENSSL
+#include <openssl/evp.h>
+
+#include <new>
+#endif
+
 #include <algorithm>
 
 namespace kontext {
+
+#ifdef KONTEXT_WITH_OPENSSL
+
+struct Sha256::State {
+    EVP_MD_CTX* context = EVP_MD_CTX_new();
+    ~State() { EVP_MD_CTX_free(context); }
+};
+
+Sha256::Sha256() : state(std::make_unique<State>()) {
+    if (state->context == nullptr || EVP_DigestInit_ex(state->context, EVP_sha256(), nullptr) != 1)
+        throw std::bad_alloc();
+}
+
+void Sha256::update(const char* data, std::size_t size) { EVP_DigestUpdate(state->context, data, size); }
+
+std::string Sha256::hex() {
+    std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+    unsigned int size = 0;
+    EVP_DigestFinal_ex(state->context, digest.data(), &size);
+    std::string text;
+    for (unsigned int i = 0; i < size; ++i)
+        text += {"0123456789abcdef"[digest[i] >> 4], "0123456789abcdef"[digest[i] & 15]};
+    return text;
+}
+
+#else
+
 namespace {
 
 constexpr std::uint32_t constants[64] = {
@@ -19,7 +52,18 @@ std::uint32_t turned(std::uint32_t x, int by) { return x >> by | x << (32 - by);
 
 }  // namespace
 
-void Sha256::block(const unsigned char* bytes) {
+struct Sha256::State {
+    std::array<std::uint32_t, 8> words = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                          0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    std::array<unsigned char, 64> pending{};
+    std::size_t filled = 0;
+    std::uint64_t total = 0;
+
+    void block(const unsigned char* bytes);
+    void update(const char* data, std::size_t size);
+};
+
+void Sha256::State::block(const unsigned char* bytes) {
     std::uint32_t w[64];
     for (int i = 0; i < 16; ++i, bytes += 4)
         w[i] = std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
@@ -28,7 +72,7 @@ void Sha256::block(const unsigned char* bytes) {
         w[i] =
             w[i - 16] + (turned(a, 7) ^ turned(a, 18) ^ a >> 3) + w[i - 7] + (turned(b, 17) ^ turned(b, 19) ^ b >> 10);
     }
-    auto [a, b, c, d, e, f, g, h] = state;
+    auto [a, b, c, d, e, f, g, h] = words;
     for (int i = 0; i < 64; ++i) {
         const std::uint32_t first =
             h + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) + ((e & f) ^ (~e & g)) + constants[i] + w[i];
@@ -36,10 +80,10 @@ void Sha256::block(const unsigned char* bytes) {
         h = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + second;
     }
     const std::uint32_t added[8] = {a, b, c, d, e, f, g, h};
-    for (std::size_t i = 0; i < 8; ++i) state[i] += added[i];
+    for (std::size_t i = 0; i < 8; ++i) words[i] += added[i];
 }
 
-void Sha256::update(const char* data, std::size_t size) {
+void Sha256::State::update(const char* data, std::size_t size) {
     total += size;
     const auto* bytes = reinterpret_cast<const unsigned char*>(data);
     while (size > 0) {
@@ -58,17 +102,25 @@ void Sha256::update(const char* data, std::size_t size) {
     }
 }
 
+Sha256::Sha256() : state(std::make_unique<State>()) {}
+
+void Sha256::update(const char* data, std::size_t size) { state->update(data, size); }
+
 std::string Sha256::hex() {
-    const std::uint64_t bits = total * 8;
+    const std::uint64_t bits = state->total * 8;
     std::string end(1, '\x80');
-    while ((total + end.size()) % 64 != 56) end += '\0';
+    while ((state->total + end.size()) % 64 != 56) end += '\0';
     for (int shift = 56; shift >= 0; shift -= 8) end += static_cast<char>(bits >> shift & 0xFF);
-    update(end.data(), end.size());
+    state->update(end.data(), end.size());
     std::string text;
-    for (std::uint32_t word : state)
+    for (std::uint32_t word : state->words)
         for (int shift = 28; shift >= 0; shift -= 4) text += "0123456789abcdef"[word >> shift & 15];
     return text;
 }
+
+#endif
+
+Sha256::~Sha256() = default;
 
 std::string sha256(const std::string& data) {
     Sha256 digest;

@@ -1,26 +1,24 @@
-// SHA-256 (FIPS 180-4).
+// SHA-256 (FIPS 180-4): libcrypto's, which uses the processor's instructions for it, in builds that found it.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace kontext {
 
 class Sha256 {
 public:
+    Sha256();
+    ~Sha256();
     void update(const char* data, std::size_t size);
     std::string hex();  // of all data so far; the object cannot be used afterwards
 
 private:
-    void block(const unsigned char* bytes);
-
-    std::array<std::uint32_t, 8> state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-                                          0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-    std::array<unsigned char, 64> pending{};
-    std::size_t filled = 0;
-    std::uint64_t total = 0;
+    struct State;
+    std::unique_ptr<State> state;
 };
 
 std::string sha256(const std::string& data);

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bundle.hpp"
+#include "onnxruntime_backend.hpp"
 #include "resize.hpp"
 #include "sampling.hpp"
 #include "sha256.hpp"
@@ -73,12 +74,42 @@ void latents(const Words& words) {
     const std::size_t cross = words.at(3).find('x');
     options.size = Size{std::stoi(words.at(3)), std::stoi(words.at(3).substr(cross + 1))};
     options.progress = [](const Progress& at) {
-        if (at.step == at.steps) raw(Floats(at.latents, at.latents + at.extents[0] * at.extents[1] * at.extents[2]));
+        if (at.step == at.steps)
+            raw(Floats(at.latents, at.latents + at.extents[0] * at.extents[1] * at.extents[2] * at.extents[3]));
         return true;
     };
     std::vector<Picture> references;
     for (std::size_t i = 5; i < words.size(); ++i) references.push_back(read_picture(words[i]));
     Pipeline(words.at(0)).edit(references, words.at(4), options);
+}
+
+// Sessions whose verbose log says which provider runs which node.
+class Verbose : public OnnxRuntimeBackend {
+public:
+    using OnnxRuntimeBackend::OnnxRuntimeBackend;
+
+protected:
+    void adjust(Ort::SessionOptions& options) override { options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_VERBOSE); }
+};
+
+void ORT_API_CALL print_placement(void*, OrtLoggingLevel, const char*, const char*, const char*, const char* message) {
+    // " Node(s) placed on [NAME]. Number of nodes: N" and then "  OPERATOR (NODE)" for each
+    const std::string text = message;
+    if (text.find("placed on [") != std::string::npos || text.find("Memcpy nodes are added") != std::string::npos ||
+        text.compare(0, 2, "  ") == 0)
+        std::cout << text << '\n';
+}
+
+// BUNDLE DEVICE: loads every graph; prints its name and then where ONNX Runtime placed its nodes.
+void placement(const Words& words) {
+    const Ort::Env env(ORT_LOGGING_LEVEL_VERBOSE, "probe", print_placement, nullptr);
+    const Bundle bundle = Bundle::open(words.at(0));
+    Verbose backend(bundle, words.at(1), 1);
+    for (const auto& [graph, entry] : bundle.graphs) {
+        std::cout << "graph " << graph << '\n';
+        backend.load(graph);
+        backend.release(graph);
+    }
 }
 
 void digest(const Words&) { std::cout << sha256(standard_input()) << '\n'; }
@@ -87,8 +118,8 @@ void digest(const Words&) { std::cout << sha256(standard_input()) << '\n'; }
 
 int main(int count, char** arguments) {
     const std::map<std::string, void (*)(const Words&)> commands = {
-        {"ids", ids},       {"noise", noise},     {"times", times},  {"rope", rope},
-        {"pixels", pixels}, {"latents", latents}, {"digest", digest}};
+        {"ids", ids},       {"noise", noise},     {"times", times},   {"rope", rope},
+        {"pixels", pixels}, {"latents", latents}, {"digest", digest}, {"placement", placement}};
     try {
         const Words words(arguments + 1, arguments + count);
         commands.at(words.at(0))({words.begin() + 1, words.end()});

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -38,6 +39,21 @@ class CppBuild:
     edit: Path
     probe: Path
     library: Path
+
+    def run(self, *words: object) -> subprocess.CompletedProcess[str]:
+        """Runs kontext-edit-cpp."""
+        return subprocess.run(
+            list(map(str, (self.edit, *words))), capture_output=True, text=True, timeout=300
+        )
+
+    def refuse(self, *words: object) -> str:
+        """The one line with which kontext-edit-cpp refuses to run."""
+        done = self.run(*words)
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == ""
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
 
     def ask(self, *words: object, given: bytes = b"") -> bytes:
         """What the probe answers."""
@@ -98,6 +114,13 @@ def cmake(*words: object) -> None:
     )
 
 
+def openvino_cmake() -> Path | None:
+    """The CMake files in OpenVINO's wheel, if it is installed."""
+    found = importlib.util.find_spec("openvino")
+    folder = Path(found.origin).parent / "cmake" if found is not None and found.origin else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
 def build(folder: Path, *options: str) -> None:
     """Configures, builds and installs into `folder`. One translation unit for many files: half the time."""
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
@@ -105,6 +128,7 @@ def build(folder: Path, *options: str) -> None:
         f"-DONNXRUNTIME_ROOT={SDK}",
         f"-DCMAKE_INSTALL_PREFIX={folder}",
         "-DCMAKE_UNITY_BUILD=ON",
+        *([f"-DOpenVINO_DIR={openvino_cmake()}"] if openvino_cmake() else ["-DKONTEXT_OPENVINO=OFF"]),
         *options,
     )
     cmake("-S", SOURCES, "-B", folder / "build", *generator, *options)
@@ -149,10 +173,13 @@ def cpp(kept_folder: Path) -> CppBuild:
 
 @pytest.fixture(scope="session")
 def sanitized(kept_folder: Path) -> CppBuild:
-    """With AddressSanitizer and UndefinedBehaviorSanitizer, and a static library."""
+    """With AddressSanitizer and UndefinedBehaviorSanitizer, a static library, our own SHA-256."""
     need_tools()
     options = (
         "-DKONTEXT_SANITIZE=address,undefined",
+        "-DKONTEXT_BUILD_PROBE=ON",
+        "-DKONTEXT_OPENSSL=OFF",
+        "-DKONTEXT_OPENVINO=OFF",  # it loads libraries in a way (RTLD_DEEPBIND) that AddressSanitizer refuses
         "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -g1 -D_GLIBCXX_ASSERTIONS",
     )
     return built(once(kept_folder / "cpp-sanitized", lambda folder: build(folder, *options)))

@@ -35,16 +35,29 @@ typedef struct kontext_image {
     uint8_t* rgb;
 } kontext_image;
 
+/* Content filters: FLUX.1 [dev]'s licence asks those who deploy it for them; none is built in. Both return NULL to go
+ * on, or why they refuse: one line that is valid until the next call. The first is called with an edit's references and
+ * prompt before anything runs, the second with each finished picture, whose pixels it may change. */
+typedef const char* (*kontext_input_filter)(void* user, const kontext_image* references, size_t reference_count,
+                                            const char* prompt);
+typedef const char* (*kontext_output_filter)(void* user, kontext_image* image);
+
 typedef struct kontext_load_options {
-    int32_t threads;    /* cores that a network may use; 0: all that this process may use */
-    int32_t low_memory; /* drop each network after its part of an edit: 1 yes, -1 no, 0: from 2 GiB of weights on */
-    int32_t verify;     /* not 0: compare every file's SHA-256 first */
+    const char* device;   /* auto, cpu, cuda, openvino, openvino:cpu, openvino:gpu, openvino:npu; NULL: auto */
+    const char* provider; /* a plug-in provider of ONNX Runtime: "LIBRARY[:key=value,...]"; NULL: none */
+    const char* compute;  /* with OpenVINO: fp32, bf16 or fp16; NULL: what the bundle says */
+    int32_t threads;      /* cores that a network may use; 0: all that this process may use */
+    int32_t low_memory;   /* drop each network after its part of an edit: 1 yes, -1 no, 0: from 2 GiB of weights on */
+    int32_t verify;       /* not 0: compare every file's SHA-256 first */
+    kontext_input_filter input_filter;
+    kontext_output_filter output_filter;
+    void* user; /* passed to both filters */
 } kontext_load_options;
 
-/* Called after each step; latents are float [channels, height, width]. Return non-zero to stop the edit. */
-typedef int (*kontext_progress)(void* user, int32_t step, int32_t steps, const float* latents, const size_t extents[3]);
+/* Called after each step; latents are float [pictures, channels, height, width]. Return non-zero to stop the edit. */
+typedef int (*kontext_progress)(void* user, int32_t step, int32_t steps, const float* latents, const size_t extents[4]);
 
-/* Called if a prompt is truncated. */
+/* Called if a prompt is truncated, or no GPU could be used. */
 typedef void (*kontext_warning)(void* user, const char* message);
 
 typedef struct kontext_edit_options {
@@ -70,10 +83,29 @@ KONTEXT_API void kontext_free(kontext_pipeline* pipeline);
 KONTEXT_API kontext_status kontext_edit(kontext_pipeline* pipeline, const char* prompt,
                                         const kontext_edit_options* options, kontext_image* image);
 
+/* One prompt of a batch, with its references. */
+typedef struct kontext_batch_entry {
+    const char* prompt;
+    const kontext_image* references; /* may be NULL: draw from the prompt alone */
+    size_t reference_count;
+} kontext_batch_entry;
+
+/* `num_images` pictures for each of `count` entries, into images[count * num_images], entry by entry. The first has the
+ * options' seed, each further one the next. The options' references are not used. Free each with kontext_image_free. */
+KONTEXT_API kontext_status kontext_edit_all(kontext_pipeline* pipeline, const kontext_batch_entry* entries,
+                                            size_t count, int32_t num_images, const kontext_edit_options* options,
+                                            kontext_image* images);
+
 /* Stops the running edit, from any thread, also in the middle of a step. */
 KONTEXT_API void kontext_cancel(kontext_pipeline* pipeline);
 
-/* Read PNG or JPEG, write PNG. */
+/* Calls `found` for each device that this build finds here, with what kontext_load_options takes (one of `device` and
+ * `provider` is NULL) and a description; with a plug-in provider ("LIBRARY[:key=value,...]", may be NULL) for its
+ * devices too. */
+typedef void (*kontext_device_found)(void* user, const char* device, const char* provider, const char* description);
+KONTEXT_API kontext_status kontext_list_devices(const char* provider, kontext_device_found found, void* user);
+
+/* Read PNG, JPEG or (in builds with libwebp) WebP; write PNG or JPEG, as the suffix says. */
 KONTEXT_API kontext_status kontext_image_read(const char* path, kontext_image* image);
 KONTEXT_API kontext_status kontext_image_write(const kontext_image* image, const char* path);
 KONTEXT_API void kontext_image_free(kontext_image* image);

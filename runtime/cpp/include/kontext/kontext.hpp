@@ -1,8 +1,8 @@
-// FLUX.1 Kontext from C++: edits pictures with a bundle that kontext-export wrote, through ONNX Runtime.
+// FLUX.1 Kontext from C++: edits pictures with a bundle that kontext-export wrote, through ONNX Runtime or OpenVINO.
 //
 //     kontext::Pipeline pipeline("my-bundle");
 //     kontext::Picture edited = pipeline.edit({kontext::read_picture("in.png")}, "make the circle red");
-//     kontext::write_png(edited, "out.png");
+//     kontext::write_picture(edited, "out.png");
 //
 // Errors are thrown as kontext::Error, with one line of text for the user. Link kontext::kontext.
 #pragma once
@@ -47,24 +47,48 @@ struct Picture {
     std::vector<std::uint8_t> rgb;
 };
 
-// Reads a PNG or JPEG file as 8-bit RGB, rotated as its EXIF data says, transparency over white.
+// Reads a PNG, JPEG or (in builds with libwebp) WebP file as 8-bit RGB, rotated as its EXIF data says, transparency
+// over white.
 KONTEXT_API Picture read_picture(const std::filesystem::path& path);
 
-// Writes a PNG file, which appears whole or not at all.
-KONTEXT_API void write_png(const Picture& picture, const std::filesystem::path& path);
+// Writes a PNG or JPEG file, as its suffix says, which appears whole or not at all.
+KONTEXT_API void write_picture(const Picture& picture, const std::filesystem::path& path);
+
+// Throws Error if write_picture would fail because of the path. Call it before the work, not after.
+KONTEXT_API void check_writable(const std::filesystem::path& path);
 
 struct LoadOptions {
+    // auto, cpu, cuda, openvino, openvino:cpu, openvino:gpu, openvino:npu. "auto": CUDA if the linked ONNX Runtime has
+    // it and it starts, else the CPU.
+    std::string device = "auto";
+    std::string provider;            // a plug-in provider of ONNX Runtime: "LIBRARY[:key=value,…]"
+    std::string compute;             // with OpenVINO: fp32, bf16 or fp16; empty: what the bundle says
     int threads = 0;                 // cores that a network may use; 0: all that this process may use
     std::optional<bool> low_memory;  // drop each network after its part of an edit; unset: from 2 GiB of weights on
     bool verify = false;             // compare every file's SHA-256 first
+
+    // Content filters. FLUX.1 [dev]'s licence asks those who deploy it for them; none is built in. The first is called
+    // with an edit's references and prompt before anything runs, the second with each finished picture, which it
+    // returns as it is or changed. Both throw Error to refuse.
+    std::function<void(const std::vector<Picture>&, const std::string&)> input_filter;
+    std::function<Picture(Picture)> output_filter;
 };
+
+// Something that a bundle can run on.
+struct DeviceInfo {
+    std::string device, provider;  // what LoadOptions takes; one of them is empty
+    std::string description;       // for people
+};
+
+// What this build finds here; with a plug-in provider ("LIBRARY[:key=value,…]"), its devices too.
+KONTEXT_API std::vector<DeviceInfo> list_devices(const std::string& provider = "");
 
 // Passed to the progress callback after each step.
 struct Progress {
     int step;  // done, from 1
     int steps;
-    const float* latents;                // [channels, height, width], valid during the call
-    std::array<std::size_t, 3> extents;  // channels, height, width
+    const float* latents;                // [pictures, channels, height, width], valid during the call
+    std::array<std::size_t, 4> extents;  // pictures of this batch, channels, height, width
 };
 
 struct EditOptions {
@@ -73,7 +97,13 @@ struct EditOptions {
     std::uint64_t seed = 0;                         // the noise of torch.Generator("cpu").manual_seed(seed)
     std::optional<Size> size;                       // unset: the preferred size nearest to the first reference's aspect
     std::function<bool(const Progress&)> progress;  // false stops the edit
-    std::function<void(const std::string&)> warning;  // called if a prompt is truncated
+    std::function<void(const std::string&)> warning;  // called if a prompt is truncated, or no GPU could be used
+};
+
+// One prompt of a batch, with its references.
+struct Edit {
+    std::vector<Picture> references;
+    std::string prompt;  // UTF-8
 };
 
 // A bundle ready to edit. One edit at a time; networks are loaded when the first edit needs them.
@@ -86,6 +116,10 @@ public:
 
     // Edits the first reference as the prompt (UTF-8) says, with the others as context; without one, draws from text.
     Picture edit(const std::vector<Picture>& references, std::string_view prompt, const EditOptions& options = {});
+
+    // `num_images` pictures for each of several edits, edit by edit. The first has `options.seed`, each further one the
+    // next seed, and each is the picture that its seed gives alone. Rows of one shape are sampled together.
+    std::vector<Picture> edit_all(const std::vector<Edit>& edits, int num_images = 1, const EditOptions& options = {});
 
     // Stops the running edit, from any thread, also in the middle of a step; the edit throws Cancelled.
     void cancel() noexcept;

@@ -1,0 +1,138 @@
+#include "arguments.hpp"
+
+#include <charconv>
+
+using kontext::Error;
+
+const char* const usage = R"(usage: kontext-edit-cpp BUNDLE --prompt TEXT -o FILE [-i FILE]...
+
+Edits a picture with a bundle that kontext-export wrote.
+
+  -i, --image FILE     a reference picture, PNG, JPEG or WebP; repeat it for several, leave it out to draw from the prompt
+                       alone
+  -p, --prompt TEXT    the instruction
+  -o, --output FILE    the PNG or JPEG file to write, replaced if it exists
+  --steps N            sampler steps (default: the bundle's)
+  --guidance X         guidance scale (default: the bundle's)
+  --seed N             seed of the noise (default: 0)
+  --size WxH           output size in pixels (default: the reference's aspect, at a size the model prefers)
+  --num-images N       pictures to make, with consecutive seeds, as FILE-0, FILE-1, ... (default: 1)
+  --device DEVICE      where to run: auto, cpu, cuda, openvino, openvino:cpu, openvino:gpu or openvino:npu (default: auto)
+  --provider LIBRARY[:key=value,...]
+                       run with a plug-in provider of ONNX Runtime, with these options; the key "device" (gpu, npu or cpu)
+                       chooses among its devices
+  --compute DTYPE      with --device openvino: what the networks compute in: fp32, bf16 or fp16 (default: what the bundle
+                       says)
+  --devices            show the devices that there are, with --provider those of the plug-in too, and exit
+  --threads N          CPU cores to use (default: all that this process may use)
+  --verify             compare the bundle's files with their SHA-256 first
+  --quiet              no progress, no messages
+  --version            show the version and exit
+  -h, --help           show this help and exit
+)";
+
+namespace {
+
+constexpr int max_images = 1000;  // they are all in memory before the first is written
+
+template <typename Number>
+Number number(const std::string& flag, const std::string& text, const char* kind) {
+    Number value{};
+    const char* end = text.data() + text.size();
+    const auto result = std::from_chars(text.data(), end, value);
+    if (result.ec != std::errc() || result.ptr != end)
+        throw Error(flag + ": invalid " + kind + " value: '" + text.substr(0, 40) + "'");
+    return value;
+}
+
+std::uint64_t seed(const std::string& text) {
+    std::uint64_t value = 0;
+    const char* end = text.data() + text.size();
+    const auto result = std::from_chars(text.data(), end, value);
+    if (result.ec != std::errc() || result.ptr != end)
+        throw Error("--seed: a seed is a whole number from 0 to 2^64 - 1, not " + text.substr(0, 40));
+    return value;
+}
+
+kontext::Size size(const std::string& text) {
+    const std::size_t cross = text.find_first_of("xX");
+    const auto digits = [](const std::string& part) {
+        return !part.empty() && part.size() < 10 && part.find_first_not_of("0123456789") == std::string::npos;
+    };
+    if (cross == std::string::npos || !digits(text.substr(0, cross)) || !digits(text.substr(cross + 1)))
+        throw Error("--size takes WIDTHxHEIGHT, such as 1024x768, not '" + text.substr(0, 40) + "'");
+    return {std::stoi(text.substr(0, cross)), std::stoi(text.substr(cross + 1))};
+}
+
+int positive(const std::string& flag, const std::string& text) {
+    const int value = number<int>(flag, text, "int");
+    if (value < 1) throw Error(flag + " must be 1 or more, not " + text);
+    return value;
+}
+
+int count_of_images(const std::string& flag, const std::string& text) {
+    const int value = positive(flag, text);
+    if (value > max_images) throw Error(flag + " may be at most " + std::to_string(max_images) + ", not " + text);
+    return value;
+}
+
+// Stores the value of a flag. Returns false if the flag is not known.
+bool take(Arguments& into, const std::string& flag, const std::string& value) {
+    if (flag == "-i" || flag == "--image") into.images.emplace_back(value);
+    else if (flag == "-p" || flag == "--prompt") into.prompt = value;
+    else if (flag == "-o" || flag == "--output") into.output = value;
+    else if (flag == "--steps") into.edit.steps = positive(flag, value);
+    else if (flag == "--guidance") into.edit.guidance = number<double>(flag, value, "float");
+    else if (flag == "--seed") into.edit.seed = seed(value);
+    else if (flag == "--size") into.edit.size = size(value);
+    else if (flag == "--num-images") into.num_images = count_of_images(flag, value);
+    else if (flag == "--device") into.load.device = value;
+    else if (flag == "--provider") into.load.provider = value;
+    else if (flag == "--compute") into.load.compute = value;
+    else if (flag == "--threads") into.load.threads = positive(flag, value);
+    else return false;
+    return true;
+}
+
+}  // namespace
+
+Arguments parse(const std::vector<std::string>& words) {
+    constexpr const char* advice = " (kontext-edit-cpp --help shows the flags)";
+    const std::string with_values =
+        " -i --image -p --prompt -o --output --steps --guidance --seed --size --num-images --device --provider "
+        "--compute "
+        "--threads ";
+    Arguments result;
+    result.load.low_memory = true;  // one edit uses each network in one part only
+    bool has_prompt = false;
+    for (std::size_t i = 0; i < words.size(); ++i) {
+        std::string flag = words[i];
+        if (flag == "-h" || flag == "--help") result.help = true;
+        else if (flag == "--version") result.version = true;
+        else if (flag == "--devices") result.devices = true;
+        else if (flag == "--quiet") result.quiet = true;
+        else if (flag == "--verify") result.load.verify = true;
+        else if (flag.size() > 1 && flag[0] == '-') {
+            std::optional<std::string> value;
+            if (const std::size_t equals = flag.find('='); flag[1] == '-' && equals != std::string::npos) {
+                value = flag.substr(equals + 1);
+                flag.resize(equals);
+            }
+            if (with_values.find(" " + flag + " ") == std::string::npos)
+                throw Error("unrecognized arguments: " + words[i] + advice);
+            if (!value && ++i == words.size()) throw Error("argument " + flag + ": expected one argument" + advice);
+            take(result, flag, value ? *value : words[i]);
+            has_prompt = has_prompt || flag == "-p" || flag == "--prompt";
+        } else if (result.bundle.empty()) {
+            result.bundle = flag;
+        } else {
+            throw Error("unrecognized arguments: " + flag + advice);
+        }
+    }
+    if (result.help || result.version || result.devices) return result;
+    for (const auto& [missing, name] : {std::pair{result.bundle.empty(), "BUNDLE"},
+                                        {!has_prompt, "-p/--prompt"},
+                                        {result.output.empty(), "-o/--output"}})
+        if (missing) throw Error(std::string("the following arguments are required: ") + name + advice);
+    return result;
+}

@@ -1,0 +1,32 @@
+// The linked ONNX Runtime: its one environment, its version, its providers.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <onnxruntime_cxx_api.h>
+
+namespace kontext {
+
+// One for the process. It logs nothing: ONNX Runtime's errors are thrown as exceptions. Throws Error if the library is
+// older than the headers that this was built with.
+Ort::Env& environment();
+
+std::string onnxruntime_version();
+
+// Names, such as CUDAExecutionProvider.
+std::vector<std::string> providers();
+
+bool has_provider(const std::string& name);
+
+// "CUDAExecutionProvider, CPUExecutionProvider"
+std::string joined(const std::vector<std::string>& words);
+
+// The first line of ONNX Runtime's message, which says what happened; many follow.
+std::string first_line(const std::exception& error);
+
+// The number of cores that this process is limited to (taskset, a container's cpuset); 0 if it is not. Libraries would
+// start a thread for each of the machine's cores, and threads that share a core are slow.
+int allowed_cores();
+
+}  // namespace kontext

@@ -80,6 +80,7 @@ CROSS_CUTTING = {
     "export/test_fp16_overflow": "fp16 where FLUX leaves its range, from checkpoint to picture",
     "export/test_kernels": "kernels in a bundle, from export to launch",
     "install/test_cpp_providers": "the C++ runtime on ONNX Runtime's CUDA provider and plug-in providers",
+    "install/test_plugin_providers": "published plug-in providers of ONNX Runtime, in a fresh environment",
     "install/test_cuda_placement": "every format on ONNX Runtime's CUDA provider, over stub CUDA libraries",
     "install/test_install": "the built distributions, in fresh environments",
     "kernels/test_tiles": "the tiles of every kernel",

@@ -1,6 +1,6 @@
 """Plug-in providers: how they are named, found and refused, by the installed ONNX Runtime itself.
 
-tests/install/test_plugins.py meets published ones.
+tests/install/test_plugin_providers.py meets published ones.
 """
 
 from __future__ import annotations

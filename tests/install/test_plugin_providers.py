@@ -1,0 +1,48 @@
+"""Published plug-in providers of ONNX Runtime in a fresh environment: found, and run or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .environments import Environment
+
+pytestmark = pytest.mark.install
+
+WORDS = ("--prompt", "x", "--steps", 1, "-o", "out.png")
+
+
+@pytest.fixture(scope="module")
+def plugged(wheel: Path, fresh: Callable[..., Environment]) -> Environment:
+    environment = fresh()
+    environment.install(wheel, "cpu")
+    environment.pip("install", "onnxruntime-ep-openvino", "onnxruntime-ep-webgpu")
+    return environment
+
+
+def is_intel() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text()
+
+
+def test_openvino_as_a_plugin(plugged: Environment, tiny_bundle: Path) -> None:
+    """On Intel's processors it runs, and what it leaves to the CPU is named; on others it lists no device."""
+    words = (tiny_bundle, *WORDS, "--provider", "onnxruntime_ep_openvino")
+    if not is_intel():
+        assert "onnxruntime_ep_openvino: it finds no device here" in plugged.refuse("kontext-edit", *words)
+        pytest.skip("its devices are Intel's processors, GPUs and NPUs: only the refusal was tested")
+    said = plugged.succeed("kontext-edit", *words)
+    assert "transformer.onnx: OpenVINOExecutionProvider leaves to the CPU: " in said
+    assert "RotaryEmbedding" in said
+    assert "wrote out.png" in said
+
+
+def test_webgpu_without_a_gpu(plugged: Environment, tiny_bundle: Path) -> None:
+    said = plugged.succeed("kontext-edit", "devices", tiny_bundle)
+    if "--device webgpu: WebGpuExecutionProvider" in said:
+        pytest.skip("this machine has a GPU that WebGPU runs on")
+    assert "--device webgpu: provider onnxruntime_ep_webgpu: it finds no device here" in said
+    assert "* ONNX Runtime on the CPU: works" in said
+    assert "finds no device here" in plugged.refuse("kontext-edit", tiny_bundle, *WORDS, "--device", "webgpu")

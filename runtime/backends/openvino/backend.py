@@ -28,8 +28,8 @@ CACHED_BYTES = 256 << 20
 """Weights up to which a graph's compiled form is kept on disk: it holds a copy of them."""
 
 NEVER_CACHED = ("transformer",)
-"""A compiled graph from OpenVINO 2026.4's cache rotates positions with values from outside of the tables: its RoPE
-operator is stored without the width of cos and sin."""
+"""A transformer from OpenVINO 2026.4's cache computes other values, 7 to 12 dB or NaN. A graph of one RotaryEmbedding
+shows it: half of its outputs are wrong once it was exported and imported again."""
 
 
 class OpenVINOBackend:

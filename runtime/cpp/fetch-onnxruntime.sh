@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes an SDK for CMake's -DONNXRUNTIME_ROOT: the library from PYTHON's onnxruntime wheel, and headers (ONNX Runtime's
-# and nlohmann's JSON) from Debian's packages, which are unpacked and not installed.
+# and nlohmann's JSON) from Debian's packages, which are unpacked and not installed. If the system has them, also libwebp.
 #
 #     fetch-onnxruntime.sh FOLDER [PYTHON]
 #
@@ -41,12 +41,18 @@ download_from() {
 
 (cd debs && apt-get -qq download nlohmann-json3-dev 2>/dev/null) || download_from trixie nlohmann-json3-dev
 download_from forky libonnxruntime-dev || download_from trixie libonnxruntime-dev
+for package in libwebp-dev libwebp7 libsharpyuv0; do
+    (cd debs && apt-get -qq download "$package" 2>/dev/null) || true
+done
 for package in debs/*.deb; do dpkg -x "$package" unpacked; done
 
 rm -rf "$folder.partial"
 mkdir -p "$folder.partial/lib" "$folder.partial/share"
 cp -r unpacked/usr/include "$folder.partial/"
 cp -r unpacked/usr/share/cmake "$folder.partial/share/"
+for each in unpacked/usr/lib/*/libwebp.so* unpacked/usr/lib/*/libsharpyuv.so*; do
+    [ ! -e "$each" ] || cp -a "$each" "$folder.partial/lib/"
+done
 # The library looks for its providers, such as CUDA's in the onnxruntime-gpu wheel, beside the name that it is loaded by.
 for each in "$(dirname "$library")"/libonnxruntime_providers_*.so; do
     [ ! -e "$each" ] || ln -s "$each" "$folder.partial/lib/"

@@ -1,6 +1,7 @@
-# Finds libwebp: WebP::WebP. Debian's package has no CMake files.
-find_path(WEBP_INCLUDE_DIR webp/decode.h)
-find_library(WEBP_LIBRARY webp)
+# Finds libwebp: WebP::WebP. Debian's package has no CMake files. An installed libkontext also knows the folders of the one
+# that it was built with: kontext_webp_folders.
+find_path(WEBP_INCLUDE_DIR webp/decode.h HINTS ${kontext_webp_folders})
+find_library(WEBP_LIBRARY webp HINTS ${kontext_webp_folders})
 
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(WebP REQUIRED_VARS WEBP_LIBRARY WEBP_INCLUDE_DIR)

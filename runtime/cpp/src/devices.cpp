@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda_driver.hpp"
 #include "onnxruntime_backend.hpp"
 #include "onnxruntime_library.hpp"
 #ifdef KONTEXT_WITH_OPENVINO
@@ -32,8 +33,7 @@ void check_options(const LoadOptions& options) {
 
 }  // namespace
 
-std::unique_ptr<Backend> open_backend(const Bundle& bundle, const LoadOptions& options,
-                                      [[maybe_unused]] bool low_memory) {
+std::unique_ptr<Backend> open_backend(const Bundle& bundle, const LoadOptions& options, bool low_memory) {
     check_options(options);
     if (is_openvino(options.device)) {
 #ifdef KONTEXT_WITH_OPENVINO
@@ -45,13 +45,13 @@ std::unique_ptr<Backend> open_backend(const Bundle& bundle, const LoadOptions& o
     }
     std::optional<Plugin> plugin;
     if (!options.provider.empty()) plugin.emplace(options.provider);
-    return std::make_unique<OnnxRuntimeBackend>(bundle, options.device, options.threads, std::move(plugin));
+    return std::make_unique<OnnxRuntimeBackend>(bundle, options.device, options.threads, low_memory, std::move(plugin));
 }
 
 std::vector<DeviceInfo> list_devices(const std::string& provider) {
     const std::string version = "ONNX Runtime " + onnxruntime_version();
     std::vector<DeviceInfo> result = {{"cpu", "", version}};
-    if (has_provider("CUDAExecutionProvider")) result.push_back({"cuda", "", version + "'s CUDAExecutionProvider"});
+    if (has_provider("CUDAExecutionProvider")) result.push_back({"cuda", "", version + ", " + describe_gpu()});
 #ifdef KONTEXT_WITH_OPENVINO
     for (DeviceInfo& each : openvino_devices()) result.push_back(std::move(each));
 #endif

@@ -1,5 +1,7 @@
 #include "onnxruntime_backend.hpp"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <memory>
 #include <regex>
@@ -69,12 +71,13 @@ bool is_exhausted(const std::string& text) {
 
 }  // namespace
 
-OnnxRuntimeBackend::OnnxRuntimeBackend(const Bundle& bundle, const std::string& device, int threads,
+OnnxRuntimeBackend::OnnxRuntimeBackend(const Bundle& bundle, const std::string& device, int threads, bool low_memory,
                                        std::optional<Plugin> plugin)
     : bundle(bundle),
       device(plugin ? "plug-in" : chosen(device, bundle)),
       automatic(!plugin && device == "auto"),
       threads(threads > 0 ? threads : allowed_cores()),
+      low_memory(low_memory),
       plugin(std::move(plugin)),
       run_options((environment(), Ort::RunOptions())) {
     refuse_missing_kernels();
@@ -107,6 +110,7 @@ Ort::Session OnnxRuntimeBackend::created(const std::string& graph) {
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
     if (threads > 0) options.SetIntraOpNumThreads(threads);
+    if (low_memory) options.DisableCpuMemArena().DisableMemPattern();
     if (!weights.empty()) {
         std::vector<std::basic_string<ORTCHAR_T>> names;
         std::vector<char*> buffers;
@@ -163,6 +167,11 @@ Outputs OnnxRuntimeBackend::run(const std::string& graph, const Inputs& inputs) 
             fall_back(explained(graph + " failed in ONNX Runtime", error));
         }
     }
+}
+
+void OnnxRuntimeBackend::release(const std::string& graph) {
+    sessions.erase(graph);
+    if (low_memory) ::malloc_trim(0);
 }
 
 // The outputs of one run, in host memory.

@@ -19,13 +19,14 @@ namespace kontext {
 class OnnxRuntimeBackend : public Backend {
 public:
     // `bundle` must outlive this. `device`: auto, cpu or cuda; with a plug-in it is ignored. `threads`: CPU cores that
-    // one run may use; 0: all that this process may use. Throws Error if this ONNX Runtime does not have the device, or
-    // has no kernels for the bundle there.
-    OnnxRuntimeBackend(const Bundle& bundle, const std::string& device, int threads,
+    // one run may use; 0: all that this process may use. `low_memory`: keep no host memory between the operators
+    // of a run: ONNX Runtime's arena keeps several times what is in use at once. Throws Error if this ONNX Runtime does
+    // not have the device, or has no kernels for the bundle there.
+    OnnxRuntimeBackend(const Bundle& bundle, const std::string& device, int threads, bool low_memory = false,
                        std::optional<Plugin> plugin = std::nullopt);
 
     Outputs run(const std::string& graph, const Inputs& inputs) override;
-    void release(const std::string& graph) override { sessions.erase(graph); }
+    void release(const std::string& graph) override;
 
     // Loads a graph if it is not loaded.
     void load(const std::string& graph) { loaded(graph); }
@@ -56,6 +57,7 @@ private:
     std::string device;  // "cpu", "cuda" or "plug-in"
     bool automatic, has_run = false;
     int threads;
+    bool low_memory;
     std::optional<Plugin> plugin;
     std::map<std::string, MappedFile> weights;  // only for a bundle with links
     std::map<std::string, Loaded> sessions;

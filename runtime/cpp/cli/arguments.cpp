@@ -17,10 +17,10 @@ Edits a picture with a bundle that kontext-export wrote.
   --seed N             seed of the noise (default: 0)
   --size WxH           output size in pixels (default: the reference's aspect, at a size the model prefers)
   --num-images N       pictures to make, with consecutive seeds, as FILE-0, FILE-1, ... (default: 1)
-  --device DEVICE      where to run: auto, cpu, cuda, openvino, openvino:cpu, openvino:gpu or openvino:npu (default: auto)
+  --device DEVICE      where to run: auto, cpu, cuda, nv-rtx, webgpu, migraphx, openvino, openvino:cpu, openvino:gpu or
+                       openvino:npu (default: auto, the fastest that works)
   --provider LIBRARY[:key=value,...]
-                       run with a plug-in provider of ONNX Runtime, with these options; the key "device" (gpu, npu or cpu)
-                       chooses among its devices
+                       a plug-in provider of ONNX Runtime: its library, with options of its own
   --compute DTYPE      with --device openvino: what the networks compute in: fp32, bf16 or fp16 (default: what the bundle
                        says)
   --devices            show the devices that there are, with --provider those of the plug-in too, and exit

@@ -64,13 +64,18 @@ void run(Arguments& arguments) {
     for (const fs::path& path : arguments.images) edit.references.push_back(kontext::read_picture(path));
     kontext::Pipeline pipeline(arguments.bundle, arguments.load);
     arguments.edit.warning = [](const std::string& text) { std::cerr << "warning: " << text << "\n"; };
-    if (!arguments.quiet && ::isatty(STDERR_FILENO))
+    const std::string choice = pipeline.choice().empty() ? "" : "running with " + pipeline.choice() + "\n";
+    const bool shown = !arguments.quiet && ::isatty(STDERR_FILENO);
+    if (shown) {
+        std::cout << choice << std::flush;
         arguments.edit.progress = [](const kontext::Progress& at) {
             show(at.step, at.steps);
             return true;
         };
+    }
     const std::vector<kontext::Picture> pictures =
         pipeline.edit_all({std::move(edit)}, arguments.num_images, arguments.edit);
+    if (!arguments.quiet && !shown) std::cout << choice;
     for (std::size_t i = 0; i < pictures.size(); ++i) {
         const std::lock_guard<std::mutex> lock(writing);
         kontext::write_picture(pictures[i], paths[i]);

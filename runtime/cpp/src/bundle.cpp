@@ -204,8 +204,12 @@ void read_precision(const Json& manifest, Bundle& bundle) {
     for (const auto& network : layers.items()) {
         const Json weights = group(layers, network.key().c_str());
         for (const auto& [weight, layer] : weights.items()) {
-            const auto format = layer.is_object() ? layer.find("format") : layer.end();
-            bundle.weight_formats.insert(text(layer.is_object() && format != layer.end() ? *format : layer));
+            if (!layer.is_object()) {
+                bundle.weight_formats.insert(text(layer));
+                continue;
+            }
+            if (layer.contains("format")) bundle.weight_formats.insert(text(layer["format"]));
+            if (layer.contains("activations")) bundle.input_formats.insert(text(layer["activations"]));
         }
     }
     bundle.planned = manifest.contains("plan");

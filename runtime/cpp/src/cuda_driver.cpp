@@ -10,7 +10,6 @@
 namespace kontext {
 namespace {
 
-constexpr const char* driver_library = "libcuda.so.1";
 constexpr int capability_major = 75, capability_minor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 // Calls a function of the driver, whose parameters have the arguments' types; false if it is not there or fails.
@@ -22,9 +21,9 @@ bool call(void* library, const char* name, Parameters... arguments) {
 
 }  // namespace
 
-std::string describe_gpu() {
-    void* library = ::dlopen(driver_library, RTLD_NOW);  // never closed: the driver does not support it
-    if (library == nullptr) return std::string("there is no NVIDIA driver, ") + driver_library;
+std::optional<Gpu> find_gpu() {
+    void* library = ::dlopen("libcuda.so.1", RTLD_NOW);  // never closed: the driver does not support it
+    if (library == nullptr) return std::nullopt;
     int count = 0, device = 0, major = 0, minor = 0;
     std::size_t memory = 0;
     std::array<char, 256> name{};
@@ -34,10 +33,15 @@ std::string describe_gpu() {
                       call(library, "cuDeviceTotalMem_v2", &memory, device) &&
                       call(library, "cuDeviceGetAttribute", &major, capability_major, device) &&
                       call(library, "cuDeviceGetAttribute", &minor, capability_minor, device);
-    if (!good) return "NVIDIA's driver finds no GPU";
+    if (!good) return std::nullopt;
+    return Gpu{name.data(), 10 * major + minor, memory};
+}
+
+std::string describe(const std::optional<Gpu>& gpu) {
+    if (!gpu) return "there is no NVIDIA GPU with a working driver";
     char size[32];
-    std::snprintf(size, sizeof size, "%.1f GiB", static_cast<double>(memory) / (1 << 30));
-    return std::string(name.data()) + ", sm_" + std::to_string(10 * major + minor) + ", " + size;
+    std::snprintf(size, sizeof size, "%.1f GiB", static_cast<double>(gpu->memory) / (1 << 30));
+    return gpu->name + ", sm_" + std::to_string(gpu->capability) + ", " + size;
 }
 
 }  // namespace kontext

@@ -5,18 +5,20 @@
 namespace kontext {
 namespace {
 
-#ifdef KONTEXT_WITH_OPENVINO
-constexpr bool with_openvino = true;
-#else
-constexpr bool with_openvino = false;
-#endif
-
 bool computes_in(const Bundle& bundle, const std::string& compute) {
     return std::any_of(bundle.computes.begin(), bundle.computes.end(),
                        [&](const auto& each) { return each.second == compute; });
 }
 
 }  // namespace
+
+bool with_openvino() {
+#ifdef KONTEXT_WITH_OPENVINO
+    return true;
+#else
+    return false;
+#endif
+}
 
 // Met in ONNX Runtime 1.32: its CPU has no Add, MatMul or Conv in bf16, and none of its devices knows E2M1 (NVFP4).
 std::string missing_kernels(const Bundle& bundle, const std::string& device) {
@@ -35,7 +37,7 @@ std::string instead(const Bundle& bundle) {
     const bool bf16 = computes_in(bundle, "bf16"), nvfp4 = bundle.weight_formats.count("nvfp4") != 0;
     const std::string again = std::string(bf16 ? "--fp32" : "") + (bf16 && nvfp4 ? " and " : "") +
                               (nvfp4 ? "another format, such as --int4" : "");
-    const bool other = with_openvino && bundle.links.empty();
+    const bool other = with_openvino() && bundle.links.empty();
     return (other ? "use --device openvino, or " : "") + ("export the model again with " + again);
 }
 

@@ -14,6 +14,9 @@ std::string missing_kernels(const Bundle& bundle, const std::string& device);
 // One line: what is missing on a device, and what would work; "" if nothing is missing.
 std::string refusal(const Bundle& bundle, const std::string& device);
 
+// Whether this build has OpenVINO.
+bool with_openvino();
+
 // What runs the bundle without a GPU, as the end of a sentence.
 std::string instead(const Bundle& bundle);
 

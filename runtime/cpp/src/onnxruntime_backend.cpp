@@ -28,15 +28,12 @@ Ort::Value value_of(const Input& input) {
                                            input.shape.size());
 }
 
-// "auto": CUDA if this ONNX Runtime has it, else the CPU.
-std::string chosen(const std::string& device, const Bundle& bundle) {
-    const bool there = has_provider(cuda_provider);
-    if (device == "auto") return there ? "cuda" : "cpu";
-    if (device == "cuda" && !there)
+// Throws Error if this ONNX Runtime lacks the device.
+void check_there(const std::string& device, const Bundle& bundle) {
+    if (device == "cuda" && !has_provider(cuda_provider))
         throw Error("device 'cuda' needs ONNX Runtime's " + std::string(cuda_provider) + ", which the linked version " +
                     onnxruntime_version() + " does not have (it has " + joined(providers()) +
                     "): link one that has it, such as the onnxruntime-gpu wheel's, or " + instead(bundle));
-    return device;
 }
 
 void append_cuda(Ort::SessionOptions& options) {
@@ -72,20 +69,21 @@ bool is_exhausted(const std::string& text) {
 }  // namespace
 
 OnnxRuntimeBackend::OnnxRuntimeBackend(const Bundle& bundle, const std::string& device, int threads, bool low_memory,
-                                       std::optional<Plugin> plugin)
+                                       bool automatic, std::optional<Plugin> plugin)
     : bundle(bundle),
-      device(plugin ? "plug-in" : chosen(device, bundle)),
-      automatic(!plugin && device == "auto"),
+      device(device),
+      automatic(automatic),
       threads(threads > 0 ? threads : allowed_cores()),
       low_memory(low_memory),
       plugin(std::move(plugin)),
       run_options((environment(), Ort::RunOptions())) {
+    check_there(device, bundle);
     refuse_missing_kernels();
     for (const auto& [name, path] : bundle.linked_files()) weights.emplace(name, MappedFile(path));
 }
 
 void OnnxRuntimeBackend::refuse_missing_kernels() const {
-    const std::string text = plugin ? "" : refusal(bundle, device);  // a plug-in may have what ONNX Runtime lacks
+    const std::string text = refusal(bundle, device);
     if (!text.empty()) throw Error(text);
 }
 
@@ -98,7 +96,7 @@ OnnxRuntimeBackend::Loaded& OnnxRuntimeBackend::loaded(const std::string& graph)
             Ort::AllocatorWithDefaultOptions allocator;
             for (std::size_t i = 0; i < made.session.GetOutputCount(); ++i)
                 made.outputs.emplace_back(made.session.GetOutputNameAllocated(i, allocator).get());
-            if (device != "cpu") made.binding.emplace(made.session);
+            if (device == "cuda") made.binding.emplace(made.session);
             return sessions.emplace(graph, std::move(made)).first->second;
         } catch (const Ort::Exception& error) {
             fall_back(explained(bundle.graphs.at(graph).path.string() + " cannot be loaded", error));

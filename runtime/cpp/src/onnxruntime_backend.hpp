@@ -18,12 +18,13 @@ namespace kontext {
 
 class OnnxRuntimeBackend : public Backend {
 public:
-    // `bundle` must outlive this. `device`: auto, cpu or cuda; with a plug-in it is ignored. `threads`: CPU cores that
-    // one run may use; 0: all that this process may use. `low_memory`: keep no host memory between the operators
-    // of a run: ONNX Runtime's arena keeps several times what is in use at once. Throws Error if this ONNX Runtime does
-    // not have the device, or has no kernels for the bundle there.
+    // `bundle` must outlive this. `device`: cpu, cuda, or another name with a plug-in. `threads`: CPU cores that one
+    // run may use; 0: all that this process may use. `low_memory`: keep no host memory between the operators of a run:
+    // ONNX Runtime's arena keeps several times what is in use at once. `automatic`: go on on the CPU if the device
+    // cannot be started. Throws Error if this ONNX Runtime does not have the device, or has no kernels for the bundle
+    // there.
     OnnxRuntimeBackend(const Bundle& bundle, const std::string& device, int threads, bool low_memory = false,
-                       std::optional<Plugin> plugin = std::nullopt);
+                       bool automatic = false, std::optional<Plugin> plugin = std::nullopt);
 
     Outputs run(const std::string& graph, const Inputs& inputs) override;
     void release(const std::string& graph) override;
@@ -54,7 +55,7 @@ private:
     void resume() override;
 
     const Bundle& bundle;
-    std::string device;  // "cpu", "cuda" or "plug-in"
+    std::string device;
     bool automatic, has_run = false;
     int threads;
     bool low_memory;

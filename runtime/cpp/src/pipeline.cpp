@@ -1,6 +1,7 @@
 // An edit from end to end: encode text and references, compute all modulations, integrate, decode.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "backend.hpp"
 #include "bundle.hpp"
@@ -66,7 +67,8 @@ struct Pipeline::State {
     LoadOptions options;
     bool low_memory;
     Tokenizer clip, t5;
-    std::unique_ptr<Backend> backend;
+    Opened opened;
+    Backend* backend;
 
     State(const fs::path& folder, const LoadOptions& options)
         : bundle(Bundle::open(folder)),
@@ -75,7 +77,8 @@ struct Pipeline::State {
           low_memory(options.low_memory.value_or(bundle.weight_bytes() >= large_weights || bundle.planned)),
           clip(bundle.tokenizers.at("clip").path),
           t5(bundle.tokenizers.at("t5").path),
-          backend(open_backend(bundle, options, low_memory)) {
+          opened(open_backend(bundle, options, low_memory)),
+          backend(opened.backend.get()) {
         if (options.verify) bundle.verify();
     }
 
@@ -108,6 +111,7 @@ struct Pipeline::State {
     std::vector<Picture> edit(const std::vector<Edit>& edits, int num_images, const EditOptions& chosen) {
         backend->reset();
         backend->warning = chosen.warning;
+        if (!opened.warning.empty() && chosen.warning) chosen.warning(std::exchange(opened.warning, ""));
         const Request request = build_request(bundle.sampler, edits, num_images, chosen);
         if (options.input_filter)
             for (const Edit& each : edits) options.input_filter(each.references, each.prompt);
@@ -282,6 +286,8 @@ Picture Pipeline::edit(const std::vector<Picture>& references, std::string_view 
 std::vector<Picture> Pipeline::edit_all(const std::vector<Edit>& edits, int num_images, const EditOptions& options) {
     return state->edit(edits, num_images, options);
 }
+
+std::string Pipeline::choice() const { return state->opened.choice; }
 
 void Pipeline::cancel() noexcept { state->backend->stop(); }
 

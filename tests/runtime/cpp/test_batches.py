@@ -109,7 +109,9 @@ def test_several_pictures_are_those_of_their_seeds(cpp: CppBuild, tiny_bundle: P
     done = cpp.run(*words, "--seed", 7, "--num-images", 3, "-o", tmp_path / "out.png")
     assert done.returncode == 0, done.stderr
     names = [f"out-{index}.png" for index in range(3)]
-    assert done.stdout == "".join(f"wrote {tmp_path / name} (176x96)\n" for name in names)
+    assert done.stdout == "running with ONNX Runtime on the CPU\n" + "".join(
+        f"wrote {tmp_path / name} (176x96)\n" for name in names
+    )
     expected = Pipeline.load(tiny_bundle, device="cpu", backend=OnnxRuntimeOptions(threads=1)).edit(
         drawing(176, 96), "make it blue", steps=2, seed=7, num_images=3
     )

@@ -395,7 +395,8 @@ def test_help_and_a_long_prompt(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path
     assert "--guidance" in done.stdout
     done = program(cpp, tiny_bundle, tmp_path / "out.png", "--verify", "--prompt", "x y" * 40_000)
     assert done.returncode == 0
-    assert done.stdout == f"wrote {tmp_path / 'out.png'} (128x128)\n"
+    wrote = f"wrote {tmp_path / 'out.png'} (128x128)\n"
+    assert done.stdout == f"running with ONNX Runtime on the CPU\n{wrote}"
     lines = done.stderr.splitlines()
     assert len(lines) == 2  # one for each encoder
     assert all(line.startswith("warning: the prompt is longer than") for line in lines)
@@ -477,7 +478,7 @@ def test_what_has_no_kernels_is_refused_before_loading(
     manifest["precision"]["networks"]["transformer"] = compute
     manifest["precision"]["layers"] = layers
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    done = program(cpp, bundle, tmp_path / "out.png")
+    done = program(cpp, bundle, tmp_path / "out.png", "--device", "cpu")
     if message:
         assert message in refused(done)
     else:

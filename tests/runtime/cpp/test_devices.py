@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 
 from kontext.runtime import OpenVINOOptions, Pipeline
+from kontext.runtime.backends.choose import Machine, choose
+from kontext.runtime.backends.openvino.device import has_bf16_units
 from kontext.runtime.backends.options import DEVICES
+from kontext.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
     from .conftest import CppBuild
@@ -135,7 +138,7 @@ def test_a_damaged_graph_in_openvino(openvino: CppBuild, tiny_bundle: Path, tmp_
 def test_what_runs_instead_of_onnx_runtimes_cpu(
     cpp: CppBuild, formats: dict[str, Path], tmp_path: Path
 ) -> None:
-    message = cpp.refuse(*words(formats["bf16"], tmp_path / "out.png"))
+    message = cpp.refuse(*words(formats["bf16"], tmp_path / "out.png", "--device", "cpu"))
     assert "ONNX Runtime has no kernels for bf16 on a CPU: " in message
     assert ("use --device openvino, or " in message) == with_openvino(cpp)
     assert message.endswith("export the model again with --fp32\n")
@@ -150,14 +153,22 @@ def test_what_runs_instead_of_onnx_runtimes_cpu(
         (["--device", "cuda"], "device 'cuda' needs ONNX Runtime's CUDAExecutionProvider, which the linked"),
         (["--device", "rtx"], "device 'rtx' runs compiled engines, which the C++ runtime does not"),
         (["--device", "tensorrt"], "device 'tensorrt' runs compiled engines"),
+        (
+            ["--device", "nv-rtx"],
+            "device 'nv-rtx' needs ONNX Runtime's plug-in for TensorRT for RTX, libonnxruntime",
+        ),
+        (["--device", "webgpu"], "device 'webgpu' needs ONNX Runtime's plug-in for WebGPU"),
+        (["--device", "migraphx"], "device 'migraphx' needs ONNX Runtime's plug-in for MIGraphX (AMD)"),
         (["--compute", "bf16"], "--compute needs --device openvino"),
         (["--device", "cpu", "--compute", "bf16"], "--compute needs --device openvino"),
-        (["--device", "cpu", "--provider", "x.so"], "--provider chooses the device itself"),
-        (["--provider", "nowhere.so"], "--provider: nowhere.so is not a file"),
-        (["--provider", ":device=gpu"], "--provider takes LIBRARY[:key=value,…], not"),
-        (["--provider", "x.so:device"], "'device' is not key=value"),
-        (["--provider", "x.so:device=tpu"], "device must be gpu, npu or cpu, not 'tpu'"),
-        (["--provider", __file__], "cannot be loaded as a provider of ONNX Runtime"),
+        (
+            ["--device", "cpu", "--provider", "x.so"],
+            "--provider and --device cpu both say what runs the graphs",
+        ),
+        (["--provider", "nowhere.so"], "provider nowhere.so: there is no such library"),
+        (["--provider", "nowhere.so:a=b,c.d=e"], "provider nowhere.so: there is no such library"),
+        (["--provider", "a=b"], "--provider takes LIBRARY[:key=value,…], not 'a=b'"),
+        (["--provider", __file__], "cannot load it: "),
         (["--num-images", "0"], "--num-images must be 1 or more, not 0"),
         (["--num-images", "1001"], "--num-images may be at most 1000, not 1001"),
         (
@@ -173,6 +184,28 @@ def test_what_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "units", "ordinary"),
+    [
+        ("fp32", "ONNX Runtime on the CPU", "ONNX Runtime on the CPU"),
+        ("fp16", "ONNX Runtime on the CPU", "ONNX Runtime on the CPU"),
+        ("bf16", "OpenVINO", "OpenVINO"),
+        ("bf16-int4", "OpenVINO", "OpenVINO"),
+        ("fp32-nf4", "OpenVINO in bf16", "ONNX Runtime on the CPU"),
+    ],
+)
+def test_auto_takes_what_python_takes(
+    openvino: CppBuild, formats: dict[str, Path], tmp_path: Path, name: str, units: str, ordinary: str
+) -> None:
+    """`units`: on a processor that multiplies bf16 matrices faster than fp32 ones."""
+    done = openvino.run(*words(formats[name], tmp_path / "out.png"))
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert first == f"running with {units if has_bf16_units() else ordinary}"
+    machine = Machine(packages={"openvino": "2026.4.1", "onnxruntime": "1.32.0"}, bf16_units=has_bf16_units())
+    assert first == str(choose(Bundle.open(formats[name]), machine)).partition(";")[0]
+
+
 def test_devices_have_pythons_names(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
     message = cpp.refuse(*words(tiny_bundle, tmp_path / "out.png", "--device", "nowhere"))
     assert message.rstrip().partition("choose from ")[2].split(", ") == list(DEVICES)
@@ -182,4 +215,4 @@ def test_devices_are_listed(cpp: CppBuild) -> None:
     lines = cpp.run("--devices").stdout.splitlines()
     assert re.fullmatch(r"cpu  ONNX Runtime \d+\.\d+\.\d+", lines[0])
     assert all(re.match(r"(cuda|openvino:\w+)  \S", line) for line in lines[1:])
-    assert "nowhere.so is not a file" in cpp.refuse("--devices", "--provider", "nowhere.so")
+    assert "there is no such library" in cpp.refuse("--devices", "--provider", "nowhere.so")

@@ -43,7 +43,7 @@ typedef const char* (*kontext_input_filter)(void* user, const kontext_image* ref
 typedef const char* (*kontext_output_filter)(void* user, kontext_image* image);
 
 typedef struct kontext_load_options {
-    const char* device;   /* auto, cpu, cuda, openvino, openvino:cpu, openvino:gpu, openvino:npu; NULL: auto */
+    const char* device;   /* as LoadOptions::device of kontext.hpp; NULL: auto, the fastest that works here */
     const char* provider; /* a plug-in provider of ONNX Runtime: "LIBRARY[:key=value,...]"; NULL: none */
     const char* compute;  /* with OpenVINO: fp32, bf16 or fp16; NULL: what the bundle says */
     int32_t threads;      /* cores that a network may use; 0: all that this process may use */

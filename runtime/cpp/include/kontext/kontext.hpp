@@ -121,6 +121,9 @@ public:
     // next seed, and each is the picture that its seed gives alone. Rows of one shape are sampled together.
     std::vector<Picture> edit_all(const std::vector<Edit>& edits, int num_images = 1, const EditOptions& options = {});
 
+    // What the device "auto" took, such as "ONNX Runtime on the CPU"; empty if the device was named.
+    std::string choice() const;
+
     // Stops the running edit, from any thread, also in the middle of a step; the edit throws Cancelled.
     void cancel() noexcept;
 

@@ -20,6 +20,7 @@ from ..errors import KontextError
 from ..runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, cuda_failure, first_line
 from ..runtime.backends.placement import CPU, RECORD, heavy_on_cpu, placed_operators
 from ..runtime.bundle import Bundle
+from ..runtime.cuda_driver import find_gpu
 from .report import Table, finish
 
 WARNINGS = 2
@@ -37,6 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     if PROVIDERS["cuda"][0] not in onnxruntime.get_available_providers():
         raise KontextError(
             f"ONNX Runtime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu"
+        )
+    if find_gpu() is None:
+        raise KontextError(
+            "there is no NVIDIA GPU with a working driver: run it as kontext-bench fake-gpu --library onnxruntime -- "
+            "kontext-bench placement BUNDLE"
         )
     bundles = [Bundle.open(folder) for folder in arguments.bundles]
     result = {

@@ -113,7 +113,11 @@ OPTION_FLAGS = (
 
 
 def parser() -> Parser:
-    result = Parser(prog="kontext-edit", description="Edits a picture with a bundle, here or on a server.")
+    result = Parser(
+        prog="kontext-edit",
+        description="Edits a picture with a bundle, here or on a server. `kontext-edit devices [BUNDLE]` lists what "
+        "there is to run it on.",
+    )
     result.add_argument(
         "bundle", type=Path, nargs="?", metavar="BUNDLE", help="a folder that kontext-export wrote"
     )

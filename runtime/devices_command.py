@@ -27,12 +27,12 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    bundle = None if arguments.bundle is None else Bundle.open(arguments.bundle)
     machine = Machine.here()
     for line in [*describe_machine(machine), *describe_plugins()]:
         print(line)
-    if arguments.bundle is None:
+    if bundle is None:
         return
-    bundle = Bundle.open(arguments.bundle)
     print()
     for line in describe_ways(bundle, machine):
         print(line)
@@ -65,11 +65,17 @@ def describe_plugins() -> list[str]:
 
 def describe_ways(bundle: Bundle, machine: Machine) -> list[str]:
     """A line for each way, the fastest first; the chosen one is marked."""
-    chosen = choose(bundle, machine).way
+    chosen, fault = None, ""
+    try:
+        chosen = choose(bundle, machine).way
+    except KontextError as error:
+        fault = str(error)
     lines = [f"{bundle.folder}, the fastest way first (* is what --device auto takes):"]
     for way in ways(bundle, machine):
         mark = "*" if way == chosen else " "
         lines.append(f"{mark} {way.title}: {verdict(way)}")
+    if chosen is None:
+        return [*lines, fault]
     if machine.gpu is not None and chosen.device != "cpu":
         lines.append(f"memory: {needed_memory(bundle, machine)}")
     lines.append(
@@ -89,4 +95,6 @@ def flags(way: Way) -> list[str]:
     words = [*way.options.selected_by.split(" or ")[0].split(), "--device", way.device]
     if way.options.selected_by.startswith("--device"):
         words = ["--device", way.device]
+    compute = getattr(way.options, "compute", None)
+    words += ["--compute", compute] if compute else []
     return [*words, "--offload"] if getattr(way.options, "offload", False) else words

@@ -30,11 +30,17 @@ def header_folders() -> list[Path]:
     if triton is not None and triton.origin is not None:
         folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "include")
     existing = [folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()]
-    if existing:
+    if any((folder / "crt" / "host_defines.h").is_file() for folder in existing):
         first = (existing[0] / "cuda_runtime_api.h").read_bytes()
         if re.search(rb"#define CUDART_VERSION\s+13\d\d\d\b", first):
             return existing
     raise KontextError("a fake GPU is built with CUDA 13's headers: pip install nvidia-cuda-runtime triton")
+
+
+def first_error(text: str) -> str:
+    """The first line of a compiler's messages that has an error, or the first of all."""
+    lines = text.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error:" in line), lines[0])
 
 
 def compiler() -> str:
@@ -71,7 +77,5 @@ def build_libraries(folder: Path) -> None:
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise KontextError(
-                f"{compiler()} cannot compile {source}.c: {done.stderr.strip().splitlines()[0]}"
-            )
+            raise KontextError(f"{compiler()} cannot compile {source}.c: {first_error(done.stderr)}")
         unfinished.replace(target)

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 from ...errors import KontextError
-from .libraries import HERE, LIBRARIES, compiler, header_folders
+from .libraries import HERE, LIBRARIES, compiler, first_error, header_folders
 
 FLAGS = ("-fPIC", "-O1", "-std=gnu11", "-w")
 """Generated functions do not have the headers' parameters: no warnings."""
@@ -126,6 +126,5 @@ def run(words: list[str]) -> str:
     """The output of a command. Raises KontextError if it fails."""
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise KontextError(f"{Path(words[0]).name} fails on {words[-1]}: {reason}")
+        raise KontextError(f"{Path(words[0]).name} fails on {words[-1]}: {first_error(done.stderr)}")
     return done.stdout

@@ -13,16 +13,20 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from ...compute_capability import parse_capabilities
 from ...errors import KontextError
 from ...kernels.compile import SHARED_LIMITS, parse_architectures
 from ...runtime.cache import cache_folder
 from ...runtime.units import parse_bytes
 from .libraries import HERE, LIBRARIES, build_libraries
 from .onnxruntime_libraries import PRELOADED, build_onnxruntime_libraries
+
+TURING_SHARED = 64
+"""KiB of shared memory that a program may have where `SHARED_LIMITS` does not say it."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +55,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the command."""
-    architecture = parse_architectures(arguments.architecture)[0]
     folder = cache_folder() / "fake_gpu"
-    if arguments.library == "onnxruntime":
+    if arguments.library == "onnxruntime":  # which runs none of our kernels: any architecture
+        (architecture,) = parse_capabilities(arguments.architecture)[:1]
         folder = folder / "onnxruntime"
         build_onnxruntime_libraries(folder)
         variables = onnxruntime_environment(folder, arguments.memory, architecture)
-        return subprocess.run(arguments.words, env=variables).returncode
+        return run_command(arguments.words, variables)
+    architecture = parse_architectures(arguments.architecture)[0]
     build_libraries(folder)
     variables = environment(
         folder,
@@ -67,7 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
         page_locking=not arguments.refuse_page_locking,
     )
     check_torch(variables)
-    return subprocess.run(arguments.words, env=variables).returncode
+    return run_command(arguments.words, variables)
+
+
+def run_command(words: Sequence[str], variables: Mapping[str, str]) -> int:
+    """The exit code of a command. Raises KontextError if there is no such command."""
+    try:
+        return subprocess.run(words, env=variables).returncode
+    except OSError as error:
+        raise KontextError(f"cannot run {words[0]}: {error.strerror}") from None
 
 
 def environment(
@@ -108,7 +121,7 @@ def properties(memory: int, architecture: int) -> dict[str, str]:
     return {
         "FAKE_GPU_MEMORY": str(memory),
         "FAKE_GPU_ARCHITECTURE": str(architecture),
-        "FAKE_GPU_SHARED": str(SHARED_LIMITS[architecture] * 1024),
+        "FAKE_GPU_SHARED": str(SHARED_LIMITS.get(architecture, TURING_SHARED) * 1024),
     }
 
 

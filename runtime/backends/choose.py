@@ -22,7 +22,7 @@ from ..bundle import Bundle
 from ..cuda_driver import Gpu, find_gpu
 from ..engines import LIBRARIES, choose_engines
 from ..units import gigabytes
-from .onnxruntime_library import CUDA, GPU_WHEEL, wheels
+from .onnxruntime_library import CUDA, GPU_WHEEL, is_complete, replace_command, wheels
 from .openvino.device import has_bf16_units
 from .options import BackendOptions, OnnxRuntimeOptions, OpenVINOOptions, TensorRTOptions, TorchOptions
 from .plugins import WHEELS, Plugin, devices_of, is_installed
@@ -42,6 +42,8 @@ class Machine:
     torch_cuda: bool = False
     """Whether PyTorch is a build with CUDA."""
     triton: bool = False
+    onnxruntime_complete: bool = True
+    """Whether ONNX Runtime's files are all there: uninstalling one of two wheels removes files of the other."""
     bf16_units: bool = False
     """Whether the CPU multiplies bf16 matrices faster than fp32 ones."""
 
@@ -52,7 +54,14 @@ class Machine:
             with suppress(PackageNotFoundError):
                 packages[name] = version(name)
         triton = importlib.util.find_spec("triton") is not None
-        return cls(find_gpu(), packages, torch_has_cuda(), triton, has_bf16_units())
+        return cls(
+            find_gpu(),
+            packages,
+            torch_has_cuda(),
+            triton,
+            onnxruntime_complete=is_complete(),
+            bf16_units=has_bf16_units(),
+        )
 
 
 PACKAGES = ("openvino", "torch", *(library.package for library in LIBRARIES.values()))
@@ -192,18 +201,21 @@ def plugin(device: str, bundle: Bundle, _machine: Machine) -> Way:
     return way
 
 
-def openvino_on_cpu(bundle: Bundle, machine: Machine) -> Way:
-    """In bf16 where the processor has units for it. A bundle in plain fp32 was exported for exactness, and products
-    with inputs rounded to INT8 are fused by ONNX Runtime alone: both stay there."""
+def openvino_on_cpu(first: bool, bundle: Bundle, machine: Machine) -> Way | None:
+    """Before ONNX Runtime's CPU where it is the faster of the two (`first`), else after it. None in the other place.
+
+    It is faster in bf16, where the processor has units for it. A bundle in plain fp32 was exported for exactness, and
+    products with inputs rounded to INT8 are fused by ONNX Runtime alone: both stay there.
+    """
     formats = Formats.of(bundle)
-    faster = machine.bf16_units and formats.weights - {"fp32"} and "int8" not in formats.inputs
-    narrow = machine.bf16_units and formats.computes == {"fp32"}
+    faster = machine.bf16_units and bool(formats.weights - {"fp32"}) and "int8" not in formats.inputs
+    if first != faster:
+        return None
+    narrow = faster and formats.computes == {"fp32"}
     options = OpenVINOOptions(compute="bf16" if narrow else None)
     way = Way("OpenVINO in bf16" if narrow else "OpenVINO", options, "openvino")
     if bundle.links:
         return replace(way, refusal="the bundle was exported with --link-weights")
-    if not faster and not formats.missing("cpu"):
-        return replace(way, refusal="it is not faster than ONNX Runtime for this bundle here")
     if "openvino" not in machine.packages:
         return replace(way, refusal="OpenVINO is not installed", remedy=install_command("openvino"))
     return way
@@ -213,6 +225,8 @@ def onnxruntime_on_cpu(bundle: Bundle, machine: Machine) -> Way:
     title, options = "ONNX Runtime on the CPU", OnnxRuntimeOptions()
     if not {"onnxruntime", GPU_WHEEL} & set(machine.packages):
         return Way(title, options, "cpu", "ONNX Runtime is not installed", install_command("cpu"))
+    if not machine.onnxruntime_complete:
+        return Way(title, options, "cpu", "files of ONNX Runtime are missing", replace_command("cpu"))
     return Way(title, options, "cpu", Formats.of(bundle).missing("cpu"))
 
 
@@ -223,7 +237,7 @@ def torch_on_cpu(bundle: Bundle, machine: Machine) -> Way:
     return Way(title, options, "cpu", "the bundle was exported with --link-weights" if bundle.links else "")
 
 
-WAYS: tuple[Callable[[Bundle, Machine], Way], ...] = (
+WAYS: tuple[Callable[[Bundle, Machine], Way | None], ...] = (
     partial(engines, "rtx"),
     partial(engines, "tensorrt"),
     torch_on_gpu,
@@ -231,8 +245,9 @@ WAYS: tuple[Callable[[Bundle, Machine], Way], ...] = (
     onnxruntime_on_gpu,
     partial(plugin, "migraphx"),
     partial(plugin, "webgpu"),
-    openvino_on_cpu,
+    partial(openvino_on_cpu, True),
     onnxruntime_on_cpu,
+    partial(openvino_on_cpu, False),
     torch_on_cpu,
 )
 """Ways to run a bundle, the fastest first."""
@@ -240,7 +255,11 @@ WAYS: tuple[Callable[[Bundle, Machine], Way], ...] = (
 
 def ways(bundle: Bundle, machine: Machine) -> Iterator[Way]:
     """Every way to run `bundle`, the fastest first, whether it works on `machine` or not."""
-    return (way(bundle, machine) for way in WAYS)
+    return filter(None, (way(bundle, machine) for way in WAYS))
+
+
+FAILED = "it does not start"
+"""The refusal of a way that was tried."""
 
 
 @dataclass(frozen=True)
@@ -267,12 +286,18 @@ def choose(bundle: Bundle, machine: Machine | None = None, *, without: Collectio
     faster: list[Way] = []
     for way in ways(bundle, machine):
         if way.title in without:
-            way = replace(way, refusal="it does not start")
+            way = replace(way, refusal=FAILED)
         if not way.refusal and way.device == "cuda" and isinstance(way.options, TorchOptions):
             assert machine.gpu is not None
             way = fit_torch(way, bundle, machine.gpu)
         if not way.refusal:
             return Choice(way, tuple(faster))
         faster.append(way)
-    reasons = "; ".join(f"{way.title}: {way.refusal}" for way in faster)
-    raise KontextError(f"nothing here runs {bundle.folder} ({reasons}): {Formats.of(bundle).instead()}")
+    raise KontextError(f"nothing that is installed here runs {bundle.folder}: {remedy(bundle, faster)}")
+
+
+def remedy(bundle: Bundle, refused: Collection[Way]) -> str:
+    """What would make a bundle run that nothing here runs, where each of `refused` was tried."""
+    commands = [way.remedy for way in refused if way.remedy and "--engine" not in way.remedy]
+    what = commands[0] if commands else Formats.of(bundle).instead()
+    return f"{what} (kontext-edit devices {bundle.folder} has the reasons)"

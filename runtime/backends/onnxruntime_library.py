@@ -82,6 +82,15 @@ def replace_command(extra: str) -> str:
     return remove + install_command(extra)
 
 
+def is_complete() -> bool:
+    """Whether the module's compiled part is there, or the module is not at all."""
+    spec = importlib.util.find_spec(MODULE)
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return not folders or any(
+        any(Path(folder).glob("capi/onnxruntime_pybind11_state*")) for folder in folders
+    )
+
+
 def wheels() -> list[str]:
     """The distributions that installed the module `onnxruntime`."""
     spec = importlib.util.find_spec(MODULE)

@@ -28,6 +28,8 @@ class Wheel:
     title: str
     module: str
     package: str
+    note: str = ""
+    """How to get it, where `pip install PACKAGE` does not do."""
 
 
 WHEELS = {
@@ -35,7 +37,12 @@ WHEELS = {
         "TensorRT for RTX", "onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime-ep-nv-tensorrt-rtx-cu13"
     ),
     "webgpu": Wheel("WebGPU", "onnxruntime_ep_webgpu", "onnxruntime-ep-webgpu"),
-    "migraphx": Wheel("MIGraphX (AMD)", "onnxruntime_ep_migraphx", "onnxruntime-ep-migraphx"),
+    "migraphx": Wheel(
+        "MIGraphX (AMD)",
+        "onnxruntime_ep_migraphx",
+        "onnxruntime-ep-migraphx",
+        note="PyPI's onnxruntime-ep-migraphx 0.0.0 is empty; AMD has it for ROCm",
+    ),
 }
 """Device → its wheel."""
 
@@ -56,10 +63,17 @@ class Plugin:
     def parse(cls, text: str) -> Plugin:
         """Of LIBRARY[:key=value,…]. Raises KontextError."""
         found = re.fullmatch(r"(.+?)(?::([\w.]+=[^,=]*(?:,[\w.]+=[^,=]*)*))?", text)
-        if found is None or ("=" in found[1]):
+        if found is None or "=" in found[1] or not found[1].strip():
             raise KontextError(f"--provider takes LIBRARY[:key=value,…], not {text!r}")
+        if found[2] is None and re.search(r"\w\w+:", text):  # one letter before it is a drive
+            raise KontextError(
+                f"--provider takes LIBRARY[:key=value,…]: no key=value is behind the colon of {text!r}"
+            )
         pairs = [pair.partition("=") for pair in (found[2] or "").split(",") if pair]
-        return cls(found[1], {key: value for key, _, value in pairs})
+        settings = {key: value for key, _, value in pairs}
+        if len(settings) < len(pairs):
+            raise KontextError(f"--provider names an option twice: {text!r}")
+        return cls(found[1], settings)
 
 
 def plugin_of(device: str, provider: str | None) -> Plugin | None:
@@ -75,8 +89,8 @@ def plugin_of(device: str, provider: str | None) -> Plugin | None:
     wheel = WHEELS[device]
     if not is_installed(device):
         raise KontextError(
-            f"device {device!r} needs ONNX Runtime's plug-in for {wheel.title}, which is not installed: pip install "
-            f"{wheel.package}"
+            f"device {device!r} needs ONNX Runtime's plug-in for {wheel.title}, which is not installed: "
+            + (wheel.note or f"pip install {wheel.package}")
         )
     return Plugin(wheel.module)
 
@@ -91,13 +105,22 @@ def library_path(plugin: Plugin) -> str:
     if Path(plugin.library).is_file():
         return str(Path(plugin.library).absolute())
     if not re.fullmatch(r"\w+", plugin.library):
-        raise KontextError(f"provider {plugin.library}: there is no such library")
+        module = plugin.library.replace("-", "_")
+        hint = f"; the module of its wheel is {module}" if re.fullmatch(r"\w+", module) else ""
+        what = "it is a folder" if Path(plugin.library).is_dir() else "there is no such library"
+        raise KontextError(f"provider {plugin.library}: {what}{hint}")
+    spec = importlib.util.find_spec(plugin.library)
+    source = Path(spec.origin) if spec is not None and spec.origin is not None else None
+    # Only a plug-in's module is imported: importing runs its code.
+    if source is None or not source.is_file() or b"get_library_path" not in source.read_bytes():
+        raise KontextError(
+            f"provider {plugin.library}: it is neither a library nor a module of a plug-in's wheel"
+        )
     try:
         return str(importlib.import_module(plugin.library).get_library_path())
     except (ImportError, AttributeError, OSError) as error:
         raise KontextError(
-            f"provider {plugin.library}: it is neither a library nor a module of a plug-in's wheel "
-            f"({first_line(error)})"
+            f"provider {plugin.library}: its module cannot be used: {first_line(error)}"
         ) from None
 
 

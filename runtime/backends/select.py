@@ -42,6 +42,8 @@ def find_options(backend: str | BackendOptions, device: str) -> BackendOptions:
         return TorchOptions()
     if backend == OpenVINOOptions.name:
         return OpenVINOOptions()
+    if backend == OnnxRuntimeOptions.name:
+        return OnnxRuntimeOptions()
     by_device = (OnnxRuntimeOptions, TensorRTOptions, OpenVINOOptions)
     return next((each for each in by_device if device in each.devices), OnnxRuntimeOptions)()
 
@@ -99,7 +101,9 @@ def open_fastest(bundle: Bundle, *, low_memory: bool) -> tuple[Backend, Choice]:
         KontextError: none runs it.
     """
     from .choose import choose
+    from .onnxruntime_library import warn_of_hidden_gpu
 
+    warn_of_hidden_gpu()
     failed: list[str] = []
     while True:
         choice = choose(bundle, without=failed)

@@ -155,9 +155,42 @@ def test_on_a_cpu(bf16: Bundle, tiny_bundle: Path) -> None:
     with_openvino = dataclasses.replace(machine, packages={**machine.packages, "openvino": "2026.4"})
     assert title(bf16, with_openvino) == "OpenVINO"  # whatever the processor: ONNX Runtime does not run it
     assert title(Bundle.open(tiny_bundle), with_openvino) == "ONNX Runtime on the CPU"
-    with pytest.raises(KontextError, match=r"nothing here runs .*bf16 on a CPU.*export it again") as caught:
+    with pytest.raises(
+        KontextError, match=r"nothing that is installed here runs .*: pip install .*openvino"
+    ) as caught:
         choose(bf16, Machine(None, {"onnxruntime": "1.32.0"}))
     assert "\n" not in str(caught.value)
+    with pytest.raises(KontextError, match=r"nothing that is installed here runs .*: pip install .*cpu"):
+        choose(Bundle.open(tiny_bundle), Machine())
+
+
+def test_openvino_alone_runs_everything(bf16: Bundle, tiny_bundle: Path) -> None:
+    """Without ONNX Runtime, or with half of it, on a processor with or without units for bf16."""
+    for units in (False, True):
+        alone = Machine(None, {"openvino": "2026.4"}, bf16_units=units)
+        half = dataclasses.replace(
+            alone, packages={"openvino": "2026.4", "onnxruntime": "1.32.0"}, onnxruntime_complete=False
+        )
+        for machine in (alone, half):
+            assert title(bf16, machine) == title(Bundle.open(tiny_bundle), machine) == "OpenVINO"
+
+
+def test_devices_show_their_table_where_nothing_works(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Machine, "here", Machine)
+    assert main(["devices", str(tiny_bundle)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  ONNX Runtime on the CPU: no: ") for line in lines)
+    assert lines[-1].startswith("nothing that is installed here runs ")
+
+
+def test_the_same_by_name_is_the_same(tiny_bundle: Path) -> None:
+    """Flags are those of the options: an OpenVINO in bf16 is named with what it computes in."""
+    from kontext.runtime.devices_command import flags
+
+    way = choosing.Way("x", choosing.OpenVINOOptions(compute="bf16"), "openvino")
+    assert flags(way) == ["--backend", "openvino", "--device", "openvino", "--compute", "bf16"]
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,11 @@ def test_a_provider_and_its_options(text: str, library: str, settings: dict[str,
     assert Plugin.parse(text) == Plugin(library, settings)
 
 
-@pytest.mark.parametrize("text", ["", "lib.so:=", "lib.so:a=1,,b=2", "lib.so:a=1,b"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "lib.so:=", "lib.so:a=1,,b=2", "lib.so:a=1,b", "numpy:a", "numpy:", "lib.so:a=1,a=2"]
+)
 def test_what_is_no_provider(text: str) -> None:
-    with pytest.raises(KontextError, match="--provider takes LIBRARY"):
+    with pytest.raises(KontextError, match=r"--provider (takes LIBRARY|names an option twice)"):
         Plugin.parse(text)
 
 
@@ -46,7 +48,7 @@ def test_a_wheel_that_is_not_installed(
     device: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plugins, "is_installed", lambda _: False)
-    with pytest.raises(KontextError, match=f"not installed: pip install {WHEELS[device].package}"):
+    with pytest.raises(KontextError, match=f"not installed: .*{WHEELS[device].package}"):
         Pipeline.load(tiny_bundle, device=device)
 
 
@@ -61,7 +63,9 @@ def test_onnx_runtimes_own_devices_are_no_plugins() -> None:
     [
         ("/nowhere/lib.so", "there is no such library"),
         ("no_such_module", "neither a library nor a module"),
-        ("json", "neither a library nor a module"),
+        ("this", "neither a library nor a module"),  # and its code is not run
+        ("onnxruntime-ep-openvino", "the module of its wheel is onnxruntime_ep_openvino"),
+        ("/", "it is a folder"),
         (__file__, "cannot load it"),
     ],
 )

@@ -20,10 +20,11 @@ from kontext.runtime.backends.select import find_options
     [
         ("onnxruntime", "auto", OnnxRuntimeOptions),
         ("onnxruntime", "cuda", OnnxRuntimeOptions),
-        ("onnxruntime", "rtx", TensorRTOptions),
-        ("onnxruntime", "tensorrt", TensorRTOptions),
-        ("onnxruntime", "openvino", OpenVINOOptions),
-        ("onnxruntime", "openvino:gpu", OpenVINOOptions),
+        ("auto", "rtx", TensorRTOptions),
+        ("auto", "tensorrt", TensorRTOptions),
+        ("onnxruntime", "rtx", OnnxRuntimeOptions),  # and `check` refuses it
+        ("auto", "openvino", OpenVINOOptions),
+        ("auto", "openvino:gpu", OpenVINOOptions),
         ("openvino", "auto", OpenVINOOptions),
         ("openvino", "cpu", OpenVINOOptions),
         ("torch", "cpu", TorchOptions),

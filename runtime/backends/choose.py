@@ -226,7 +226,8 @@ def onnxruntime_on_cpu(bundle: Bundle, machine: Machine) -> Way:
     if not {"onnxruntime", GPU_WHEEL} & set(machine.packages):
         return Way(title, options, "cpu", "ONNX Runtime is not installed", install_command("cpu"))
     if not machine.onnxruntime_complete:
-        return Way(title, options, "cpu", "files of ONNX Runtime are missing", replace_command("cpu"))
+        extra = "gpu" if GPU_WHEEL in machine.packages else "cpu"
+        return Way(title, options, "cpu", BROKEN, replace_command(extra))
     return Way(title, options, "cpu", Formats.of(bundle).missing("cpu"))
 
 
@@ -261,6 +262,8 @@ def ways(bundle: Bundle, machine: Machine) -> Iterator[Way]:
 FAILED = "it does not start"
 """The refusal of a way that was tried."""
 
+BROKEN = "files of ONNX Runtime are missing"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -293,11 +296,16 @@ def choose(bundle: Bundle, machine: Machine | None = None, *, without: Collectio
         if not way.refusal:
             return Choice(way, tuple(faster))
         faster.append(way)
-    raise KontextError(f"nothing that is installed here runs {bundle.folder}: {remedy(bundle, faster)}")
+    raise KontextError(
+        f"nothing that is installed here runs {bundle.folder} (kontext-edit devices {bundle.folder} says why): "
+        + remedy(bundle, faster)
+    )
 
 
 def remedy(bundle: Bundle, refused: Collection[Way]) -> str:
     """What would make a bundle run that nothing here runs, where each of `refused` was tried."""
-    commands = [way.remedy for way in refused if way.remedy and "--engine" not in way.remedy]
-    what = commands[0] if commands else Formats.of(bundle).instead()
-    return f"{what} (kontext-edit devices {bundle.folder} has the reasons)"
+    known = [way for way in refused if way.remedy and "--engine" not in way.remedy]
+    if not known:
+        return Formats.of(bundle).instead()
+    way = next((way for way in known if way.refusal == BROKEN), known[0])
+    return f"{way.refusal}: {way.remedy}"

@@ -117,9 +117,11 @@ def test_the_base_package(wheel: Path, fresh: Fresh, bundle: Path) -> None:
     for device in ("rtx", "tensorrt"):
         said = environment.refuse("kontext-edit", bundle, *EDIT, "--device", device)
         assert f"is not installed: pip install 'kontext-export[{device}]" in said
-    said = environment.refuse("kontext-edit", bundle, *EDIT)
+    said = environment.refuse("kontext-edit", bundle, *EDIT, "--backend", "onnxruntime")
     assert said.startswith("error: ONNX Runtime is not installed: pip install 'kontext-export[cpu]")
-    environment.follow(said)
+    said = environment.refuse("kontext-edit", bundle, *EDIT)
+    assert said.startswith("error: nothing that is installed here runs ")
+    environment.follow(said)  # by the processor, OpenVINO or ONNX Runtime
     edit(environment, bundle)
 
 
@@ -159,8 +161,10 @@ def test_gpu_and_two_wheels(
     assert "which the installed onnxruntime and onnxruntime-gpu does not have" in said
 
     environment.pip("uninstall", "-y", "onnxruntime")  # takes files of the other along
-    said = environment.refuse("kontext-edit", bundle, *EDIT)
+    said = environment.refuse("kontext-edit", bundle, *EDIT, "--device", "cpu")
     assert "ONNX Runtime is installed but cannot be loaded" in said
+    said = environment.refuse("kontext-edit", bundle, *EDIT)
+    assert "files of ONNX Runtime are missing: " in said
     assert "pip uninstall -y onnxruntime-gpu && pip install 'kontext-export[gpu]" in said
     environment.follow(said)
     assert "CUDAExecutionProvider" in environment.providers()

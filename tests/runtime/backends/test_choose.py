@@ -156,11 +156,15 @@ def test_on_a_cpu(bf16: Bundle, tiny_bundle: Path) -> None:
     assert title(bf16, with_openvino) == "OpenVINO"  # whatever the processor: ONNX Runtime does not run it
     assert title(Bundle.open(tiny_bundle), with_openvino) == "ONNX Runtime on the CPU"
     with pytest.raises(
-        KontextError, match=r"nothing that is installed here runs .*: pip install .*openvino"
+        KontextError,
+        match=r"nothing that is installed here runs .*OpenVINO is not installed: pip install .*openvino",
     ) as caught:
         choose(bf16, Machine(None, {"onnxruntime": "1.32.0"}))
     assert "\n" not in str(caught.value)
-    with pytest.raises(KontextError, match=r"nothing that is installed here runs .*: pip install .*cpu"):
+    with pytest.raises(
+        KontextError,
+        match=r"nothing that is installed here runs .*: ONNX Runtime is not installed: pip install .*cpu",
+    ):
         choose(Bundle.open(tiny_bundle), Machine())
 
 

@@ -21,7 +21,7 @@ from ...quant.formats import FORMATS
 from ...quant.recipe import BIG_MODEL, Recipe
 from ...quant.statistics import Statistics
 from ...runtime.bundle import Bundle
-from ...runtime.cache import cache_folder
+from ...runtime.cache import cache_folder, is_cached
 from ...runtime.pipeline import Pipeline
 from ..bundle.manifest import build_manifest
 from ..bundle.tokenizer_files import TokenizerFile
@@ -50,7 +50,7 @@ def calibrate(
     """
     key = calibration_digest(checkpoint, recipe, samples)
     cached = cache_folder() / "calibration" / f"{key}.safetensors"
-    if cached.exists():
+    if is_cached(cached):
         with contextlib.suppress(KontextError):  # a damaged file is replaced
             return Statistics.load(cached)
     statistics = Statistics(about=describe_calibration(checkpoint, samples))

@@ -37,7 +37,7 @@ from ...quant.sensitivity import (
     round_trip,
 )
 from ...quant.statistics import Statistics
-from ...runtime.cache import cache_folder
+from ...runtime.cache import cache_folder, is_cached
 from ...runtime.pipeline import Pipeline
 from ..bundle.tokenizer_files import TokenizerFile
 from ..graph.interface import linear_weights
@@ -87,7 +87,7 @@ def measure_sensitivity(
     check_options(options)
     key = sensitivity_digest(checkpoint, options, samples, calibrated)
     cached = cache_folder() / "sensitivity" / f"{key}.json"
-    if cached.exists():
+    if is_cached(cached):
         with contextlib.suppress(KontextError):  # a damaged file is replaced
             return Sensitivity.load(cached)
     statistics = None

@@ -6,6 +6,7 @@ memory. Jobs are lines of JSON; progress and results are lines of JSON on stdout
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 from ...errors import KontextError
 from ...files import write_atomic
+from ...runtime.cache import read_cached
 from ...runtime.engines import load_library
 from .narrow_quantization import narrow_quantization
 
@@ -89,7 +91,8 @@ def build_engine(library: str, job: dict[str, Any], send: Send) -> dict[str, Any
     if plan is None:
         raise KontextError(log.last() or "the library gives no reason")
     if cache is not None:
-        write_with_folder(Path(job["timing_cache"]), memoryview(cache.serialize()))
+        with contextlib.suppress(OSError):  # it only saves time
+            write_with_folder(Path(job["timing_cache"]), memoryview(cache.serialize()))
     data = memoryview(plan)
     write_with_folder(Path(job["output"]), data)
     return {
@@ -178,8 +181,7 @@ def set_weights(trt: Any, network: Any, config: Any, kind: str, weights: list[st
 def load_timing_cache(library: str, config: Any, path: str | None) -> Any:
     if library != TIMING_CACHE_LIBRARY or path is None:
         return None
-    file = Path(path)
-    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    cache = config.create_timing_cache(read_cached(Path(path)))
     config.set_timing_cache(cache, ignore_mismatch=False)
     return config.get_timing_cache()
 

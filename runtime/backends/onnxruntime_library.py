@@ -7,6 +7,7 @@ them the last one installed wins, and uninstalling either removes files of the o
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -20,13 +21,17 @@ MODULE = "onnxruntime"
 CUDA = "CUDAExecutionProvider"
 GPU_WHEEL = "onnxruntime-gpu"
 
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Read when ONNX Runtime is loaded: 1.32 would write an identifier under the user's home, and send what it runs."""
+
 
 def load_onnxruntime() -> ModuleType:
-    """The module `onnxruntime`.
+    """The module `onnxruntime`, without its telemetry unless the environment variable ORT_DISABLE_TELEMETRY is set.
 
     Raises:
         KontextError: it is not installed, or its files are not complete.
     """
+    os.environ.setdefault(NO_TELEMETRY, "1")
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

@@ -16,6 +16,9 @@ from .runnable import CPU, Formats
 if TYPE_CHECKING:
     from ..bundle import Bundle
 
+MAX_THREADS = 1024
+"""More are a mistake: a thread for each would exhaust the machine."""
+
 Precision = Literal["auto", "16-bit", "fp8", "int8"]
 Compute = Literal["fp32", "fp16", "bf16"]
 
@@ -87,6 +90,8 @@ class TorchOptions:
 
     def __post_init__(self) -> None:
         check_type("cache", self.cache, int, float)
+        for switch in ("offload", "compile", "graphs", "tiled"):
+            check_switch(switch, getattr(self, switch))
         check_type("reuse_reference", self.reuse_reference, int)
         if self.cache is not None and not (0 < self.cache < math.inf):
             raise KontextError(
@@ -161,6 +166,7 @@ class OpenVINOOptions:
     def __post_init__(self) -> None:
         check_threads(self.threads)
         check_choice("compute", self.compute, (None, *get_args(Compute)))
+        check_switch("cache", self.cache)
 
     def check(self, device: str, bundle: Bundle) -> None:
         """Raises KontextError if the backend cannot run `bundle` on `device`."""
@@ -183,8 +189,14 @@ DEVICES = tuple(
 
 def check_threads(threads: object) -> None:
     check_type("threads", threads, int)
-    if isinstance(threads, int) and threads < 1:
-        raise KontextError(f"threads must be 1 or more, not {threads}")
+    if isinstance(threads, int) and not 1 <= threads <= MAX_THREADS:
+        raise KontextError(f"threads must be from 1 to {MAX_THREADS}, not {threads}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raises KontextError if what is on or off is something else: "no" would count as on."""
+    if not isinstance(value, bool):
+        raise KontextError(f"{name} must be True or False, not {value!r}")
 
 
 def check_choice(name: str, value: object, known: tuple[str | None, ...]) -> None:

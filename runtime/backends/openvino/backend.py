@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ....errors import KontextError
 from ...bundle import OUTPUTS, Bundle
-from ...cache import cache_folder
+from ...cache import writable_cache
 from ...glibc_malloc import map_large_blocks, return_freed
 from ..onnxruntime import allowed_cores
 from ..options import OpenVINOOptions
@@ -86,7 +86,9 @@ class OpenVINOBackend:
                 result["INFERENCE_NUM_THREADS"] = threads
         small = self.bundle.graphs[graph].weights.stat().st_size <= CACHED_BYTES
         if self.options.cache and small and graph not in NEVER_CACHED:
-            result["CACHE_DIR"] = str(cache_folder() / "openvino")
+            cache = writable_cache("openvino")
+            if cache is not None:  # else it is compiled at each start
+                result["CACHE_DIR"] = str(cache)
         return result
 
     def request(self, graph: str) -> ov.InferRequest:

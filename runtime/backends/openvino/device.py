@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ....errors import KontextError
@@ -22,6 +24,10 @@ KEEPS_FP32 = {"bf16": ("modulation",), "fp16": ("modulation", "text_encoder_2")}
 """Networks that compute in fp32 though the others compute in less. The sine of 1000 times the timestep needs fp32, and
 OpenVINO's hint is for a whole graph: 30 dB of the modulations in bf16, 128 in fp32. T5 leaves the range of fp16. Both
 run once an edit."""
+
+TELEMETRY = "openvino_telemetry"
+"""Writes an identifier under the user's home, sends each import of OpenVINO, and fails for a user without a home. Its
+only switch is a file in the home; without the module OpenVINO takes a stub of its own."""
 
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
 """Flags in /proc/cpuinfo."""
@@ -43,9 +49,10 @@ def has_bf16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def load_openvino() -> None:
-    """Imports OpenVINO. Raises KontextError if it is not installed or cannot be loaded."""
+    """Imports OpenVINO, without its telemetry. Raises KontextError if it is not installed or cannot be loaded."""
     try:
-        import openvino
+        with hidden_module(TELEMETRY):
+            import openvino
     except ModuleNotFoundError as error:
         if error.name == "openvino":
             raise KontextError(f"OpenVINO is not installed: {install_command('openvino')}") from None
@@ -56,6 +63,20 @@ def load_openvino() -> None:
         raise KontextError(
             f"OpenVINO's files are not complete: {install_command('openvino')} --force-reinstall"
         )
+
+
+@contextlib.contextmanager
+def hidden_module(name: str) -> Iterator[None]:
+    """A context in which importing a module fails as if it were not installed."""
+    absent = object()
+    before = sys.modules.get(name, absent)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not absent:
+            sys.modules[name] = before  # type: ignore[assignment]
 
 
 def choose_device(device: str, available: Collection[str]) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ....errors import KontextError
 from ....files import write_atomic
-from ...cache import cache_folder
+from ...cache import cache_folder, read_cached
 from ...cuda_driver import CapturedRun, CudaDriver, DeviceMemory
 from ...engines import EngineEntry
 from ...units import gigabytes
@@ -183,8 +183,9 @@ class Stage:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             if hasattr(config, "create_runtime_cache"):
                 cache = config.create_runtime_cache()
-                if self.cache_file.is_file():
-                    cache.deserialize(self.cache_file.read_bytes())
+                kernels = read_cached(self.cache_file)
+                if kernels:
+                    cache.deserialize(kernels)
                 config.set_runtime_cache(cache)
             context = self.engine.create_execution_context(config)
         else:

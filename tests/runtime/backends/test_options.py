@@ -22,7 +22,12 @@ from kontext.runtime.engines import LIBRARIES
 @pytest.mark.parametrize(
     ("record", "fields", "message"),
     [
-        (OnnxRuntimeOptions, {"threads": 0}, "threads must be 1 or more, not 0"),
+        (OnnxRuntimeOptions, {"threads": 0}, "threads must be from 1 to 1024, not 0"),
+        (OnnxRuntimeOptions, {"threads": 10**9}, "threads must be from 1 to 1024, not 1000000000"),
+        (OpenVINOOptions, {"cache": "no"}, "cache must be True or False, not 'no'"),
+        (OpenVINOOptions, {"cache": None}, "cache must be True or False, not None"),
+        (TorchOptions, {"offload": "no"}, "offload must be True or False, not 'no'"),
+        (TorchOptions, {"tiled": 1}, "tiled must be True or False, not 1"),
         (TorchOptions, {"cache": 0.0}, "cache must be a relative change above 0, such as 0.1, not 0"),
         (TorchOptions, {"cache": float("nan")}, "cache must be a relative change above 0"),
         (TorchOptions, {"cache": float("inf")}, "cache must be a relative change above 0"),
@@ -38,7 +43,7 @@ from kontext.runtime.engines import LIBRARIES
         (TorchOptions, {"reuse_reference": 2.5}, "reuse_reference must be a whole number, not 2.5"),
         (TensorRTOptions, {"weight_budget": "8GB"}, "weight_budget must be a whole number, not '8GB'"),
         (TorchOptions, {"compute": "fp8"}, "compute 'fp8' is not known: choose from fp32, fp16, bf16"),
-        (OpenVINOOptions, {"threads": 0}, "threads must be 1 or more, not 0"),
+        (OpenVINOOptions, {"threads": 0}, "threads must be from 1 to 1024, not 0"),
         (OpenVINOOptions, {"compute": "int8"}, "compute 'int8' is not known: choose from fp32, fp16, bf16"),
         (TensorRTOptions, {"weight_budget": -1}, "a weight budget is 0 bytes or more, not -1"),
     ],

@@ -106,11 +106,16 @@ def bundles(
         for name in ("fp8", "int4", "int8"):
             made[f"bf16-{name}"] = folder = root / f"bf16-{name}"
             assert main([str(tiny_checkpoint), "-o", str(folder), "--bf16", f"--{name}", "--quiet"]) == 0
+    with untraced(tiny_bundle):
+        made["fp32-int8"] = folder = root / "fp32-int8"  # in a form for CPUs
+        assert main([str(tiny_checkpoint), "-o", str(folder), "--int8", "--fp32", "--quiet"]) == 0
     return made
 
 
 def test_every_graph_is_placed_on_the_gpu(gpu: GpuBuild, bundles: dict[str, Path]) -> None:
     for name, bundle in bundles.items():
+        if name == "fp32-int8":
+            continue
         done = gpu.on_stubs("kontext-probe", "placement", bundle, "cuda")
         assert done.returncode == 0, done.stderr
         sections = dict(
@@ -124,9 +129,20 @@ def test_every_graph_is_placed_on_the_gpu(gpu: GpuBuild, bundles: dict[str, Path
             }
             assert "CUDAExecutionProvider" in placed, (name, graph, text)
             assert not set(placed.get(CPU, ())) & HEAVY, (name, graph, placed[CPU])
+            assert "heavy on the CPU" not in text, (name, graph, text)
             # Of prompts, CLIP finds the end on the CPU: once an edit.
             copies = sum(map(int, re.findall(r"(\d+) Memcpy nodes are added", text)))
             assert copies == (2 if graph == "text_encoder" else 0), (name, graph)
+
+
+def test_costly_operators_on_the_cpu_are_seen(gpu: GpuBuild, bundles: dict[str, Path]) -> None:
+    done = gpu.on_stubs("kontext-probe", "placement", bundles["fp32-int8"], "cuda")
+    assert done.returncode == 0, done.stderr
+    found = re.search(
+        r"^graph transformer\n(?:(?!graph ).*\n)*heavy on the CPU: (.*)$", done.stdout, re.MULTILINE
+    )
+    assert found
+    assert re.search(r"\d+ MatMulInteger", found[1])
 
 
 def test_what_the_steps_share_is_copied_once(gpu: GpuBuild, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -209,6 +225,10 @@ def edited(gpu: GpuBuild, bundle: Path, output: Path, *more: object) -> Image.Im
     words = (bundle, "-p", "make it blue", "--steps", 2, "--threads", 1, "-o", output, *more)
     done = gpu.without_driver("kontext-edit-cpp", *words)
     assert done.returncode == 0, done.stderr
+    if "--provider" in more:
+        assert re.search(
+            r"^warning: transformer.onnx: \w+ leaves to the CPU: .*\d", done.stderr, re.MULTILINE
+        )
     with Image.open(output) as image:
         return image.copy()
 

@@ -77,6 +77,7 @@ OnnxRuntimeBackend::OnnxRuntimeBackend(const Bundle& bundle, const std::string& 
       low_memory(low_memory),
       plugin(std::move(plugin)),
       run_options((environment(), Ort::RunOptions())) {
+    run_options.SetRunLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
     check_there(device, bundle);
     refuse_missing_kernels();
     for (const auto& [name, path] : bundle.linked_files()) weights.emplace(name, MappedFile(path));
@@ -120,9 +121,11 @@ Ort::Session OnnxRuntimeBackend::created(const std::string& graph) {
         }
         options.AddExternalInitializersFromFilesInMemory(names, buffers, sizes);
     }
-    append_provider(options);
+    if (device == "cuda") append_cuda(options);
+    if (plugin) plugin->append(options);
     adjust(options);
     const fs::path& path = bundle.graphs.at(graph).path;
+    if (plugin) return on_plugin(path, options);
     try {
         return Ort::Session(environment(), path.c_str(), options);
     } catch (const Ort::Exception& error) {
@@ -137,9 +140,15 @@ Ort::Session OnnxRuntimeBackend::created(const std::string& graph) {
     }
 }
 
-void OnnxRuntimeBackend::append_provider(Ort::SessionOptions& options) const {
-    if (device == "cuda") append_cuda(options);
-    if (plugin) plugin->append(options);
+// A session on a plug-in provider; warns, once, of costly operators that it leaves to the CPU.
+Ort::Session OnnxRuntimeBackend::on_plugin(const fs::path& path, Ort::SessionOptions& options) {
+    options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_VERBOSE);
+    const LogCapture log;
+    Ort::Session session(environment(), path.c_str(), options);
+    const std::string left = heavy_on_cpu(log.messages);
+    if (!left.empty() && warning && warned.insert(path.string()).second)
+        warning(path.filename().string() + ": " + plugin->name() + " leaves to the CPU: " + left);
+    return session;
 }
 
 Outputs OnnxRuntimeBackend::run(const std::string& graph, const Inputs& inputs) {

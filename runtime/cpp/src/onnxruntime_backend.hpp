@@ -4,6 +4,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -46,7 +47,7 @@ private:
 
     Loaded& loaded(const std::string& graph);
     Ort::Session created(const std::string& graph);
-    void append_provider(Ort::SessionOptions& options) const;
+    Ort::Session on_plugin(const fs::path& path, Ort::SessionOptions& options);
     std::vector<Ort::Value> results(Loaded& graph, const Inputs& inputs);
     std::string explained(const std::string& what, const std::exception& error) const;
     void fall_back(const std::string& reason);
@@ -60,6 +61,7 @@ private:
     int threads;
     bool low_memory;
     std::optional<Plugin> plugin;
+    std::set<std::string> warned;               // graphs' paths
     std::map<std::string, MappedFile> weights;  // only for a bundle with links
     std::map<std::string, Loaded> sessions;
     Ort::RunOptions run_options;

@@ -8,9 +8,24 @@
 
 namespace kontext {
 
-// One for the process. It logs nothing: ONNX Runtime's errors are thrown as exceptions. Throws Error if the library is
+// One for the process. It prints no log: ONNX Runtime's errors are thrown as exceptions. Throws Error if the library is
 // older than the headers that this was built with.
 Ort::Env& environment();
+
+// Collects what ONNX Runtime logs in this thread while it exists, for sessions whose log level asks for it.
+class LogCapture {
+public:
+    LogCapture();
+    ~LogCapture();
+    LogCapture(const LogCapture&) = delete;
+    LogCapture& operator=(const LogCapture&) = delete;
+
+    std::vector<std::string> messages;
+};
+
+// What a session's verbose log says that the CPU's provider computes of what is costly, "3 Attention, 2 Gelu"; "" if
+// nothing. As heavy_on_cpu of runtime/backends/placement.py.
+std::string heavy_on_cpu(const std::vector<std::string>& messages);
 
 std::string onnxruntime_version();
 

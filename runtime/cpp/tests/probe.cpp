@@ -7,6 +7,7 @@
 
 #include "bundle.hpp"
 #include "onnxruntime_backend.hpp"
+#include "onnxruntime_library.hpp"
 #include "resize.hpp"
 #include "sampling.hpp"
 #include "sha256.hpp"
@@ -92,23 +93,21 @@ protected:
     void adjust(Ort::SessionOptions& options) override { options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_VERBOSE); }
 };
 
-void ORT_API_CALL print_placement(void*, OrtLoggingLevel, const char*, const char*, const char*, const char* message) {
-    // " Node(s) placed on [NAME]. Number of nodes: N" and then "  OPERATOR (NODE)" for each
-    const std::string text = message;
-    if (text.find("placed on [") != std::string::npos || text.find("Memcpy nodes are added") != std::string::npos ||
-        text.compare(0, 2, "  ") == 0)
-        std::cout << text << '\n';
-}
-
 // BUNDLE DEVICE: loads every graph; prints its name and then where ONNX Runtime placed its nodes.
 void placement(const Words& words) {
-    const Ort::Env env(ORT_LOGGING_LEVEL_VERBOSE, "probe", print_placement, nullptr);
     const Bundle bundle = Bundle::open(words.at(0));
     Verbose backend(bundle, words.at(1), 1);
     for (const auto& [graph, entry] : bundle.graphs) {
-        std::cout << "graph " << graph << '\n';
+        const LogCapture log;
         backend.load(graph);
         backend.release(graph);
+        std::cout << "graph " << graph << '\n';
+        for (const std::string& text : log.messages)
+            if (text.find("placed on [") != std::string::npos ||
+                text.find("Memcpy nodes are added") != std::string::npos || text.compare(0, 2, "  ") == 0)
+                std::cout << text << '\n';
+        if (const std::string heavy = heavy_on_cpu(log.messages); !heavy.empty())
+            std::cout << "heavy on the CPU: " << heavy << '\n';
     }
 }
 

@@ -88,6 +88,23 @@ def test_openvino_gives_pythons_picture(
     assert np.array_equal(Image.open(output), expected)
 
 
+def test_both_runtimes_share_openvinos_cache(
+    openvino: CppBuild, formats: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys are made of the rewritten graphs, their weights and the properties."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("fp16", "bf16-int4"):
+        pipe = Pipeline.load(formats[name], device="openvino", backend=OpenVINOOptions(threads=1))
+        pipe.edit(None, PROMPT, steps=1)
+        kept = sorted(path.name for path in (tmp_path / "cache").rglob("*.blob"))
+        assert kept
+        done = openvino.run(
+            *words(formats[name], tmp_path / "out.png", "--device", "openvino", "--threads", 1)
+        )
+        assert done.returncode == 0, done.stderr
+        assert sorted(path.name for path in (tmp_path / "cache").rglob("*.blob")) == kept
+
+
 def test_openvino_computes_in_what_is_asked(
     openvino: CppBuild, formats: dict[str, Path], reference: Path, tmp_path: Path
 ) -> None:

@@ -152,7 +152,11 @@ std::vector<DeviceInfo> list_devices(const std::string& provider) {
     for (const auto& [device, entry] : published) {
         const std::string library = find_library(device);
         if (library.empty()) continue;
-        for (DeviceInfo& each : Plugin::list(library)) result.push_back({device, "", each.description});
+        try {
+            for (DeviceInfo& each : Plugin::list(library)) result.push_back({device, "", each.description});
+        } catch (const Error& error) {
+            result.push_back({device, "", error.what()});
+        }
     }
 #ifdef KONTEXT_WITH_OPENVINO
     for (DeviceInfo& each : openvino_devices()) result.push_back(std::move(each));

@@ -67,7 +67,7 @@ void pixels(const Words& words) {
     raw(picture.rgb);
 }
 
-// BUNDLE STEPS SEED WIDTHxHEIGHT PROMPT [FILE]…: the latents after the last step
+// BUNDLE STEPS SEED WIDTHxHEIGHT PROMPT [FILE]…: the latents after the last step, in ONNX Runtime on the CPU
 void latents(const Words& words) {
     EditOptions options;
     options.steps = std::stoi(words.at(1));
@@ -81,7 +81,9 @@ void latents(const Words& words) {
     };
     std::vector<Picture> references;
     for (std::size_t i = 5; i < words.size(); ++i) references.push_back(read_picture(words[i]));
-    Pipeline(words.at(0)).edit(references, words.at(4), options);
+    LoadOptions load;
+    load.device = "cpu";
+    Pipeline(words.at(0), load).edit(references, words.at(4), options);
 }
 
 // Sessions whose verbose log says which provider runs which node.

@@ -357,6 +357,8 @@ def test_latents_and_pictures_are_those_of_python(
         output,
         "--threads",
         1,
+        "--device",
+        "cpu",
     ]
     words += [word for path in paths for word in ("-i", path)] + (["--size", text] if size else [])
     subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=300)

@@ -1,7 +1,7 @@
 """The bundle's manifest as dataclasses, and a reader that trusts nothing in it.
 
 `Bundle.open(folder)` checks version, fields, paths and sizes; `verify()` also checks every file's SHA-256. Nothing in
-a bundle is unpickled or executed.
+a bundle is unpickled or executed. Compiled engines can be built again: a damaged one is an error when it is wanted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,6 +33,9 @@ OUTPUTS = {
 
 GRAPHS = tuple(OUTPUTS)
 TOKENIZERS = ("clip", "t5")
+
+ENGINES = "engines/"
+"""The folder of compiled engines."""
 
 MAX_MANIFEST_BYTES = 64 << 20
 """A larger file is refused: the manifest of a 12 B model is under 1 MB."""
@@ -110,7 +113,7 @@ class SamplerEntry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest is valid and whose files have the sizes in it."""
+    """A bundle whose manifest is valid and whose files, but for `damaged` ones, have the sizes in it."""
 
     folder: Path
     name: str
@@ -124,6 +127,8 @@ class Bundle:
     """By their names in the graphs; empty unless exported with --link-weights."""
     manifest: Mapping[str, Any]
     """The manifest as read, for what has no field here."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Engine's file → what is wrong with it; `choose_engines` and `verify` raise that."""
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
@@ -131,7 +136,9 @@ class Bundle:
         folder = Path(folder)
         root = Fields(read_manifest(folder), f"{folder / MANIFEST_NAME}: ")
         check_format(root, folder)
-        return cls.read(folder, root, read_files(root, folder), GRAPHS)
+        files, damaged = read_files(root, folder)
+        sound = {name: entry for name, entry in files.items() if name not in damaged}
+        return replace(cls.read(folder, root, sound, GRAPHS), files=files, damaged=damaged)
 
     @classmethod
     def outline(cls, folder: Path, manifest: dict[str, Any]) -> Bundle:
@@ -191,6 +198,8 @@ class Bundle:
         Args:
             advance: called with the bytes read since the last call, for a progress bar.
         """
+        for problem in self.damaged.values():
+            raise KontextError(f"{problem}: build the engines again")
         for name, entry in self.files.items():
             path, digest = self.folder / name, hashlib.sha256()
             try:
@@ -202,7 +211,8 @@ class Bundle:
             except OSError as error:
                 raise KontextError(f"cannot read {path}: {error.strerror}") from None
             if digest.hexdigest() != entry.sha256:
-                raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; export it again")
+                remedy = "build the engines again" if name.startswith(ENGINES) else "export it again"
+                raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; {remedy}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -233,9 +243,11 @@ def check_format(root: Fields, folder: Path) -> None:
         raise KontextError(f"{folder} has bundle format {version}, this reads {FORMAT_VERSION}: {advice}")
 
 
-def read_files(root: Fields, folder: Path) -> dict[str, FileEntry]:
-    """The entries of `files`: each exists inside the folder and has the size in the manifest."""
-    group, files = root.group("files"), {}
+def read_files(root: Fields, folder: Path) -> tuple[dict[str, FileEntry], dict[str, str]]:
+    """The entries of `files`: each exists inside the folder and has the size in the manifest; and `Bundle.damaged`."""
+    group = root.group("files")
+    files: dict[str, FileEntry] = {}
+    damaged: dict[str, str] = {}
     real_folder = folder.resolve()
     for name in group.data:
         entry = group.group(name)
@@ -243,6 +255,8 @@ def read_files(root: Fields, folder: Path) -> dict[str, FileEntry]:
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise entry.error("sha256", "must be 64 hexadecimal digits")
         path = inside(folder, name, group.where)
+        files[name] = FileEntry(size, sha256)
+        engine = name.startswith(ENGINES)
         try:
             if not path.resolve(strict=True).is_relative_to(real_folder):
                 raise KontextError(f"{path} is a symbolic link to outside the bundle")
@@ -250,13 +264,18 @@ def read_files(root: Fields, folder: Path) -> dict[str, FileEntry]:
                 raise KontextError(f"{path} is not a file")
             actual = path.stat().st_size
         except FileNotFoundError:
+            if engine:
+                damaged[name] = f"{path} is missing"
+                continue
             raise KontextError(f"{path} is missing: the bundle is incomplete") from None
         except (OSError, RuntimeError) as error:  # RuntimeError: circular links, before Python 3.13
             raise KontextError(f"cannot read {path}: {error}") from None
         if actual != size:
-            raise KontextError(f"{path} has {actual} bytes, the manifest says {size}: the bundle is damaged")
-        files[name] = FileEntry(size, sha256)
-    return files
+            problem = f"{path} has {actual} bytes, the manifest says {size}"
+            if not engine:
+                raise KontextError(f"{problem}: the bundle is damaged")
+            damaged[name] = problem
+    return files, damaged
 
 
 def read_links(root: Fields, folder: Path) -> dict[str, LinkEntry]:

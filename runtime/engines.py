@@ -245,7 +245,11 @@ def choose_engine(
     )
     if not fitting:
         raise KontextError(f"the {target} engine of {graph} was built from another graph: {command}")
-    return fitting[-1]
+    chosen = fitting[-1]
+    problem = bundle.damaged.get(chosen.path.relative_to(bundle.folder).as_posix())
+    if problem:
+        raise KontextError(f"{problem}: {command}")
+    return chosen
 
 
 def check_budget(entry: EngineEntry) -> None:

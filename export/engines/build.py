@@ -215,7 +215,7 @@ def graph_inputs(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]
 def find_engine(bundle: Bundle, entry: dict[str, Any]) -> Path | None:
     """The file of an engine with this entry in a bundle, if its SHA-256 is the manifest's."""
     for other in bundle.manifest.get("engines", []):
-        if other == entry and entry["file"] in bundle.files:
+        if other == entry and entry["file"] in bundle.files and entry["file"] not in bundle.damaged:
             path = bundle.folder / entry["file"]
             with path.open("rb") as file:
                 if file_digest(file) == bundle.files[entry["file"]].sha256:

@@ -63,6 +63,8 @@ def write_repository(folder: Path, output: Path, settings: Settings, *, force: b
         raise KontextError(
             f"{folder} takes weights from files outside it: export it without --link-weights to serve it"
         )
+    for problem in bundle.damaged.values():
+        raise KontextError(f"{problem}: build the engines again")
     if settings.filters is not None:
         check_filters(settings.filters)
     check_output(output, REPOSITORY, force)

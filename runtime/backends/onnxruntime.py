@@ -138,16 +138,25 @@ class OnnxRuntimeBackend:
         try:
             session = self.load(graph)
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
-            self.fall_back(self.explain(f"{self.graphs[graph]} cannot be loaded", error))
+            # Without CUDA it looks for the CPU's kernels, and complains of those that are not there.
+            missing = self.missing_cuda() if self.bound else ""
+            what = f"{self.graphs[graph]} cannot be loaded"
+            self.fall_back(self.not_started(missing) if missing else self.explain(what, error))
             return self.create_session(graph)
         if self.provider not in session.get_providers():
-            reason = missing_driver() or self.missing_library or "its libraries cannot be loaded"
-            self.fall_back(
-                f"device {self.device!r} could not be started ({reason}): check the driver (nvidia-smi) and the CUDA "
-                f"libraries ({install_command('gpu')})"
-            )
+            self.fall_back(self.not_started(self.missing_cuda() or "its libraries cannot be loaded"))
             return self.create_session(graph)
         return session
+
+    def missing_cuda(self) -> str:
+        """What CUDA lacks on this machine, in words, or ""."""
+        return missing_driver() or self.missing_library
+
+    def not_started(self, reason: str) -> str:
+        return (
+            f"device {self.device!r} could not be started ({reason}): check the driver (nvidia-smi) and the CUDA "
+            f"libraries ({install_command('gpu')})"
+        )
 
     def load(self, graph: str) -> onnxruntime.InferenceSession:
         import onnxruntime
@@ -219,7 +228,7 @@ class OnnxRuntimeBackend:
         if self.device == "cpu":
             raise ComputationError(reason) from None
         if not self.automatic or self.has_run:
-            raise ComputationError(f"{reason}, or {self.formats.instead()}") from None
+            raise ComputationError(f"{reason}; or {self.formats.instead()}") from None
         self.device, self.memory, self.bound = "cpu", "cpu", False
         self.sessions.clear()
         self.refuse_missing_kernels()

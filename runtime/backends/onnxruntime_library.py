@@ -64,7 +64,7 @@ def check_provider(
         installed = " and ".join(wheels()) or MODULE
         raise KontextError(
             f"device {device!r} needs ONNX Runtime's {provider}, which the installed {installed} does not have "
-            f"(it has {', '.join(available)}): {replace_command('gpu')}, or {instead}"
+            f"(it has {', '.join(available)}): {replace_command('gpu')}; or {instead}"
         )
 
 

@@ -160,7 +160,7 @@ def test_what_the_steps_share_is_copied_once(gpu: GpuBuild, tiny_bundle: Path, t
         done = gpu.environment.run("kontext-bench", *FAKE, "sh", "-c", line, "sh", program, *words)
         assert done.returncode == 2
         assert "error: vae_decoder failed in ONNX Runtime on CUDAExecutionProvider: " in done.stderr
-        assert done.stderr.endswith(", or use --device cpu\n")
+        assert done.stderr.endswith("; or use --device cpu\n")
         found = Counter(log.read_text().splitlines())
         assert found[f"1 {rope}"] == 2  # cosines and sines
         assert found[f"2 {target}"] == steps  # velocities
@@ -179,7 +179,7 @@ def test_without_a_driver(gpu: GpuBuild, bundles: dict[str, Path], tmp_path: Pat
     done = gpu.without_driver("kontext-edit-cpp", bundles["fp32"], *words, "--device", "cuda")
     assert done.returncode == 2
     assert start in done.stderr
-    assert done.stderr.endswith(", or use --device cpu\n")
+    assert done.stderr.endswith("; or use --device cpu\n")
     assert done.stderr.count("\n") == 1
     done = gpu.without_driver("kontext-edit-cpp", bundles["fp32"], *words)  # auto
     assert done.returncode == 0

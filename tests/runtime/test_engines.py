@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,38 @@ def test_the_last_of_equal_engines_is_chosen(tiny_bundle: Path) -> None:
     bundle.manifest["engines"].append(bundle.manifest["engines"][0] | {"precision": "newer"})
     assert len(read_engines(bundle)) == len(bundle.graphs) + 1
     assert choose_engines(bundle, "rtx", VERSION, "sm89")["text_encoder"].precision == "newer"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "is missing"), (b"", "has 0 bytes, the manifest says 1")]
+)
+def test_a_damaged_engine_is_an_error_where_it_is_wanted(
+    tiny_bundle: Path, tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    """The bundle opens and runs elsewhere; the error has the command that builds the engine again."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    bundle = with_engines(folder)
+    manifest = {**bundle.manifest, "files": dict(bundle.manifest["files"])}
+    for name in set(bundle.files) - set(manifest["files"]):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        manifest["files"][name] = {"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    Bundle.open(folder).verify()
+    damaged = folder / "engines" / "transformer"
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content)
+    bundle = Bundle.open(folder)
+    message = f"transformer {problem}: kontext-export {folder} --engine rtx --target sm89$"
+    with pytest.raises(KontextError, match=message):
+        choose_engines(bundle, "rtx", VERSION, "sm89")
+    with pytest.raises(KontextError, match=f"transformer {problem}: build the engines again"):
+        bundle.verify()
+    with pytest.raises(KontextError, match="are for sm89, but this GPU is sm120"):
+        choose_engines(bundle, "rtx", VERSION, "sm120")
+    assert Pipeline.load(bundle, device="cpu").edit(None, "x", steps=1).size
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ void check_there(const std::string& device, const Bundle& bundle) {
     if (device == "cuda" && !has_provider(cuda_provider))
         throw Error("device 'cuda' needs ONNX Runtime's " + std::string(cuda_provider) + ", which the linked version " +
                     onnxruntime_version() + " does not have (it has " + joined(providers()) +
-                    "): link one that has it, such as the onnxruntime-gpu wheel's, or " + instead(bundle));
+                    "): link one that has it, such as the onnxruntime-gpu wheel's; or " + instead(bundle));
 }
 
 void append_cuda(Ort::SessionOptions& options) {
@@ -218,7 +218,7 @@ std::string OnnxRuntimeBackend::explained(const std::string& what, const std::ex
 // asked for, or has run something, or is the CPU, or if the CPU has no kernels for the bundle.
 void OnnxRuntimeBackend::fall_back(const std::string& reason) {
     if (device == "cpu") throw Error(reason);
-    if (!automatic || has_run) throw Error(reason + ", or " + instead(bundle));
+    if (!automatic || has_run) throw Error(reason + "; or " + instead(bundle));
     device = "cpu";
     sessions.clear();
     refuse_missing_kernels();

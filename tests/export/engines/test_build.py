@@ -447,12 +447,20 @@ def change_weight(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_damaged_engine_is_built_again(tiny_bundle: Path, tmp_path: Path, quick_builder: list[str]) -> None:
+@pytest.mark.parametrize("damage", ["changed", "truncated", "deleted"])
+def test_a_damaged_engine_is_built_again(
+    tiny_bundle: Path, tmp_path: Path, quick_builder: list[str], damage: str
+) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     summary = build_engines(folder, OPTIONS)
     file = next(file for file in summary.built if "vae_decoder" in file)
     path = folder / file
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + (b"!" if damage == "changed" else b""))
+    with pytest.raises(KontextError, match=r"vae_decoder\S* .*build the engines again"):
+        Bundle.open(folder).verify()
     quick_builder.clear()
     build_engines(folder, OPTIONS)
     assert quick_builder == ["vae_decoder"]

@@ -165,6 +165,8 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch, message: str, *, at_load: bool = Fa
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime_backend, "missing_driver", lambda: "")
     make = OnnxRuntimeBackend.load
     monkeypatch.setattr(Failing, "message", message)
 
@@ -193,7 +195,7 @@ def test_a_gpu_that_fails(
     warning. The messages are ONNX Runtime's own."""
     plain = Pipeline.load(tiny_bundle, device="cpu").edit(None, "x", steps=1)
     on_cuda(monkeypatch, message, at_load=at_load)
-    with pytest.raises(ComputationError, match=rf" on {CUDA}: .*{reason}.*, or use --device cpu$") as caught:
+    with pytest.raises(ComputationError, match=rf" on {CUDA}: .*{reason}.*; or use --device cpu$") as caught:
         Pipeline.load(tiny_bundle, device="cuda").edit(None, "x", steps=1)
     assert "\n" not in str(caught.value)
     with pytest.warns(
@@ -204,13 +206,44 @@ def test_a_gpu_that_fails(
     assert np.array_equal(np.asarray(picture), np.asarray(plain))
 
 
+NO_KERNEL = "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : no implementation for Add(14) node 'node_add_4'"
+NO_DRIVER, NO_LIBRARY = "there is no NVIDIA driver, libcuda.so.1", "libcublas.so.13 cannot be loaded"
+
+
+@pytest.mark.parametrize(
+    ("driver", "printed", "reason"),
+    [
+        (NO_DRIVER, None, NO_DRIVER),
+        ("", "Failed to load libcublas.so.13: no", NO_LIBRARY),
+        ("", None, None),
+    ],
+)
+def test_kernels_that_are_missing_with_cuda(
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    driver: str,
+    printed: str | None,
+    reason: str | None,
+) -> None:
+    """Of a bf16 bundle: ONNX Runtime 1.32 names an operator of the CPU's, whatever keeps CUDA from starting."""
+    on_cuda(monkeypatch, NO_KERNEL, at_load=True)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: print(printed) if printed else None)
+    monkeypatch.setattr(onnxruntime_backend, "missing_driver", lambda: driver)
+    with pytest.raises(ComputationError) as caught:
+        Pipeline.load(tiny_bundle, device="cuda").edit(None, "x", steps=1)
+    started = f"device 'cuda' could not be started ({reason}): check the driver (nvidia-smi)"
+    assert str(caught.value).startswith(started) == (reason is not None)
+    assert ("node_add_4" in str(caught.value)) == (reason is None)
+    assert str(caught.value).endswith("; or use --device cpu")
+
+
 def test_a_gpu_that_disappears_after_it_has_run_is_an_error(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is held on it is lost, so nothing goes on elsewhere."""
     backend = backend_of(tiny_bundle)
     backend.automatic, backend.device, backend.has_run = True, "cuda", True
-    with pytest.raises(ComputationError, match=r"transformer failed on .*, or use --device cpu$"):
+    with pytest.raises(ComputationError, match=r"transformer failed on .*; or use --device cpu$"):
         backend.fall_back("transformer failed on CUDAExecutionProvider: gone")
 
 

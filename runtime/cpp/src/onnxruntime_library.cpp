@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <new>
 #include <set>
@@ -70,6 +71,7 @@ Ort::Env& environment() {
     if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr)
         throw Error("ONNX Runtime " + onnxruntime_version() + " is older than 1." + std::to_string(ORT_API_VERSION) +
                     ", which this was built for");
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // else 1.32 writes an identifier under the user's home
     // Never destroyed: at the end of a process plug-in providers may have lost what they need to be unloaded.
     static Ort::Env& env = *new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "kontext", keep, nullptr);
     return env;

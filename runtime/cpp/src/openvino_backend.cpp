@@ -1,6 +1,7 @@
 #include "openvino_backend.hpp"
 
 #include <malloc.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -81,11 +82,15 @@ std::string choose_compute(const std::string& graph, const std::string& asked, c
     return wide ? "fp32" : wanted;
 }
 
+// The folder for compiled graphs; "" where none can be written.
 std::string cache_folder() {
     const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
-    const bool set = cache != nullptr && *cache != '\0';
+    const bool set = cache != nullptr && *cache == '/';  // the specification ignores relative ones
     if (!set && home == nullptr) return "";
-    return ((set ? fs::path(cache) : fs::path(home) / ".cache") / "kontext-export" / "openvino").string();
+    const fs::path folder = (set ? fs::path(cache) : fs::path(home) / ".cache") / "kontext-export" / "openvino";
+    std::error_code code;
+    fs::create_directories(folder, code);
+    return access(folder.c_str(), W_OK | X_OK) == 0 ? folder.string() : "";
 }
 
 ov::Tensor tensor_of(const std::string& graph, const std::string& name, const Input& input,

@@ -52,7 +52,7 @@ class Plugin:
     """A plug-in provider to load.
 
     Args:
-        library: a path, or the Python module of a wheel that has `get_library_path`.
+        library: a path, or the Python module of a wheel that has `get_library_path` or `library_path`.
         settings: the provider's own options.
     """
 
@@ -112,12 +112,13 @@ def library_path(plugin: Plugin) -> str:
     spec = importlib.util.find_spec(plugin.library)
     source = Path(spec.origin) if spec is not None and spec.origin is not None else None
     # Only a plug-in's module is imported: importing runs its code.
-    if source is None or not source.is_file() or b"get_library_path" not in source.read_bytes():
+    if source is None or not source.is_file() or b"library_path" not in source.read_bytes():
         raise KontextError(
             f"provider {plugin.library}: it is neither a library nor a module of a plug-in's wheel"
         )
     try:
-        return str(importlib.import_module(plugin.library).get_library_path())
+        wheel = importlib.import_module(plugin.library)
+        return str((getattr(wheel, "get_library_path", None) or wheel.library_path)())
     except (ImportError, AttributeError, OSError) as error:
         raise KontextError(
             f"provider {plugin.library}: its module cannot be used: {first_line(error)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, get_args
 
+from ...command import caused_by_interrupt
 from ...errors import KontextError
 from ...installation import install_command
 from .options import (
@@ -112,5 +113,7 @@ def open_fastest(bundle: Bundle, *, low_memory: bool) -> tuple[Backend, Choice]:
             way.options.check(way.device, bundle)
             return open_backend(way.options, way.device, bundle, low_memory=low_memory), choice
         except KontextError as error:
+            if caused_by_interrupt(error):  # Ctrl-C while a library is imported
+                raise
             warnings.warn(f"{way.title} does not start: {error}", stacklevel=3)
             failed.append(way.title)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from kontext.decibels import psnr
 
 from .environments import Environment
 
@@ -18,7 +22,7 @@ WORDS = ("--prompt", "x", "--steps", 1, "-o", "out.png")
 def plugged(wheel: Path, fresh: Callable[..., Environment]) -> Environment:
     environment = fresh()
     environment.install(wheel, "cpu")
-    environment.pip("install", "onnxruntime-ep-openvino", "onnxruntime-ep-webgpu")
+    environment.pip("install", "onnxruntime-ep-openvino", "onnxruntime-ep-webgpu", "onnxruntime-ggml")
     return environment
 
 
@@ -37,6 +41,22 @@ def test_openvino_as_a_plugin(plugged: Environment, tiny_bundle: Path) -> None:
     assert "transformer.onnx: OpenVINOExecutionProvider leaves to the CPU: " in said
     assert "RotaryEmbedding" in said
     assert "wrote out.png" in said
+
+
+def test_ggml_runs_what_it_has_operators_for(plugged: Environment, tiny_bundle: Path) -> None:
+    """The modulation; what it leaves to the CPU is named, and the picture is ONNX Runtime's own."""
+    said = plugged.succeed("kontext-edit", tiny_bundle, *WORDS, "--provider", "onnxruntime_ggml")
+    assert "transformer.onnx: libonnxruntime_ggml leaves to the CPU: " in said
+    assert "modulation.onnx" not in said
+    pictures = [read(plugged)]
+    plugged.succeed("kontext-edit", tiny_bundle, *WORDS, "--device", "cpu")
+    pictures.append(read(plugged))
+    assert psnr(*pictures) > 35  # it keeps the modulation's weights in fp16
+
+
+def read(environment: Environment) -> np.ndarray:
+    with Image.open(environment.scratch / "out.png") as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def test_webgpu_without_a_gpu(plugged: Environment, tiny_bundle: Path) -> None:

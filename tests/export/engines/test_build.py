@@ -283,7 +283,7 @@ def test_the_other_library_builds_for_the_gpu_at_hand(monkeypatch: pytest.Monkey
             "sm89",
             "leave the range of fp16",
         ),
-        ({}, {"text_encoder_2": {"w": "nf4"}}, "sm89", r"does not take nf4 \(text_encoder_2\)"),
+        ({}, {"text_encoder_2": {"w": "uint4"}}, "sm89", r"does not take uint4 \(text_encoder_2\)"),
     ],
 )
 def test_formats_that_a_card_has_not(

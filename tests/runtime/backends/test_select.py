@@ -42,6 +42,10 @@ def test_options_reach_onnx_runtime(tiny_bundle: Path) -> None:
 
 
 def test_without_pytorch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import kontext.runtime.backends as parent
+
+    if hasattr(parent, "torch"):  # the package is imported again below, and put back at the end
+        monkeypatch.setattr(parent, "torch", parent.torch)
     for name in [name for name in sys.modules if name.startswith("kontext.runtime.backends.torch")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)

@@ -109,7 +109,7 @@ class Environment:
 
     def follow(self, message: str) -> None:
         """Types the commands that a message ends with."""
-        found = re.search(r": (pip .*?)(?:, or.*)?$", message.splitlines()[0])
+        found = re.search(r": (pip .*?)(?:[,;] or.*)?$", message.splitlines()[0])
         assert found, message
         for command in found[1].split(" && "):
             program, *words = shlex.split(command)

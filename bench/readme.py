@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import KontextError
-from . import coldstart, edits, exporting, latency, placement
+from . import coldstart, edits, executors, exporting, latency, placement
 from .fidelity import approximations, methods
 from .fidelity import benchmark as fidelity
 from .fidelity import plot as fidelity_plot
@@ -70,6 +70,16 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
     },
     "docs/quantization.md": {"methods": of("methods.json", methods)},
     "docs/planning.md": {"plans": of("plans.json", plans), "memory": of("memory.json", predicted)},
+    "docs/openvino.md": {
+        "executors": [
+            *of("executors.json", executors, "One edit of the embedded model:"),
+            *of(
+                "quantspeed_openvino.json",
+                quantspeed,
+                "One step of a wider model (`kontext-bench quantspeed --openvino`):",
+            ),
+        ]
+    },
     "docs/devices.md": {"placement": of("placement.json", placement)},
     "docs/kernels.md": {"vram-fit": of("vram_fit.json", vram_fit)},
 }

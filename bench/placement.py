@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
-from ..runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, cuda_failure, first_line
+from ..runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, cuda_failure
+from ..runtime.backends.onnxruntime_library import first_line
 from ..runtime.backends.placement import CPU, RECORD, heavy_on_cpu, placed_operators
 from ..runtime.bundle import Bundle
 from ..runtime.cuda_driver import find_gpu

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...errors import KontextError
 from ...installation import install_command
-from ...runtime.backends.onnxruntime import first_line
+from ...runtime.backends.onnxruntime_library import first_line
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from . import bits_per_weight
 from .bits_per_weight import COUNTED, Layers

@@ -32,6 +32,10 @@ BF16_CAPABILITY = 80
 """Lowest compute capability, times ten, of GPUs that compute in bf16; Triton's kernels are written for it too."""
 
 
+NO_GPU = "there is no NVIDIA GPU with a working driver"
+LINKED = "the bundle was exported with --link-weights"
+
+
 @dataclass(frozen=True)
 class Machine:
     """What there is to run a bundle on."""
@@ -110,7 +114,7 @@ def engines(library: str, bundle: Bundle, machine: Machine) -> Way:
     entry = LIBRARIES[library]
     title, options = f"{entry.title} engines", TensorRTOptions()
     if machine.gpu is None:
-        return Way(title, options, library, "there is no NVIDIA GPU with a working driver")
+        return Way(title, options, library, NO_GPU)
     target = engine_target(machine.gpu.capability)
     if entry.package not in machine.packages:
         remedy = install_command(entry.extra) if bundle_has_engines(bundle, library, target) else ""
@@ -134,12 +138,12 @@ def bundle_has_engines(bundle: Bundle, library: str, target: str) -> bool:
 def torch_on_gpu(bundle: Bundle, machine: Machine) -> Way:
     title, options = "PyTorch with Triton kernels", TorchOptions()
     if machine.gpu is None:
-        return Way(title, options, "cuda", "there is no NVIDIA GPU with a working driver")
+        return Way(title, options, "cuda", NO_GPU)
     architecture = sm_name(machine.gpu.capability)
     if machine.gpu.capability < BF16_CAPABILITY:
         return Way(title, options, "cuda", f"its kernels need sm_80, this GPU is {architecture}")
     if bundle.links:
-        return Way(title, options, "cuda", "the bundle was exported with --link-weights")
+        return Way(title, options, "cuda", LINKED)
     if not machine.torch_cuda:
         build = (
             "PyTorch is a build without CUDA" if "torch" in machine.packages else "PyTorch is not installed"
@@ -173,7 +177,7 @@ def onnxruntime_on_gpu(bundle: Bundle, machine: Machine) -> Way:
     title, options = "ONNX Runtime's CUDA provider", OnnxRuntimeOptions()
     formats = Formats.of(bundle)
     if machine.gpu is None:
-        return Way(title, options, "cuda", "there is no NVIDIA GPU with a working driver")
+        return Way(title, options, "cuda", NO_GPU)
     if missing := formats.missing("cuda"):
         return Way(title, options, "cuda", missing)
     if "bf16" in formats.computes and machine.gpu.capability < BF16_CAPABILITY:
@@ -215,7 +219,7 @@ def openvino_on_cpu(first: bool, bundle: Bundle, machine: Machine) -> Way | None
     options = OpenVINOOptions(compute="bf16" if narrow else None)
     way = Way("OpenVINO in bf16" if narrow else "OpenVINO", options, "openvino")
     if bundle.links:
-        return replace(way, refusal="the bundle was exported with --link-weights")
+        return replace(way, refusal=LINKED)
     if "openvino" not in machine.packages:
         return replace(way, refusal="OpenVINO is not installed", remedy=install_command("openvino"))
     return way
@@ -235,7 +239,7 @@ def torch_on_cpu(bundle: Bundle, machine: Machine) -> Way:
     title, options = "PyTorch on the CPU", TorchOptions()
     if "torch" not in machine.packages:
         return Way(title, options, "cpu", "PyTorch is not installed", install_command("torch"))
-    return Way(title, options, "cpu", "the bundle was exported with --link-weights" if bundle.links else "")
+    return Way(title, options, "cpu", LINKED if bundle.links else "")
 
 
 WAYS: tuple[Callable[[Bundle, Machine], Way | None], ...] = (

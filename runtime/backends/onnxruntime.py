@@ -24,7 +24,7 @@ from ...errors import ComputationError, KontextError
 from ...installation import install_command
 from ..cuda_driver import library_name
 from ..glibc_malloc import map_large_blocks, return_freed
-from .onnxruntime_library import check_provider, load_onnxruntime, warn_of_hidden_gpu
+from .onnxruntime_library import check_provider, first_line, load_onnxruntime, warn_of_hidden_gpu
 from .options import OnnxRuntimeOptions
 from .placement import RECORD, heavy_on_cpu, placed_operators
 from .plugins import Plugin, add_plugin, devices_of, plugin_of
@@ -345,9 +345,3 @@ def is_exhausted(message: str) -> bool:
             message,
         )
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of ONNX Runtime's message, which says what happened; many follow."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -48,6 +48,12 @@ def load_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+def first_line(error: Exception) -> str:
+    """The first line of ONNX Runtime's message, which says what happened; many follow."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def broken(reason: str) -> str:
     extra = "gpu" if GPU_WHEEL in wheels() else "cpu"
     return (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import KontextError
-from .onnxruntime_library import load_onnxruntime
+from .onnxruntime_library import first_line, load_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -176,8 +176,3 @@ def describe_devices(devices: Sequence[Any]) -> list[str]:
             + (f" ({about})" if about else "")
         )
     return lines
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

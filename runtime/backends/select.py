@@ -101,13 +101,13 @@ def open_fastest(bundle: Bundle, *, low_memory: bool) -> tuple[Backend, Choice]:
     Raises:
         KontextError: none runs it.
     """
-    from .choose import choose
+    from .choose import Machine, choose
     from .onnxruntime_library import warn_of_hidden_gpu
 
     warn_of_hidden_gpu()
-    failed: list[str] = []
+    machine, failed = Machine.here(), list[str]()
     while True:
-        choice = choose(bundle, without=failed)
+        choice = choose(bundle, machine, without=failed)
         way = choice.way
         try:
             way.options.check(way.device, bundle)

@@ -80,6 +80,8 @@ class Summary:
     """Empty if weights were rounded to nearest."""
     skipped_samples: Sequence[str] = ()
     """Calibration pictures that could not be used, and why."""
+    steps: str = ""
+    """The bundle's default steps and where they come from."""
 
 
 def export(
@@ -164,6 +166,7 @@ def export(
         resumed=resumed,
         calibration=statistics,
         skipped_samples=() if samples is None else samples.skipped,
+        steps=f"{checkpoint.config.sampler.steps} steps by default, from {checkpoint.steps_source}",
     )
 
 

@@ -128,6 +128,8 @@ class Checkpoint:
     files: dict[Path, str]
     tokenizers: Path
     loras: Sequence[LoraFile] = ()
+    steps_source: str = "the model"
+    """Where the default steps come from."""
 
     @classmethod
     def open(cls, origin: Origin | Path) -> Checkpoint:
@@ -149,8 +151,7 @@ class Checkpoint:
             check_component(weights, {name: (shapes[name], sources[name]) for name in mine})
         updates, loras = read_loras(origin.loras, shapes, config, origin.partial_loras)
         files.update({lora.path: lora.digest for lora in loras})
-        steps = [origin.steps, *(lora.steps for lora in reversed(loras))]
-        config = with_steps(config, next((count for count in steps if count), None))
+        config, steps_source = with_steps(config, origin.steps, loras)
         networks = {
             name: NetworkWeights(
                 name, shapes[name], sources[name], components[component].tensors, updates.get(name, {})
@@ -159,7 +160,7 @@ class Checkpoint:
         }
         if base is None:
             raise KontextError(f"{origin.model} has no tokenizers: {advice(['tokenizers'])}")
-        return cls(config, networks, files, base, loras)
+        return cls(config, networks, files, base, loras, steps_source)
 
     def parameters(self) -> int:
         return sum(network.parameters() for network in self.networks.values())
@@ -173,10 +174,17 @@ class Checkpoint:
         return result
 
 
-def with_steps(config: KontextConfig, steps: int | None) -> KontextConfig:
+def with_steps(
+    config: KontextConfig, steps: int | None, loras: Sequence[LoraFile]
+) -> tuple[KontextConfig, str]:
+    """The config with its default steps and where they come from: --steps, the last few-step LoRA or the model."""
+    source = "--steps"
     if steps is None:
-        return config
-    return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, steps=steps))
+        few, lora = next(((lora.steps, lora) for lora in reversed(loras) if lora.steps), (None, None))
+        if few is None or lora is None:
+            return config, Checkpoint.steps_source
+        steps, source = few.count, f"{lora.path.name}: {few.source}"
+    return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, steps=steps)), source
 
 
 def base_folder(origin: Origin) -> Path | None:

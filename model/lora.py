@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..errors import KontextError
 from .config import KontextConfig
+from .few_steps import FewSteps, guess_steps
 from .finite import is_finite
-from .lora_names import OTHER_KINDS, Role, TargetRows, guess_steps, module_tables, resolve, split_name
+from .lora_names import OTHER_KINDS, Role, TargetRows, module_tables, resolve, split_name
 from .networks import NetworkShapes
 from .safetensors_file import TensorInfo, open_safetensors
 
@@ -72,8 +73,8 @@ class LoraFile:
     weight: float
     digest: str
     """SHA-256 of its header."""
-    steps: int | None
-    """Sampling steps that a distilled LoRA is made for, if its name says so."""
+    steps: FewSteps | None
+    """That a distilled LoRA is made for, if its name says so."""
     updates: int
     unmatched: list[str]
     """Tensors that match no weight of the model; empty unless `partial` was set."""

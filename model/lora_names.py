@@ -1,4 +1,4 @@
-"""Interprets the names in a LoRA's file: which native weight and rows, which kind of adapter, how many steps.
+"""Interprets the names in a LoRA's file: which native weight and rows, which kind of adapter.
 
 Every trainer names the same linear differently; tables here hold all names. Their keys have underscores in place of
 dots, as in kohya's scripts; no two names become equal by that.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 from .config import TransformerConfig
@@ -55,9 +54,6 @@ OTHER_KINDS = {
     "lora_mid": "a convolution LoRA (LoCon)",
 }
 """Parts of tensor names that identify adapters other than W + up @ down."""
-
-GENERIC_NAMES = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model", "lora")
-"""File names that say nothing about the LoRA; its folder's name is used instead."""
 
 
 @dataclass(frozen=True)
@@ -165,18 +161,3 @@ def text_modules(component: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
             table[name] = targets
             table[re.sub(r"self_attn\.(q|k|v|out)_proj$", r"self_attn.to_\1_lora", name)] = targets
     return table
-
-
-def guess_steps(path: Path, metadata: Mapping[str, object]) -> int | None:
-    """Sampling steps, from the names of a LoRA's file, folder and metadata; numbers over 16 are training steps."""
-    names = [path.stem]
-    if path.stem in GENERIC_NAMES:
-        names += [path.parent.name, *(part for part in path.parts if part.startswith("models--"))]
-    names += [str(metadata.get(key, "")) for key in ("modelspec.title", "ss_output_name")]
-    for name in names:
-        found = re.search(r"(?<![\d.])(\d{1,2})[-_ ]?steps?(?![a-z])", name, re.IGNORECASE)
-        if found and 1 <= int(found[1]) <= 16:
-            return int(found[1])
-        if re.search(r"turbo[-_ ]?alpha", name, re.IGNORECASE):
-            return 8
-    return None

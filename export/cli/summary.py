@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Sequence
 
+from ...model.few_steps import weight_note
 from ...quant.statistics import Statistics
 from ...runtime.backends.runnable import Formats
 from ..exporter import Summary
@@ -50,6 +51,10 @@ def render_summary(summary: Summary) -> str:
         lines.append(f"  with {lora.path.name} at {lora.weight:g}: {lora.updates} updates")
         if lora.unmatched:
             lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
+        if note := weight_note(lora.path, lora.weight):
+            lines.append(f"    {note}")
+    if summary.steps:
+        lines.append(f"  {summary.steps}")
     lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
     lines.append(f"  {'total':<36} {human(sum(sizes.values())):>10}")
     if summary.linked_weights or summary.copied_weights:

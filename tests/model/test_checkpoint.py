@@ -146,16 +146,18 @@ def test_the_steps_are_those_asked_for_or_the_last_few_step_loras(folder: Path, 
         save_file(factors, files[-1][0], {"modelspec.title": titles[name]})
     own = Checkpoint.open(folder).config.sampler.steps
     assert own not in (4, 5, 8)
-    for loras, steps, expected in (
-        (files[:1], None, 8),
-        (files, None, 4),
-        (files[::-1], None, 8),
-        (files[2:], None, own),
-        (files, 5, 5),
-        ([], 5, 5),
+    eight, four = (f"{name}.safetensors: its modelspec.title {titles[name]}" for name in ("eight", "four"))
+    for loras, steps, expected, source in (
+        (files[:1], None, 8, eight),
+        (files, None, 4, four),
+        (files[::-1], None, 8, eight),
+        (files[2:], None, own, "the model"),
+        (files, 5, 5, "--steps"),
+        ([], 5, 5, "--steps"),
     ):
         opened = Checkpoint.open(Origin(folder, loras=loras, steps=steps))
         assert opened.config.sampler.steps == expected
+        assert opened.steps_source == source
         assert set(opened.files) >= {path for path, _ in loras}
 
 

@@ -1,15 +1,13 @@
-"""Names in LoRA files: modules and roles of tensors, and sampling steps. Whole files of every trainer: test_lora.py."""
+"""Names in LoRA files: modules and roles of tensors. Whole files of every trainer: test_lora.py."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
 from kontext.model.config import TransformerConfig
-from kontext.model.lora_names import TargetRows, guess_steps, module_tables, resolve, split_name
+from kontext.model.lora_names import TargetRows, module_tables, resolve, split_name
 
 CONFIG = TransformerConfig(
     in_channels=64,
@@ -19,30 +17,6 @@ CONFIG = TransformerConfig(
     num_single_blocks=1,
     axes_dim=(8, 12, 12),
 )
-
-
-@pytest.mark.parametrize(
-    ("name", "steps"),
-    [
-        ("Hyper-FLUX.1-dev-8steps-lora.safetensors", 8),
-        ("flux_4-step.safetensors", 4),
-        ("Hyper_16_Step.safetensors", 16),
-        ("FLUX.1-Turbo-Alpha.safetensors", 8),
-        ("models--alimama-creative--FLUX.1-Turbo-Alpha/snapshots/1/diffusion_pytorch_model.safetensors", 8),
-        ("style-2000steps.safetensors", None),
-        ("style_step_2000.safetensors", None),
-        ("style-28-steps.safetensors", None),
-        ("8-steps/style.safetensors", None),
-        ("8-stepsister.safetensors", None),
-    ],
-)
-def test_steps(name: str, steps: int | None) -> None:
-    assert guess_steps(Path("/folder") / name, {}) == steps
-
-
-def test_metadata_names_the_steps_of_a_file_whose_name_does_not() -> None:
-    assert guess_steps(Path("a.safetensors"), {"modelspec.title": "Fast 4-step", "ss_steps": "8"}) == 4
-    assert guess_steps(Path("8-steps.safetensors"), {"ss_output_name": "Fast 4-step"}) == 8
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from .process_cost import ProcessCost, edit_command, run_process
 from .report import Table, finish, mebibytes, ratio
 from .timing import Percentiles, interleave
 
-OURS, THEIRS = "kontext-edit", "diffusers"
+OURS, OPENVINO, THEIRS = "kontext-edit", "kontext-edit, OpenVINO", "diffusers"
 IMPORTS = {"nothing": "pass", "kontext.runtime": "from kontext.runtime import Pipeline"}
 """What is imported → the Python code of a process that does nothing else."""
 
@@ -31,10 +31,13 @@ IMPORTS = {"nothing": "pass", "kontext.runtime": "from kontext.runtime import Pi
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     add_edit_flags(parser, steps=4, repeat=5)
+    parser.add_argument("--openvino", action="store_true", help="also kontext-edit --device openvino")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    result = measure_coldstart(arguments.bundle, arguments.checkpoint, **edit_settings(arguments))
+    result = measure_coldstart(
+        arguments.bundle, arguments.checkpoint, openvino=arguments.openvino, **edit_settings(arguments)
+    )
     finish(result, tables(result), footer(result), arguments.json)
 
 
@@ -49,25 +52,28 @@ def measure_coldstart(
     size: tuple[int, int] | None,
     image: Path | None = None,
     prompt: str | None = None,
+    openvino: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Costs of both sides over `repeat` rounds, after one round that fills the page cache.
+    """Costs of all sides over `repeat` rounds, after one round that fills the page cache and OpenVINO's own.
 
     Args:
         bundle: what kontext-edit runs.
         checkpoint: the diffusers folder that the bundle was exported from.
         size: (width, height) of the output; None for the most square of the bundle's preferred sizes.
         image, prompt: what is edited and how; None for a generated scene and its instruction.
+        openvino: also run the bundle in OpenVINO.
     """
     output_size, reference_size = sizes(bundle, size)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": output_size}
-        commands = edit_commands(
-            bundle, checkpoint, folder, *picture_and_prompt(image, prompt, reference_size), **settings
-        )
+        scene = picture_and_prompt(image, prompt, reference_size)
+        commands = edit_commands(bundle, checkpoint, folder, *scene, openvino=openvino, **settings)
         sides = {side: partial(run_process, words) for side, words in commands.items()}
-        with tqdm(total=2 * (repeat + 1), desc="cold starts", unit="process", disable=not progress) as bar:
+        with tqdm(
+            total=len(sides) * (repeat + 1), desc="cold starts", unit="process", disable=not progress
+        ) as bar:
             costs = interleave(sides, repeat, warmup=1, done=bar.update)
         likeness = psnr(*(PIL.Image.open(folder / f"{side}.png") for side in (OURS, THEIRS)))
     imports = {name: [sys.executable, "-c", code] for name, code in IMPORTS.items()}
@@ -97,17 +103,23 @@ def edit_commands(
     seed: int,
     size: tuple[int, int],
     device: str = "cpu",
+    openvino: bool = False,
 ) -> dict[str, list[str]]:
     """Side → the command line of one edit, which writes its picture to `folder/SIDE.png`; `checkpoint` None leaves
     diffusers out."""
     picture.save(folder / "in.png")
     same = ["--image", str(folder / "in.png"), "--prompt", prompt, "--steps", str(steps)]
-    same += ["--guidance", str(guidance), "--seed", str(seed)]
-    same += ["--size", f"{size[0]}x{size[1]}", "--device", device]
-    commands = {OURS: [*edit_command(), str(bundle), *same, "--output", str(folder / f"{OURS}.png")]}
+    same += ["--guidance", str(guidance), "--seed", str(seed), "--size", f"{size[0]}x{size[1]}"]
+
+    def command(side: str, program: list[str], model: Path, device: str) -> list[str]:
+        return [*program, str(model), *same, "--device", device, "--output", str(folder / f"{side}.png")]
+
+    commands = {OURS: command(OURS, edit_command(), bundle, device)}
+    if openvino:
+        commands[OPENVINO] = command(OPENVINO, edit_command(), bundle, "openvino")
     if checkpoint is not None:
-        theirs = [sys.executable, "-m", "kontext.bench.diffusers_edit", str(checkpoint), *same]
-        commands[THEIRS] = [*theirs, "--output", str(folder / f"{THEIRS}.png")]
+        script = [sys.executable, "-m", "kontext.bench.diffusers_edit"]
+        commands[THEIRS] = command(THEIRS, script, checkpoint, device)
     return commands
 
 
@@ -125,17 +137,28 @@ def import_seconds(result: dict[str, Any]) -> float:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    ours, theirs = (result["sides"][side] for side in (OURS, THEIRS))
+    theirs = result["sides"][THEIRS]
+    header = [
+        "cold start",
+        "wall time [s]",
+        "p95",
+        f"against {THEIRS}",
+        "peak memory [MiB]",
+        f"against {THEIRS}",
+    ]
     rows = []
-    for label, key, scale, unit in (
-        ("wall time", "seconds", 1.0, "s"),
-        ("peak memory", "peak_bytes", 2**20, "MiB"),
-    ):
-        values = [side[key][kind] / scale for side in (ours, theirs) for kind in ("median", "p95")]
-        digits = 2 if unit == "s" else 0
-        shown = [f"{value:.{digits}f}" for value in values]
-        rows.append([f"{label} [{unit}]", *shown, ratio(ours[key]["median"], theirs[key]["median"])])
-    header = ["cold start", OURS, "p95", THEIRS, "p95", "ratio"]
+    for name, side in result["sides"].items():
+        seconds, memory = side["seconds"], side["peak_bytes"]["median"]
+        rows.append(
+            [
+                name,
+                f"{seconds['median']:.2f}",
+                f"{seconds['p95']:.2f}",
+                ratio(seconds["median"], theirs["seconds"]["median"]),
+                mebibytes(memory),
+                ratio(memory, theirs["peak_bytes"]["median"]),
+            ]
+        )
     return [Table(header, rows)]
 
 
@@ -143,8 +166,9 @@ def footer(result: dict[str, Any]) -> str:
     width, height = result["size"]
     runtime = result["imports"]["kontext.runtime"]["peak_bytes"]["median"]
     return (
-        f"{result['steps']} steps at {width}x{height}, fp32, {count(result)} processes each, in turn; the "
-        f"two pictures agree to {result['psnr_db']} dB. `from kontext.runtime import Pipeline` takes "
+        f"{result['steps']} steps at {width}x{height}, fp32, {count(result)} processes each, in turn; "
+        f"the pictures of the first and the last agree to {result['psnr_db']} dB. "
+        "`from kontext.runtime import Pipeline` takes "
         f"{import_seconds(result):.2f} s and {mebibytes(runtime)} MiB, Python's own included.\n"
         f"{machine_line(result['machine'])}"
     )

@@ -54,7 +54,7 @@ def test_cold_start_table_and_footer() -> None:
         "machine": MACHINE,
     }
     (table,) = coldstart.tables(result)
-    assert table.rows[0] == ["wall time [s]", "1.00", "1.10", "5.50", "6.05", "5.50x"]
-    assert table.rows[1][-1] == "5.20x"
+    assert table.rows[0] == ["kontext-edit", "1.00", "1.10", "5.50x", "100", "5.20x"]
+    assert table.rows[1] == ["diffusers", "5.50", "6.05", "1.00x", "520", "1.00x"]
     assert "takes 0.13 s" in coldstart.footer(result)
     assert "Abacus, 2 cores, 24 GiB; onnxruntime 1.32.0; Python 3.11.7" in coldstart.footer(result)

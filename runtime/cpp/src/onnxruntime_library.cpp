@@ -23,7 +23,7 @@ void ORT_API_CALL keep(void*, OrtLoggingLevel, const char*, const char*, const c
     }
 }
 
-// Operators that compute on whole activations or weights. Others on the CPU compute shapes, where they belong.
+// HEAVY of runtime/backends/placement.py: operators that compute on whole activations or weights.
 const std::set<std::string> heavy = {"Attention",
                                      "Conv",
                                      "DequantizeLinear",

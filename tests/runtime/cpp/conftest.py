@@ -6,6 +6,7 @@ KONTEXT_CPP_TEST_FOLDER names a folder that keeps them between runs.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import importlib.util
 import os
@@ -183,3 +184,10 @@ def sanitized(kept_folder: Path) -> CppBuild:
         "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -g1 -D_GLIBCXX_ASSERTIONS",
     )
     return built(once(kept_folder / "cpp-sanitized", lambda folder: build(folder, *options)))
+
+
+@pytest.fixture
+def c_api(cpp: CppBuild) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(cpp.library))
+    library.kontext_error.restype = ctypes.c_char_p
+    return library

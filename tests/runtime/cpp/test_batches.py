@@ -13,70 +13,21 @@ from PIL import Image
 
 from kontext.runtime import OnnxRuntimeOptions, Pipeline
 
+from .c_structures import (
+    CANCELLED,
+    ERROR,
+    FOUND,
+    INPUT_FILTER,
+    OK,
+    OUTPUT_FILTER,
+    CEditOptions,
+    CEntry,
+    CImage,
+    CLoadOptions,
+)
+
 if TYPE_CHECKING:
     from .conftest import CppBuild
-
-OK, ERROR, CANCELLED = range(3)
-
-
-class CImage(ctypes.Structure):
-    _fields_ = [
-        ("width", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("rgb", ctypes.POINTER(ctypes.c_uint8)),
-    ]
-
-
-INPUT_FILTER = ctypes.CFUNCTYPE(
-    ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(CImage), ctypes.c_size_t, ctypes.c_char_p
-)
-OUTPUT_FILTER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(CImage))
-FOUND = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_char_p] * 3)
-
-
-class CLoadOptions(ctypes.Structure):
-    _fields_ = [
-        ("device", ctypes.c_char_p),
-        ("provider", ctypes.c_char_p),
-        ("compute", ctypes.c_char_p),
-        ("threads", ctypes.c_int32),
-        ("low_memory", ctypes.c_int32),
-        ("verify", ctypes.c_int32),
-        ("input_filter", INPUT_FILTER),
-        ("output_filter", OUTPUT_FILTER),
-        ("user", ctypes.c_void_p),
-    ]
-
-
-class CEditOptions(ctypes.Structure):
-    _fields_ = [
-        ("references", ctypes.POINTER(CImage)),
-        ("reference_count", ctypes.c_size_t),
-        ("steps", ctypes.c_int32),
-        ("has_guidance", ctypes.c_int32),
-        ("guidance", ctypes.c_double),
-        ("seed", ctypes.c_uint64),
-        ("width", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("progress", ctypes.c_void_p),
-        ("warning", ctypes.c_void_p),
-        ("user", ctypes.c_void_p),
-    ]
-
-
-class CEntry(ctypes.Structure):
-    _fields_ = [
-        ("prompt", ctypes.c_char_p),
-        ("references", ctypes.POINTER(CImage)),
-        ("reference_count", ctypes.c_size_t),
-    ]
-
-
-@pytest.fixture
-def c_api(cpp: CppBuild) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(cpp.library))
-    library.kontext_error.restype = ctypes.c_char_p
-    return library
 
 
 def load(c_api: ctypes.CDLL, bundle: Path, **options: Any) -> ctypes.c_void_p:

@@ -26,6 +26,8 @@ from kontext.runtime.images import open_picture, upright_rgb
 from kontext.runtime.sampler import schedule
 from kontext.runtime.tokens import positions, rope_tables
 
+from .c_structures import CANCELLED, ERROR, OK, PROGRESS, CEditOptions, CImage
+
 if TYPE_CHECKING:
     from .conftest import CppBuild
 
@@ -696,50 +698,6 @@ def test_a_tampered_file(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> No
 
 
 # -- the C API, and embedding --
-
-
-class CImage(ctypes.Structure):
-    _fields_ = [
-        ("width", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("rgb", ctypes.POINTER(ctypes.c_uint8)),
-    ]
-
-
-PROGRESS = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_int32,
-    ctypes.c_int32,
-    ctypes.POINTER(ctypes.c_float),
-    ctypes.POINTER(ctypes.c_size_t),
-)
-
-
-class CEditOptions(ctypes.Structure):
-    _fields_ = [
-        ("references", ctypes.POINTER(CImage)),
-        ("reference_count", ctypes.c_size_t),
-        ("steps", ctypes.c_int32),
-        ("has_guidance", ctypes.c_int32),
-        ("guidance", ctypes.c_double),
-        ("seed", ctypes.c_uint64),
-        ("width", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("progress", PROGRESS),
-        ("warning", ctypes.c_void_p),
-        ("user", ctypes.c_void_p),
-    ]
-
-
-OK, ERROR, CANCELLED = range(3)
-
-
-@pytest.fixture
-def c_api(cpp: CppBuild) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(cpp.library))
-    library.kontext_error.restype = ctypes.c_char_p
-    return library
 
 
 def test_the_c_api(c_api: ctypes.CDLL, tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from kontext.runtime import OpenVINOOptions, Pipeline
 from kontext.runtime.backends.choose import Machine, choose
 from kontext.runtime.backends.openvino.device import has_bf16_units
 from kontext.runtime.backends.options import DEVICES
+from kontext.runtime.backends.placement import HEAVY
 from kontext.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
     from .conftest import CppBuild
 
+SOURCES = Path(__file__).resolve().parents[3] / "runtime" / "cpp" / "src"
 PROMPT = "make it blue"
 
 
@@ -233,3 +235,9 @@ def test_devices_are_listed(cpp: CppBuild) -> None:
     assert re.fullmatch(r"cpu  ONNX Runtime \d+\.\d+\.\d+", lines[0])
     assert all(re.match(r"(cuda|openvino:\w+)  \S", line) for line in lines[1:])
     assert "there is no such library" in cpp.refuse("--devices", "--provider", "nowhere.so")
+
+
+def test_the_same_operators_are_heavy_as_in_python() -> None:
+    source = (SOURCES / "onnxruntime_library.cpp").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"heavy = \{(.*?)\}", source, re.DOTALL)
+    assert set(re.findall(r'"(\w+)"', listed)) == HEAVY

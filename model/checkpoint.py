@@ -34,10 +34,11 @@ from .inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_tran
 from .layouts import TITLES, ComponentWeights, components_of, network_sources
 from .lora import LoraFile, Update, read_loras
 from .networks import NETWORKS, weight_shapes
-from .weight_files import StoredWeight, open_weight_file
+from .stored_weight import StoredWeight
+from .weight_files import open_weight_file
 
-INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
-"""Number formats that no weight may have."""
+NO_WEIGHTS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E8M0")
+"""Number formats that no weight may have: integers, and powers of two."""
 
 IGNORED = (
     "position_ids",
@@ -293,7 +294,7 @@ def check_component(
                     raise KontextError(
                         f"{weights.where} lacks tensor {name}: it is incomplete, or its config.json is another model's"
                     )
-                if found[name].dtype in INTEGERS:
+                if found[name].dtype in NO_WEIGHTS:
                     raise KontextError(
                         f"{found[name].path}: tensor {name} is {found[name].dtype}, expected a float format"
                     )

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +17,8 @@ from .diffusers_config import config_files
 from .diffusers_format import to_diffusers
 from .layouts import ComponentWeights, network_sources
 from .networks import NETWORKS, weight_shapes
-from .weight_files import StoredWeight, open_weight_file
+from .stored_weight import StoredWeight
+from .weight_files import decoded, open_raw_file
 
 WEIGHT_FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 """Stem of a component's weight files; the text encoders' is `model`."""
@@ -29,15 +31,19 @@ def open_component(folder: Path, component: str) -> tuple[ComponentWeights, dict
         KontextError: a file is missing or damaged.
     """
     tensors: dict[str, StoredWeight] = {}
+    notes: dict[str, Mapping[str, Any]] = {}
     digests: dict[Path, str] = {}
     for path, names in shard_files(folder / component, WEIGHT_FILES.get(component, "model")):
-        file = open_weight_file(path)
+        file = open_raw_file(path)
         digests[path] = file.digest
+        notes.update(file.notes)
         for name in names if names is not None else file.tensors:
             if name not in file.tensors:
                 raise KontextError(f"{path} lacks tensor {name}, which its index lists")
             tensors[name] = file.tensors[name]
-    return ComponentWeights(component, "diffusers", str(folder / component), tensors), digests
+    # A weight and its scales may be in different shards.
+    weights = decoded(folder / component, tensors, notes)
+    return ComponentWeights(component, "diffusers", str(folder / component), weights), digests
 
 
 def shard_files(folder: Path, stem: str) -> Iterator[tuple[Path, list[str] | None]]:

@@ -11,7 +11,8 @@ from .config import KontextConfig
 from .diffusers_format import Source, half_sources, modulation_sources, transformer_sources
 from .gguf_file import t5_names
 from .networks import weight_shapes
-from .weight_files import StoredWeight, WeightFile
+from .stored_weight import StoredWeight
+from .weight_files import WeightFile
 
 Layout = Literal["native", "diffusers", "transformers", "llama.cpp"]
 

@@ -16,7 +16,8 @@ from ...model.config import KontextConfig
 from ...model.inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
 from ...model.layouts import LORA_MARKS, TITLES, ComponentWeights, components_of, network_sources
 from ...model.networks import NETWORKS, weight_shapes
-from ...model.weight_files import StoredWeight, open_weight_file
+from ...model.stored_weight import StoredWeight
+from ...model.weight_files import open_weight_file
 from ...quant.formats.fp8 import FP8
 from ...quant.formats.int4 import INT4
 from ...quant.formats.int8 import INT8

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from ...model.checkpoint import Checkpoint, NetworkWeights
 from ...model.diffusers_format import Join
 from ...model.dtypes import STORED_DTYPES
+from ...model.gguf_file import GgufTensor
 from ...model.safetensors_file import TensorInfo
 from ...quant.recipe import Recipe
 from .bind_weights import ONNX_DTYPES
@@ -53,7 +54,7 @@ def why_copied(network: NetworkWeights, recipe: Recipe, linears: set[str], weigh
         return "changed by a LoRA"
     for part in (network.files[name] for name in network.sources[weight].parts):
         if not isinstance(part, TensorInfo):
-            return "not in a safetensors file"
+            return "in a GGUF file" if isinstance(part, GgufTensor) else f"decoded from {part.dtype}"
         if part.dtype != stored:
             return f"in {part.dtype}, not {stored}"
     return ""

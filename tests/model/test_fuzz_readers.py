@@ -25,6 +25,7 @@ from hypothesis import strategies as st  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
 from kontext.model.gguf_file import open_gguf  # noqa: E402
 from kontext.model.safetensors_file import open_safetensors  # noqa: E402
+from kontext.model.weight_files import open_weight_file  # noqa: E402
 
 EXAMPLES = 1500
 """Per test; 1500 take 4 s of an idle core."""
@@ -281,6 +282,126 @@ def test_safetensors(tmp_path: Path) -> None:
         if length is not None:
             data = length.to_bytes(8, "little") + data[8:]
         judge(damaged(data, damage))
+
+    fuzz()
+    judge.saw_both()
+
+
+# -- safetensors with quantized weights: fields of the header and bytes of the notes changed --
+
+
+def packed_file() -> list[tuple[str, str, list[int], bytes]]:
+    """Name, number format, shape and bytes of the tensors of one module in each format that is decoded."""
+
+    def note(format: str, **keys: object) -> tuple[str, str, list[int], bytes]:
+        text = json.dumps({"format": format, **keys}).encode()
+        return "comfy_quant", "U8", [len(text)], text
+
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64]}
+    nested = {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5}
+    text = json.dumps({**state, **nested}).encode()
+    one, some = struct.pack("<f", 0.5), bytes(range(48, 112))
+    modules = {
+        "fp8": [
+            ("weight", "F8_E4M3", [2, 32], some),
+            ("weight_scale", "F32", [2], one * 2),
+            note("float8_e4m3fn"),
+        ],
+        "old": [("weight", "F8_E5M2", [2, 32], some), ("scale_weight", "F32", [], one)],
+        "int8": [
+            ("weight", "I8", [2, 32], some),
+            ("weight_scale", "F32", [2, 1], one * 2),
+            note("int8_tensorwise"),
+        ],
+        "nvfp4": [
+            ("weight", "U8", [2, 32], some),
+            ("weight_scale", "F8_E4M3", [128, 4], some * 8),
+            ("weight_scale_2", "F32", [], one),
+            note("nvfp4", group_size=16),
+        ],
+        "mxfp8": [
+            ("weight", "F8_E4M3", [2, 32], some),
+            ("weight_scale", "U8", [128, 4], some * 8),
+            note("mxfp8"),
+        ],
+        "llm": [
+            ("weight", "I8", [2, 32], some),
+            ("SCB", "F32", [2], one * 2),
+            ("weight_format", "U8", [], b"\0"),
+        ],
+        "nf4": [
+            ("weight", "U8", [128, 1], some * 2),
+            ("weight.absmax", "U8", [4], some[:4]),
+            ("weight.quant_map", "F32", [16], one * 16),
+            ("weight.nested_absmax", "F32", [1], one),
+            ("weight.nested_quant_map", "F32", [256], one * 256),
+            ("weight.quant_state.bitsandbytes__nf4", "U8", [len(text)], text),
+        ],
+    }
+    return [
+        (f"{module}.{name}", dtype, shape, data)
+        for module, tensors in modules.items()
+        for name, dtype, shape, data in tensors
+    ]
+
+
+PACKED = packed_file()
+OTHERS = [*(dtype for _, dtype, _, _ in PACKED), "F4", "F64", "BOOL", "F8_E8M0"]
+
+
+def packed_bytes(tensors: list[tuple[str, str, list[int], bytes]], metadata: dict[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    data = b""
+    for name, dtype, shape, part in tensors:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(part)]}
+        data += part
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + data
+
+
+class DecodingJudge(Judge):
+    def check(self, size: int) -> None:
+        for name, info in self.read(self.path).tensors.items():
+            assert info.name == name
+            assert math.prod(info.shape) <= 2 * size
+            assert tuple(info.read().shape) == info.shape
+
+
+def test_quantized_safetensors(tmp_path: Path) -> None:
+    judge = DecodingJudge(tmp_path / "a.safetensors", open_weight_file)
+    judge(packed_bytes(PACKED, {}))
+    assert judge.verdicts == {"valid": 1}
+    how = st.sampled_from(["dtype", "flatten", "fold", "drop", "rename", "note", "header", "bytes"])
+    step = st.tuples(how, LARGE, LARGE, LARGE)
+
+    @settings(FUZZING, max_examples=EXAMPLES // 4)
+    @given(steps=st.lists(step, min_size=1, max_size=2))
+    def fuzz(steps: list[tuple[str, int, int, int]]) -> None:
+        tensors, metadata = list(PACKED), {}
+        for how, first, second, third in steps:
+            at = first % len(tensors)
+            name, dtype, shape, data = tensors[at]
+            if how == "dtype":
+                tensors[at] = (name, OTHERS[second % len(OTHERS)], shape, data)
+            elif how == "flatten":
+                tensors[at] = (name, dtype, [math.prod(shape)], data)
+            elif how == "fold":
+                tensors[at] = (name, dtype, [math.prod(shape) // 2, 2] if second % 2 else [1, *shape], data)
+            elif how == "drop" and len(tensors) > 1:
+                del tensors[at]
+            elif how == "rename":
+                other = tensors[second % len(tensors)][0].partition(".")[2]
+                tensors[at] = (f"{name.partition('.')[0]}.{other}", dtype, shape, data)
+            elif how == "header":
+                layers = {name.partition(".")[0]: {"format": ["nvfp4", "mxfp8", "", 3][second % 4]}}
+                metadata = {"_quantization_metadata": json.dumps({"layers": layers})}
+            elif how in ("note", "bytes"):
+                notes = [i for i, (each, *_) in enumerate(tensors) if each.endswith(("comfy_quant", "nf4"))]
+                at = notes[first % len(notes)] if how == "note" and notes else at
+                name, dtype, shape, data = tensors[at]
+                place = second % max(len(data), 1)
+                tensors[at] = (name, dtype, shape, data[:place] + bytes([third % 256]) + data[place + 1 :])
+        judge(packed_bytes(tensors, metadata))
 
     fuzz()
     judge.saw_both()

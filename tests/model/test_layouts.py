@@ -231,19 +231,23 @@ FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
         lambda t: t.update({f"second.{name}": tensor.clone() for name, tensor in list(t.items())}),
         "holds the transformer twice",
     ),
-    "bitsandbytes": (
-        lambda t: t.update({"img_in.weight.quant_state.bitsandbytes__nf4": torch.ones(4)}),
-        "holds bitsandbytes weights",
+    "half of bitsandbytes": (
+        lambda t: t.update({"img_in.weight.absmax": torch.ones(4)}),
+        "img_in.weight.absmax is there with 0 of bitsandbytes' quant_state",
+    ),
+    "packed bytes": (
+        lambda t: t.update({"img_in.weight": torch.ones(64, 32, dtype=torch.uint8)}),
+        "img_in.weight is U8, expected a float format",
     ),
     "a scale alone": (
         lambda t: t.update({"img_in.scale_weight": torch.tensor(1.0)}),
-        "img_in.scale_weight is a scale without an FP8 weight",
+        "img_in.scale_weight belongs to a quantized weight, but img_in.weight is F32",
     ),
     "another ComfyUI format": (
         lambda t: t.update(
             {"img_in.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)}
         ),
-        "is 'nvfp4', expected FP8",
+        "img_in.weight is F32 .* expected a matrix in U8 for nvfp4",
     ),
 }
 

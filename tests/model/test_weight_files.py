@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, Origin, load_state  # noqa: E402
@@ -72,6 +74,24 @@ def test_fp8_scaled(
     for name, tensor in expected.items():
         assert torch.equal(merged[name], tensor)
         assert float((merged[name] - native_transformer(state)[name]).norm() / tensor.norm()) < 0.04
+
+
+def test_scales_in_another_shard(state: State, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Shards are cut by size: a weight and its scale may be in different files."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "folder"))
+    tensors = load_file(folder / "text_encoder_2/model.safetensors")
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    shards = {
+        "model-1.safetensors": tensors,
+        "model-2.safetensors": {name[:-6] + "weight_scale": torch.tensor(3.0)},
+    }
+    for file, content in shards.items():
+        save(folder / "text_encoder_2" / file, content)
+    places = {key: file for file, content in shards.items() for key in content}
+    index = folder / "text_encoder_2/model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert torch.equal(load_state(folder)["text_encoder_2"][name], tensors[name].float() * 3)
 
 
 def refuse(origin: Origin, message: str) -> None:

@@ -86,6 +86,19 @@ class T5Config:
 
 
 @dataclass(frozen=True)
+class SigmasConfig:
+    """How a schedule's evenly spaced times become sigmas; the defaults are FLUX's."""
+
+    time_shift: str = "exponential"
+    """mu's meaning: "exponential" shifts by e^mu, "linear" by mu, "constant" by `shift` whatever mu is."""
+    shift: float = 1.0
+    spacing: str = "uniform"
+    """How the sigmas between the first and the last are spaced: "uniform", "karras", "exponential" or "beta"."""
+    terminal: float | None = None
+    """The last sigma before 0; None leaves it where the shift takes it."""
+
+
+@dataclass(frozen=True)
 class SamplerConfig:
     """The rectified-flow sampler. Its time shift is linear in the number of target tokens between the two anchors."""
 
@@ -95,6 +108,7 @@ class SamplerConfig:
     max_shift: float = 1.15
     base_tokens: int = 256
     max_tokens: int = 4096
+    sigmas: SigmasConfig = field(default_factory=SigmasConfig)
 
 
 @dataclass(frozen=True)

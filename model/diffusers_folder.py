@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import KontextError
 from .config import KontextConfig
-from .diffusers_config import config_files
+from .config_files import config_files
 from .diffusers_format import to_diffusers
 from .layouts import ComponentWeights, network_sources
 from .networks import NETWORKS, weight_shapes

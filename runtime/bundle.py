@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import KontextError
 from ..safetensors_header import read_header
-from .fields import Fields, whole_numbers
+from .fields import Fields
+from .sampler_entry import SamplerEntry, read_sampler
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "kontext-bundle"
@@ -94,21 +95,6 @@ class AutoencoderEntry:
     latent_channels: int
     downscale: int
     """A latent's side in pixels."""
-
-
-@dataclass(frozen=True)
-class SamplerEntry:
-    """Defaults of an edit; the time shift is linear in target tokens between the two anchors."""
-
-    steps: int
-    guidance: float
-    base_shift: float
-    max_shift: float
-    base_tokens: int
-    max_tokens: int
-    size_multiple: int
-    preferred_sizes: tuple[tuple[int, int], ...]
-    """(width, height) that the model works best at."""
 
 
 @dataclass(frozen=True)
@@ -358,29 +344,6 @@ def read_transformer(entry: Fields) -> TransformerEntry:
         theta=theta,
         text_dim=entry.whole("text_dim"),
         pooled_dim=entry.whole("pooled_dim"),
-    )
-
-
-def read_sampler(entry: Fields) -> SamplerEntry:
-    multiple, sizes = entry.whole("size_multiple"), []
-    listing = entry.get("preferred_sizes")
-    if not isinstance(listing, list) or not listing:
-        raise entry.error("preferred_sizes", "must be a list of sizes")
-    for item in listing:
-        width, height = whole_numbers(item, 2, lambda what: entry.error("preferred_sizes", f"each {what}"))
-        if width % multiple or height % multiple:
-            raise entry.error("preferred_sizes", f"must be multiples of size_multiple ({multiple})")
-        sizes.append((width, height))
-    base_tokens = entry.whole("base_tokens")
-    return SamplerEntry(
-        steps=entry.whole("steps"),
-        guidance=entry.number("guidance"),
-        base_shift=entry.number("base_shift"),
-        max_shift=entry.number("max_shift"),
-        base_tokens=base_tokens,
-        max_tokens=entry.whole("max_tokens", least=base_tokens + 1),
-        size_multiple=multiple,
-        preferred_sizes=tuple(sizes),
     )
 
 

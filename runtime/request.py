@@ -11,9 +11,9 @@ from typing import TypeAlias
 from PIL import Image
 
 from ..errors import KontextError
-from .bundle import SamplerEntry
 from .images import Size, preferred_size, upright_rgb
 from .noise import check_seed
+from .sampler_entry import SamplerEntry
 
 References: TypeAlias = "Image.Image | Sequence[Image.Image]"
 Images: TypeAlias = "References | Sequence[References | None] | None"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import SamplerEntry
+from .sampler_entry import SamplerEntry
+from .sigmas import to_sigmas
 
 Array = NDArray[np.float32]
 
@@ -17,14 +17,13 @@ def schedule(steps: int, target_tokens: int, settings: SamplerEntry) -> Array:
     """Times [steps + 1] from 1 (noise) to 0 (picture).
 
     Equal steps of t, shifted towards the noise: t' = e^mu / (e^mu + 1/t - 1), where mu is linear in the number of
-    target tokens through the settings' two anchors (Esser et al. 2024). In fp32 throughout, which gives the same bits
-    as diffusers' dynamic exponential shift.
+    target tokens through the settings' two anchors (Esser et al. 2024); `settings.sigmas` may change that. In fp32
+    throughout, which gives the same bits as diffusers' scheduler.
     """
     slope = (settings.max_shift - settings.base_shift) / (settings.max_tokens - settings.base_tokens)
     mu = target_tokens * slope + (settings.base_shift - slope * settings.base_tokens)
     t = np.linspace(1, 1 / steps, steps).astype(np.float32)
-    shifted = math.exp(mu) / (math.exp(mu) + (1 / t - 1))
-    return np.append(shifted, np.float32(0))
+    return np.append(to_sigmas(t, mu, settings.sigmas), np.float32(0))
 
 
 def timesteps(times: Array) -> Array:

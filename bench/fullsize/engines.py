@@ -31,10 +31,10 @@ from ...runtime.bundle import (
     AutoencoderEntry,
     Bundle,
     GraphEntry,
-    SamplerEntry,
     TokenizerEntry,
     TransformerEntry,
 )
+from ...runtime.sampler_entry import SamplerEntry
 from ..flags import parse_names
 from ..machine import describe_machine, machine_line
 from ..report import Table, finish, write_json

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...errors import KontextError
 from ...export.cli.source_flags import EMBEDDED
 from ...model.config import KontextConfig
-from ...model.diffusers_config import config_files
+from ...model.config_files import config_files
 from ...model.diffusers_folder import WEIGHT_FILES
 from ...model.layouts import network_sources
 from ...model.networks import NETWORKS, weight_shapes

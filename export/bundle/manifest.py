@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 
 from ...model.checkpoint import Checkpoint
+from ...model.config import SamplerConfig, SigmasConfig
 from ...model.networks import NETWORKS
 from ...quant.recipe import Layer, Recipe
 from ...runtime.bundle import FORMAT, FORMAT_VERSION
@@ -73,7 +74,7 @@ def build_manifest(
             ],
         },
         "precision": precision(checkpoint, recipe),
-        "sampler": dataclasses.asdict(sampler)
+        "sampler": sampler_entry(sampler)
         | {
             "size_multiple": multiple,
             "preferred_sizes": [list(size) for size in preferred_sizes(autoencoder.sample_size, multiple)],
@@ -102,6 +103,14 @@ def build_manifest(
         **({"plan": plan} if plan is not None else {}),
         **({"links": links} if links else {}),
     }
+
+
+def sampler_entry(config: SamplerConfig) -> dict[str, object]:
+    """The sampler's settings; those of its sigmas only if they are not FLUX's."""
+    entry = dataclasses.asdict(config)
+    if config.sigmas == SigmasConfig():
+        del entry["sigmas"]
+    return entry
 
 
 def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:

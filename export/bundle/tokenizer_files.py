@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ...errors import KontextError
 from ...model.checkpoint import Checkpoint
-from ...model.diffusers_config import Fields
+from ...model.harmless_fields import TOKENIZER
+from ...model.json_fields import Fields
 
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """Regular expression by which CLIP splits lower-cased text (openai/CLIP, simple_tokenizer.py)."""
@@ -153,10 +154,23 @@ def special_token(folder: Path, name: str, default: str) -> str:
     return default
 
 
+def check_tokenizer_config(path: Path) -> None:
+    """Raises KontextError for settings that would change ids, and warns of unknown ones."""
+    if not path.exists():
+        return
+    fields = Fields(path)
+    for name in ("padding_side", "truncation_side"):
+        fields.require(name, "right", default="right")
+    fields.require("split_special_tokens", False, default=False)
+    fields.known.update(("model_max_length", "bos_token", "eos_token", "pad_token", "unk_token"))
+    fields.warn_of_others(TOKENIZER)
+
+
 def tokenizer_file(
     tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int, eos: str, pad: str
 ) -> TokenizerFile:
     """Checks the tokenizer against its text encoder, and turns off truncation and padding: the runtime does both."""
+    check_tokenizer_config(folder / "tokenizer_config.json")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ids = {}

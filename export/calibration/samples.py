@@ -15,9 +15,9 @@ from PIL import Image
 
 from ...errors import KontextError
 from ...model.config import KontextConfig
-from ...runtime.bundle import SamplerEntry
 from ...runtime.images import open_picture
 from ...runtime.request import Request, build_request
+from ...runtime.sampler_entry import SamplerEntry
 from ...tiny.edits import KINDS, sample_edit
 from ...tiny.scenes import render
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 pytest.importorskip("torch")
 
 from kontext.errors import KontextError
-from kontext.model.diffusers_config import read_config
+from kontext.model.config import SigmasConfig
+from kontext.model.config_files import scheduler_fields
+from kontext.model.diffusers_config import read_config, read_sampler
 
 from .damaged_folders import edit_json
 
@@ -48,6 +51,64 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another transformer": (
         lambda f: edit_json(f / "transformer/config.json", _class_name="SD3Transformer2DModel"),
         "expected 'FluxTransformer2DModel'",
+    ),
+    "training steps": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", num_train_timesteps=500),
+        "num_train_timesteps is 500, expected 1000",
+    ),
+    "inverted": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", invert_sigmas=True),
+        "invert_sigmas is True, expected False",
+    ),
+    "stochastic": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", stochastic_sampling=True),
+        "stochastic_sampling is True, expected False",
+    ),
+    "two spacings": (
+        lambda f: edit_json(
+            f / "scheduler/scheduler_config.json", use_karras_sigmas=True, use_beta_sigmas=True
+        ),
+        "use_beta_sigmas is True, expected False beside use_karras_sigmas",
+    ),
+    "a smallest sigma": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", use_karras_sigmas=True, sigma_min=0.1),
+        "sigma_min is 0.1, expected None",
+    ),
+    "terminal": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", shift_terminal=1),
+        "shift_terminal is 1, expected a number from 0 to 1, or null",
+    ),
+    "another shift": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", time_shift_type="cosine"),
+        "time_shift_type is 'cosine', expected 'exponential' or 'linear'",
+    ),
+    "no shift": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", use_dynamic_shifting=False, shift=0),
+        "shift is 0, expected a number above 0",
+    ),
+    "a negative shift": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", time_shift_type="linear", base_shift=-1),
+        "base_shift is -1, expected more than 0, as time_shift_type is 'linear'",
+    ),
+    "anchors": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", max_image_seq_len=256),
+        "max_image_seq_len is 256, expected more than base_image_seq_len, 256",
+    ),
+    "a decoder": (
+        lambda f: edit_json(f / "text_encoder_2/config.json", is_decoder=True),
+        "is_decoder is True, expected False",
+    ),
+    "another activation": (
+        lambda f: edit_json(f / "text_encoder_2/config.json", dense_act_fn="relu"),
+        "dense_act_fn is 'relu', expected 'gelu_new'",
+    ),
+    "pruned": (
+        lambda f: edit_json(f / "text_encoder/config.json", pruned_heads={"0": [1]}),
+        "pruned_heads is {'0': ",
+    ),
+    "another text encoder": (
+        lambda f: edit_json(f / "text_encoder/config.json", model_type="siglip_text_model"),
+        "model_type is 'siglip_text_model'",
     ),
     "layers a string": (
         lambda f: edit_json(f / "transformer/config.json", num_layers="2"),
@@ -95,3 +156,28 @@ def test_prompt_length_comes_from_the_tokenizer(folder: Path) -> None:
     edit_json(folder / "tokenizer_2/tokenizer_config.json", model_max_length=10**30)
     edit_json(folder / "text_encoder_2/config.json", n_positions=...)
     assert read_config(folder).text_encoder_2.max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "sigmas"),
+    [
+        ({}, SigmasConfig()),
+        ({"use_dynamic_shifting": False, "shift": 1.0}, SigmasConfig("constant", 1.0)),  # FLUX.1 [schnell]'s
+        ({"use_dynamic_shifting": ..., "shift": ...}, SigmasConfig("constant", 1.0)),  # the class's defaults
+        ({"time_shift_type": "linear"}, SigmasConfig("linear")),
+        ({"use_karras_sigmas": True}, SigmasConfig(spacing="karras")),
+        ({"use_exponential_sigmas": True}, SigmasConfig(spacing="exponential")),
+        ({"use_beta_sigmas": True, "shift_terminal": 0.1}, SigmasConfig(spacing="beta", terminal=0.1)),
+        ({"shift_terminal": 0}, SigmasConfig()),
+        ({"sigma_min": 0.1}, SigmasConfig()),  # only the other spacings use it
+    ],
+)
+def test_sigmas_are_those_of_the_scheduler(
+    folder: Path, changes: dict[str, object], sigmas: SigmasConfig
+) -> None:
+    path = folder / "scheduler/scheduler_config.json"
+    edit_json(path, **changes)
+    config = read_sampler(path.parent)
+    assert config.sigmas == sigmas
+    path.write_text(json.dumps(scheduler_fields(config)))
+    assert read_sampler(path.parent) == config

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from kontext.errors import KontextError
-from kontext.runtime.bundle import SamplerEntry
 from kontext.runtime.request import Request, build_request
+from kontext.runtime.sampler_entry import SamplerEntry
 
 SIZES = ((64, 160), (96, 176), (128, 128), (176, 96))
 SETTINGS = SamplerEntry(28, 2.5, 0.5, 1.15, 256, 4096, 16, SIZES)

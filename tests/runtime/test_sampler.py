@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kontext.runtime.bundle import SamplerEntry
 from kontext.runtime.sampler import euler, schedule, timesteps
+from kontext.runtime.sampler_entry import SamplerEntry
 
 SETTINGS = SamplerEntry(28, 2.5, 0.5, 1.15, 256, 4096, 16, ((1024, 1024),))
 

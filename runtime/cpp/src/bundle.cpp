@@ -168,6 +168,28 @@ void read_transformer(const Fields& entry, Bundle& bundle) {
     bundle.pooled_dim = entry.small("pooled_dim");
 }
 
+SigmaSettings read_sigmas(const Fields& entry) {
+    const auto choice = [&](const char* name, std::initializer_list<const char*> choices) {
+        const std::string value = entry.text(name);
+        std::string listed;
+        for (const char* each : choices) {
+            if (value == each) return value;
+            listed += (listed.empty() ? "" : ", ") + std::string(each);
+        }
+        throw entry.error(name, "must be one of " + listed);
+    };
+    SigmaSettings result;
+    result.time_shift = choice("time_shift", {"exponential", "linear", "constant"});
+    result.spacing = choice("spacing", {"uniform", "karras", "exponential", "beta"});
+    result.shift = entry.number("shift");
+    if (result.shift <= 0) throw entry.error("shift", "must be above 0");
+    if (entry.data.contains("terminal") && !entry.data["terminal"].is_null()) {
+        result.terminal = entry.number("terminal");
+        if (result.terminal <= 0 || result.terminal >= 1) throw entry.error("terminal", "must be between 0 and 1");
+    }
+    return result;
+}
+
 SamplerSettings read_sampler(const Fields& entry) {
     SamplerSettings result;
     result.size_multiple = entry.small("size_multiple");
@@ -189,6 +211,7 @@ SamplerSettings read_sampler(const Fields& entry) {
     result.max_shift = entry.number("max_shift");
     result.base_tokens = entry.small("base_tokens");
     result.max_tokens = entry.small("max_tokens", result.base_tokens + 1);
+    if (entry.data.contains("sigmas")) result.sigmas = read_sigmas(entry.group("sigmas"));
     return result;
 }
 

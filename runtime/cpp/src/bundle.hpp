@@ -36,11 +36,20 @@ struct TokenizerEntry {
     std::int64_t pad_id;
 };
 
+// How a schedule's evenly spaced times become sigmas. A manifest without them means these defaults, FLUX's.
+struct SigmaSettings {
+    std::string time_shift = "exponential";  // by e^mu; "linear": by mu; "constant": by `shift`
+    double shift = 1;
+    std::string spacing = "uniform";  // between the first and the last sigma; or "karras", "exponential", "beta"
+    double terminal = 0;              // the last sigma before 0; 0 leaves it where the shift takes it
+};
+
 struct SamplerSettings {
     int steps;
     double guidance, base_shift, max_shift;
     int base_tokens, max_tokens, size_multiple;
     std::vector<Size> preferred_sizes;
+    SigmaSettings sigmas;
 };
 
 struct Bundle {

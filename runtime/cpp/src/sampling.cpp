@@ -3,6 +3,8 @@
 #include <cmath>
 #include <random>
 
+#include "sigmas.hpp"
+
 namespace kontext {
 namespace {
 
@@ -96,14 +98,12 @@ Floats randn(std::uint64_t seed, std::size_t size) {
 Floats schedule(int steps, int target_tokens, const SamplerSettings& settings) {
     const double slope = (settings.max_shift - settings.base_shift) / (settings.max_tokens - settings.base_tokens);
     const double mu = target_tokens * slope + (settings.base_shift - slope * settings.base_tokens);
-    const float shift = static_cast<float>(std::exp(mu));
     const double last = 1.0 / steps;
     const double distance = steps > 1 ? (last - 1.0) / (steps - 1) : 0;
     Floats times;
-    for (int i = 0; i < steps; ++i) {
-        const float t = static_cast<float>(i > 0 && i == steps - 1 ? last : i * distance + 1.0);
-        times.push_back(shift / (shift + (1.0f / t - 1.0f)));
-    }
+    for (int i = 0; i < steps; ++i)
+        times.push_back(static_cast<float>(i > 0 && i == steps - 1 ? last : i * distance + 1.0));
+    to_sigmas(times, mu, settings.sigmas);
     times.push_back(0.0f);
     return times;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.export.bundle.tokenizer_files import clip_file, t5_file  # noqa: E402
+from kontext.export.bundle.tokenizer_files import check_tokenizer_config, clip_file, t5_file  # noqa: E402
 
 TEXTS = [
     "",
@@ -111,6 +112,74 @@ def test_damaged_clip_tokenizers(clip_folder: Path, tmp_path: Path, damage, mess
     damage(folder)
     with pytest.raises(KontextError, match=message.replace("|", r"\|")):
         clip_file(folder, 77, 600)
+
+
+PUBLISHED = [
+    {
+        "add_prefix_space": False,
+        "added_tokens_decoder": {"49406": {"content": "<|startoftext|>", "special": True}},
+        "bos_token": "<|startoftext|>",
+        "clean_up_tokenization_spaces": True,
+        "do_lower_case": True,
+        "eos_token": "<|endoftext|>",
+        "errors": "replace",
+        "model_max_length": 77,
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": "<|endoftext|>",
+    },
+    {
+        "add_prefix_space": True,
+        "added_tokens_decoder": {"0": {"content": "<pad>", "special": True}},
+        "additional_special_tokens": ["<extra_id_0>"],
+        "clean_up_tokenization_spaces": True,
+        "eos_token": "</s>",
+        "extra_ids": 100,
+        "legacy": True,
+        "model_max_length": 512,
+        "pad_token": "<pad>",
+        "sp_model_kwargs": {},
+        "tokenizer_class": "T5Tokenizer",
+        "unk_token": "<unk>",
+    },
+]
+"""The fields of FLUX.1's two tokenizer_config.json."""
+
+
+@pytest.mark.parametrize("fields", PUBLISHED)
+def test_published_configurations_are_read_without_a_word(tmp_path: Path, fields: dict[str, object]) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(fields))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_tokenizer_config(path)
+    path.write_text(json.dumps(fields | {"dropout": 0.1}))
+    with pytest.warns(UserWarning, match=r"tokenizer_config.json: unknown, and not used: dropout = 0.1"):
+        check_tokenizer_config(path)
+
+
+def test_what_the_installed_library_writes_is_known(
+    clip_folder: Path, t5_folder: Path, tmp_path: Path
+) -> None:
+    for folder in (clip_folder, t5_folder):
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / folder.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_tokenizer_config(tmp_path / folder.name / "tokenizer_config.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("padding_side", "left", "padding_side is 'left', expected 'right'"),
+        ("truncation_side", "left", "truncation_side is 'left', expected 'right'"),
+        ("split_special_tokens", True, "split_special_tokens is True, expected False"),
+    ],
+)
+def test_settings_that_change_ids(tmp_path: Path, field: str, value: object, message: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({field: value}))
+    with pytest.raises(KontextError, match=message):
+        check_tokenizer_config(tmp_path / "tokenizer_config.json")
 
 
 def test_a_tokenizer_of_another_model(clip_folder: Path, t5_folder: Path) -> None:

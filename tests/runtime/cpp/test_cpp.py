@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -24,6 +26,7 @@ from kontext.runtime import OnnxRuntimeOptions, Pipeline, noise
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.images import open_picture, upright_rgb
 from kontext.runtime.sampler import schedule
+from kontext.runtime.sigmas import SPACINGS, TIME_SHIFTS
 from kontext.runtime.tokens import positions, rope_tables
 
 from .c_structures import CANCELLED, ERROR, OK, PROGRESS, CEditOptions, CImage
@@ -217,6 +220,21 @@ def test_the_schedule_and_the_rope_tables(cpp: CppBuild, tiny_bundle: Path) -> N
     transformer = bundle.transformer
     expected = rope_tables(positions(24, [(6, 9), (4, 7)]), transformer.axes_dim, transformer.theta)
     np.testing.assert_allclose(tables, np.concatenate([each.ravel() for each in expected]), atol=1e-6, rtol=0)
+
+
+def test_every_kind_of_sigmas(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for time_shift, spacing, terminal in itertools.product(TIME_SHIFTS, SPACINGS, (None, 0.1)):
+        sigmas = {"time_shift": time_shift, "shift": 2.5, "spacing": spacing, "terminal": terminal}
+        manifest["sampler"]["sigmas"] = sigmas
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        settings = Bundle.open(folder).sampler
+        assert dataclasses.asdict(settings.sigmas) == sigmas
+        for steps, tokens in ((1, 64), (4, 96), (28, 4096)):
+            times = np.frombuffer(cpp.ask("times", folder, steps, tokens), np.float32)
+            # pow and exp of two C libraries may differ in their last bit, in double precision
+            np.testing.assert_allclose(times, schedule(steps, tokens, settings), atol=6e-8, rtol=0)
 
 
 @pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, 5000])
@@ -618,6 +636,8 @@ def damaged_graph(folder: Path) -> None:
     edited(files=files_of(folder))(folder)
 
 
+SIGMAS = {"time_shift": "constant", "shift": 2.5, "spacing": "uniform", "terminal": None}
+
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "manifest.json").write_text("{"), "is not JSON"),
     (lambda folder: (folder / "manifest.json").write_bytes(b"\xff{}"), "is not JSON"),
@@ -636,6 +656,13 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (edited(model__autoencoder__downscale=7), "must be a multiple of 14"),
     (edited(sampler__preferred_sizes=[]), "must be a list of sizes"),
     (edited(sampler__guidance="much"), "must be a number"),
+    (edited(sampler__sigmas={}), "time_shift is missing"),
+    (
+        edited(sampler__sigmas=SIGMAS | {"spacing": "even"}),
+        "must be one of uniform, karras, exponential, beta",
+    ),
+    (edited(sampler__sigmas=SIGMAS | {"shift": -1}), "shift must be above 0"),
+    (edited(sampler__sigmas=SIGMAS | {"terminal": 1}), "terminal must be between 0 and 1"),
     (edited(tokenizers__clip__max_length=0), "must be a whole number of at least 2"),
     (lambda folder: (folder / "transformer.onnx").unlink(), "is missing"),
     (lambda folder: (folder / "transformer.onnx").write_bytes(b"x"), "the bundle is damaged"),

@@ -69,6 +69,8 @@ class Summary:
     seconds: Mapping[str, float]
     """Of "calibration", "weights", "graphs" and "all"."""
     loras: Sequence[LoraFile] = ()
+    ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Component → its tensors that no network uses, counted by kind."""
     linked: int = 0
     """Bytes of weights that stay in the checkpoint's own files."""
     linked_weights: int = 0
@@ -160,6 +162,7 @@ def export(
             "all": time.perf_counter() - begin,
         },
         loras=checkpoint.loras,
+        ignored=checkpoint.ignored,
         linked=layout.linked_bytes(),
         linked_weights=sum(map(len, layout.links.values())),
         copied_weights=layout.copied,

@@ -30,7 +30,7 @@ from .diffusers_config import (
 from .diffusers_folder import open_component
 from .diffusers_format import Source
 from .finite import is_finite
-from .inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
+from .inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer, with_positions
 from .layouts import TITLES, ComponentWeights, components_of, network_sources
 from .lora import LoraFile, Update, read_loras
 from .networks import NETWORKS, weight_shapes
@@ -39,15 +39,6 @@ from .weight_files import open_weight_file
 
 NO_WEIGHTS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E8M0")
 """Number formats that no weight may have: integers, and powers of two."""
-
-IGNORED = (
-    "position_ids",
-    "encoder.embed_tokens.weight",
-    "shared.weight",
-    "logit_scale",
-    "text_projection.weight",
-)
-"""Endings of tensors that a checkpoint may hold and no network uses: copies, or other heads of a text encoder."""
 
 FLAGS = {"vae": "--vae", "text_encoder": "--clip", "text_encoder_2": "--t5"}
 """Component → the command line's flag for its file."""
@@ -121,7 +112,7 @@ class Checkpoint:
     """A model on disk.
 
     `files` are the weight files that it is read from, with the SHA-256 of their headers; `tokenizers` is the folder
-    with `tokenizer/` and `tokenizer_2/`.
+    with `tokenizer/` and `tokenizer_2/`; `ignored` are components' tensors that no network uses, counted by kind.
     """
 
     config: KontextConfig
@@ -131,6 +122,7 @@ class Checkpoint:
     loras: Sequence[LoraFile] = ()
     steps_source: str = "the model"
     """Where the default steps come from."""
+    ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, origin: Origin | Path) -> Checkpoint:
@@ -161,7 +153,8 @@ class Checkpoint:
         }
         if base is None:
             raise KontextError(f"{origin.model} has no tokenizers: {advice(['tokenizers'])}")
-        return cls(config, networks, files, base, loras, steps_source)
+        ignored = {component: weights.ignored for component, weights in components.items() if weights.ignored}
+        return cls(config, networks, files, base, loras, steps_source, ignored)
 
     def parameters(self) -> int:
         return sum(network.parameters() for network in self.networks.values())
@@ -267,7 +260,9 @@ def find_config(
         if transformer
         else infer_transformer(components["transformer"]),
         autoencoder=read_autoencoder(vae) if vae else infer_autoencoder(components["vae"]),
-        text_encoder=read_clip(clip) if clip else infer_clip(components["text_encoder"]),
+        text_encoder=with_positions(read_clip(clip), components["text_encoder"])
+        if clip
+        else infer_clip(components["text_encoder"]),
         text_encoder_2=read_t5(t5, t5.parent / "tokenizer_2")
         if t5
         else infer_t5(components["text_encoder_2"]),
@@ -311,7 +306,7 @@ def check_component(
                     f"{weights.where}: {listed} does not fit the model's sizes, expected {list(expected)}"
                 )
     for name in found:
-        if name not in wanted and not name.endswith(IGNORED):
+        if name not in wanted:
             owner = COMPONENTS[weights.component][1]
             raise KontextError(f"{found[name].path}: tensor {name} does not belong to {owner}")
 

@@ -43,7 +43,7 @@ def open_component(folder: Path, component: str) -> tuple[ComponentWeights, dict
             tensors[name] = file.tensors[name]
     # A weight and its scales may be in different shards.
     weights = decoded(folder / component, tensors, notes)
-    return ComponentWeights(component, "diffusers", str(folder / component), weights), digests
+    return ComponentWeights.sort(component, "diffusers", str(folder / component), weights), digests
 
 
 def shard_files(folder: Path, stem: str) -> Iterator[tuple[Path, list[str] | None]]:

@@ -5,6 +5,7 @@ What shapes do not show (RoPE's axes, the latents' shift and scale, …) is take
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Protocol
@@ -124,9 +125,18 @@ def infer_autoencoder(weights: ComponentWeights) -> AutoencoderConfig:
     return flux
 
 
+def with_positions(config: ClipConfig, weights: ComponentWeights) -> ClipConfig:
+    """`config` for as many tokens as `weights` have positions: LongCLIP's 248 beside the configuration of CLIP's."""
+    name = f"{clip_prefix(weights)}embeddings.position_embedding.weight"
+    return dataclasses.replace(config, max_length=ShapeReader(weights).of(name, 2)[0])
+
+
+def clip_prefix(weights: ComponentWeights) -> str:
+    return "" if "embeddings.token_embedding.weight" in weights.tensors else "text_model."
+
+
 def infer_clip(weights: ComponentWeights) -> ClipConfig:
-    shapes = ShapeReader(weights)
-    start = "" if "embeddings.token_embedding.weight" in weights.tensors else "text_model."
+    shapes, start = ShapeReader(weights), clip_prefix(weights)
     vocab, hidden = shapes.of(f"{start}embeddings.token_embedding.weight", 2)
     if hidden % CLIP_HEAD_DIM:
         raise KontextError(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import KontextError
 from .config import KontextConfig
 from .diffusers_format import Source, half_sources, modulation_sources, transformer_sources
 from .gguf_file import t5_names
+from .ignored import kind_of, kind_within
 from .networks import weight_shapes
+from .spellings import native_norms, transformers_clip
 from .stored_weight import StoredWeight
 from .weight_files import WeightFile
 
-Layout = Literal["native", "diffusers", "transformers", "llama.cpp"]
+Layout = Literal["native", "diffusers", "transformers", "OpenAI", "llama.cpp"]
 
 SIGNATURES: tuple[tuple[str, Layout, str], ...] = (
     ("transformer", "native", "double_blocks.0.img_attn.qkv.weight"),
@@ -22,6 +26,7 @@ SIGNATURES: tuple[tuple[str, Layout, str], ...] = (
     ("vae", "native", "decoder.mid.block_1.norm1.weight"),
     ("vae", "diffusers", "decoder.mid_block.resnets.0.norm1.weight"),
     ("text_encoder", "transformers", "embeddings.token_embedding.weight"),
+    ("text_encoder", "OpenAI", "ln_final.weight"),
     ("text_encoder_2", "transformers", "encoder.block.0.layer.0.SelfAttention.q.weight"),
     ("text_encoder_2", "llama.cpp", "enc.blk.0.attn_q.weight"),
 )
@@ -45,18 +50,40 @@ LORA_MARKS = (
     "_lora1.",
 )
 
-UNUSED = ("logit_scale", "text_projection", "text_projection.weight", "spiece_model", "position_ids")
-"""Endings of tensors in all-in-one files that belong to no component and that no network uses."""
-
 
 @dataclass(frozen=True)
 class ComponentWeights:
-    """One component of a model in its files: `tensors` by the layout's names, without prefix."""
+    """One component of a model in its files: `tensors` by the layout's names, without prefix; OpenAI's CLIP has
+    transformers'. `ignored` counts unused tensors by kind."""
 
     component: str
     layout: Layout
     where: str
     tensors: Mapping[str, StoredWeight]
+    ignored: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def sort(
+        cls, component: str, layout: Layout, where: str, tensors: Mapping[str, StoredWeight]
+    ) -> ComponentWeights:
+        """A component from tensors with any spelling of its names, among them unused ones.
+
+        Raises:
+            KontextError: a weight is there twice, or cannot be taken apart.
+        """
+        ignored: Counter[str] = Counter()
+        used = {}
+        for name, tensor in tensors.items():
+            kind = kind_within(component, name, tensors)
+            if kind is None:
+                used[name] = tensor
+            else:
+                ignored[kind] += 1
+        if layout == "OpenAI":
+            used = transformers_clip(used)
+        elif (component, layout) == ("transformer", "native"):
+            used = native_norms(used)
+        return cls(component, layout, where, used, ignored)
 
 
 def components_of(file: WeightFile) -> dict[str, ComponentWeights]:
@@ -66,7 +93,7 @@ def components_of(file: WeightFile) -> dict[str, ComponentWeights]:
         KontextError: it holds nothing of FLUX.1 Kontext, one component twice, or other tensors.
     """
     found: dict[str, tuple[Layout, str]] = {}
-    for name in file.tensors:
+    for name in (name for name in file.tensors if kind_of(name) is None):
         for component, layout, signature in SIGNATURES:
             prefix = name.removesuffix(signature)
             if prefix != name and (not prefix or prefix.endswith(".")):
@@ -78,16 +105,21 @@ def components_of(file: WeightFile) -> dict[str, ComponentWeights]:
     # The longest prefix first, so that a component without prefix gets the remaining tensors.
     order = sorted(found, key=lambda component: -len(found[component][1]))
     sorted_tensors: dict[str, dict[str, StoredWeight]] = {component: {} for component in found}
+    outside: dict[str, Counter[str]] = {component: Counter() for component in found}
     for name, tensor in file.tensors.items():
         owner = next((component for component in order if name.startswith(found[component][1])), None)
         if owner is not None:
             sorted_tensors[owner][name[len(found[owner][1]) :]] = tensor
-        elif not name.endswith(UNUSED):
+            continue
+        whose = next((component for component in found if kind_of(name, [component])), None)
+        if whose is None:
             raise KontextError(f"{file.path}: tensor {name} belongs to no component of FLUX.1 Kontext")
-    return {
-        component: ComponentWeights(component, layout, str(file.path), sorted_tensors[component])
-        for component, (layout, _) in found.items()
-    }
+        outside[whose][str(kind_of(name, [whose]))] += 1
+    result = {}
+    for component, (layout, _) in found.items():
+        part = ComponentWeights.sort(component, layout, str(file.path), sorted_tensors[component])
+        result[component] = dataclasses.replace(part, ignored=outside[component] + Counter(part.ignored))
+    return result
 
 
 def describe_unknown(names: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from ...errors import KontextError
 from ...model.checkpoint import FLAGS, Checkpoint, NetworkWeights, check_component
 from ...model.config import KontextConfig
+from ...model.ignored import describe as describe_ignored
 from ...model.inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
 from ...model.layouts import LORA_MARKS, TITLES, ComponentWeights, components_of, network_sources
 from ...model.networks import NETWORKS, weight_shapes
@@ -45,6 +46,8 @@ def describe(path: Path) -> Iterator[str]:
         for component, title in TITLES.items():
             network = next(n for name, n in checkpoint.networks.items() if NETWORKS[name] == component)
             yield from describe_tensors(title, "diffusers", network.files)
+            if component in checkpoint.ignored:
+                yield f"  {describe_ignored(title, checkpoint.ignored[component])}"
         yield export_sizes(list(checkpoint.networks.values()), checkpoint.config)
     else:
         yield from describe_file(path)
@@ -71,6 +74,8 @@ def describe_file(path: Path) -> Iterator[str]:
     yield kind
     for component, part in parts.items():
         yield from describe_tensors(TITLES[component], part.layout, part.tensors)
+        if part.ignored:
+            yield f"  {describe_ignored(TITLES[component], part.ignored)}"
     networks, config = plannable_networks(parts)
     if networks:
         yield export_sizes(networks, config)

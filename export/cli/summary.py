@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from ...model.few_steps import weight_note
+from ...model.ignored import describe
+from ...model.layouts import TITLES
 from ...quant.statistics import Statistics
 from ...runtime.backends.runnable import Formats
 from ..exporter import Summary
@@ -55,6 +57,7 @@ def render_summary(summary: Summary) -> str:
             lines.append(f"    {note}")
     if summary.steps:
         lines.append(f"  {summary.steps}")
+    lines += [f"  {describe(TITLES[component], kinds)}" for component, kinds in summary.ignored.items()]
     lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
     lines.append(f"  {'total':<36} {human(sum(sizes.values())):>10}")
     if summary.linked_weights or summary.copied_weights:

@@ -70,6 +70,20 @@ def test_text_encoders_and_autoencoder(tmp_path: Path, capsys: pytest.CaptureFix
     assert "CLIP, transformers names: 196 tensors, 123.1 M parameters, BF16" in printed
 
 
+def test_whole_models_and_other_spellings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = KontextConfig()
+    clip = dict(synthetic.component_shapes(config)["text_encoder"])
+    clip |= {f"vision_model.{index}.weight": (3,) for index in range(4)} | {
+        "text_projection.weight": (768, 768)
+    }
+    shapes = weight_shapes("transformer", config) | weight_shapes("modulation", config)
+    renamed = {name.replace("_norm.scale", "_norm.weight"): shape for name, shape in shapes.items()}
+    printed = inspect(capsys, sparse(tmp_path / "a", clip), sparse(tmp_path / "b", renamed))
+    assert "CLIP, transformers names: 196 tensors, 123.1 M parameters, BF16" in printed
+    assert "CLIP: not used: vision tower (4 tensors), projections (1)" in printed
+    assert "the transformer, native names: 780 tensors, 11,901.4 M parameters, BF16" in printed
+
+
 def test_folder_and_bundle(
     tiny_checkpoint: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

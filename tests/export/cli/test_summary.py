@@ -40,11 +40,13 @@ def test_what_is_said_of_a_mixed_resumed_export() -> None:
         resumed=["weights/modulation.safetensors"],
         steps="8 steps by default, from Hyper-FLUX.safetensors: its name Hyper-FLUX",
         loras=[LoraFile(Path("Hyper-FLUX.safetensors"), 1.0, "", None, 12, [])],
+        ignored={"text_encoder": {"vision tower": 296}},
     )
     text = render_summary(summary)
     for part in (
         "16,900.0 M parameters, fp8 weights, fp16 compute",
         "text_encoder_2 computes in fp32",
+        "  CLIP: not used: vision tower (296 tensors)",
         "9.00 GB",
         "from an earlier, unfinished export: weights/modulation.safetensors",
         "  with Hyper-FLUX.safetensors at 1: 12 updates\n    Hyper-FLUX is made for weight 0.125",

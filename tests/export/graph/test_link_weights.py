@@ -90,10 +90,41 @@ def test_the_same_results(linked: Path, tiny_bundle: Path) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1, float(np.abs(theirs).max())))
 
 
+OPENAI = {
+    "text_model.": "",
+    "embeddings.token": "token",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "encoder.layers": "transformer.resblocks",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "final_layer_norm": "ln_final",
+}
+"""transformers' names of CLIP's weights → OpenAI's, replaced in this order."""
+
+
+def openai_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name, tensor in state.items():
+        for ours, theirs in OPENAI.items():
+            name = name.replace(ours, theirs)
+        tensors[name] = tensor
+    for name in [name for name in tensors if "q_proj" in name]:
+        parts = [tensors.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        tensors[name.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(parts)
+    return tensors
+
+
 def test_single_files_are_linked_too(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """Fused weights of Black Forest Labs' file need no assembly; the autoencoder's 1x1 convolutions become linears."""
+    """Fused weights of Black Forest Labs' file need no assembly, whatever its norms are called; the autoencoder's 1x1
+    convolutions become linears, and parts of OpenAI's fused weights are linked where they are."""
     state = load_state(tiny_checkpoint)
-    save_file({**state["modulation"], **state["transformer"]}, tmp_path / "flux.safetensors")
+    transformer = {**state["modulation"], **state["transformer"]}
+    norms = {name: name.replace("_norm.scale", "_norm.weight") for name in transformer}
+    save_file({norms[name]: tensor for name, tensor in transformer.items()}, tmp_path / "flux.safetensors")
+    save_file(openai_clip(state["text_encoder"]), tmp_path / "clip.safetensors")
     attention = (
         "mid.attn_1.q.weight",
         "mid.attn_1.k.weight",
@@ -110,10 +141,13 @@ def test_single_files_are_linked_too(tiny_checkpoint: Path, tiny_bundle: Path, t
         tmp_path / "flux.safetensors",
         "--vae",
         tmp_path / "ae.safetensors",
+        "--clip",
+        tmp_path / "clip.safetensors",
         "--base",
         tiny_checkpoint,
     ]
     assert export(*arguments, "-o", tmp_path / "linked", "--link-weights") == 0
+    assert (tmp_path / "linked/weights/text_encoder.safetensors").stat().st_size < 100
     expected, found = run_all(tiny_bundle), run_all(tmp_path / "linked")
     for name in GRAPHS:
         for ours, theirs in zip(found[name], expected[name], strict=True):
@@ -157,6 +191,15 @@ def test_the_export_says_what_it_linked_and_why_it_copied(
     assert ", 0 copied (" in linked
     quantized = line(tiny_checkpoint, "-o", tmp_path / "fp8", "--fp32", "--fp8", "--link-weights")
     assert quantized.endswith(" quantized to fp8")
+    state = load_state(tiny_checkpoint)
+    scaled = {**state["modulation"], **state["transformer"]}
+    scaled["img_in.weight"] = scaled["img_in.weight"].to(torch.float8_e4m3fn)
+    save_file({**scaled, "img_in.weight_scale": torch.tensor(2.0)}, tmp_path / "scaled.safetensors")
+    decoded = line(
+        *(tmp_path / "scaled.safetensors", "--base", tiny_checkpoint, "-o", tmp_path / "scaled"),
+        *("--fp32", "--link-weights"),
+    )
+    assert decoded.endswith("kB): 1 decoded from F8_E4M3 scaled")
 
 
 def test_a_changed_or_missing_file_is_refused(linked: Path) -> None:

@@ -34,6 +34,7 @@ from .inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_tran
 from .layouts import TITLES, ComponentWeights, components_of, network_sources
 from .lora import LoraFile, Update, read_loras
 from .networks import NETWORKS, weight_shapes
+from .stored_formats.module import INSTEAD
 from .stored_weight import StoredWeight
 from .weight_files import open_weight_file
 
@@ -291,7 +292,8 @@ def check_component(
                     )
                 if found[name].dtype in NO_WEIGHTS:
                     raise KontextError(
-                        f"{found[name].path}: tensor {name} is {found[name].dtype}, expected a float format"
+                        f"{found[name].path}: tensor {name} is {found[name].dtype}, expected a float format; if it is "
+                        f"quantized, {INSTEAD}"
                     )
             expected, given = shapes[weight], [found[name].shape for name in source.parts]
             # Rows add up, all other dimensions are equal. The reference autoencoder's attention has 1x1 convolutions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ torch = pytest.importorskip("torch")
 bnb = pytest.importorskip("bitsandbytes")
 
 from kontext.errors import KontextError  # noqa: E402
+from kontext.model.weight_files import open_weight_file  # noqa: E402
 
 
 def quantized(shape, kind="nf4", nested=False, blocksize=64, dtype=torch.bfloat16):
@@ -44,6 +46,51 @@ def test_the_layer_of_bitsandbytes(stored) -> None:
         pytest.skip("this version does not quantize on the CPU")
     expected = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert torch.equal(stored(state).read().to(expected.dtype), expected)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_what_transformers_saves(kind, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    torch.manual_seed(1)
+    config = transformers.T5Config(
+        vocab_size=90,
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=1,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "plain")
+    how = {
+        "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+        "int8": {"load_in_8bit": True},
+    }[kind]
+    quantization = transformers.BitsAndBytesConfig(**how)
+    model = transformers.T5EncoderModel.from_pretrained(
+        tmp_path / "plain", quantization_config=quantization, device_map="cpu", dtype=torch.bfloat16
+    )
+    model.save_pretrained(tmp_path / kind)
+    read = open_weight_file(tmp_path / kind / "model.safetensors").tensors
+    plain = open_weight_file(tmp_path / "plain/model.safetensors").tensors
+    assert {name: info.shape for name, info in read.items()} == {
+        name: info.shape for name, info in plain.items()
+    }
+    linears = {name: module for name, module in model.named_modules() if f"{name}.weight" in read}
+    decoded = 0
+    for name, module in linears.items():
+        weight = module.weight
+        if read[f"{name}.weight"].dtype.startswith("bitsandbytes"):
+            decoded += 1
+            expected = (
+                bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+                if kind == "int8"
+                else bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+            )
+            assert torch.equal(read[f"{name}.weight"].read().to(expected.dtype), expected)
+    assert decoded == 6  # q, k, v, o, wi_0 and wi_1; transformers keeps wo in 16 or 32 bits
 
 
 STATE = "weight.quant_state.bitsandbytes__nf4"

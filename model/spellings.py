@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import KontextError
@@ -34,6 +35,11 @@ CLIP_LAYER_PARTS = {
     "mlp.c_proj": "mlp.fc2",
 }
 """OpenAI's name → transformers'."""
+
+LONG_POSITIONS = "positional_embedding_res"
+KEPT_POSITIONS = 20
+"""LongCLIP takes its first 20 positions from `positional_embedding`, and only the others from this tensor (Zhang et al.
+2024, arXiv:2403.15378)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,33 @@ class Rows:
 
     def read(self) -> Tensor:
         return self.whole.read()[self.start : self.stop].clone()
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The rows of one weight, then those of another of the same format."""
+
+    first: StoredWeight
+    second: StoredWeight
+
+    @property
+    def path(self) -> Path:
+        return self.first.path
+
+    @property
+    def name(self) -> str:
+        return self.first.name
+
+    @property
+    def dtype(self) -> str:
+        return self.first.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.first.shape[0] + self.second.shape[0], *self.first.shape[1:]
+
+    def read(self) -> Tensor:
+        return torch.cat((self.first.read(), self.second.read()))
 
 
 def rows_of(weight: StoredWeight, start: int, stop: int) -> StoredWeight:
@@ -97,7 +130,7 @@ def transformers_clip(tensors: Mapping[str, StoredWeight]) -> dict[str, StoredWe
     """OpenAI's CLIP with transformers' names: q, k and v are thirds of `attn.in_proj_weight`'s rows. Tensors with other
     names keep them."""
     result: dict[str, StoredWeight] = {}
-    for name, weight in tensors.items():
+    for name, weight in long_positions(tensors).items():
         match = CLIP_LAYER.fullmatch(name)
         if match is None:
             result[f"text_model.{CLIP_PARTS[name]}" if name in CLIP_PARTS else name] = weight
@@ -118,4 +151,27 @@ def transformers_clip(tensors: Mapping[str, StoredWeight]) -> dict[str, StoredWe
             result[f"{layer}.{CLIP_LAYER_PARTS[module]}.{kind}" if module in CLIP_LAYER_PARTS else name] = (
                 weight
             )
+    return result
+
+
+def long_positions(tensors: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
+    """LongCLIP's two tables of positions as one, under CLIP's name.
+
+    Raises:
+        KontextError: they do not fit together.
+    """
+    result = dict(tensors)
+    short, long = result.get("positional_embedding"), result.pop(LONG_POSITIONS, None)
+    if long is None:
+        return result
+    given = [f"{table.dtype} {list(table.shape)}" for table in (short, long) if table is not None]
+    fits = (
+        short is not None and (short.dtype, short.shape) == (long.dtype, long.shape) and len(long.shape) == 2
+    )
+    if short is None or not fits or long.shape[0] <= KEPT_POSITIONS:
+        raise KontextError(
+            f"{long.path}: positional_embedding and {long.name} are {' and '.join(given)}, expected two tables alike"
+        )
+    kept = rows_of(short, 0, KEPT_POSITIONS)
+    result["positional_embedding"] = Stacked(kept, rows_of(long, KEPT_POSITIONS, long.shape[0]))
     return result

@@ -99,6 +99,9 @@ class OpenAiText(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab, width)
         self.positional_embedding = nn.Parameter(torch.empty(length, width))
+        self.positional_embedding_res = self.positional_embedding
+        if length > 77:
+            self.positional_embedding_res = nn.Parameter(torch.empty(length, width))
         self.transformer = nn.Module()
         self.transformer.resblocks = nn.Sequential(
             *(OpenAiBlock(width, heads, hidden) for _ in range(layers))
@@ -108,15 +111,17 @@ class OpenAiText(nn.Module):
         self.logit_scale = nn.Parameter(torch.ones([]))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        first = (torch.arange(ids.shape[1]) < 20)[:, None]  # LongCLIP's masks
+        positions = self.positional_embedding * first + self.positional_embedding_res * ~first
+        x = self.token_embedding(ids) + positions
         x = self.ln_final(self.transformer.resblocks(x))
         return x[torch.arange(len(ids)), ids.argmax(-1)]
 
 
-@pytest.fixture(scope="module")
-def openai() -> OpenAiText:
+@pytest.fixture(scope="module", params=[77, 248], ids=["CLIP", "LongCLIP"])
+def openai(request: pytest.FixtureRequest) -> OpenAiText:
     torch.manual_seed(3)
-    model = OpenAiText(600, 32, 64, layers=2, heads=2, length=77).eval()
+    model = OpenAiText(600, 32, 64, layers=2, heads=2, length=request.param).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -126,7 +131,10 @@ def openai() -> OpenAiText:
 def test_openai_clip(
     prefix: str, openai: OpenAiText, state: State, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
+    length = len(openai.positional_embedding)
     tensors = {prefix + name: tensor for name, tensor in openai.state_dict().items()}
+    if length == 77:
+        del tensors[f"{prefix}positional_embedding_res"]
     # The vision tower has the same blocks; TorchScript archives store sizes as tensors.
     tensors |= {
         f"{prefix}visual.{name}": tensor.clone() for name, tensor in openai.transformer.state_dict().items()
@@ -137,9 +145,9 @@ def test_openai_clip(
     files = {"text_encoder": tmp_path / "clip.safetensors"}
     checkpoint = Checkpoint.open(Origin(tmp_path / "flux.safetensors", files, tiny_checkpoint))
     network = checkpoint.networks["text_encoder"]
-    ours = ClipTextEncoder(ClipConfig(600, 32, 64, num_layers=2, num_heads=2, eos_id=599)).eval()
+    ours = ClipTextEncoder(ClipConfig(600, 32, 64, num_layers=2, num_heads=2, max_length=length, eos_id=599))
     ours.load_state_dict({name: network.read(name) for name in network.shapes})
-    ids = torch.randint(0, 599, (3, 77), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 599, (3, length), generator=torch.Generator().manual_seed(0))
     ids[:, -1] = ids[0, 30] = 599
     ids[0, 31:] = 0
     with torch.no_grad():
@@ -148,11 +156,24 @@ def test_openai_clip(
         "vision tower": 25, "projections": 1, "logit scale": 1, "sizes": 1
     }  # fmt: skip
     # Thirds of a plain tensor are read, and can be linked, where they are.
-    assert all(isinstance(info, TensorInfo) for info in network.files.values())
+    parts = [name for name, info in network.files.items() if not isinstance(info, TensorInfo)]
+    assert parts == ([] if length == 77 else ["text_model.embeddings.position_embedding.weight"])
+
+
+@pytest.mark.parametrize("shape", [(77, 32), (20, 32), (248,)])
+def test_tables_of_positions_that_do_not_fit(shape, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    tensors = {"positional_embedding": torch.ones(248, 32), "positional_embedding_res": torch.ones(shape)}
+    save_file({**tensors, "ln_final.weight": torch.ones(32)}, tmp_path / "clip.safetensors")
+    origin = Origin(
+        tmp_path / "clip.safetensors", {"text_encoder": tmp_path / "clip.safetensors"}, tiny_checkpoint
+    )
+    with pytest.raises(KontextError, match=r"positional_embedding_res are F32 .* expected two tables alike"):
+        Checkpoint.open(origin)
 
 
 def test_attention_that_has_no_thirds(openai: OpenAiText, tiny_checkpoint: Path, tmp_path: Path) -> None:
     tensors = openai.state_dict() | {"transformer.resblocks.0.attn.in_proj_weight": torch.ones(95, 32)}
+    tensors["positional_embedding_res"] = torch.ones_like(openai.positional_embedding)
     save_file(tensors, tmp_path / "clip.safetensors")
     origin = Origin(
         tmp_path / "clip.safetensors", {"text_encoder": tmp_path / "clip.safetensors"}, tiny_checkpoint

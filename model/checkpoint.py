@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
+from .component_files import choose_variants
 from .config import KontextConfig, SamplerConfig
 from .diffusers_config import (
     COMPONENTS,
@@ -59,6 +60,7 @@ class Origin:
         loras: LoRA files and their weights, fused in this order.
         partial_loras: accept LoRAs of which only some tensors match the model.
         steps: the sampler's default. Otherwise that of the last few-step LoRA, or the model's own.
+        variant: of the weights in a diffusers folder, such as fp16. Default: the plain ones, or the only ones.
     """
 
     model: Path
@@ -68,6 +70,7 @@ class Origin:
     loras: Sequence[tuple[Path, float]] = ()
     partial_loras: bool = False
     steps: int | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -221,14 +224,13 @@ def find_components(origin: Origin, base: Path | None) -> tuple[dict[str, Compon
             )
         components = {**held, **components}
         digests[origin.model] = file.digest
-    missing = []
-    for component in dict.fromkeys(NETWORKS.values()):
-        if component not in components:
-            if base is not None and (base / component).is_dir():
-                components[component], read = open_component(base, component)
-                digests.update(read)
-            else:
-                missing.append(component)
+    missing = [component for component in dict.fromkeys(NETWORKS.values()) if component not in components]
+    if base is not None:
+        folders = [component for component in missing if (base / component).is_dir()]
+        for component, variant in choose_variants(base, folders, origin.variant).items():
+            components[component], read = open_component(base, component, variant)
+            digests.update(read)
+            missing.remove(component)
     if missing:
         listed = ", ".join(TITLES[component] for component in missing)
         raise KontextError(f"{origin.model} lacks {listed}: {advice(missing)}")

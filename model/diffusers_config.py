@@ -21,9 +21,32 @@ from .config import (
     TransformerConfig,
 )
 from .json_fields import Fields
+from .quantization_config import check_quantization
 
-PIPELINES = ("FluxKontextPipeline", "FluxPipeline", "FluxImg2ImgPipeline")
+PIPELINES = (
+    "FluxKontextPipeline",
+    "FluxKontextInpaintPipeline",
+    "FluxPipeline",
+    "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline",
+)
 """Pipelines with Kontext's network. FLUX.1 [dev] was trained without references, but has the same shapes."""
+
+OTHER_PIPELINES = {
+    "FluxFillPipeline": "its transformer takes a masked picture and a mask as further channels (384, not 64)",
+    "FluxControlPipeline": "its transformer takes a control picture as further channels (128, not 64)",
+    "FluxControlImg2ImgPipeline": "its transformer takes a control picture as further channels (128, not 64)",
+    "FluxControlInpaintPipeline": "its transformer takes a control picture as further channels (128, not 64)",
+    "FluxControlNetPipeline": "it adds a ControlNet",
+    "FluxControlNetImg2ImgPipeline": "it adds a ControlNet",
+    "FluxControlNetInpaintPipeline": "it adds a ControlNet",
+    "FluxPriorReduxPipeline": "it has an image encoder and no transformer",
+    "ChromaPipeline": "its transformer has another modulation, and no CLIP",
+    "ChromaImg2ImgPipeline": "its transformer has another modulation, and no CLIP",
+    "Flux2Pipeline": "FLUX.2 has other networks",
+    "Flux2KleinPipeline": "FLUX.2 has other networks",
+}
+"""Pipelines that are taken for FLUX.1 Kontext's, and how they differ."""
 
 COMPONENTS = {
     "transformer": ("diffusers", "FluxTransformer2DModel"),
@@ -60,9 +83,27 @@ def read_index(folder: Path) -> Fields:
         hint = f"; it holds {files[0]}: name the file itself" if files else ", or an incomplete one"
         raise KontextError(f"{folder} has no model_index.json: it is not a diffusers checkpoint{hint}")
     index = Fields(index_path)
-    if index.get("_class_name") not in PIPELINES:
-        raise index.error("_class_name", f"{PIPELINES[0]}: only FLUX.1 Kontext checkpoints can be exported")
+    name = index.get("_class_name")
+    if name not in PIPELINES:
+        differs = f"; {OTHER_PIPELINES[name]}" if isinstance(name, str) and name in OTHER_PIPELINES else ""
+        raise index.error(
+            "_class_name", f"{PIPELINES[0]}: only FLUX.1 Kontext checkpoints can be exported{differs}"
+        )
+    check_components(index)
     return index
+
+
+def check_components(index: Fields) -> None:
+    """Checks the class of every part; the tokenizers' may differ, since their files say what they are."""
+    for component, (library, name) in COMPONENTS.items():
+        value = index.get(component)
+        given = value[1] if isinstance(value, list) and len(value) == 2 else None
+        others = ("CLIPTextModelWithProjection",) if component == "text_encoder" else ()
+        if given not in (None, name, *others) and not component.startswith("tokenizer"):
+            raise index.error(component, f"{[library, name]}")
+    if index.data.get("image_encoder") in (None, [None, None]):
+        index.known.add("image_encoder")
+    index.warn_of_others(harmless_fields.INDEX)
 
 
 def is_bundle(folder: Path) -> bool:
@@ -135,7 +176,12 @@ def read_transformer(folder: Path) -> TransformerConfig:
     fields.require("_class_name", COMPONENTS["transformer"][1])
     fields.require("patch_size", 1, default=1)
     in_channels = fields.integer("in_channels", 64)
-    fields.require("out_channels", in_channels, None)
+    if fields.get("out_channels") not in (in_channels, None):
+        raise fields.error(
+            "in_channels",
+            f"{fields.data['out_channels']}, its out_channels: FLUX.1 Kontext takes pictures as tokens, not as "
+            "channels as FLUX.1 Fill (384) and the Control models (128) do",
+        )
     heads, head_dim = fields.integer("num_attention_heads", 24), fields.integer("attention_head_dim", 128)
     axes = fields.integers("axes_dims_rope", (16, 56, 56))
     if len(axes) != 3 or sum(axes) != head_dim or any(axis % 2 for axis in axes):
@@ -153,6 +199,7 @@ def read_transformer(folder: Path) -> TransformerConfig:
         pooled_dim=fields.integer("pooled_projection_dim", 768),
         guidance_embed=fields.flag("guidance_embeds"),
     )
+    check_quantization(fields)
     fields.warn_of_others(harmless_fields.TRANSFORMER)
     return config
 
@@ -183,6 +230,7 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
         shift_factor=fields.number("shift_factor", 0.0),
         sample_size=fields.integer("sample_size", 32),
     )
+    check_quantization(fields)
     fields.warn_of_others(harmless_fields.AUTOENCODER)
     return config
 
@@ -213,6 +261,7 @@ def read_clip(folder: Path) -> ClipConfig:
         layer_norm_eps=fields.number("layer_norm_eps", 1e-5),
         eos_id=fields.integer("eos_token_id", 49407),
     )
+    check_quantization(fields)
     fields.warn_of_others(harmless_fields.CLIP)
     return config
 
@@ -237,6 +286,7 @@ def read_t5(folder: Path, tokenizer: Path) -> T5Config:
             tokenizer / "tokenizer_config.json", fields.integer("n_positions", T5_TOKENS)
         ),
     )
+    check_quantization(fields)
     fields.warn_of_others(harmless_fields.T5)
     return config
 

@@ -1,10 +1,9 @@
-"""Finds the weight files of a diffusers folder, shard by shard, and writes such folders."""
+"""Reads the weights of a diffusers folder, shard by shard, and writes such folders."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import KontextError
+from .component_files import shard_files, stem_of
 from .config import KontextConfig
 from .config_files import config_files
 from .diffusers_format import to_diffusers
@@ -20,12 +20,11 @@ from .networks import NETWORKS, weight_shapes
 from .stored_weight import StoredWeight
 from .weight_files import decoded, open_raw_file
 
-WEIGHT_FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-"""Stem of a component's weight files; the text encoders' is `model`."""
 
-
-def open_component(folder: Path, component: str) -> tuple[ComponentWeights, dict[Path, str]]:
-    """A component of a diffusers folder, and the digests of all headers read.
+def open_component(
+    folder: Path, component: str, variant: str | None = None
+) -> tuple[ComponentWeights, dict[Path, str]]:
+    """A component of a diffusers folder, and the digests of all headers read. `variant` as in `shard_files`.
 
     Raises:
         KontextError: a file is missing or damaged.
@@ -33,7 +32,7 @@ def open_component(folder: Path, component: str) -> tuple[ComponentWeights, dict
     tensors: dict[str, StoredWeight] = {}
     notes: dict[str, Mapping[str, Any]] = {}
     digests: dict[Path, str] = {}
-    for path, names in shard_files(folder / component, WEIGHT_FILES.get(component, "model")):
+    for path, names in shard_files(folder / component, stem_of(component), variant):
         file = open_raw_file(path)
         digests[path] = file.digest
         notes.update(file.notes)
@@ -44,46 +43,6 @@ def open_component(folder: Path, component: str) -> tuple[ComponentWeights, dict
     # A weight and its scales may be in different shards.
     weights = decoded(folder / component, tensors, notes)
     return ComponentWeights.sort(component, "diffusers", str(folder / component), weights), digests
-
-
-def shard_files(folder: Path, stem: str) -> Iterator[tuple[Path, list[str] | None]]:
-    """The weight files of a component, each with the tensors to read from it, or None for all of them."""
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        yield from indexed_shards(index)
-    elif single.exists() or single.is_symlink():
-        yield single, None
-    else:
-        variants = sorted(folder.glob(f"{stem}.*.safetensors"))
-        if len(variants) == 1:  # a half-precision download: diffusion_pytorch_model.fp16.safetensors
-            yield variants[0], None
-            return
-        for pattern in ("*.bin", "*.pt", "*.ckpt", "*.pth"):
-            for pickle in sorted(folder.glob(pattern)):
-                raise KontextError(
-                    f"{pickle} is a pickle, which can run code when opened, and is not read: convert it with diffusers "
-                    "or transformers, save_pretrained(…, safe_serialization=True)"
-                )
-        raise KontextError(f"{single} is missing: the checkpoint is incomplete")
-
-
-def indexed_shards(index: Path) -> Iterator[tuple[Path, list[str]]]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[str, list[str]] = {}
-        for name, file in weight_map.items():
-            shards.setdefault(os.fsdecode(file), []).append(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise KontextError(f"{index} is not a weight index: {type(error).__name__} {error}") from None
-    for file, names in sorted(shards.items()):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise KontextError(f"{index} names {file!r}, which is not a safetensors file in its folder")
-        path = index.parent / file
-        if not path.exists():
-            raise KontextError(
-                f"{path} is missing: {index.name} lists {len(shards)} shards; download it again"
-            )
-        yield path, names
 
 
 def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -114,6 +73,6 @@ def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Ma
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for component, tensors in components.items():
-        stem = WEIGHT_FILES.get(component, "model")
+        stem = stem_of(component)
         ordered = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
         save_file(ordered, folder / component / f"{stem}.safetensors", metadata={"format": "pt"})

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from ...errors import KontextError
 from ...export.cli.source_flags import EMBEDDED
+from ...model.component_files import stem_of
 from ...model.config import KontextConfig
 from ...model.config_files import config_files
-from ...model.diffusers_folder import WEIGHT_FILES
 from ...model.layouts import network_sources
 from ...model.networks import NETWORKS, weight_shapes
 from ...safetensors_header import make_header
@@ -105,7 +105,7 @@ def write_checkpoint(
         shutil.copytree(EMBEDDED / name, folder / name, dirs_exist_ok=True)
     noise = Noise()
     for component, shapes in component_shapes(config).items():
-        stem = WEIGHT_FILES.get(component, "model")
+        stem = stem_of(component)
         shards = list(sharded(shapes))
         index: dict[str, str] = {}
         for number, names in enumerate(shards, 1):

@@ -36,6 +36,11 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
         "weights (default: the folder of MODEL, if it is a diffusers folder)",
     )
     group.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="read these weights of a folder that has several, such as fp16 (default: the plain ones)",
+    )
+    group.add_argument(
         "--lora",
         action="append",
         default=[],
@@ -86,6 +91,7 @@ def origin_of(options: argparse.Namespace) -> Origin:
         [parse_lora_flag(text) for text in options.lora],
         options.lora_partial,
         options.steps,
+        options.variant,
     )
 
 

@@ -28,17 +28,20 @@ def edit_tensors(path: Path, change: Callable[[dict], object]) -> None:
     save_file(tensors, path)
 
 
-def shard(path: Path, stem: str) -> None:
-    """Splits a weight file in two with an index, as large checkpoints are."""
+def shard(
+    path: Path, stem: str, index_name: str = "{stem}.safetensors.index.json", shard_name: str = ""
+) -> None:
+    """Splits a weight file in two with an index, as large checkpoints are. The names are templates."""
+    shard_name = shard_name or "{stem}-{number:05}-of-00002.safetensors"
     tensors = load_file(path)
     names = sorted(tensors)
     weight_map = {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"{stem}-0000{number}-of-00002.safetensors"
+        file = shard_name.format(stem=stem, number=number)
         save_file({name: tensors[name] for name in part}, path.parent / file)
         weight_map.update(dict.fromkeys(part, file))
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (path.parent / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    (path.parent / index_name.format(stem=stem)).write_text(json.dumps(index))
     path.unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ pytest.importorskip("torch")
 from kontext.errors import KontextError
 from kontext.model.config import SigmasConfig
 from kontext.model.config_files import scheduler_fields
-from kontext.model.diffusers_config import read_config, read_sampler
+from kontext.model.diffusers_config import COMPONENTS, OTHER_PIPELINES, PIPELINES, read_config, read_sampler
 
 from .damaged_folders import edit_json
 
@@ -41,6 +42,22 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another pipeline": (
         lambda f: edit_json(f / "model_index.json", _class_name="StableDiffusionPipeline"),
         "_class_name is 'StableDiffusionPipeline'",
+    ),
+    "FLUX.1 Fill": (
+        lambda f: edit_json(f / "model_index.json", _class_name="FluxFillPipeline"),
+        r"_class_name is 'FluxFillPipeline', .*; its transformer takes a masked picture and a mask .* \(384",
+    ),
+    "a list as class": (
+        lambda f: edit_json(f / "model_index.json", _class_name=["pipeline", "FluxPipeline"]),
+        "_class_name is ",
+    ),
+    "another autoencoder": (
+        lambda f: edit_json(f / "model_index.json", vae=["diffusers", "AutoencoderTiny"]),
+        "vae is .*AutoencoderTiny.*, expected .*AutoencoderKL",
+    ),
+    "further channels": (
+        lambda f: edit_json(f / "transformer/config.json", in_channels=384, out_channels=64),
+        r"in_channels is 384, expected 64, its out_channels: .* FLUX.1 Fill \(384\)",
     ),
     "no config": (lambda f: (f / "vae/config.json").unlink(), r"vae/config.json is missing"),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler_config.json is missing"),
@@ -181,3 +198,27 @@ def test_sigmas_are_those_of_the_scheduler(
     assert config.sigmas == sigmas
     path.write_text(json.dumps(scheduler_fields(config)))
     assert read_sampler(path.parent) == config
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines_with_the_same_parts(folder: Path, name: str) -> None:
+    expected = read_config(folder)
+    edit_json(folder / "model_index.json", _class_name=name)
+    assert read_config(folder) == expected
+
+
+def test_our_list_of_pipelines_is_that_of_diffusers() -> None:
+    """All that diffusers makes of the same parts, with a transformer of the same channels."""
+    diffusers = pytest.importorskip("diffusers")
+    parts = {*COMPONENTS, "image_encoder", "feature_extractor", "self"}
+    for name in (*PIPELINES, *OTHER_PIPELINES):
+        pipeline = getattr(diffusers, name)
+        same = {*inspect.signature(pipeline.__init__).parameters} <= parts
+        assert same or name not in PIPELINES, name
+
+
+def test_an_image_encoder_is_not_exported(folder: Path) -> None:
+    encoder = ["transformers", "CLIPVisionModelWithProjection"]
+    edit_json(folder / "model_index.json", image_encoder=encoder)
+    with pytest.warns(UserWarning, match=r"model_index.json: unknown, and not used: image_encoder"):
+        read_config(folder)

@@ -23,7 +23,7 @@ from ..compute_capability import sm_name
 from ..errors import KontextError
 from ..files import fsync, write_atomic
 from ..model.checkpoint import Checkpoint
-from ..model.lora import LoraFile
+from ..model.lora.read import LoraFile
 from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import MANIFEST_NAME, Bundle

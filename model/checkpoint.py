@@ -33,7 +33,8 @@ from .diffusers_format import Source
 from .finite import is_finite
 from .inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer, with_positions
 from .layouts import TITLES, ComponentWeights, components_of, network_sources
-from .lora import LoraFile, Update, read_loras
+from .lora.read import LoraFile, read_loras
+from .lora.update import Update
 from .networks import NETWORKS, weight_shapes
 from .stored_formats.module import INSTEAD
 from .stored_weight import StoredWeight
@@ -99,7 +100,7 @@ class NetworkWeights:
         if weight in self.updates:
             tensor = tensor.float()
             for update in self.updates[weight]:
-                update.add_to(tensor)
+                update.apply_to(tensor)
         return tensor
 
     def parameters(self) -> int:

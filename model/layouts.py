@@ -13,6 +13,7 @@ from .config import KontextConfig
 from .diffusers_format import Source, half_sources, modulation_sources, transformer_sources
 from .gguf_file import t5_names
 from .ignored import kind_of, kind_within
+from .lora.names import is_lora
 from .networks import weight_shapes
 from .spellings import native_norms, transformers_clip
 from .stored_weight import StoredWeight
@@ -38,17 +39,6 @@ TITLES = {
     "text_encoder": "CLIP",
     "text_encoder_2": "T5",
 }
-
-LORA_MARKS = (
-    ".lora_A.",
-    ".lora_B.",
-    ".lora_down.",
-    ".lora_up.",
-    ".lora.down.",
-    ".lora.up.",
-    "_lora.",
-    "_lora1.",
-)
 
 
 @dataclass(frozen=True)
@@ -124,7 +114,7 @@ def components_of(file: WeightFile) -> dict[str, ComponentWeights]:
 
 def describe_unknown(names: Iterable[str]) -> str:
     listed = list(names)
-    if any(mark in name for name in listed for mark in LORA_MARKS):
+    if is_lora(listed):
         return "is a LoRA: name its model, and add the LoRA with --lora"
     examples = ", ".join(listed[:3]) or "none"
     return f"holds no component of FLUX.1 Kontext; its first tensors: {examples}"

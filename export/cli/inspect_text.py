@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ from ...model.checkpoint import FLAGS, Checkpoint, NetworkWeights, check_compone
 from ...model.config import KontextConfig
 from ...model.ignored import describe as describe_ignored
 from ...model.inferred_config import infer_autoencoder, infer_clip, infer_t5, infer_transformer
-from ...model.layouts import LORA_MARKS, TITLES, ComponentWeights, components_of, network_sources
+from ...model.layouts import TITLES, ComponentWeights, components_of, network_sources
+from ...model.lora.names import is_lora
+from ...model.lora.read import find_file
 from ...model.networks import NETWORKS, weight_shapes
 from ...model.stored_weight import StoredWeight
 from ...model.weight_files import open_weight_file
@@ -26,6 +27,7 @@ from ...quant.recipe import BIG_MODEL, choose_recipe
 from ...runtime.bundle import MANIFEST_NAME, Bundle
 from ..graph.interface import linear_weights
 from ..weights.plan import plan_weights
+from .inspect_lora import describe_fit, describe_kinds, is_lora_folder
 from .summary import human
 
 PREVIEWED = (FP8.name, INT8.name, INT4.name)
@@ -40,6 +42,8 @@ def describe(path: Path) -> Iterator[str]:
     """
     if (path / MANIFEST_NAME).is_file():
         yield from describe_bundle(path)
+    elif path.is_dir() and is_lora_folder(path):
+        yield from describe_file(find_file(path))
     elif path.is_dir():
         checkpoint = Checkpoint.open(path)
         yield f"{path}: a diffusers folder, {checkpoint.config.name}"
@@ -66,9 +70,10 @@ def describe_bundle(path: Path) -> Iterator[str]:
 def describe_file(path: Path) -> Iterator[str]:
     file = open_weight_file(path)
     kind = f"{path}: {file.kind}, {human(path.stat().st_size)}"
-    if any(mark in name for name in file.tensors for mark in LORA_MARKS):
+    if is_lora(file.tensors):
         yield f"{kind}, a LoRA"
-        yield from describe_lora(file.tensors)
+        yield from describe_tensors(describe_kinds(file.tensors), "LoRA", file.tensors)
+        yield from describe_fit(path)
         return
     parts = components_of(file)
     yield kind
@@ -94,14 +99,6 @@ def describe_tensors(title: str, layout: str, tensors: Mapping[str, StoredWeight
         for dtype, count in formats.most_common()
     )
     yield f"  {title}, {layout} names: {len(tensors)} tensors, {total / 1e6:,.1f} M parameters, {shares}"
-
-
-def describe_lora(tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
-    down = [tensor for name, tensor in tensors.items() if re.search(r"lora_A|lora_down|\.down\.", name)]
-    ranks = sorted({tensor.shape[0] for tensor in down if tensor.shape})
-    listed = ", ".join(map(str, ranks[:6])) + (", …" if len(ranks) > 6 else "")
-    yield from describe_tensors(f"{len(down)} updates of rank {listed}", "LoRA", tensors)
-    yield "  add --lora FILE[:WEIGHT] to the export of the model that it is for"
 
 
 def plannable_networks(parts: Mapping[str, ComponentWeights]) -> tuple[list[NetworkWeights], KontextConfig]:

@@ -45,7 +45,8 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE[:WEIGHT]",
-        help="fuse a LoRA before quantization; repeatable (default weight: 1)",
+        help="fuse a LoRA, LoKr, LoHa or DoRA, or the folder of one, before quantization; repeatable (default "
+        "weight: 1)",
     )
     group.add_argument("--lora-partial", action="store_true", help="accept LoRAs of which only a part fits")
     group.add_argument("--name", help="name of the model in the bundle")
@@ -75,7 +76,7 @@ def origin_of(options: argparse.Namespace) -> Origin:
         KontextError: a download failed, a LoRA's weight is no number, or there is no embedded model to fall back on.
     """
     from ...model.checkpoint import Origin
-    from ...model.lora import parse_lora_flag
+    from ...model.lora.read import parse_lora_flag
 
     model = options.model
     if model is None:

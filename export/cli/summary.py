@@ -53,6 +53,7 @@ def render_summary(summary: Summary) -> str:
         lines.append(f"  with {lora.path.name} at {lora.weight:g}: {lora.updates} updates")
         if lora.unmatched:
             lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
+        lines += [f"    {note}" for note in lora.notes]
         if note := weight_note(lora.path, lora.weight):
             lines.append(f"    {note}")
     if summary.steps:

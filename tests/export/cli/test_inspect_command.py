@@ -96,11 +96,31 @@ def test_folder_and_bundle(
 
 def test_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = "transformer.transformer_blocks.0.attn.to_q"
-    tensors = {f"{module}.lora_A.weight": torch.ones(4, 64), f"{module}.lora_B.weight": torch.ones(64, 4)}
-    save_file(tensors, tmp_path / "style.safetensors")
+    tensors = {
+        f"{module}.lora_A.weight": torch.ones(4, 3072),
+        f"{module}.lora_B.weight": torch.ones(3072, 4),
+        "transformer.x_embedder.lokr_w1": torch.ones(8, 8),
+        "transformer.x_embedder.lokr_w2": torch.ones(384, 8),
+        "transformer.other.lora_A.weight": torch.ones(4, 64),
+    }
+    save_file(tensors, tmp_path / "style.safetensors", {"lora_alpha": "2"})
     printed = inspect(capsys, tmp_path / "style.safetensors")
-    assert "a LoRA" in printed
-    assert "1 updates of rank 4" in printed
+    assert "style.safetensors: safetensors, " in printed
+    assert ", a LoRA" in printed
+    assert "2 LoRA, 1 LoKr of rank 4, LoRA names: 5 tensors" in printed
+    assert "fits FLUX.1 Kontext: 2 updates" in printed
+    assert "1 tensors match no weight of it: transformer.other.lora_A.weight" in printed
+    assert "alpha 2 from the header: the factors of rank 4 are multiplied by 0.5" in printed
+
+
+def test_lora_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {"base_model.model.x_embedder.lora_A.weight": torch.ones(4, 64)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    printed = inspect(capsys, tmp_path)
+    assert "adapter_model.safetensors: safetensors" in printed
+    assert "not for FLUX.1 Kontext: " in printed
+    assert "lora_A.weight has no lora_B" in printed
 
 
 def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

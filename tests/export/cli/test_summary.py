@@ -12,7 +12,7 @@ pytest.importorskip("onnx")
 
 from kontext.export.cli.summary import human, peak_memory, render_summary
 from kontext.export.exporter import Summary
-from kontext.model.lora import LoraFile
+from kontext.model.lora.read import LoraFile
 from kontext.model.networks import NETWORKS
 from kontext.quant.recipe import choose_recipe
 
@@ -39,7 +39,7 @@ def test_what_is_said_of_a_mixed_resumed_export() -> None:
         seconds={"all": 100.0, "weights": 60.0, "graphs": 39.0},
         resumed=["weights/modulation.safetensors"],
         steps="8 steps by default, from Hyper-FLUX.safetensors: its name Hyper-FLUX",
-        loras=[LoraFile(Path("Hyper-FLUX.safetensors"), 1.0, "", None, 12, [])],
+        loras=[LoraFile(Path("Hyper-FLUX.safetensors"), 1.0, "", None, 12, [], ["alpha 4 from the header"])],
         ignored={"text_encoder": {"vision tower": 296}},
     )
     text = render_summary(summary)
@@ -49,7 +49,7 @@ def test_what_is_said_of_a_mixed_resumed_export() -> None:
         "  CLIP: not used: vision tower (296 tensors)",
         "9.00 GB",
         "from an earlier, unfinished export: weights/modulation.safetensors",
-        "  with Hyper-FLUX.safetensors at 1: 12 updates\n    Hyper-FLUX is made for weight 0.125",
+        "  with Hyper-FLUX.safetensors at 1: 12 updates\n    alpha 4 from the header\n    Hyper-FLUX is made for",
         "  8 steps by default, from Hyper-FLUX.safetensors: its name Hyper-FLUX\n",
         "100.0 s (weights 60.0 s, graphs 39.0 s)",
         "kontext-edit /somewhere/out",

@@ -23,15 +23,13 @@ from diffusers.utils.state_dict_utils import (  # noqa: E402
     convert_state_dict_to_diffusers,
     convert_state_dict_to_peft,
 )
-from safetensors.torch import load_file, save_file  # noqa: E402
-from torch import Tensor  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
-from kontext.model.lora import LoraFile, parse_lora_flag, read_loras  # noqa: E402
+from kontext.model.checkpoint import Checkpoint  # noqa: E402
+from kontext.model.lora.read import read_loras  # noqa: E402
 
-State = dict[str, dict[str, Tensor]]
-Tensors = dict[str, Tensor]
+from .fusing import State, Tensors, assert_same, diffusers_linears, factors, fuse, kohya, linears, write  # noqa: E402
 
 FILES = {
     "transformer": "transformer/diffusion_pytorch_model.safetensors",
@@ -40,16 +38,6 @@ FILES = {
 }
 CONVERTERS = ("kohya_flux", "xlabs_flux", "bfl_flux_control", "fal_kontext")
 TINY = {"19": "1", "38": "2", "3072": "64", "12288": "256"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
-    return Checkpoint.open(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def state(tiny_checkpoint: Path) -> State:
-    return load_state(tiny_checkpoint)
 
 
 @pytest.fixture
@@ -63,42 +51,6 @@ def tiny_converters(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lora_pipeline, function, scope[function])
 
 
-def linears(checkpoint: Checkpoint, *networks: str) -> dict[str, tuple[int, ...]]:
-    """Native module → shape, of linears alone."""
-    return {
-        weight.removesuffix(".weight"): shape
-        for network in networks
-        for weight, shape in checkpoint.networks[network].shapes.items()
-        if len(shape) == 2 and "embedding" not in weight
-    }
-
-
-def diffusers_linears(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    files = checkpoint.networks["transformer"].files
-    parts = (part for name in ("transformer", "modulation") for part in linear_parts(checkpoint, name))
-    return {part.removesuffix(".weight"): files[part].shape for part in parts}
-
-
-def linear_parts(checkpoint: Checkpoint, network: str) -> list[str]:
-    """The tensors of a diffusers folder that make up a network's linears."""
-    sources = checkpoint.networks[network].sources
-    return [part for module in linears(checkpoint, network) for part in sources[f"{module}.weight"].parts]
-
-
-def factors(
-    shapes: dict[str, tuple[int, ...]], spell: Callable[[str], str] = str, style: str = "A B", seed: int = 0
-) -> Tensors:
-    """Factors of ranks 1 to 3; `style` has the endings of the down and up factors' names."""
-    generator = torch.Generator().manual_seed(seed)
-    down, up = (f"lora_{end}" if end[0] in "AB" else end for end in style.split())
-    tensors = {}
-    for index, (module, (height, width)) in enumerate(shapes.items()):
-        rank = 1 + index % 3
-        tensors[f"{spell(module)}.{down}.weight"] = torch.randn(rank, width, generator=generator) * 0.3
-        tensors[f"{spell(module)}.{up}.weight"] = torch.randn(height, rank, generator=generator) * 0.3
-    return tensors
-
-
 def with_alphas(tensors: Tensors, skip: str = "final_layer") -> Tensors:
     """A different alpha for every module except the final layer, whose alpha diffusers ignores in kohya's files."""
     modules = [name.rsplit(".lora_", 1)[0] for name in tensors if name.endswith(".weight")]
@@ -107,10 +59,6 @@ def with_alphas(tensors: Tensors, skip: str = "final_layer") -> Tensors:
         for index, module in enumerate(dict.fromkeys(modules))
         if skip not in module
     }
-
-
-def kohya(prefix: str) -> Callable[[str], str]:
-    return lambda module: prefix + module.replace(".", "_")
 
 
 def peft(checkpoint: Checkpoint) -> Tensors:
@@ -189,27 +137,6 @@ def xlabs(checkpoint: Checkpoint) -> Tensors:
 STYLES = (peft, peft_alphas, sd_scripts, one_trainer, comfyui, bfl_control, fal, xlabs)
 
 
-def write(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-    return path
-
-
-def fuse(
-    checkpoint: Checkpoint, state: State, *requests: tuple[Path, float], partial: bool = False
-) -> tuple[State, list[LoraFile]]:
-    shapes = {name: network.shapes for name, network in checkpoint.networks.items()}
-    updates, files = read_loras(requests, shapes, checkpoint.config, partial)
-    fused = {network: {key: tensor.clone() for key, tensor in state[network].items()} for network in state}
-    for network, weights in updates.items():
-        for weight, changes in weights.items():
-            for change in changes:
-                change.add_to(fused[network][weight])
-    assert sum(file.updates for file in files) == sum(
-        len(changes) for weights in updates.values() for changes in weights.values()
-    )
-    return fused, files
-
-
 def reference(checkpoint: Checkpoint, folder: Path, *requests: tuple[Tensors, float]) -> State:
     """Native weights in float64, with the LoRAs as converted by diffusers."""
     base = {
@@ -256,18 +183,6 @@ def add(base: Tensors, lora: Tensors, alphas: dict[str, float], weight: float) -
         elif "lora" not in name:  # a norm, which diffusers loads over the model's
             assert name in base
             base[name] = tensor.double()
-
-
-def assert_same(fused: State, expected: State) -> None:
-    for network, weights in expected.items():
-        for weight, tensor in weights.items():
-            torch.testing.assert_close(
-                fused[network][weight].double(),
-                tensor,
-                rtol=1e-5,
-                atol=1e-5,
-                msg=lambda text, at=f"{network} {weight}": f"{at}: {text}",
-            )
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.__name__)
@@ -331,6 +246,7 @@ SPELLINGS: dict[str, tuple[str, Callable[[str], str], str]] = {
         lambda module: "text_encoder." + re.sub(r"(q|k|v|out)_proj$", r"to_\1_lora", module),
         "down up",
     ),
+    "LyCORIS, diffusers' names": ("diffusers", kohya("lycoris_"), "lora_down lora_up"),
     "t5": ("text_encoder_2", lambda module: f"text_encoder_2.{module}", "A B"),
     "t5, sd-scripts": ("text_encoder_2", kohya("lora_te3_"), "lora_down lora_up"),
     "t5, kohya": ("text_encoder_2", kohya("lora_te2_"), "lora_down lora_up"),
@@ -502,7 +418,6 @@ FAULTS: dict[str, tuple[Tensors, str]] = {
         {UP: IMG_IN[UP]},
         r"img_in.lora_B.weight has no lora_A \(lora_down\): the file is incomplete",
     ),
-    "alpha without factors": (IMG_IN | {"txt_in.alpha": torch.ones(())}, "txt_in.alpha has no lora_B"),
     "bias without factors": (IMG_IN | {"txt_in.lora_B.bias": torch.ones(64)}, "txt_in.lora_B.bias has no"),
     "another width": (
         IMG_IN | {DOWN: torch.ones(1, 128)},
@@ -524,14 +439,10 @@ FAULTS: dict[str, tuple[Tensors, str]] = {
     "alpha a vector": (IMG_IN | {"img_in.alpha": torch.ones(2)}, r"alpha has shape \[2\]"),
     "alpha NaN": (IMG_IN | {"img_in.alpha": torch.tensor(math.nan)}, "alpha of img_in is nan"),
     "whole numbers": (IMG_IN | {UP: IMG_IN[UP].int()}, "lora_B.weight is I32, expected one of F64, F32"),
-    "8 bits": (IMG_IN | {UP: IMG_IN[UP].to(torch.float8_e4m3fn)}, "lora_B.weight is F8_E4M3"),
-    "DoRA": (
-        IMG_IN | {"img_in.dora_scale": torch.ones(64, 1)},
-        r"is a DoRA.*not supported.*img_in.dora_scale",
+    "a norm's LoKr": (
+        IMG_IN | {"single_blocks.0.norm.key_norm.lokr_w1": torch.ones(8, 8)},
+        "1 of its 3 tensors match no weight",
     ),
-    "DoRA of PEFT": (IMG_IN | {"img_in.lora_magnitude_vector": torch.ones(64)}, "is a DoRA"),
-    "LoHa": ({"lora_unet_img_in.hada_w1_a": torch.ones(64, 2)}, "is a LoHa"),
-    "LoKr": ({"lora_unet_img_in.lokr_w1": torch.ones(8, 8)}, "is a LoKr"),
     "convolution": (
         {"lora_unet_conv_in.lora_down.weight": torch.ones(1, 4, 3, 3)},
         r"is a convolution LoRA \(LoCon\), which is not supported: tensor .* \[1, 4, 3, 3\]",
@@ -543,6 +454,10 @@ FAULTS: dict[str, tuple[Tensors, str]] = {
     "two names": (
         IMG_IN | factors({"x_embedder": (64, 64)}),
         "changes img_in.weight twice, the second time by x_embedder",
+    ),
+    "a linear in full": (
+        IMG_IN | {"txt_in.weight": torch.ones(64, 48)},
+        "1 of its 3 tensors match no weight",
     ),
     "a norm's factors": (
         IMG_IN | factors({"single_blocks.0.norm.key_norm.scale": (32, 1)}),
@@ -573,7 +488,7 @@ def test_every_fault_is_one_clear_error(
     [
         ("{", "lora_adapter_metadata is not JSON"),
         ("[1]", "is not a JSON object"),
-        ('{"r": -4, "lora_alpha": 8}', "has rank 1, but the metadata says -4"),
+        ('{"r": -4, "lora_alpha": 8}', "have rank 1, but its metadata says -4"),
         ('{"r": 1, "lora_alpha": "big"}', "alpha of img_in is 'big', expected a number"),
         ('{"r": 1, "lora_alpha": NaN}', "alpha of img_in is nan"),
         ('{"r": 1, "lora_alpha": true}', "alpha of img_in is True"),
@@ -612,7 +527,6 @@ def test_files_that_are_none(checkpoint: Checkpoint, state: State, tmp_path: Pat
     (tmp_path / "a.safetensors").write_bytes(b"\x80\x04")
     for name, message in {
         "nowhere.safetensors": "does not exist",
-        ".": "is a folder",
         "a.bin": "is a pickle.*convert it",
         "a.safetensors": "is not a safetensors file",
     }.items():
@@ -626,40 +540,3 @@ def test_steps_of_the_title(checkpoint: Checkpoint, state: State, tmp_path: Path
     steps = fuse(checkpoint, state, (path, 1))[1][0].steps
     assert steps is not None
     assert steps.count == 4
-
-
-@pytest.mark.parametrize(
-    ("text", "file", "weight"),
-    [
-        ("a.safetensors", "a.safetensors", 1.0),
-        ("a.safetensors:0.8", "a.safetensors", 0.8),
-        ("a.safetensors:-1e-1", "a.safetensors", -0.1),
-        ("a:b.safetensors", "a:b.safetensors", 1.0),
-        ("a:b.safetensors:2", "a:b.safetensors", 2.0),
-        ("C:\\loras\\a.safetensors", "C:\\loras\\a.safetensors", 1.0),
-        ("C:\\loras\\a.safetensors:.5", "C:\\loras\\a.safetensors", 0.5),
-        ("a.bin", "a.bin", 1.0),
-    ],
-)
-def test_requests(text: str, file: str, weight: float) -> None:
-    assert parse_lora_flag(text) == (Path(file), weight)
-
-
-def test_a_file_that_ends_in_a_colon_and_a_number(tmp_path: Path) -> None:
-    (tmp_path / "style:3").touch()
-    assert parse_lora_flag(f"{tmp_path}/style:3") == (tmp_path / "style:3", 1.0)
-    assert parse_lora_flag(f"{tmp_path}/style:3:0.5") == (tmp_path / "style:3", 0.5)
-
-
-@pytest.mark.parametrize(
-    "text", ["a.safetensors:", "a.safetensors:strong", "a.safetensors:nan", "a.safetensors:inf"]
-)
-def test_weights_that_are_none(text: str) -> None:
-    with pytest.raises(KontextError, match=r"is not a weight: write FILE or FILE:WEIGHT"):
-        parse_lora_flag(text)
-
-
-@pytest.mark.parametrize("text", ["", ":0.5"])
-def test_requests_without_a_file(text: str) -> None:
-    with pytest.raises(KontextError, match="names no file"):
-        parse_lora_flag(text)

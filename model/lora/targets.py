@@ -1,4 +1,4 @@
-"""Interprets the names in a LoRA's file: which native weight and rows, which kind of adapter.
+"""Where a module of a LoRA file is in the model: component, native weight and output rows.
 
 Every trainer names the same linear differently; tables here hold all names. Their keys have underscores in place of
 dots, as in kohya's scripts; no two names become equal by that.
@@ -9,14 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
 
-from .config import TransformerConfig
-from .diffusers_format import modulation_sources, transformer_sources
-
-Role = Literal["down", "up", "bias", "alpha", "diff", "diff_b", "norm"]
-"""What a tensor is to its module: a factor, the bias of the up factor, alpha, a full difference of weight or bias
-(ComfyUI), or a norm that replaces the model's."""
+from ..config import TransformerConfig
+from ..diffusers_format import modulation_sources, transformer_sources
 
 PREFIXES = {
     "transformer": (
@@ -29,31 +24,54 @@ PREFIXES = {
         "model.diffusion_model.",
         "lora_unet_",
         "lora_transformer_",
+        "lycoris_",
+        "pipe.dit.",
     ),
     "text_encoder": ("text_encoder.", "text_encoders.clip_l.transformer.", "lora_te_", "lora_te1_"),
     "text_encoder_2": ("text_encoder_2.", "text_encoders.t5xxl.transformer.", "lora_te2_", "lora_te3_"),
 }
 """Component → prefixes that names of its modules may have."""
 
-TENSOR_NAME = re.compile(
-    r"(?P<module>.+?)\.(?:"
-    r"(?P<down>(?:lora_A(?:\.[^.]+)?|lora_down|(?:lora\.|lora_linear_layer\.)?down)\.weight)|"
-    r"(?P<up>(?:lora_B(?:\.[^.]+)?|lora_up|(?:lora\.|lora_linear_layer\.)?up)\.weight)|"
-    r"(?P<bias>lora_B(?:\.[^.]+)?\.bias)|"
-    r"(?P<alpha>alpha)|(?P<diff>diff)|(?P<diff_b>diff_b))"
-)
-"""PEFT writes lora_A, with or without the adapter's name after it; kohya lora_down; old diffusers lora.down and
-lora_linear_layer.down; XLabs only down, after a module name that ends in _lora."""
-
-
-OTHER_KINDS = {
-    "dora_scale": "a DoRA (weight-decomposed)",
-    "lora_magnitude_vector": "a DoRA (weight-decomposed)",
-    "hada_": "a LoHa (Hadamard product)",
-    "lokr_": "a LoKr (Kronecker product)",
-    "lora_mid": "a convolution LoRA (LoCon)",
+# DiffSynth-Studio's name → Black Forest Labs' or, where it has parts of a fused linear, diffusers'.
+DIFFSYNTH = {
+    "context_embedder": "txt_in",
+    "x_embedder": "img_in",
+    "time_embedder.timestep_embedder.0": "time_in.in_layer",
+    "time_embedder.timestep_embedder.2": "time_in.out_layer",
+    "guidance_embedder.timestep_embedder.0": "guidance_in.in_layer",
+    "guidance_embedder.timestep_embedder.2": "guidance_in.out_layer",
+    "pooled_text_embedder.0": "vector_in.in_layer",
+    "pooled_text_embedder.2": "vector_in.out_layer",
+    "final_norm_out.linear": "final_layer.adaLN_modulation.1",
+    "final_proj_out": "final_layer.linear",
 }
-"""Parts of tensor names that identify adapters other than W + up @ down."""
+DIFFSYNTH_DOUBLE = {
+    "attn.a_to_qkv": "double_blocks.{}.img_attn.qkv",
+    "attn.b_to_qkv": "double_blocks.{}.txt_attn.qkv",
+    "attn.a_to_out": "double_blocks.{}.img_attn.proj",
+    "attn.b_to_out": "double_blocks.{}.txt_attn.proj",
+    "attn.norm_q_a": "double_blocks.{}.img_attn.norm.query_norm",
+    "attn.norm_k_a": "double_blocks.{}.img_attn.norm.key_norm",
+    "attn.norm_q_b": "double_blocks.{}.txt_attn.norm.query_norm",
+    "attn.norm_k_b": "double_blocks.{}.txt_attn.norm.key_norm",
+    "ff_a.0": "double_blocks.{}.img_mlp.0",
+    "ff_a.2": "double_blocks.{}.img_mlp.2",
+    "ff_b.0": "double_blocks.{}.txt_mlp.0",
+    "ff_b.2": "double_blocks.{}.txt_mlp.2",
+    "norm1_a.linear": "double_blocks.{}.img_mod.lin",
+    "norm1_b.linear": "double_blocks.{}.txt_mod.lin",
+    **{f"attn.a_to_{part}": f"transformer_blocks.{{}}.attn.to_{part}" for part in "qkv"},
+    **{f"attn.b_to_{part}": f"transformer_blocks.{{}}.attn.add_{part}_proj" for part in "qkv"},
+}
+DIFFSYNTH_SINGLE = {
+    "to_qkv_mlp": "single_blocks.{}.linear1",
+    "proj_out": "single_blocks.{}.linear2",
+    "norm.linear": "single_blocks.{}.modulation.lin",
+    "norm_q_a": "single_blocks.{}.norm.query_norm",
+    "norm_k_a": "single_blocks.{}.norm.key_norm",
+    "proj_in_besides_attn": "single_transformer_blocks.{}.proj_mlp",
+    **{f"a_to_{part}": f"single_transformer_blocks.{{}}.attn.to_{part}" for part in "qkv"},
+}
 
 
 @dataclass(frozen=True)
@@ -67,12 +85,6 @@ class TargetRows:
     @property
     def bias(self) -> str:
         return self.weight.removesuffix("weight") + "bias"
-
-
-def split_name(tensor: str) -> tuple[str, Role]:
-    """A tensor's name → its module, with prefix, and its role. A name of unknown form counts as a norm."""
-    match = TENSOR_NAME.fullmatch(tensor)
-    return (match["module"], cast(Role, match.lastgroup)) if match else (tensor, "norm")
 
 
 def resolve(
@@ -113,7 +125,7 @@ def module_tables(
 def transformer_modules(
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]], config: TransformerConfig
 ) -> dict[str, tuple[TargetRows, ...]]:
-    """Linears by the names of Black Forest Labs, diffusers and XLabs; norms by their full names."""
+    """Linears and norms by the names of Black Forest Labs, diffusers, XLabs and DiffSynth-Studio."""
     table: dict[str, tuple[TargetRows, ...]] = {}
     sizes = [config.hidden_size] * 3 + [config.mlp_size]
     networks = {"transformer": transformer_sources(config), "modulation": modulation_sources(config)}
@@ -124,7 +136,13 @@ def transformer_modules(
             height = shapes[network][weight][0]
             whole = TargetRows(network, weight, slice(0, height))
             if weight.endswith(".scale"):
-                table.update(dict.fromkeys((weight, *source.parts), (whole,)))
+                norms = [
+                    weight.removesuffix(".scale"),
+                    *(part.removesuffix(".weight") for part in source.parts),
+                ]
+                # ComfyUI names the difference of a norm after the parameter or after the module.
+                names = [name + end for name in norms for end in ("", ".scale", ".weight")]
+                table.update(dict.fromkeys(names, (whole,)))
                 continue
             table[weight.removesuffix(".weight")] = (whole,)
             modules = [part.removesuffix(".weight") for part in source.parts]
@@ -145,15 +163,27 @@ def transformer_modules(
         qkv = TargetRows("transformer", f"single_blocks.{i}.linear1.weight", slice(0, 3 * config.hidden_size))
         table[f"single_blocks.{i}.processor.qkv_lora"] = (qkv,)
         table[f"single_blocks.{i}.processor.proj_lora"] = table[f"single_blocks.{i}.linear2"]
+    table.update({theirs: table[ours] for theirs, ours in DIFFSYNTH.items() if ours in table})
+    for i in range(config.num_double_blocks):
+        table.update(
+            {f"blocks.{i}.{theirs}": table[ours.format(i)] for theirs, ours in DIFFSYNTH_DOUBLE.items()}
+        )
+    for i in range(config.num_single_blocks):
+        table.update(
+            {
+                f"single_blocks.{i}.{theirs}": table[ours.format(i)]
+                for theirs, ours in DIFFSYNTH_SINGLE.items()
+            }
+        )
     return table
 
 
 def text_modules(component: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[TargetRows, ...]]:
-    """Linears and embeddings by transformers' names; for CLIP with and without `text_model`, and by old diffusers'
-    names."""
+    """Linears, embeddings and norms by transformers' names; for CLIP with and without `text_model`, and by old
+    diffusers' names."""
     table: dict[str, tuple[TargetRows, ...]] = {}
     for weight, shape in shapes.items():
-        if len(shape) != 2:
+        if not weight.endswith(".weight"):
             continue
         targets = (TargetRows(component, weight, slice(0, shape[0])),)
         module = weight.removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""Names in LoRA files: modules and roles of tensors. Whole files of every trainer: test_lora.py."""
+"""Every trainer's names of the model's modules. Whole files of every trainer: test_lora.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 
 from kontext.model.config import TransformerConfig
-from kontext.model.lora_names import TargetRows, module_tables, resolve, split_name
+from kontext.model.lora.targets import TargetRows, module_tables, resolve
 
 CONFIG = TransformerConfig(
     in_channels=64,
@@ -17,26 +17,6 @@ CONFIG = TransformerConfig(
     num_single_blocks=1,
     axes_dim=(8, 12, 12),
 )
-
-
-@pytest.mark.parametrize(
-    ("tensor", "module", "role"),
-    [
-        ("a.b.lora_A.weight", "a.b", "down"),
-        ("a.b.lora_A.default.weight", "a.b", "down"),
-        ("a.b.lora_down.weight", "a.b", "down"),
-        ("a.b.lora.down.weight", "a.b", "down"),
-        ("a.b.lora_linear_layer.up.weight", "a.b", "up"),
-        ("a.b_lora.up.weight", "a.b_lora", "up"),
-        ("a.b.lora_B.bias", "a.b", "bias"),
-        ("a.b.alpha", "a.b", "alpha"),
-        ("a.b.diff", "a.b", "diff"),
-        ("a.b.diff_b", "a.b", "diff_b"),
-        ("a.b.scale", "a.b.scale", "norm"),
-    ],
-)
-def test_a_tensors_module_and_role(tensor: str, module: str, role: str) -> None:
-    assert split_name(tensor) == (module, role)
 
 
 def test_every_trainers_name_of_a_fused_linear() -> None:

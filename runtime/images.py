@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -10,17 +11,15 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import KontextError
 from ..files import replacing
+from .rgb import MAX_PIXELS, check_pixels, too_large
 
 Array = NDArray[np.float32]
 Size = tuple[int, int]
 """(width, height) in pixels."""
-
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused as decompression bombs."""
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -62,7 +61,7 @@ def read_picture(
         raise KontextError(f"{name} does not exist") from None
     except UnidentifiedImageError:
         readers = "Pillow can read" if formats is None else f"is {', '.join(formats)}"
-        raise KontextError(f"{name} is not a picture that {readers}") from None
+        raise KontextError(f"{name} is not a picture that {readers}{tiff_samples(file)}") from None
     except Image.DecompressionBombError:
         raise KontextError(too_large(name, max_pixels)) from None
     except Exception as error:  # damaged files: decoders raise OSError, SyntaxError, struct.error and others
@@ -71,36 +70,20 @@ def read_picture(
     return image
 
 
-def too_large(what: str, max_pixels: int) -> str:
-    return f"{what} has more than {max_pixels / 1e6:.3g} million pixels: scale it down first"
-
-
-def check_pixels(image: Image.Image, what: str, max_pixels: int = MAX_PIXELS) -> None:
-    if image.width * image.height > max_pixels:
-        raise KontextError(too_large(what, max_pixels))
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture in 8-bit RGB, rotated as its EXIF data says, transparency over white.
-
-    Raises:
-        KontextError: not a PIL.Image.Image, too large, or its file is damaged.
-    """
-    if not isinstance(image, Image.Image):
-        raise KontextError(f"a picture must be a PIL.Image.Image, not {type(image).__name__}")
-    check_pixels(image, "the picture")
+def tiff_samples(file: str | Path | IO[bytes]) -> str:
+    """What a TIFF file holds, for a message that Pillow cannot read it, with what would help; "" for other files."""
+    kinds = {1: "integers", 2: "signed integers", 3: "floats"}
     try:
-        image.load()  # PIL.Image.open does not decode
-    except (OSError, SyntaxError, ValueError) as error:
-        raise KontextError(f"the picture cannot be read: {error}") from None
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow would clip it at 255
-        grey = np.clip(np.asarray(image, np.float32) / 257, 0, 255)
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        with open(file, "rb") if isinstance(file, (str, Path)) else contextlib.nullcontext(file) as stream:
+            stream.seek(0)
+            directory = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
+            stream.seek(directory.next)
+            directory.load(stream)
+            bits = directory[TiffImagePlugin.BITSPERSAMPLE]
+            kind = kinds[directory.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]]
+            return f": its pixels are {len(bits)} {kind} of {bits[0]} bits; save it as PNG first"
+    except Exception:  # as for damaged files
+        return ""
 
 
 def preferred_size(image: Image.Image, sizes: Sequence[Size]) -> Size:

@@ -11,8 +11,9 @@ from typing import TypeAlias
 from PIL import Image
 
 from ..errors import KontextError
-from .images import Size, preferred_size, upright_rgb
+from .images import Size, preferred_size
 from .noise import check_seed
+from .rgb import upright_rgb
 from .sampler_entry import SamplerEntry
 
 References: TypeAlias = "Image.Image | Sequence[Image.Image]"

@@ -26,8 +26,9 @@ from PIL import Image
 
 from ..errors import KontextError
 from ..installation import install_command
-from .images import open_picture, read_picture, upright_rgb
+from .images import open_picture, read_picture
 from .noise import check_seed
+from .rgb import upright_rgb
 from .server import contract
 
 CONNECT_SECONDS = 10

@@ -24,7 +24,8 @@ from PIL import Image
 
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, noise
 from kontext.runtime.bundle import Bundle
-from kontext.runtime.images import open_picture, upright_rgb
+from kontext.runtime.images import open_picture
+from kontext.runtime.rgb import upright_rgb
 from kontext.runtime.sampler import schedule
 from kontext.runtime.sigmas import SPACINGS, TIME_SHIFTS
 from kontext.runtime.tokens import positions, rope_tables

@@ -8,5 +8,9 @@ class KontextError(Exception):
 
 
 class ComputationError(KontextError):
-    """A network did not run, or computed no finite numbers: the bundle or the machine is at fault, not the request.
-    A server reports it as a failure of its own."""
+    """A network did not run or computed no finite numbers, or a content filter does not work: not the request is at
+    fault. A server reports it as a failure of its own."""
+
+
+class Cancelled(KontextError):
+    """An edit's callback stopped it."""

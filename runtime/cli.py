@@ -6,6 +6,7 @@ With `--server URL` instead of BUNDLE an inference server runs it.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -129,7 +130,7 @@ def parser() -> Parser:
     result.add_argument(
         "-i",
         "--image",
-        type=Path,
+        type=picture_path,
         action="append",
         default=[],
         metavar="FILE",
@@ -173,6 +174,13 @@ def parser() -> Parser:
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     return result
+
+
+def picture_path(text: str) -> Path:
+    """A path of this machine. Raises KontextError for a URL."""
+    if re.match("[a-zA-Z][a-zA-Z0-9+.-]+://", text):
+        raise KontextError(f"--image takes files of this machine, not {text}: download it first")
+    return Path(text)
 
 
 def parse_width_height(text: str) -> tuple[int, int]:

@@ -113,7 +113,7 @@ def check_format(path: Path) -> str:
     chosen = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)
     if chosen not in Image.SAVE:
         raise KontextError(
-            f"{path}: cannot write pictures of type {suffix or '(none)'!r}: use .png, .jpg or .webp"
+            f"{path}: cannot write pictures of type {suffix or '(none)'!r}: use .png, .jpg, .webp, .avif or .tiff"
         )
     return chosen
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import ComputationError
+from ..errors import Cancelled, ComputationError
 from . import noise
 from .backends.options import AUTO, BackendOptions
 from .backends.protocol import Backend, SamplerStep
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 StepCallback = Callable[[int, int, Array], object]
-"""Called with (steps done, steps in all, latents [batch, channels, h, w]) after each step; raising stops the edit."""
+"""Called with (steps done, steps in all, latents [batch, channels, h, w]) after each step; returning False stops the
+edit."""
 
 InputFilter = Callable[[Sequence[Image.Image], str], None]
 """Called with the references and the prompt of an edit before anything runs; raises KontextError to refuse it."""
@@ -170,7 +171,8 @@ class Pipeline:
                 alone. The noise is that of `torch.Generator("cpu").manual_seed(seed)`.
             size: (width, height) of the output, multiples of the bundle's `size_multiple`; None: the preferred size
                 nearest to the first reference's aspect, or the square one without a reference.
-            callback: called after each step.
+            callback: called after each step with (steps done, steps in all, latents [batch, channels, h, w], fp32).
+                Steps count over all batches. False as its result stops the edit; None and other results do not.
             progress: show a bar on stderr.
 
         Returns:
@@ -178,7 +180,8 @@ class Pipeline:
 
         Raises:
             KontextError: an argument is wrong; says what would be right.
-            ComputationError: a network failed, or its output is not finite.
+            ComputationError: a network failed, its output is not finite, or the output filter returned no picture.
+            Cancelled: the callback returned False.
         """
         request = build_request(
             self.bundle.sampler,
@@ -195,7 +198,7 @@ class Pipeline:
                 self.input_filter([reference.picture for reference in row.references], row.prompt)
         pictures = self.make(request, callback, progress)
         if self.output_filter is not None:
-            pictures = [self.output_filter(picture) for picture in pictures]
+            pictures = [check_filtered(self.output_filter(picture)) for picture in pictures]
         return pictures[0] if isinstance(prompt, str) and num_images == 1 else pictures
 
     def make(self, request: Request, callback: StepCallback | None, progress: bool) -> list[Image.Image]:
@@ -211,8 +214,10 @@ class Pipeline:
 
                 def on_step(step: int, latents: Array, before: int = before) -> None:
                     advance()
-                    if callback is not None:
-                        callback(before + step, total, latents)
+                    if callback is not None and callback(before + step, total, latents) is False:
+                        raise Cancelled(
+                            f"the callback stopped the edit after {before + step} of {total} steps"
+                        )
 
                 rows = [request.rows[index] for index in batch]
                 latents = self.sample(rows, request, texts, references, on_step)
@@ -330,6 +335,15 @@ def check_finite(graph: str, values: Array) -> None:
         raise ComputationError(
             f"the output of {graph} is not finite: its weights are damaged, or its number format is too narrow"
         )
+
+
+def check_filtered(picture: object) -> Image.Image:
+    """What an output filter returned. Raises ComputationError unless it is a picture."""
+    if not isinstance(picture, Image.Image):
+        raise ComputationError(
+            f"output_filter returned {type(picture).__name__}: it must return the picture, or raise KontextError"
+        )
+    return picture
 
 
 def key(reference: Reference) -> tuple[int, Size]:

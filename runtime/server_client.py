@@ -297,7 +297,7 @@ class GrpcClient:
         self.open.add(client)
         try:
             client.start_stream(callback=lambda result, error: received.put((result, error)))
-            client.async_stream_infer(contract.STREAM, inputs)
+            client.async_stream_infer(contract.STREAM, inputs, parameters={contract.BASE64: False})
             while True:
                 result, error = received.get(timeout=SILENCE_SECONDS)
                 if error is not None:

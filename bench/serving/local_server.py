@@ -1,4 +1,4 @@
-"""Runs NVIDIA Triton Inference Server on this machine, on the loopback interface and free ports, without a container.
+"""Runs NVIDIA Triton Inference Server on this machine, on the loopback interface, without a container.
 
 Tests, `kontext-bench serving BUNDLE` and `kontext-bench serve` use it; `environment` installs it. Linux only.
 """
@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -29,6 +29,9 @@ from .environment import ENVIRONMENT, is_ready, make_environment, packages
 START_SECONDS = 120
 STOP_SECONDS = 20
 
+PORT = 8000
+"""Of HTTP, as in the server's own defaults; gRPC and metrics take the next two."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -38,19 +41,36 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="REPOSITORY",
         help="what `kontext-export BUNDLE --triton REPOSITORY` wrote; without it, only install the server",
     )
+    parser.add_argument(
+        "--port", type=int, default=PORT, help=f"of HTTP; gRPC and metrics take the next two ({PORT})"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    make_environment()
+    if not 1 <= arguments.port <= 65533:
+        raise KontextError(f"--port must be from 1 to 65533, not {arguments.port}")
     if arguments.repository is None:
+        make_environment()
+        print(
+            f"the server is installed in {ENVIRONMENT}. Next:\n"
+            "  kontext-export BUNDLE --triton my-repository\n  kontext-bench serve my-repository"
+        )
         return
     models = arguments.repository / "models"
     if not models.is_dir():
         raise KontextError(
             f"{arguments.repository} has no models/: name a folder that `kontext-export BUNDLE --triton` wrote"
         )
-    with LocalServer(models, log=Path("/dev/stderr")) as server:
-        print(f"serving at {server.http} and {server.grpc}, metrics at {server.metrics}", flush=True)
+    ports = range(arguments.port, arguments.port + 3)
+    for port in ports:
+        check_free(port)
+    make_environment()
+    with LocalServer(models, log=Path("/dev/stderr"), ports=ports) as server:
+        print(
+            f"serving at {server.http} and {server.grpc}, metrics at {server.metrics}; Ctrl-C stops it. Next:\n"
+            f'  kontext-edit --server {server.http} -i in.png --prompt "make the circle red" -o out.png',
+            flush=True,
+        )
         signal.pause()
 
 
@@ -62,6 +82,7 @@ class LocalServer:
         environment: where the server is installed.
         log: where its output goes; None for a temporary file.
         backends: a folder of backends in place of the environment's Python backend.
+        ports: of HTTP, gRPC and metrics; None: any that are free.
     """
 
     def __init__(
@@ -71,7 +92,9 @@ class LocalServer:
         environment: Path = ENVIRONMENT,
         log: Path | None = None,
         backends: Path | None = None,
+        ports: Sequence[int] | None = None,
     ) -> None:
+        self.ports = ports
         self.models = models.resolve()
         self.environment = environment
         self.backends = (backends or environment / "backends").resolve()
@@ -95,7 +118,8 @@ class LocalServer:
         self.stop()
 
     def start(self) -> None:
-        ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
+        numbers = free_ports(3) if self.ports is None else self.ports
+        ports = dict(zip(("http", "grpc", "metrics"), numbers, strict=True))
         site = packages(self.environment)
         command = [str(site / "pytriton/tritonserver/bin/tritonserver"), f"--model-repository={self.models}"]
         command += [f"--backend-directory={self.backends}", "--allow-gpu-metrics=false"]
@@ -184,6 +208,16 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def check_free(port: int) -> None:
+    """Raises KontextError if another program listens on a port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise KontextError(f"port {port}: {error.strerror}; --port chooses others") from None
 
 
 def answers(url: str) -> bool:

@@ -11,32 +11,41 @@ MOST = 10
 
 def render_sensitivity(report: Sensitivity) -> str:
     """The report as lines of text; layers are ranked by their error in the last format."""
-    option = report.options[-1]
     count = sum(map(len, report.layers.values()))
     lines = [f"{report.model}: {count} layers in {', '.join(report.options)}; {METHODS[report.method]}"]
     if report.about:
         about = report.about
         lines.append(f"  on {about['count']} edits of {about['samples']}")
-    pictures = {(each["network"], each["weight"]): each["psnr"] for each in report.pictures}
-    ranked = sorted(
-        (
-            (layer.errors.get(option, 0.0), network, weight)
-            for network, layers in report.layers.items()
-            for weight, layer in layers.items()
-        ),
-        reverse=True,
-    )[:MOST]
-    lines.append(
-        f"  velocity's signal to noise with one layer in {option}, and the picture's PSNR, lowest first:"
-    )
-    for error, network, weight in ranked:
-        psnr = f"{pictures[network, weight]:6.1f} dB" if (network, weight) in pictures else ""
-        lines.append(
-            f"    {decibels(1, error):6.1f} dB  {psnr:9}  {network}: {weight.removesuffix('.weight')}"
-        )
+    lines += ranked_layers(report)
     for name, sums in report.sums.items():
         lines.append(
             f"  all layers in {name}: {decibels(1, sums['whole']):.1f} dB measured, {decibels(1, sums['sum']):.1f} dB "
             "as the sum of the layers' errors"
         )
     return "\n".join(lines)
+
+
+def ranked_layers(report: Sensitivity) -> list[str]:
+    """A line for each of the most sensitive layers, with a column for each format, and the picture's PSNR if any was
+    measured."""
+    last = report.options[-1]
+    pictures = {(each["network"], each["weight"]): each["psnr"] for each in report.pictures}
+    ranked = sorted(
+        (
+            (-layer.errors.get(last, 0.0), network, weight)
+            for network, layers in report.layers.items()
+            for weight, layer in layers.items()
+        ),
+    )[:MOST]
+    also = f", and the picture's PSNR in {last}" if pictures else ""
+    lines = [f"  velocity's signal to noise [dB] with one layer quantized{also}, lowest in {last} first:"]
+    columns = [*report.options, *(["picture"] if pictures else [])]
+    lines.append("    " + "".join(f"{name:>9}" for name in columns))
+    for _, network, weight in ranked:
+        errors = report.layers[network][weight].errors
+        cells = [f"{decibels(1, errors[name]):.1f}" if name in errors else "-" for name in report.options]
+        if pictures:
+            cells.append(f"{pictures[network, weight]:.1f}" if (network, weight) in pictures else "-")
+        row = "".join(f"{cell:>9}" for cell in cells)
+        lines.append(f"    {row}  {network}: {weight.removesuffix('.weight')}")
+    return lines

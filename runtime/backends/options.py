@@ -7,6 +7,7 @@ GPU is checked by the backend. Importing this module imports no backend and no l
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
@@ -97,6 +98,12 @@ class TorchOptions:
             raise KontextError(
                 f"cache must be a relative change above 0, such as 0.1, not {self.cache:g}: leave it out to run every "
                 "block"
+            )
+        if self.cache is not None and self.cache > 1:
+            warnings.warn(
+                f"cache={self.cache:g} reuses a change of {self.cache:.0%}, so all steps but the first may be skipped: "
+                "0.05 to 0.3 is usual",
+                stacklevel=2,
             )
         if self.reuse_reference is not None and self.reuse_reference < 2:
             raise KontextError(

@@ -33,7 +33,7 @@ IMAGES = Tensor(
     "IMAGES",
     "BYTES",
     (-1,),
-    "reference pictures: PNG, JPEG or WebP files, or base64 of them; without it the prompt alone is drawn",
+    "reference pictures: PNG, JPEG or WebP files, base64 of them, or data: URLs; without it the prompt alone is drawn",
     optional=True,
 )
 STEPS = Tensor("STEPS", "INT32", (1,), "sampler steps; the bundle's default", optional=True)
@@ -57,7 +57,7 @@ TOTAL = Tensor("TOTAL", "INT32", (1,), "steps in all")
 OUTPUTS = {UNARY: (IMAGE, WARNINGS), STREAM: (DONE, TOTAL, IMAGE, WARNINGS)}
 
 BASE64 = "base64"
-"""Request parameter: true to get IMAGE in base64, for JSON."""
+"""Request parameter: whether to get IMAGE in base64. Without it, unless a reference came as the bytes of a file."""
 
 PROGRESS = "progress"
 """Request parameter of STREAM: false to get the picture only."""

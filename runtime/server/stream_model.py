@@ -55,6 +55,7 @@ class StreamModel:
             listener = Response(request, self.metrics)
             try:
                 arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                listener.base64 = jobs.answers_in_base64(arrays, listener.asked_base64)
                 edit_request, warned = jobs.read_request(self.pipe, self.limits, arrays)
             except Exception as error:
                 listener.fail(error)
@@ -109,7 +110,8 @@ class Response:
         self.started = time.monotonic()
         self.warnings: list[str] = []
         parameters = json.loads(request.parameters() or "{}")
-        self.base64 = parameters.get(contract.BASE64) is True
+        self.asked_base64 = parameters.get(contract.BASE64)
+        self.base64 = True
         self.shows_progress = parameters.get(contract.PROGRESS) is not False
         self.cancel_file = cancel_file(str(parameters.get(contract.CANCEL_FILE, "")))
 

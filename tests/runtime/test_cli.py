@@ -81,6 +81,10 @@ def test_text_to_image_and_a_long_prompt(
     [
         (["--steps", "0"], "--steps must be 1 or more"),
         (["--steps", "-4"], "--steps must be 1 or more"),
+        (
+            ["-i", "https://example.org/in.png"],
+            "files of this machine, not https://example.org/in.png: download it",
+        ),
         (["--steps", "four"], "invalid int value: 'four'"),
         (["--num-images", "0"], "--num-images must be 1 or more"),
         (["--num-images", "100000000"], "--num-images may be at most 1000, not 100000000"),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kontext.decibels import psnr
-from kontext.errors import ComputationError, KontextError
+from kontext.errors import Cancelled, ComputationError, KontextError
 from kontext.runtime import Pipeline
 from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
 from kontext.runtime.tokens import positions, rope_tables
@@ -236,6 +236,18 @@ def test_callback_sees_every_step_and_can_stop(pipe: Pipeline) -> None:
     with pytest.raises(InterruptedError):
         pipe.edit(None, "x", steps=4, callback=stop_at_two)
     assert seen == [(1, 4), (2, 4)]
+
+
+def test_a_callback_cancels_by_false_alone(pipe: Pipeline) -> None:
+    with pytest.raises(Cancelled, match="stopped the edit after 2 of 4 steps"):
+        pipe.edit(None, "x", steps=4, callback=lambda step, steps, latents: step < 2)
+    pipe.edit(None, "x", steps=1, callback=lambda step, steps, latents: 0)
+
+
+def test_an_output_filter_must_return_a_picture(tiny_bundle: Path) -> None:
+    pipe = Pipeline.load(tiny_bundle, device="cpu", output_filter=lambda _picture: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ComputationError, match="output_filter returned NoneType: it must return the picture"):
+        pipe.edit(None, "x", steps=1)
 
 
 def test_filters_see_inputs_and_outputs(tiny_bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,28 @@ def test_only_a_repository_is_served(
     monkeypatch.setattr(local_server, "make_environment", lambda: None)
     assert cli.main(["serve", str(tmp_path)]) == 2
     assert "has no models/" in capsys.readouterr().err
+
+
+def test_ports_that_are_taken_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local_server, "make_environment", lambda: pytest.fail("it went on"))
+    (tmp_path / "models").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", str(tmp_path), "--port", str(port - 1)]) == 2
+    assert f"port {port}: Address already in use; --port chooses others" in capsys.readouterr().err
+    assert cli.main(["serve", str(tmp_path), "--port", "65534"]) == 2
+    assert "--port must be from 1 to 65533" in capsys.readouterr().err
+
+
+def test_the_server_listens_where_it_is_told(tmp_path: Path) -> None:
+    if not is_ready():
+        pytest.skip("no server is installed: `make server` makes build/server")
+    (tmp_path / "models").mkdir()
+    ports = local_server.free_ports(3)
+    with LocalServer(tmp_path / "models", ports=ports) as server:
+        assert server.http == f"http://127.0.0.1:{ports[0]}"
+        assert server.grpc == f"grpc://127.0.0.1:{ports[1]}"

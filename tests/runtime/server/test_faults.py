@@ -70,7 +70,7 @@ BAD_EDITS: dict[str, tuple[dict[str, Any], str]] = {
     "a megabyte of prompt": ({"PROMPT": "word " * 200000}, "PROMPT has 1000000 bytes; at most 16384"),
     "no picture": (
         {"PROMPT": "x", "IMAGES": text(b"no picture at all")},
-        "IMAGES[0] is not a picture that is PNG",
+        "IMAGES[0] is neither a PNG, JPEG or WebP file nor base64",
     ),
     "no base64": (
         {"PROMPT": "x", "IMAGES": "?!"},
@@ -78,7 +78,7 @@ BAD_EDITS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another format": (
         {"PROMPT": "x", "IMAGES": text(png(kind="TIFF"))},
-        "IMAGES[0] is not a picture that is PNG",
+        "IMAGES[0] is neither a PNG, JPEG or WebP file nor base64",
     ),
     "a bomb": ({"PROMPT": "x", "IMAGES": text(bomb())}, "IMAGES[0] has more than 64 million pixels"),
     "half a picture": (

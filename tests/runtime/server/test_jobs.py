@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,51 @@ def test_what_is_not_finite_fails_the_job(pipe: Pipeline) -> None:
     assert isinstance(asked.listener, Recorder)
     assert asked.listener.picture is None
     assert isinstance(asked.listener.faults[0], ComputationError)
+
+
+def test_base64_in_the_forms_that_clients_send() -> None:
+    """canvas.toDataURL, `base64`, Python's encodebytes and urlsafe_b64encode, and without padding."""
+    file = png(picture(33, 21))
+    plain = base64.b64encode(file)
+    sent = [
+        plain,
+        b"data:image/png;base64," + plain,
+        b"DATA:image/png;charset=x;Base64," + plain,
+        base64.encodebytes(file),
+        base64.encodebytes(file).replace(b"\n", b"\r\n"),
+        base64.urlsafe_b64encode(file),
+        plain.rstrip(b"="),
+        plain.decode(),
+    ]
+    assert b"-" in sent[5] or b"_" in sent[5]
+    assert all(jobs.picture_bytes(each, 0) == file for each in sent)
+
+
+@pytest.mark.parametrize("value", [b"data:image/png,%89PNG", b"data:image/png;base64", b"?!", b"AAAAA"])
+def test_other_forms_are_refused(value: bytes) -> None:
+    with pytest.raises(KontextError, match=r"IMAGES\[3\] is .*base64"):
+        jobs.picture_bytes(value, 3)
+
+
+def test_pictures_come_back_as_their_clients_can_read_them() -> None:
+    file = png(picture(16, 16))
+    text = base64.b64encode(file)
+    assert jobs.answers_in_base64(arrays(), None)
+    assert jobs.answers_in_base64(arrays(IMAGES=strings(text)), None)
+    assert not jobs.answers_in_base64(arrays(IMAGES=strings(file, text)), None)
+    assert jobs.answers_in_base64(arrays(IMAGES=strings(file)), True)
+    assert not jobs.answers_in_base64(arrays(IMAGES=strings(text)), False)
+
+
+def test_a_filter_that_returns_no_picture_is_the_servers_fault(pipe: Pipeline) -> None:
+    pipe.output_filter = lambda _picture: None  # type: ignore[assignment,return-value]
+    one = job(pipe)
+    run(pipe, one)
+    (fault,) = one.listener.faults  # type: ignore[attr-defined]
+    assert isinstance(fault, ComputationError)
+
+
+def test_what_was_done_to_a_picture_is_said(pipe: Pipeline) -> None:
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    _, warned = jobs.read_request(pipe, Limits(), arrays(IMAGES=strings(png(clear))))
+    assert "transparent parts of the picture become white" in warned

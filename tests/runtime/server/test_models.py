@@ -69,7 +69,7 @@ def test_a_plain_request_is_the_local_edit(server: Any, local: Pipeline, picture
 
 
 def test_json_is_enough(server: Any, local: Pipeline) -> None:
-    body = {"PROMPT": "a red circle", "STEPS": 1, "parameters": {"base64": True}}
+    body = {"PROMPT": "a red circle", "STEPS": 1}
     status, answer = server.post("models/kontext/generate", body)
     assert status == 200
     expected = local.edit(None, "a red circle", steps=1)

@@ -1,6 +1,6 @@
 """Differences that adapters add to a weight, in the forms that files hold them: low-rank, LoHa, LoKr, or in full.
 
-Shapes are checked against the weight from the header alone. A difference is computed a few rows at a time, so that none
+Shapes are checked against the weight from the header alone. A difference is added a few rows at a time, so that none
 of the weight's size is in memory.
 """
 
@@ -21,8 +21,8 @@ from ..safetensors_file import TensorInfo
 from .names import Role
 
 Tensors: TypeAlias = Mapping[Role, TensorInfo]
-Rows: TypeAlias = Callable[[slice], Tensor]
-"""Rows of a difference in fp32 [rows, ...]."""
+Add: TypeAlias = Callable[[Tensor, slice, float], object]
+"""(rows of a weight in fp32, which of the difference's rows they are, scale): adds scale times the difference."""
 
 HADAMARD: tuple[Role, ...] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 KRONECKER: dict[Role, tuple[Role, Role]] = {
@@ -43,7 +43,7 @@ class Delta(Protocol):
     def rank(self) -> int | None:
         """What alpha is divided by; None if alpha does not apply."""
 
-    def load(self, device: torch.device) -> Rows:
+    def load(self, device: torch.device) -> Add:
         """Reads the factors.
 
         Raises:
@@ -81,9 +81,9 @@ class Whole:
     tensor: TensorInfo
     rank: None = None
 
-    def load(self, device: torch.device) -> Rows:
+    def load(self, device: torch.device) -> Add:
         whole = read_finite(self.tensor, device)
-        return lambda rows: whole[rows]
+        return lambda weight, rows, scale: weight.add_(whole[rows], alpha=scale)
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class LowRank:
     def rank(self) -> int:
         return self.down.shape[0]
 
-    def load(self, device: torch.device) -> Rows:
+    def load(self, device: torch.device) -> Add:
         up, down = read_finite(self.up, device), read_finite(self.down, device)
-        return lambda rows: up[rows] @ down
+        return lambda weight, rows, scale: weight.addmm_(up[rows], down, alpha=scale)
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,13 @@ class Hadamard:
     def rank(self) -> int:
         return self.factors[1].shape[0]
 
-    def load(self, device: torch.device) -> Rows:
+    def load(self, device: torch.device) -> Add:
         w1_a, w1_b, w2_a, w2_b = (read_finite(info, device) for info in self.factors)
-        return lambda rows: (w1_a[rows] @ w1_b).mul_(w2_a[rows] @ w2_b)
+
+        def add(weight: Tensor, rows: slice, scale: float) -> None:
+            weight.addcmul_(w1_a[rows] @ w1_b, w2_a[rows] @ w2_b, value=scale)
+
+        return add
 
 
 @dataclass(frozen=True)
@@ -140,16 +144,17 @@ class Kronecker:
     def rank(self) -> int | None:
         return next((w[1].shape[0] for w in (self.w2, self.w1) if len(w) == 2), None)
 
-    def load(self, device: torch.device) -> Rows:
+    def load(self, device: torch.device) -> Add:
         w1, w2 = (self.product([read_finite(info, device) for info in w]) for w in (self.w1, self.w2))
         height = len(w1) * len(w2)
 
-        def rows(wanted: slice) -> Tensor:
-            index = torch.arange(*wanted.indices(height), device=device)
+        def add(weight: Tensor, rows: slice, scale: float) -> None:
+            index = torch.arange(*rows.indices(height), device=device)
             left, right = w1[index // len(w2)], w2[index % len(w2)]
-            return (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1)
+            blocks = weight.unflatten(1, (w1.shape[1], w2.shape[1]))
+            blocks.addcmul_(left.unsqueeze(2), right.unsqueeze(1), value=scale)
 
-        return rows
+        return add
 
     @staticmethod
     def product(factors: list[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from .component_files import choose_variants
 from .config import KontextConfig, SamplerConfig
 from .diffusers_config import (
     COMPONENTS,
+    T5_TOKENS,
     check_fit,
     read_autoencoder,
     read_clip,
@@ -62,6 +63,7 @@ class Origin:
         partial_loras: accept LoRAs of which only some tensors match the model.
         steps: the sampler's default. Otherwise that of the last few-step LoRA, or the model's own.
         variant: of the weights in a diffusers folder, such as fp16. Default: the plain ones, or the only ones.
+        max_sequence_length: tokens of a prompt for T5, 2 to 512, as in diffusers. Default: the tokenizer's limit.
     """
 
     model: Path
@@ -72,6 +74,7 @@ class Origin:
     partial_loras: bool = False
     steps: int | None = None
     variant: str | None = None
+    max_sequence_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Checkpoint:
         origin = Origin(origin) if isinstance(origin, Path) else origin
         base = base_folder(origin)
         components, files = find_components(origin, base)
-        config = find_config(origin, components, base)
+        config = with_prompt_length(find_config(origin, components, base), origin.max_sequence_length)
         shapes = {name: weight_shapes(name, config) for name in NETWORKS}
         sources = {}
         for component, weights in components.items():
@@ -171,6 +174,17 @@ class Checkpoint:
             status = path.stat()
             result[str(path.absolute())] = [status.st_size, status.st_mtime_ns, digest]
         return result
+
+
+def with_prompt_length(config: KontextConfig, tokens: int | None) -> KontextConfig:
+    """The config for T5 prompts of `tokens` tokens. T5's position bias has no limit; diffusers' pipelines have."""
+    if tokens is None:
+        return config
+    if not 2 <= tokens <= T5_TOKENS:
+        raise KontextError(f"a prompt may have 2 to {T5_TOKENS} tokens, not {tokens}")
+    return dataclasses.replace(
+        config, text_encoder_2=dataclasses.replace(config.text_encoder_2, max_length=tokens)
+    )
 
 
 def with_steps(

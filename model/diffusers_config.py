@@ -60,7 +60,7 @@ COMPONENTS = {
 """Subfolders of a FLUX.1 Kontext folder → library and class."""
 
 T5_TOKENS = 512
-"""FLUX's prompt length, used if neither the tokenizer nor the encoder has one."""
+"""FLUX's prompt length, used if neither the tokenizer nor the encoder has one, and the longest in diffusers."""
 
 
 def read_index(folder: Path) -> Fields:

@@ -78,6 +78,7 @@ MOST_LINES = 600
 CROSS_CUTTING = {
     "test_house": "the whole repository",
     "export/test_fp16_overflow": "fp16 where FLUX leaves its range, from checkpoint to picture",
+    "export/test_max_sequence_length": "prompts of another length, from a checkpoint to latents",
     "export/test_kernels": "kernels in a bundle, from export to launch",
     "install/test_cpp_providers": "the C++ runtime on ONNX Runtime's CUDA provider and plug-in providers",
     "install/test_plugin_providers": "published plug-in providers of ONNX Runtime, in a fresh environment",

@@ -89,6 +89,7 @@ def calibration_digest(checkpoint: Checkpoint, recipe: Recipe, samples: Samples)
         "loras": [[lora.digest, lora.weight] for lora in checkpoint.loras],
         "samples": samples.digest(),
         "sampler": repr(checkpoint.config.sampler),
+        "prompts": checkpoint.config.text_encoder_2.max_length,
         "watched": watched,
         "attention": recipe.attention,
     }

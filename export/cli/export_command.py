@@ -17,8 +17,9 @@ SUMMARY = "export a checkpoint as a bundle"
 DESCRIPTION = "Exports a FLUX.1 Kontext checkpoint as a bundle that runs without PyTorch."
 
 EXPORT_ONLY = (
-    "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "name", "steps", "compute", "quantization",
-    "rank", "calibrate", "weight_only", "fp8_attention", "link_weights", "recipe", "fit", "kernels",
+    "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "name", "steps", "max_sequence_length",
+    "compute", "quantization", "rank", "calibrate", "weight_only", "fp8_attention", "link_weights", "recipe",
+    "fit", "kernels",
 )  # fmt: skip
 """Options that decide what a bundle holds; none applies to an existing bundle."""
 

@@ -56,6 +56,12 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the bundle's default steps (default: the model's or the LoRA's)",
     )
+    group.add_argument(
+        "--max-sequence-length",
+        type=whole_number(2, 512),
+        metavar="N",
+        help="tokens that prompts are padded or cut to for T5; less is faster (default: the tokenizer's limit, 512)",
+    )
 
 
 def whole_number(least: int, largest: int) -> Callable[[str], int]:
@@ -93,6 +99,7 @@ def origin_of(options: argparse.Namespace) -> Origin:
         options.lora_partial,
         options.steps,
         options.variant,
+        options.max_sequence_length,
     )
 
 

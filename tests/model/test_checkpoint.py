@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -169,3 +170,13 @@ def test_loras_are_fused_when_a_weight_is_read(folder: Path, tmp_path: Path) -> 
     network = Checkpoint.open(Origin(folder, loras=[(path, 0.5), (path, 1.0)])).networks["transformer"]
     assert torch.equal(network.read("txt_in.weight"), before + 1 + 2)
     assert torch.equal(network.read("img_in.weight"), load_file(folder / TRANSFORMER)["x_embedder.weight"])
+
+
+def test_the_length_of_prompts(folder: Path) -> None:
+    own = Checkpoint.open(folder).config
+    asked = Checkpoint.open(Origin(folder, max_sequence_length=512)).config
+    assert own.text_encoder_2.max_length == 24
+    assert asked.text_encoder_2 == dataclasses.replace(own.text_encoder_2, max_length=512)
+    for tokens in (1, 513):
+        with pytest.raises(KontextError, match=f"a prompt may have 2 to 512 tokens, not {tokens}"):
+            Checkpoint.open(Origin(folder, max_sequence_length=tokens))

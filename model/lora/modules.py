@@ -14,7 +14,7 @@ from ..networks import NetworkShapes
 from ..safetensors_file import TensorInfo
 from .deltas import Delta, Fit, Whole, find_delta, incomplete
 from .names import Role, other_kind, split_name
-from .settings import FileSettings, Settings
+from .settings import FileSettings, Settings, number
 from .targets import TargetRows, resolve
 from .update import Addition, Decomposed, Replacement, Update
 
@@ -219,7 +219,7 @@ def module_scale(path: Path, module: LoraModule, delta: Delta, settings: Setting
         alpha = 1 if rank is None else alpha
     else:
         alpha, rank = settings.alpha(module.name, rank)
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or number(alpha) is None:
         raise KontextError(f"{path}: alpha of {module.name} is {alpha!r}, expected a number")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise KontextError(f"{path}: the rank of {module.name} is {rank!r}, expected a whole number")

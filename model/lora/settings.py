@@ -105,8 +105,8 @@ class Settings:
 
     def saves(self, module: str) -> bool:
         """Whether the file holds weights of `module` in full, to replace the model's."""
-        names = self.peft.get("modules_to_save") or ()
-        return any(f".{name}." in f".{module}." for name in names if isinstance(name, str))
+        names = self.peft.get("modules_to_save")
+        return isinstance(names, list) and any(f".{name}." in f".{module}." for name in names)
 
     @property
     def saves_biases(self) -> bool:
@@ -249,8 +249,9 @@ def read_header(path: Path, metadata: Mapping[str, Any], component: str) -> tupl
 
 
 def number(value: Any) -> float | None:
+    """`value`, which may be text, as a finite number; None if it is none."""
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return result if math.isfinite(result) else None

@@ -6,6 +6,7 @@ test_modules.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -288,6 +289,22 @@ def test_a_folder_that_peft_wrote(checkpoint: Checkpoint, state: State, tmp_path
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(KontextError, match="1 of its 5 tensors match no weight"):
         fuse(checkpoint, state, (tmp_path, 0.5))
+
+
+VALUES = [None, True, -1, 0, 1.5, 10**400, "x", "", [], [[1]], {}, {"a": {}}]
+
+
+@pytest.mark.parametrize("name", [*CONFIG, "alpha"])
+def test_any_value_of_a_setting_is_read_or_refused(
+    checkpoint: Checkpoint, state: State, tmp_path: Path, name: str
+) -> None:
+    tensors = {f"base_model.model.{key}": tensor for key, tensor in factors({"x_embedder": (64, 64)}).items()}
+    write(tmp_path / "adapter_model.safetensors", tensors)
+    shapes = {key: network.shapes for key, network in checkpoint.networks.items()}
+    for value in VALUES:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | {"r": 1, name: value}))
+        with contextlib.suppress(KontextError):
+            read_loras([(tmp_path, 1.0)], shapes, checkpoint.config)
 
 
 def test_alpha_of_the_header_is_applied_and_told(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..decibels import psnr
 from .flags import add_edit_flags, edit_settings
-from .inputs import picture_and_prompt, sizes
+from .inputs import output_size, picture_and_prompt
 from .machine import describe_machine, machine_line
 from .process_cost import ProcessCost, edit_command, run_process
 from .report import Table, finish, mebibytes, ratio
@@ -64,11 +64,11 @@ def measure_coldstart(
         image, prompt: what is edited and how; None for a generated scene and its instruction.
         openvino: also run the bundle in OpenVINO.
     """
-    output_size, reference_size = sizes(bundle, size)
+    chosen = output_size(bundle, size)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": output_size}
-        scene = picture_and_prompt(image, prompt, reference_size)
+        settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": chosen}
+        scene = picture_and_prompt(image, prompt, chosen)
         commands = edit_commands(bundle, checkpoint, folder, *scene, openvino=openvino, **settings)
         sides = {side: partial(run_process, words) for side, words in commands.items()}
         with tqdm(
@@ -83,7 +83,7 @@ def measure_coldstart(
         "what": "cold start",
         "steps": steps,
         "guidance": guidance,
-        "size": list(output_size),
+        "size": list(chosen),
         "sides": {side: summarize(each) for side, each in costs.items()},
         "imports": {side: summarize(each) for side, each in import_costs.items()},
         "psnr_db": round(likeness, 2),

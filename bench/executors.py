@@ -22,7 +22,7 @@ from ..runtime import OpenVINOOptions, Pipeline
 from ..runtime.backends.options import Compute
 from . import diffusers_peer
 from .flags import add_edit_flags, at_least, edit_settings
-from .inputs import picture_and_prompt, sizes
+from .inputs import output_size, picture_and_prompt
 from .latency import TimedBackend, timed_edit
 from .machine import describe_machine, machine_line
 from .process_cost import edit_command, run_process
@@ -114,9 +114,9 @@ def measure_executors(
         repeat, warmup: edits of each side.
         progress: show a bar.
     """
-    output_size, reference_size = sizes(bundle, size)
-    picture, words = picture_and_prompt(image, prompt, reference_size)
-    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": output_size}
+    chosen = output_size(bundle, size)
+    picture, words = picture_and_prompt(image, prompt, chosen)
+    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": chosen}
     bf16 = EXECUTORS["openvino-bf16"]
     sides = {name: (EXECUTORS[name], bundle) for name in names}
     sides |= {f"openvino-bf16 {each.name}": (bf16, each) for each in quantized}

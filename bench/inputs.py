@@ -8,15 +8,14 @@ import numpy as np
 import PIL.Image
 
 from ..runtime.bundle import Bundle
-from ..runtime.images import open_picture, preferred_size
+from ..runtime.images import open_picture
 
 
-def sizes(bundle: Path, requested: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) of the output and of the reference: `requested`, or the most square of the preferred sizes; and
-    the size that the runtime would resize the reference to, so that neither side has to."""
+def output_size(bundle: Path, requested: tuple[int, int] | None) -> tuple[int, int]:
+    """(width, height) of the output, and of the reference, so that no side has to resize it: `requested`, or the most
+    square of the preferred sizes."""
     preferred = Bundle.open(bundle).sampler.preferred_sizes
-    output = requested or min(preferred, key=lambda size: abs(size[0] - size[1]))
-    return output, preferred_size(PIL.Image.new("RGB", output), preferred)
+    return requested or min(preferred, key=lambda size: abs(size[0] - size[1]))
 
 
 def picture_and_prompt(

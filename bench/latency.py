@@ -20,7 +20,7 @@ from ..runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
 from . import diffusers_peer
 from .coldstart import edit_commands
 from .flags import add_edit_flags, at_least, edit_settings
-from .inputs import picture_and_prompt, sizes
+from .inputs import output_size, picture_and_prompt
 from .machine import describe_machine, machine_line
 from .process_cost import run_process
 from .report import Table, finish, mebibytes, milliseconds, ratio
@@ -69,9 +69,9 @@ def measure_latency(
 
     `size`, `image` and `prompt` are as in `measure_coldstart`.
     """
-    output_size, reference_size = sizes(bundle, size)
-    picture, words = picture_and_prompt(image, prompt, reference_size)
-    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": output_size}
+    chosen = output_size(bundle, size)
+    picture, words = picture_and_prompt(image, prompt, chosen)
+    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": chosen}
     timers = {OURS: StageTimer()}
     pipe = Pipeline.load(bundle, device=device)
     pipe.backend = TimedBackend(pipe.backend, timers[OURS])

@@ -95,6 +95,7 @@ def export(
     link_weights: bool = False,
     kernels: Sequence[int] = (),
     plan: Mapping[str, object] | None = None,
+    reference_method: str | None = None,
     force: bool = False,
     show_progress: bool = False,
 ) -> Summary:
@@ -108,6 +109,7 @@ def export(
         link_weights: leave weights that need no conversion in the checkpoint's own files.
         kernels: compute capabilities to compile the torch backend's kernels for, 89 for sm_89.
         plan: the memory plan that `recipe` comes from, for the manifest.
+        reference_method: how edits place several references, for the manifest; None: what suits the model's shape.
         force: replace an existing bundle.
         show_progress: draw progress bars on stderr.
 
@@ -144,7 +146,7 @@ def export(
                 traced = time.perf_counter()
             write_kernels(journal, checkpoint, recipe, kernels, progress)
             write_tokenizers(journal, tokenizers)
-            write_manifest(journal, checkpoint, recipe, tokenizers, layout, plan)
+            write_manifest(journal, checkpoint, recipe, tokenizers, layout, plan, reference_method)
         check_output(output, BUNDLE, force)  # again, while the journal can still resume
         (partial / Journal.NAME).unlink()
         publish(partial, output, BUNDLE, force)
@@ -337,6 +339,7 @@ def write_manifest(
     tokenizers: Mapping[str, TokenizerFile],
     layout: Layout,
     plan: Mapping[str, object] | None,
+    reference_method: str | None,
 ) -> None:
     """Writes the manifest, the last file, and checks that the runtime would open the bundle."""
     manifest = build_manifest(
@@ -347,6 +350,7 @@ def write_manifest(
         calibration=layout.statistics.about,
         plan=plan,
         links=manifest_links(checkpoint, layout.locations),
+        reference_method=reference_method,
     )
     for folder in {journal.folder / parent for name in journal.files for parent in Path(name).parents}:
         fsync(folder)

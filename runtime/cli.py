@@ -29,6 +29,7 @@ from .backends.options import (
     TorchOptions,
 )
 from .backends.select import find_options
+from .reference_options import REFERENCE_METHODS, parse_rule, parse_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -155,6 +156,20 @@ def parser() -> Parser:
         help="output size in pixels (default: the reference's aspect, at a size the model prefers)",
     )
     result.add_argument(
+        "--reference-method",
+        choices=REFERENCE_METHODS,
+        help="how several references are placed: one after the other by index, beside each other by offset, or as one "
+        "picture (default: the bundle's)",
+    )
+    result.add_argument(
+        "--reference-size",
+        type=reference_size,
+        default="auto",
+        metavar="RULE",
+        help="what references are encoded at: output (the output's size), preferred (the model's size nearest to the "
+        "picture's aspect), WxH, or auto: output where --size has the picture's aspect, else preferred (default: auto)",
+    )
+    result.add_argument(
         "--num-images",
         type=int,
         default=1,
@@ -185,10 +200,16 @@ def picture_path(text: str) -> Path:
 
 def parse_width_height(text: str) -> tuple[int, int]:
     """(width, height) of "1024x768". Raises KontextError that names --size."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()) or len(text) > 20:
+    size = parse_size(text)
+    if size is None:
         raise KontextError(f"--size takes WIDTHxHEIGHT, such as 1024x768, not {text!r}")
-    return int(width), int(height)
+    return size
+
+
+def reference_size(text: str) -> str:
+    """`text` if it says what references are encoded at."""
+    parse_rule(text)
+    return text
 
 
 def output_paths(path: Path, count: int) -> list[Path]:
@@ -274,6 +295,8 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
         guidance=arguments.guidance,
         seed=arguments.seed,
         size=arguments.size,
+        reference_method=arguments.reference_method,
+        reference_size=arguments.reference_size,
         num_images=arguments.num_images,
         progress=shows_progress(arguments),
     )
@@ -307,6 +330,8 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
             arguments.guidance,
             arguments.seed + index,
             arguments.size,
+            arguments.reference_method,
+            None if arguments.reference_size == "auto" else arguments.reference_size,
         )
         for index in range(arguments.num_images)
     ]

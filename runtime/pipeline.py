@@ -18,7 +18,9 @@ from .backends.protocol import Backend, SamplerStep
 from .backends.select import find_options, open_backend, open_fastest
 from .bundle import Bundle
 from .images import Size, to_array, to_pictures
-from .request import Images, Reference, Request, Row, build_request
+from .reference_options import ReferenceSize
+from .references import Reference
+from .request import Images, Request, Row, build_request
 from .sampler import euler, schedule, timesteps
 from .tokenizer import PromptTokenizer
 from .tokens import pack, positions, rope_tables, unpack
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
         guidance: float | None
         seed: int
         size: Size | None
+        reference_method: str | None
+        reference_size: ReferenceSize
         callback: StepCallback | None
         progress: bool
 
@@ -155,6 +159,8 @@ class Pipeline:
         guidance: float | None = None,
         seed: int = 0,
         size: Size | None = None,
+        reference_method: str | None = None,
+        reference_size: ReferenceSize = "auto",
         callback: StepCallback | None = None,
         progress: bool = False,
     ) -> Image.Image | list[Image.Image]:
@@ -171,6 +177,12 @@ class Pipeline:
                 alone. The noise is that of `torch.Generator("cpu").manual_seed(seed)`.
             size: (width, height) of the output, multiples of the bundle's `size_multiple`; None: the preferred size
                 nearest to the first reference's aspect, or the square one without a reference.
+            reference_method: "index", "offset" or "stitch", how several references are placed (`references` explains
+                them); None: the bundle's.
+            reference_size: what references are encoded at: "output", "preferred" (the preferred size nearest to the
+                picture's aspect), (width, height), or "auto": with a `size` of the picture's aspect "output", else
+                "preferred". A first reference of another aspect than `size`, and pictures that are squashed, are
+                warned of.
             callback: called after each step with (steps done, steps in all, latents [batch, channels, h, w], fp32).
                 Steps count over all batches. False as its result stops the edit; None and other results do not.
             progress: show a bar on stderr.
@@ -192,10 +204,12 @@ class Pipeline:
             seed=seed,
             size=size,
             num_images=num_images,
+            reference_method=reference_method,
+            reference_size=reference_size,
         )
         if self.input_filter is not None:
             for row in request.rows[::num_images]:
-                self.input_filter([reference.picture for reference in row.references], row.prompt)
+                self.input_filter(row.pictures, row.prompt)
         pictures = self.make(request, callback, progress)
         if self.output_filter is not None:
             pictures = [check_filtered(self.output_filter(picture)) for picture in pictures]
@@ -252,9 +266,14 @@ class Pipeline:
         times = schedule(request.steps, target.shape[1], self.bundle.sampler)
         modulations = self.modulations(timesteps(times[:-1]), request.guidance, rows, texts)
         side = 2 * latent.downscale  # of a token, in pixels
-        grids = [(height // side, width // side) for width, height in rows[0].shape]
+        placed = rows[0].references
+        sizes = [rows[0].size, *(each.size for each in placed)]
+        grids = [(height // side, width // side) for width, height in sizes]
+        places = [each.place for each in placed]
+        origins = [(0, 0, 0), *((image, top // side, left // side) for image, top, left in places)]
         transformer = self.bundle.transformer
-        cos, sin = rope_tables(positions(text.shape[1], grids), transformer.axes_dim, transformer.theta)
+        ids = positions(text.shape[1], grids, origins)
+        cos, sin = rope_tables(ids, transformer.axes_dim, transformer.theta)
         held = self.backend.hold({"reference": reference, "text": text, "rope_cos": cos, "rope_sin": sin})
         held_modulations = [
             self.backend.hold({name: each[step] for name, each in modulations.items()})

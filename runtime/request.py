@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -13,22 +14,14 @@ from PIL import Image
 from ..errors import KontextError
 from .images import Size, preferred_size
 from .noise import check_seed
+from .reference_options import ReferenceSize
+from .references import Place, Reference, checked_method, checked_rule, place_references
 from .rgb import upright_rgb
 from .sampler_entry import SamplerEntry
+from .sizes import checked_size
 
 References: TypeAlias = "Image.Image | Sequence[Image.Image]"
 Images: TypeAlias = "References | Sequence[References | None] | None"
-
-MAX_AREAS = 16
-"""An output may have this many times the area of the model's largest preferred size; more is taken for a typo."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A picture, upright and in RGB, and the (width, height) to encode it at."""
-
-    picture: Image.Image
-    size: Size
 
 
 @dataclass(frozen=True)
@@ -36,14 +29,20 @@ class Row:
     """One picture to make."""
 
     prompt: str
+    pictures: tuple[Image.Image, ...]
+    """The references as they were given, upright and in RGB."""
     references: tuple[Reference, ...]
+    """What is encoded of them."""
     seed: int
     size: Size
 
     @property
-    def shape(self) -> tuple[Size, ...]:
-        """The output's and the references' sizes; rows of one shape can run as one batch."""
-        return (self.size, *(reference.size for reference in self.references))
+    def shape(self) -> tuple[Size | Place, ...]:
+        """The output's size, the references' sizes and places; rows of one shape can run as one batch."""
+        return (
+            self.size,
+            *(each for reference in self.references for each in (reference.size, reference.place)),
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Request:
 
     def batches(self) -> list[list[int]]:
         """Indices of the rows that run together, ordered by their first row."""
-        groups: dict[tuple[Size, ...], list[int]] = {}
+        groups: dict[tuple[Size | Place, ...], list[int]] = {}
         for index, row in enumerate(self.rows):
             groups.setdefault(row.shape, []).append(index)
         return list(groups.values())
@@ -70,8 +69,13 @@ def build_request(
     seed: int = 0,
     size: Size | None = None,
     num_images: int = 1,
+    reference_method: str | None = None,
+    reference_size: ReferenceSize = "auto",
 ) -> Request:
-    """The request that these arguments of `Pipeline.edit` make. Raises KontextError if one of them is wrong."""
+    """The request that these arguments of `Pipeline.edit` make; warns of references that will not look as given.
+
+    Raises KontextError if one of the arguments is wrong.
+    """
     steps = whole(settings.steps if steps is None else steps, "steps")
     num_images = whole(num_images, "num_images")
     guidance = settings.guidance if guidance is None else guidance
@@ -82,15 +86,24 @@ def build_request(
         raise KontextError("prompt is an empty list: give at least one prompt")
     if size is not None:
         size = checked_size(size, settings)
+    method = checked_method(reference_method, settings)
+    rule = checked_rule(reference_size, settings)
+    if rule == "auto" and size is None:
+        rule = "preferred"  # the output takes its size from the first reference, not the references theirs from it
     rows: list[Row] = []
+    placed: dict[tuple[int, ...], tuple[Reference, ...]] = {}
+    warned: dict[str, None] = {}
     for text, pictures in zip(prompts, pictures_of(image, prompt), strict=True):
-        references = tuple(
-            Reference(picture, preferred_size(picture, settings.preferred_sizes)) for picture in pictures
-        )
+        output, same = size or default_size(settings, pictures), tuple(map(id, pictures))
+        if same not in placed:
+            placed[same], notes = place_references(pictures, method, rule, output, settings)
+            warned |= dict.fromkeys(notes)
         for _ in range(num_images):
-            rows.append(Row(text, references, seed + len(rows), size or default_size(settings, references)))
+            rows.append(Row(text, tuple(pictures), placed[same], seed + len(rows), output))
     check_seed(rows[0].seed)
     check_seed(rows[-1].seed)
+    for note in warned:
+        warnings.warn(note, stacklevel=3)
     return Request(tuple(rows), steps, float(guidance))
 
 
@@ -100,23 +113,10 @@ def whole(value: object, name: str) -> int:
     return int(value)
 
 
-def checked_size(size: Size, settings: SamplerEntry) -> Size:
-    multiple = settings.size_multiple
-    if any(side < multiple or side % multiple for side in size):
-        raise KontextError(f"size {size[0]}x{size[1]}: both sides must be multiples of {multiple}")
-    largest = max(width * height for width, height in settings.preferred_sizes)
-    if size[0] * size[1] > MAX_AREAS * largest:
-        raise KontextError(
-            f"size {size[0]}x{size[1]} is more than {MAX_AREAS} times as large as this model's pictures "
-            f"({largest / 1e6:.2g} million pixels)"
-        )
-    return int(size[0]), int(size[1])
-
-
-def default_size(settings: SamplerEntry, references: Sequence[Reference]) -> Size:
-    """The first reference's size, or the preferred size that is nearest to a square."""
-    if references:
-        return references[0].size
+def default_size(settings: SamplerEntry, pictures: Sequence[Image.Image]) -> Size:
+    """The preferred size of the first reference, or the one that is nearest to a square."""
+    if pictures:
+        return preferred_size(pictures[0], settings.preferred_sizes)
     return min(settings.preferred_sizes, key=lambda size: abs(size[0] - size[1]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .fields import Fields, whole_numbers
+from .reference_options import REFERENCE_METHODS
 from .sigmas import SigmasEntry, read_sigmas
 
 
@@ -21,6 +22,9 @@ class SamplerEntry:
     size_multiple: int
     preferred_sizes: tuple[tuple[int, int], ...]
     """(width, height) that the model works best at."""
+    reference_method: str = "index"
+    """One of REFERENCE_METHODS. Manifests from before it was recorded do not have it: all references were placed by
+    index then."""
     sigmas: SigmasEntry = field(default_factory=SigmasEntry)
 
 
@@ -34,6 +38,11 @@ def read_sampler(entry: Fields) -> SamplerEntry:
         if width % multiple or height % multiple:
             raise entry.error("preferred_sizes", f"must be multiples of size_multiple ({multiple})")
         sizes.append((width, height))
+    method = entry.data.get("reference_method", "index")
+    if method not in REFERENCE_METHODS:
+        raise entry.error(
+            "reference_method", f"must be one of {', '.join(REFERENCE_METHODS)}, not {method!r:.40}"
+        )
     base_tokens = entry.whole("base_tokens")
     return SamplerEntry(
         steps=entry.whole("steps"),
@@ -44,5 +53,6 @@ def read_sampler(entry: Fields) -> SamplerEntry:
         max_tokens=entry.whole("max_tokens", least=base_tokens + 1),
         size_multiple=multiple,
         preferred_sizes=tuple(sizes),
+        reference_method=method,
         sigmas=read_sigmas(entry),
     )

@@ -53,6 +53,8 @@ class Edit:
     guidance: float | None = None
     seed: int = 0
     size: tuple[int, int] | None = None
+    reference_method: str | None = None
+    reference_size: str | None = None
 
     def values(self) -> dict[str, list[Any]]:
         """Tensor name → values, without those that the bundle's defaults fill in.
@@ -69,6 +71,10 @@ class Edit:
         ):
             if number is not None and not 0 <= number < 2**31:
                 raise KontextError(f"{name} {number} is out of range")
+        words = {
+            contract.REFERENCE_METHOD.name: self.reference_method,
+            contract.REFERENCE_SIZE.name: self.reference_size,
+        }
         given: dict[str, list[Any] | None] = {
             contract.PROMPT.name: [prompt_bytes(self.prompt)],
             contract.IMAGES.name: list(self.images) or None,
@@ -76,6 +82,7 @@ class Edit:
             contract.GUIDANCE.name: None if self.guidance is None else [self.guidance],
             contract.SEED.name: [self.seed],
             contract.SIZE.name: None if self.size is None else list(self.size),
+            **{name: None if word is None else [word.encode()] for name, word in words.items()},
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -198,7 +205,8 @@ class HttpClient:
     def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
         values = edit.values()
         body: dict[str, Any] = {name: value if len(value) > 1 else value[0] for name, value in values.items()}
-        body[contract.PROMPT.name] = edit.prompt
+        for name, value in body.items():
+            body[name] = value.decode() if isinstance(value, bytes) else value
         if edit.images:
             files = [base64.b64encode(image).decode() for image in edit.images]
             body[contract.IMAGES.name] = files if len(files) > 1 else files[0]

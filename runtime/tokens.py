@@ -24,16 +24,26 @@ def unpack(tokens: Array, h: int, w: int) -> Array:
     return np.ascontiguousarray(grid.reshape(batch, channels // 4, h, w))
 
 
-def positions(text_tokens: int, grids: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+def positions(
+    text_tokens: int,
+    grids: Sequence[tuple[int, int]],
+    origins: Sequence[tuple[int, int, int]] | None = None,
+) -> NDArray[np.float64]:
     """Position ids (image, row, column) of every token, float64 [tokens, 3].
 
-    Text tokens come first and are all zero, then those of each grid of (rows, columns): the first grid is the target,
-    image 0; the references are images 1, 2, …
+    Args:
+        text_tokens: they come first and are all zero.
+        grids: (rows, columns) of the target and of each reference.
+        origins: the position of each grid's first token; None: (0, 0, 0), (1, 0, 0), (2, 0, 0), …
     """
+    if origins is None:
+        origins = [(image, 0, 0) for image in range(len(grids))]
     parts = [np.zeros((text_tokens, 3))]
-    for image, (rows, columns) in enumerate(grids):
+    for (rows, columns), (image, top, left) in zip(grids, origins, strict=True):
         row, column = np.divmod(np.arange(rows * columns), columns)
-        parts.append(np.stack((np.full_like(row, image), row, column), axis=1).astype(np.float64))
+        parts.append(
+            np.stack((np.full_like(row, image), row + top, column + left), axis=1).astype(np.float64)
+        )
     return np.concatenate(parts)
 
 

@@ -89,6 +89,7 @@ CROSS_CUTTING = {
     "runtime/cpp/test_batches": "several pictures at once, content filters and JPEG files in C++",
     "runtime/cpp/test_devices": "devices of the C++ runtime",
     "runtime/cpp/test_embedding": "the installed C++ library in another project",
+    "runtime/cpp/test_references": "places, canvases, sizes and warnings of references in C++",
     "runtime/server/test_faults": "faults of callers and models, in a real server",
     "runtime/server/test_models": "both models, in a real server",
 }

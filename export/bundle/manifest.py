@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 
 from ...model.checkpoint import Checkpoint
-from ...model.config import SamplerConfig, SigmasConfig
+from ...model.config import SamplerConfig, SigmasConfig, TransformerConfig
 from ...model.networks import NETWORKS
 from ...quant.recipe import Layer, Recipe
 from ...runtime.bundle import FORMAT, FORMAT_VERSION
@@ -42,6 +42,7 @@ def build_manifest(
     calibration: Mapping[str, object] | None = None,
     plan: Mapping[str, object] | None = None,
     links: Mapping[str, object] | None = None,
+    reference_method: str | None = None,
 ) -> dict[str, object]:
     """The manifest as JSON values.
 
@@ -53,6 +54,7 @@ def build_manifest(
         calibration: what weights were calibrated on.
         plan: the memory plan that `recipe` comes from.
         links: the user's files that graphs take weights from.
+        reference_method: how edits place several references; None: `default_reference_method`.
     """
     config = checkpoint.config
     autoencoder, sampler = config.autoencoder, config.sampler
@@ -78,6 +80,7 @@ def build_manifest(
         | {
             "size_multiple": multiple,
             "preferred_sizes": [list(size) for size in preferred_sizes(autoencoder.sample_size, multiple)],
+            "reference_method": reference_method or default_reference_method(config.transformer),
         },
         "graphs": {
             name: {"file": graph_file(name), "weights": weights_file(name), "opset": OPSET}
@@ -111,6 +114,14 @@ def sampler_entry(config: SamplerConfig) -> dict[str, object]:
     if config.sigmas == SigmasConfig():
         del entry["sigmas"]
     return entry
+
+
+def default_reference_method(transformer: TransformerConfig) -> str:
+    """What suits a model: offset for FLUX.1 Kontext's shape, whose released weights follow it, index for any other."""
+    flux = TransformerConfig()
+    shape = ("hidden_size", "num_double_blocks", "num_single_blocks")
+    same = all(getattr(transformer, name) == getattr(flux, name) for name in shape)
+    return "offset" if same else "index"
 
 
 def precision(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, object]:

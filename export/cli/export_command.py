@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ...errors import KontextError
+from ...runtime.reference_options import REFERENCE_METHODS
 from .engine_flags import add_engine_flags, build_requested_engines, check_engine_flags
 from .format_flags import add_format_flags, calibration_samples, chosen_recipe, kernel_architectures
 from .plan_flags import add_plan_flags, check_plan_flags, plan_for
@@ -18,8 +19,8 @@ DESCRIPTION = "Exports a FLUX.1 Kontext checkpoint as a bundle that runs without
 
 EXPORT_ONLY = (
     "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "name", "steps", "max_sequence_length",
-    "compute", "quantization", "rank", "calibrate", "weight_only", "fp8_attention", "link_weights", "recipe",
-    "fit", "kernels",
+    "reference_method", "compute", "quantization", "rank", "calibrate", "weight_only", "fp8_attention", "link_weights",
+    "recipe", "fit", "kernels",
 )  # fmt: skip
 """Options that decide what a bundle holds; none applies to an existing bundle."""
 
@@ -30,6 +31,12 @@ FLAG_IS_VALUE = ("compute", "quantization")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_source_flags(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the bundle's folder")
+    parser.add_argument(
+        "--reference-method",
+        choices=REFERENCE_METHODS,
+        help="how the bundle's edits place several references (default: offset for FLUX.1 Kontext's shape, index for "
+        "any other)",
+    )
     add_format_flags(parser)
     add_plan_flags(parser)
     add_engine_flags(parser)
@@ -120,6 +127,7 @@ def export_bundle(options: argparse.Namespace) -> bool:
         link_weights=options.link_weights,
         kernels=kernels,
         plan=plan.as_json() if plan else None,
+        reference_method=options.reference_method,
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,
     )

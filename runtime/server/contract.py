@@ -46,7 +46,21 @@ SIZE = Tensor(
     "width and height of the output; by default the first reference's aspect at a size the model prefers",
     optional=True,
 )
-INPUTS = (PROMPT, IMAGES, STEPS, GUIDANCE, SEED, SIZE)
+REFERENCE_METHOD = Tensor(
+    "REFERENCE_METHOD",
+    "BYTES",
+    (1,),
+    "how several references are placed: index, offset or stitch; the bundle's default",
+    optional=True,
+)
+REFERENCE_SIZE = Tensor(
+    "REFERENCE_SIZE",
+    "BYTES",
+    (1,),
+    "what references are encoded at: auto, preferred, output or WIDTHxHEIGHT; auto",
+    optional=True,
+)
+INPUTS = (PROMPT, IMAGES, STEPS, GUIDANCE, SEED, SIZE, REFERENCE_METHOD, REFERENCE_SIZE)
 
 IMAGE = Tensor("IMAGE", "BYTES", (1,), "the edited picture, a PNG file")
 WARNINGS = Tensor(
@@ -76,7 +90,7 @@ class Limits:
     max_steps: int = 200
     max_references: int = 8
     max_megapixels: int = 64
-    """Of all references of a request together, before they are resized."""
+    """Of all references of a request together, as they are sent and as they are encoded."""
     max_prompt_bytes: int = 16384
 
     @classmethod

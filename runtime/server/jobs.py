@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def read_request(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array]) ->
         pipe.t5([prompt])
     if pipe.input_filter is not None:
         with as_refusal():
-            pipe.input_filter([reference.picture for reference in request.rows[0].references], prompt)
+            pipe.input_filter(request.rows[0].pictures, prompt)
     return request, [str(warning.message) for warning in caught]
 
 
@@ -119,7 +120,7 @@ def build(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array], prompt: s
     if steps is not None and steps > limits.max_steps:
         raise KontextError(f"STEPS may be at most {limits.max_steps} here, not {steps}")
     size = values.get("SIZE")
-    return build_request(
+    request = build_request(
         pipe.bundle.sampler,
         pictures,
         prompt,
@@ -127,7 +128,16 @@ def build(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array], prompt: s
         guidance=values.get("GUIDANCE", [None])[0],
         seed=values.get("SEED", [0])[0],
         size=None if size is None else (size[0], size[1]),
+        reference_method=read_word(arrays, contract.REFERENCE_METHOD),
+        reference_size=read_word(arrays, contract.REFERENCE_SIZE) or "auto",
     )
+    encoded = sum(math.prod(reference.size) for reference in request.rows[0].references)
+    if encoded > limits.max_megapixels * 1_000_000:
+        raise KontextError(
+            f"the references would be encoded at {encoded / 1e6:.3g} million pixels together; at most "
+            f"{limits.max_megapixels} million are taken here"
+        )
+    return request
 
 
 def check_array(tensor: contract.Tensor, array: Array | None) -> None:
@@ -158,6 +168,14 @@ def read_prompt(value: object, limits: Limits) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         raise KontextError("PROMPT is not UTF-8") from None
+
+
+def read_word(arrays: Mapping[str, Array], tensor: contract.Tensor) -> str | None:
+    """A word among the inputs; None if it is not given or empty."""
+    if tensor.name not in arrays:
+        return None
+    value = arrays[tensor.name].flat[0]
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)) or None
 
 
 def read_pictures(array: Array | None, limits: Limits) -> list[Image.Image]:

@@ -101,6 +101,7 @@ def test_manifest_and_files(tiny_bundle: Path) -> None:
     assert manifest["model"]["parameters"] == 497_259
     assert manifest["sampler"]["size_multiple"] == 16
     assert [128, 128] in manifest["sampler"]["preferred_sizes"]
+    assert manifest["sampler"]["reference_method"] == "index"  # offset for FLUX.1 Kontext's shape alone
 
 
 def test_fp8_manifest_names_every_layer(fp8_bundle: Path) -> None:

@@ -229,6 +229,8 @@ def test_the_least_that_a_tokenizer_says(copy: Path, name: str, least: int) -> N
         ("sampler.preferred_sizes", [], "must be a list of sizes"),
         ("sampler.preferred_sizes", [[128]], "must be 2 positive whole numbers"),
         ("sampler.preferred_sizes", [[120, 128]], "must be multiples of size_multiple"),
+        ("sampler.reference_method", "beside", "must be one of index, offset, stitch, not 'beside'"),
+        ("sampler.reference_method", None, "must be one of index, offset, stitch"),
         ("sampler.size_multiple", 8, "size_multiple must be a multiple of 16"),
         ("model.name", "", "model.name must be a non-empty string"),
         ("model.transformer", 3, "model.transformer must be an object"),
@@ -256,7 +258,7 @@ def test_every_field_that_is_needed_is_missed(tiny_bundle: Path, copy: Path) -> 
     whole = json.loads((tiny_bundle / MANIFEST_NAME).read_text())
     for group, name in [
         *((None, name) for name in ("format_version", "model", "sampler", "graphs", "tokenizers", "files")),
-        *(("sampler", name) for name in whole["sampler"]),
+        *(("sampler", name) for name in whole["sampler"] if name != "reference_method"),
         *(("graphs", name) for name in GRAPHS),
         *(("tokenizers", name) for name in ("clip", "t5")),
     ]:
@@ -296,3 +298,12 @@ def test_any_value_anywhere_is_read_or_refused(
     (copy / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8", errors="surrogatepass")
     with suppress(KontextError):
         Bundle.open(copy)
+
+
+def test_a_manifest_from_before_the_reference_method(copy: Path) -> None:
+    """It was made when every reference was placed by index."""
+    assert Bundle.open(copy).sampler.reference_method == "index"
+    change(copy, lambda manifest: manifest["sampler"].update(reference_method="offset"))
+    assert Bundle.open(copy).sampler.reference_method == "offset"
+    change(copy, lambda manifest: manifest["sampler"].pop("reference_method"))
+    assert Bundle.open(copy).sampler.reference_method == "index"

@@ -64,6 +64,49 @@ def test_same_picture_as_diffusers(
     assert psnr(ours, theirs) >= 50
 
 
+@pytest.mark.parametrize("size", [(160, 128), (224, 112), (64, 96)])
+def test_a_reference_at_the_outputs_size_gives_diffusers_picture(
+    pipe: Pipeline, reference: Any, size: tuple[int, int]
+) -> None:
+    """`size` has the picture's aspect, and is none of the model's preferred sizes."""
+    import torch
+
+    assert size not in pipe.bundle.sampler.preferred_sizes
+    image = picture(4 * size[0], 4 * size[1])
+    ours = pipe.edit(image, "make the red circle blue", steps=6, guidance=3.0, seed=7, size=size)
+    theirs = reference(
+        image=image.resize(size, Image.Resampling.LANCZOS),
+        prompt="make the red circle blue",
+        num_inference_steps=6,
+        guidance_scale=3.0,
+        generator=torch.Generator("cpu").manual_seed(7),
+        width=size[0],
+        height=size[1],
+        max_area=size[0] * size[1],
+        max_sequence_length=24,
+        _auto_resize=False,
+    ).images[0]
+    assert ours.size == theirs.size == size
+    assert psnr(ours, theirs) >= 50
+
+
+def test_references_by_offset_have_image_index_1_and_stand_apart(pipe: Pipeline) -> None:
+    tables: list[np.ndarray] = []
+
+    class Spy(ForwardingBackend):
+        def hold(self, arrays: Any) -> dict[str, Any]:
+            tables.extend([arrays["rope_cos"]] if "rope_cos" in arrays else [])
+            return super().hold(arrays)
+
+    pictures = [picture(128, 128), picture(96, 176)]
+    spied = Pipeline(pipe.bundle, Spy(pipe.backend))
+    by_offset = spied.edit(pictures, "x", steps=1, reference_method="offset")
+    grids, origins = [(8, 8), (8, 8), (11, 6)], [(0, 0, 0), (1, 0, 0), (1, 0, 8)]
+    expected, _ = rope_tables(positions(24, grids, origins), (8, 12, 12), 10_000.0)
+    assert np.array_equal(tables[0], expected)
+    assert psnr(by_offset, spied.edit(pictures, "x", steps=1)) < 60
+
+
 def test_output_takes_the_aspect_of_the_reference(pipe: Pipeline) -> None:
     result = pipe.edit(picture(400, 208), "x", steps=1)
     assert isinstance(result, Image.Image)
@@ -250,6 +293,16 @@ def test_an_output_filter_must_return_a_picture(tiny_bundle: Path) -> None:
         pipe.edit(None, "x", steps=1)
 
 
+def test_filters_see_references_as_they_were_given(pipe: Pipeline) -> None:
+    """Not the canvas that they are stitched to."""
+    seen: list[tuple[int, int]] = []
+    filtered = Pipeline(
+        pipe.bundle, pipe.backend, input_filter=lambda images, _: seen.extend(each.size for each in images)
+    )
+    filtered.edit([picture(64, 64), picture(48, 80)], "x", steps=1, reference_method="stitch")
+    assert seen == [(64, 64), (48, 80)]
+
+
 def test_filters_see_inputs_and_outputs(tiny_bundle: Path) -> None:
     def refuse(images: Any, prompt: str) -> None:
         if "forbidden" in prompt:
@@ -271,7 +324,7 @@ def test_filters_see_inputs_and_outputs(tiny_bundle: Path) -> None:
         ({"guidance": float("nan")}, "finite"),
         ({"num_images": 0}, "num_images"),
         ({"size": (100, 128)}, "multiples of 16"),
-        ({"size": (0, 16)}, "multiples of 16"),
+        ({"size": (0, 16)}, "must be above 0"),
         ({"size": (1 << 20, 1 << 20)}, "16 times as large"),
         ({"seed": -1}, "whole number from 0"),
         ({"seed": 2**64 - 1, "num_images": 2}, "whole number from 0"),

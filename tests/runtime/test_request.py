@@ -41,7 +41,7 @@ def test_the_default_size_is_the_first_references_or_the_most_square() -> None:
         (176, 96),
         (128, 128),
     ]
-    assert build([WIDE, SQUARE], size=(64, 64)).rows[0].size == (64, 64)
+    assert build([SQUARE, WIDE], size=(64, 64)).rows[0].size == (64, 64)
 
 
 def test_rows_are_prompt_by_prompt_with_seeds_that_count_on() -> None:
@@ -73,23 +73,27 @@ def test_rows_of_one_shape_run_together() -> None:
     """Of the same size, with references of the same sizes in the same order."""
     images = [SQUARE, WIDE, None, SQUARE, [SQUARE, WIDE], [WIDE, SQUARE]]
     assert build(images, ["x"] * 6).batches() == [[0, 3], [1], [2], [4], [5]]
-    assert build(images[:3], ["x"] * 3, size=(64, 64)).batches() == [[0], [1], [2]]
+    assert build([SQUARE, [SQUARE, SQUARE], None], ["x"] * 3, size=(64, 64)).batches() == [[0], [1], [2]]
 
 
-@pytest.mark.parametrize("size", [(16, 16), (512, 512), (1056, 256), (1072, 256), (16, 18432)])
-def test_sizes_up_to_sixteen_times_the_largest_preferred_one(size: tuple[int, int]) -> None:
-    """(96, 176) has 16 896 pixels, and 16 times as many are 270 336."""
-    if size[0] * size[1] <= 16 * 96 * 176:
-        assert build(size=size).rows[0].size == size
-    else:
-        with pytest.raises(KontextError, match=r"more than 16 times .* \(0\.017 million pixels\)"):
-            build(size=size)
+def test_rows_whose_references_stand_elsewhere_run_apart() -> None:
+    """References of the same sizes at other places have other RoPE tables; a single one stands at the same place."""
+    rows = [
+        build(image, reference_method=method).rows[0]
+        for image in (SQUARE, [SQUARE, SQUARE])
+        for method in ("index", "offset")
+    ]
+    assert Request(tuple(rows), 1, 1.0).batches() == [[0, 1], [2], [3]]
 
 
-@pytest.mark.parametrize("size", [(0, 16), (16, 0), (8, 16), (16, 24), (-16, -16)])
-def test_sizes_that_are_no_multiples(size: tuple[int, int]) -> None:
-    with pytest.raises(KontextError, match=rf"size {size[0]}x{size[1]}: both sides must be multiples of 16"):
-        build(size=size)
+def test_a_picture_is_placed_once_for_all_prompts_and_warned_of_once() -> None:
+    with pytest.warns(UserWarning, match="40x10 is 4:1") as caught:
+        first, second = build([[Image.new("RGB", (40, 10))]] * 2, ["a", "b"]).rows
+    assert len(caught) == 1
+    assert first.references[0].size == second.references[0].size == (176, 96)
+    both = build([[SQUARE, SQUARE]] * 2, ["a", "b"], reference_method="stitch").rows
+    assert both[0].references[0].picture is both[1].references[0].picture
+    assert [picture.size for picture in both[0].pictures] == [SQUARE.size, SQUARE.size]
 
 
 def test_the_last_seed_counts_too() -> None:

@@ -73,7 +73,9 @@ def done(colour: str = "red", warnings: Any = ()) -> dict[str, Any]:
 def test_what_is_sent_is_what_was_given(url: str) -> None:
     Fake.answers = [(200, [done()]), (200, [done()])]
     client = connect(url + "/behind/a/proxy/")
-    client.edit(Edit("ä circle", [png("blue"), png("green")], 5, 3.5, 2**64 - 1, (64, 32)))
+    client.edit(
+        Edit("ä circle", [png("blue"), png("green")], 5, 3.5, 2**64 - 1, (64, 32), "offset", "output")
+    )
     client.edit(Edit("x"))
     (path, full), (_, least) = Fake.asked
     assert path == "/behind/a/proxy/v2/models/kontext_stream/generate_stream"
@@ -83,6 +85,8 @@ def test_what_is_sent_is_what_was_given(url: str) -> None:
         "GUIDANCE": 3.5,
         "SEED": 2**64 - 1,
         "SIZE": [64, 32],
+        "REFERENCE_METHOD": "offset",
+        "REFERENCE_SIZE": "output",
         "parameters": {"base64": True},
     }
     assert full == {"PROMPT": "ä circle", "IMAGES": images, **settings}

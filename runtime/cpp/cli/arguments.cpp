@@ -16,6 +16,13 @@ Edits a picture with a bundle that kontext-export wrote.
   --guidance X         guidance scale (default: the bundle's)
   --seed N             seed of the noise (default: 0)
   --size WxH           output size in pixels (default: the reference's aspect, at a size the model prefers)
+  --reference-method METHOD
+                       how several references are placed: one after the other by index, beside each other by offset, or
+                       as one picture by stitch (default: the bundle's)
+  --reference-size RULE
+                       what references are encoded at: output (the output's size), preferred (the model's size nearest to
+                       the picture's aspect), WxH, or auto: output where --size has the picture's aspect, else preferred
+                       (default: auto)
   --num-images N       pictures to make, with consecutive seeds, as FILE-0, FILE-1, ... (default: 1)
   --device DEVICE      where to run: auto, cpu, cuda, nv-rtx, webgpu, migraphx, openvino, openvino:cpu, openvino:gpu or
                        openvino:npu (default: auto, the fastest that works)
@@ -57,7 +64,8 @@ std::uint64_t seed(const std::string& text) {
 kontext::Size size(const std::string& text) {
     const std::size_t cross = text.find_first_of("xX");
     const auto digits = [](const std::string& part) {
-        return !part.empty() && part.size() < 10 && part.find_first_not_of("0123456789") == std::string::npos;
+        const std::string number = part.substr(part.compare(0, 1, "-") == 0 ? 1 : 0);
+        return !number.empty() && number.size() < 10 && number.find_first_not_of("0123456789") == std::string::npos;
     };
     if (cross == std::string::npos || !digits(text.substr(0, cross)) || !digits(text.substr(cross + 1)))
         throw Error("--size takes WIDTHxHEIGHT, such as 1024x768, not '" + text.substr(0, 40) + "'");
@@ -85,6 +93,8 @@ bool take(Arguments& into, const std::string& flag, const std::string& value) {
     else if (flag == "--guidance") into.edit.guidance = number<double>(flag, value, "float");
     else if (flag == "--seed") into.edit.seed = seed(value);
     else if (flag == "--size") into.edit.size = size(value);
+    else if (flag == "--reference-method") into.edit.reference_method = value;
+    else if (flag == "--reference-size") into.edit.reference_size = value;
     else if (flag == "--num-images") into.num_images = count_of_images(flag, value);
     else if (flag == "--device") into.load.device = value;
     else if (flag == "--provider") into.load.provider = value;
@@ -99,9 +109,8 @@ bool take(Arguments& into, const std::string& flag, const std::string& value) {
 Arguments parse(const std::vector<std::string>& words) {
     constexpr const char* advice = " (kontext-edit-cpp --help shows the flags)";
     const std::string with_values =
-        " -i --image -p --prompt -o --output --steps --guidance --seed --size --num-images --device --provider "
-        "--compute "
-        "--threads ";
+        " -i --image -p --prompt -o --output --steps --guidance --seed --size --reference-method --reference-size "
+        "--num-images --device --provider --compute --threads ";
     Arguments result;
     result.load.low_memory = true;  // one edit uses each network in one part only
     bool has_prompt = false;

@@ -205,6 +205,10 @@ SamplerSettings read_sampler(const Fields& entry) {
                               "must be multiples of size_multiple (" + std::to_string(result.size_multiple) + ")");
         result.preferred_sizes.push_back(size);
     }
+    result.reference_method = entry.data.contains("reference_method") ? entry.text("reference_method") : "index";
+    if (!is_reference_method(result.reference_method))
+        throw entry.error("reference_method", "must be one of index, offset, stitch, not '" +
+                                                  result.reference_method.substr(0, 40) + "'");
     result.steps = entry.small("steps");
     result.guidance = entry.number("guidance");
     result.base_shift = entry.number("base_shift");
@@ -254,6 +258,10 @@ void check_consistency(const Bundle& bundle) {
 }
 
 }  // namespace
+
+bool is_reference_method(const std::string& name) {
+    return name == "index" || name == "offset" || name == "stitch";
+}
 
 Bundle Bundle::open(const fs::path& folder) {
     const Json manifest = read_manifest(folder);

@@ -49,8 +49,11 @@ struct SamplerSettings {
     double guidance, base_shift, max_shift;
     int base_tokens, max_tokens, size_multiple;
     std::vector<Size> preferred_sizes;
+    std::string reference_method;  // index, offset or stitch; index in manifests from before it was recorded
     SigmaSettings sigmas;
 };
+
+bool is_reference_method(const std::string& name);
 
 struct Bundle {
     fs::path folder;

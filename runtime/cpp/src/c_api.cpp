@@ -58,6 +58,8 @@ kontext::EditOptions options_of(const kontext_edit_options& from) {
     if (from.has_guidance != 0) options.guidance = from.guidance;
     options.seed = from.seed;
     if (from.width != 0 || from.height != 0) options.size = kontext::Size{from.width, from.height};
+    if (from.reference_method != nullptr) options.reference_method = from.reference_method;
+    if (from.reference_size != nullptr) options.reference_size = from.reference_size;
     if (from.progress != nullptr)
         options.progress = [call = from.progress, user = from.user](const kontext::Progress& at) {
             return call(user, at.step, at.steps, at.latents, at.extents.data()) == 0;

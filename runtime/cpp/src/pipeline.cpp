@@ -206,8 +206,11 @@ struct Pipeline::State {
         }
         const Floats times = schedule(request.steps, static_cast<int>(tokens), bundle.sampler);
         const Outputs modulations = this->modulations(times, request.guidance, pooled, prompts.texts.size());
-        std::vector<Grid> grids;
-        for (Size size : rows[0].shape()) grids.push_back(grid(size));
+        std::vector<PlacedGrid> grids = {{shape, 0, 0, 0}};
+        for (const Reference& each : rows[0].references) {
+            const int side = 2 * bundle.downscale;  // of a token, in pixels
+            grids.push_back({grid(each.size), each.place.image, each.place.top / side, each.place.left / side});
+        }
         const std::int64_t text_tokens = conditions.text.shape[1], half = bundle.head_dim / 2;
         const auto [cos, sin] = rope_tables(static_cast<int>(text_tokens), grids, bundle);
         const std::int64_t sequence = extent(cos.size()) / half;

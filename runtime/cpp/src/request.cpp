@@ -8,25 +8,7 @@
 namespace kontext {
 namespace {
 
-constexpr std::int64_t max_areas = 16;  // an output of more times the largest preferred size is taken for a typo
 constexpr std::size_t max_rows = 1'000'000;
-
-std::int64_t area(Size size) { return std::int64_t{size.width} * size.height; }
-
-std::string text_of(Size size) { return std::to_string(size.width) + "x" + std::to_string(size.height); }
-
-Size checked(Size size, const SamplerSettings& settings) {
-    const int multiple = settings.size_multiple;
-    for (int side : {size.width, size.height})
-        if (side < multiple || side % multiple != 0)
-            throw Error("size " + text_of(size) + ": both sides must be multiples of " + std::to_string(multiple));
-    std::int64_t largest = 0;
-    for (Size each : settings.preferred_sizes) largest = std::max(largest, area(each));
-    if (area(size) > max_areas * largest)
-        throw Error("size " + text_of(size) + " is more than " + std::to_string(max_areas) +
-                    " times as large as this model's pictures (" + std::to_string(largest) + " pixels)");
-    return size;
-}
 
 Size most_square(const std::vector<Size>& sizes) {
     return *std::min_element(sizes.begin(), sizes.end(), [](Size a, Size b) {
@@ -43,17 +25,18 @@ void check_picture(const Picture& picture) {
 
 }  // namespace
 
-std::vector<Size> Row::shape() const {
-    std::vector<Size> sizes = {size};
-    for (const Reference& reference : references) sizes.push_back(reference.size);
-    return sizes;
+bool Row::same_shape(const Row& other) const {
+    return size == other.size && std::equal(references.begin(), references.end(), other.references.begin(),
+                                            other.references.end(), [](const Reference& a, const Reference& b) {
+                                                return a.size == b.size && a.place == b.place;
+                                            });
 }
 
 std::vector<std::vector<std::size_t>> Request::batches() const {
     std::vector<std::vector<std::size_t>> result;
     for (std::size_t i = 0; i < rows.size(); ++i) {
         const auto same = std::find_if(result.begin(), result.end(), [&](const std::vector<std::size_t>& batch) {
-            return rows[batch[0]].shape() == rows[i].shape();
+            return rows[batch[0]].same_shape(rows[i]);
         });
         if (same == result.end()) result.push_back({i});
         else same->push_back(i);
@@ -63,7 +46,7 @@ std::vector<std::vector<std::size_t>> Request::batches() const {
 
 Request build_request(const SamplerSettings& settings, const std::vector<Edit>& edits, int num_images,
                       const EditOptions& options) {
-    Request request{{}, options.steps.value_or(settings.steps), options.guidance.value_or(settings.guidance)};
+    Request request{{}, options.steps.value_or(settings.steps), options.guidance.value_or(settings.guidance), {}};
     if (request.steps < 1)
         throw Error("steps must be a whole number of 1 or more, not " + std::to_string(request.steps));
     if (num_images < 1)
@@ -74,26 +57,36 @@ Request build_request(const SamplerSettings& settings, const std::vector<Edit>& 
     if (count > max_rows) throw Error(std::to_string(count) + " pictures in one call are too many");
     if (options.seed > UINT64_MAX - (count - 1))
         throw Error("a seed is a whole number from 0 to 2^64 - 1, and the last picture's is larger");
-    if (options.size) checked(*options.size, settings);
+    if (options.size) checked_size(*options.size, settings);
+    const std::string method = checked_method(options.reference_method, settings);
+    ReferenceSize rule = checked_rule(options.reference_size, settings);
+    // Without a size the output takes its own from the first reference, not the references theirs from it.
+    if (rule.rule == "auto" && !options.size) rule.rule = "preferred";
+    std::vector<std::string> notes;
     std::vector<Reference> known;
     for (const Edit& edit : edits) {
-        std::vector<Reference> references;
-        for (const Picture& picture : edit.references) {
-            check_picture(picture);
-            Reference reference{&picture, preferred_size(picture.size, settings.preferred_sizes), known.size()};
+        for (const Picture& picture : edit.references) check_picture(picture);
+        const Size size = options.size              ? *options.size
+                          : edit.references.empty() ? most_square(settings.preferred_sizes)
+                                                    : preferred_size(edit.references[0].size, settings.preferred_sizes);
+        std::unique_ptr<const Picture> canvas;
+        std::vector<Reference> references =
+            place_references(edit.references, method, rule, size, settings, canvas, notes);
+        for (Reference& reference : references) {
             const auto same = std::find_if(known.begin(), known.end(), [&](const Reference& each) {
-                return each.picture->size == picture.size && each.picture->rgb == picture.rgb;
+                return each.size == reference.size && each.picture->size == reference.picture->size &&
+                       each.picture->rgb == reference.picture->rgb;
             });
+            reference.index = same == known.end() ? known.size() : same->index;
             if (same == known.end()) known.push_back(reference);
-            else reference.index = same->index;
-            references.push_back(reference);
+            else reference.picture = same->picture;
         }
-        const Size size = options.size         ? *options.size
-                          : references.empty() ? most_square(settings.preferred_sizes)
-                                               : references[0].size;
+        if (canvas && references[0].picture == canvas.get()) request.canvases.push_back(std::move(canvas));
         for (int i = 0; i < num_images; ++i)
             request.rows.push_back({&edit, references, options.seed + request.rows.size(), size});
     }
+    for (auto note = notes.begin(); note != notes.end() && options.warning; ++note)
+        if (std::find(notes.begin(), note, *note) == note) options.warning(*note);
     return request;
 }
 

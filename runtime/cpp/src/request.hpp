@@ -2,19 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "bundle.hpp"
+#include "references.hpp"
 
 namespace kontext {
-
-// A picture, and the size to encode it at. Pictures with the same pixels and size have the same index.
-struct Reference {
-    const Picture* picture;
-    Size size;
-    std::size_t index;
-};
 
 // One picture to make.
 struct Row {
@@ -23,20 +18,22 @@ struct Row {
     std::uint64_t seed;
     Size size;
 
-    // The output's and the references' sizes; rows of one shape run as one batch.
-    std::vector<Size> shape() const;
+    // Whether the output's size and the references' sizes and places are the same; such rows run as one batch.
+    bool same_shape(const Row& other) const;
 };
 
 struct Request {
     std::vector<Row> rows;
     int steps;
     double guidance;
+    std::vector<std::unique_ptr<const Picture>> canvases;  // of stitched references
 
     // Indices of the rows that run together, ordered by their first row.
     std::vector<std::vector<std::size_t>> batches() const;
 };
 
-// Throws Error if one of the arguments is wrong. `edits` must outlive the request.
+// Calls `options.warning` for references that will not look as given. Throws Error if one of the arguments is wrong.
+// `edits` must outlive the request.
 Request build_request(const SamplerSettings& settings, const std::vector<Edit>& edits, int num_images,
                       const EditOptions& options);
 

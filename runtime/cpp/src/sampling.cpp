@@ -136,7 +136,7 @@ Floats unpack(const Floats& tokens, int channels, Grid grid) {
     return latents;
 }
 
-std::pair<Floats, Floats> rope_tables(int text_tokens, const std::vector<Grid>& grids, const Bundle& bundle) {
+std::pair<Floats, Floats> rope_tables(int text_tokens, const std::vector<PlacedGrid>& grids, const Bundle& bundle) {
     std::vector<double> frequencies[3];
     for (std::size_t axis = 0; axis < 3; ++axis)
         for (int j = 0; j < bundle.axes_dim[axis]; j += 2)
@@ -151,9 +151,10 @@ std::pair<Floats, Floats> rope_tables(int text_tokens, const std::vector<Grid>& 
             }
     };
     for (int i = 0; i < text_tokens; ++i) add(0, 0, 0);
-    for (std::size_t image = 0; image < grids.size(); ++image)
-        for (int row = 0; row < grids[image].rows; ++row)
-            for (int column = 0; column < grids[image].columns; ++column) add(static_cast<int>(image), row, column);
+    for (const PlacedGrid& each : grids)
+        for (int row = 0; row < each.grid.rows; ++row)
+            for (int column = 0; column < each.grid.columns; ++column)
+                add(each.image, each.row + row, each.column + column);
     return {std::move(cos), std::move(sin)};
 }
 

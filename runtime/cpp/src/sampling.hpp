@@ -17,6 +17,12 @@ struct Grid {
     int rows, columns;
 };
 
+// The tokens of a picture among all positions: its grid, and the position of its first token.
+struct PlacedGrid {
+    Grid grid;
+    int image, row, column;
+};
+
 // Normal noise, the same as torch.randn with torch.Generator("cpu").manual_seed(seed), where only the seed's low 32 bits
 // matter.
 Floats randn(std::uint64_t seed, std::size_t size);
@@ -29,6 +35,6 @@ Floats pack(const Floats& latents, int channels, Grid grid);
 Floats unpack(const Floats& tokens, int channels, Grid grid);
 
 // Half-width cos and sin [text_tokens + tokens of all grids, head_dim / 2].
-std::pair<Floats, Floats> rope_tables(int text_tokens, const std::vector<Grid>& grids, const Bundle& bundle);
+std::pair<Floats, Floats> rope_tables(int text_tokens, const std::vector<PlacedGrid>& grids, const Bundle& bundle);
 
 }  // namespace kontext

@@ -8,6 +8,7 @@
 #include "bundle.hpp"
 #include "onnxruntime_backend.hpp"
 #include "onnxruntime_library.hpp"
+#include "references.hpp"
 #include "resize.hpp"
 #include "sampling.hpp"
 #include "sha256.hpp"
@@ -49,11 +50,30 @@ void times(const Words& words) {
     raw(schedule(std::stoi(words.at(1)), std::stoi(words.at(2)), Bundle::open(words.at(0)).sampler));
 }
 
-// BUNDLE TEXT_TOKENS [ROWS COLUMNS]…
+// METHOD [WIDTH HEIGHT]…: lines of "image top left" of references of these sizes
+void places(const Words& words) {
+    std::vector<Size> sizes;
+    for (std::size_t i = 1; i + 1 < words.size(); i += 2)
+        sizes.push_back({std::stoi(words[i]), std::stoi(words[i + 1])});
+    for (const Place& place : places_of(words.at(0), sizes))
+        std::cout << place.image << ' ' << place.top << ' ' << place.left << '\n';
+}
+
+// FILE…: the canvas of stitched references
+void canvas(const Words& words) {
+    std::vector<Picture> pictures;
+    for (const std::string& file : words) pictures.push_back(read_picture(file));
+    const Picture stitched = stitch(pictures);
+    std::cout << stitched.size.width << ' ' << stitched.size.height << '\n';
+    raw(stitched.rgb);
+}
+
+// BUNDLE TEXT_TOKENS [ROWS COLUMNS IMAGE ROW COLUMN]…
 void rope(const Words& words) {
-    std::vector<Grid> grids;
-    for (std::size_t i = 2; i + 1 < words.size(); i += 2)
-        grids.push_back({std::stoi(words[i]), std::stoi(words[i + 1])});
+    std::vector<PlacedGrid> grids;
+    const auto number = [&](std::size_t i) { return std::stoi(words.at(i)); };
+    for (std::size_t i = 2; i < words.size(); i += 5)
+        grids.push_back({{number(i), number(i + 1)}, number(i + 2), number(i + 3), number(i + 4)});
     const auto [cos, sin] = rope_tables(std::stoi(words.at(1)), grids, Bundle::open(words.at(0)));
     raw(cos);
     raw(sin);
@@ -67,23 +87,23 @@ void pixels(const Words& words) {
     raw(picture.rgb);
 }
 
-// BUNDLE STEPS SEED WIDTHxHEIGHT PROMPT [FILE]…: the latents after the last step, in ONNX Runtime on the CPU
+// BUNDLE STEPS SEED [WIDTHxHEIGHT] METHOD PROMPT [FILE]…: the latents after the last step, in ONNX Runtime on the CPU
 void latents(const Words& words) {
     EditOptions options;
     options.steps = std::stoi(words.at(1));
     options.seed = std::stoull(words.at(2));
-    const std::size_t cross = words.at(3).find('x');
-    options.size = Size{std::stoi(words.at(3)), std::stoi(words.at(3).substr(cross + 1))};
+    options.size = parse_size(words.at(3));
+    options.reference_method = words.at(4);
     options.progress = [](const Progress& at) {
         if (at.step == at.steps)
             raw(Floats(at.latents, at.latents + at.extents[0] * at.extents[1] * at.extents[2] * at.extents[3]));
         return true;
     };
     std::vector<Picture> references;
-    for (std::size_t i = 5; i < words.size(); ++i) references.push_back(read_picture(words[i]));
+    for (std::size_t i = 6; i < words.size(); ++i) references.push_back(read_picture(words[i]));
     LoadOptions load;
     load.device = "cpu";
-    Pipeline(words.at(0), load).edit(references, words.at(4), options);
+    Pipeline(words.at(0), load).edit(references, words.at(5), options);
 }
 
 // Sessions whose verbose log says which provider runs which node.
@@ -120,7 +140,8 @@ void digest(const Words&) { std::cout << sha256(standard_input()) << '\n'; }
 int main(int count, char** arguments) {
     const std::map<std::string, void (*)(const Words&)> commands = {
         {"ids", ids},       {"noise", noise},     {"times", times},   {"rope", rope},
-        {"pixels", pixels}, {"latents", latents}, {"digest", digest}, {"placement", placement}};
+        {"pixels", pixels}, {"latents", latents}, {"digest", digest}, {"placement", placement},
+        {"places", places}, {"canvas", canvas}};
     try {
         const Words words(arguments + 1, arguments + count);
         commands.at(words.at(0))({words.begin() + 1, words.end()});

@@ -54,6 +54,8 @@ class CEditOptions(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("width", ctypes.c_int32),
         ("height", ctypes.c_int32),
+        ("reference_method", ctypes.c_char_p),
+        ("reference_size", ctypes.c_char_p),
         ("progress", PROGRESS),
         ("warning", ctypes.c_void_p),
         ("user", ctypes.c_void_p),

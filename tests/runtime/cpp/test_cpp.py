@@ -217,9 +217,9 @@ def test_the_schedule_and_the_rope_tables(cpp: CppBuild, tiny_bundle: Path) -> N
         assert (
             cpp.ask("times", tiny_bundle, steps, tokens) == schedule(steps, tokens, bundle.sampler).tobytes()
         )
-    tables = np.frombuffer(cpp.ask("rope", tiny_bundle, 24, 6, 9, 4, 7), np.float32)
-    transformer = bundle.transformer
-    expected = rope_tables(positions(24, [(6, 9), (4, 7)]), transformer.axes_dim, transformer.theta)
+    tables = np.frombuffer(cpp.ask("rope", tiny_bundle, 24, 6, 9, 0, 0, 0, 4, 7, 1, 3, 5), np.float32)
+    transformer, origins = bundle.transformer, [(0, 0, 0), (1, 3, 5)]
+    expected = rope_tables(positions(24, [(6, 9), (4, 7)], origins), transformer.axes_dim, transformer.theta)
     np.testing.assert_allclose(tables, np.concatenate([each.ravel() for each in expected]), atol=1e-6, rtol=0)
 
 
@@ -340,8 +340,20 @@ def test_resizing_is_pillows_pixel_by_pixel(cpp: CppBuild, tmp_path: Path) -> No
 # -- edits, against the Python pipeline --
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp8", "int4"])
-@pytest.mark.parametrize(("references", "size"), [(0, (96, 160)), (1, None), (2, (144, 112))])
+@pytest.mark.parametrize(
+    ("precision", "references", "size", "method"),
+    [
+        *(
+            (precision, references, size, "index")
+            for precision in ("fp32", "fp8", "int4")
+            for references, size in ((0, (96, 160)), (1, None), (2, (144, 112)))
+        ),
+        ("fp32", 1, (96, 64), "index"),
+        ("fp32", 3, None, "offset"),
+        ("fp32", 2, None, "stitch"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the output of:UserWarning")
 def test_latents_and_pictures_are_those_of_python(
     cpp: CppBuild,
     embedded_bundle: Callable[[str], Path],
@@ -349,21 +361,23 @@ def test_latents_and_pictures_are_those_of_python(
     precision: str,
     references: int,
     size: Any,
+    method: str,
 ) -> None:
     bundle = embedded_bundle(precision)
     paths = []
-    for index, extent in enumerate([(200, 120), (90, 131)][:references]):
+    for index, extent in enumerate([(200, 120), (90, 131), (120, 110)][:references]):
         paths.append(tmp_path / f"in-{index}.png")
         drawing(*extent).save(paths[-1])
     prompt, seed, steps = "make the red circle blue, café 日本", 5, 3
     taken: list[np.ndarray] = []
     pipe = Pipeline.load(bundle, device="cpu", backend=OnnxRuntimeOptions(threads=1))
     expected = pipe.edit(
-        [open_picture(path) for path in paths], prompt, steps=steps, seed=seed, size=size,
+        [open_picture(path) for path in paths], prompt, steps=steps, seed=seed, size=size, reference_method=method,
         callback=lambda step, total, latents: taken.append(latents.copy()),
     )  # fmt: skip
     text = f"{expected.width}x{expected.height}"
-    latents = np.frombuffer(cpp.ask("latents", bundle, steps, seed, text, prompt, *paths), np.float32)
+    answer = cpp.ask("latents", bundle, steps, seed, text if size else "", method, prompt, *paths)
+    latents = np.frombuffer(answer, np.float32)
     np.testing.assert_allclose(latents, taken[-1].ravel(), atol=1e-4, rtol=0)
     output = tmp_path / "out.png"
     words = [
@@ -380,6 +394,8 @@ def test_latents_and_pictures_are_those_of_python(
         1,
         "--device",
         "cpu",
+        "--reference-method",
+        method,
     ]
     words += [word for path in paths for word in ("-i", path)] + (["--size", text] if size else [])
     subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=300)
@@ -391,7 +407,8 @@ def test_latents_and_pictures_are_those_of_python(
 
 def test_a_bundle_over_linked_weights(cpp: CppBuild, tiny_bundle: Path, linked_bundle: Path) -> None:
     answers = [
-        cpp.ask("latents", each, 1, 3, "64x96", "make it blue") for each in (tiny_bundle, linked_bundle)
+        cpp.ask("latents", each, 1, 3, "64x96", "index", "make it blue")
+        for each in (tiny_bundle, linked_bundle)
     ]
     ours, linked = (np.frombuffer(answer, np.float32) for answer in answers)
     np.testing.assert_allclose(linked, ours, atol=1e-5)
@@ -448,11 +465,14 @@ def test_version(cpp: CppBuild) -> None:
         (["--guidance", "much"], "invalid float value"),
         (["--seed", "-1"], "a seed is a whole number"),
         (["--seed", "18446744073709551616"], "a seed is a whole number"),
-        (["--size", "100x128"], "must be multiples of 16"),
-        (["--size", "0x0"], "must be multiples of 16"),
+        (["--size", "100x128"], "must be multiples of 16; the nearest is 96x128"),
+        (["--size", "0x0"], "size 0x0: width and height must be above 0"),
         (["--size", "1024"], "--size takes WIDTHxHEIGHT"),
-        (["--size", "16x-16"], "--size takes WIDTHxHEIGHT"),
+        (["--size", "16x-16"], "size 16x-16: width and height must be above 0"),
+        (["--reference-size", "large"], "must be auto, preferred, output or WIDTHxHEIGHT, not 'large'"),
+        (["--reference-size", "100x128"], "reference size 100x128: both sides must be multiples of 16"),
         (["--size", "160000x160000"], "times as large"),
+        (["--reference-method", "beside"], "must be index, offset or stitch, not 'beside'"),
         (["--threads", "0"], "--threads must be 1 or more"),
         (["--sharpness", "3"], "unrecognized arguments: --sharpness"),
         (["stray"], "unrecognized arguments: stray"),
@@ -764,9 +784,15 @@ def test_the_c_api(c_api: ctypes.CDLL, tiny_bundle: Path, picture: Path, tmp_pat
         options.steps = total
         assert c_api.kontext_edit(pipeline, b"x", ctypes.byref(options), ctypes.byref(result)) == CANCELLED
         assert steps[-1][0] == last
-    options.steps, options.width = 1, 100
+    options.steps, options.width, options.height = 1, 100, 128
     assert c_api.kontext_edit(pipeline, b"x", ctypes.byref(options), ctypes.byref(result)) == ERROR
-    assert b"must be multiples of 16" in c_api.kontext_error()
+    assert b"must be multiples of 16; the nearest is 96x128" in c_api.kontext_error()
+    options.width, options.reference_method = 128, b"beside"
+    assert c_api.kontext_edit(pipeline, b"x", ctypes.byref(options), ctypes.byref(result)) == ERROR
+    assert b"must be index, offset or stitch, not 'beside'" in c_api.kontext_error()
+    options.reference_method, options.reference_size = b"offset", b"large"
+    assert c_api.kontext_edit(pipeline, b"x", ctypes.byref(options), ctypes.byref(result)) == ERROR
+    assert b"must be auto, preferred, output or WIDTHxHEIGHT" in c_api.kontext_error()
     assert c_api.kontext_edit(pipeline, None, None, ctypes.byref(result)) == ERROR
     c_api.kontext_image_free(ctypes.byref(reference))
     c_api.kontext_free(pipeline)

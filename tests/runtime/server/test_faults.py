@@ -63,9 +63,12 @@ BAD_EDITS: dict[str, tuple[dict[str, Any], str]] = {
     "no steps": ({"PROMPT": "x", "STEPS": 0}, "steps must be a whole number of 1 or more"),
     "negative steps": ({"PROMPT": "x", "STEPS": -5}, "steps must be a whole number of 1 or more"),
     "too many steps": ({"PROMPT": "x", "STEPS": 1000000}, "STEPS may be at most 200 here"),
-    "odd size": ({"PROMPT": "x", "SIZE": [100, 128]}, "size 100x128: both sides must be multiples of 16"),
-    "negative size": ({"PROMPT": "x", "SIZE": [-16, 16]}, "must be multiples of 16"),
-    "no size": ({"PROMPT": "x", "SIZE": [0, 0]}, "must be multiples of 16"),
+    "odd size": (
+        {"PROMPT": "x", "SIZE": [100, 128]},
+        "both sides must be multiples of 16; the nearest is 96x128",
+    ),
+    "negative size": ({"PROMPT": "x", "SIZE": [-16, 16]}, "size -16x16: width and height must be above 0"),
+    "no size": ({"PROMPT": "x", "SIZE": [0, 0]}, "size 0x0: width and height must be above 0"),
     "huge size": ({"PROMPT": "x", "SIZE": [1 << 20, 1 << 20]}, "times as large as this model's pictures"),
     "a megabyte of prompt": ({"PROMPT": "word " * 200000}, "PROMPT has 1000000 bytes; at most 16384"),
     "no picture": (

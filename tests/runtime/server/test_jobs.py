@@ -111,9 +111,10 @@ def test_groups_are_what_can_run_together(pipe: Pipeline) -> None:
         job(pipe, GUIDANCE=np.array([[3.5]], np.float32)),
         job(pipe, IMAGES=two),
         job(pipe, SEED=np.array([[9]], np.uint64)),
+        job(pipe, IMAGES=two, REFERENCE_METHOD=strings(b"offset")),
     ]
     numbers = [[batch.index(each) for each in group] for group in jobs.group_jobs(batch, 2)]
-    assert numbers == [[0, 2], [6], [1], [3], [4], [5]]
+    assert numbers == [[0, 2], [6], [1], [3], [4], [5], [7]]
 
 
 def test_the_last_to_leave_stops_the_sampler(pipe: Pipeline) -> None:
@@ -197,11 +198,33 @@ def test_warnings_are_of_the_prompt(pipe: Pipeline) -> None:
         ({"SIZE": np.array([[64, 64, 64]], np.int32)}, r"SIZE must have the shape \[1, 2\]"),
         ({"IMAGES": strings(b"\x89PNG nothing")}, r"IMAGES\[0\] is not a picture"),
         ({"IMAGES": strings(b"GIF89a")}, r"IMAGES\[0\] is neither"),
+        ({"REFERENCE_METHOD": strings(b"\xff")}, "the reference method must be index, offset or stitch"),
+        ({"REFERENCE_METHOD": strings(b"a", b"b")}, r"REFERENCE_METHOD must have the shape \[1, 1\]"),
+        ({"REFERENCE_SIZE": strings(b"100x100")}, "reference size 100x100: both sides .* nearest is 96x96"),
+        (
+            {"IMAGES": strings(*[png(picture(16, 16))] * 8), "REFERENCE_SIZE": strings(b"512x512")},
+            "encoded at 2.1 million pixels together; at most 2 million",
+        ),
     ],
 )
 def test_arrays_that_are_no_edit(pipe: Pipeline, more: Arrays, message: str) -> None:
     with pytest.raises(KontextError, match=message):
-        jobs.read_request(pipe, Limits(), arrays(**more))
+        jobs.read_request(pipe, Limits(max_megapixels=2), arrays(**more))
+
+
+def test_references_of_a_request(pipe: Pipeline) -> None:
+    """Their method and size are the caller's, else the bundle's; what the runtime warns of is the answer's."""
+    given = {"IMAGES": strings(png(picture(96, 48)), png(picture())), "SIZE": np.array([[64, 64]], np.int32)}
+    request, warned = jobs.read_request(pipe, Limits(), arrays(**given, REFERENCE_METHOD=strings(b"offset")))
+    assert [each.place.image for each in request.rows[0].references] == [1, 1]
+    assert warned[0].startswith("the output of 64x64 has another aspect than the picture of 96x48")
+    given["REFERENCE_SIZE"] = strings(b"output")
+    request, warned = jobs.read_request(pipe, Limits(), arrays(**given))
+    assert [(each.size, each.place.image) for each in request.rows[0].references] == [
+        ((64, 64), 1),
+        ((64, 64), 2),
+    ]
+    assert warned == []
 
 
 def test_limits_are_the_servers(pipe: Pipeline) -> None:

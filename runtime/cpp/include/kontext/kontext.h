@@ -57,7 +57,7 @@ typedef struct kontext_load_options {
 /* Called after each step; latents are float [pictures, channels, height, width]. Return non-zero to stop the edit. */
 typedef int (*kontext_progress)(void* user, int32_t step, int32_t steps, const float* latents, const size_t extents[4]);
 
-/* Called if a prompt is truncated, or no GPU could be used. */
+/* Called if a prompt is truncated, a reference will not look as given, or no GPU could be used. */
 typedef void (*kontext_warning)(void* user, const char* message);
 
 typedef struct kontext_edit_options {
@@ -69,6 +69,8 @@ typedef struct kontext_edit_options {
     uint64_t seed;
     int32_t width; /* 0: the preferred size nearest to the first reference's aspect */
     int32_t height;
+    const char* reference_method; /* index, offset or stitch; NULL: the bundle's */
+    const char* reference_size;   /* auto, preferred, output or WIDTHxHEIGHT; NULL: auto */
     kontext_progress progress;
     kontext_warning warning;
     void* user; /* passed to both callbacks */

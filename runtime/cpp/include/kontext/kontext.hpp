@@ -96,8 +96,14 @@ struct EditOptions {
     std::optional<double> guidance;                 // likewise
     std::uint64_t seed = 0;                         // the noise of torch.Generator("cpu").manual_seed(seed)
     std::optional<Size> size;                       // unset: the preferred size nearest to the first reference's aspect
+
+    // How several references are placed, and what they are encoded at; docs/commands.md says more.
+    std::string reference_method;         // index, offset or stitch; empty: the bundle's
+    std::string reference_size = "auto";  // auto, preferred, output or WIDTHxHEIGHT
+
     std::function<bool(const Progress&)> progress;  // false stops the edit
-    std::function<void(const std::string&)> warning;  // called if a prompt is truncated, or no GPU could be used
+    // Called if a prompt is truncated, a reference will not look as given, or no GPU could be used.
+    std::function<void(const std::string&)> warning;
 };
 
 // One prompt of a batch, with its references.

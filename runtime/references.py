@@ -18,8 +18,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..errors import KontextError
-from .images import MAX_PIXELS, Size, preferred_size, too_large
+from .images import Size, preferred_size
 from .reference_options import REFERENCE_METHODS, ReferenceSize, one_of, parse_rule
+from .rgb import MAX_PIXELS, too_large
 from .sampler_entry import SamplerEntry
 from .sizes import checked_size, distortion, similar_size
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -372,3 +373,16 @@ def test_damaged_weights_leave_nothing(
     assert main.main([str(model), "-o", str(tmp_path / "out"), flag, "--quiet"]) == 2
     assert message in error(capsys)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model"]
+
+
+def test_the_reference_method_that_is_asked_for(
+    tiny_bundle: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    untraced: Callable[[Path], AbstractContextManager[None]],
+) -> None:
+    folder = tmp_path / "bundle"
+    with untraced(tiny_bundle):
+        flags = ["--fp32", "--reference-method", "stitch", "--quiet"]
+        assert main.main([str(tiny_checkpoint), "-o", str(folder), *flags]) == 0
+    assert json.loads((folder / "manifest.json").read_text())["sampler"]["reference_method"] == "stitch"

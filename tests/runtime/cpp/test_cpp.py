@@ -589,6 +589,11 @@ def test_an_edit_under_the_sanitizers(
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (176, 96)
+    for method in ("offset", "stitch"):
+        more = ["-i", picture, "-i", picture, "--size", "64x48", "--reference-method", method]
+        done = program(sanitized, tiny_bundle, tmp_path / "out.png", *more)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("warning: ") == 1  # the picture's aspect, or the canvas's
 
 
 def test_damaged_pictures_under_the_sanitizers(

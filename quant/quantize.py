@@ -3,7 +3,9 @@
 Without statistics weights are rounded to the nearest. With them, errors are fed back (`gptq`), a low-rank branch
 corrects what is left, and inputs that will be rounded too are centred: each channel's mean over all steps is
 subtracted, and the linear's output for that mean is added back in full precision (the shifting of Outlier Suppression+:
-Wei et al. 2023, arXiv:2304.09145). E4M3 rounds in proportion to a value, and a third of it is that mean.
+Wei et al. 2023, arXiv:2304.09145). E4M3 rounds in proportion to a value, and a third of it is that mean. Where channels
+are scaled too (`channel_scaling`), the middle of a channel's range is subtracted, what is quantized is the weight with
+its rows divided by the factors, and the added output makes up for the weight's error at the mean.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import low_rank
+from .channel_scaling import channel_factors
 from .formats import COMPUTE, FORMATS
 from .formats.base import TensorLayout
 from .gptq import round_with_feedback
@@ -32,6 +35,8 @@ def weight_layout(layer: Layer, shape: tuple[int, int]) -> list[TensorLayout]:
     if layer.centred:
         tensors.append(TensorLayout("_input_mean", COMPUTE, (rows,)))
         tensors.append(TensorLayout("_mean_output", COMPUTE, (columns,)))
+    if layer.scaled:
+        tensors.append(TensorLayout("_input_factor", COMPUTE, (rows,)))
     if layer.has_static_inputs:
         tensors.append(TensorLayout("_input_scale", COMPUTE, ()))
     return tensors
@@ -56,17 +61,31 @@ def quantize_weight(
     moments = None if statistics is None else statistics.moments
     extra: list[Tensor] = []
     centre: Tensor | None = None
+    factors: Tensor | None = None
     if layer.centred:
         if statistics is None:
             raise ValueError("centring needs statistics")
-        stored = statistics.mean().to(dtype)
+        stored = (statistics.middle() if layer.scaled else statistics.mean()).to(dtype)
         centre = stored.float()
         extra += [stored, (centre @ weight.float()).to(dtype)]
-        moments = None if moments is None else statistics.moments_about(centre)
+        if moments is not None:
+            moments = statistics.moments_about(statistics.mean() if layer.scaled else centre)
+    whole = weight
+    if layer.scaled:
+        if statistics is None:
+            raise ValueError("scaled channels need statistics")
+        stored = channel_factors(statistics, centre).to(dtype)
+        extra.append(stored)
+        factors = stored.float()
+        weight = weight.float() / factors[:, None]
+        if moments is not None:
+            parts = factors.view(*moments.shape[:2], 1)
+            moments = moments * parts * parts.mT
     if layer.has_static_inputs:
         if statistics is None:
             raise ValueError("static scales of inputs need statistics")
-        extra.append(torch.tensor(static_scale(statistics, centre), dtype=dtype))
+        scale = static_scale(statistics, FORMATS[layer.activations], centre, factors)
+        extra.append(torch.tensor(scale, dtype=dtype))
     branch: tuple[Tensor, Tensor] | None = None
     if layer.rank and moments is None:
         branch = cast_branch(low_rank.leading(weight, layer.rank), dtype)
@@ -83,11 +102,17 @@ def quantize_weight(
         if layer.rank:
             error = weight.float() - format.dequantize(values, *map(in_fp32, scales)).float()
             branch = cast_branch(low_rank.correction(error, moments, layer.rank), dtype)
-    return [tensor.contiguous() for tensor in (values, *scales, *(branch or ()), *extra)]
+    made = [values, *scales, *(branch or ())]
+    if statistics is not None and centre is not None and factors is not None:
+        mean = (statistics.mean() - centre) * factors
+        error = weight - dequantize_weight(made, layer)
+        extra[1] = (centre @ whole.float() + mean @ error).to(dtype)
+    return [tensor.contiguous() for tensor in (*made, *extra)]
 
 
 def dequantize_weight(tensors: Sequence[Tensor], layer: Layer) -> Tensor:
-    """The weight, fp32 [in, out], that the stored tensors of `quantize_weight` stand for, the branch included."""
+    """The weight, fp32 [in, out], that the stored tensors of `quantize_weight` stand for, the branch included: where
+    the inputs' channels are scaled, the one for scaled inputs."""
     format = FORMATS[layer.format]
     count = len(format.tensors)
     values, *scales = tensors[:count]

@@ -33,20 +33,30 @@ class Layer:
     Args:
         format: a number format, or what the network computes in.
         rank: of the low-rank branch beside it; 0: none.
-        activations: the number format that its inputs are rounded to, as `NumberFormat.input_rounding` says; "": none.
+        activations: the number format that its inputs are rounded to; "": none.
         centred: whether the inputs' mean is subtracted first.
+        rounding: how its inputs are rounded, a value of `InputRounding`; "": as is usual for `activations`.
+        scaled: whether each channel of the inputs is multiplied by a factor first, and the weight's rows divided by it.
     """
 
     format: str
     rank: int = 0
     activations: str = ""
     centred: bool = False
+    rounding: str = ""
+    scaled: bool = False
+
+    @property
+    def input_rounding(self) -> InputRounding | None:
+        """How its inputs are rounded; None if they are not."""
+        if not self.activations:
+            return None
+        return InputRounding(self.rounding or FORMATS[self.activations].input_roundings[0])
 
     @property
     def has_static_inputs(self) -> bool:
         """Whether its inputs are rounded with a scale that is stored beside the weight."""
-        rounding = FORMATS[self.activations].input_rounding if self.activations else None
-        return rounding is InputRounding.STATIC
+        return self.input_rounding is InputRounding.STATIC
 
     def as_json(self) -> str | dict[str, object]:
         """As in the manifest: the format alone where everything else has its default."""
@@ -64,7 +74,7 @@ class Rule:
     """Weights of `network` whose name matches `weight` (both with shell wildcards) are stored as `format`.
 
     `format` is a number format, or "compute" for the one that the network computes in. `rank` is that of the low-rank
-    branch, None for one chosen by the weight's size; `activations` and `centred` are as in `Layer`.
+    branch, None for one chosen by the weight's size; the others are as in `Layer`.
     """
 
     network: str
@@ -73,9 +83,20 @@ class Rule:
     rank: int | None = 0
     activations: str = ""
     centred: bool = False
+    rounding: str = ""
+    scaled: bool = False
 
     def matches(self, network: str, weight: str) -> bool:
         return fnmatchcase(network, self.network) and fnmatchcase(weight, self.weight)
+
+    @property
+    def has_static_inputs(self) -> bool:
+        return Layer(self.format, activations=self.activations, rounding=self.rounding).has_static_inputs
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether what it says of the inputs comes from statistics."""
+        return self.centred or self.scaled or self.has_static_inputs
 
 
 @dataclass(frozen=True)
@@ -107,7 +128,8 @@ class Recipe:
         rank = rule.rank
         if rank is None:
             rank = low_rank.rank_for((shape[0], shape[1]), COMPUTE_BYTES[compute])
-        return Layer(rule.format, min(rank, *shape) if rank else 0, rule.activations, rule.centred)
+        rank = min(rank, *shape) if rank else 0
+        return Layer(rule.format, rank, rule.activations, rule.centred, rule.rounding, rule.scaled)
 
     @property
     def is_for_gpus(self) -> bool:
@@ -115,7 +137,13 @@ class Recipe:
         return COMPUTE_BYTES[self.compute["transformer"]] == 2
 
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        """As in the manifest; rules have `rounding` and `scaled` only where they are not the usual ones."""
+        result = asdict(self)
+        for rule in result["rules"]:
+            for field in ("rounding", "scaled"):
+                if not rule[field]:
+                    del rule[field]
+        return result
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()
@@ -143,6 +171,7 @@ def choose_recipe(
     *,
     calibrated: bool = False,
     weight_only: bool = False,
+    static_inputs: bool = False,
     fp8_attention: bool = False,
 ) -> Recipe:
     """The recipe that the command line's flags stand for.
@@ -155,6 +184,7 @@ def choose_recipe(
         rank: of the low-rank branches; None for one by size.
         calibrated: there will be statistics, so inputs can have static scales and be centred.
         weight_only: do not round the linears' inputs.
+        static_inputs: round them with static scales where the format can; needs `calibrated`.
         fp8_attention: round the operands of the transformer's attention to E4M3 with static scales.
     """
     compute = compute or ("bf16" if parameters >= BIG_MODEL else "fp32")
@@ -164,7 +194,8 @@ def choose_recipe(
         formats["text_encoder_2"] = "fp32"
     rules: tuple[Rule, ...] = ()
     if quantization is not None:
-        rules = (*SPARED, *format_rules(quantization, rank, calibrated, weight_only))
+        rounding = None if weight_only else chosen_rounding(quantization, calibrated, static_inputs)
+        rules = (*SPARED, *format_rules(quantization, rank, rounding, calibrated))
     return Recipe(
         weights=quantization or compute,
         compute=formats,
@@ -173,16 +204,33 @@ def choose_recipe(
     )
 
 
-def format_rules(name: str, rank: int | None, calibrated: bool, weight_only: bool) -> tuple[Rule, ...]:
-    """Rules that store every linear as `name`, its inputs rounded where the format has that and there are scales."""
-    rounding = FORMATS[name].input_rounding
+def chosen_rounding(name: str, calibrated: bool, static_inputs: bool) -> InputRounding | None:
+    """How linears of a format have their inputs rounded: as is usual for it, or with static scales; None without what
+    that takes."""
+    ways = FORMATS[name].input_roundings
+    rounding = InputRounding.STATIC if static_inputs else next(iter(ways), None)
+    return rounding if rounding in ways and (calibrated or rounding is not InputRounding.STATIC) else None
+
+
+def format_rules(
+    name: str, rank: int | None, rounding: InputRounding | None, calibrated: bool
+) -> tuple[Rule, ...]:
+    """Rules that store every linear as `name`, its inputs rounded in one of the format's ways, or None: not at all."""
+    rest = Rule("*", "*", name, rank)
+    if rounding is None:
+        return (rest,)
     static = rounding is InputRounding.STATIC
-    if rounding is None or weight_only or (static and not calibrated):
-        return (Rule("*", "*", name, rank),)
-    network = "transformer" if static else "*"
+    if rounding is not FORMATS[name].input_roundings[0]:
+        # One step for all channels: their ranges are evened out, after a GELU too. Text is a twentieth of the tokens,
+        # and a calibration has few prompts: text outside its range would be clipped.
+        return (
+            Rule("transformer", "*.txt_*", name, rank),
+            Rule("transformer", "*", name, rank, name, True, rounding.value, scaled=True),
+            rest,
+        )
     rules = (
         # The GELU before it writes 8-bit codes in the same pass, and its outputs' mean is small.
         Rule("transformer", "*_mlp.2.weight", name, rank, name),
-        Rule(network, "*", name, rank, name, centred=calibrated),
+        Rule("transformer" if static else "*", "*", name, rank, name, centred=calibrated),
     )
-    return (*rules, Rule("*", "*", name, rank)) if static else rules
+    return (*rules, rest) if static else rules

@@ -23,7 +23,7 @@ MAX_RANK = 512
 FIELDS = ("compute", "rules", "spare", "attention", "weights", "calibration")
 """Of the file. The last two are in `precision.recipe` of a manifest too; they are ignored here."""
 
-RULE_FIELDS = ("network", "weight", "format", "rank", "activations", "centred")
+RULE_FIELDS = ("network", "weight", "format", "rank", "activations", "centred", "rounding", "scaled")
 
 
 def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> Recipe:
@@ -98,7 +98,7 @@ def read_rule(data: Any, where: str) -> Rule:
     if not automatic and not (whole and 0 <= rank <= MAX_RANK):
         raise KontextError(f"{where}: rank is {rank!r}, expected auto or a number from 0 to {MAX_RANK}")
     activations = data.get("activations", "")
-    rounded = [each for each, format in FORMATS.items() if format.input_rounding is not None]
+    rounded = [each for each, format in FORMATS.items() if format.input_roundings]
     if activations not in ("", *rounded):
         raise KontextError(
             f"{where}: activations is {activations!r}, expected {', '.join(rounded)} or nothing"
@@ -110,7 +110,20 @@ def read_rule(data: Any, where: str) -> Rule:
     centred = data.get("centred", False)
     if not isinstance(centred, bool):
         raise KontextError(f"{where}: centred must be true or false")
-    return Rule(network, weight, name, None if automatic else rank, activations, centred)
+    rounding = data.get("rounding", "")
+    ways = [way.value for way in FORMATS[activations].input_roundings] if activations else []
+    if rounding not in ("", *ways):
+        expected = " or ".join(ways) if ways else "nothing: the rule has no activations"
+        raise KontextError(f"{where}: rounding is {rounding!r}, expected {expected}")
+    if ways and rounding == ways[0]:
+        rounding = ""
+    scaled = data.get("scaled", False)
+    if not isinstance(scaled, bool):
+        raise KontextError(f"{where}: scaled must be true or false")
+    rule = Rule(network, weight, name, None if automatic else rank, activations, centred, rounding, scaled)
+    if scaled and not rule.has_static_inputs:
+        raise KontextError(f"{where}: scaled only applies with activations that have a static scale")
+    return rule
 
 
 def check_fields(data: Mapping[str, object], fields: tuple[str, ...], where: str) -> None:

@@ -99,6 +99,10 @@ class InputStatistics:
         """fp32 [channels]; 0 without inputs."""
         return (self.sums / max(self.rows, 1)).float()
 
+    def middle(self) -> Tensor:
+        """fp32 [channels]: of the range of the inputs and 0."""
+        return (self.highest.amax(0) + self.lowest.amin(0)) / 2
+
     def reach(self, centre: Tensor) -> Tensor:
         """fp32 [channels]: how far inputs, and 0, are at most from `centre` [channels]."""
         return torch.maximum(self.highest.amax(0) - centre, centre - self.lowest.amin(0))

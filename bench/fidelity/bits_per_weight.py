@@ -40,10 +40,15 @@ def is_quantized(layer: object) -> bool:
 
 
 def activation_formats(bundle: Bundle) -> list[str]:
-    """The formats that the transformer's graph quantizes its linears' inputs to, not counting what a backend adds."""
+    """The formats that the transformer's graph quantizes its linears' inputs to, not counting what a backend adds; in
+    front of one how it rounds, where the format has several ways."""
     layers: Mapping[str, object] = bundle.manifest["precision"]["layers"].get("transformer", {})
-    found = {layer.get("activations") for layer in layers.values() if isinstance(layer, Mapping)}
-    return sorted(kind for kind in found if kind)
+    found = {
+        f"{layer.get('rounding', '')} {layer['activations']}".strip()
+        for layer in layers.values()
+        if isinstance(layer, Mapping) and layer.get("activations")
+    }
+    return sorted(found)
 
 
 def common_layers(reference: Bundle, bundles: Sequence[Bundle]) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from tqdm import tqdm
 
 from ...decibels import decibels
@@ -35,6 +36,9 @@ from ..timing import Percentiles, StageTimer, interleave
 from .step import Array, make_step
 
 PEER = "diffusers bf16"
+STATIC_INT8 = "int8-static"
+"""Of --formats: `--int8 --static-inputs`, calibrated on a few random pictures."""
+
 COMPILED_PEER = "diffusers bf16, torch.compile"
 
 
@@ -56,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     at_least(arguments, repeat=1, warmup=0, hidden=512, tokens=16)
     result = measure_steps(
-        parse_names(arguments.formats, "--formats", tuple(FORMATS)),
+        parse_names(arguments.formats, "--formats", (*FORMATS, STATIC_INT8)),
         hidden=arguments.hidden,
         tokens=arguments.tokens,
         repeat=arguments.repeat,
@@ -113,6 +117,14 @@ def measure_steps(
         synthetic.write_checkpoint(checkpoint, config, lambda _: None)
         for name in ("fp32", *formats):
             flags = ["--fp32"] if name == "fp32" else ["--fp32", f"--{name}"]
+            if name == STATIC_INT8:
+                flags = [
+                    "--fp32",
+                    "--int8",
+                    "--static-inputs",
+                    "--calibrate",
+                    str(write_samples(root / "samples")),
+                ]
             run_process([*export_command(), str(checkpoint), "-o", str(root / name), *flags, "--quiet"])
         bundles = {name: root / name for name in ("fp32", *formats)}
         runs = {name: ("onnxruntime", bundle) for name, bundle in bundles.items()}
@@ -150,6 +162,17 @@ def measure_steps(
         },
         "machine": describe_machine(),
     }
+
+
+def write_samples(folder: Path) -> Path:
+    """The fewest pictures that calibration takes, of random pixels, with instructions."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        picture = PIL.Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
+        picture.save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text("make it blue", encoding="utf-8")
+    return folder
 
 
 def timed(step: Callable[[], Array]) -> float:

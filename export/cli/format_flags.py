@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import KontextError
 from ...quant.formats import FORMATS
+from ...quant.formats.base import InputRounding
 from ...quant.formats.fp8 import FP8
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
         "calibration to E4M3",
     )
     formats.add_argument(
+        "--static-inputs",
+        action="store_true",
+        help="with --int8 and a calibration: round the blocks' activations with scales from the calibration, for "
+        "OpenVINO and TensorRT, and no others; --fp8 always does so",
+    )
+    formats.add_argument(
         "--fp8-attention",
         action="store_true",
         help="with --fp8 and a calibration: round the attention's operands to E4M3 too, for TensorRT",
@@ -104,6 +111,11 @@ def chosen_recipe(options: argparse.Namespace, checkpoint: Checkpoint, calibrate
         compute = choose_recipe(networks, parameters, options.compute).compute
         recipe = read_recipe(options.recipe, compute, fixed=options.compute is not None)
         check_patterns(recipe, {name: linear_weights(name, checkpoint.config) for name in networks})
+        if not calibrated and (rule := next((rule for rule in recipe.rules if rule.needs_calibration), None)):
+            raise KontextError(
+                f"{options.recipe}: static scales and centring of {rule.network} {rule.weight} need a calibration: "
+                "name a folder with --calibrate"
+            )
         return recipe
     return choose_recipe(
         networks,
@@ -113,6 +125,7 @@ def chosen_recipe(options: argparse.Namespace, checkpoint: Checkpoint, calibrate
         chosen_rank(options),
         calibrated=calibrated,
         weight_only=options.weight_only,
+        static_inputs=options.static_inputs,
         fp8_attention=options.fp8_attention,
     )
 
@@ -138,11 +151,28 @@ def calibration_samples(options: argparse.Namespace) -> Samples | None:
         for name in (name for name, value in given.items() if value is not None):
             raise KontextError(f"--{name} only applies with a quantized format, such as --fp8 or --int4")
     samples = calibration_folder(options.calibrate, options.model) if quantized else None
+    if options.static_inputs:
+        check_static_inputs(options.quantization, options.weight_only, samples is not None)
     if options.fp8_attention and (options.quantization != FP8.name or samples is None):
         raise KontextError(
             "--fp8-attention only applies with --fp8 and a calibration: name a folder with --calibrate"
         )
     return samples
+
+
+def check_static_inputs(quantization: str | None, weight_only: bool, calibrated: bool) -> None:
+    """Raises KontextError where --static-inputs would do nothing."""
+    takers = [
+        f"--{name}" for name, format in FORMATS.items() if InputRounding.STATIC in format.input_roundings
+    ]
+    if f"--{quantization}" not in takers:
+        raise KontextError(f"--static-inputs only applies with {' or '.join(takers)}")
+    if weight_only:
+        raise KontextError(
+            "--static-inputs rounds activations, and --weight-only does not: leave one of them out"
+        )
+    if not calibrated:
+        raise KontextError("--static-inputs needs a calibration: name a folder with --calibrate")
 
 
 def calibration_folder(folder: str | None, model: str | None) -> Samples | None:

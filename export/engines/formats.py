@@ -20,11 +20,13 @@ BF16_CAPABILITY = 80
 
 @dataclass(frozen=True)
 class GraphFormats:
-    """What a graph computes in, the number formats of its weights, and those that linears' inputs are rounded to."""
+    """What a graph computes in, the number formats of its weights, and those that linears' inputs are rounded to;
+    `dynamic` are those of the last that are rounded at run time."""
 
     compute: str
     weights: tuple[str, ...]
     activations: tuple[str, ...]
+    dynamic: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rounded = [f"{name}inputs" for name in self.activations]
@@ -45,12 +47,22 @@ def formats_of(bundle: Bundle, graph: str) -> GraphFormats:
             for layer in noted["layers"].get(graph, {}).values()
         ]
         weights = {str(layer["format"]) for layer in layers} - {compute}
-        activations = {str(layer["activations"]) for layer in layers if layer.get("activations")}
+        rounded = {
+            (str(layer["activations"]), str(layer.get("rounding", "")))
+            for layer in layers
+            if layer.get("activations")
+        }
     except (KeyError, TypeError, AttributeError):
         raise KontextError(f"{bundle.folder / MANIFEST_NAME}: precision is damaged") from None
+    activations = {name for name, _ in rounded}
     if unknown := (weights | activations) - set(FORMATS):
         raise KontextError(f"{bundle.folder / MANIFEST_NAME}: unknown number format {min(unknown)!r}")
-    return GraphFormats(compute, tuple(sorted(weights)), tuple(sorted(activations)))
+    dynamic = {
+        name
+        for name, rounding in rounded
+        if (rounding or FORMATS[name].input_roundings[0].value) == InputRounding.DYNAMIC.value
+    }
+    return GraphFormats(compute, tuple(sorted(weights)), tuple(sorted(activations)), tuple(sorted(dynamic)))
 
 
 def check_bundle(bundle: Bundle, target: str) -> None:
@@ -73,15 +85,16 @@ def check_bundle(bundle: Bundle, target: str) -> None:
             if FORMATS[name].tensorrt is TensorRT.REFUSED:
                 raise KontextError(f"TensorRT does not take {name} ({graph}): export with --int4 or --fp8")
         for name in formats.activations:
-            if FORMATS[name].input_rounding is InputRounding.DYNAMIC:
+            if name in formats.dynamic:
                 raise KontextError(
                     f"TensorRT does not take inputs rounded to {name.upper()} at run time ({graph}): export with "
-                    "--weight-only"
+                    "--weight-only, or with --static-inputs and a calibration"
                 )
             if formats.compute == "fp16":
                 # The product is written in fp16 before it is scaled, and sums of products of codes leave its range.
                 raise KontextError(
                     f"products in {name.upper()} leave the range of fp16 ({graph}): export with --bf16 --{name}"
+                    f"{' --static-inputs' if name == 'int8' else ''}"
                 )
         for name in (formats.compute, *formats.weights, *formats.activations):
             if capability < min_capability(name):

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...model.config import TransformerConfig
-from ...quant.formats.fp8 import E4M3_MAX
+from ...quant.formats.fp8 import E4M3_MAX, FP8
 from ...quant.static_scale import static_scale
 from ...quant.statistics import InputStatistics, Statistics
 
@@ -89,7 +89,7 @@ def replace_attention(
         return cast(result, compute)
 
     factor = constant(root, "factor")
-    scales = [static_scale(each) for each in statistics]
+    scales = [static_scale(each, FP8) for each in statistics]
     scaled_q = rounded(add("Mul", [q, factor]), scales[0] * root, "q")
     turned = add("Transpose", [k], perm=[0, 1, 3, 2])
     scaled_k = rounded(add("Mul", [turned, factor]), scales[1] * root, "k")

@@ -119,11 +119,17 @@ def quantize_linear(
         raise RuntimeError(f"{weight.name} is used by {len(users)} nodes, and a linear's weight by one")
     linear = Linear(graph, users[0], weight, weight.name)
     del graph.initializers[linear.name]
-    x = linear.node.inputs[0]
-    assert x is not None
+    given = linear.node.inputs[0]
+    assert given is not None
+    changes = []
     if layer.centred:
-        x = centre(linear, x, linear.initializer(tensors["_input_mean"]))
+        changes.append(("Sub", linear.initializer(tensors["_input_mean"])))
+    if layer.scaled:
+        changes.append(("Mul", linear.initializer(tensors["_input_factor"])))
+    x = change_channels(linear, given, changes)
+    if x is not given:
         linear.node.replace_input_with(0, x)
+    if layer.centred:
         add_to_bias(linear, linear.initializer(tensors["_mean_output"]))
     if layer.rank:
         add_branch(linear, x, tensors)
@@ -223,25 +229,48 @@ def round_statically(linear: Linear, x: ir.Value, format: NumberFormat, tensors:
     return linear.narrow(linear.before("DequantizeLinear", [codes, *pair]))
 
 
-def centre(linear: Linear, x: ir.Value, mean: ir.Value) -> ir.Value:
-    """x minus its channels' mean; if x is a modulated norm, the mean is subtracted from its shift, one row a
-    picture."""
-    modulate = x.producer()
-    if modulate is None or modulate.op_type != "Add" or len(x.uses()) != 1:
-        return linear.before("Sub", [x, mean])
-    for index, shift in enumerate(modulate.inputs):
-        if shift is not None and is_row(shift):
-            less = ir.node("Sub", [shift, mean])
-            linear.name_node(less)
-            linear.graph.insert_before(modulate, less)
-            modulate.replace_input_with(index, less.outputs[0])
-            return x
-    return linear.before("Sub", [x, mean])
+def change_channels(linear: Linear, x: ir.Value, changes: Sequence[tuple[str, ir.Value]]) -> ir.Value:
+    """x minus its channels' centres ("Sub"), times their factors ("Mul"), or both in turn. If x is a modulated norm,
+    its shift is changed so, and its scale multiplied: one row a picture instead of every token."""
+    shift = row_of(x, "Add")
+    scaling = [change for change in changes if change[0] == "Mul"]
+    scale = None if shift is None else row_of(other_input(*shift), "Mul")
+    if shift is None or (scaling and scale is None):
+        for operator, by in changes:
+            x = linear.before(operator, [x, by])
+        return x
+    change_row(linear, *shift, changes)
+    if scale is not None:
+        change_row(linear, *scale, scaling)
+    return x
 
 
-def is_row(value: ir.Value) -> bool:
+def row_of(x: ir.Value | None, operator: str) -> tuple[ir.Node, int] | None:
+    """If x is the `operator` of something and a row [batch, 1, channels], and used once: its node, and which input the
+    row is."""
+    node = None if x is None else x.producer()
+    if x is None or node is None or node.op_type != operator or len(x.uses()) != 1:
+        return None
+    return next(((node, index) for index, value in enumerate(node.inputs) if is_row(value)), None)
+
+
+def other_input(node: ir.Node, index: int) -> ir.Value | None:
+    """Of a node of two inputs."""
+    return node.inputs[1 - index]
+
+
+def change_row(linear: Linear, node: ir.Node, index: int, changes: Sequence[tuple[str, ir.Value]]) -> None:
+    """Applies `changes` to the node's input `index`."""
+    for operator, by in changes:
+        changed = ir.node(operator, [node.inputs[index], by])
+        linear.name_node(changed)
+        linear.graph.insert_before(node, changed)
+        node.replace_input_with(index, changed.outputs[0])
+
+
+def is_row(value: ir.Value | None) -> bool:
     """Whether it is [batch, 1, channels]."""
-    return value.shape is not None and len(value.shape) == 3 and value.shape[1] == 1
+    return value is not None and value.shape is not None and len(value.shape) == 3 and value.shape[1] == 1
 
 
 def add_to_bias(linear: Linear, addend: ir.Value) -> None:

@@ -104,7 +104,8 @@ class NumberFormat(ABC):
         codes: what each code stands for; empty for integers and floating-point numbers.
         transposed: values are stored as [out, in].
         has_branch: a low-rank branch goes with it unless --rank says otherwise.
-        input_rounding: how a bundle can have the linear's inputs rounded to this format; None: they are left alone.
+        input_roundings: how a bundle can have the linear's inputs rounded to this format, the usual way first; empty:
+            they are left alone.
         min_capability: lowest compute capability, times ten, of GPUs that compute with it; 0: any GPU unpacks it.
         runs_on_cpu: ONNX Runtime multiplies it on a CPU without unpacking the weight, and its memory there was
             measured.
@@ -123,7 +124,7 @@ class NumberFormat(ABC):
     codes: tuple[float, ...] = ()
     transposed: bool = False
     has_branch: bool = False
-    input_rounding: InputRounding | None = None
+    input_roundings: tuple[InputRounding, ...] = ()
     min_capability: int = 0
     runs_on_cpu: bool = False
     cpu_memory: float = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PerChannel(NumberFormat):
-    """`dtype` of the values, as safetensors names it; `largest` of them, whose negative is the smallest."""
+    """`dtype` of the values, as safetensors names it; `largest` of them, whose negative is the smallest; `spacing` of
+    the values around given ones, in units of the step."""
 
     dtype: str
     largest: float
+    spacing: Callable[[Tensor], Tensor]
     bits: int = 8
     onnx_form: OnnxForm = OnnxForm.PER_CHANNEL
     tensorrt: TensorRT = TensorRT.FUSED

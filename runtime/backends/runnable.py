@@ -26,7 +26,7 @@ class Formats:
     weights: frozenset[str] = frozenset()
     linked: bool = False
     inputs: frozenset[str] = frozenset()
-    """Formats that linears' inputs are rounded to."""
+    """Formats that linears' inputs are rounded to; "static int8" where they have static scales."""
 
     @classmethod
     def of(cls, bundle: Bundle) -> Formats:
@@ -43,7 +43,13 @@ class Formats:
             frozenset(str(compute) for compute in computes),
             frozenset(layer_fields(layers, "format")),
             bool(linked),
-            frozenset(layer_fields(layers, "activations")) - {""},
+            frozenset(
+                f"{rounding} {name}".strip()
+                for name, rounding in zip(
+                    layer_fields(layers, "activations"), layer_fields(layers, "rounding"), strict=True
+                )
+                if name
+            ),
         )
 
     def missing(self, device: str) -> str:

@@ -93,6 +93,25 @@ def test_centred_inputs_are_rounded_less() -> None:
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_scaled_channels_need_fewer_bits() -> None:
+    """A few channels are much larger, and one step for all rounds the rest away. Oracle: the output of the
+    plain weight; what is stored is applied as docs/bundle.md says."""
+    inputs, weight = layer_inputs() + 3, noise(WIDTH, 64, seed=3)
+    errors = []
+    for scaled in (False, True):
+        layer = Layer("int8", 0, "int8", True, "static", scaled)
+        tensors = quantize_weight(weight, layer, torch.float32, statistics(inputs))
+        found = {
+            ending: tensor
+            for (ending, *_), tensor in zip(weight_layout(layer, (WIDTH, 64)), tensors, strict=True)
+        }
+        x = (inputs - found["_input_mean"]) * found.get("_input_factor", torch.ones(WIDTH))
+        codes = (x / found["_input_scale"]).round().clamp(-128, 127)
+        y = codes * found["_input_scale"] @ dequantize_weight(tensors, layer) + found["_mean_output"]
+        errors.append(float((y - inputs @ weight).norm() / (inputs @ weight).norm()))
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_static_scales_need_statistics() -> None:
     with pytest.raises(ValueError, match="need statistics"):
         quantize_weight(noise(64, 8), Layer("fp8", activations="fp8"), torch.float32)

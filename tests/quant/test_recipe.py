@@ -100,6 +100,7 @@ def test_ranks_are_given_or_follow_the_size() -> None:
         assert ranks == [16, 0]
 
 
+STATIC_INT8 = Layer("int8", 0, "int8", centred=True, rounding="static", scaled=True)
 QKV, MODULATION, DOWN = (
     "double_blocks.0.img_attn.qkv.weight",
     "double_blocks.0.img_mod.lin.weight",
@@ -117,6 +118,21 @@ QKV, MODULATION, DOWN = (
             Layer("int8", 0, "int8", centred=True),
             Layer("int8", 0, "int8"),
             Layer("int8", 0, "int8", centred=True),
+        ),
+        (
+            "int8",
+            {"calibrated": True, "static_inputs": True},
+            STATIC_INT8,
+            STATIC_INT8,
+            Layer("int8"),
+        ),
+        ("int8", {"static_inputs": True}, Layer("int8"), Layer("int8"), Layer("int8")),
+        (
+            "fp8",
+            {"calibrated": True, "static_inputs": True},
+            Layer("fp8", 0, "fp8", centred=True),
+            Layer("fp8", 0, "fp8"),
+            Layer("fp8"),
         ),
         ("int8", {"calibrated": True, "weight_only": True}, Layer("int8"), Layer("int8"), Layer("int8")),
         ("fp8", {}, Layer("fp8"), Layer("fp8"), Layer("fp8")),
@@ -163,6 +179,10 @@ def test_attention_is_rounded_where_that_is_wanted() -> None:
         (
             Layer("int8", 0, "int8", centred=True),
             {"format": "int8", "activations": "int8", "centred": True},
+        ),
+        (
+            Layer("int8", 0, "int8", True, "static", True),
+            {"format": "int8", "activations": "int8", "centred": True, "rounding": "static", "scaled": True},
         ),
     ],
 )

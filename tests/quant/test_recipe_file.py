@@ -50,9 +50,19 @@ def test_what_is_spared_can_be_taken(tmp_path: Path) -> None:
 
 
 def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
-    recipe = choose_recipe(NETWORKS, 1, "bf16", "int4", None)
-    again = read_recipe(write(tmp_path, recipe.as_json()), BF16)
-    assert again.rules == (*SPARED, *recipe.rules)
+    for recipe in (
+        choose_recipe(NETWORKS, 1, "bf16", "int4", None),
+        choose_recipe(NETWORKS, 1, "bf16", "int8", calibrated=True, static_inputs=True),
+    ):
+        again = read_recipe(write(tmp_path, recipe.as_json()), BF16)
+        assert again.rules == (*SPARED, *recipe.rules)
+
+
+def test_the_usual_rounding_is_not_noted(tmp_path: Path) -> None:
+    for format, rounding in (("int8", "dynamic"), ("fp8", "static")):
+        rule = {"format": format, "activations": format, "rounding": rounding}
+        (read,) = read_recipe(write(tmp_path, {"spare": False, "rules": [rule]}), BF16).rules
+        assert read.rounding == ""
 
 
 @pytest.mark.parametrize(
@@ -85,6 +95,20 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
         ({"rules": [{"format": "int8", "centred": 1}]}, "centred must be true or false"),
         ({"rules": [{"format": "int8"}], "attention": "int8"}, "attention is 'int8'"),
         ({"rulez": []}, "unknown field 'rulez'"),
+        ({"rules": [{"format": "int8", "rounding": "static"}]}, "the rule has no activations"),
+        (
+            {"rules": [{"format": "int8", "activations": "int8", "rounding": 3}]},
+            "rounding is 3, expected dynamic or static",
+        ),
+        (
+            {"rules": [{"format": "fp8", "activations": "fp8", "rounding": "dynamic"}]},
+            "rounding is 'dynamic', expected static",
+        ),
+        ({"rules": [{"format": "int8", "scaled": 1}]}, "scaled must be true or false"),
+        (
+            {"rules": [{"format": "int8", "activations": "int8", "scaled": True}]},
+            "scaled only applies with activations that have a static scale",
+        ),
     ],
 )
 def test_faults_are_named(tmp_path: Path, data: Any, message: str) -> None:

@@ -32,7 +32,7 @@ SIXTEEN_BITS = "16-bit"
 ACTIVATIONS = (
     "auto",
     SIXTEEN_BITS,
-    *(name for name, format in FORMATS.items() if format.input_rounding is not None),
+    *(name for name, format in FORMATS.items() if format.input_roundings),
 )
 
 
@@ -94,22 +94,26 @@ class KernelLinear:
             and self.stored.input_scale is not None
             and self.stored.down is None
             and self.stored.input_mean is None
+            and self.stored.input_factor is None
         )
 
     def normalized(self, x: Tensor, shift: Tensor, scale: Tensor) -> PreparedInput:
         """AdaLN of x [batch, tokens, in], as this linear's input."""
         if self.stored.input_mean is not None:  # centring is free here
             shift = shift - self.stored.input_mean
+        if self.stored.input_factor is not None:  # and so is scaling
+            shift, scale = shift * self.stored.input_factor, (1 + scale) * self.stored.input_factor - 1
         if self.activations == SIXTEEN_BITS or self.stored.down is not None:
             return self.prepared(adaln_op(x, shift, scale))
         return PreparedInput(*adaln_quantize_op(x, shift, scale, self.activations))
 
     def joined(self, plain: Tensor | None, mlp: Tensor | None) -> PreparedInput:
         """concat(plain, gelu(mlp)), as this linear's input."""
-        mean = self.stored.input_mean
-        if self.activations == SIXTEEN_BITS or self.stored.down is not None:
+        mean, factor = self.stored.input_mean, self.stored.input_factor
+        if self.activations == SIXTEEN_BITS or self.stored.down is not None or factor is not None:
             values = plain if mlp is None and plain is not None else gelu_join_op(plain, mlp)
-            return self.prepared(values if mean is None else values - mean)
+            values = values if mean is None else values - mean
+            return self.prepared(values if factor is None else values * factor)
         return PreparedInput(*gelu_join_quantize_op(plain, mlp, self.activations, mean))
 
     def prepared(self, values: Tensor) -> PreparedInput:

@@ -2,8 +2,8 @@
 
 Bundles store the weights of linears as [in, out], in the tensors that their format's record says (`quant.formats`). Any
 of them may have a low-rank branch `_down` [in, rank] and `_up` [rank, out]; a static scale of its inputs,
-`_input_scale`; and the mean to subtract from its inputs, `_input_mean` [in], with the linear's output for that mean,
-`_mean_output` [out].
+`_input_scale`; the mean to subtract from its inputs, `_input_mean` [in], with the linear's output for that mean,
+`_mean_output` [out]; and what its inputs are multiplied by then, `_input_factor` [in].
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class StoredLinear:
     up: Tensor | None = None
     input_mean: Tensor | None = None
     """To be subtracted from the inputs [in]; `bias` includes the linear's output for it."""
+    input_factor: Tensor | None = None
+    """To multiply the inputs by after that [in]; the weight's rows are divided by it."""
     format: str = ""
     """A name in `quant.formats.FORMATS`; "" for a weight that is not quantized."""
     table: Tensor | None = None
@@ -75,6 +77,8 @@ class StoredLinear:
         """x [..., in] → [..., out] with the inputs in the dtype that they have."""
         if self.input_mean is not None:
             x = x - self.input_mean.to(x.dtype)
+        if self.input_factor is not None:
+            x = x * self.input_factor.to(x.dtype)
         y = x @ self.dense(x.dtype)
         if self.down is not None and self.up is not None:
             y = y + (x @ self.down.to(x.dtype)) @ self.up.to(x.dtype)
@@ -176,7 +180,8 @@ class WeightFile:
             scale,
             self.input_scale(key),
             *self.branch(key, inputs, outputs),
-            self.input_mean(key, inputs),
+            self.of_inputs(f"{key}_input_mean", inputs),
+            self.of_inputs(f"{key}_input_factor", inputs),
             "" if format is None else format.name,
             table,
             zeros,
@@ -206,9 +211,8 @@ class WeightFile:
         self.expect(names[1], up, (down.shape[1], outputs))
         return down, up
 
-    def input_mean(self, key: str, inputs: int) -> Tensor | None:
-        """The mean [in] to subtract from the inputs of the weight `key`, if these are centred."""
-        name = f"{key}_input_mean"
+    def of_inputs(self, name: str, inputs: int) -> Tensor | None:
+        """The tensor `name`, a number for each input [in]; None if it is not there."""
         return self.read(name, (inputs,)) if name in self.names else None
 
     def bias(self, name: str, outputs: int, has_bias: bool) -> Tensor | None:

@@ -238,7 +238,8 @@ void read_precision(const Json& manifest, Bundle& bundle) {
                 continue;
             }
             if (layer.contains("format")) bundle.weight_formats.insert(text(layer["format"]));
-            if (layer.contains("activations")) bundle.input_formats.insert(text(layer["activations"]));
+            const std::string rounding = layer.contains("rounding") ? text(layer["rounding"]) + " " : "";
+            if (layer.contains("activations")) bundle.input_formats.insert(rounding + text(layer["activations"]));
         }
     }
     bundle.planned = manifest.contains("plan");

@@ -68,7 +68,7 @@ struct Bundle {
     std::map<std::string, LinkEntry> links;
     std::map<std::string, std::string> computes;  // network → fp32, fp16 or bf16
     std::set<std::string> weight_formats;         // of layers, such as int4
-    std::set<std::string> input_formats;          // that linears' inputs are rounded to
+    std::set<std::string> input_formats;          // that linears' inputs are rounded to; "static int8"
     bool planned;                                 // made to fit a memory budget
 
     // Reads and checks the bundle in `folder`. Throws Error that says what is wrong and where.

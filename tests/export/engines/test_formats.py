@@ -19,7 +19,7 @@ from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
 from kontext.export.graph.quantized_linear import packed_dtypes, quantize_linear  # noqa: E402
 from kontext.model.dtypes import COMPUTE_DTYPES, STORED_DTYPES  # noqa: E402
 from kontext.quant.formats import COMPUTE, FORMATS  # noqa: E402
-from kontext.quant.formats.base import TensorRT  # noqa: E402
+from kontext.quant.formats.base import InputRounding, TensorRT  # noqa: E402
 from kontext.quant.quantize import quantize_weight, weight_layout  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
@@ -49,7 +49,8 @@ def linear(layer: Layer, compute: str) -> Any:
     x = ir.Value(name="x", shape=ir.Shape([TOKENS, INPUTS]), type=ir.TensorType(dtype))
     weight = ir.Value(name="w", shape=ir.Shape([INPUTS, OUTPUTS]), type=ir.TensorType(dtype))
     product = ir.node("MatMul", [x, weight], name="product")
-    replaced = layer.rank > 0 or layer.activations == "int8" or layer.centred
+    in_integers = layer.input_rounding is InputRounding.DYNAMIC
+    replaced = layer.rank > 0 or in_integers or layer.centred
     graph = graph_of([x], product, ir.Shape([TOKENS, OUTPUTS]), [weight], replaced)
     tensors, packed = {}, packed_dtypes(layer.format)
     for (ending, kind, shape), tensor in zip(weight_layout(layer, (INPUTS, OUTPUTS)), stored, strict=True):
@@ -145,6 +146,20 @@ def test_static_inputs_make_a_product_in_fp8(compute: str, written: str, centred
     before, after = product[2].split("Outputs:")
     assert "Datatype: FP8" in before
     assert f"Datatype: {written}" in after
+    assert "Cast" in rounding[1]
+    assert "Mul" in scaling[1]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("target", ["sm80", "sm86", "sm89"])
+def test_static_inputs_make_a_product_in_int8(target: str, scaled: bool) -> None:
+    """On GPUs without FP8 too. Centre and factors cost no kernel."""
+    layer = Layer("int8", 0, "int8", scaled, "static", scaled)
+    rounding, product, scaling = compiled(linear(layer, "bf16"), target)
+    assert product[0] == "gemm"
+    before, after = product[2].split("Outputs:")
+    assert "Datatype: Int8" in before
+    assert "Datatype: BFloat16" in after
     assert "Cast" in rounding[1]
     assert "Mul" in scaling[1]
 

@@ -276,9 +276,19 @@ def test_all_of_a_linear_is_where_its_weight_is(
 
 
 @pytest.mark.parametrize(
-    "layer", [("nf4", 0), ("nf4", 8), ("nvfp4", 8), ("uint4", 0), ("int8", 4), ("int4", 0)], ids=str
+    ("layer", "static"),
+    [
+        *(
+            (each, False)
+            for each in (("nf4", 0), ("nf4", 8), ("nvfp4", 8), ("uint4", 0), ("int8", 4), ("int4", 0))
+        ),
+        (("int8", 0), True),
+    ],
+    ids=str,
 )
-def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp_path: Path) -> None:
+def test_every_stored_format_is_read_as_it_was_meant(
+    layer: tuple[str, int], static: bool, tmp_path: Path
+) -> None:
     """What `quant.quantize` stores, centred and with a branch, against its own dequantization."""
     from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout
     from kontext.quant.recipe import Layer
@@ -290,6 +300,8 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     statistics = InputStatistics.empty(128)
     statistics.add(x, 0)
     stored = Layer(*layer, centred=layer[0] == "int8")
+    if static:
+        stored = Layer(*layer, "int8", True, "static", True)
     tensors = quantize_weight(weight, stored, torch.float32, statistics)
     names = [f"l.weight{ending}" for ending, *_ in weight_layout(stored, (128, 64))]
     path = tmp_path / "w.safetensors"
@@ -297,10 +309,14 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     file = weights.WeightFile(path, torch.device("cpu"), torch.float32)
     linear = file.linear("l", 128, 64)
     file.close()
+    found = dict(zip(names, tensors, strict=True))
+    dense = dequantize_weight(tensors, stored)
     offset = torch.ones(64)
+    if stored.scaled:
+        dense = dense * found["l.weight_input_factor"][:, None]
     if stored.centred:
-        offset += tensors[-1] - tensors[-2] @ dequantize_weight(tensors, stored)
-    expected = x @ dequantize_weight(tensors, stored) + offset
+        offset += found["l.weight_mean_output"] - found["l.weight_input_mean"] @ dense
+    expected = x @ dense + offset
     assert linear.channels == 64
     assert torch.allclose(linear.apply(x), expected, atol=2e-4)
     kernel = KernelLinear.of(linear, "16-bit")
@@ -312,4 +328,14 @@ def test_every_stored_format_is_read_as_it_was_meant(layer: tuple[str, int], tmp
     shift, scale = (torch.randn(2, 128, generator=generator) * 0.1 for _ in range(2))
     normalized = torch.nn.functional.layer_norm(x, (128,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
     kernel.product(kernel.normalized(x, shift, scale), out)
-    assert torch.allclose(out, normalized @ dequantize_weight(tensors, stored) + offset, atol=2e-4)
+    assert torch.allclose(out, normalized @ dense + offset, atol=2e-4)
+    if static:
+        # Rounded for each token, not with the static scale: that is for graphs.
+        kernel = KernelLinear.of(linear, "int8")
+        assert not kernel.static
+        for given, wanted in (
+            (kernel.joined(x, None), expected),
+            (kernel.normalized(x, shift, scale), normalized @ dense + offset),
+        ):
+            kernel.product(given, out)
+            assert float((out - wanted).norm() / wanted.norm()) < 0.02

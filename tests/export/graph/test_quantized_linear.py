@@ -238,6 +238,20 @@ def test_onnx_runtime_fuses_products_of_static_inputs(tmp_path: object) -> None:
     assert found == {"Sub", "Mul", "QuantizeLinear", "MatMulIntegerToFloat"}
 
 
+@pytest.mark.parametrize("hint", ["f32", "bf16"])
+def test_openvino_multiplies_static_inputs_in_integers(hint: str) -> None:
+    """By its own account of the compiled graph: centre, factors and rounding are one pass that writes INT8."""
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    graph = core.read_model(model(Layer("int8", 0, "int8", True, "static", True), "fp32").SerializeToString())
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    written = {node["layerType"].value: node["outputPrecisions"].value for node in nodes}
+    assert written["Eltwise"] == "i8"
+    (product,) = [node for node in nodes if node["layerType"].value == "FullyConnected"]
+    assert product["primitiveType"].value.endswith("_i8")
+
+
 def test_centring_is_one_subtraction(tmp_path: object) -> None:
     """What the mean makes is in the bias once the graph is loaded."""
     nodes = Counter(

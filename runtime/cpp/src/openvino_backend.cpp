@@ -17,6 +17,10 @@ namespace {
 // OpenVINO 2026.4 computes NaN and other values from memory that it did not set with one from its cache.
 constexpr std::uintmax_t cached_bytes = 256 << 20;
 
+// A bundle's weights from which on graphs are compiled for the shapes of their inputs, as in
+// runtime/backends/openvino/backend.py, which says why.
+constexpr std::uint64_t fixed_shapes_bytes = std::uint64_t{2} << 30;
+
 const std::map<std::string, std::vector<std::string>> outputs_of = {
     {"text_encoder", {"pooled"}},
     {"text_encoder_2", {"text"}},
@@ -136,19 +140,34 @@ ov::AnyMap OpenVINOBackend::properties(const std::string& graph) const {
     const std::string folder = cache_folder();
     std::error_code code;
     const bool small = fs::file_size(bundle.graphs.at(graph).weights, code) <= cached_bytes && !code;
-    if (!folder.empty() && small && graph != "transformer") result["CACHE_DIR"] = folder;
+    if (!folder.empty() && small && !has_fixed_shapes() && graph != "transformer") result["CACHE_DIR"] = folder;
     return result;
 }
 
-ov::InferRequest& OpenVINOBackend::request(const std::string& graph) {
-    const auto found = requests.find(graph);
-    if (found != requests.end()) return found->second;
+bool OpenVINOBackend::has_fixed_shapes() const { return bundle.weight_bytes() >= fixed_shapes_bytes; }
+
+ov::InferRequest& OpenVINOBackend::request(const std::string& graph, const Inputs& inputs) {
+    Shapes shapes;
+    if (has_fixed_shapes())
+        for (const auto& [name, input] : inputs) shapes[name].assign(input.shape.begin(), input.shape.end());
+    const auto found = compiled.find(graph);
+    if (found != compiled.end() && found->second.shapes == shapes) return found->second.request;
+    compiled.erase(graph);  // before there are two
+    return compiled.emplace(graph, Compiled{compile(graph, shapes), shapes}).first->second.request;
+}
+
+ov::InferRequest OpenVINOBackend::compile(const std::string& graph, const Shapes& shapes) {
     const fs::path& path = bundle.graphs.at(graph).path;
     try {
         const std::shared_ptr<ov::Model> model = core.read_model(path.string());  // maps the weights
         rewrite(model);
-        ov::CompiledModel compiled = core.compile_model(model, device, properties(graph));
-        return requests.emplace(graph, compiled.create_infer_request()).first->second;
+        std::map<std::string, ov::PartialShape> fixed;
+        for (const ov::Output<ov::Node>& port : model->inputs())
+            for (const std::string& name : port.get_names())
+                if (const auto found = shapes.find(name); found != shapes.end())
+                    fixed[name] = ov::Shape(found->second.begin(), found->second.end());
+        if (!fixed.empty()) model->reshape(fixed);
+        return core.compile_model(model, device, properties(graph)).create_infer_request();
     } catch (const ov::Exception& error) {
         throw Error(path.string() + " cannot be compiled for OpenVINO's " + device + ": " + cause(error));
     }
@@ -156,7 +175,7 @@ ov::InferRequest& OpenVINOBackend::request(const std::string& graph) {
 
 Outputs OpenVINOBackend::run(const std::string& graph, const Inputs& inputs) {
     check_stopped();
-    ov::InferRequest& request = this->request(graph);
+    ov::InferRequest& request = this->request(graph, inputs);
     try {
         for (const ov::Output<const ov::Node>& port : request.get_compiled_model().inputs())
             for (const std::string& name : port.get_names())
@@ -194,7 +213,7 @@ Outputs OpenVINOBackend::run(const std::string& graph, const Inputs& inputs) {
 }
 
 void OpenVINOBackend::release(const std::string& graph) {
-    requests.erase(graph);
+    compiled.erase(graph);
     if (low_memory) ::malloc_trim(0);
 }
 

@@ -1,5 +1,6 @@
 // Runs a bundle's graphs in OpenVINO: each is read, rewritten and compiled at its first use, and has one infer request.
-// As runtime/backends/openvino; docs/openvino.md lists the properties that are set, and why.
+// The graphs of large bundles are compiled again for inputs of other shapes. As runtime/backends/openvino;
+// docs/openvino.md lists the properties that are set, and why.
 #pragma once
 
 #include <map>
@@ -24,7 +25,15 @@ public:
 
 private:
     ov::AnyMap properties(const std::string& graph) const;
-    ov::InferRequest& request(const std::string& graph);
+    using Shapes = std::map<std::string, std::vector<std::int64_t>>;  // empty: all
+    struct Compiled {
+        ov::InferRequest request;
+        Shapes shapes;
+    };
+
+    bool has_fixed_shapes() const;
+    ov::InferRequest& request(const std::string& graph, const Inputs& inputs);
+    ov::InferRequest compile(const std::string& graph, const Shapes& shapes);
     void interrupt() noexcept override;
 
     const Bundle& bundle;
@@ -33,7 +42,7 @@ private:
     ov::Core core;
     std::string device;                           // OpenVINO's name of it
     std::map<std::string, std::string> computes;  // graph → fp32, bf16 or fp16
-    std::map<std::string, ov::InferRequest> requests;
+    std::map<std::string, Compiled> compiled;
     std::mutex running;  // guards `current`
     ov::InferRequest* current = nullptr;
 };

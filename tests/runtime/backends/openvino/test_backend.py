@@ -21,6 +21,7 @@ from kontext.runtime.bundle import GRAPHS, Bundle
 
 ov = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
+from kontext.runtime.backends.openvino import backend as backend_module  # noqa: E402
 from kontext.runtime.backends.openvino.backend import OpenVINOBackend  # noqa: E402
 
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -147,7 +148,7 @@ def test_the_embedded_model(embedded: dict[str, Path]) -> None:
 def runtime_types(backend: OpenVINOBackend, graph: str) -> set[str]:
     """The types of the weights of the compiled graph's matrix products."""
     types = set()
-    for node in backend.request(graph).get_compiled_model().get_runtime_model().get_ops():
+    for node in backend.compile(graph, None).get_compiled_model().get_runtime_model().get_ops():
         info = node.get_rt_info()
         if "layerType" in info and str(info["layerType"].get()) == "FullyConnected":
             types.add(node.input(1).get_element_type().get_type_name())
@@ -164,18 +165,34 @@ def test_weights_stay_packed(name: str, packed: str, bundle_of: Callable[..., Pa
 
 def test_graphs_are_compiled_when_needed_and_dropped_when_told(tiny_bundle: Path) -> None:
     backend = backend_of(tiny_bundle)
-    assert not backend.requests
+    assert not backend.compiled
     outputs = backend.run("text_encoder", {"input_ids": np.ones((2, 77), np.int64)})
     assert outputs["pooled"].shape == (2, 32)
     assert outputs["pooled"].dtype == np.float32
-    assert list(backend.requests) == ["text_encoder"]
-    compiled = backend.requests["text_encoder"].get_compiled_model()
+    assert list(backend.compiled) == ["text_encoder"]
+    compiled = backend.compiled["text_encoder"].request.get_compiled_model()
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     kept = outputs["pooled"].copy()
     backend.run("text_encoder", {"input_ids": np.zeros((2, 77), np.int64)})
     assert np.array_equal(outputs["pooled"], kept)  # it belongs to the caller
     backend.release("text_encoder", "transformer")
-    assert not backend.requests
+    assert not backend.compiled
+
+
+@pytest.mark.parametrize("references", [0, 1, 2])
+def test_large_bundles_are_compiled_for_the_shapes_of_an_edit(
+    references: int, tiny_bundle: Path, reference: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the pictures that any shapes give, and again for others."""
+    images: list[Image.Image] = [reference, reference.resize((96, 64))][:references]
+    sizes = ((96, 96), (128, 64))
+    expected = [load(tiny_bundle).edit(images, PROMPT, steps=2, size=size) for size in sizes]
+    monkeypatch.setattr(backend_module, "FIXED_SHAPES_BYTES", 0)
+    pipe = load(tiny_bundle)
+    for size, theirs in zip(sizes, expected, strict=True):
+        assert psnr(pipe.edit(images, PROMPT, steps=2, size=size), theirs) > 60
+        compiled = pipe.backend.compiled["transformer"].request.get_compiled_model()  # type: ignore[attr-defined]
+        assert not any(port.get_partial_shape().is_dynamic for port in compiled.inputs)
 
 
 def test_the_cache_holds_what_was_compiled(
@@ -195,8 +212,8 @@ def test_the_cache_holds_what_was_compiled(
         assert isinstance(pipe.backend, OpenVINOBackend)
         pipe.backend.run("vae_encoder", {"image": np.zeros((1, 3, 64, 64), np.float32)})
         found = {
-            graph: bool(request.get_compiled_model().get_property("LOADED_FROM_CACHE"))
-            for graph, request in pipe.backend.requests.items()
+            graph: bool(each.request.get_compiled_model().get_property("LOADED_FROM_CACHE"))
+            for graph, each in pipe.backend.compiled.items()
         }
         assert found == {graph: start == "second" and graph != "transformer" for graph in GRAPHS}
     assert all(np.array_equal(each, pictures[0]) for each in pictures)
@@ -218,13 +235,13 @@ def test_what_cannot_run_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(
         KontextError, match=r"transformer\.onnx cannot be compiled for OpenVINO's CPU: "
     ) as caught:
-        backend.request("transformer")
+        backend.compile("transformer", None)
     assert "\n" not in str(caught.value)
     (folder / "weights" / "vae_decoder.safetensors").write_bytes(b"")
     with pytest.raises(
         KontextError, match=r"vae_decoder\.onnx cannot be compiled for OpenVINO's CPU: "
     ) as caught:
-        backend.request("vae_decoder")
+        backend.compile("vae_decoder", None)
     assert "\n" not in str(caught.value)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..bundle_folder import refuse_bundle
 from ..errors import KontextError
 from .component_files import choose_variants
 from .config import KontextConfig, SamplerConfig
@@ -37,6 +38,7 @@ from .layouts import TITLES, ComponentWeights, components_of, network_sources
 from .lora.read import LoraFile, read_loras
 from .lora.update import Update
 from .networks import NETWORKS, weight_shapes
+from .source_names import source_name
 from .stored_formats.module import INSTEAD
 from .stored_weight import StoredWeight
 from .weight_files import open_weight_file
@@ -64,6 +66,7 @@ class Origin:
         steps: the sampler's default. Otherwise that of the last few-step LoRA, or the model's own.
         variant: of the weights in a diffusers folder, such as fp16. Default: the plain ones, or the only ones.
         max_sequence_length: tokens of a prompt for T5, 2 to 512, as in diffusers. Default: the tokenizer's limit.
+        title: what a bundle records for `model`. Default: its file's or folder's name, or its hub id.
     """
 
     model: Path
@@ -75,6 +78,14 @@ class Origin:
     steps: int | None = None
     variant: str | None = None
     max_sequence_length: int | None = None
+    title: str | None = None
+
+    def record(self) -> dict[str, str]:
+        """The manifest's `source`: `model`, and only if they were given `base`, `variant` and components."""
+        named = {"base": self.base, **self.files}
+        result = {"model": self.title or source_name(self.model)}
+        result |= {part: source_name(path) for part, path in named.items() if path is not None}
+        return result | ({"variant": self.variant} if self.variant is not None else {})
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,8 @@ class Checkpoint:
     steps_source: str = "the model"
     """Where the default steps come from."""
     ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    """What a bundle records of where it comes from."""
 
     @classmethod
     def open(cls, origin: Origin | Path) -> Checkpoint:
@@ -140,6 +153,7 @@ class Checkpoint:
             KontextError: the first thing that is wrong.
         """
         origin = Origin(origin) if isinstance(origin, Path) else origin
+        refuse_bundles(origin)
         base = base_folder(origin)
         components, files = find_components(origin, base)
         config = with_prompt_length(find_config(origin, components, base), origin.max_sequence_length)
@@ -162,7 +176,7 @@ class Checkpoint:
         if base is None:
             raise KontextError(f"{origin.model} has no tokenizers: {advice(['tokenizers'])}")
         ignored = {component: weights.ignored for component, weights in components.items() if weights.ignored}
-        return cls(config, networks, files, base, loras, steps_source, ignored)
+        return cls(config, networks, files, base, loras, steps_source, ignored, origin.record())
 
     def parameters(self) -> int:
         return sum(network.parameters() for network in self.networks.values())
@@ -174,6 +188,17 @@ class Checkpoint:
             status = path.stat()
             result[str(path.absolute())] = [status.st_size, status.st_mtime_ns, digest]
         return result
+
+
+def refuse_bundles(origin: Origin) -> None:
+    """Raises KontextError if any part of a model is a bundle: its weights are quantized, or transposed for graphs."""
+    refuse_bundle(origin.model)
+    if origin.base is not None:
+        refuse_bundle(origin.base, "--base")
+    for component, path in origin.files.items():
+        refuse_bundle(path, FLAGS[component])
+    for path, _ in origin.loras:
+        refuse_bundle(path, "--lora")
 
 
 def with_prompt_length(config: KontextConfig, tokens: int | None) -> KontextConfig:

@@ -6,9 +6,9 @@ are neither that nor in `harmless_fields` are warned of.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from ..bundle_folder import refuse_bundle
 from ..errors import KontextError
 from . import harmless_fields
 from .config import (
@@ -75,10 +75,7 @@ def read_index(folder: Path) -> Fields:
             f"{folder} is not a folder: a diffusers checkpoint is a folder with a model_index.json"
         )
     if not index_path.exists():
-        if is_bundle(folder):
-            raise KontextError(
-                f"{folder} is a bundle, which cannot be exported again: name its checkpoint instead"
-            )
+        refuse_bundle(folder)
         files = sorted(path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern))
         hint = f"; it holds {files[0]}: name the file itself" if files else ", or an incomplete one"
         raise KontextError(f"{folder} has no model_index.json: it is not a diffusers checkpoint{hint}")
@@ -104,15 +101,6 @@ def check_components(index: Fields) -> None:
     if index.data.get("image_encoder") in (None, [None, None]):
         index.known.add("image_encoder")
     index.warn_of_others(harmless_fields.INDEX)
-
-
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder's manifest.json is that of a bundle; other software has files of that name too."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("format") == "kontext-bundle"
 
 
 def read_config(folder: Path) -> KontextConfig:

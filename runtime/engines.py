@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..bundle_folder import MANIFEST_NAME
 from ..errors import KontextError
 from ..installation import install_command
-from .bundle import MANIFEST_NAME, Bundle, listed
+from .bundle import Bundle, listed
 from .fields import Fields, whole_numbers
 
 Shape = tuple[int, ...]

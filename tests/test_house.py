@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = ("model", "tiny", "quant", "kernels", "export", "runtime", "bench")
 ANYONE = (
+    "bundle_folder",
     "errors",
     "files",
     "command",
@@ -50,9 +51,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("export.progress", "export.graph", "export.bundle"),
         *("model", "quant", "runtime", "tiny"),
     ),
+    "export.kernels": ("export.progress", "export.bundle", "kernels", "runtime"),
     "export.exporter": (
         *("export.progress", "export.weights", "export.graph", "export.bundle", "export.calibration"),
-        *("model", "quant", "kernels", "runtime"),
+        *("export.kernels", "model", "quant", "kernels", "runtime"),
     ),
     "export.engines": ("export.progress", "export.bundle", "quant.formats", "runtime"),
     "export.server": ("export.bundle", "runtime"),
@@ -79,7 +81,6 @@ CROSS_CUTTING = {
     "test_house": "the whole repository",
     "export/test_fp16_overflow": "fp16 where FLUX leaves its range, from checkpoint to picture",
     "export/test_max_sequence_length": "prompts of another length, from a checkpoint to latents",
-    "export/test_kernels": "kernels in a bundle, from export to launch",
     "install/test_cpp_providers": "the C++ runtime on ONNX Runtime's CUDA provider and plug-in providers",
     "install/test_plugin_providers": "published plug-in providers of ONNX Runtime, in a fresh environment",
     "install/test_cuda_placement": "every format on ONNX Runtime's CUDA provider, over stub CUDA libraries",

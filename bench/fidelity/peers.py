@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...installation import install_command
 from ...runtime.backends.onnxruntime_library import first_line
-from ...runtime.bundle import MANIFEST_NAME, Bundle
+from ...runtime.bundle import Bundle
 from . import bits_per_weight
 from .bits_per_weight import COUNTED, Layers
 from .peer_quantizers import (

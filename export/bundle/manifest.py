@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
+from ...bundle_folder import FORMAT
 from ...model.checkpoint import Checkpoint
 from ...model.config import SamplerConfig, SigmasConfig, TransformerConfig
 from ...model.networks import NETWORKS
 from ...quant.recipe import Layer, Recipe
-from ...runtime.bundle import FORMAT, FORMAT_VERSION
+from ...runtime.bundle import FORMAT_VERSION
 from ..graph.interface import OPSET, linear_weights
 from .journal import FinishedFile
 from .preferred_sizes import preferred_sizes
@@ -63,6 +64,7 @@ def build_manifest(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "toolkit": TOOLKIT,
+        "source": dict(checkpoint.source),
         "model": {
             "name": config.name,
             "parameters": checkpoint.parameters(),
@@ -96,16 +98,21 @@ def build_manifest(
             for name, tokenizer in tokenizers.items()
         },
         "engines": [],
-        "kernels": [
-            {"architecture": name.split("/")[1], "index": name}
-            for name in sorted(files)
-            if name.startswith("kernels/") and name.endswith("/kernels.json")
-        ],
+        "kernels": kernel_entries(files),
         "files": {name: dict(entry) for name, entry in files.items()},
         **({"calibration": calibration} if calibration else {}),
         **({"plan": plan} if plan is not None else {}),
         **({"links": links} if links else {}),
     }
+
+
+def kernel_entries(files: Mapping[str, object]) -> list[dict[str, str]]:
+    """The manifest's `kernels`, from the names of a bundle's files."""
+    return [
+        {"architecture": name.split("/")[1], "index": name}
+        for name in sorted(files)
+        if name.startswith("kernels/") and name.endswith("/kernels.json")
+    ]
 
 
 def sampler_entry(config: SamplerConfig) -> dict[str, object]:

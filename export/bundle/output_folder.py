@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...bundle_folder import FORMAT, MANIFEST_NAME
 from ...errors import KontextError
 from ...files import TEMPORARY, fsync
-from ...runtime.bundle import FORMAT, MANIFEST_NAME
 
 
 @dataclass(frozen=True)

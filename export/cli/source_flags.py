@@ -100,6 +100,7 @@ def origin_of(options: argparse.Namespace) -> Origin:
         options.steps,
         options.variant,
         options.max_sequence_length,
+        "the embedded model" if Path(model).resolve() == EMBEDDED else None,
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...bundle_folder import MANIFEST_NAME
 from ...compute_capability import parse_capability
 from ...errors import KontextError
 from ...quant.formats import FORMATS
 from ...quant.formats.base import InputRounding, TensorRT
-from ...runtime.bundle import MANIFEST_NAME, Bundle
+from ...runtime.bundle import Bundle
 
 BF16_CAPABILITY = 80
 """Lowest compute capability, times ten, that computes in bf16."""

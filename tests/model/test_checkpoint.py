@@ -180,3 +180,12 @@ def test_the_length_of_prompts(folder: Path) -> None:
     for tokens in (1, 513):
         with pytest.raises(KontextError, match=f"a prompt may have 2 to 512 tokens, not {tokens}"):
             Checkpoint.open(Origin(folder, max_sequence_length=tokens))
+
+
+def test_only_what_was_given_of_an_origin_is_recorded() -> None:
+    model = Path("/x/flux.safetensors")
+    assert Origin(model).record() == {"model": "flux.safetensors"}
+    origin = Origin(model, {"vae": Path("/x/ae.safetensors")}, Path("/y/dev"), variant="fp16")
+    expected = {"model": "flux.safetensors", "base": "dev", "vae": "ae.safetensors", "variant": "fp16"}
+    assert origin.record() == expected
+    assert Origin(model, title="the embedded model").record() == {"model": "the embedded model"}

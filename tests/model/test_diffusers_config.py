@@ -26,7 +26,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
             (f / "model_index.json").rename(f / "manifest.json"),
             edit_json(f / "manifest.json", format="kontext-bundle"),
         ),
-        "is a bundle, which cannot be exported again: name its checkpoint instead",
+        r"is a bundle: export again from its checkpoint \(not recorded; the model is called nothing\)",
     ),
     "another manifest": (
         lambda f: (f / "model_index.json").rename(f / "manifest.json"),

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kontext.bundle_folder import MANIFEST_NAME
 from kontext.errors import KontextError
-from kontext.runtime.bundle import GRAPHS, MANIFEST_NAME, Bundle
+from kontext.runtime.bundle import GRAPHS, Bundle
 
 Change = Callable[[dict[str, Any]], object]
 

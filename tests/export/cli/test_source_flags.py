@@ -53,13 +53,64 @@ def test_every_layout_gives_the_same_bundle(
     tiny_checkpoint: Path, tiny_bundle: Path, native: Path, tmp_path: Path
 ) -> None:
     expected = json.loads((tiny_bundle / "manifest.json").read_text())
+    assert expected.pop("source") == {"model": tiny_checkpoint.name}
     theirs = load_file(tiny_checkpoint / "transformer/diffusion_pytorch_model.safetensors")
     save_file({f"transformer.{name}": t for name, t in theirs.items()}, tmp_path / "one.safetensors")
     comfy = {f"model.diffusion_model.{name}": t for name, t in load_file(native).items()}
     save_file(comfy, tmp_path / "comfy.safetensors")
     for number, path in enumerate((native, tmp_path / "one.safetensors", tmp_path / "comfy.safetensors")):
         manifest = export(tmp_path / f"out{number}", path, "--base", tiny_checkpoint)
+        assert manifest.pop("source") == {"model": path.name, "base": tiny_checkpoint.name}
         assert manifest == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["{bundle}", "-o", "{out}"],
+            "{bundle} is a bundle: export again from its checkpoint (recorded: checkpoint)",
+        ),
+        (["{bundle}"], "{bundle} is a bundle: export again from its checkpoint (recorded: checkpoint)"),
+        (
+            ["{bundle}", "--fit", "1GB", "--plan-only"],
+            "{bundle} is a bundle: export again from its checkpoint",
+        ),
+        (
+            ["sensitivity", "{bundle}", "-o", "{out}"],
+            "{bundle} is a bundle: export again from its checkpoint",
+        ),
+        (
+            ["{weights}", "-o", "{out}"],
+            "{weights} is a file of the bundle {bundle}: export again from its checkpoint",
+        ),
+        (
+            ["{model}", "--vae", "{weights}", "-o", "{out}"],
+            "the bundle {bundle}: --vae takes a part of a checkpoint",
+        ),
+        (
+            ["{weights}", "--base", "{bundle}", "-o", "{out}"],
+            "is a file of the bundle {bundle}: export again",
+        ),
+        (["{model}", "--lora", "{bundle}", "-o", "{out}"], "{bundle} is a bundle: --lora takes a part of a"),
+    ],
+)
+def test_a_bundle_is_no_checkpoint(
+    words: list[str],
+    message: str,
+    tiny_bundle: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"bundle": tiny_bundle, "model": tiny_checkpoint, "out": tmp_path / "out"}
+    names["weights"] = tiny_bundle / "weights" / "transformer.safetensors"
+    assert main.main([word.format(**names) for word in words]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message.format(**names) in printed
+    assert printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lora_gives_the_bundle_of_the_merged_model(

@@ -19,17 +19,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..compute_capability import sm_name
+from ..bundle_folder import MANIFEST_NAME
 from ..errors import KontextError
 from ..files import fsync, write_atomic
 from ..model.checkpoint import Checkpoint
 from ..model.lora.read import LoraFile
 from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
-from ..runtime.bundle import MANIFEST_NAME, Bundle
+from ..runtime.bundle import Bundle
 from ..runtime.glibc_malloc import reused_memory
 from .bundle.journal import Journal
-from .bundle.manifest import build_manifest, graph_file, manifest_bytes, tokenizer_path, weights_file
+from .bundle.manifest import (
+    build_manifest,
+    graph_file,
+    manifest_bytes,
+    precision,
+    tokenizer_path,
+    weights_file,
+)
 from .bundle.output_folder import BUNDLE, check_output, partial_folder, publish
 from .bundle.tokenizer_files import TokenizerFile, read_tokenizers
 from .calibration.calibrate import calibrate
@@ -45,6 +52,7 @@ from .graph.link_weights import (
     why_copied,
 )
 from .graph.workers import Tracers
+from .kernels import compile_kernels, kernel_sizes
 from .progress import Progress
 from .weights.plan import WeightPlan, plan_weights
 from .weights.write import write_weights
@@ -122,7 +130,7 @@ def export(
     output = output.resolve() if output.is_symlink() else output.absolute()
     check_output(output, BUNDLE, force)
     if kernels:
-        kernel_sizes(checkpoint, recipe)
+        checkpoint_sizes(checkpoint, recipe)
     tokenizers = read_tokenizers(checkpoint)
 
     statistics = Statistics()
@@ -304,27 +312,18 @@ def write_graphs(
             advance(1)
 
 
-def kernel_sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
-    """The sizes to compile kernels for. Raises KontextError for a number format that has no kernels."""
-    from ..kernels.archive import sizes_of  # imports Triton, which most exports do not need
-
-    return sizes_of(dataclasses.asdict(checkpoint.config.transformer), recipe.compute["transformer"])
-
-
 def write_kernels(
     journal: Journal, checkpoint: Checkpoint, recipe: Recipe, architectures: Sequence[int], progress: Progress
 ) -> None:
     """Writes the torch backend's kernels, compiled for the transformer's sizes and each of `architectures`."""
-    if not architectures:
-        return
-    from ..kernels import archive
-
-    sizes = kernel_sizes(checkpoint, recipe)
     for arch in architectures:
-        architecture = sm_name(arch)
-        with progress.steps(f"kernels {architecture}", None) as advance:
-            for name, data in archive.archive(arch, sizes, advance=advance):
-                journal.add(f"kernels/{architecture}/{name}", data)
+        for name, data in compile_kernels(arch, checkpoint_sizes(checkpoint, recipe), progress).items():
+            journal.add(name, data)
+
+
+def checkpoint_sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
+    """The sizes to compile kernels for. Raises KontextError for a number format that has no kernels."""
+    return kernel_sizes(dataclasses.asdict(checkpoint.config.transformer), precision(checkpoint, recipe))
 
 
 def write_tokenizers(journal: Journal, tokenizers: Mapping[str, TokenizerFile]) -> None:

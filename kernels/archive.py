@@ -1,25 +1,28 @@
 """Compiled kernels of a bundle: kernels/<sm>/*.cubin, and kernels.json with everything that a launch needs.
 
-    {"format": 1, "architecture": "sm_89", "kernels": [
+    {"format": 1, "architecture": "sm_89", "made_from", "kernels": [
         {"name", "key", "file", "symbol", "shared", "warps", "arguments", "nulls", "constants"}]}
 
 `key` is `Launch.key`: the kernel, its arguments' types and its constants. `arguments` lists (name, type) in the order
 of the machine code's parameters; `nulls` null pointers follow them. A program has 32 * `warps` threads and `shared`
-bytes of dynamic shared memory. `constants` are for readers.
+bytes of dynamic shared memory. `constants` are for readers, `made_from` is for those who make kernels.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import KontextError
 from .compile import Compiled, compile_launch
-from .launch import Launch
+from .int4 import MAX_RANK
+from .launch import Launch, triton
 from .variants import Sizes, Variant, variants
 
 INDEX = "kernels.json"
@@ -29,26 +32,26 @@ COMPUTE = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """A bundle's compute formats that kernels can be compiled for."""
 
 
-def sizes_of(transformer: dict[str, Any], compute: str, rank: int = 32) -> Sizes:
+def sizes_of(transformer: Mapping[str, Any], compute: str, ranks: Iterable[int] = ()) -> Sizes:
     """Sizes of the transformer in a manifest's `model.transformer`.
 
     Args:
         compute: the bundle's compute format.
-        rank: of INT4's low-rank branches.
+        ranks: of INT4's low-rank branches.
 
     Raises:
         KontextError: there are no kernels for this compute format.
     """
     if compute not in COMPUTE:
         raise KontextError(
-            f"--kernels needs a bundle that computes in {' or '.join(COMPUTE)}, not in {compute}: add --bf16"
+            f"--kernels needs a bundle that computes in {' or '.join(COMPUTE)}, not in {compute}: export with --bf16"
         )
     hidden, heads = transformer["hidden_size"], transformer["num_heads"]
     return Sizes(
         hidden=hidden,
         heads=heads,
         mlp=int(hidden * transformer["mlp_ratio"]),
-        rank=rank,
+        ranks=tuple(sorted({rank for rank in ranks if 0 < rank <= MAX_RANK})),
         compute=COMPUTE[compute],
     )
 
@@ -80,8 +83,27 @@ def archive(
         yield name, compiled.cubin
         if advance is not None:
             advance(1)
-    index = {"format": FORMAT, "architecture": f"sm_{arch}", "kernels": entries}
+    index = {
+        "format": FORMAT,
+        "architecture": f"sm_{arch}",
+        "made_from": made_from(arch, sizes),
+        "kernels": entries,
+    }
     yield INDEX, (json.dumps(index, indent=1) + "\n").encode()
+
+
+def made_from(arch: int, sizes: Sizes) -> str:
+    """A digest of all that the machine code depends on: which kernels, their source, and Triton's version.
+
+    Kernels with another one are of another version, and are compiled anew.
+    """
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source.update(path.read_bytes())
+    keys = sorted({variant.launch.key() for variant in variants(arch, sizes)})
+    version = None if triton is None else triton.__version__
+    parts = [FORMAT, arch, version, source.hexdigest(), keys]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def entry(file: str, variant: Variant, compiled: Compiled) -> dict[str, Any]:

@@ -64,8 +64,8 @@ class Sizes:
     hidden: int = 3072
     heads: int = 24
     mlp: int = 12288
-    rank: int = 32
-    """Of INT4's low-rank branch; with 0 there is none, and kernels for both are compiled otherwise."""
+    ranks: tuple[int, ...] = (32,)
+    """Of INT4's low-rank branches; kernels for layers without one are always compiled."""
     compute: torch.dtype = torch.bfloat16
     text_tokens: int = 512
     image_tokens: int = 8192
@@ -224,7 +224,7 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
             coded = format != "16-bit"
             a = meta(1, tokens, depth, dtype=CODES[format] if coded else kind)
             by_row = meta(1, tokens, dtype=torch.float32) if coded else None
-            for rank in sorted({0, sizes.rank}):
+            for rank in sorted({0, *sizes.ranks}):
                 low = meta(1, tokens, rank, dtype=kind) if rank else None
                 up = meta(rank, channels, dtype=kind) if rank else None
                 launch = int4.plan_int4_linear(

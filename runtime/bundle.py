@@ -1,7 +1,8 @@
 """The bundle's manifest as dataclasses, and a reader that trusts nothing in it.
 
 `Bundle.open(folder)` checks version, fields, paths and sizes; `verify()` also checks every file's SHA-256. Nothing in
-a bundle is unpickled or executed. Compiled engines can be built again: a damaged one is an error when it is wanted.
+a bundle is unpickled or executed. Engines and kernels can be compiled again: a damaged one is an error when it is
+wanted.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..bundle_folder import FORMAT, MANIFEST_NAME, MAX_MANIFEST_BYTES
 from ..errors import KontextError
 from ..safetensors_header import read_header
 from .fields import Fields
 from .sampler_entry import SamplerEntry, read_sampler
 
-MANIFEST_NAME = "manifest.json"
-FORMAT = "kontext-bundle"
 FORMAT_VERSION = 1
 OUTPUTS = {
     "text_encoder": ("pooled",),
@@ -35,11 +35,11 @@ OUTPUTS = {
 GRAPHS = tuple(OUTPUTS)
 TOKENIZERS = ("clip", "t5")
 
-ENGINES = "engines/"
-"""The folder of compiled engines."""
-
-MAX_MANIFEST_BYTES = 64 << 20
-"""A larger file is refused: the manifest of a 12 B model is under 1 MB."""
+REBUILT = {
+    "engines/": "build the engines again",
+    "kernels/": "compile the kernels again (kontext-export BUNDLE --kernels)",
+}
+"""Folder of what is compiled from the rest of a bundle → what to do if it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Bundle:
     manifest: Mapping[str, Any]
     """The manifest as read, for what has no field here."""
     damaged: Mapping[str, str] = field(default_factory=dict)
-    """Engine's file → what is wrong with it; `choose_engines` and `verify` raise that."""
+    """File of `REBUILT` folders → what is wrong with it; whoever wants to use it, and `verify`, raise that."""
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
@@ -184,8 +184,8 @@ class Bundle:
         Args:
             advance: called with the bytes read since the last call, for a progress bar.
         """
-        for problem in self.damaged.values():
-            raise KontextError(f"{problem}: build the engines again")
+        for name, problem in self.damaged.items():
+            raise KontextError(f"{problem}: {remedy(name)}")
         for name, entry in self.files.items():
             path, digest = self.folder / name, hashlib.sha256()
             try:
@@ -197,8 +197,12 @@ class Bundle:
             except OSError as error:
                 raise KontextError(f"cannot read {path}: {error.strerror}") from None
             if digest.hexdigest() != entry.sha256:
-                remedy = "build the engines again" if name.startswith(ENGINES) else "export it again"
-                raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; {remedy}")
+                raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; {remedy(name)}")
+
+
+def remedy(name: str) -> str:
+    """What to do about the damaged file `name` of a bundle."""
+    return next((what for folder, what in REBUILT.items() if name.startswith(folder)), "export it again")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -242,7 +246,7 @@ def read_files(root: Fields, folder: Path) -> tuple[dict[str, FileEntry], dict[s
             raise entry.error("sha256", "must be 64 hexadecimal digits")
         path = inside(folder, name, group.where)
         files[name] = FileEntry(size, sha256)
-        engine = name.startswith(ENGINES)
+        rebuilt = name.startswith(tuple(REBUILT))
         try:
             if not path.resolve(strict=True).is_relative_to(real_folder):
                 raise KontextError(f"{path} is a symbolic link to outside the bundle")
@@ -250,7 +254,7 @@ def read_files(root: Fields, folder: Path) -> tuple[dict[str, FileEntry], dict[s
                 raise KontextError(f"{path} is not a file")
             actual = path.stat().st_size
         except FileNotFoundError:
-            if engine:
+            if rebuilt:
                 damaged[name] = f"{path} is missing"
                 continue
             raise KontextError(f"{path} is missing: the bundle is incomplete") from None
@@ -258,7 +262,7 @@ def read_files(root: Fields, folder: Path) -> tuple[dict[str, FileEntry], dict[s
             raise KontextError(f"cannot read {path}: {error}") from None
         if actual != size:
             problem = f"{path} has {actual} bytes, the manifest says {size}"
-            if not engine:
+            if not rebuilt:
                 raise KontextError(f"{problem}: the bundle is damaged")
             damaged[name] = problem
     return files, damaged

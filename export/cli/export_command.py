@@ -6,10 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from ...bundle_folder import is_bundle, refuse_bundle
 from ...errors import KontextError
 from ...runtime.reference_options import REFERENCE_METHODS
 from .engine_flags import add_engine_flags, build_requested_engines, check_engine_flags
-from .format_flags import add_format_flags, calibration_samples, chosen_recipe, kernel_architectures
+from .format_flags import add_format_flags, calibration_samples, chosen_recipe
+from .kernel_flags import add_kernel_flags, add_requested_kernels, kernel_architectures
 from .plan_flags import add_plan_flags, check_plan_flags, plan_for
 from .server_flags import add_server_flags, check_server_flags, write_requested_repository
 from .source_flags import add_source_flags, origin_of
@@ -20,9 +22,12 @@ DESCRIPTION = "Exports a FLUX.1 Kontext checkpoint as a bundle that runs without
 EXPORT_ONLY = (
     "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "name", "steps", "max_sequence_length",
     "reference_method", "compute", "quantization", "rank", "calibrate", "weight_only", "static_inputs", "fp8_attention",
-    "link_weights", "recipe", "fit", "kernels",
+    "link_weights", "recipe", "fit",
 )  # fmt: skip
 """Options that decide what a bundle holds; none applies to an existing bundle."""
+
+FOR_BUNDLES = ("kernels", "engine", "triton")
+"""Options that need no -o where MODEL is an existing bundle."""
 
 FLAG_IS_VALUE = ("compute", "quantization")
 """Options whose value is the name of the flag that set them: --bf16, --fp8."""
@@ -39,6 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_format_flags(parser)
     add_plan_flags(parser)
+    add_kernel_flags(parser)
     add_engine_flags(parser)
     add_server_flags(parser)
     parser.add_argument(
@@ -48,7 +54,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exports a checkpoint, builds engines and writes a model repository, in this order, as far as requested."""
+    """Exports a checkpoint or adds kernels, builds engines and writes a model repository, in this order, as far as
+    requested."""
     bundle = existing_bundle(options)
     check_engine_flags(options)
     check_server_flags(options)
@@ -56,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         if not export_bundle(options):
             return 0
         bundle = options.output
+    elif options.kernels is not None:
+        add_requested_kernels(bundle, options)
     if options.engine is not None:
         build_requested_engines(bundle, options)
     if options.triton is not None:
@@ -64,22 +73,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def existing_bundle(options: argparse.Namespace) -> Path | None:
-    """MODEL if it is a bundle that gets engines or becomes a model repository; None if a checkpoint is exported.
+    """MODEL if it is a bundle that gets kernels or engines, or becomes a model repository; None if a checkpoint is
+    exported.
 
     Raises:
         KontextError: there is nothing to write to, or flags of an export are given with a bundle.
     """
     if options.output is not None or options.plan_only:
         return None
-    if options.engine is None and options.triton is None:
+    wanted = [f"--{name}" for name in FOR_BUNDLES if getattr(options, name) is not None]
+    if not wanted:
+        if options.model is not None:
+            refuse_bundle(Path(options.model))
         raise KontextError("-o OUT is missing: the folder to write the bundle to")
-    from ...runtime.bundle import MANIFEST_NAME
-
     if options.model is None:
-        flag = "--triton" if options.engine is None else "--engine"
-        raise KontextError(f"{flag} needs a bundle: name one as MODEL, or export one with -o OUT")
+        raise KontextError(f"{wanted[0]} needs a bundle: name one as MODEL, or export one with -o OUT")
     model = Path(options.model)
-    if not (model / MANIFEST_NAME).is_file():
+    if not is_bundle(model):
         if not model.exists():
             raise KontextError(f"{model} does not exist")
         raise KontextError(f"{model} is not a bundle: add -o OUT to export a checkpoint")
@@ -138,10 +148,11 @@ def export_bundle(options: argparse.Namespace) -> bool:
 
 def progress_kept(options: argparse.Namespace) -> str:
     """What an interrupted command leaves to resume from, as the end of a sentence; "" if nothing."""
-    output, engine = getattr(options, "output", None), getattr(options, "engine", None)
+    output, engine, kernels = (getattr(options, name, None) for name in ("output", "engine", "kernels"))
     if output is not None:
         from ..bundle.output_folder import partial_folder
 
         partial = partial_folder(output.absolute())
         return f"; the same command resumes from {partial}" if partial.exists() else ""
-    return "; finished engines are kept, and the same command resumes" if engine is not None else ""
+    finished = [name for name in ("kernels" if kernels else "", "engines" if engine else "") if name]
+    return f"; finished {' and '.join(finished)} are kept, and the same command resumes" if finished else ""

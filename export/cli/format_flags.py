@@ -82,12 +82,6 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
         help="do not copy weights that MODEL's safetensors files have in the right format; the bundle then needs these "
         "files where they are now",
     )
-    formats.add_argument(
-        "--kernels",
-        metavar="SM[,SM]",
-        help="add the torch backend's kernels, compiled for these architectures (sm_80, sm_86, sm_89, sm_90, sm_100, "
-        "sm_120), for machines without Triton",
-    )
 
 
 def rank(text: str) -> int | str:
@@ -184,12 +178,3 @@ def calibration_folder(folder: str | None, model: str | None) -> Samples | None:
     if folder is not None:
         return read_samples(Path(folder))
     return scene_samples() if model is None else None
-
-
-def kernel_architectures(options: argparse.Namespace) -> tuple[int, ...]:
-    """Those of --kernels, 89 for sm_89."""
-    if options.kernels is None:
-        return ()
-    from ...kernels.compile import parse_architectures
-
-    return parse_architectures(options.kernels)

@@ -1,8 +1,8 @@
 """`kontext-export`: a checkpoint in, a bundle out; and what else there is to do with either.
 
-`kontext-export [export] [MODEL] -o OUT` exports a checkpoint, adds compiled engines to a bundle and lays it out for
-NVIDIA Triton Inference Server; `kontext-export inspect FILE…` describes files, `kontext-export sensitivity` measures
-how layers take quantization.
+`kontext-export [export] [MODEL] -o OUT` exports a checkpoint, adds compiled kernels and engines to a bundle and lays it
+out for NVIDIA Triton Inference Server; `kontext-export inspect FILE…` describes files, `kontext-export sensitivity`
+measures how layers take quantization.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...bundle_folder import is_bundle
 from ...command import Parser, run_command
 from . import export_command, inspect_command, sensitivity_command
 
@@ -49,7 +50,7 @@ def parser() -> Parser:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The options; `run` is the command to run with them."""
     named = words[:1] and words[0] in COMMANDS
-    if named and any((Path(words[0]) / file).exists() for file in ("model_index.json", "manifest.json")):
+    if named and ((Path(words[0]) / "model_index.json").exists() or is_bundle(Path(words[0]))):
         warnings.warn(
             f"{words[0]} is taken for the command; write ./{words[0]} for the folder of that name",
             stacklevel=1,

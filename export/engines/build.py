@@ -6,26 +6,23 @@ an interrupted build resumes. An existing engine of the same graph with the same
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...compute_capability import engine_target, parse_capabilities
 from ...errors import KontextError
-from ...files import remove_temporaries, replacing, write_atomic
-from ...runtime.bundle import MANIFEST_NAME, Bundle
+from ...files import replacing
+from ...runtime.bundle import Bundle
 from ...runtime.cache import cache_folder
 from ...runtime.cuda_driver import CudaDriver, has_gpu
 from ...runtime.engines import LIBRARIES, WEIGHTS, load_library, platform_name, read_engines
-from ..bundle.manifest import manifest_bytes
+from ..bundle.additions import is_sound, locked, record, remove_unfinished
 from ..progress import Progress
 from .formats import best_weights, check_bundle, formats_of
 from .process import BuilderProcess
@@ -134,7 +131,7 @@ def build_engines(folder: Path, options: EngineOptions, show_progress: bool = Fa
         for target in options.targets:
             check_bundle(bundle, target)
         read_engines(bundle)  # existing entries must be valid
-        remove_unfinished(bundle)
+        remove_unfinished(bundle, f"{FOLDER}/sm*/*.engine")
         other = Bundle.open(options.reuse) if options.reuse is not None else None
         missing = []
         for target in options.targets:
@@ -215,19 +212,9 @@ def graph_inputs(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]
 def find_engine(bundle: Bundle, entry: dict[str, Any]) -> Path | None:
     """The file of an engine with this entry in a bundle, if its SHA-256 is the manifest's."""
     for other in bundle.manifest.get("engines", []):
-        if other == entry and entry["file"] in bundle.files and entry["file"] not in bundle.damaged:
-            path = bundle.folder / entry["file"]
-            with path.open("rb") as file:
-                if file_digest(file) == bundle.files[entry["file"]].sha256:
-                    return path
+        if other == entry and is_sound(bundle, entry["file"]):
+            return bundle.folder / entry["file"]
     return None
-
-
-def file_digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def compiler_job(bundle: Bundle, entry: dict[str, Any], options: EngineOptions) -> dict[str, Any]:
@@ -249,55 +236,21 @@ def compiler_job(bundle: Bundle, entry: dict[str, Any], options: EngineOptions) 
 
 def record_engine(bundle: Bundle, entry: dict[str, Any]) -> Bundle:
     """Adds an engine to the manifest and removes older ones for the same graph and target; returns the new bundle."""
-    folder = bundle.folder
-    manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     same = ("graph", "library", "version", "platform", "target")
-    replaced = [
-        other
-        for other in manifest["engines"]
+    gone = {
+        other["file"]
+        for other in bundle.manifest["engines"]
         if all(other.get(key) == entry[key] for key in same) and other["file"] != entry["file"]
-    ]
-    gone = {other["file"] for other in replaced}
-    manifest["engines"] = sorted(
-        [other for other in manifest["engines"] if other["file"] not in gone | {entry["file"]}] + [entry],
-        key=lambda other: str(other["file"]),
-    )
-    path = folder / entry["file"]
-    with path.open("rb") as file:
-        manifest["files"][entry["file"]] = {"size": path.stat().st_size, "sha256": file_digest(file)}
-    for name in gone:
-        manifest["files"].pop(name, None)
-    write_atomic(folder / MANIFEST_NAME, manifest_bytes(manifest))
-    for name in gone:
-        (folder / name).unlink(missing_ok=True)
-    return Bundle.open(folder)
+    }
 
+    def change(manifest: dict[str, Any]) -> None:
+        kept = [other for other in manifest["engines"] if other["file"] not in gone | {entry["file"]}]
+        manifest["engines"] = sorted([*kept, entry], key=lambda other: str(other["file"]))
 
-def remove_unfinished(bundle: Bundle) -> None:
-    """Removes what a killed build left: temporary files, and engines that are not in the manifest."""
-    remove_temporaries(bundle.folder)
-    for path in (bundle.folder / FOLDER).glob("sm*/*.engine"):
-        if path.relative_to(bundle.folder).as_posix() not in bundle.files:
-            path.unlink()
+    return record(bundle, change, added=[entry["file"]], removed=gone)
 
 
 def copy_engine(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One build at a time in a bundle."""
-    if not folder.is_dir():
-        raise KontextError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise KontextError(f"another build of engines is running in {folder}") from None
-        yield
-    finally:
-        os.close(descriptor)

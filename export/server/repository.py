@@ -17,9 +17,10 @@ from string import Template
 
 from PIL import Image
 
+from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...files import fsync, write_atomic
-from ...runtime.bundle import MANIFEST_NAME, Bundle
+from ...runtime.bundle import Bundle, remedy
 from ...runtime.server import contract
 from ..bundle.output_folder import Kind, check_output, partial_folder, publish
 from . import config
@@ -63,8 +64,8 @@ def write_repository(folder: Path, output: Path, settings: Settings, *, force: b
         raise KontextError(
             f"{folder} takes weights from files outside it: export it without --link-weights to serve it"
         )
-    for problem in bundle.damaged.values():
-        raise KontextError(f"{problem}: build the engines again")
+    for name, problem in bundle.damaged.items():
+        raise KontextError(f"{problem}: {remedy(name)}")
     if settings.filters is not None:
         check_filters(settings.filters)
     check_output(output, REPOSITORY, force)

@@ -149,7 +149,8 @@ def torch_on_gpu(bundle: Bundle, machine: Machine) -> Way:
             "PyTorch is a build without CUDA" if "torch" in machine.packages else "PyTorch is not installed"
         )
         return Way(title, options, "cuda", build, install_command("torch"))
-    if not machine.triton and f"kernels/{architecture}/kernels.json" not in bundle.files:
+    kernels = {name for name in bundle.files if name.startswith(f"kernels/{architecture}/")}
+    if not machine.triton and (not kernels or kernels & set(bundle.damaged)):
         return Way(title, options, "cuda", "Triton is not installed", install_command("kernels"))
     return Way(title, options, "cuda")
 

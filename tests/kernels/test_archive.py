@@ -18,7 +18,8 @@ from kontext.kernels import archive, driver
 def test_sizes_of_a_manifest() -> None:
     sizes = archive.sizes_of({"hidden_size": 192, "num_heads": 3, "mlp_ratio": 4.0}, "bf16")
     assert (sizes.hidden, sizes.heads, sizes.mlp, sizes.compute) == (192, 3, 768, torch.bfloat16)
-    with pytest.raises(KontextError, match="computes in fp16 or bf16, not in fp32: add --bf16"):
+    assert sizes.ranks == ()
+    with pytest.raises(KontextError, match="computes in fp16 or bf16, not in fp32: export with --bf16"):
         archive.sizes_of({"hidden_size": 192, "num_heads": 3, "mlp_ratio": 4.0}, "fp32")
 
 

@@ -54,7 +54,7 @@ def test_every_launch_of_a_step_is_among_the_compiled(monkeypatch: pytest.Monkey
     for module in (linear, transformer, weights):
         for name in [name for name in vars(module) if name.endswith("_op")]:
             monkeypatch.setattr(module, name, launches[name.removesuffix("_op")])
-    sizes = variants.Sizes(hidden=128, heads=2, mlp=256, rank=0)
+    sizes = variants.Sizes(hidden=128, heads=2, mlp=256, ranks=())
     compiled = {variant.launch.key() for variant in variants.variants(90, sizes)}
     device = torch.device("cpu")
     model = step.random_network(config, device, torch.bfloat16)

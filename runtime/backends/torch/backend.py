@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ....bundle_folder import MANIFEST_NAME
 from ....compute_capability import sm_name
 from ....errors import KontextError
 from ....installation import install_command
@@ -29,7 +30,7 @@ from ....kernels.launch import device_capability, triton
 from ....model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from ....model.dtypes import COMPUTE_DTYPES
 from ....model.networks import build_network
-from ...bundle import MANIFEST_NAME, OUTPUTS, Bundle
+from ...bundle import OUTPUTS, Bundle
 from ..options import TorchOptions
 from ..protocol import SamplerStep
 from . import approximations, memory
@@ -100,11 +101,16 @@ class TorchBackend:
         """Registers the bundle's compiled kernels for this GPU, which are used if Triton is not installed."""
         architecture = sm_name(device_capability(self.device))
         folder = self.bundle.folder / "kernels" / architecture
+        command = (
+            f"{install_command('kernels')}, or kontext-export {self.bundle.folder} --kernels {architecture}"
+        )
         if f"kernels/{architecture}/{INDEX}" not in self.bundle.files:
             raise KontextError(
-                f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels for this GPU: "
-                f"{install_command('kernels')}, or export with --kernels {architecture}"
+                f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels for this GPU: {command}"
             )
+        for name, problem in self.bundle.damaged.items():
+            if name.startswith(f"kernels/{architecture}/"):
+                raise KontextError(f"Triton is not installed, and {problem}: {command}")
         register(folder)
 
     def dtype(self, graph: str) -> torch.dtype:

@@ -85,10 +85,11 @@ std::map<std::string, FileEntry> read_files(const Fields& root, const fs::path& 
             throw entry.error("sha256", "must be 64 hexadecimal digits");
         const fs::path path = inside(folder, item.key(), group.where);
         files[item.key()] = {size, sha256};
-        const bool engine = item.key().rfind("engines/", 0) == 0;  // not run here, and can be built again
+        // Compiled for what does not run here, and can be compiled again.
+        const bool compiled = item.key().rfind("engines/", 0) == 0 || item.key().rfind("kernels/", 0) == 0;
         std::error_code code;
         const fs::path real = fs::canonical(path, code);
-        if (code == std::errc::no_such_file_or_directory && engine) continue;
+        if (code == std::errc::no_such_file_or_directory && compiled) continue;
         if (code == std::errc::no_such_file_or_directory)
             throw Error(path.string() + " is missing: the bundle is incomplete");
         if (code) throw cannot_read(path, code);
@@ -97,7 +98,7 @@ std::map<std::string, FileEntry> read_files(const Fields& root, const fs::path& 
         if (!fs::is_regular_file(path, code)) throw Error(path.string() + " is not a file");
         const std::uint64_t actual = fs::file_size(path, code);
         if (code) throw cannot_read(path, code);
-        if (actual != size && !engine)
+        if (actual != size && !compiled)
             throw Error(path.string() + " has " + std::to_string(actual) + " bytes, the manifest says " +
                         std::to_string(size) + ": the bundle is damaged");
     }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ...command import caused_by_interrupt, fail
+from ...errors import KontextError
+
 SUMMARY = "say what a file is and how large its export would be"
 DESCRIPTION = "Says what weight files are and how large their exports would be; reads only their headers."
 
@@ -16,12 +19,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints a description of each file, with an empty line between them."""
+    """Prints a description of each file, with an empty line between them. One that is bad is a line on stderr, and the
+    others are described all the same; returns 2 if there was one."""
     from .inspect_text import describe  # here: --help should not wait for PyTorch
 
+    code = 0
     for number, path in enumerate(options.files):
-        if number:
-            print()
-        for line in describe(path):
-            print(line)
-    return 0
+        try:
+            lines = list(describe(path))
+        except KontextError as error:
+            if caused_by_interrupt(error):
+                raise
+            code = fail(str(error))
+            continue
+        print("\n".join([""] * bool(number) + lines), flush=True)
+    return code

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ...bundle_folder import MANIFEST_NAME, bundle_with
 from ...errors import KontextError
 from ...model.checkpoint import FLAGS, Checkpoint, NetworkWeights, check_component
 from ...model.config import KontextConfig
@@ -24,9 +25,9 @@ from ...quant.formats.fp8 import FP8
 from ...quant.formats.int4 import INT4
 from ...quant.formats.int8 import INT8
 from ...quant.recipe import BIG_MODEL, choose_recipe
-from ...runtime.bundle import MANIFEST_NAME, Bundle
 from ..graph.interface import linear_weights
 from ..weights.plan import plan_weights
+from .inspect_bundle import describe_bundle, describe_file_of
 from .inspect_lora import describe_fit, describe_kinds, is_lora_folder
 from .summary import human
 
@@ -40,8 +41,11 @@ def describe(path: Path) -> Iterator[str]:
     Raises:
         KontextError: it is damaged, or not part of FLUX.1 Kontext.
     """
-    if (path / MANIFEST_NAME).is_file():
-        yield from describe_bundle(path)
+    bundle = bundle_with(path)
+    if bundle is not None and (path.is_dir() or path.name == MANIFEST_NAME):
+        yield from describe_bundle(bundle)
+    elif bundle is not None:
+        yield from describe_file_of(path, bundle)
     elif path.is_dir() and is_lora_folder(path):
         yield from describe_file(find_file(path))
     elif path.is_dir():
@@ -55,16 +59,6 @@ def describe(path: Path) -> Iterator[str]:
         yield export_sizes(list(checkpoint.networks.values()), checkpoint.config)
     else:
         yield from describe_file(path)
-
-
-def describe_bundle(path: Path) -> Iterator[str]:
-    bundle = Bundle.open(path)
-    precision = bundle.manifest["precision"]
-    size = sum(entry.size for entry in bundle.files.values())
-    yield f"{path}: a bundle of {bundle.name}, {human(size)}"
-    yield f"  {precision['weights']} weights, computes in {precision['compute']}"
-    for lora in bundle.manifest["model"].get("loras", ()):
-        yield f"  with the LoRA {lora['file']} at {lora['weight']:g}"
 
 
 def describe_file(path: Path) -> Iterator[str]:

@@ -84,9 +84,13 @@ def linear_weights(network: str, config: KontextConfig) -> set[str]:
     return {f"{path}.weight" for path, module in modules if isinstance(module, nn.Linear)}
 
 
+BUCKETS = "buckets"
+"""A table in the weights' file of T5, which is no weight."""
+
+
 def constants(network: str, config: KontextConfig) -> dict[str, Tensor]:
     """Tables that a graph needs and no checkpoint holds: T5's bucket of every pair of positions."""
     if network != "text_encoder_2":
         return {}
     t5 = config.text_encoder_2
-    return {"buckets": relative_buckets(t5.max_length, t5.relative_buckets, t5.relative_max_distance)}
+    return {BUCKETS: relative_buckets(t5.max_length, t5.relative_buckets, t5.relative_max_distance)}

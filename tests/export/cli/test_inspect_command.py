@@ -131,6 +131,26 @@ def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "does not exist" in capsys.readouterr().err
 
 
+def test_the_others_are_described_if_some_are_bad(
+    tmp_path: Path, tiny_bundle: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad").write_bytes(b"PK\x03\x04" + bytes(50))
+    paths = [tmp_path / "bad", tiny_checkpoint, tmp_path / "nothing", tiny_bundle]
+    assert main.main(["inspect", *map(str, paths)]) == 2
+    printed = capsys.readouterr()
+    assert f"{tiny_checkpoint}: a diffusers folder" in printed.out
+    assert f"{tiny_bundle}: a bundle" in printed.out
+    bad, nothing = printed.err.splitlines()
+    assert bad.startswith(f"error: {tmp_path / 'bad'} is a pickle")
+    assert nothing == f"error: {tmp_path / 'nothing'} does not exist"
+
+
+def test_another_programs_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web app", "icons": []}')
+    assert main.main(["inspect", str(tmp_path)]) == 2
+    assert "has no model_index.json" in capsys.readouterr().err
+
+
 def test_an_autoencoder_that_is_not_flux(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = inspect(capsys, tiny_checkpoint / "vae/diffusion_pytorch_model.safetensors")
     assert "the autoencoder, diffusers names" in printed

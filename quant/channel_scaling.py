@@ -14,8 +14,8 @@ from .statistics import InputStatistics
 
 STRENGTH = 0.5
 """Of the evening out, SmoothQuant's usual one (Xiao et al. 2023, arXiv:2211.10438): factors are ranges to its power. On
-held-out edits of the embedded model, outputs of the image's linears have 29 dB with 0, 33 with 0.5 and 32 with 1, where
-narrow channels of pictures that calibration has not seen are clipped."""
+edits of the embedded model that calibration has not seen, outputs of the image's linears have 29 dB with 0, 33 with 0.5
+and 32 with 1, where narrow channels are clipped."""
 
 HEADROOM = 1.25
 """Range of the integers over that of calibration, for pictures that it has not seen: on the embedded model's it costs

@@ -103,8 +103,9 @@ def describe_layer(layer: Any) -> str:
     if not isinstance(layer, dict):
         return clean(layer)
     rank = f" of rank {clean(layer['rank'])}" if layer.get("rank") else ""
-    notes = [f"{clean(layer['activations'])} inputs"] if layer.get("activations") else []
-    notes += ["centred"] if layer.get("centred") else []
+    rounding = f"{clean(layer['rounding'])} " if layer.get("rounding") else ""
+    notes = [f"{rounding}{clean(layer['activations'])} inputs"] if layer.get("activations") else []
+    notes += [name for name in ("centred", "scaled") if layer.get(name)]
     return clean(layer.get("format", "?")) + rank + (f" ({', '.join(notes)})" if notes else "")
 
 

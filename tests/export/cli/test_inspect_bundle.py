@@ -17,6 +17,7 @@ from kontext.export.cli import main
 from kontext.export.cli.inspect_bundle import describe_layer, describe_sampler
 from kontext.model.diffusers_config import read_config
 from kontext.model.networks import NETWORKS, weight_shapes
+from kontext.quant.recipe import Layer
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.sampler_entry import SamplerEntry
 from kontext.runtime.sigmas import SigmasEntry
@@ -117,6 +118,22 @@ def test_what_was_compiled_calibrated_planned_and_fused(
         "kernels for sm_89: 1, 6 B; 1 of 2 files are damaged: compile the kernels again",
     ):
         assert line in printed
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (Layer("fp8"), "fp8"),
+        (Layer("int4", 32), "int4 of rank 32"),
+        (Layer("fp8", activations="fp8", centred=True), "fp8 (fp8 inputs, centred)"),
+        (
+            Layer("int8", 16, "int8", rounding="static", scaled=True),
+            "int8 of rank 16 (static int8 inputs, scaled)",
+        ),
+    ],
+)
+def test_layers(layer: Layer, text: str) -> None:
+    assert describe_layer(layer.as_json()) == text
 
 
 def test_files_of_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

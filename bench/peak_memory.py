@@ -1,4 +1,4 @@
-"""This process's peak of resident memory, from a moment of its choice (Linux)."""
+"""This process's resident memory: its peak from a moment of its choice, and what of it is no file's (Linux)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ def reset_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """Peak of resident memory since `reset_peak`."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    """Peak of resident memory since `reset_peak`, with the resident pages of mapped files."""
+    return status_bytes("VmHWM")
+
+
+def anonymous_bytes() -> int:
+    """Resident memory without the pages of files, which the system can take back."""
+    return status_bytes("RssAnon")
+
+
+def status_bytes(field: str) -> int:
+    """A field of /proc/self/status."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if found is None:
-        raise OSError("/proc/self/status has no VmHWM, the peak of resident memory")
+        raise OSError(f"/proc/self/status has no {field}")
     return 1024 * int(found[1])

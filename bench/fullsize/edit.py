@@ -23,7 +23,7 @@ from ..machine import describe_machine, machine_line
 from ..process_cost import run_process
 from ..report import Table, finish, write_json
 
-BACKENDS = ("openvino", "onnxruntime")
+BACKENDS = ("openvino-bf16", "openvino-fp32", "onnxruntime")
 
 MATRIX = 3072
 """Rows of the square matrices whose product gives the processor's rate: FLUX's hidden size."""
@@ -32,7 +32,10 @@ MATRIX = 3072
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument(
-        "--backends", default=",".join(BACKENDS), metavar="NAME,…", help=f"({','.join(BACKENDS)})"
+        "--backends",
+        default="openvino-bf16,onnxruntime",
+        metavar="NAME,…",
+        help=f"of {', '.join(BACKENDS)} (openvino-bf16,onnxruntime)",
     )
     parser.add_argument(
         "--size", default="512x512", metavar="WxH", help="of the picture and its reference (512x512)"
@@ -121,16 +124,17 @@ def matrix_rates(repeats: int = 5) -> dict[str, float]:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """A row for each stage, two columns for each backend; then a row for each backend."""
+    """A row for each stage, three columns for each backend; then a row for each backend."""
     backends = result["backends"]
     stages = list(next(iter(backends.values()))["stages"])
-    header = ["stage", *(f"{name}, {what}" for name in backends for what in ("s", "peak"))]
+    header = ["stage", *(f"{name}, {what}" for name in backends for what in ("s", "peak", "held"))]
     rows = []
     for stage in stages:
         row = [f"{stage} (a step)" if stage == "transformer" else stage]
         for entry in backends.values():
             seconds = entry["stages"][stage]
-            row += [f"{typical(stage, seconds):.2f}", gigabytes(entry["peaks"][stage])]
+            row.append(f"{typical(stage, seconds):.2f}")
+            row += [gigabytes(entry[kind][stage]) for kind in ("peaks", "anonymous")]
         rows.append(row)
     whole = [
         [
@@ -163,6 +167,7 @@ def footer(result: dict[str, Any]) -> str:
     return (
         f"{result['model']}, {result['weights']} weights of {gigabytes(result['weight_bytes'])} computing in "
         f"{result['precision']}, {result['size']} with one reference, {result['steps']} steps, cold. A step takes "
-        f"{result['step_flops'] / 1e12:.1f} TFLOP; the processor's products of {MATRIX}² matrices ran at {rates}.\n"
+        f"{result['step_flops'] / 1e12:.1f} TFLOP; the processor's products of {MATRIX}² matrices ran at {rates}. "
+        "Peaks count the resident pages of the weights' files, which the system can take back; what is held does not.\n"
         + machine_line(result["machine"])
     )

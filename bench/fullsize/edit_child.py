@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from ...runtime import Pipeline
+from ...runtime import OpenVINOOptions, Pipeline
 from ...runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
-from ..peak_memory import peak_bytes, reset_peak
+from ..peak_memory import anonymous_bytes, peak_bytes, reset_peak
+from ..quantspeed.step import OPENVINO
 
 PROMPT = "make the circle red"
 RECORDED_STEPS = 2
@@ -29,12 +30,14 @@ VELOCITY = "velocity"
 
 
 class Stages(ForwardingBackend):
-    """Seconds and peak memory of each run, whether all outputs are finite, and what the first steps compute."""
+    """Seconds and memory of each run (the peak, and without files' pages what is held after it), whether all outputs
+    are finite, and what the first steps compute."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
         self.seconds: dict[str, list[float]] = {}
         self.peaks: dict[str, int] = {}
+        self.anonymous: dict[str, int] = {}
         self.finite = True
         self.recorded: dict[str, np.ndarray] = {}
         self.held: dict[int, np.ndarray] = {}
@@ -50,6 +53,7 @@ class Stages(ForwardingBackend):
         outputs = super().run(graph, inputs, step)
         self.seconds.setdefault(graph, []).append(round(time.perf_counter() - start, 3))
         self.peaks[graph] = max(self.peaks.get(graph, 0), peak_bytes())
+        self.anonymous[graph] = max(self.anonymous.get(graph, 0), anonymous_bytes())
         self.finite &= all(bool(np.isfinite(array).all()) for array in outputs.values())
         if step is not None and step.index < RECORDED_STEPS:
             for name, value in {**inputs, **outputs}.items():
@@ -59,14 +63,23 @@ class Stages(ForwardingBackend):
 
 def edit(bundle: str, backend: str, size: str, steps: str, record: str) -> dict[str, Any]:
     width, height = map(int, size.split("x"))
-    pipe = Pipeline.load(bundle, backend=backend, low_memory=True)
+    options = OpenVINOOptions(compute=OPENVINO[backend]) if backend in OPENVINO else backend
+    pipe = Pipeline.load(
+        bundle, device="cpu" if backend == "onnxruntime" else "auto", backend=options, low_memory=True
+    )
     pipe.backend = stages = Stages(pipe.backend)
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     start = time.perf_counter()
     pipe.edit(PIL.Image.fromarray(pixels), PROMPT, steps=int(steps), size=(width, height))
     seconds = round(time.perf_counter() - start, 2)
     np.savez(record, **stages.recorded)  # type: ignore[arg-type]
-    return {"seconds": seconds, "stages": stages.seconds, "peaks": stages.peaks, "finite": stages.finite}
+    return {
+        "seconds": seconds,
+        "stages": stages.seconds,
+        "peaks": stages.peaks,
+        "anonymous": stages.anonymous,
+        "finite": stages.finite,
+    }
 
 
 def reference(folder: str, record: str) -> dict[str, Any]:

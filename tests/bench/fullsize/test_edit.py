@@ -34,7 +34,8 @@ def test_a_whole_edit_and_its_reference(
     assert cli.main(["fullsize-edit", str(tiny_bundle), *words]) == 0
     result = json.loads(output.read_text())
     measured = result["backends"]["onnxruntime"]
-    assert set(measured["stages"]) == set(measured["peaks"]) == set(GRAPHS)
+    assert set(measured["stages"]) == set(measured["peaks"]) == set(measured["anonymous"]) == set(GRAPHS)
+    assert all(0 < measured["anonymous"][graph] <= measured["peaks"][graph] for graph in GRAPHS)
     assert [len(measured["stages"][name]) for name in ("transformer", "modulation")] == [3, 1]
     assert measured["finite"]
     assert len(measured["reference"]["relative_errors"]) == 2

@@ -71,7 +71,7 @@ RUNTIME_LIBRARIES: dict[str, tuple[str, ...]] = {
     ),
     "runtime.backends.openvino": ("numpy", "openvino"),
     "runtime.backends.torch": ("numpy", "safetensors", "torch", "triton"),
-    "runtime.cpp": ("regex", "tokenizers"),  # writes a table of Unicode for the C++ sources
+    "runtime.cpp": ("tokenizers",),  # writes a table of Unicode for the C++ sources
 }
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MOST_LINES = 600
@@ -91,6 +91,7 @@ CROSS_CUTTING = {
     "runtime/cpp/test_devices": "devices of the C++ runtime",
     "runtime/cpp/test_embedding": "the installed C++ library in another project",
     "runtime/cpp/test_references": "places, canvases, sizes and warnings of references in C++",
+    "runtime/cpp/test_tokenizer": "token ids of the C++ runtime",
     "runtime/server/test_faults": "faults of callers and models, in a real server",
     "runtime/server/test_models": "both models, in a real server",
 }

@@ -27,7 +27,7 @@ public:
         if (settings.at("unk_token").is_string()) unknown = vocab.at(text("unk_token"));
         std::uint32_t rank = 0;
         for (const Json& merge : settings.at("merges")) {
-            const std::string left = merge.at(0), right = merge.at(1);
+            const auto [left, right] = halves(merge);
             const std::uint32_t both = vocab.at(left + right.substr(std::min(prefix.size(), right.size())));
             merges[pair(vocab.at(left), vocab.at(right))] = {rank++, both};
         }
@@ -64,6 +64,16 @@ private:
     };
 
     static std::uint64_t pair(std::uint32_t left, std::uint32_t right) { return std::uint64_t{left} << 32 | right; }
+
+    // ["a", "b"], or "a b" as files before 2024 have it.
+    static std::pair<std::string, std::string> halves(const Json& merge) {
+        if (!merge.is_string()) return {merge.at(0), merge.at(1)};
+        const std::string text = merge;
+        const std::size_t space = text.find(' ');
+        if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
+            throw Error("the merge \"" + text + "\" is not two tokens");
+        return {text.substr(0, space), text.substr(space + 1)};
+    }
 
     std::vector<Symbol> characters(const Text& word) const {
         std::vector<Symbol> symbols;

@@ -8,7 +8,7 @@
 namespace kontext {
 namespace {
 
-using Part = std::function<void(const Text&)>;
+using Part = std::function<void(const Section&)>;
 using Is = bool (*)(char32_t);
 
 bool is_symbol(char32_t c) { return !unicode::is_space(c) && !unicode::is_letter(c) && !unicode::is_number(c); }
@@ -68,12 +68,13 @@ PreTokenizer read_split(const Json& settings) {
     if (settings.at("behavior") != "Removed" || settings.at("invert") != true)
         refuse("split that keeps unmatched text");
     const auto alternatives = parse(settings.at("pattern").at("Regex"));
-    return [alternatives](const Text& text, const Part& part) {
+    return [alternatives](const Section& section, const Part& part) {
+        const Text& text = section.text;
         for (std::size_t at = 0; at < text.size();) {
             std::size_t length = 0;
             for (const Alternative& each : alternatives)
                 if ((length = each.match(text, at)) != 0) break;
-            if (length != 0) part(text.substr(at, length));
+            if (length != 0) part(section.part(at, length));
             at += length != 0 ? length : 1;
         }
     };
@@ -100,35 +101,43 @@ char32_t byte_character(unsigned char byte) {
     return next;
 }
 
-Text bytes_of(const Text& text) {
+Section bytes_of(const Section& section) {
     static const auto table = [] {
         std::array<char32_t, 256> values{};
         for (int b = 0; b < 256; ++b)
             values[static_cast<std::size_t>(b)] = byte_character(static_cast<unsigned char>(b));
         return values;
     }();
-    Text out;
-    for (char each : unicode::encode(text)) out += table[static_cast<unsigned char>(each)];
+    Section out;
+    out.at_start = unicode::encode(section.text.substr(0, section.at_start)).size();
+    for (char each : unicode::encode(section.text)) out.text += table[static_cast<unsigned char>(each)];
     return out;
+}
+
+// Both stand for the first character.
+void prepend(Section& section, char32_t c) {
+    section.text.insert(section.text.begin(), c);
+    section.at_start += section.at_start > 0;
 }
 
 PreTokenizer read_byte_level(const Json& settings) {
     const bool prefix = settings.at("add_prefix_space"), pattern = settings.value("use_regex", true);
-    return [prefix, pattern](const Text& whole, const Part& part) {
-        const Text text = prefix && whole[0] != U' ' ? U" " + whole : whole;
-        if (!pattern) return part(bytes_of(text));
-        for (std::size_t at = 0; at < text.size();) {
-            const std::size_t length = gpt2_match(text, at);
-            part(bytes_of(text.substr(at, length)));
+    return [prefix, pattern](Section section, const Part& part) {
+        if (prefix && section.text[0] != U' ') prepend(section, U' ');
+        if (!pattern) return part(bytes_of(section));
+        for (std::size_t at = 0; at < section.text.size();) {
+            const std::size_t length = gpt2_match(section.text, at);
+            part(bytes_of(section.part(at, length)));
             at += length;
         }
     };
 }
 
-void split_whitespace(const Text& text, const Part& part) {
+void split_whitespace(const Section& section, const Part& part) {
+    const Text& text = section.text;
     for (std::size_t at = 0; at < text.size();) {
         const std::size_t length = run(text, at, [](char32_t c) { return !unicode::is_space(c); });
-        if (length != 0) part(text.substr(at, length));
+        if (length != 0) part(section.part(at, length));
         at += length + 1;
     }
 }
@@ -136,17 +145,21 @@ void split_whitespace(const Text& text, const Part& part) {
 PreTokenizer read_metaspace(const Json& settings) {
     const Text replacement = unicode::decode(settings.at("replacement").get<std::string>());
     const std::string scheme = settings.value("prepend_scheme", "always");
-    if (replacement.size() != 1 || (scheme != "always" && scheme != "never")) refuse("metaspace scheme " + scheme);
-    const bool prepend = scheme == "always", split = settings.value("split", true);
-    return [mark = replacement[0], prepend, split](const Text& whole, const Part& part) {
-        Text text = whole;
-        for (char32_t& c : text)
+    if (scheme != "always" && scheme != "first" && scheme != "never") refuse("metaspace scheme " + scheme);
+    if (replacement.size() != 1) refuse("metaspace replacement " + settings.at("replacement").get<std::string>());
+    // What the field was called before: the library refuses a contradiction too.
+    if (settings.value("add_prefix_space", Json()) == false && scheme != "never")
+        refuse("metaspace scheme " + scheme + " without add_prefix_space");
+    const bool split = settings.value("split", Json()) != false;
+    return [mark = replacement[0], scheme, split](Section section, const Part& part) {
+        for (char32_t& c : section.text)
             if (c == U' ') c = mark;
-        if (prepend && text[0] != mark) text.insert(text.begin(), mark);
-        if (!split) return part(text);
-        for (std::size_t at = 0; at < text.size();) {  // each mark starts a part
-            const std::size_t end = std::min(text.find(mark, at + 1), text.size());
-            part(text.substr(at, end - at));
+        const bool wanted = scheme == "always" || (scheme == "first" && section.at_start > 0);
+        if (wanted && section.text[0] != mark) prepend(section, mark);
+        if (!split) return part(section);
+        for (std::size_t at = 0; at < section.text.size();) {  // each mark starts a part
+            const std::size_t end = std::min(section.text.find(mark, at + 1), section.text.size());
+            part(section.part(at, end - at));
             at = end;
         }
     };
@@ -155,17 +168,17 @@ PreTokenizer read_metaspace(const Json& settings) {
 }  // namespace
 
 PreTokenizer read_pre_tokenizer(const Json& settings, int depth) {
-    if (settings.is_null()) return [](const Text& text, const Part& part) { part(text); };
+    if (settings.is_null()) return [](const Section& section, const Part& part) { part(section); };
     const std::string type = settings.at("type");
     if (type == "Split") return read_split(settings);
     if (type == "ByteLevel") return read_byte_level(settings);
     if (type == "WhitespaceSplit") return split_whitespace;
     if (type == "Metaspace") return read_metaspace(settings);
     if (type == "Sequence" && depth < 4) {
-        PreTokenizer chain = [](const Text& text, const Part& part) { part(text); };
+        PreTokenizer chain = [](const Section& section, const Part& part) { part(section); };
         for (const Json& each : settings.at("pretokenizers"))
-            chain = [first = chain, second = read_pre_tokenizer(each, depth + 1)](const Text& text, const Part& part) {
-                first(text, [&](const Text& piece) { second(piece, part); });
+            chain = [first = chain, second = read_pre_tokenizer(each, depth + 1)](const Section& section, const Part& part) {
+                first(section, [&](const Section& piece) { second(piece, part); });
             };
         return chain;
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <map>
 
 #include <nlohmann/json.hpp>
 
@@ -38,6 +39,27 @@ void read_special(const Json& settings, Ids& before, Ids& after, int depth = 0) 
     }
 }
 
+// The ids of the added tokens: those of the model's vocabulary, and numbers after its last for the others, in order.
+// Those written beside them are ignored, as in the library.
+std::map<std::string, std::int64_t> added_ids(const Json& added, const Json& vocabulary) {
+    std::map<std::string, std::int64_t> ids;
+    for (const Json& item : added) ids.emplace(item.at("content"), -1);
+    if (vocabulary.is_object()) {  // of BPE
+        for (auto& [content, id] : ids) id = vocabulary.value(content, std::int64_t{-1});
+    } else {
+        std::int64_t next = 0;
+        for (const Json& piece : vocabulary) {
+            const auto found = ids.find(piece.at(0).get_ref<const std::string&>());
+            if (found != ids.end()) found->second = next;
+            ++next;
+        }
+    }
+    auto next = static_cast<std::int64_t>(vocabulary.size());
+    for (const Json& item : added)
+        if (std::int64_t& id = ids.at(item.at("content")); id < 0) id = next++;
+    return ids;
+}
+
 std::size_t spaces_before(const Text& text, std::size_t end) {
     while (end > 0 && unicode::is_space(text[end - 1])) --end;
     return end;
@@ -67,13 +89,14 @@ Tokenizer::Tokenizer(const std::filesystem::path& path) {
         pre_tokenizer = read_pre_tokenizer(root.at("pre_tokenizer"));
         model = read_model(root.at("model"));
         read_special(root.at("post_processor"), before, after);
+        const auto ids = added_ids(root.at("added_tokens"), root.at("model").at("vocab"));
         for (const Json& item : root.at("added_tokens")) {
             const Text content = unicode::decode(item.at("content").get<std::string>());
             if (content.empty()) continue;
             if (item.at("single_word").get<bool>()) refuse("added token that is a single word");
-            const AddedToken token{content, item.at("id"), item.at("lstrip"), item.at("rstrip")};
+            const AddedToken token{content, ids.at(item.at("content")), item.at("lstrip"), item.at("rstrip")};
             if (item.at("normalized").get<bool>()) {
-                normalized.push_back({normalizer(token.content), token.id, token.strip_left, token.strip_right});
+                normalized.push_back({normalizer({token.content}).text, token.id, token.strip_left, token.strip_right});
             } else {
                 raw.push_back(token);
             }
@@ -88,11 +111,12 @@ Tokenizer::Tokenizer(const std::filesystem::path& path) {
                          [](const AddedToken& a, const AddedToken& b) { return a.content.size() > b.content.size(); });
 }
 
-void Tokenizer::part(const std::vector<AddedToken>& tokens, const Text& text,
-                     const std::function<void(std::int64_t)>& token, const std::function<void(const Text&)>& rest) {
+void Tokenizer::part(const std::vector<AddedToken>& tokens, const Section& section,
+                     const std::function<void(std::int64_t)>& token, const std::function<void(const Section&)>& rest) {
+    const Text& text = section.text;
     std::size_t done = 0;
     const auto give = [&](std::size_t end) {
-        if (done < end) rest(text.substr(done, end - done));
+        if (done < end) rest(section.part(done, end - done));
     };
     for (std::size_t at = 0; at < text.size();) {
         const auto found = std::find_if(tokens.begin(), tokens.end(), [&](const AddedToken& each) {
@@ -114,9 +138,10 @@ void Tokenizer::part(const std::vector<AddedToken>& tokens, const Text& text,
 Ids Tokenizer::encode(std::string_view utf8, std::size_t max_length, std::size_t& lost) const {
     Ids ids;
     const auto add = [&ids](std::int64_t id) { ids.push_back(id); };
-    const auto piece = [&](const Text& text) { model(text, ids); };
-    const auto plain = [&](const Text& text) { pre_tokenizer(text, piece); };
-    part(raw, unicode::decode(utf8), add, [&](const Text& text) { part(normalized, normalizer(text), add, plain); });
+    const auto piece = [&](const Section& section) { model(section.text, ids); };
+    const auto plain = [&](const Section& section) { pre_tokenizer(section, piece); };
+    part(raw, {unicode::decode(utf8), 1}, add,
+         [&](const Section& section) { part(normalized, normalizer(section), add, plain); });
     const std::size_t special = before.size() + after.size();
     const std::size_t room = max_length > special ? max_length - special : 0;
     lost = ids.size() > room ? ids.size() - room : 0;

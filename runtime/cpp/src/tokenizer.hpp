@@ -18,11 +18,23 @@ using Json = nlohmann::json;
 using Text = std::u32string;
 using Ids = std::vector<std::int64_t>;
 
-using Normalizer = std::function<Text(Text)>;
+// A part of a prompt while it is normalized and split.
+struct Section {
+    Text text;
+    // How many of its first characters stand for the prompt's first one: more than 1 where that was written out as
+    // several, 0 where the section begins further on or its beginning was removed. Metaspace's "first" asks for it.
+    std::size_t at_start = 0;
+
+    Section part(std::size_t start, std::size_t length) const {
+        return {text.substr(start, length), at_start > start ? at_start - start : 0};
+    }
+};
+
+using Normalizer = std::function<Section(Section)>;
 Normalizer read_normalizer(const Json& settings, int depth = 0);
 
-// Splits a text; empty parts are left out.
-using PreTokenizer = std::function<void(const Text& text, const std::function<void(const Text&)>& part)>;
+// Splits a section; empty parts are left out.
+using PreTokenizer = std::function<void(const Section& section, const std::function<void(const Section&)>& part)>;
 PreTokenizer read_pre_tokenizer(const Json& settings, int depth = 0);
 
 // Appends the ids of one part.
@@ -48,9 +60,9 @@ private:
         std::int64_t id;
         bool strip_left, strip_right;
     };
-    // Finds the added tokens in a text: calls `token` with their ids and `rest` with the text between them.
-    static void part(const std::vector<AddedToken>& tokens, const Text& text,
-                     const std::function<void(std::int64_t)>& token, const std::function<void(const Text&)>& rest);
+    // Finds the added tokens in a section: calls `token` with their ids and `rest` with the text between them.
+    static void part(const std::vector<AddedToken>& tokens, const Section& section,
+                     const std::function<void(std::int64_t)>& token, const std::function<void(const Section&)>& rest);
 
     std::vector<AddedToken> raw, normalized;  // matched before and after normalization; longest first
     Normalizer normalizer;

@@ -36,7 +36,6 @@ enum class Break : std::uint8_t {
     ZWJ,
     Prepend,
     SpacingMark,
-    RegionalIndicator,
     L,
     V,
     T,
@@ -67,18 +66,20 @@ constexpr char32_t l_count = 19, v_count = 21, t_count = 28, hangul_count = l_co
 
 bool is_hangul(char32_t c) { return c >= hangul_first && c - hangul_first < hangul_count; }
 
-void append_decomposed(std::u32string& out, char32_t c) {
+void append_decomposed(Steps& out, char32_t c) {
+    const std::size_t first = out.size();
     if (is_hangul(c)) {
         const char32_t index = c - hangul_first;
-        out += l_first + index / (v_count * t_count);
-        out += v_first + index / t_count % v_count;
-        if (index % t_count != 0) out += t_before + index % t_count;
+        out.push_back({l_first + index / (v_count * t_count), 0});
+        out.push_back({v_first + index / t_count % v_count, 0});
+        if (index % t_count != 0) out.push_back({t_before + index % t_count, 0});
     } else if (const Expansion* found = c < 0x80 ? nullptr : find(decompositions, c)) {
         for (char32_t part : found->parts)
-            if (part != 0) out += part;
+            if (part != 0) out.push_back({part, 0});
     } else {
-        out += c;
+        out.push_back({c, 0});
     }
+    out[first].taken = 1;
 }
 
 int combining_class(char32_t c) {
@@ -125,49 +126,49 @@ bool is_letter(char32_t c) { return find(letters, c) != nullptr; }
 bool is_number(char32_t c) { return find(numbers, c) != nullptr; }
 bool is_space(char32_t c) { return find(spaces, c) != nullptr; }
 
-std::u32string lower_case(std::u32string_view text) {
-    std::u32string out;
+Steps lower_case(std::u32string_view text) {
+    Steps out;
     out.reserve(text.size());
     for (char32_t c : text) {
         if (const Expansion* found = c < 0x80 ? nullptr : find(lower_expansions, c)) {
-            for (char32_t part : found->parts)
-                if (part != 0) out += part;
+            for (std::size_t i = 0; i < std::size(found->parts) && found->parts[i] != 0; ++i)
+                out.push_back({found->parts[i], i == 0 ? std::size_t{1} : 0});
         } else {
             const Shift* shift = find(lower_shifts, c);
-            out += shift ? static_cast<char32_t>(static_cast<std::int32_t>(c) + shift->by) : c;
+            out.push_back({shift ? static_cast<char32_t>(static_cast<std::int32_t>(c) + shift->by) : c, 1});
         }
     }
     return out;
 }
 
-std::u32string nfc(std::u32string_view text) {
-    std::u32string parts;
+Steps nfc(std::u32string_view text) {
+    Steps parts;
     parts.reserve(text.size());
     for (char32_t c : text) append_decomposed(parts, c);
     for (std::size_t start = 0; start < parts.size();) {  // canonical order: sorts each run of marks by class
         std::size_t end = start;
-        while (end < parts.size() && combining_class(parts[end]) != 0) ++end;
+        while (end < parts.size() && combining_class(parts[end].c) != 0) ++end;
         std::stable_sort(parts.begin() + static_cast<std::ptrdiff_t>(start),
                          parts.begin() + static_cast<std::ptrdiff_t>(end),
-                         [](char32_t a, char32_t b) { return combining_class(a) < combining_class(b); });
+                         [](const Step& a, const Step& b) { return combining_class(a.c) < combining_class(b.c); });
         start = end + 1;
     }
-    std::u32string out;
+    Steps out;
     out.reserve(parts.size());
     std::size_t starter = std::u32string::npos;  // in `out`
     int last_class = 0;                          // of the last mark after the starter; 0: none
-    for (char32_t c : parts) {
-        const int own = combining_class(c);
+    for (const Step& part : parts) {
+        const int own = combining_class(part.c);
         const bool adjacent = starter != std::u32string::npos && starter + 1 == out.size();
         if (starter != std::u32string::npos && (adjacent || last_class < own)) {
-            if (char32_t both = composed(out[starter], c)) {
-                out[starter] = both;
+            if (char32_t both = composed(out[starter].c, part.c)) {
+                out[starter] = {both, out[starter].taken + part.taken};
                 continue;
             }
         }
         if (own == 0) starter = out.size();
         last_class = own;
-        out += c;
+        out.push_back(part);
     }
     return out;
 }
@@ -175,7 +176,6 @@ std::u32string nfc(std::u32string_view text) {
 std::size_t grapheme_end(std::u32string_view text, std::size_t start) {
     Break before = break_of(text[start]);
     bool pictograph = before == Break::Pictographic;  // then Extend*, perhaps a ZWJ
-    std::size_t flags = before == Break::RegionalIndicator ? 1 : 0;
     bool consonant = find(conjunct_consonants, text[start]) != nullptr, linked = false;
     std::size_t end = start + 1;
     for (; end < text.size(); ++end) {
@@ -183,12 +183,10 @@ std::size_t grapheme_end(std::u32string_view text, std::size_t start) {
         const Break after = break_of(c);
         const bool next_consonant = find(conjunct_consonants, c) != nullptr;
         const bool emoji = pictograph && before == Break::ZWJ && after == Break::Pictographic;
-        const bool flag = after == Break::RegionalIndicator && before == after && flags % 2 == 1;
         const bool conjunct = consonant && linked && next_consonant;
-        if (!joins(before, after) && !emoji && !flag && !conjunct) break;
+        if (!joins(before, after) && !emoji && !conjunct) break;
         const bool extends = after == Break::Extend || after == Break::ZWJ;
-        pictograph = after == Break::Pictographic || (pictograph && extends);
-        flags = after == Break::RegionalIndicator ? flags + 1 : 0;
+        pictograph = after == Break::Pictographic || (pictograph && extends && before != Break::ZWJ);
         linked = extends && (linked || find(conjunct_linkers, c) != nullptr);
         consonant = next_consonant || (consonant && extends);
         if (next_consonant) linked = false;

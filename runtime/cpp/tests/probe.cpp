@@ -27,18 +27,25 @@ void raw(const std::vector<Value>& values) {
 
 std::string standard_input() { return {std::istreambuf_iterator<char>(std::cin), {}}; }
 
-// FILE MAX_LENGTH: reads prompts from stdin, each ended by a NUL; prints lines of "lost id id …".
+// FILE MAX_LENGTH: reads prompts from stdin, each as its number of bytes, a line feed and the bytes; prints lines of
+// "lost id id …", or "error: …" for a prompt that is refused.
 void ids(const Words& words) {
     const Tokenizer tokenizer(words.at(0));
     const std::string text = standard_input();
     for (std::size_t at = 0; at < text.size();) {
-        const std::size_t end = std::min(text.find('\0', at), text.size());
-        std::size_t lost = 0;
-        const Ids ids = tokenizer.encode(std::string_view(text).substr(at, end - at), std::stoul(words.at(1)), lost);
-        std::cout << lost;
-        for (std::int64_t id : ids) std::cout << ' ' << id;
+        const std::size_t start = text.find('\n', at) + 1;
+        const std::size_t length = std::stoul(text.substr(at, start - at));
+        try {
+            std::size_t lost = 0;
+            const auto prompt = std::string_view(text).substr(start, length);
+            const Ids ids = tokenizer.encode(prompt, std::stoul(words.at(1)), lost);
+            std::cout << lost;
+            for (std::int64_t id : ids) std::cout << ' ' << id;
+        } catch (const Error& error) {
+            std::cout << "error: " << error.what();
+        }
         std::cout << '\n';
-        at = end + 1;
+        at = start + length;
     }
 }
 

@@ -210,7 +210,7 @@ def openvino_on_cpu(first: bool, bundle: Bundle, machine: Machine) -> Way | None
     """Before ONNX Runtime's CPU where it is the faster of the two (`first`), else after it. None in the other place.
 
     It is faster in bf16, where the processor has units for it. A bundle in plain fp32 was exported for exactness, and
-    products with inputs rounded to INT8 are fused by ONNX Runtime alone: both stay there.
+    products with inputs rounded to INT8 at run time are fused by ONNX Runtime alone: both stay there.
     """
     formats = Formats.of(bundle)
     faster = machine.bf16_units and bool(formats.weights - {"fp32"}) and "int8" not in formats.inputs

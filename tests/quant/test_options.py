@@ -12,7 +12,7 @@ from kontext.errors import KontextError  # noqa: E402
 from kontext.export.weights.plan import stored_entries  # noqa: E402
 from kontext.model.dtypes import TORCH_DTYPES  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
-from kontext.quant.options import Option, parse_options  # noqa: E402
+from kontext.quant.options import Option, layer_bytes, parse_options  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 
 
@@ -55,6 +55,16 @@ def test_bytes_are_those_of_the_file(name: str, rank: int, compute: str) -> None
     entries = stored_entries("w", shape, Layer(name, rank), compute)
     stored = sum(math.prod(each) * TORCH_DTYPES[dtype].itemsize for _, dtype, each in entries)
     assert Option(name, rank).stored_bytes(shape, wide) == stored
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_bytes_of_scaled_static_inputs(compute: str) -> None:
+    """Middle, factors and output for the middle of each channel, and the scale, are counted."""
+    layer, shape, wide = Layer("int8", 0, "int8", True, "static", True), (192, 320), {"fp32": 4, "bf16": 2}
+    entries = stored_entries("w", shape, layer, compute)
+    stored = sum(math.prod(each) * TORCH_DTYPES[dtype].itemsize for _, dtype, each in entries)
+    plain = Option("int8").stored_bytes(shape, wide[compute])
+    assert layer_bytes(layer, shape, wide[compute]) == stored == plain + (2 * 192 + 320 + 1) * wide[compute]
 
 
 def test_bits_per_weight() -> None:

@@ -204,6 +204,7 @@ def test_the_same_by_name_is_the_same(tiny_bundle: Path) -> None:
         ("int4", "fp32", "OpenVINO in bf16"),
         ("fp8", "fp32", "OpenVINO in bf16"),
         ({"format": "int8", "activations": "int8"}, "fp32", "ONNX Runtime on the CPU"),  # fused there alone
+        ({"format": "int8", "activations": "int8", "rounding": "static"}, "fp32", "OpenVINO in bf16"),
         ({"format": "int8"}, "fp32", "OpenVINO in bf16"),
         ("bf16", "bf16", "OpenVINO"),
         ("fp16", "fp16", "OpenVINO"),

@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,43 @@ def test_a_low_rank_branch_adds_its_product(tiny_bundle: Path, tmp_path: Path) -
 
     folder = changed(tiny_bundle, tmp_path / "branch", split)
     assert psnr(edited(folder), edited(tiny_bundle)) > 55
+
+
+@pytest.fixture(scope="module")
+def static_bundle(
+    tiny_checkpoint: Path,
+    tiny_bundle: Path,
+    untraced: Callable[[Path], AbstractContextManager[None]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """`--int8 --static-inputs` of `tiny_checkpoint`, calibrated on the pictures below."""
+    from kontext.export.cli.main import main
+
+    root = tmp_path_factory.mktemp("static")
+    samples = root / "samples"
+    samples.mkdir()
+    for turn in range(4):
+        photograph().rotate(90 * turn).save(samples / f"{turn}.png")
+        (samples / f"{turn}.txt").write_text(TEXT, encoding="utf-8")
+    flags = ["--fp32", "--int8", "--static-inputs", "--calibrate", str(samples), "--steps", "4"]
+    with untraced(tiny_bundle):
+        assert main([str(tiny_checkpoint), "-o", str(root / "bundle"), *flags, "--quiet"]) == 0
+    return root / "bundle"
+
+
+def test_static_int8_inputs(static_bundle: Path, tiny_bundle: Path) -> None:
+    """A whole edit beside ONNX Runtime, which rounds inputs; a CPU here does not, so it is nearer to fp32."""
+    layers = Bundle.open(static_bundle).manifest["precision"]["layers"]["transformer"].values()
+    assert any(isinstance(layer, dict) and layer.get("rounding") == "static" for layer in layers)
+    pictures = {
+        name: Pipeline.load(folder, device="cpu", backend=OnnxRuntimeOptions(threads=1)).edit(
+            photograph(), TEXT, steps=4
+        )
+        for name, folder in (("fp32", tiny_bundle), ("static", static_bundle))
+    }
+    assert psnr(edited(static_bundle), pictures["static"]) > 35
+    assert psnr(edited(static_bundle, activations="int8"), pictures["static"]) > 35
+    assert psnr(edited(static_bundle), pictures["fp32"]) > psnr(pictures["static"], pictures["fp32"])
 
 
 def test_linears_in_every_format_with_static_scales() -> None:

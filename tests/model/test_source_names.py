@@ -11,13 +11,13 @@ import pytest
 
 from kontext.model.source_names import source_name
 
-SNAPSHOT = "/home/me/.cache/huggingface/hub/models--black-forest-labs--FLUX.1-Kontext-dev/snapshots/abc123"
+SNAPSHOT = "/disk/mine/.cache/huggingface/hub/models--black-forest-labs--FLUX.1-Kontext-dev/snapshots/abc123"
 
 
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("/home/me/secret/flux1-kontext-dev.safetensors", "flux1-kontext-dev.safetensors"),
+        ("/disk/mine/secret/flux1-kontext-dev.safetensors", "flux1-kontext-dev.safetensors"),
         ("models/FLUX.1-Kontext-dev/", "FLUX.1-Kontext-dev"),
         ("/models/dev/transformer/..", "dev"),
         (SNAPSHOT, "black-forest-labs/FLUX.1-Kontext-dev@abc123"),

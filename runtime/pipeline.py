@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
         steps: int | None
         guidance: float | None
-        seed: int
+        seed: int | Sequence[int]
         size: Size | None
         reference_method: str | None
         reference_size: ReferenceSize
@@ -157,7 +157,7 @@ class Pipeline:
         num_images: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         size: Size | None = None,
         reference_method: str | None = None,
         reference_size: ReferenceSize = "auto",
@@ -173,8 +173,9 @@ class Pipeline:
             prompt: the instruction; a list edits a batch. Rows of different sizes run one after the other.
             num_images: pictures for each prompt.
             steps, guidance: None: the bundle's defaults.
-            seed: of the first picture; each further picture takes the next seed and is the one that this seed gives
-                alone. The noise is that of `torch.Generator("cpu").manual_seed(seed)`.
+            seed: of the first picture, each further one taking the next; or a list with a seed for each picture. A
+                picture is the one that its seed gives alone. The noise is that of
+                `torch.Generator("cpu").manual_seed(seed)`.
             size: (width, height) of the output, multiples of the bundle's `size_multiple`; None: the preferred size
                 nearest to the first reference's aspect, or the square one without a reference.
             reference_method: "index", "offset" or "stitch", how several references are placed (`references` explains

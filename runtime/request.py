@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TypeAlias
 
 from PIL import Image
@@ -66,7 +66,7 @@ def build_request(
     *,
     steps: int | None = None,
     guidance: float | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     size: Size | None = None,
     num_images: int = 1,
     reference_method: str | None = None,
@@ -78,12 +78,9 @@ def build_request(
     """
     steps = whole(settings.steps if steps is None else steps, "steps")
     num_images = whole(num_images, "num_images")
-    guidance = settings.guidance if guidance is None else guidance
-    if not math.isfinite(guidance):
-        raise KontextError(f"guidance must be a finite number, not {guidance}")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise KontextError("prompt is an empty list: give at least one prompt")
+    guidance = checked_guidance(settings.guidance if guidance is None else guidance)
+    prompts = prompts_of(prompt)
+    seeds = seeds_of(seed, len(prompts) * num_images)
     if size is not None:
         size = checked_size(size, settings)
     method = checked_method(reference_method, settings)
@@ -93,24 +90,62 @@ def build_request(
     rows: list[Row] = []
     placed: dict[tuple[int, ...], tuple[Reference, ...]] = {}
     warned: dict[str, None] = {}
+    if guidance < 0:
+        warned[f"guidance {guidance:g} is below 0, which the model was not trained with: 2.5 is usual"] = None
+    if not all(text.strip() for text in prompts):
+        warned["the prompt is empty: say what to change"] = None
     for text, pictures in zip(prompts, pictures_of(image, prompt), strict=True):
         output, same = size or default_size(settings, pictures), tuple(map(id, pictures))
         if same not in placed:
             placed[same], notes = place_references(pictures, method, rule, output, settings)
             warned |= dict.fromkeys(notes)
         for _ in range(num_images):
-            rows.append(Row(text, tuple(pictures), placed[same], seed + len(rows), output))
-    check_seed(rows[0].seed)
-    check_seed(rows[-1].seed)
+            rows.append(Row(text, tuple(pictures), placed[same], seeds[len(rows)], output))
     for note in warned:
         warnings.warn(note, stacklevel=3)
-    return Request(tuple(rows), steps, float(guidance))
+    return Request(tuple(rows), steps, guidance)
 
 
 def whole(value: object, name: str) -> int:
     if not isinstance(value, Integral) or int(value) < 1:
         raise KontextError(f"{name} must be a whole number of 1 or more, not {value!r}")
     return int(value)
+
+
+def checked_guidance(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise KontextError(f"guidance must be a finite number, not {value!r}")
+    return float(value)
+
+
+def prompts_of(prompt: str | Sequence[str]) -> list[str]:
+    """The prompts of an edit, of which there is at least one."""
+    if not isinstance(prompt, (str, Sequence)):
+        raise KontextError(f"prompt must be a text, or a list of texts, not {prompt!r}")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise KontextError("prompt is an empty list: give at least one prompt")
+    for each in prompts:
+        if not isinstance(each, str):
+            raise KontextError(f"each prompt must be a text, not {each!r}")
+    return prompts
+
+
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+    """The seed of each picture: counted up from a number, or those of a list."""
+    if isinstance(seed, Integral) and type(seed) is not bool:
+        seeds = [int(seed) + index for index in range(count)]
+    elif isinstance(seed, (list, tuple)) and all(isinstance(each, Integral) for each in seed):
+        seeds = [int(each) for each in seed]
+        if len(seeds) != count:
+            raise KontextError(
+                f"seed has {len(seeds)} numbers for {count} pictures: give one for each, or one for all"
+            )
+    else:
+        raise KontextError(f"seed must be a whole number, or a list with one for each picture, not {seed!r}")
+    for each in (min(seeds), max(seeds)):
+        check_seed(each)
+    return seeds
 
 
 def default_size(settings: SamplerEntry, pictures: Sequence[Image.Image]) -> Size:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from numbers import Integral
 
 from ..errors import KontextError
 from .images import Size
@@ -15,6 +17,12 @@ MAX_AREAS = 16
 def checked_size(size: Size, settings: SamplerEntry, name: str = "size") -> Size:
     """`size` as (width, height) of plain integers. Raises KontextError, which calls it `name`, if no network takes
     it."""
+    if (
+        not isinstance(size, Sequence)
+        or len(size) != 2
+        or not all(isinstance(side, Integral) for side in size)
+    ):
+        raise KontextError(f"{name} must be (width, height) in pixels, such as (1024, 768), not {size!r}")
     width, height = size
     multiple = settings.size_multiple
     if min(size) < 1:

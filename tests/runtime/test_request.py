@@ -121,3 +121,45 @@ def test_the_last_seed_counts_too() -> None:
 def test_what_makes_no_request(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(KontextError, match=message):
         build(**arguments)
+
+
+def test_a_seed_for_each_picture() -> None:
+    rows = build(None, ["a", "b"], seed=[7, np.int64(3), 7, 1], num_images=2).rows
+    assert [row.seed for row in rows] == [7, 3, 7, 1]
+    assert {type(row.seed) for row in rows} == {int}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": None}, "seed must be a whole number, or a list with one for each picture, not None"),
+        ({"seed": "5"}, "seed must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"seed": True}, "seed must be a whole number"),
+        ({"seed": [1, 2]}, "seed has 2 numbers for 1 pictures"),
+        ({"seed": [-1]}, "a seed is a whole number from 0"),
+        ({"seed": 2**64 - 1, "num_images": 2}, "a seed is a whole number from 0"),
+        ({"prompt": None}, "prompt must be a text, or a list of texts, not None"),
+        ({"prompt": [None]}, "each prompt must be a text, not None"),
+        ({"prompt": b"x"}, "each prompt must be a text"),
+        ({"guidance": "2"}, "guidance must be a finite number, not '2'"),
+        (
+            {"size": "128x128"},
+            r"size must be \(width, height\) in pixels, such as \(1024, 768\), not '128x128'",
+        ),
+        ({"size": 128}, r"size must be \(width, height\)"),
+        ({"size": (128.0, 128)}, r"size must be \(width, height\)"),
+    ],
+)
+def test_arguments_of_other_kinds_are_answered_in_words(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(KontextError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"guidance": -1}, "guidance -1 is below 0"), ({"prompt": " "}, "the prompt is empty")],
+)
+def test_odd_arguments_are_questioned(options: dict[str, Any], message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        build(**options)

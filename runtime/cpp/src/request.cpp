@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 #include "resize.hpp"
 
@@ -63,6 +64,13 @@ Request build_request(const SamplerSettings& settings, const std::vector<Edit>& 
     // Without a size the output takes its own from the first reference, not the references theirs from it.
     if (rule.rule == "auto" && !options.size) rule.rule = "preferred";
     std::vector<std::string> notes;
+    if (request.guidance < 0) {
+        std::ostringstream number;
+        number << request.guidance;
+        notes.push_back("guidance " + number.str() + " is below 0, which the model was not trained with: 2.5 is usual");
+    }
+    const auto empty = [](const Edit& edit) { return edit.prompt.find_first_not_of(" \t\n\v\f\r") == std::string::npos; };
+    if (std::any_of(edits.begin(), edits.end(), empty)) notes.push_back("the prompt is empty: say what to change");
     std::vector<Reference> known;
     for (const Edit& edit : edits) {
         for (const Picture& picture : edit.references) check_picture(picture);

@@ -118,7 +118,7 @@ def checked_guidance(value: object) -> float:
     return float(value)
 
 
-def prompts_of(prompt: str | Sequence[str]) -> list[str]:
+def prompts_of(prompt: object) -> list[str]:
     """The prompts of an edit, of which there is at least one."""
     if not isinstance(prompt, (str, Sequence)):
         raise KontextError(f"prompt must be a text, or a list of texts, not {prompt!r}")
@@ -131,7 +131,7 @@ def prompts_of(prompt: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+def seeds_of(seed: object, count: int) -> list[int]:
     """The seed of each picture: counted up from a number, or those of a list."""
     if isinstance(seed, Integral) and type(seed) is not bool:
         seeds = [int(seed) + index for index in range(count)]

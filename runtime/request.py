@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TypeAlias
 
+import numpy as np
 from PIL import Image
 
 from ..errors import KontextError
@@ -133,7 +134,7 @@ def prompts_of(prompt: object) -> list[str]:
 
 def seeds_of(seed: object, count: int) -> list[int]:
     """The seed of each picture: counted up from a number, or those of a list."""
-    if isinstance(seed, Integral) and type(seed) is not bool:
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
         seeds = [int(seed) + index for index in range(count)]
     elif isinstance(seed, (list, tuple)) and all(isinstance(each, Integral) for each in seed):
         seeds = [int(each) for each in seed]

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 from kontext.bench.cli import main
 from kontext.bench.quantspeed import benchmark as quantspeed
 from kontext.bench.quantspeed.step import bundle_step, diffusers_step
+from kontext.export.calibration.samples import MIN_SAMPLES, read_samples
 
 MACHINE = {"cpu": "Abacus", "cores": 2, "memory_gib": 24.0, "gpu": [], "python": "3.11.7", "libraries": {}}
 
@@ -40,6 +41,22 @@ def test_sizes_follow_the_width() -> None:
 def side(median: float, **more: Any) -> dict[str, Any]:
     summary = {"median": median, "p95": median * 1.1, "count": 7}
     return {"seconds": summary, "snr": 20.0, "resident_bytes": 2**28, "peak_bytes": 2**29, **more}
+
+
+def test_no_error_is_given_of_static_scales(tmp_path: Path) -> None:
+    """They come from other inputs than the measured step's."""
+    assert len(read_samples(quantspeed.write_samples(tmp_path / "samples")).samples) == MIN_SAMPLES
+    result = {
+        "hidden": 512,
+        "blocks": [2, 4],
+        "tokens": [256, 256],
+        "threads": 2,
+        "machine": MACHINE,
+        "sides": {"fp32": side(2.0), "OpenVINO int8-static": side(1.0) | {"snr": None}},
+    }
+    (table,) = quantspeed.tables(result)
+    assert [row[-1] for row in table.rows] == ["-", "-"]
+    assert "so no SNR is given" in quantspeed.footer(result)
 
 
 def test_ratios_are_of_medians() -> None:

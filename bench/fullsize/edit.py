@@ -20,10 +20,11 @@ from ...runtime.bundle import Bundle
 from ...runtime.units import gigabytes
 from ..flags import parse_names
 from ..machine import describe_machine, machine_line
+from ..openvino_sides import OPENVINO
 from ..process_cost import run_process
 from ..report import Table, finish, write_json
 
-BACKENDS = ("openvino-bf16", "openvino-fp32", "onnxruntime")
+BACKENDS = (*OPENVINO, "onnxruntime")
 
 MATRIX = 3072
 """Rows of the square matrices whose product gives the processor's rate: FLUX's hidden size."""

@@ -21,8 +21,8 @@ import PIL.Image
 
 from ...runtime import OpenVINOOptions, Pipeline
 from ...runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
+from ..openvino_sides import OPENVINO
 from ..peak_memory import anonymous_bytes, peak_bytes, reset_peak
-from ..quantspeed.step import OPENVINO
 
 PROMPT = "make the circle red"
 RECORDED_STEPS = 2

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.backends.options import Compute
 from ..machine import usable_cores
+from ..openvino_sides import OPENVINO
 
 Array = NDArray[np.float32]
 
-OPENVINO: dict[str, Compute] = {"openvino-fp32": "fp32", "openvino-bf16": "bf16"}
 SIDES = ("onnxruntime", *OPENVINO)
 """What runs a bundle."""
 

@@ -86,10 +86,11 @@ def tiff_samples(file: str | Path | IO[bytes]) -> str:
         return ""
 
 
-def preferred_size(image: Image.Image, sizes: Sequence[Size]) -> Size:
-    """The size with the nearest aspect ratio, as FLUX.1 Kontext chooses it: least |w/h - w'/h'|, then the narrower."""
-    aspect = image.width / image.height
-    return min(sizes, key=lambda size: (abs(aspect - size[0] / size[1]), size))
+def preferred_size(size: Size, sizes: Sequence[Size]) -> Size:
+    """The one of `sizes` whose aspect ratio is nearest, as FLUX.1 Kontext chooses it: least |w/h - w'/h'|, then the
+    narrower."""
+    aspect = size[0] / size[1]
+    return min(sizes, key=lambda each: (abs(aspect - each[0] / each[1]), each))
 
 
 def to_array(image: Image.Image, size: Size) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import Cancelled, ComputationError
+from ..errors import Cancelled, ComputationError, KontextError
 from . import noise
 from .backends.options import AUTO, BackendOptions
 from .backends.protocol import Backend, SamplerStep
@@ -196,6 +196,8 @@ class Pipeline:
             ComputationError: a network failed, its output is not finite, or the output filter returned no picture.
             Cancelled: the callback returned False.
         """
+        if callback is not None and not callable(callback):
+            raise KontextError(f"callback must be a function of (step, steps, latents), not {callback!r}")
         request = build_request(
             self.bundle.sampler,
             image,
@@ -229,7 +231,7 @@ class Pipeline:
 
                 def on_step(step: int, latents: Array, before: int = before) -> None:
                     advance()
-                    if callback is not None and callback(before + step, total, latents) is False:
+                    if callback is not None and is_false(callback(before + step, total, latents)):
                         raise Cancelled(
                             f"the callback stopped the edit after {before + step} of {total} steps"
                         )
@@ -355,6 +357,11 @@ def check_finite(graph: str, values: Array) -> None:
         raise ComputationError(
             f"the output of {graph} is not finite: its weights are damaged, or its number format is too narrow"
         )
+
+
+def is_false(answer: object) -> bool:
+    """Whether a callback returned False, Python's or numpy's; 0 and None go on."""
+    return answer is False or (isinstance(answer, np.bool_) and not answer)
 
 
 def check_filtered(picture: object) -> Image.Image:

@@ -99,7 +99,7 @@ def encoded_size(
     picture: Image.Image, rule: ReferenceSize, output: Size, settings: SamplerEntry
 ) -> tuple[Size, Size]:
     """The size to encode `picture` at, and its preferred size."""
-    preferred = preferred_size(picture, settings.preferred_sizes)
+    preferred = preferred_size(picture.size, settings.preferred_sizes)
     if not isinstance(rule, str):
         return rule, preferred
     if rule == "output" or (rule == "auto" and agrees(picture.size, output, preferred)):

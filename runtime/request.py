@@ -121,7 +121,7 @@ def checked_guidance(value: object) -> float:
 
 def prompts_of(prompt: object) -> list[str]:
     """The prompts of an edit, of which there is at least one."""
-    if not isinstance(prompt, (str, Sequence)):
+    if not isinstance(prompt, (str, Sequence)) or isinstance(prompt, bytes):
         raise KontextError(f"prompt must be a text, or a list of texts, not {prompt!r}")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
@@ -136,11 +136,13 @@ def seeds_of(seed: object, count: int) -> list[int]:
     """The seed of each picture: counted up from a number, or those of a list."""
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
         seeds = [int(seed) + index for index in range(count)]
-    elif isinstance(seed, (list, tuple)) and all(isinstance(each, Integral) for each in seed):
+    elif isinstance(seed, (list, tuple, range, np.ndarray)) and all(
+        isinstance(each, Integral) for each in seed
+    ):
         seeds = [int(each) for each in seed]
         if len(seeds) != count:
             raise KontextError(
-                f"seed has {len(seeds)} numbers for {count} pictures: give one for each, or one for all"
+                f"seed is a list of {len(seeds)}, and the edit makes {count}: give one for each picture, or one number"
             )
     else:
         raise KontextError(f"seed must be a whole number, or a list with one for each picture, not {seed!r}")
@@ -152,7 +154,7 @@ def seeds_of(seed: object, count: int) -> list[int]:
 def default_size(settings: SamplerEntry, pictures: Sequence[Image.Image]) -> Size:
     """The preferred size of the first reference, or the one that is nearest to a square."""
     if pictures:
-        return preferred_size(pictures[0], settings.preferred_sizes)
+        return preferred_size(pictures[0].size, settings.preferred_sizes)
     return min(settings.preferred_sizes, key=lambda size: abs(size[0] - size[1]))
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import KontextError
 
+if TYPE_CHECKING:
+    from PIL.ImageCms import ImageCmsProfile
+
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused as decompression bombs."""
 
-SRGB_NAMES = ("srgb", "iec61966-2.1", "iec61966-2-1")
-"""Parts of the descriptions of profiles whose colours are sRGB's already."""
+SRGB_LEVELS = 3
+"""A profile is sRGB itself if it moves no colour by more: the profiles of that name differ a little."""
+
+DARK = 1 << 13
+"""16-bit grey that stays below looks as if it had been stored with fewer bits."""
 
 PROFILE_MODES = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK", "Lab ": "LAB"}
 """A profile's colour space → the mode of pictures that it describes."""
@@ -23,11 +30,11 @@ PROFILE_MODES = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK", "Lab ": "LAB"}
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The picture in 8-bit sRGB, rotated as its EXIF data says, transparency over white.
 
-    Colours pass through the picture's ICC profile, if it has one. Grey of 16 bits is scaled from 0 … 65535, and of
-    floats from 0 … 1 or, if the largest is above 16, from 0 … 255.
+    Colours pass through the picture's ICC profile, if it has one. Grey of 16 bits is scaled from 0 … 65535, grey of 32
+    bits from 0 … 255 if none is above, and of floats from 0 … 1 or, if the largest is above 16, from 0 … 255.
 
     Warns:
-        UserWarning: parts of it are transparent, or its colour profile cannot be used.
+        UserWarning: parts of it are transparent, its colour profile cannot be used, or its 16-bit grey is very dark.
 
     Raises:
         KontextError: not a PIL.Image.Image, too large, of values in no known range, or its file is damaged.
@@ -71,11 +78,18 @@ def too_large(what: str, max_pixels: int) -> str:
 
 
 def grey_of_integers(image: Image.Image) -> Image.Image:
-    """8-bit grey of 16-bit grey, which Pillow would clip at 255."""
+    """8-bit grey of 16-bit or 32-bit grey, which Pillow would clip at 255."""
     values = np.asarray(image).astype(np.float32)
     if values.min() < 0 or values.max() > 65535:
         raise KontextError(
             f"the picture's grey goes from {values.min():g} to {values.max():g}: 0 to 65535 is expected of integers"
+        )
+    if image.mode == "I" and values.max() <= 255:
+        return Image.fromarray(values.astype(np.uint8))
+    if 0 < values.max() < DARK:
+        warnings.warn(
+            f"the picture's 16-bit grey only goes up to {values.max():g} of 65535: if it has fewer bits, scale it",
+            stacklevel=3,
         )
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
@@ -102,22 +116,38 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
         else:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            about = (source.profile.profile_description or "").lower()
-            if any(name in about for name in SRGB_NAMES):
+            if is_srgb(source):
                 return converted(image)
-        result = ImageCms.profileToProfile(
-            in_mode_of(image, source.profile.xcolor_space),
-            source,
-            ImageCms.createProfile("sRGB"),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+        return through(in_mode_of(image, source.profile.xcolor_space), source)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         warnings.warn(f"the picture's colour profile is ignored: {error}", stacklevel=3)
         return converted(image)
+
+
+def through(image: Image.Image, profile: ImageCmsProfile) -> Image.Image:
+    """A picture whose values a profile describes, in sRGB."""
+    from PIL import ImageCms
+
+    result = ImageCms.profileToProfile(
+        image,
+        profile,
+        ImageCms.createProfile("sRGB"),
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        outputMode="RGB",
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
     assert result is not None  # it is with inPlace=True only
     return result
+
+
+def is_srgb(profile: ImageCmsProfile) -> bool:
+    """Whether the colours of a profile are sRGB's, by what becomes of a grid of colours; names do not tell."""
+    if profile.profile.xcolor_space != "RGB ":
+        return False
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    found = np.asarray(through(Image.fromarray(grid), profile)).astype(int)
+    return bool(np.abs(found - grid).max() <= SRGB_LEVELS)
 
 
 def in_mode_of(image: Image.Image, space: str) -> Image.Image:

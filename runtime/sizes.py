@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral
 
 from ..errors import KontextError
-from .images import Size
+from .images import Size, preferred_size
 from .sampler_entry import SamplerEntry
 
 MAX_AREAS = 16
@@ -27,16 +27,17 @@ def checked_size(size: Size, settings: SamplerEntry, name: str = "size") -> Size
     multiple = settings.size_multiple
     if min(size) < 1:
         raise KontextError(f"{name} {width}x{height}: width and height must be above 0")
+    largest = max(width * height for width, height in settings.preferred_sizes)
+    if width * height > MAX_AREAS * largest:
+        usual = preferred_size(size, settings.preferred_sizes)
+        raise KontextError(
+            f"{name} {width}x{height} is more than {MAX_AREAS} times as large as this model's pictures: "
+            f"{usual[0]}x{usual[1]} is usual"
+        )
     if width % multiple or height % multiple:
         raise KontextError(
             f"{name} {width}x{height}: both sides must be multiples of {multiple}; "
             f"the nearest is {nearest(width, multiple)}x{nearest(height, multiple)}"
-        )
-    largest = max(width * height for width, height in settings.preferred_sizes)
-    if width * height > MAX_AREAS * largest:
-        raise KontextError(
-            f"{name} {width}x{height} is more than {MAX_AREAS} times as large as this model's pictures "
-            f"({largest / 1e6:.2g} million pixels)"
         )
     return int(width), int(height)
 

@@ -30,7 +30,7 @@ def test_preferred_size_is_that_of_diffusers() -> None:
     for width, height in rng.integers(1, 3000, (500, 2)).tolist():
         aspect = width / height
         _, *expected = min((abs(aspect - w / h), w, h) for w, h in sizes)
-        assert images.preferred_size(Image.new("1", (width, height)), sizes) == tuple(expected)
+        assert images.preferred_size((width, height), sizes) == tuple(expected)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (96, 160)])

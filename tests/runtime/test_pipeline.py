@@ -284,7 +284,11 @@ def test_callback_sees_every_step_and_can_stop(pipe: Pipeline) -> None:
 def test_a_callback_cancels_by_false_alone(pipe: Pipeline) -> None:
     with pytest.raises(Cancelled, match="stopped the edit after 2 of 4 steps"):
         pipe.edit(None, "x", steps=4, callback=lambda step, steps, latents: step < 2)
+    with pytest.raises(Cancelled):
+        pipe.edit(None, "x", steps=4, callback=lambda step, steps, latents: np.bool_(False))
     pipe.edit(None, "x", steps=1, callback=lambda step, steps, latents: 0)
+    with pytest.raises(KontextError, match="callback must be a function"):
+        pipe.edit(None, "x", callback=3)  # type: ignore[call-overload]
 
 
 def test_an_output_filter_must_return_a_picture(tiny_bundle: Path) -> None:

@@ -127,6 +127,8 @@ def test_a_seed_for_each_picture() -> None:
     rows = build(None, ["a", "b"], seed=[7, np.int64(3), 7, 1], num_images=2).rows
     assert [row.seed for row in rows] == [7, 3, 7, 1]
     assert {type(row.seed) for row in rows} == {int}
+    for seeds in (range(3, 5), np.array([3, 4])):
+        assert [row.seed for row in build(None, "a", seed=seeds, num_images=2).rows] == [3, 4]
 
 
 @pytest.mark.parametrize(
@@ -136,12 +138,12 @@ def test_a_seed_for_each_picture() -> None:
         ({"seed": "5"}, "seed must be a whole number"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"seed": True}, "seed must be a whole number"),
-        ({"seed": [1, 2]}, "seed has 2 numbers for 1 pictures"),
+        ({"seed": [1, 2]}, "seed is a list of 2, and the edit makes 1"),
         ({"seed": [-1]}, "a seed is a whole number from 0"),
         ({"seed": 2**64 - 1, "num_images": 2}, "a seed is a whole number from 0"),
         ({"prompt": None}, "prompt must be a text, or a list of texts, not None"),
         ({"prompt": [None]}, "each prompt must be a text, not None"),
-        ({"prompt": b"x"}, "each prompt must be a text"),
+        ({"prompt": b"x"}, "prompt must be a text, or a list of texts, not b'x'"),
         ({"guidance": "2"}, "guidance must be a finite number, not '2'"),
         (
             {"size": "128x128"},

@@ -67,13 +67,14 @@ def with_profile(image: Image.Image, profile: bytes, suffix: str, folder: Path) 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_display_p3_becomes_srgb(suffix: str, mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Display P3", "DCI-P3 D65 Gamut with sRGB Transfer"])
+def test_display_p3_becomes_srgb(suffix: str, mode: str, name: str, tmp_path: Path) -> None:
     """(234, 51, 35) and (117, 251, 76) of Display P3 are sRGB's pure red and green (CSS Color 4's conversion)."""
     colours = [(234, 51, 35), (117, 251, 76), (128, 128, 128)]
     image = Image.new("RGB", (3, 1))
     image.putdata(colours)
     options = {"lossless": True} if suffix == ".webp" else {}
-    profile = rgb_profile(DISPLAY_P3, "Display P3")
+    profile = rgb_profile(DISPLAY_P3, name)
     image.convert(mode).save(tmp_path / f"p3{suffix}", icc_profile=profile, **options)
     found = np.asarray(upright_rgb(open_picture(tmp_path / f"p3{suffix}"))).astype(int)[0]
     assert (
@@ -81,9 +82,16 @@ def test_display_p3_becomes_srgb(suffix: str, mode: str, tmp_path: Path) -> None
     )  # 3: of the dark channel, at sRGB's steepest
 
 
-def test_pictures_in_srgb_keep_their_bits(tmp_path: Path) -> None:
+SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+"""As DISPLAY_P3, of sRGB IEC61966-2.1."""
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), rgb_profile(SRGB, "Camera RGB")],
+)
+def test_pictures_in_srgb_keep_their_bits(profile: bytes, tmp_path: Path) -> None:
     image = noise(16, 16)
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert np.array_equal(upright_rgb(with_profile(image, profile, ".png", tmp_path)), image)
 
 
@@ -160,6 +168,18 @@ def test_sixteen_bits_of_grey_keep_their_brightness(tmp_path: Path) -> None:
     Image.fromarray(levels).save(tmp_path / "grey.png")
     grey = np.asarray(upright_rgb(open_picture(tmp_path / "grey.png")))[..., 0]
     assert np.array_equal(grey.reshape(-1), np.arange(256))
+
+
+def test_integers_of_32_bits_may_be_of_8(tmp_path: Path) -> None:
+    levels = np.arange(256, dtype=np.int32).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "grey.tif")
+    grey = np.asarray(upright_rgb(open_picture(tmp_path / "grey.tif")))[..., 0]
+    assert np.array_equal(grey.reshape(-1), np.arange(256))
+
+
+def test_grey_of_fewer_bits_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="only goes up to 4095 of 65535"):
+        upright_rgb(Image.fromarray(np.array([[0, 4095]], np.uint16)))
 
 
 @pytest.mark.parametrize("largest", [1, 255])

@@ -41,10 +41,16 @@ def test_sizes_up_to_sixteen_times_the_largest_preferred_one(size: tuple[int, in
     if size[0] * size[1] <= 16 * 96 * 176:
         assert sizes.checked_size(size, SETTINGS) == size
     else:
-        with pytest.raises(KontextError, match=r"more than 16 times .* \(0\.017 million pixels\)"):
+        with pytest.raises(KontextError, match=r"more than 16 times .*: \d+x\d+ is usual"):
             sizes.checked_size(size, SETTINGS)
 
 
 def test_a_size_of_an_aspect_and_an_area() -> None:
     assert sizes.similar_size((1920, 1080), (1024, 1024), 16) == (1360, 768)
     assert sizes.similar_size((1, 5000), (64, 64), 16) == (16, 4528)
+
+
+@pytest.mark.parametrize(("size", "offered"), [((99999, 99999), "128x128"), ((40000, 100000), "64x160")])
+def test_sizes_that_are_too_large_come_with_one_that_is_taken(size: tuple[int, int], offered: str) -> None:
+    with pytest.raises(KontextError, match=f"16 times as large as this model's pictures: {offered} is usual"):
+        sizes.checked_size(size, SETTINGS)

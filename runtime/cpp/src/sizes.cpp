@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "resize.hpp"
+
 namespace kontext {
 namespace {
 
@@ -29,14 +31,14 @@ Size checked_size(Size size, const SamplerSettings& settings, const char* name) 
     const int multiple = settings.size_multiple;
     const std::string what = name + (" " + text_of(size));
     if (std::min(size.width, size.height) < 1) throw Error(what + ": width and height must be above 0");
-    if (size.width % multiple != 0 || size.height % multiple != 0)
-        throw Error(what + ": both sides must be multiples of " + std::to_string(multiple) + "; the nearest is " +
-                    text_of({nearest(size.width, multiple), nearest(size.height, multiple)}));
     std::int64_t largest = 0;
     for (Size each : settings.preferred_sizes) largest = std::max(largest, area(each));
     if (area(size) > max_areas * largest)
-        throw Error(what + " is more than " + std::to_string(max_areas) +
-                    " times as large as this model's pictures (" + std::to_string(largest) + " pixels)");
+        throw Error(what + " is more than " + std::to_string(max_areas) + " times as large as this model's pictures: " +
+                    text_of(preferred_size(size, settings.preferred_sizes)) + " is usual");
+    if (size.width % multiple != 0 || size.height % multiple != 0)
+        throw Error(what + ": both sides must be multiples of " + std::to_string(multiple) + "; the nearest is " +
+                    text_of({nearest(size.width, multiple), nearest(size.height, multiple)}));
     return size;
 }
 

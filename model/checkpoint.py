@@ -7,9 +7,10 @@ checkpoint.networks["transformer"].read("img_in.weight")
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ from .networks import NETWORKS, weight_shapes
 from .source_names import source_name
 from .stored_formats.module import INSTEAD
 from .stored_weight import StoredWeight
+from .tokenizer_config import check_tokenizer_config, prompt_tokens
 from .weight_files import open_weight_file
 
 NO_WEIGHTS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E8M0")
@@ -48,6 +50,17 @@ NO_WEIGHTS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E8M0")
 
 FLAGS = {"vae": "--vae", "text_encoder": "--clip", "text_encoder_2": "--t5"}
 """Component → the command line's flag for its file."""
+
+FIELDS = {"vae": "autoencoder"}
+"""Component → field of `KontextConfig`, where they differ."""
+
+INFER: dict[str, Callable[[ComponentWeights], Any]] = {
+    "transformer": infer_transformer,
+    "vae": infer_autoencoder,
+    "text_encoder": infer_clip,
+    "text_encoder_2": infer_t5,
+}
+"""Component → how its sizes follow from its tensors' shapes."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,9 @@ class Checkpoint:
         base = base_folder(origin)
         components, files = find_components(origin, base)
         config = with_prompt_length(find_config(origin, components, base), origin.max_sequence_length)
+        if base is not None:
+            for tokenizer in ("tokenizer", "tokenizer_2"):
+                check_tokenizer_config(base / tokenizer / "tokenizer_config.json")
         shapes = {name: weight_shapes(name, config) for name in NETWORKS}
         sources = {}
         for component, weights in components.items():
@@ -286,35 +302,42 @@ def advice(missing: Sequence[str]) -> str:
 def find_config(
     origin: Origin, components: Mapping[str, ComponentWeights], base: Path | None
 ) -> KontextConfig:
-    """The sizes of every component: from its config.json, or if it has none, inferred from its tensors' shapes."""
-    if origin.model.is_dir():
-        config = read_config(origin.model)
-        return config if origin.name is None else dataclasses.replace(config, name=origin.name)
-
-    def configured(component: str) -> Path | None:
-        folder = None if base is None else base / component
-        return folder if folder is not None and (folder / "config.json").exists() else None
-
-    transformer, vae = configured("transformer"), configured("vae")
-    clip, t5 = configured("text_encoder"), configured("text_encoder_2")
-    config = KontextConfig(
-        name=origin.name or origin.model.stem,
-        transformer=read_transformer(transformer)
-        if transformer
-        else infer_transformer(components["transformer"]),
-        autoencoder=read_autoencoder(vae) if vae else infer_autoencoder(components["vae"]),
-        text_encoder=with_positions(read_clip(clip), components["text_encoder"])
-        if clip
-        else infer_clip(components["text_encoder"]),
-        text_encoder_2=read_t5(t5, t5.parent / "tokenizer_2")
-        if t5
-        else infer_t5(components["text_encoder_2"]),
-        sampler=read_sampler(base / "scheduler")
-        if base and (base / "scheduler").is_dir()
-        else SamplerConfig(),
-    )
+    """The sizes of every component: from its config.json, or if it has none, inferred from its tensors' shapes.
+    Components from files of their own may lack a config.json beside a folder, too."""
+    folder = origin.model.is_dir()
+    parts = {component: components[component] for component in (origin.files if folder else components)}
+    given = {
+        FIELDS.get(component, component): component_config(component, weights, base)
+        for component, weights in parts.items()
+    }
+    if folder:
+        return read_config(origin.model, given if origin.name is None else {**given, "name": origin.name})
+    scheduler = None if base is None else base / "scheduler"
+    sampler = read_sampler(scheduler) if scheduler and scheduler.is_dir() else SamplerConfig()
+    config = KontextConfig(name=origin.name or origin.model.stem, sampler=sampler, **given)
     check_fit(str(origin.model), config)
     return config
+
+
+def component_config(component: str, weights: ComponentWeights, base: Path | None) -> Any:
+    """The sizes of one component: from its config.json in `base`, or if that has none, inferred. CLIP's positions are
+    always those of `weights`, T5's tokens those of the tokenizer in `base`."""
+    if base is None:
+        return INFER[component](weights)
+    folder, tokenizer = base / component, base / "tokenizer_2"
+    if not (folder / "config.json").exists():
+        inferred = INFER[component](weights)
+        if component != "text_encoder_2":
+            return inferred
+        tokens = prompt_tokens(tokenizer / "tokenizer_config.json", inferred.max_length)
+        return dataclasses.replace(inferred, max_length=tokens)
+    if component == "transformer":
+        return read_transformer(folder)
+    if component == "vae":
+        return read_autoencoder(folder)
+    if component == "text_encoder":
+        return with_positions(read_clip(folder), weights)
+    return read_t5(folder, tokenizer)
 
 
 def check_component(

@@ -6,7 +6,9 @@ are neither that nor in `harmless_fields` are warned of.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..bundle_folder import refuse_bundle
 from ..errors import KontextError
@@ -22,6 +24,7 @@ from .config import (
 )
 from .json_fields import Fields
 from .quantization_config import check_quantization
+from .tokenizer_config import prompt_tokens
 
 PIPELINES = (
     "FluxKontextPipeline",
@@ -103,20 +106,25 @@ def check_components(index: Fields) -> None:
     index.warn_of_others(harmless_fields.INDEX)
 
 
-def read_config(folder: Path) -> KontextConfig:
-    """The configuration of a diffusers folder, without reading its weights.
+def read_config(folder: Path, given: Mapping[str, Any] | None = None) -> KontextConfig:
+    """The configuration of a diffusers folder, without reading its weights. `given` are fields that the folder does not
+    decide: the sizes of components whose weights come from other files.
 
     Raises:
         KontextError: a file is missing or damaged, or describes a network that is not FLUX.1 Kontext's.
     """
     index = read_index(folder)
+    readers: dict[str, Callable[[], Any]] = {
+        "name": lambda: model_name(folder, index.data.get("_name_or_path")),
+        "transformer": lambda: read_transformer(folder / "transformer"),
+        "autoencoder": lambda: read_autoencoder(folder / "vae"),
+        "text_encoder": lambda: read_clip(folder / "text_encoder"),
+        "text_encoder_2": lambda: read_t5(folder / "text_encoder_2", folder / "tokenizer_2"),
+        "sampler": lambda: read_sampler(folder / "scheduler"),
+    }
+    known = given or {}
     config = KontextConfig(
-        name=model_name(folder, index.data.get("_name_or_path")),
-        transformer=read_transformer(folder / "transformer"),
-        autoencoder=read_autoencoder(folder / "vae"),
-        text_encoder=read_clip(folder / "text_encoder"),
-        text_encoder_2=read_t5(folder / "text_encoder_2", folder / "tokenizer_2"),
-        sampler=read_sampler(folder / "scheduler"),
+        **{field: known[field] if field in known else read() for field, read in readers.items()}
     )
     check_fit(str(folder), config)
     return config
@@ -277,14 +285,6 @@ def read_t5(folder: Path, tokenizer: Path) -> T5Config:
     check_quantization(fields)
     fields.warn_of_others(harmless_fields.T5)
     return config
-
-
-def prompt_tokens(tokenizer_config: Path, default: int) -> int:
-    """The tokenizer's limit; `default` if it is missing or huge (transformers' "no limit")."""
-    if not tokenizer_config.exists():
-        return default
-    limit = Fields(tokenizer_config).get("model_max_length")
-    return limit if type(limit) is int and 1 <= limit <= 4096 else default
 
 
 def read_sampler(folder: Path) -> SamplerConfig:

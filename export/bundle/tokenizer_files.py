@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ...errors import KontextError
 from ...model.checkpoint import Checkpoint
-from ...model.harmless_fields import TOKENIZER
 from ...model.json_fields import Fields
+from ...model.tokenizer_config import SIDES
 
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """Regular expression by which CLIP splits lower-cased text (openai/CLIP, simple_tokenizer.py)."""
@@ -144,33 +144,42 @@ CLIP_SPECIAL = {
 
 
 def special_token(folder: Path, name: str, default: str) -> str:
-    """A special token by its name, from tokenizer_config.json or special_tokens_map.json."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / file).exists():
-            token = Fields(folder / file).data.get(name)
-            content = token.get("content") if isinstance(token, dict) else token
-            if isinstance(content, str):
-                return content
+    """A special token by its name. As in transformers, special_tokens_map.json goes before a tokenizer_config.json
+    without `added_tokens_decoder`, as older versions wrote it, and is not used beside one that has it."""
+    found = {
+        file: Fields(folder / file).data
+        for file in ("special_tokens_map.json", "tokenizer_config.json")
+        if (folder / file).exists()
+    }
+    if "added_tokens_decoder" in found.get("tokenizer_config.json", {}):
+        found.pop("special_tokens_map.json", None)
+    for fields in found.values():
+        token = fields.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            return content
     return default
 
 
-def check_tokenizer_config(path: Path) -> None:
-    """Raises KontextError for settings that would change ids, and warns of unknown ones."""
-    if not path.exists():
-        return
-    fields = Fields(path)
-    for name in ("padding_side", "truncation_side"):
-        fields.require(name, "right", default="right")
-    fields.require("split_special_tokens", False, default=False)
-    fields.known.update(("model_max_length", "bos_token", "eos_token", "pad_token", "unk_token"))
-    fields.warn_of_others(TOKENIZER)
+def check_sides(tokenizer: Tokenizer, folder: Path) -> None:
+    """Raises KontextError if tokenizer.json pads or cuts at the start, which applies in transformers unless
+    tokenizer_config.json says otherwise; that file itself is checked as the checkpoint is opened."""
+    path = folder / "tokenizer_config.json"
+    configured = Fields(path).data if path.exists() else {}
+    for name, settings in zip(SIDES, (tokenizer.padding, tokenizer.truncation), strict=True):
+        direction = "right" if settings is None else settings["direction"]
+        if direction != "right" and configured.get(name) is None:
+            part = name.removesuffix("_side")
+            raise KontextError(
+                f"{folder / 'tokenizer.json'}: {part}'s direction is {direction!r}, expected 'right'"
+            )
 
 
 def tokenizer_file(
     tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int, eos: str, pad: str
 ) -> TokenizerFile:
     """Checks the tokenizer against its text encoder, and turns off truncation and padding: the runtime does both."""
-    check_tokenizer_config(folder / "tokenizer_config.json")
+    check_sides(tokenizer, folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ids = {}

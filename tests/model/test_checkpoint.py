@@ -135,6 +135,19 @@ def test_single_files_of_everything_still_need_tokenizers(
     assert set(opened.files) == {model, *files.values()}
 
 
+def test_a_file_beside_a_folder_that_lacks_its_component(folder: Path, tmp_path: Path) -> None:
+    """Its sizes are inferred, as beside a single file; the tokenizer's limit is kept."""
+    expected = Checkpoint.open(folder).config.text_encoder_2
+    file = Path(shutil.move(folder / T5, tmp_path / "t5.safetensors"))
+    shutil.rmtree(folder / "text_encoder_2")
+    assert Checkpoint.open(Origin(folder, {"text_encoder_2": file})).config.text_encoder_2 == expected
+    shutil.move(folder / TRANSFORMER, tmp_path / "flux.safetensors")
+    single = Origin(tmp_path / "flux.safetensors", {"text_encoder_2": file}, folder)
+    assert Checkpoint.open(single).config.text_encoder_2 == expected
+    edit_json(folder / "tokenizer_2/tokenizer_config.json", model_max_length=19)
+    assert Checkpoint.open(single).config.text_encoder_2.max_length == 19
+
+
 def test_the_steps_are_those_asked_for_or_the_last_few_step_loras(folder: Path, tmp_path: Path) -> None:
     factors = {
         "transformer.x_embedder.lora_A.weight": torch.ones(1, 64),

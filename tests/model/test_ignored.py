@@ -25,10 +25,14 @@ def state(tiny_checkpoint: Path) -> State:
     return load_state(tiny_checkpoint)
 
 
-def opened(component: str, tensors: Mapping[str, torch.Tensor], base: Path, folder: Path) -> Checkpoint:
-    """The tiny model with one text encoder from a file of `tensors`."""
+def opened(
+    component: str, tensors: Mapping[str, torch.Tensor], base: Path, folder: Path, single: bool = True
+) -> Checkpoint:
+    """The tiny model with one text encoder from a file of `tensors`; its transformer is a single file or `base`'s."""
     path = folder / f"{component}.safetensors"
     save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
+    if not single:
+        return Checkpoint.open(Origin(base, {component: path}))
     transformer = load_state(base)
     save_file({**transformer["modulation"], **transformer["transformer"]}, folder / "flux.safetensors")
     return Checkpoint.open(Origin(folder / "flux.safetensors", {component: path}, base))
@@ -77,10 +81,11 @@ def test_projection_inside_the_text_model(name: str, tiny_checkpoint: Path, tmp_
     assert checkpoint.ignored["text_encoder"]["projections"] == 1
 
 
-def test_long_clip_over_a_full_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The base's configuration and tokenizer are CLIP's, for 77 tokens."""
+@pytest.mark.parametrize("single", [True, False], ids=["a file and its base", "a folder"])
+def test_long_clip_over_a_full_base(single: bool, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The base's configuration and tokenizer are CLIP's, for 77 tokens; LongCLIP's file decides, also of a folder."""
     model = clip(positions=248)
-    checkpoint = opened("text_encoder", model.state_dict(), tiny_checkpoint, tmp_path)
+    checkpoint = opened("text_encoder", model.state_dict(), tiny_checkpoint, tmp_path, single)
     assert same_text(checkpoint, model)
     assert checkpoint.config.text_encoder.max_length == 248
     assert read_tokenizers(checkpoint)["clip"].max_length == 248

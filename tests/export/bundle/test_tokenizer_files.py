@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.export.bundle.tokenizer_files import check_tokenizer_config, clip_file, t5_file  # noqa: E402
+from kontext.export.bundle.tokenizer_files import clip_file, t5_file  # noqa: E402
 
 TEXTS = [
     "",
@@ -69,13 +68,45 @@ def test_clip_special_ids(clip_folder: Path) -> None:
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
-def test_padding_other_than_the_end(clip_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("map_file", [True, False])
+def test_padding_other_than_the_end(clip_folder: Path, tmp_path: Path, legacy: bool, map_file: bool) -> None:
+    """The pad token of transformers' AutoTokenizer; which of two files decides depends on a third field."""
     folder = Path(shutil.copytree(clip_folder, tmp_path / "tokenizer"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["pad_token"] = {"content": "!", "lstrip": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     vocab = json.loads((folder / "vocab.json").read_text())
-    assert clip_file(folder, 77, 600).pad_id == vocab["!"]
+    config["pad_token"] = "!"
+    if not legacy:
+        config["added_tokens_decoder"] = {str(vocab["!"]): {"content": "!", "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if not map_file:
+        (folder / "special_tokens_map.json").unlink()
+    expected = transformers.AutoTokenizer.from_pretrained(folder).pad_token_id
+    assert (expected == vocab["!"]) == (not (legacy and map_file))
+    assert clip_file(folder, 77, 600).pad_id == expected
+
+
+@pytest.mark.parametrize("configured", [None, "right"])
+@pytest.mark.parametrize("part", ["padding", "truncation"])
+def test_sides_in_tokenizer_json(t5_folder: Path, tmp_path: Path, part: str, configured: str | None) -> None:
+    """They apply in transformers' AutoTokenizer if tokenizer_config.json has none."""
+    folder = Path(shutil.copytree(t5_folder, tmp_path / "tokenizer_2"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if part == "padding":
+        tokenizer.enable_padding(direction="left", length=9)
+    else:
+        tokenizer.enable_truncation(5, direction="left")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if configured:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, f"{part}_side": configured}))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert getattr(theirs, f"{part}_side") == (configured or "left")
+    if configured:
+        assert t5_file(folder, 24, 160) == t5_file(t5_folder, 24, 160)
+    else:
+        with pytest.raises(KontextError, match=f"tokenizer.json: {part}'s direction is 'left', expected"):
+            t5_file(folder, 24, 160)
 
 
 def test_a_tokenizer_file_is_taken_as_it_is(clip_folder: Path, tmp_path: Path) -> None:
@@ -112,74 +143,6 @@ def test_damaged_clip_tokenizers(clip_folder: Path, tmp_path: Path, damage, mess
     damage(folder)
     with pytest.raises(KontextError, match=message.replace("|", r"\|")):
         clip_file(folder, 77, 600)
-
-
-PUBLISHED = [
-    {
-        "add_prefix_space": False,
-        "added_tokens_decoder": {"49406": {"content": "<|startoftext|>", "special": True}},
-        "bos_token": "<|startoftext|>",
-        "clean_up_tokenization_spaces": True,
-        "do_lower_case": True,
-        "eos_token": "<|endoftext|>",
-        "errors": "replace",
-        "model_max_length": 77,
-        "pad_token": "<|endoftext|>",
-        "tokenizer_class": "CLIPTokenizer",
-        "unk_token": "<|endoftext|>",
-    },
-    {
-        "add_prefix_space": True,
-        "added_tokens_decoder": {"0": {"content": "<pad>", "special": True}},
-        "additional_special_tokens": ["<extra_id_0>"],
-        "clean_up_tokenization_spaces": True,
-        "eos_token": "</s>",
-        "extra_ids": 100,
-        "legacy": True,
-        "model_max_length": 512,
-        "pad_token": "<pad>",
-        "sp_model_kwargs": {},
-        "tokenizer_class": "T5Tokenizer",
-        "unk_token": "<unk>",
-    },
-]
-"""The fields of FLUX.1's two tokenizer_config.json."""
-
-
-@pytest.mark.parametrize("fields", PUBLISHED)
-def test_published_configurations_are_read_without_a_word(tmp_path: Path, fields: dict[str, object]) -> None:
-    path = tmp_path / "tokenizer_config.json"
-    path.write_text(json.dumps(fields))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_tokenizer_config(path)
-    path.write_text(json.dumps(fields | {"dropout": 0.1}))
-    with pytest.warns(UserWarning, match=r"tokenizer_config.json: unknown, and not used: dropout = 0.1"):
-        check_tokenizer_config(path)
-
-
-def test_what_the_installed_library_writes_is_known(
-    clip_folder: Path, t5_folder: Path, tmp_path: Path
-) -> None:
-    for folder in (clip_folder, t5_folder):
-        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / folder.name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            check_tokenizer_config(tmp_path / folder.name / "tokenizer_config.json")
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("padding_side", "left", "padding_side is 'left', expected 'right'"),
-        ("truncation_side", "left", "truncation_side is 'left', expected 'right'"),
-        ("split_special_tokens", True, "split_special_tokens is True, expected False"),
-    ],
-)
-def test_settings_that_change_ids(tmp_path: Path, field: str, value: object, message: str) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({field: value}))
-    with pytest.raises(KontextError, match=message):
-        check_tokenizer_config(tmp_path / "tokenizer_config.json")
 
 
 def test_a_tokenizer_of_another_model(clip_folder: Path, t5_folder: Path) -> None:

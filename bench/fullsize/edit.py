@@ -77,6 +77,7 @@ def measure(bundle: Bundle, backend: str, arguments: argparse.Namespace) -> dict
         record = str(Path(folder) / "steps.npz")
         words = [backend, arguments.size, str(arguments.steps), record]
         measured = run_child(["edit", str(bundle.folder), *words])
+        measured["peak_bytes"] = max(measured["peaks"].values())  # the process's own was reset for each stage
         if arguments.reference:
             measured["reference"] = run_child(["reference", str(bundle.folder), record])
     return measured

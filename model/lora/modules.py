@@ -223,7 +223,7 @@ def module_scale(path: Path, module: LoraModule, delta: Delta, settings: Setting
         raise KontextError(f"{path}: alpha of {module.name} is {alpha!r}, expected a number")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise KontextError(f"{path}: the rank of {module.name} is {rank!r}, expected a whole number")
-    scale = alpha / (math.sqrt(rank or 1) if settings.peft.get("use_rslora") is True else rank or 1)
+    scale = alpha / (math.sqrt(rank or 1) if settings.peft.get("use_rslora") else rank or 1)
     if (scalar := module.tensors.get("scalar")) is not None:
         scale *= read_number(path, scalar)
     return scale

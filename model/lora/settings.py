@@ -48,6 +48,15 @@ REFUSED = {
 }
 """Settings of other methods → what the file then is or does."""
 
+FLAGS = (
+    *("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "inference_mode"),
+    *("ensure_weight_tying", "rank_dropout_scale", "decompose_both", "use_effective_conv2d"),
+)
+"""Settings that are true or false. PEFT takes any text, "no" too, for true: text and numbers are refused here."""
+
+PEFT_DEFAULT = 8
+"""PEFT's r, lora_alpha (of a LoRA) and alpha (of a LoHa or LoKr), where a file's settings leave them out."""
+
 KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
 """Initializations that leave the base weights as they are, beside true and false."""
 
@@ -77,31 +86,37 @@ class Settings:
             KontextError: the factors have another rank than the settings say.
         """
         if self.peft:
-            kind = str(self.peft.get("peft_type") or "LORA").upper()
-            alpha = self.pattern("alpha_pattern", "lora_alpha" if kind == "LORA" else "alpha", module, rank)
-            promised = self.pattern("rank_pattern", "r", module, rank)
-            if rank is None:  # PEFT, unlike LyCORIS, scales a LoKr of full matrices, too
-                return (alpha, promised) if alpha is not None else (1, 1)
-            if promised != rank:
+            alpha, promised = self.value(self.alpha_name, module), self.value("r", module)
+            if rank is not None and promised != rank:
+                default = "r" not in self.peft and promised == PEFT_DEFAULT
                 raise KontextError(
-                    f"{self.path}: the factors of {module} have rank {rank}, but {self.where} says {promised}: the "
-                    "file is damaged"
+                    f"{self.path}: the factors of {module} have rank {rank}, but {self.where} "
+                    + (f"has no r, so that PEFT takes {promised}" if default else f"says {promised}")
+                    + ": the file is damaged"
                 )
-            return alpha, rank
+            return alpha, promised if rank is None else rank  # PEFT, unlike LyCORIS, scales a full LoKr, too
         if self.header_alpha is not None and rank is not None and self.header_rank in (None, rank):
             return self.header_alpha, rank
         return (rank, rank) if rank is not None else (1, 1)
 
-    def pattern(self, pattern: str, name: str, module: str, other: int | None) -> Any:
-        """PEFT's rule: the value of the first regular expression that matches the end of the module's name, else the
-        default in the settings."""
+    @property
+    def alpha_name(self) -> str:
+        return "lora_alpha" if peft_kind(self.peft) == "LORA" else "alpha"
+
+    def value(self, name: str, module: str) -> Any:
+        """`r` or alpha of a module by PEFT's rule: its pattern's, else the settings' own, else PEFT's default."""
+        own = self.pattern("rank_pattern" if name == "r" else "alpha_pattern", module)
+        return self.peft.get(name, PEFT_DEFAULT) if own is None else own
+
+    def pattern(self, pattern: str, module: str) -> Any:
+        """The value of the first regular expression that matches the end of the module's name; None if none does."""
         try:
             for expression, value in (self.peft.get(pattern) or {}).items():
                 if re.match(rf"(.*\.)?({expression})$", module):
                     return value
         except (AttributeError, re.error) as error:
             raise KontextError(f"{self.path}: {pattern} in {self.where} is not valid: {error}") from None
-        return self.peft.get(name, other)
+        return None
 
     def saves(self, module: str) -> bool:
         """Whether the file holds weights of `module` in full, to replace the model's."""
@@ -114,7 +129,19 @@ class Settings:
 
     def note(self, module: str, rank: int | None) -> str | None:
         """What a reader should know about a module without alpha tensor."""
-        if self.peft or self.header_alpha is None or rank is None:
+        if self.peft:
+            patterns = {"r": "rank_pattern", self.alpha_name: "alpha_pattern"}
+            missing = [
+                name
+                for name, pattern in patterns.items()
+                if name not in self.peft and self.pattern(pattern, module) is None
+            ]
+            if not missing:
+                return None
+            return (
+                f"{self.where} has no {' and no '.join(missing)}: PEFT's default of {PEFT_DEFAULT} was taken"
+            )
+        if self.header_alpha is None or rank is None:
             return None
         if self.header_rank not in (None, rank):
             return (
@@ -151,8 +178,8 @@ def read_settings(
         KontextError: they are damaged, or ask for what cannot be fused.
     """
     config, digest, notes = read_config(path)
-    if config:
-        settings = Settings(path, CONFIG_NAME, config)
+    if digest:
+        settings = Settings(path, CONFIG_NAME, {"peft_type": "LORA"} | config)
         notes += check_peft(settings)
         return FileSettings(dict.fromkeys(components, settings), tuple(notes), digest)
     found = read_json(path, "its lora_adapter_metadata", metadata.get("lora_adapter_metadata") or "{}")
@@ -207,9 +234,13 @@ def read_json(path: Path, what: str, text: str | bytes) -> dict[str, Any]:
 def check_peft(settings: Settings) -> list[str]:
     """Refuses what cannot be fused; notes about settings that have no effect here."""
     path, where, values = settings.path, settings.where, settings.peft
-    kind = str(values.get("peft_type") or "LORA").upper()
+    kind = peft_kind(values)
     if kind not in FUSED_TYPES:
         raise KontextError(f"{path} is of PEFT's type {kind}, which is not supported: {where}")
+    for name in FLAGS:
+        if not isinstance(value := values.get(name), (bool, type(None))):
+            text = json.dumps(value, ensure_ascii=False)
+            raise KontextError(f"{path}: {name} in {where} is {text:.60}, expected true or false")
     for name, what in REFUSED.items():
         if values.get(name):
             raise KontextError(f"{path} {what}, which is not supported: {name} in {where}")
@@ -228,6 +259,10 @@ def check_peft(settings: Settings) -> list[str]:
     return notes
 
 
+def peft_kind(values: Mapping[str, Any]) -> str:
+    return str(values.get("peft_type") or "LORA").upper()
+
+
 def read_header(path: Path, metadata: Mapping[str, Any], component: str) -> tuple[Settings, list[str]]:
     """Alpha and rank that are only in the header, plain or after the component's name."""
 
@@ -238,8 +273,13 @@ def read_header(path: Path, metadata: Mapping[str, Any], component: str) -> tupl
     alphas, ranks = values(ALPHA_KEYS), values(RANK_KEYS)
     if not alphas:
         return Settings(path, "its header"), []
+    bad = [f"{key} is {value!r:.60}" for key, value in (alphas | ranks).items() if number(value) is None]
+    if bad:
+        return Settings(path, "its header"), [
+            f"alpha in the header was not applied: {', '.join(bad)}, which is not a number"
+        ]
     numbers = {number(value) for value in alphas.values()}, {number(value) for value in ranks.values()}
-    if len(numbers[0]) > 1 or len(numbers[1]) > 1 or None in numbers[0] | numbers[1]:
+    if len(numbers[0]) > 1 or len(numbers[1]) > 1:
         listed = ", ".join(f"{key} {value}" for key, value in (alphas | ranks).items())
         return Settings(path, "its header"), [
             f"alpha in the header is ambiguous and was not applied: {listed}"

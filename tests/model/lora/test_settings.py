@@ -5,6 +5,7 @@ Merges by these settings are held against PEFT in test_modules.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("torch")
 
 from kontext.errors import KontextError
-from kontext.model.lora.settings import FileSettings, Settings, read_settings
+from kontext.model.lora.settings import FLAGS, PEFT_DEFAULT, FileSettings, Settings, read_settings
 
 COMPONENTS = ("transformer", "text_encoder")
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
@@ -49,6 +50,7 @@ def test_peft_writes_no_setting_that_is_unknown(tmp_path: Path, name: str) -> No
         ({"layer_replication": [[0, 4]]}, "repeats layers, which is not supported: layer_replication"),
         ({"alora_invocation_tokens": [3]}, "is an aLoRA"),
         ({"kasa_config": {"beta": 1}}, "is a KaSA"),
+        ({"use_rslora": "yes"}, '^.*: use_rslora in adapter_config.json is "yes", expected true or false$'),
         ("{", "adapter_config.json is not JSON"),
         ("[]", "adapter_config.json is not a JSON object"),
     ],
@@ -72,6 +74,63 @@ def test_settings_that_change_nothing(
     tmp_path: Path, changes: dict[str, Any], notes: tuple[str, ...]
 ) -> None:
     assert with_config(tmp_path, CONFIG | changes).notes == notes
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_are_true_or_false(tmp_path: Path, name: str) -> None:
+    """In both places. PEFT takes 1 and any text for true."""
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    for value in ("yes", "false", 1, 0, [], {}):
+        with pytest.raises(KontextError, match=f"{name} in adapter_config.json is .*expected true or false"):
+            with_config(folder, CONFIG | {name: value})
+        metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{name}": value})}
+        with pytest.raises(KontextError, match=f"{name} in its metadata is .*expected true or false"):
+            read_settings(tmp_path / "a.safetensors", metadata, COMPONENTS, False)
+    with_config(folder, CONFIG | {name: None})
+
+
+def test_flags_and_defaults_are_pefts() -> None:
+    """Oracle: the fields of PEFT's own configurations."""
+    peft = pytest.importorskip("peft")
+    for config, alpha in (
+        (peft.LoraConfig, "lora_alpha"),
+        (peft.LoHaConfig, "alpha"),
+        (peft.LoKrConfig, "alpha"),
+    ):
+        fields = dataclasses.fields(config)
+        # init_weights may be text in a LoKr, and only matters in training
+        flags = {field.name for field in fields if field.type in (bool, "bool")} - {"init_weights"}
+        assert flags <= {*FLAGS}
+        assert (config().r, getattr(config(), alpha)) == (PEFT_DEFAULT, PEFT_DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("config", "rank", "alpha", "missing"),
+    [
+        ({}, 8, 8, "no r and no lora_alpha"),
+        ({"r": 4}, 4, 8, "no lora_alpha"),
+        ({"r": 4, "lora_alpha": 2}, 4, 2, None),
+        ({"lora_alpha": 2}, 8, 2, "no r"),
+        ({"peft_type": "LOHA", "r": 4, "lora_alpha": 2}, 4, 8, "no alpha"),
+        ({"peft_type": "LOKR", "alpha": 2}, 8, 2, "no r"),
+        ({"rank_pattern": {"x": 4}, "alpha_pattern": {"x": 2}}, 4, 2, None),
+    ],
+)
+def test_what_is_missing_is_pefts_default(
+    tmp_path: Path, config: dict[str, Any], rank: int, alpha: int, missing: str | None
+) -> None:
+    """PEFT 0.21.2 has 8 for r, lora_alpha and alpha (its own fields: above)."""
+    settings = with_config(tmp_path, config).components["transformer"]
+    assert settings.alpha("x", rank) == (alpha, rank)
+    note = f"adapter_config.json has {missing}: PEFT's default of 8 was taken"
+    assert settings.note("x", rank) == (note if missing else None)
+
+
+def test_factors_of_another_rank_than_pefts_default(tmp_path: Path) -> None:
+    settings = with_config(tmp_path, {"lora_alpha": 16}).components["transformer"]
+    with pytest.raises(KontextError, match=r"have rank 4, but adapter_config\.json has no r, so that PEFT"):
+        settings.alpha("x", 4)
 
 
 def test_the_config_is_that_of_the_only_file_or_of_pefts(tmp_path: Path) -> None:
@@ -114,7 +173,8 @@ APPLIED = "alpha 16 from the header: the factors of rank 4 are multiplied by 4"
             1,
             "ambiguous and was not applied: lora_alpha 16, network",
         ),
-        ({"lora_alpha": "sixteen"}, 1, "ambiguous and was not applied: lora_alpha sixteen"),
+        ({"lora_alpha": "sixteen"}, 1, "was not applied: lora_alpha is 'sixteen', which is not a number"),
+        ({"lora_alpha": "8", "rank": "four"}, 1, "was not applied: rank is 'four', which is not a number"),
         ({"ss_network_alpha": "16", "ss_network_dim": "4"}, 1, "ss_network_alpha 16 in the header was not"),
     ],
 )

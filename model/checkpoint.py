@@ -237,7 +237,7 @@ def with_steps(
         few, lora = next(((lora.steps, lora) for lora in reversed(loras) if lora.steps), (None, None))
         if few is None or lora is None:
             return config, Checkpoint.steps_source
-        steps, source = few.count, f"{lora.path.name}: {few.source}"
+        steps, source = few.count, f"{lora.name}: {few.source}"
     return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, steps=steps)), source
 
 

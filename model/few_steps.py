@@ -1,6 +1,7 @@
 """Recognizes LoRAs that are distilled for few sampling steps, by their names.
 
-A name may also count training steps, as trainers' checkpoints do (style-step00001000): those say nothing here.
+A name may also count training steps, as trainers' checkpoints do (style-step00001000, style_8steps): those say nothing
+here.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_STEPS = 16
-"""Distilled LoRAs take 1 to 16 steps."""
+from .source_names import GENERIC_NAMES
 
-GENERIC_NAMES = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model", "lora")
-"""File names that say nothing about the LoRA; its folder's name is used instead."""
+STEP_COUNTS = (1, 2, 4, 6, 8, 12, 16)
+"""What LoRAs are distilled for."""
+
+DISTILLED = re.compile(
+    r"(?<![a-z])(?:hyper(?:flux|sd)?|turbo|lightning|schnell|lcm|distill(?:ed|ation)?|tcd|pcm|flash|dmd|"
+    r"few(?:[-_ ]?steps?)?)(?![a-z])|hyper[-_ .]?flux|turbo[-_ .]?alpha"
+)
+"""Words that say that a number of steps is one of sampling; in lower case, with words of CamelCase parted."""
 
 COUNT = re.compile(
     r"(?:(?<![a-z\d.])|(?<=hyper)|(?<=turbo)|(?<=lightning)|(?<=fast))"
@@ -46,16 +52,42 @@ class FewSteps:
 
 
 def guess_steps(path: Path, metadata: Mapping[str, object]) -> FewSteps | None:
-    """Sampling steps by the names of a LoRA's file, folder and metadata; None unless they are unmistakable."""
-    trained = {str(metadata.get(key)) for key in ("ss_steps", "ss_max_train_steps")}
+    """Sampling steps by the names of a LoRA's file, folder and metadata; None unless they are unmistakable: a number of
+    steps that LoRAs are distilled for, in a name that also says that it is distilled."""
     for what, name in names_of(path, metadata):
-        found = COUNT.search(name)
-        if found and 1 <= int(found[1]) <= MOST_STEPS and not TRAINING.search(name[: found.start()]):
-            if found[1].lstrip("0") not in trained:
-                return FewSteps(int(found[1]), f"{what} {name}")
-        elif TURBO_ALPHA.search(name):
+        count = count_of(name, metadata)
+        if count in STEP_COUNTS and is_distilled(name):
+            return FewSteps(count, f"{what} {name}")
+        if count is None and TURBO_ALPHA.search(name):
             return FewSteps(8, f"{what} {name}")
     return None
+
+
+def unclear_steps(path: Path, metadata: Mapping[str, object]) -> str | None:
+    """What to say of a name with a number of steps that may be those of training; None if there is none."""
+    if guess_steps(path, metadata) is None:
+        for what, name in names_of(path, metadata):
+            count = count_of(name, metadata)
+            if count is not None and (count in STEP_COUNTS or is_distilled(name)):
+                return (
+                    f"{what} {name} may not mean sampling steps and was not applied: add --steps {count} if it is "
+                    "distilled for them"
+                )
+    return None
+
+
+def count_of(name: str, metadata: Mapping[str, object]) -> int | None:
+    """The number of steps in a name, 1 or more, unless it is known to be one of training."""
+    trained = {str(metadata.get(key)) for key in ("ss_steps", "ss_max_train_steps")}
+    found = COUNT.search(name)
+    if not found or TRAINING.search(name[: found.start()]) or found[1].lstrip("0") in ("", *trained):
+        return None
+    return int(found[1])
+
+
+def is_distilled(name: str) -> bool:
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return any(DISTILLED.search(text.lower()) for text in (name, parted))
 
 
 def names_of(path: Path, metadata: Mapping[str, object]) -> Iterator[tuple[str, str]]:

@@ -73,7 +73,7 @@ def build_manifest(
             "text_encoder": dataclasses.asdict(config.text_encoder),
             "text_encoder_2": dataclasses.asdict(config.text_encoder_2),
             "loras": [
-                {"file": lora.path.name, "weight": lora.weight, "header_sha256": lora.digest}
+                {"file": lora.name, "weight": lora.weight, "header_sha256": lora.digest}
                 for lora in checkpoint.loras
             ],
         },

@@ -50,7 +50,7 @@ def render_summary(summary: Summary) -> str:
         )
         lines += [f"  {note}" for note in calibration_notes(summary.calibration, summary.skipped_samples)]
     for lora in summary.loras:
-        lines.append(f"  with {lora.path.name} at {lora.weight:g}: {lora.updates} updates")
+        lines.append(f"  with {lora.name} at {lora.weight:g}: {lora.updates} updates")
         if lora.unmatched:
             lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
         lines += [f"    {note}" for note in lora.notes]

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ...errors import KontextError
 from ..config import KontextConfig
-from ..few_steps import FewSteps, guess_steps
+from ..few_steps import FewSteps, guess_steps, unclear_steps
 from ..networks import NetworkShapes
 from ..safetensors_file import SafetensorsFile, open_safetensors
+from ..source_names import source_name
 from .modules import check_kind, find_modules, module_updates, rank_of, without_zeros
 from .names import split_name
 from .settings import CONFIG_NAME, FileSettings, read_settings
@@ -45,6 +46,11 @@ class LoraFile:
     """Tensors that match no weight of the model; empty unless `partial` was set."""
     notes: list[str]
     """What else was left out of it, and what was taken from where."""
+
+    @property
+    def name(self) -> str:
+        """As it is recorded and printed."""
+        return source_name(self.path)
 
 
 def parse_lora_flag(text: str) -> tuple[Path, float]:
@@ -119,6 +125,8 @@ def read_loras(
         if settings.config_digest:
             digest = hashlib.sha256(f"{digest} {settings.config_digest}".encode()).hexdigest()
         steps = guess_steps(path, file.metadata)
+        if note := unclear_steps(path, file.metadata):
+            notes.append(note)
         files.append(
             LoraFile(path, weight, digest, steps, count, found.unmatched, list(dict.fromkeys(notes)))
         )

@@ -156,7 +156,7 @@ def test_the_steps_are_those_asked_for_or_the_last_few_step_loras(folder: Path, 
     files = []
     for name in ("eight", "four", "style"):
         files.append((tmp_path / f"{name}.safetensors", 1.0))
-        titles = {"eight": "Fast 8-step", "four": "Fast 4-step", "style": "Ink"}
+        titles = {"eight": "Turbo 8-step", "four": "Turbo 4-step", "style": "Ink"}
         save_file(factors, files[-1][0], {"modelspec.title": titles[name]})
     own = Checkpoint.open(folder).config.sampler.steps
     assert own not in (4, 5, 8)

@@ -1,15 +1,17 @@
-"""What all command lines of this package share: one-line errors, exit codes, `--version`."""
+"""What all command lines of this package share: one-line errors, exit codes, `--version`, paths of this machine."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
+import re
 import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from gettext import gettext
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import KontextError
@@ -17,6 +19,16 @@ from .installation import DISTRIBUTION, missing_library
 
 MISSING = gettext("the following arguments are required: %s").partition("%s")[0]
 """How argparse begins its message about missing arguments."""
+
+
+URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:[^,/]*(?:/[^,]*)?,", re.IGNORECASE)
+"""Not C:\\, nor C://."""
+
+HUB_URL = re.compile(
+    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?P<id>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:resolve|blob)/[^/]+/(?P<file>[^?#]+))?",
+    re.IGNORECASE,
+)
 
 
 class MissingArguments(KontextError):
@@ -81,6 +93,37 @@ class Version(argparse.Action):
             number = "(not installed)"
         print(f"{DISTRIBUTION} {number}")
         parser.exit()
+
+
+def local_name(text: str, hub: bool = False) -> str:
+    """An argument's type: `text` if it is no URL. As a path, a URL would lose a slash.
+
+    Args:
+        text: what the user wrote.
+        hub: the argument also takes hub ids.
+
+    Raises:
+        ArgumentTypeError: it is one; argparse adds the flag.
+    """
+    if not URL.match(text):
+        return text
+    shown = text if len(text) <= 200 else f"{text[:40]}…"
+    advice = "download it first"
+    if text.lower().startswith("data:"):
+        advice = "write it to a file first"
+    elif text.lower().startswith("file:///"):
+        advice = f"write {text[7:]}"
+    elif (on_hub := HUB_URL.match(text)) and hub:
+        advice = f"write its hub id, {on_hub['id']}"
+    elif on_hub:
+        advice = f"download it first, as by `hf download {' '.join(filter(None, on_hub.groups()))}`"
+    kinds = "files of this machine or hub ids owner/name" if hub else "files of this machine"
+    raise argparse.ArgumentTypeError(f"takes {kinds}, not {shown}: {advice}")
+
+
+def local_path(text: str) -> Path:
+    """An argument's type: a path of this machine. Raises ArgumentTypeError for a URL."""
+    return Path(local_name(text))
 
 
 def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], str] = str) -> int:

@@ -6,7 +6,6 @@ With `--server URL` instead of BUNDLE an inference server runs it.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..command import Parser, run_command
+from ..command import Parser, local_path, run_command
 from ..errors import KontextError
 from . import units
 from .backends.options import (
@@ -121,7 +120,7 @@ def parser() -> Parser:
         "there is to run it on.",
     )
     result.add_argument(
-        "bundle", type=Path, nargs="?", metavar="BUNDLE", help="a folder that kontext-export wrote"
+        "bundle", type=local_path, nargs="?", metavar="BUNDLE", help="a folder that kontext-export wrote"
     )
     result.add_argument(
         "--server",
@@ -131,7 +130,7 @@ def parser() -> Parser:
     result.add_argument(
         "-i",
         "--image",
-        type=picture_path,
+        type=local_path,
         action="append",
         default=[],
         metavar="FILE",
@@ -189,13 +188,6 @@ def parser() -> Parser:
     )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     return result
-
-
-def picture_path(text: str) -> Path:
-    """A path of this machine. Raises KontextError for a URL."""
-    if re.match("[a-zA-Z][a-zA-Z0-9+.-]+://", text):
-        raise KontextError(f"--image takes files of this machine, not {text}: download it first")
-    return Path(text)
 
 
 def parse_width_height(text: str) -> tuple[int, int]:

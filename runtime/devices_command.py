@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 
-from ..command import Parser
+from ..command import Parser, local_path
 from ..compute_capability import sm_name
 from ..errors import KontextError
 from .backends.choose import Machine, Way, choose, needed_memory, ways
@@ -21,7 +20,7 @@ def parser() -> Parser:
         description="Lists what there is to run a bundle on, which way --device auto takes, and why.",
     )
     result.add_argument(
-        "bundle", type=Path, nargs="?", metavar="BUNDLE", help="explain the choice for this bundle"
+        "bundle", type=local_path, nargs="?", metavar="BUNDLE", help="explain the choice for this bundle"
     )
     return result
 

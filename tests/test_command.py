@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from kontext.command import Parser, run_command
+from kontext.command import Parser, local_name, local_path, run_command
 from kontext.errors import KontextError
 from kontext.installation import install_command
 
@@ -224,3 +226,70 @@ def test_control_c_in_a_process() -> None:
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == "\ninterrupted\n"
     assert process.returncode == 130
+
+
+HUB = "https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "https://example.org/a.png",
+            "files of this machine, not https://example.org/a.png: download it first",
+        ),
+        ("S3://b/a.png", "not S3://b/a.png: download it first"),
+        ("file:///tmp/a.png", "not file:///tmp/a.png: write /tmp/a.png"),
+        ("data:image/png;base64,iVBO", "not data:image/png;base64,iVBO: write it to a file first"),
+        (
+            "data:image/png;base64," + "A" * 9000,
+            f"not data:image/png;base64,{'A' * 18}…: write it to a file first",
+        ),
+        (HUB, f"not {HUB}: download it first, as by `hf download black-forest-labs/FLUX.1-Kontext-dev`"),
+        (
+            f"{HUB}/resolve/main/vae/a.safetensors?x=1",
+            "`hf download black-forest-labs/FLUX.1-Kontext-dev vae/a.safetensors`",
+        ),
+    ],
+)
+def test_a_url_is_no_path(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="kontext-some")
+    parser.add_argument("-i", type=local_path)
+    assert run_command(lambda: raising(AssertionError(parser.parse_args(["-i", text])))) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument -i: takes files of this machine, not ")
+    assert error.endswith(f"{message} (kontext-some --help shows the flags)\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HUB,
+        f"{HUB}/resolve/main/a.safetensors",
+        f"{HUB}/tree/main",
+        "hf://black-forest-labs/FLUX.1-Kontext-dev",
+    ],
+)
+def test_a_url_of_the_hub_where_hub_ids_are_taken(text: str) -> None:
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=r": write its hub id, black-forest-labs/FLUX\.1-Kontext-dev$"
+    ):
+        local_name(text, hub=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a:b.png",
+        "C:\\a.png",
+        "C://a.png",
+        "./data:x",
+        "data:x",
+        "owner/name@main",
+        "style.safetensors:0.8",
+        "",
+    ],
+)
+def test_paths(text: str) -> None:
+    assert local_name(text) == text
+    assert local_path(text) == Path(text)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...command import local_path
 from ...errors import KontextError
 from .dependent_flags import refuse_without
 
@@ -39,7 +40,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--engines-from",
-        type=Path,
+        type=local_path,
         metavar="BUNDLE",
         help="reuse that bundle's engines where they fit: an export with another LoRA has the same graphs",
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...command import local_name, local_path
 from ...errors import KontextError
 from ...quant.formats import FORMATS
 from ...quant.formats.base import InputRounding
@@ -42,7 +43,7 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
     branched = " and ".join(f"--{format.name}" for format in flagged if format.has_branch)
     formats.add_argument(
         "--recipe",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="a JSON file of rules that say how each layer is stored (docs/planning.md)",
     )
@@ -55,6 +56,7 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
     )
     formats.add_argument(
         "--calibrate",
+        type=local_name,
         metavar="DIR",
         help="calibrate quantization on edits of the pictures in DIR, each NAME.png with its instruction in NAME.txt; "
         "none: round every weight to the nearest (default: built-in scenes for the embedded model, none for others)",

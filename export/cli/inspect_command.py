@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ...command import caused_by_interrupt, fail
+from ...command import caused_by_interrupt, fail, local_path
 from ...errors import KontextError
 
 SUMMARY = "say what a file is and how large its export would be"
@@ -14,7 +13,11 @@ DESCRIPTION = "Says what weight files are and how large their exports would be; 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="weights, a LoRA, a diffusers folder or a bundle"
+        "files",
+        nargs="+",
+        type=local_path,
+        metavar="FILE",
+        help="weights, a LoRA, a diffusers folder or a bundle",
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...command import local_path
 from ...errors import KontextError
 from .dependent_flags import refuse_without
 from .source_flags import whole_number
@@ -35,7 +35,7 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--sensitivity",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="report of kontext-export sensitivity (default: estimated from the layers' shapes)",
     )

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ...command import local_name
 from ...errors import KontextError
 from .format_flags import calibration_folder
 from .source_flags import add_source_flags, origin_of
@@ -34,6 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibrate",
+        type=local_name,
         metavar="DIR",
         help="edits to measure on and to calibrate with, as in an export (default: for the embedded model built-in "
         "scenes; none: quantize without calibration)",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...command import local_name, local_path
 from ...errors import KontextError
 
 if TYPE_CHECKING:
@@ -20,17 +22,19 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     """MODEL, and the flags that add to it."""
     parser.add_argument(
         "model",
+        type=partial(local_name, hub=True),
         nargs="?",
         metavar="MODEL",
         help="a diffusers folder, a .safetensors or .gguf file with the transformer (Black Forest Labs', diffusers' or "
         "ComfyUI's, fp8 too), or a hub id owner/name[@revision] (default: the embedded model)",
     )
     group = parser.add_argument_group("what MODEL lacks, or what replaces a part of it")
-    group.add_argument("--vae", type=Path, metavar="FILE", help="the autoencoder (ae.safetensors)")
-    group.add_argument("--clip", type=Path, metavar="FILE", help="CLIP (clip_l.safetensors)")
-    group.add_argument("--t5", type=Path, metavar="FILE", help="T5 (t5xxl_fp16.safetensors, or a GGUF)")
+    group.add_argument("--vae", type=local_path, metavar="FILE", help="the autoencoder (ae.safetensors)")
+    group.add_argument("--clip", type=local_path, metavar="FILE", help="CLIP (clip_l.safetensors)")
+    group.add_argument("--t5", type=local_path, metavar="FILE", help="T5 (t5xxl_fp16.safetensors, or a GGUF)")
     group.add_argument(
         "--base",
+        type=partial(local_name, hub=True),
         metavar="FOLDER",
         help="a diffusers folder, or a hub id, for whatever else a single file lacks: tokenizers, configurations, "
         "weights (default: the folder of MODEL, if it is a diffusers folder)",
@@ -42,6 +46,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--lora",
+        type=local_name,
         action="append",
         default=[],
         metavar="FILE[:WEIGHT]",
@@ -91,9 +96,9 @@ def origin_of(options: argparse.Namespace) -> Origin:
             raise KontextError("this installation has no embedded model: name a checkpoint")
     files = {"vae": options.vae, "text_encoder": options.clip, "text_encoder_2": options.t5}
     return Origin(
-        local_path(model),
+        model_path(model),
         {component: path for component, path in files.items() if path is not None},
-        None if options.base is None else local_path(options.base),
+        None if options.base is None else model_path(options.base),
         options.name,
         [parse_lora_flag(text) for text in options.lora],
         options.lora_partial,
@@ -104,7 +109,7 @@ def origin_of(options: argparse.Namespace) -> Origin:
     )
 
 
-def local_path(name: str | Path) -> Path:
+def model_path(name: str | Path) -> Path:
     """A path unchanged; for a hub id its folder in the hub's cache, downloaded if need be."""
     from ...model.hub import download_model, is_hub_id
 

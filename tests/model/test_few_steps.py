@@ -88,8 +88,10 @@ def test_the_number_of_trained_steps_is_not_that_of_sampling_steps() -> None:
     ],
 )
 def test_what_is_said_of_steps_that_are_not_applied(name: str, steps: int | None) -> None:
-    note = f"its name {name} may not mean sampling steps and was not applied: add --steps {steps} if it is "
+    note = (
+        f"its name {name} may not mean sampling steps and was not applied: add --steps {steps} if it is "
         "distilled for them"
+    )
     assert unclear_steps(Path(f"{name}.safetensors"), {}) == (note if steps else None)
     assert unclear_steps(Path(f"{name}.safetensors"), {"modelspec.title": "Turbo 4-step"}) is None
 

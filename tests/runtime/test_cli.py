@@ -85,6 +85,10 @@ def test_text_to_image_and_a_long_prompt(
             ["-i", "https://example.org/in.png"],
             "files of this machine, not https://example.org/in.png: download it",
         ),
+        (
+            ["-i", "data:image/png;base64,AA=="],
+            "argument -i/--image: takes files of this machine, not data:image/png",
+        ),
         (["--steps", "four"], "invalid int value: 'four'"),
         (["--num-images", "0"], "--num-images must be 1 or more"),
         (["--num-images", "100000000"], "--num-images may be at most 1000, not 100000000"),

@@ -85,6 +85,35 @@ def test_wrong_flags_are_one_line(
     assert error.count("\n") == 1
 
 
+URL = "https://huggingface.co/x/y/resolve/main/a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        ([URL, "-o", "x"], "MODEL"),
+        (["-o", "x", "--base", URL], "--base"),
+        (["inspect", URL], "FILE"),
+        (["sensitivity", URL, "-o", "x"], "MODEL"),
+        *(
+            (["-o", "x", flag, URL], flag)
+            for flag in ("--vae", "--clip", "--t5", "--lora", "--calibrate", "--recipe")
+        ),
+        (["-o", "x", "--lora", f"{URL}:0.8"], "--lora"),
+    ],
+)
+def test_urls_are_refused(words: list[str], argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In whole, with what would be right: a hub id where one is taken, else the command that downloads the file."""
+    assert main.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: argument {argument}: takes files of this machine")
+    assert f", not {URL}" in error
+    hub = argument in ("MODEL", "--base")
+    assert (
+        ": write its hub id, x/y (" if hub else ": download it first, as by `hf download x/y a.safetensors"
+    ) in error
+
+
 def test_an_output_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 2
     assert capsys.readouterr().err.startswith("error: -o OUT is missing")

@@ -279,6 +279,7 @@ def test_a_folder_that_peft_wrote(checkpoint: Checkpoint, state: State, tmp_path
     assert torch.equal(fused["transformer"]["final_layer.linear.bias"], torch.ones(64))
     assert torch.equal(fused["transformer"]["img_in.bias"], torch.full((64,), 2.0))
     assert (files[0].path, files[0].notes) == (path, [])
+    assert files[0].name == f"{tmp_path.name}/adapter_model.safetensors"
 
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 5}))
     shapes = {name: network.shapes for name, network in checkpoint.networks.items()}

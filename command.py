@@ -95,12 +95,13 @@ class Version(argparse.Action):
         parser.exit()
 
 
-def local_name(text: str, hub: bool = False) -> str:
+def local_name(text: str, hub: bool = False, advice: str = "download it first") -> str:
     """An argument's type: `text` if it is no URL. As a path, a URL would lose a slash.
 
     Args:
         text: what the user wrote.
         hub: the argument also takes hub ids.
+        advice: what to do with a URL that nothing better is known for.
 
     Raises:
         ArgumentTypeError: it is one; argparse adds the flag.
@@ -108,7 +109,6 @@ def local_name(text: str, hub: bool = False) -> str:
     if not URL.match(text):
         return text
     shown = text if len(text) <= 200 else f"{text[:40]}…"
-    advice = "download it first"
     if text.lower().startswith("data:"):
         advice = "write it to a file first"
     elif text.lower().startswith("file:///"):
@@ -121,9 +121,9 @@ def local_name(text: str, hub: bool = False) -> str:
     raise argparse.ArgumentTypeError(f"takes {kinds}, not {shown}: {advice}")
 
 
-def local_path(text: str) -> Path:
+def local_path(text: str, advice: str = "download it first") -> Path:
     """An argument's type: a path of this machine. Raises ArgumentTypeError for a URL."""
-    return Path(local_name(text))
+    return Path(local_name(text, advice=advice))
 
 
 def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], str] = str) -> int:

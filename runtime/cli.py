@@ -120,7 +120,11 @@ def parser() -> Parser:
         "there is to run it on.",
     )
     result.add_argument(
-        "bundle", type=local_path, nargs="?", metavar="BUNDLE", help="a folder that kontext-export wrote"
+        "bundle",
+        type=partial(local_path, advice="name a server by --server URL"),
+        nargs="?",
+        metavar="BUNDLE",
+        help="a folder that kontext-export wrote",
     )
     result.add_argument(
         "--server",

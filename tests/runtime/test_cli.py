@@ -138,6 +138,14 @@ def test_what_can_go_wrong_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_server_in_the_place_of_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["http://host:8000", "-p", "make it blue", "-o", "out.png"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: argument BUNDLE: takes files of this machine, not http://host:8000: name a server by --server URL ("
+    )
+
+
 def test_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a bundle" in refused(capsys, command(tmp_path, tmp_path / "out.png"))
     assert "required: -p/--prompt" in refused(capsys, [])

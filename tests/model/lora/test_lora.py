@@ -535,7 +535,7 @@ def test_files_that_are_none(checkpoint: Checkpoint, state: State, tmp_path: Pat
 
 
 def test_steps_of_the_title(checkpoint: Checkpoint, state: State, tmp_path: Path) -> None:
-    metadata = {"modelspec.title": "Fast 4-step", "ss_steps": "8"}
+    metadata = {"modelspec.title": "Turbo 4-step", "ss_steps": "8"}
     path = write(tmp_path / "a.safetensors", IMG_IN, metadata)
     steps = fuse(checkpoint, state, (path, 1))[1][0].steps
     assert steps is not None

@@ -1,4 +1,4 @@
-"""The manifest's `sampler`: defaults of an edit, and how its schedule is made."""
+"""The manifest's `sampler`: defaults of an edit, and how its schedule is made. Needs no numpy, for the exporter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ from dataclasses import dataclass, field
 
 from .fields import Fields, whole_numbers
 from .reference_options import REFERENCE_METHODS
-from .sigmas import SigmasEntry, read_sigmas
+
+TIME_SHIFTS = ("exponential", "linear", "constant")
+SPACINGS = ("uniform", "karras", "exponential", "beta")
+
+
+@dataclass(frozen=True)
+class SigmasEntry:
+    """The manifest's `sampler.sigmas`; a manifest without it means these defaults, FLUX's."""
+
+    time_shift: str = "exponential"
+    """How far times are shifted towards the noise: by e^mu, by mu ("linear"), or by `shift` ("constant")."""
+    shift: float = 1.0
+    spacing: str = "uniform"
+    """One of SPACINGS, which all but "uniform" space the sigmas anew between the first and the last one."""
+    terminal: float | None = None
+    """The last sigma before 0, or None to leave it where the shift takes it."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +71,19 @@ def read_sampler(entry: Fields) -> SamplerEntry:
         reference_method=method,
         sigmas=read_sigmas(entry),
     )
+
+
+def read_sigmas(sampler: Fields) -> SigmasEntry:
+    if "sigmas" not in sampler.data:
+        return SigmasEntry()
+    entry = sampler.group("sigmas")
+    for name, choices in (("time_shift", TIME_SHIFTS), ("spacing", SPACINGS)):
+        if entry.text(name) not in choices:
+            raise entry.error(name, f"must be one of {', '.join(choices)}")
+    shift = entry.number("shift")
+    if shift <= 0:
+        raise entry.error("shift", "must be above 0")
+    terminal = None if entry.data.get("terminal") is None else entry.number("terminal")
+    if terminal is not None and not 0 < terminal < 1:
+        raise entry.error("terminal", "must be between 0 and 1")
+    return SigmasEntry(entry.text("time_shift"), shift, entry.text("spacing"), terminal)

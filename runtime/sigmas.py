@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import KontextError
-from .fields import Fields
-
-TIME_SHIFTS = ("exponential", "linear", "constant")
-SPACINGS = ("uniform", "karras", "exponential", "beta")
+from .sampler_entry import SigmasEntry
 
 KARRAS_RHO = 7.0
 """Karras et al. 2022."""
 
 BETA_SHAPE = 0.6
 """Both parameters of the beta distribution, in "Beta Sampling is All You Need" (Lee et al. 2024)."""
-
-
-@dataclass(frozen=True)
-class SigmasEntry:
-    """The manifest's `sampler.sigmas`; a manifest without it means these defaults, FLUX's."""
-
-    time_shift: str = "exponential"
-    """How far times are shifted towards the noise: by e^mu, by mu ("linear"), or by `shift` ("constant")."""
-    shift: float = 1.0
-    spacing: str = "uniform"
-    """One of SPACINGS, which all but "uniform" space the sigmas anew between the first and the last one."""
-    terminal: float | None = None
-    """The last sigma before 0, or None to leave it where the shift takes it."""
-
-
-def read_sigmas(sampler: Fields) -> SigmasEntry:
-    if "sigmas" not in sampler.data:
-        return SigmasEntry()
-    entry = sampler.group("sigmas")
-    for name, choices in (("time_shift", TIME_SHIFTS), ("spacing", SPACINGS)):
-        if entry.text(name) not in choices:
-            raise entry.error(name, f"must be one of {', '.join(choices)}")
-    shift = entry.number("shift")
-    if shift <= 0:
-        raise entry.error("shift", "must be above 0")
-    terminal = None if entry.data.get("terminal") is None else entry.number("terminal")
-    if terminal is not None and not 0 < terminal < 1:
-        raise entry.error("terminal", "must be between 0 and 1")
-    return SigmasEntry(entry.text("time_shift"), shift, entry.text("spacing"), terminal)
 
 
 def to_sigmas(times: NDArray[np.float32], mu: float, settings: SigmasEntry) -> NDArray[np.float32]:

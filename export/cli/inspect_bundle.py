@@ -11,8 +11,7 @@ from typing import Any
 from ...bundle_folder import MANIFEST_NAME, clean, recorded
 from ...runtime.bundle import Bundle, remedy
 from ...runtime.engines import LIBRARIES, EngineEntry, read_engines
-from ...runtime.sampler_entry import SamplerEntry
-from ...runtime.sigmas import SigmasEntry
+from ...runtime.sampler_entry import SamplerEntry, SigmasEntry
 from ...safetensors_header import read_header
 from ..graph.interface import BUCKETS
 from .summary import human

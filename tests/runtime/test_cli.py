@@ -216,6 +216,7 @@ def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path, picture: P
     assert not {name.split(".")[0] for name in modules} & set(HEAVY)
     ours = {name.split(".")[1] for name in modules if name.startswith("kontext.")}
     assert ours == {
+        "bundle_folder",
         "command",
         "compute_capability",
         "errors",

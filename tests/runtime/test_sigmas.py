@@ -11,8 +11,8 @@ import pytest
 from kontext.errors import KontextError
 from kontext.runtime.fields import Fields
 from kontext.runtime.sampler import schedule
-from kontext.runtime.sampler_entry import SamplerEntry
-from kontext.runtime.sigmas import SPACINGS, TIME_SHIFTS, SigmasEntry, beta_quantile, read_sigmas
+from kontext.runtime.sampler_entry import SPACINGS, TIME_SHIFTS, SamplerEntry, SigmasEntry, read_sigmas
+from kontext.runtime.sigmas import beta_quantile
 
 KINDS = [
     SigmasEntry(time_shift, 2.5, spacing, terminal)

@@ -19,8 +19,7 @@ from kontext.model.diffusers_config import read_config
 from kontext.model.networks import NETWORKS, weight_shapes
 from kontext.quant.recipe import Layer
 from kontext.runtime.bundle import Bundle
-from kontext.runtime.sampler_entry import SamplerEntry
-from kontext.runtime.sigmas import SigmasEntry
+from kontext.runtime.sampler_entry import SamplerEntry, SigmasEntry
 
 
 def inspect(capsys: pytest.CaptureFixture[str], *paths: Path) -> str:

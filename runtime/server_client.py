@@ -203,14 +203,12 @@ class HttpClient:
         self.open: set[socket.socket] = set()
 
     def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
-        values = edit.values()
-        body: dict[str, Any] = {name: value if len(value) > 1 else value[0] for name, value in values.items()}
-        for name, value in body.items():
-            body[name] = value.decode() if isinstance(value, bytes) else value
-        if edit.images:
-            files = [base64.b64encode(image).decode() for image in edit.images]
-            body[contract.IMAGES.name] = files if len(files) > 1 else files[0]
-        body["parameters"] = {contract.BASE64: True}
+        body: dict[str, Any] = {"parameters": {contract.BASE64: True}}
+        for name, values in edit.values().items():
+            if name == contract.IMAGES.name:
+                values = [base64.b64encode(image) for image in values]
+            words = [value.decode() if isinstance(value, bytes) else value for value in values]
+            body[name] = words if len(words) > 1 else words[0]
         try:
             for event in self.events(json.dumps(body).encode()):
                 if "error" in event:

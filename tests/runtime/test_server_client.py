@@ -70,6 +70,13 @@ def done(colour: str = "red", warnings: Any = ()) -> dict[str, Any]:
     return {"IMAGE": base64.b64encode(png(colour)).decode(), "WARNINGS": warnings}
 
 
+def test_one_picture_is_sent_as_a_text(url: str) -> None:
+    Fake.answers = [(200, [done()])]
+    connect(url).edit(Edit("x", [png("blue")]))
+    ((_, sent),) = Fake.asked
+    assert sent["IMAGES"] == base64.b64encode(png("blue")).decode()
+
+
 def test_what_is_sent_is_what_was_given(url: str) -> None:
     Fake.answers = [(200, [done()]), (200, [done()])]
     client = connect(url + "/behind/a/proxy/")

@@ -147,7 +147,7 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert main([*words, "--formats", "int8,int4:0", "--calibrate", "none"]) == 0
     assert Sensitivity.load(output).options == ["int8", "int4:0"]
     assert Image.open(plot).width > 500
-    assert "lowest first" in capsys.readouterr().out
+    assert "lowest in int4:0 first" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from kontext.export.graph import fp8_attention, interface  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.networks import build_network  # noqa: E402
 from kontext.model.transformer import JointAttention  # noqa: E402
+from kontext.quant.formats.fp8 import FP8  # noqa: E402
 from kontext.quant.statistics import InputStatistics, Statistics  # noqa: E402
 
 TOKENS = 12
@@ -97,7 +98,7 @@ def test_the_graph_is_the_network_with_rounded_operands(
     def forward(_module: object, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         path, root = next(paths), q.shape[-1] ** -0.25
         seen = [statistics.inputs["transformer"][f"{path}.{name}"] for name in fp8_attention.OPERANDS]
-        scales = [fp8_attention.static_scale(each) for each in seen]
+        scales = [fp8_attention.static_scale(each, FP8) for each in seen]
         product = rounded(q * root, scales[0] * root) @ rounded(k * root, scales[1] * root).transpose(2, 3)
         weights = rounded(torch.softmax(product, -1), 1 / 448)
         return (weights @ rounded(v, scales[2])).transpose(1, 2).flatten(-2)

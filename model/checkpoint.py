@@ -305,7 +305,8 @@ def find_config(
     """The sizes of every component: from its config.json, or if it has none, inferred from its tensors' shapes.
     Components from files of their own may lack a config.json beside a folder, too."""
     folder = origin.model.is_dir()
-    parts = {component: components[component] for component in (origin.files if folder else components)}
+    sized = origin.files if folder else components
+    parts = {component: components[component] for component in INFER if component in sized}
     given = {
         FIELDS.get(component, component): component_config(component, weights, base)
         for component, weights in parts.items()

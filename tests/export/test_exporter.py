@@ -314,7 +314,9 @@ def test_a_torn_journal_begins_anew(
 def test_another_checkpoint_begins_anew(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    model = Path(
+        shutil.copytree(tiny_checkpoint, tmp_path / tiny_checkpoint.name)
+    )  # the manifest has its name
     path = model / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)

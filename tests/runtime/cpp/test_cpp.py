@@ -27,7 +27,7 @@ from kontext.runtime.bundle import Bundle
 from kontext.runtime.images import open_picture
 from kontext.runtime.rgb import upright_rgb
 from kontext.runtime.sampler import schedule
-from kontext.runtime.sigmas import SPACINGS, TIME_SHIFTS
+from kontext.runtime.sampler_entry import SPACINGS, TIME_SHIFTS
 from kontext.runtime.tokens import positions, rope_tables
 
 from .c_structures import CANCELLED, ERROR, OK, PROGRESS, CEditOptions, CImage

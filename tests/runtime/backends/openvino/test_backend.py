@@ -132,10 +132,9 @@ def test_int8_activations(
 
 def test_the_embedded_model(embedded: dict[str, Path]) -> None:
     """fp32 is ONNX Runtime's picture; bf16 is at least 50 dB from it; quantized ones are as close as ONNX Runtime's."""
-    from kontext.bench.inputs import picture_and_prompt, sizes
+    from kontext.bench.inputs import output_size, picture_and_prompt
 
-    _, size = sizes(embedded["fp32"], None)
-    picture, prompt = picture_and_prompt(None, None, size)
+    picture, prompt = picture_and_prompt(None, None, output_size(embedded["fp32"], None))
     expected = Pipeline.load(embedded["fp32"], device="cpu").edit(picture, prompt, steps=4)
     assert psnr(load(embedded["fp32"]).edit(picture, prompt, steps=4), expected) > 60
     if HAS_BF16:

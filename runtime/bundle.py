@@ -187,17 +187,24 @@ class Bundle:
         for name, problem in self.damaged.items():
             raise KontextError(f"{problem}: {remedy(name)}")
         for name, entry in self.files.items():
-            path, digest = self.folder / name, hashlib.sha256()
+            path = self.folder / name
             try:
-                with path.open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-                        if advance is not None:
-                            advance(len(block))
+                digest = file_digest(path, advance)
             except OSError as error:
                 raise KontextError(f"cannot read {path}: {error.strerror}") from None
-            if digest.hexdigest() != entry.sha256:
+            if digest != entry.sha256:
                 raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; {remedy(name)}")
+
+
+def file_digest(path: Path, advance: Callable[[int], object] | None = None) -> str:
+    """The SHA-256 of a file, in hexadecimal; `advance` is called as in `Bundle.verify`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            if advance is not None:
+                advance(len(block))
+    return digest.hexdigest()
 
 
 def remedy(name: str) -> str:

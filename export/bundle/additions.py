@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ from typing import Any
 from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...files import remove_temporaries, write_atomic
-from ...runtime.bundle import Bundle
+from ...runtime.bundle import Bundle, file_digest
 from .manifest import manifest_bytes
 
 
@@ -47,15 +46,6 @@ def locked(folder: Path) -> Iterator[None]:
         raise KontextError(f"cannot write {fault.filename or folder}: {fault.strerror}") from None
     finally:
         os.close(descriptor)
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def is_sound(bundle: Bundle, name: str) -> bool:

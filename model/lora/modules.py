@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ...errors import KontextError
 from ..networks import NetworkShapes
 from ..safetensors_file import TensorInfo
-from .deltas import Delta, Fit, Whole, find_delta, incomplete
+from .deltas import Delta, Fit, Whole, incomplete
 from .names import Role, other_kind, split_name
 from .settings import FileSettings, Settings, number
 from .targets import TargetRows, resolve
@@ -144,21 +144,25 @@ def has_place(
     return role in (*UPDATES, "alpha", "scalar") or len(network[target.weight]) > 1
 
 
+def module_fit(path: Path, module: LoraModule, shapes: NetworkShapes) -> Fit:
+    """What the tensors of one module have to fit: all rows of its targets."""
+    first = module.targets[0]
+    height = sum(target.rows.stop - target.rows.start for target in module.targets)
+    return Fit(path, first.weight, (height, *shapes[first.network][first.weight][1:]))
+
+
 def module_updates(
-    path: Path, module: LoraModule, weight: float, settings: Settings, shapes: NetworkShapes
+    module: LoraModule, delta: Delta | None, fit: Fit, weight: float, settings: Settings
 ) -> Iterator[tuple[str, str, Update]]:
     """(network, native weight, update) of one module, whose output rows are divided among its targets in order."""
-    tensors, first = module.tensors, module.targets[0]
+    tensors, first, height = module.tensors, module.targets[0], fit.shape[0]
     rows = tuple(target.rows for target in module.targets)
-    height = sum(each.stop - each.start for each in rows)
-    fit = Fit(path, first.weight, (height, *shapes[first.network][first.weight][1:]))
-    delta = find_delta(tensors, fit)
     if delta is None:
         for role in ("magnitude", "dora_scale", "up_bias", "scalar"):
             if role in tensors:
                 raise incomplete(fit, tensors[role], "lora_A (lora_down) and lora_B (lora_up)")
     else:
-        scale = module_scale(path, module, delta, settings)
+        scale = module_scale(fit.path, module, delta, settings)
         yield first.network, first.weight, delta_update(rows, delta, weight, scale, module, settings, fit)
         if (bias := tensors.get("up_bias")) is not None:
             fit.check(bias, (height,))
@@ -234,12 +238,3 @@ def read_number(path: Path, info: TensorInfo) -> float:
         raise KontextError(f"{path}: {info.name} has shape {list(info.shape)}, expected one number")
     tensor = info.read()
     return (tensor.float() if tensor.dtype.is_floating_point and tensor.element_size() < 4 else tensor).item()
-
-
-def rank_of(module: LoraModule) -> int | None:
-    """The rank of a module's factors, from their shapes alone."""
-    for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
-        info = module.tensors.get(role)
-        if info is not None and info.shape:
-            return info.shape[0]
-    return None

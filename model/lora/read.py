@@ -19,7 +19,8 @@ from ..few_steps import FewSteps, guess_steps, unclear_steps
 from ..networks import NetworkShapes
 from ..safetensors_file import SafetensorsFile, open_safetensors
 from ..source_names import source_name
-from .modules import check_kind, find_modules, module_updates, rank_of, without_zeros
+from .deltas import find_delta
+from .modules import check_kind, find_modules, module_fit, module_updates, without_zeros
 from .names import split_name
 from .settings import CONFIG_NAME, FileSettings, read_settings
 from .targets import PREFIXES, module_tables
@@ -111,9 +112,12 @@ def read_loras(
         count = 0
         for module in found.modules:
             own = settings.components[module.component]
-            if "alpha" not in module.tensors and (note := own.note(module.name, rank_of(module))):
+            fit = module_fit(path, module, shapes)
+            delta = find_delta(module.tensors, fit)
+            rank = None if delta is None else delta.rank
+            if "alpha" not in module.tensors and (note := own.note(module.name, rank)):
                 notes.append(note)
-            for network, name, update in module_updates(path, module, weight, own, shapes):
+            for network, name, update in module_updates(module, delta, fit, weight, own):
                 taken = claimed.setdefault((network, name), [])
                 if any(old.start < new.stop and new.start < old.stop for old in taken for new in update.rows):
                     listed = ", ".join(info.name for info in module.tensors.values())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from ...errors import KontextError
 from ..safetensors_file import TensorInfo
 from .codebook import look_up
-from .module import StoredModule
+from .module import PackedWeight, StoredModule
 from .notes import read_note
 
 STATES = {"weight.quant_state.bitsandbytes__nf4": "nf4", "weight.quant_state.bitsandbytes__fp4": "fp4"}
@@ -40,24 +39,15 @@ class NestedAbsmax:
 
 
 @dataclass(frozen=True)
-class FourBitWeight:
+class FourBitWeight(PackedWeight):
     """`weight` uint8 with two weights a byte, `absmax` fp32 [blocks], or uint8 if it is `nested`, `codes` fp32 [16]."""
 
-    weight: TensorInfo
     absmax: TensorInfo
     codes: TensorInfo
     nested: NestedAbsmax | None
     blocksize: int
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def path(self) -> Path:
-        return self.weight.path
-
-    @property
-    def name(self) -> str:
-        return self.weight.name
 
     def read(self) -> Tensor:
         """The weight in fp32."""

@@ -7,7 +7,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .module import StoredModule
+from .notes import check_keys
+
 TILE_ROWS, TILE_COLUMNS = 128, 4
+
+
+def check_blocks(module: StoredModule, format: str, columns: int, block: int) -> None:
+    """Raises KontextError unless the rows of a weight are whole blocks, and its note says nothing else."""
+    if columns % block:
+        raise module.refuse(
+            "weight", f"has rows of {columns} values, expected whole blocks of {block} for {format}"
+        )
+    shape = [module.weight.shape[0], columns]
+    expected = {"group_size": (block,), "block_size": (block,), "orig_shape": (shape,)}
+    check_keys(module.note_name, module.note, expected)
 
 
 def tiled_shape(rows: int, columns: int) -> tuple[int, int]:

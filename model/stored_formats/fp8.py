@@ -7,12 +7,11 @@ beside it, which is not used, since activations are calibrated here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from ..safetensors_file import TensorInfo
-from .module import FLOATS, StoredModule, scale_shapes
+from .module import FLOATS, PackedWeight, StoredModule, scale_shapes
 from .notes import check_keys
 
 DTYPES = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
@@ -23,19 +22,10 @@ INPUT_SCALES = ("scale_input", "input_scale")
 
 
 @dataclass(frozen=True)
-class ScaledWeight:
+class ScaledWeight(PackedWeight):
     """A weight [rows, …] and the scale to multiply it with: one number, or one for each row."""
 
-    weight: TensorInfo
     scale: TensorInfo
-
-    @property
-    def path(self) -> Path:
-        return self.weight.path
-
-    @property
-    def name(self) -> str:
-        return self.weight.name
 
     @property
     def dtype(self) -> str:
@@ -57,8 +47,7 @@ def decode_fp8(module: StoredModule) -> ScaledWeight:
     dtypes = (DTYPES[named],) if named else tuple(DTYPES.values())
     format = named or "FP8"
     module.check_weight(format, *dtypes)
-    where = f"{module.path}: the note of {module.name}"
-    check_keys(where, module.note, {"orig_shape": (list(module.weight.shape),)})
+    check_keys(module.note_name, module.note, {"orig_shape": (list(module.weight.shape),)})
     scales = [name for name in SCALES if name in module.beside]
     if len(scales) == 2:
         raise module.refuse(scales[1], f"is a second scale, beside {scales[0]}: the file is damaged")

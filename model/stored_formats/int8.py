@@ -20,7 +20,7 @@ from .notes import check_keys
 def decode_int8(module: StoredModule) -> ScaledWeight:
     """ComfyUI's `int8_tensorwise`."""
     format = "int8_tensorwise"
-    where = f"{module.path}: the note of {module.name}"
+    where = module.note_name
     parameters = module.note.get("params", {})
     if module.note.get("convrot") or (isinstance(parameters, dict) and parameters.get("convrot")):
         raise KontextError(f"{where} says convrot, INT8 of rotated weights, which is not read: {INSTEAD}")

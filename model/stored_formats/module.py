@@ -17,6 +17,22 @@ FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
+class PackedWeight:
+    """A quantized weight, of whose tensors `weight` holds the values; a `StoredWeight` once `shape`, `dtype` and `read`
+    are added."""
+
+    weight: TensorInfo
+
+    @property
+    def path(self) -> Path:
+        return self.weight.path
+
+    @property
+    def name(self) -> str:
+        return self.weight.name
+
+
+@dataclass(frozen=True)
 class StoredModule:
     """`beside` holds the tensors that belong to `weight`, by their names without the module's; `note` is what the file
     says about the format."""
@@ -29,6 +45,11 @@ class StoredModule:
     @property
     def path(self) -> Path:
         return self.weight.path
+
+    @property
+    def note_name(self) -> str:
+        """What messages call the note."""
+        return f"{self.path}: the note of {self.name}"
 
     def refuse(self, name: str, what: str) -> KontextError:
         """An error about one of the module's tensors."""

@@ -6,35 +6,24 @@ https://github.com/Comfy-Org/comfy-kitchen, comfy_kitchen/tensor/mxfp8.py; OCP M
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..safetensors_file import TensorInfo
-from .blocked_scales import tiled_shape, untile
+from .blocked_scales import check_blocks, tiled_shape, untile
 from .fp8 import check_input_scales
-from .module import StoredModule
-from .notes import check_keys
+from .module import PackedWeight, StoredModule
 
 BLOCK = 32
 
 
 @dataclass(frozen=True)
-class Mxfp8Weight:
+class Mxfp8Weight(PackedWeight):
     """`weight` E4M3 [rows, columns], `scale` E8M0 in tiles."""
 
-    weight: TensorInfo
     scale: TensorInfo
     dtype: str = "MXFP8"
-
-    @property
-    def path(self) -> Path:
-        return self.weight.path
-
-    @property
-    def name(self) -> str:
-        return self.weight.name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,12 +42,7 @@ def decode_mxfp8(module: StoredModule) -> Mxfp8Weight:
     format = "mxfp8"
     module.check_weight(format, "F8_E4M3")
     rows, columns = module.weight.shape
-    if columns % BLOCK:
-        raise module.refuse(
-            "weight", f"has rows of {columns} values, expected whole blocks of {BLOCK} for {format}"
-        )
-    expected = {"group_size": (BLOCK,), "block_size": (BLOCK,), "orig_shape": ([rows, columns],)}
-    check_keys(f"{module.path}: the note of {module.name}", module.note, expected)
+    check_blocks(module, format, columns, BLOCK)
     module.check_beside(format, "weight_scale", "input_scale")
     check_input_scales(module, format)
     tiles = tiled_shape(rows, columns // BLOCK)

@@ -10,17 +10,15 @@ https://github.com/Comfy-Org/comfy-kitchen, comfy_kitchen/tensor/nvfp4.py
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..safetensors_file import TensorInfo
-from .blocked_scales import tiled_shape, untile
+from .blocked_scales import check_blocks, tiled_shape, untile
 from .codebook import look_up
 from .fp8 import check_input_scales
-from .module import FLOATS, StoredModule
-from .notes import check_keys
+from .module import FLOATS, PackedWeight, StoredModule
 
 BLOCK = 16
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -28,22 +26,13 @@ VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
-class Nvfp4Weight:
+class Nvfp4Weight(PackedWeight):
     """`weight` uint8 [rows, columns / 2], `scale` in tiles, `scale_2` of one number, `input_factors` [columns]."""
 
-    weight: TensorInfo
     scale: TensorInfo
     scale_2: TensorInfo
     input_factors: TensorInfo | None
     dtype: str = "NVFP4"
-
-    @property
-    def path(self) -> Path:
-        return self.weight.path
-
-    @property
-    def name(self) -> str:
-        return self.weight.name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,12 +53,7 @@ def decode_nvfp4(module: StoredModule) -> Nvfp4Weight:
     format = "nvfp4"
     module.check_weight(format, "U8")
     rows, columns = module.weight.shape[0], 2 * module.weight.shape[1]
-    if columns % BLOCK:
-        raise module.refuse(
-            "weight", f"has rows of {columns} values, expected whole blocks of {BLOCK} for {format}"
-        )
-    expected = {"group_size": (BLOCK,), "block_size": (BLOCK,), "orig_shape": ([rows, columns],)}
-    check_keys(f"{module.path}: the note of {module.name}", module.note, expected)
+    check_blocks(module, format, columns, BLOCK)
     module.check_beside(format, "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
     check_input_scales(module, format)
     tiles = tiled_shape(rows, columns // BLOCK)

@@ -23,7 +23,13 @@ from torch import Tensor  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
 from kontext.model.lora import update  # noqa: E402
-from kontext.model.lora.modules import LoraModule, check_kind, module_updates  # noqa: E402
+from kontext.model.lora.deltas import find_delta  # noqa: E402
+from kontext.model.lora.modules import (  # noqa: E402
+    LoraModule,
+    check_kind,
+    module_fit,
+    module_updates,
+)
 from kontext.model.lora.names import split_name  # noqa: E402
 from kontext.model.lora.settings import read_settings  # noqa: E402
 from kontext.model.lora.targets import TargetRows  # noqa: E402
@@ -56,7 +62,9 @@ def merge(
         "transformer", "lin", roles, tuple(TargetRows("transformer", "lin.weight", rows) for rows in targets)
     )
     merged = wave([6, 8], 1) if base is None else base.clone()
-    for _, _, change in module_updates(path, module, weight, settings.components["transformer"], SHAPES):
+    fit = module_fit(path, module, SHAPES)
+    delta = find_delta(module.tensors, fit)
+    for _, _, change in module_updates(module, delta, fit, weight, settings.components["transformer"]):
         change.apply_to(merged)
     return merged
 

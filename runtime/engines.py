@@ -19,7 +19,8 @@ from typing import Any
 from ..bundle_folder import MANIFEST_NAME
 from ..errors import KontextError
 from ..installation import install_command
-from .bundle import Bundle, listed
+from .bundle import Bundle
+from .bundle_files import listed
 from .fields import Fields, whole_numbers
 
 Shape = tuple[int, ...]

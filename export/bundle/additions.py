@@ -18,7 +18,8 @@ from typing import Any
 from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...files import remove_temporaries, write_atomic
-from ...runtime.bundle import Bundle, file_digest
+from ...runtime.bundle import Bundle
+from ...runtime.bundle_files import file_digest
 from .manifest import manifest_bytes
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle_folder import MANIFEST_NAME, clean, recorded
-from ...runtime.bundle import Bundle, remedy
+from ...runtime.bundle import Bundle
+from ...runtime.bundle_files import remedy
 from ...runtime.engines import LIBRARIES, EngineEntry, read_engines
 from ...runtime.sampler_entry import SamplerEntry, SigmasEntry
 from ...safetensors_header import read_header

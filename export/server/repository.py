@@ -20,7 +20,8 @@ from PIL import Image
 from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...files import fsync, write_atomic
-from ...runtime.bundle import Bundle, remedy
+from ...runtime.bundle import Bundle
+from ...runtime.bundle_files import remedy
 from ...runtime.server import contract
 from ..bundle.output_folder import Kind, check_output, partial_folder, publish
 from . import config

@@ -15,7 +15,8 @@ import pytest
 from kontext.errors import KontextError
 from kontext.installation import install_command
 from kontext.runtime import Pipeline, engines
-from kontext.runtime.bundle import Bundle, FileEntry
+from kontext.runtime.bundle import Bundle
+from kontext.runtime.bundle_files import FileEntry
 from kontext.runtime.engines import LIBRARIES, Profile, choose_engines, chunks, platform_name, read_engines
 
 VERSION = "1.7.1.116"

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install sdk server test test-install check bench fidelity edits fullsize clean
+.PHONY: help demo install sdk server test test-install torture check bench fidelity edits fullsize clean
 
 help:
 	@echo "make demo      install, export the embedded model with FP8 weights, edit, draw demo/contact-sheet.png"
@@ -13,6 +13,7 @@ help:
 	@echo "make check     ruff and mypy"
 	@echo "make test      all tests, with coverage; tests that need a GPU are skipped without one"
 	@echo "make test-install   build the wheel and install it with every extra in fresh environments (downloads gigabytes)"
+	@echo "make torture   thousands of damaged files, kills and floods (docs/reliability.md)"
 	@echo "make server    install NVIDIA Triton Inference Server in build/server, for tests and benchmarks of serving"
 	@echo "make sdk       ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
 	@echo "make bench     measure latency, cold start, export, serving and fidelity; updates bench/results/ and docs/"
@@ -58,6 +59,10 @@ test: install
 # The built wheel in fresh environments, for every documented `pip install`.
 test-install: install
 	$(BIN)/python -m pytest tests/install -m install $(PYTEST_ARGS)
+
+# Longer than CI has time for.
+torture: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/torture -m torture $(PYTEST_ARGS)
 
 check: install
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@ Whole processes in turn (A B A B …): wall time, and the peak of resident memor
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import PIL.Image
 from tqdm import tqdm
 
+from ..child_process import code_command, module_command
 from ..decibels import psnr
 from .flags import add_edit_flags, edit_settings
 from .inputs import output_size, picture_and_prompt
@@ -76,7 +76,7 @@ def measure_coldstart(
         ) as bar:
             costs = interleave(sides, repeat, warmup=1, done=bar.update)
         likeness = psnr(*(PIL.Image.open(folder / f"{side}.png") for side in (OURS, THEIRS)))
-    imports = {name: [sys.executable, "-c", code] for name, code in IMPORTS.items()}
+    imports = {name: code_command(code) for name, code in IMPORTS.items()}
     starts = {name: partial(run_process, words) for name, words in imports.items()}
     import_costs = interleave(starts, max(repeat, 5), warmup=1)
     return {
@@ -118,7 +118,7 @@ def edit_commands(
     if openvino:
         commands[OPENVINO] = command(OPENVINO, edit_command(), bundle, "openvino")
     if checkpoint is not None:
-        script = [sys.executable, "-m", "kontext.bench.diffusers_edit"]
+        script = module_command("kontext.bench.diffusers_edit")
         commands[THEIRS] = command(THEIRS, script, checkpoint, device)
     return commands
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import PIL.Image
 
+from ..child_process import protect_libraries
 from ..errors import KontextError
 from ..installation import install_command
 from .timing import StageTimer
@@ -83,6 +84,7 @@ def attach_timer(pipe: Any, timer: StageTimer, *, compiled: bool = False) -> Non
     if compiled:
         import torch
 
+        protect_libraries()
         pipe.transformer.forward = torch.compile(pipe.transformer.forward)
     for stage, module in (
         ("text_encoder", pipe.text_encoder),

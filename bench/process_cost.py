@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..child_process import module_command
 from ..errors import KontextError
 
 # A child's ru_maxrss starts at what its parent held when it forked (Linux keeps the old address space's high-water mark
@@ -63,7 +64,7 @@ def run_process(command: Sequence[str], *, environment: Mapping[str, str] | None
 def own_command(script: str, module: str) -> list[str]:
     """How to start one of this package's commands: its script beside this interpreter, else `python -m module`."""
     path = Path(sys.executable).with_name(script)
-    return [str(path)] if path.is_file() else [sys.executable, "-m", module]
+    return [str(path)] if path.is_file() else module_command(module)
 
 
 def export_command() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m kontext.kernels.compile`: compiles every kernel for every architecture, without a GPU.
+"""`python -P -m kontext.kernels.compile`: compiles every kernel for every architecture, without a GPU.
 
 Prints each kernel's registers, spilled bytes, shared memory and tensor-core instructions. It fails if a kernel spills,
 lost its tensor-core instructions, or accesses device memory byte by byte. A mask or a clamped index along the channels
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m kontext.kernels.compile", description=__doc__)
+    parser = Parser(prog="python -P -m kontext.kernels.compile", description=__doc__)
     every = ",".join(map(sm_name, ARCHITECTURES))
     parser.add_argument("--arch", default=every, help=f"architectures (default: {every})")
     parser.add_argument(

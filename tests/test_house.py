@@ -368,10 +368,10 @@ def shell_commands(document: Path) -> list[list[str]]:
 
 
 def inline_commands(document: Path) -> list[list[str]]:
-    """What stands in the text as `kontext-… --flag` or `python -m kontext.…`."""
+    """What stands in the text as `kontext-… --flag` or `python -P -m kontext.…`."""
     text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`([^`]+)`", text) + re.findall(r"^    (?! )(.+)", text, re.MULTILINE)
-    programs = (*(f"{name} " for name in SCRIPTS), "python -m kontext.")
+    programs = (*(f"{name} " for name in SCRIPTS), "python -P -m kontext.")
     return [shlex.split(span) for span in spans if span.startswith(programs)]
 
 
@@ -418,11 +418,13 @@ def check_command(document: Path, words: Sequence[str]) -> None:
         assert set(goals) <= set(targets), words
     elif program in SCRIPTS:
         check_flags(document, SCRIPTS[program], words[1:])
+    elif program == "python" and words[1] == "-P":  # nothing that lies in the current directory
+        module = words[3]
+        path = ROOT.joinpath(*module.split(".")[1:])
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), words
+        check_flags(document, module, words[4:])
     elif program == "python" and words[1] == "-m":
-        if inside(words[2], "kontext"):
-            path = ROOT.joinpath(*words[2].split(".")[1:])
-            assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), words
-            check_flags(document, words[2], words[3:])
+        assert not inside(words[2], "kontext"), f"{document.name}: python -P -m {words[2]}"
     elif program == "python":
         assert (ROOT / words[1]).is_file(), f"{document.name}: there is no {words[1]}"
     else:

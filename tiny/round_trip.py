@@ -1,4 +1,4 @@
-"""How many correct answers survive the autoencoder: `python -m kontext.tiny.round_trip tiny/checkpoint`.
+"""How many correct answers survive the autoencoder: `python -P -m kontext.tiny.round_trip tiny/checkpoint`.
 
 Perfect edits are encoded, decoded and judged. No edit of the model can do better than this.
 """
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure_round_trip(arguments: list[str] | None) -> None:
-    parser = Parser(prog="python -m kontext.tiny.round_trip", description=__doc__)
+    parser = Parser(prog="python -P -m kontext.tiny.round_trip", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="diffusers folder, or a run's autoencoder.safetensors")
     parser.add_argument("-n", "--count", type=int, default=100, help="edits of each kind")
     parser.add_argument(

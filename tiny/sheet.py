@@ -1,4 +1,4 @@
-"""Draws random edits on one sheet, to look at: `python -m kontext.tiny.sheet SHEET.png`."""
+"""Draws random edits on one sheet, to look at: `python -P -m kontext.tiny.sheet SHEET.png`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def draw_sheet(arguments: list[str] | None) -> None:
-    parser = Parser(prog="python -m kontext.tiny.sheet", description="Draws random edits on one sheet.")
+    parser = Parser(prog="python -P -m kontext.tiny.sheet", description="Draws random edits on one sheet.")
     parser.add_argument("sheet", metavar="PNG", help="file to write")
     parser.add_argument(
         "--per-kind", type=int, default=3, metavar="N", help="edits of each kind (default: 3)"

@@ -1,4 +1,4 @@
-"""Trains the embedded model: `python -m kontext.tiny.train --run runs/tiny`, from scratch or from a checkpoint.
+"""Trains the embedded model: `python -P -m kontext.tiny.train --run runs/tiny`, from scratch or from a checkpoint.
 
 Stages run in order, each for its own time; started again, a stage continues where it stopped (Ctrl-C is safe).
 `--checkpoint FOLDER` writes a run as a diffusers folder, with the weights of its last stages.
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_training(arguments: list[str] | None) -> None:
-    parser = Parser(prog="python -m kontext.tiny.train", description=__doc__)
+    parser = Parser(prog="python -P -m kontext.tiny.train", description=__doc__)
     parser.add_argument(
         "--run",
         type=Path,

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from ...child_process import code_command
 from ...compute_capability import parse_capabilities
 from ...errors import KontextError
 from ...kernels.compile import SHARED_LIMITS, parse_architectures
@@ -133,7 +133,7 @@ def before(name: str, *paths: str) -> str:
 def check_torch(variables: Mapping[str, str]) -> None:
     """Raises KontextError if PyTorch does not see the fake GPU."""
     test = "import torch; print(torch.cuda.is_available(), torch.version.cuda)"
-    done = subprocess.run([sys.executable, "-c", test], env=variables, capture_output=True, text=True)
+    done = subprocess.run(code_command(test), env=variables, capture_output=True, text=True)
     if done.stdout.split()[:1] != ["True"]:
         answer = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
         raise KontextError(

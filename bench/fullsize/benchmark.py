@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ...child_process import module_command
 from ...errors import KontextError
 from ...model.config import KontextConfig
 from ..flags import parse_names
@@ -131,7 +132,7 @@ def run_check(check: str, bundle: Path) -> dict[str, Any]:
     """The check's figures, its time and its peak memory; or under "fault" why it failed."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        words = [sys.executable, "-m", "kontext.bench.fullsize.checks", check, str(bundle)]
+        words = module_command("kontext.bench.fullsize.checks", check, str(bundle))
         # If memory runs out, the kernel shall kill the check rather than anything else.
         script = f'echo 1000 > /proc/self/oom_score_adj; exec "$@" > "{output}"'
         try:

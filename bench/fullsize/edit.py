@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...child_process import module_command
 from ...errors import KontextError
 from ...runtime.bundle import Bundle
 from ...runtime.units import gigabytes
@@ -87,7 +87,7 @@ def run_child(words: Sequence[str]) -> dict[str, Any]:
     """The JSON that `edit_child` prints, and the process's peak memory, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "kontext.bench.fullsize.edit_child", *words]
+        command = module_command("kontext.bench.fullsize.edit_child", *words)
         cost = run_process(["sh", "-c", f'exec "$@" > "{output}"', "sh", *command])
         return {**json.loads(output.read_text()), "peak_bytes": cost.peak_bytes}
 

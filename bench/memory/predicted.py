@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from ...child_process import module_command
 from ...export.calibration.plan import stored_layers
 from ...export.cli.plan_text import TITLES
 from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
@@ -108,7 +109,7 @@ def measure_edit(bundle: Path) -> dict[str, int]:
     """Network → peak of resident memory in bytes, measured in a process of its own."""
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "peaks.json"
-        command = [sys.executable, "-m", "kontext.bench.memory.child", str(bundle)]
+        command = module_command("kontext.bench.memory.child", str(bundle))
         command += [f"{SIDE}x{SIDE}", str(STEPS)]
         run_process(["sh", "-c", f'exec "$@" > "{output}"', "sh", *command])
         peaks: dict[str, int] = json.loads(output.read_text())

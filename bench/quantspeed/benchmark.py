@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+from ...child_process import module_command
 from ...decibels import decibels
 from ...errors import KontextError
 from ...export.calibration.samples import MIN_SAMPLES
@@ -200,7 +201,7 @@ def step_memory(side: str, folder: Path, tokens: int) -> dict[str, int]:
     """Memory of a new process that runs two steps: resident after them, and the peak, loading included."""
     with tempfile.TemporaryDirectory() as name:
         record = Path(name) / "memory.json"
-        words = [sys.executable, "-m", "kontext.bench.quantspeed.step", side, str(folder)]
+        words = module_command("kontext.bench.quantspeed.step", side, str(folder))
         cost = run_process([*words, "--tokens", str(tokens), "--record", str(record)])
         noted = json.loads(record.read_text(encoding="utf-8"))
     return {"resident_bytes": noted["after"], "peak_bytes": cost.peak_bytes}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...child_process import protect_libraries
 from ..machine import usable_cores
 from ..openvino_sides import OPENVINO
 
@@ -101,6 +102,8 @@ def diffusers_step(checkpoint: Path, tokens: int, *, compiled: bool = False) -> 
         "return_dict": False,
     }
 
+    if compiled:
+        protect_libraries()
     call = torch.compile(model) if compiled else model
 
     def step() -> Array:

@@ -48,7 +48,7 @@ def make_environment(environment: Path = ENVIRONMENT, requirements: Path = REQUI
             f"installing NVIDIA Triton Inference Server in {environment} with pip (about 400 MB)", flush=True
         )
         venv.create(environment, clear=True, with_pip=True)
-        pip = [str(environment / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check"]
+        pip = [str(environment / "bin/python"), "-I", "-m", "pip", "install", "--disable-pip-version-check"]
         done = subprocess.run(  # stdout has pip's progress bars
             [*pip, "--no-deps", "-r", str(requirements)], stderr=subprocess.PIPE, text=True, check=False
         )

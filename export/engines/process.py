@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ...child_process import module_command
 from ...errors import KontextError
 from ...files import remove_temporaries
 
@@ -54,7 +54,7 @@ class BuilderProcess:
     def start(self) -> subprocess.Popen[str]:
         # A new session, so that Ctrl-C reaches only this process, which then kills the other.
         return subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.compiler", self.library],
+            module_command(f"{__package__}.compiler", self.library),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -17,6 +17,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from ...child_process import module_command
 from ...model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from .cache import cache_graph, find_graph
 from .trace import trace_network
@@ -62,7 +63,7 @@ class Tracers:
 
     def start(self, networks: list[str]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, self.folder.name],
+            module_command(__spec__.name, self.folder.name),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C goes to the exporter alone, which ends this process

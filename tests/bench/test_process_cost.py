@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kontext.bench.process_cost import export_command, own_command, run_process, with_cache
+from kontext.child_process import module_command
 from kontext.errors import KontextError
 
 
@@ -33,7 +34,7 @@ def test_environment_reaches_the_process() -> None:
 
 def test_a_command_is_its_script_or_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert own_command("kontext-edit", "kontext.runtime.cli") == [sys.executable, "-m", "kontext.runtime.cli"]
+    assert own_command("kontext-edit", "kontext.runtime.cli") == module_command("kontext.runtime.cli")
     (tmp_path / "kontext-export").touch()
     assert export_command() == [str(tmp_path / "kontext-export")]
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....child_process import protect_libraries
 from ....errors import KontextError
 from ....installation import install_command
 from ....kernels.launch import triton
@@ -53,6 +54,7 @@ def compiled_block(function: Callable[..., None]) -> Callable[..., None]:
 
 def check_compiler(device: torch.device) -> None:
     """Raises KontextError if torch.compile would find no compiler."""
+    protect_libraries()
     if device.type == "cuda" and triton is None:
         raise KontextError(f"--compile needs Triton: {install_command('kernels')}, or run without --compile")
     variable, names = COMPILERS[device.type]

@@ -50,6 +50,8 @@ class Environment:
     """The folder that commands run in."""
     history: list[str] = field(default_factory=list)
     """What pip was told, with the wheel as `.`."""
+    removed: dict[str, str] | None = None
+    """The versions that it had when it was removed."""
 
     @classmethod
     def made(cls, folder: Path, python: str = sys.executable) -> Environment:
@@ -100,12 +102,19 @@ class Environment:
         return self.python("import onnxruntime; print(*onnxruntime.get_available_providers())").split()
 
     def versions(self) -> dict[str, str]:
-        """Installed distribution → version, names as pip normalizes them."""
+        """Installed distribution → version, names as pip normalizes them; of a removed environment too."""
+        if self.removed is not None:
+            return self.removed
         code = (
             "import json; from importlib.metadata import distributions as d; "
             "print(json.dumps({each.name: each.version for each in d()}))"
         )
         return {normalized(name): version for name, version in json.loads(self.python(code)).items()}
+
+    def remove(self) -> None:
+        """Frees its space, gigabytes with some extras; what its commands wrote stays."""
+        self.removed = self.versions()
+        shutil.rmtree(self.folder)
 
     def follow(self, message: str) -> None:
         """Types the commands that a message ends with."""

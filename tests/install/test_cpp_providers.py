@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,9 @@ class GpuBuild:
 
 
 @pytest.fixture(scope="module")
-def gpu(wheel: Path, fresh: Callable[..., Environment], tmp_path_factory: pytest.TempPathFactory) -> GpuBuild:
+def gpu(
+    wheel: Path, fresh: Callable[..., Environment], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GpuBuild]:
     """The C++ programs, linked against the library in the onnxruntime-gpu wheel."""
     if shutil.which("cmake") is None or not (SDK / "include").is_dir():
         pytest.skip("the C++ runtime needs CMake and `make sdk`")
@@ -87,7 +89,8 @@ def gpu(wheel: Path, fresh: Callable[..., Environment], tmp_path_factory: pytest
     ):
         done = subprocess.run(["cmake", *map(str, words)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return GpuBuild(environment, folder)
+    yield GpuBuild(environment, folder)
+    environment.remove()
 
 
 @pytest.fixture(scope="module")

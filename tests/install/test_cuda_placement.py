@@ -4,7 +4,7 @@ heavy is left to the CPU."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,11 @@ BUNDLES = [
 
 
 @pytest.fixture(scope="module")
-def gpu(wheel: Path, fresh: Callable[..., Environment]) -> Environment:
+def gpu(wheel: Path, fresh: Callable[..., Environment]) -> Iterator[Environment]:
     environment = fresh()
     environment.install(wheel, "gpu,kernels")  # Triton has the headers that the stubs are compiled with
-    return environment
+    yield environment
+    environment.remove()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,15 @@ def test_the_source_distribution_builds_the_same_wheel(sdist: Path, wheel: Path,
         name for name in ours - held if "egg-info" not in name and not name.startswith((".", "build/"))
     }
     assert not missing
+
+
+@pytest.fixture(autouse=True)
+def of_one_test(environments: list[Environment], exporting: Environment) -> Iterator[None]:
+    """Removes the environments that a test made."""
+    shared = len(environments)
+    yield
+    for environment in environments[shared:]:
+        environment.remove()
 
 
 # -- each extra --

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ WORDS = ("--prompt", "x", "--steps", 1, "-o", "out.png")
 
 
 @pytest.fixture(scope="module")
-def plugged(wheel: Path, fresh: Callable[..., Environment]) -> Environment:
+def plugged(wheel: Path, fresh: Callable[..., Environment]) -> Iterator[Environment]:
     environment = fresh()
     environment.install(wheel, "cpu")
     environment.pip("install", "onnxruntime-ep-openvino", "onnxruntime-ep-webgpu", "onnxruntime-ggml")
-    return environment
+    yield environment
+    environment.remove()
 
 
 def is_intel() -> bool:

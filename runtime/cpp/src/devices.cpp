@@ -147,19 +147,27 @@ Opened open_backend(const Bundle& bundle, const LoadOptions& options, bool low_m
 
 std::vector<DeviceInfo> list_devices(const std::string& provider) {
     const std::string version = "ONNX Runtime " + onnxruntime_version();
-    std::vector<DeviceInfo> result = {{"cpu", "", version}};
-    if (has_provider("CUDAExecutionProvider")) result.push_back({"cuda", "", version + ", " + describe(find_gpu())});
+    std::vector<DeviceInfo> result = {{"cpu", "", version + "; " + formats_taken("cpu", false)}};
+    if (has_provider("CUDAExecutionProvider")) {
+        const std::optional<Gpu> gpu = find_gpu();
+        const std::string takes = gpu ? "; " + formats_taken("cuda", gpu->capability >= bf16_capability) : "";
+        result.push_back({"cuda", "", version + ", " + describe(gpu) + takes});
+    }
     for (const auto& [device, entry] : published) {
         const std::string library = find_library(device);
         if (library.empty()) continue;
         try {
-            for (DeviceInfo& each : Plugin::list(library)) result.push_back({device, "", each.description});
+            for (DeviceInfo& each : Plugin::list(library))
+                result.push_back({device, "", each.description + "; " + formats_taken(device, true)});
         } catch (const Error& error) {
             result.push_back({device, "", error.what()});
         }
     }
 #ifdef KONTEXT_WITH_OPENVINO
-    for (DeviceInfo& each : openvino_devices()) result.push_back(std::move(each));
+    for (DeviceInfo& each : openvino_devices()) {
+        each.description += "; " + formats_taken(each.device, true);
+        result.push_back(std::move(each));
+    }
 #endif
     if (!provider.empty())
         for (DeviceInfo& each : Plugin::list(provider)) result.push_back(std::move(each));

@@ -27,6 +27,12 @@ std::string missing_kernels(const Bundle& bundle, const std::string& device) {
     return "";
 }
 
+std::string formats_taken(const std::string& device, bool bf16) {
+    if (device.compare(0, 8, "openvino") == 0) return "takes every format, but no linked weights";
+    return "takes " + std::string(bf16 ? "fp32, fp16 and bf16" : "fp32 and fp16") +
+           " bundles with weights of every format but NVFP4";
+}
+
 std::string refusal(const Bundle& bundle, const std::string& device) {
     const std::string missing = missing_kernels(bundle, device);
     return missing.empty() ? "" : missing + ": " + instead(bundle);

@@ -11,6 +11,9 @@ namespace kontext {
 // What ONNX Runtime lacks for the bundle on a device, "cpu" or another, in words; "" if it has all.
 std::string missing_kernels(const Bundle& bundle, const std::string& device);
 
+// Which bundles a device takes, for people; `bf16`: whether it computes in it.
+std::string formats_taken(const std::string& device, bool bf16);
+
 // One line: what is missing on a device, and what would work; "" if nothing is missing.
 std::string refusal(const Bundle& bundle, const std::string& device);
 

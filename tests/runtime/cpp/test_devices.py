@@ -232,8 +232,9 @@ def test_devices_have_pythons_names(cpp: CppBuild, tiny_bundle: Path, tmp_path: 
 
 def test_devices_are_listed(cpp: CppBuild) -> None:
     lines = cpp.run("--devices").stdout.splitlines()
-    assert re.fullmatch(r"cpu  ONNX Runtime \d+\.\d+\.\d+", lines[0])
-    assert all(re.match(r"(cuda|openvino:\w+)  \S", line) for line in lines[1:])
+    takes = "takes fp32 and fp16 bundles with weights of every format but NVFP4"
+    assert re.fullmatch(rf"cpu  ONNX Runtime \d+\.\d+\.\d+; {takes}", lines[0])
+    assert all(re.match(r"(cuda  \S|openvino:\w+  \S.*; takes every format)", line) for line in lines[1:])
     assert "there is no such library" in cpp.refuse("--devices", "--provider", "nowhere.so")
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..child_process import code_command, module_command
 from ..decibels import psnr
+from ..runtime.images import open_picture
 from .flags import add_edit_flags, edit_settings
 from .inputs import output_size, picture_and_prompt
 from .machine import describe_machine, machine_line
@@ -75,7 +76,7 @@ def measure_coldstart(
             total=len(sides) * (repeat + 1), desc="cold starts", unit="process", disable=not progress
         ) as bar:
             costs = interleave(sides, repeat, warmup=1, done=bar.update)
-        likeness = psnr(*(PIL.Image.open(folder / f"{side}.png") for side in (OURS, THEIRS)))
+        likeness = psnr(*(open_picture(folder / f"{side}.png") for side in (OURS, THEIRS)))
     imports = {name: code_command(code) for name, code in IMPORTS.items()}
     starts = {name: partial(run_process, words) for name, words in imports.items()}
     import_costs = interleave(starts, max(repeat, 5), warmup=1)

@@ -30,7 +30,7 @@ def main() -> None:
     pipe = FluxKontextPipeline.from_pretrained(arguments.checkpoint, torch_dtype=torch.float32)
     pipe = pipe.to(arguments.device)
     width, height = map(int, arguments.size.split("x"))
-    image = Image.open(arguments.image).convert("RGB")
+    image = Image.open(arguments.image, formats=["PNG"]).convert("RGB")
     result = pipe(
         image=image,
         prompt=arguments.prompt,

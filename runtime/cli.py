@@ -270,7 +270,9 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
     from .images import open_picture
 
     backend, device = backend_options(arguments), arguments.device or AUTO
-    images = [open_picture(path) for path in arguments.image]
+    own_size = arguments.size is not None or not isinstance(parse_rule(arguments.reference_size), str)
+    reduce = not own_size and arguments.reference_method != "stitch"  # else they may be encoded larger than usual
+    images = [open_picture(path, reduce=reduce) for path in arguments.image]
     from .bundle import Bundle
     from .pipeline import Pipeline
 

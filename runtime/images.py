@@ -3,85 +3,160 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import io
+import os
+import stat
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import KontextError
 from ..files import replacing
-from .rgb import MAX_PIXELS, check_pixels, too_large
+from .picture_formats import PLUGINS, format_of, load_plugin, other_kind, spelled
+from .picture_limits import MAX_BYTES, MAX_PIXELS, check_directory, check_file, check_pixels, too_large
 
 Array = NDArray[np.float32]
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
+FORMATS = tuple(PLUGINS)
 
-def open_picture(path: str | Path) -> Image.Image:
-    """Reads and decodes a picture file.
+REDUCE_ABOVE = 24_000_000
+"""Pixels of a JPEG picture from which on it is decoded smaller: it keeps 6 million or more, and the model's largest
+preferred sizes have 1 million."""
+
+
+def open_picture(path: str | Path, *, reduce: bool = True) -> Image.Image:
+    """Reads and decodes a picture file, whatever its name says of its format.
+
+    Args:
+        path: of the file.
+        reduce: as for `read_picture`.
 
     Raises:
-        KontextError: the file does not exist, is not a picture, is damaged, or has more than MAX_PIXELS pixels.
+        KontextError: the file does not exist, is no picture of `picture_formats`, is damaged, or is beyond
+            `picture_limits`.
     """
-    return read_picture(path, str(path))
+    name = str(path)
+    try:
+        if not (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode)):
+            raise KontextError(f"{name} cannot be read as a picture: it is not a regular file")
+        with open(path, "rb") as file:
+            return read_picture(file, name, reduce=reduce)
+    except FileNotFoundError:
+        raise KontextError(f"{name} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise KontextError(f"{name} cannot be read as a picture: {reason}") from None
 
 
 def read_picture(
-    file: str | Path | IO[bytes],
+    file: IO[bytes],
     name: str,
     *,
-    formats: list[str] | tuple[str, ...] | None = None,
+    formats: tuple[str, ...] = FORMATS,
     max_pixels: int = MAX_PIXELS,
+    reduce: bool = True,
 ) -> Image.Image:
-    """Reads and decodes a picture from a path or an open file.
+    """Reads and decodes a picture: the only function of this repository that lets Pillow open a file.
 
     Args:
         file: where to read.
         name: what messages call it.
-        formats: the formats to accept, by Pillow's names; None: all.
+        formats: the formats to accept, by Pillow's names.
         max_pixels: refuse larger pictures, before they are decoded.
+        reduce: decode JPEG files above REDUCE_ABOVE at a half to an eighth of their sides.
 
     Raises:
-        KontextError: as `open_picture`, or the picture has none of these formats.
+        KontextError: it is no picture of these formats, is damaged, or is beyond `picture_limits`.
     """
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise KontextError(f"{name} has more than {MAX_BYTES >> 30} GiB: save it as JPEG or scale it down")
+    found = check_format_of(data, name, formats)
+    check_file(data, found, name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=formats)
-        check_pixels(image, name, max_pixels)  # the header has the size; nothing is decoded yet
-        image.load()
+            warnings.simplefilter("ignore")  # of damaged tags that the pixels do not need
+            image = Image.open(io.BytesIO(data), formats=[found])
+            check_pixels(image, name, max_pixels)  # the header has the size; nothing is decoded yet
+            check_directory(image.info.get("exif", b""), name)
+            if reduce:
+                reduce_jpeg(image)
+            image.load()
     except KontextError:
         raise
-    except FileNotFoundError:
-        raise KontextError(f"{name} does not exist") from None
     except UnidentifiedImageError:
-        readers = "Pillow can read" if formats is None else f"is {', '.join(formats)}"
-        raise KontextError(f"{name} is not a picture that {readers}{tiff_samples(file)}") from None
+        reason = (found == "TIFF" and tiff_samples(data)) or "its header is damaged"
+        raise KontextError(f"{name} cannot be read as a picture: {reason}") from None
     except Image.DecompressionBombError:
         raise KontextError(too_large(name, max_pixels)) from None
+    except MemoryError:
+        raise KontextError(
+            f"{name} cannot be read as a picture: it needs more memory than there is"
+        ) from None
     except Exception as error:  # damaged files: decoders raise OSError, SyntaxError, struct.error and others
-        reason = getattr(error, "strerror", None) or error
-        raise KontextError(f"{name} cannot be read as a picture: {reason}") from None
+        reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
+        raise KontextError(f"{name} cannot be read as a picture: {' '.join(reason.split())}") from None
     return image
 
 
-def tiff_samples(file: str | Path | IO[bytes]) -> str:
-    """What a TIFF file holds, for a message that Pillow cannot read it, with what would help; "" for other files."""
+def check_format_of(data: bytes, name: str, formats: tuple[str, ...]) -> str:
+    """The format of a file, by Pillow's name. Raises KontextError if it is none of `formats`, with what it is, or
+    cannot be read here."""
+    found = format_of(data)
+    if found is None or found not in formats:
+        kind = other_kind(data) if found is None else f"a {spelled((found,))} picture"
+        raise KontextError(f"{name} is {f'{kind}, ' if kind else ''}not a {spelled(formats)} picture")
+    if not load_plugin(found):
+        remedy = "pip install pillow-heif, or save" if found == "HEIF" else "update Pillow, or save"
+        raise KontextError(f"{name} is a {spelled((found,))} picture: {remedy} it as PNG")
+    if found == "TIFF":
+        silence_libtiff()
+    return found
+
+
+def reduce_jpeg(image: Image.Image) -> None:
+    """Lets libjpeg decode a JPEG picture of more than REDUCE_ABOVE at a half, a quarter or an eighth of its sides."""
+    shrink = next((each for each in (1, 2, 4) if image.width * image.height <= each**2 * REDUCE_ABOVE), 8)
+    if shrink > 1 and hasattr(image, "draft"):
+        image.draft(None, (image.width // shrink, image.height // shrink))
+
+
+@cache
+def silence_libtiff() -> None:
+    """Takes away libtiff's error handler, which prints on stderr what Pillow raises as well.
+
+    libtiff is found behind Pillow's own library: there is one handler for the whole process, and none is restored, so
+    that threads cannot meet. Where libtiff is linked into Pillow without its names (Windows), it goes on printing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+def tiff_samples(data: bytes) -> str:
+    """What a TIFF file holds, for a message that Pillow cannot read it, with what would help; "" if it is damaged."""
+    from PIL import TiffImagePlugin
+
     kinds = {1: "integers", 2: "signed integers", 3: "floats"}
     try:
-        with open(file, "rb") if isinstance(file, (str, Path)) else contextlib.nullcontext(file) as stream:
-            stream.seek(0)
-            directory = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+            stream = io.BytesIO(data)
             stream.seek(directory.next)
             directory.load(stream)
-            bits = directory[TiffImagePlugin.BITSPERSAMPLE]
-            kind = kinds[directory.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]]
-            return f": its pixels are {len(bits)} {kind} of {bits[0]} bits; save it as PNG first"
+        bits = directory[TiffImagePlugin.BITSPERSAMPLE]
+        kind = kinds[directory.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]]
+        return f"its pixels are {len(bits)} {kind} of {bits[0]} bits; save it as PNG first"
     except Exception:  # as for damaged files
         return ""
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from ..errors import KontextError
 from .images import Size, preferred_size
+from .picture_limits import MAX_PIXELS, too_large
 from .reference_options import REFERENCE_METHODS, ReferenceSize, one_of, parse_rule
-from .rgb import MAX_PIXELS, too_large
 from .sampler_entry import SamplerEntry
 from .sizes import checked_size, distortion, similar_size
 

@@ -10,12 +10,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import KontextError
+from .picture_limits import check_pixels
 
 if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsProfile
-
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused as decompression bombs."""
 
 SRGB_LEVELS = 3
 """A profile is sRGB itself if it moves no colour by more: the profiles of that name differ a little."""
@@ -47,7 +45,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     except (OSError, SyntaxError, ValueError) as error:
         raise KontextError(f"the picture cannot be read: {error}") from None
     profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode == "F":
         image = grey_of_floats(image)
     elif image.mode.startswith("I"):
@@ -67,14 +65,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return image
 
 
-def check_pixels(image: Image.Image, what: str, max_pixels: int = MAX_PIXELS) -> None:
-    """Raises KontextError for a picture of more than `max_pixels`."""
-    if image.width * image.height > max_pixels:
-        raise KontextError(too_large(what, max_pixels))
-
-
-def too_large(what: str, max_pixels: int) -> str:
-    return f"{what} has more than {max_pixels / 1e6:.3g} million pixels: scale it down first"
+def upright(image: Image.Image) -> Image.Image:
+    """The picture rotated as its EXIF data says; as it is, if they are damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow reads them without a list of what it raises
+        return image
 
 
 def grey_of_integers(image: Image.Image) -> Image.Image:

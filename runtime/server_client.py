@@ -192,7 +192,7 @@ def prompt_bytes(prompt: str) -> bytes:
 
 def read_answer(image: bytes, warnings: Sequence[bytes | str]) -> Answer:
     texts = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in warnings)
-    return Answer(read_picture(io.BytesIO(image), "the server's answer", formats=["PNG"]), tuple(texts))
+    return Answer(read_picture(io.BytesIO(image), "the server's answer", formats=("PNG",)), tuple(texts))
 
 
 class HttpClient:

@@ -261,6 +261,17 @@ def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
             assert not shell, f"{label(path)}:{node.lineno} goes through a shell"
 
 
+@pytest.mark.parametrize("path", [*sources(*FOLDERS), *SHARED], ids=label)
+def test_pictures_are_opened_in_one_place(path: Path) -> None:
+    """runtime/images.py checks a file's format and limits first; of Pillow's 40 formats some start other programs.
+    bench/diffusers_edit.py stands for a user's script and imports nothing of ours."""
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    opened = [call for call in calls if ast.unparse(call.func) in {"Image.open", "PIL.Image.open"}]
+    assert len(opened) == (label(path) in {"runtime/images.py", "bench/diffusers_edit.py"})
+    assert all("formats" in {keyword.arg for keyword in call.keywords} for call in opened)
+    assert not {name for name in imported(path) if name.startswith(("PIL.Image.open", "imageio", "cv2"))}
+
+
 @pytest.mark.parametrize("path", [*sources(*FOLDERS, "examples"), *SHARED], ids=label)
 def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(tree(path)), f"{label(path)} has no module docstring"

@@ -119,7 +119,7 @@ def test_text_to_image_and_a_long_prompt(
         (["--device", "tensorrt"], "TensorRT"),
         (["--sharpness", "3"], "unrecognized arguments"),
         (["-i", "nowhere.png"], "nowhere.png does not exist"),
-        (["-i", __file__], "is not a picture"),
+        (["-i", __file__], "is not a PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or HEIC picture"),
         (["-o", "/nowhere/out.png"], "/nowhere does not exist: make the folder first"),
         (["-o", "out.xyz"], "cannot write pictures of type '.xyz'"),
         (["-o", "."], "cannot write pictures of type"),

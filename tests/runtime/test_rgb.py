@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from kontext.errors import KontextError
-from kontext.runtime import rgb
+from kontext.runtime import picture_limits
 from kontext.runtime.images import open_picture
 from kontext.runtime.rgb import upright_rgb
 
@@ -220,7 +220,7 @@ def test_a_picture_that_was_opened_only_and_is_damaged(tmp_path: Path) -> None:
 def test_large_pictures_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     noise(11, 10).save(file, "PNG")
-    monkeypatch.setattr(rgb.check_pixels, "__defaults__", (100,))
+    monkeypatch.setattr(picture_limits.check_pixels, "__defaults__", (100,))
     opened = Image.open(file)
     with pytest.raises(KontextError, match="the picture has more than"):
         upright_rgb(opened)

@@ -133,7 +133,11 @@ def test_several_pictures_are_asked_for_at_once(
         (200, [], "ended its answer without a picture"),
         (200, [{"STEP": 1, "TOTAL": 2}], "ended its answer without a picture"),
         (200, [{"IMAGE": "?"}], "sent a picture that is not base64"),
-        (200, [{"IMAGE": base64.b64encode(b"no picture").decode()}], "the server's answer is not a picture"),
+        (
+            200,
+            [{"IMAGE": base64.b64encode(b"no picture").decode()}],
+            "the server's answer is not a PNG picture",
+        ),
     ],
 )
 def test_what_a_server_may_say(url: str, status: int, events: list[Any], message: str) -> None:
@@ -164,7 +168,10 @@ def test_what_a_server_may_say(url: str, status: int, events: list[Any], message
         (["--server", "http://127.0.0.1:9", "--seed", "-1"], "a seed is a whole number"),
         (["--server", "http://127.0.0.1:9", "--guidance", "inf"], "guidance must be a finite number"),
         (["--server", "http://127.0.0.1:9", "-i", "nowhere.png"], "nowhere.png does not exist"),
-        (["--server", "http://127.0.0.1:9", "-i", __file__], "is not a picture"),
+        (
+            ["--server", "http://127.0.0.1:9", "-i", __file__],
+            "is not a PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or HEIC picture",
+        ),
         (["--server", "http://127.0.0.1:9", "-p", "\udcff"], "the prompt is not valid Unicode text"),
     ],
 )

@@ -196,7 +196,7 @@ def test_warnings_are_of_the_prompt(pipe: Pipeline) -> None:
         ({"STEPS": np.zeros((1, 0), np.int32)}, "STEPS must have the shape"),
         ({"GUIDANCE": np.array([[np.nan]], np.float32)}, "guidance must be a finite number"),
         ({"SIZE": np.array([[64, 64, 64]], np.int32)}, r"SIZE must have the shape \[1, 2\]"),
-        ({"IMAGES": strings(b"\x89PNG nothing")}, r"IMAGES\[0\] is not a picture"),
+        ({"IMAGES": strings(b"\x89PNG nothing")}, r"IMAGES\[0\] is not a PNG, JPEG or WebP picture"),
         ({"IMAGES": strings(b"GIF89a")}, r"IMAGES\[0\] is neither"),
         ({"REFERENCE_METHOD": strings(b"\xff")}, "the reference method must be index, offset or stitch"),
         ({"REFERENCE_METHOD": strings(b"a", b"b")}, r"REFERENCE_METHOD must have the shape \[1, 1\]"),

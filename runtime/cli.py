@@ -270,8 +270,9 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
     from .images import open_picture
 
     backend, device = backend_options(arguments), arguments.device or AUTO
+    # With sizes of the user's own, references may be encoded larger than usual.
     own_size = arguments.size is not None or not isinstance(parse_rule(arguments.reference_size), str)
-    reduce = not own_size and arguments.reference_method != "stitch"  # else they may be encoded larger than usual
+    reduce = not own_size and arguments.reference_method != "stitch"
     images = [open_picture(path, reduce=reduce) for path in arguments.image]
     from .bundle import Bundle
     from .pipeline import Pipeline

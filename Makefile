@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install sdk server test test-install torture check bench fidelity edits fullsize clean
+.PHONY: help demo install sdk server test test-install torture check audit sbom lock bench fidelity edits fullsize clean
 
 help:
 	@echo "make demo      install, export the embedded model with FP8 weights, edit, draw demo/contact-sheet.png"
@@ -14,6 +14,9 @@ help:
 	@echo "make test      all tests, with coverage; tests that need a GPU are skipped without one"
 	@echo "make test-install   build the wheel and install it with every extra in fresh environments (downloads gigabytes)"
 	@echo "make torture   thousands of damaged files, kills and floods (docs/reliability.md)"
+	@echo "make audit     known vulnerabilities of the pinned versions, where an index that knows them can be reached"
+	@echo "make sbom      bills of materials (CycloneDX) of this environment and of the server's image, in build/sbom"
+	@echo "make lock      pin the packages of the server's image, with their hashes, to the newest that are allowed"
 	@echo "make server    install NVIDIA Triton Inference Server in build/server, for tests and benchmarks of serving"
 	@echo "make sdk       ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
 	@echo "make bench     measure latency, cold start, export, serving and fidelity; updates bench/results/ and docs/"
@@ -68,6 +71,31 @@ check: install
 	$(BIN)/ruff check .
 	@mkdir -p build/types && ln -sfn ../.. build/types/kontext
 	$(BIN)/mypy
+
+$(VENV)/.kontext-audit: $(VENV)/.kontext-demo
+	$(PIP) --editable '.[audit]'
+	@touch $@
+
+LOCKS := $(patsubst %,export/server/templates/requirements-%.txt,onnxruntime onnxruntime-gpu)
+
+# A package that the index knows no advisories of is listed as "could not be audited" and fails nothing.
+audit: $(VENV)/.kontext-audit
+	for file in constraints.txt constraints-serve.txt $(LOCKS); do \
+	  $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner off -r $$file || exit 1; done
+
+sbom: $(VENV)/.kontext-audit
+	@mkdir -p build/sbom
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library -o build/sbom/environment.json $(BIN)/python
+	for lock in $(LOCKS); do \
+	  $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml -o build/sbom/image-$$(basename $$lock .txt).json $$lock; done
+
+# For every platform that has wheels, Python 3.12 and newer: the server's image has 3.12.
+lock: $(VENV)/.kontext-audit
+	for lock in $(LOCKS); do \
+	  name=$$(basename $$lock .txt); \
+	  echo "$${name#requirements-}" | cat export/server/templates/requirements.txt - | \
+	  $(BIN)/uv pip compile - --constraint constraints-serve.txt --universal --python-version 3.12 --generate-hashes \
+	    --no-annotate --no-emit-index-url --quiet --upgrade --custom-compile-command 'make lock' -o $$lock; done
 
 build/kontext-tiny-%: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
 	@mkdir -p build

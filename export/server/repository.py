@@ -108,7 +108,9 @@ def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
             link_or_copy(entry.weights, model / "1" / entry.weights.relative_to(bundle.folder))
             write_text(model / "config.pbtxt", config.graph_config(bundle, name))
     values = {"name": bundle.name, "batch": batch, "unary": contract.UNARY, "stream": contract.STREAM}
-    for name in ("README.md", "Dockerfile", "requirements.txt", "compose.yaml", "kubernetes.yaml"):
+    for path in sorted(TEMPLATES.glob("requirements*.txt")):
+        write_text(root / path.name, template(path.name))
+    for name in ("README.md", "Dockerfile", "compose.yaml", "kubernetes.yaml"):
         write_text(root / name, Template(template(name)).substitute(values))
 
 

@@ -263,6 +263,20 @@ def test_the_newest_versions(
     assert decibels(edit(environment, bundle), picture) > 40
 
 
+@pytest.mark.parametrize("minor", [12, 13])
+def test_the_packages_of_the_servers_image(
+    wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray, minor: int
+) -> None:
+    """The locked ones with their hashes are all that the runtime needs."""
+    if minor not in pythons():
+        pytest.skip(f"there is no Python 3.{minor} here")
+    environment = fresh(pythons()[minor])
+    lock = ROOT / "export" / "server" / "templates" / "requirements-onnxruntime.txt"
+    environment.pip("install", "--require-hashes", "-r", str(lock))
+    environment.pip("install", "--no-deps", str(wheel))
+    assert decibels(edit(environment, bundle), picture) > 40
+
+
 def test_every_pin_is_installed_somewhere(environments: list[Environment]) -> None:
     """Last: needs the environments of the tests above."""
     if not any("[peers]" in environment.history for environment in environments):

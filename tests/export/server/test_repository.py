@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from kontext.errors import KontextError
 from kontext.export.cli.main import main
@@ -277,7 +278,13 @@ def test_a_bundle_over_other_files_is_refused(
 
 
 def test_the_documents_have_no_gaps(repository: Path) -> None:
-    for name in ("README.md", "Dockerfile", "compose.yaml", "kubernetes.yaml", "requirements.txt"):
+    for name in (
+        "README.md",
+        "Dockerfile",
+        "compose.yaml",
+        "kubernetes.yaml",
+        "requirements-onnxruntime.txt",
+    ):
         assert "$stream" not in (text := (repository / name).read_text())
         assert "$$" not in text
     assert "kontext-random" in (repository / "README.md").read_text()
@@ -318,6 +325,27 @@ def test_requirements_are_the_packages(repository: Path) -> None:
     }
     lines = {line for line in (repository / "requirements.txt").read_text().splitlines() if line[:1] != "#"}
     assert lines == {f"{line},<2" if line.startswith("numpy") else line for line in wanted}
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-gpu"])
+def test_the_image_has_locked_packages(repository: Path, runtime: str) -> None:
+    """Each requirement is pinned within its range, with hashes, also in those of the Dockerfile's RUNTIME."""
+    docker = (repository / "Dockerfile").read_text()
+    assert "--require-hashes -r /opt/kontext/requirements-${RUNTIME}.txt" in docker
+    lock = (repository / f"requirements-{runtime}.txt").read_text()
+    pins = dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)(?: ; .*)? \\\n    --hash=sha256:", lock, re.MULTILINE))
+    assert len(pins) == len(re.findall(r"^[a-z]", lock, re.MULTILINE))
+    wanted = [
+        Requirement(line)
+        for line in (repository / "requirements.txt").read_text().splitlines()
+        if line[0] != "#"
+    ]
+    for requirement in [*wanted, Requirement(runtime)]:
+        assert pins[requirement.name] in requirement.specifier
+    tested = dict(
+        re.findall(r"^([\w.-]+)==(.+)$", (ROOT / "constraints-serve.txt").read_text(), re.MULTILINE)
+    )
+    assert all(tested.get(name, version) == version for name, version in pins.items())
 
 
 def test_the_documented_contract_is_the_contract() -> None:

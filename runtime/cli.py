@@ -28,7 +28,7 @@ from .backends.options import (
     TorchOptions,
 )
 from .backends.select import find_options
-from .reference_options import REFERENCE_METHODS, parse_rule, parse_size
+from .reference_options import REFERENCE_METHODS, parse_rule, parse_size, usual_sizes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -270,9 +270,7 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
     from .images import open_picture
 
     backend, device = backend_options(arguments), arguments.device or AUTO
-    # With sizes of the user's own, references may be encoded larger than usual.
-    own_size = arguments.size is not None or not isinstance(parse_rule(arguments.reference_size), str)
-    reduce = not own_size and arguments.reference_method != "stitch"
+    reduce = arguments.size is None and usual_sizes(arguments.reference_size, arguments.reference_method)
     images = [open_picture(path, reduce=reduce) for path in arguments.image]
     from .bundle import Bundle
     from .pipeline import Pipeline

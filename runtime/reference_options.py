@@ -42,5 +42,11 @@ def parse_rule(text: str) -> ReferenceSize:
     return size
 
 
+def usual_sizes(rule: ReferenceSize | None, method: str | None) -> bool:
+    """Whether references are encoded at the model's preferred sizes, unless the output has another: then large files
+    may be decoded smaller. `rule` may be a text that `parse_rule` refuses."""
+    return (rule is None or rule in SIZE_RULES) and method != "stitch"
+
+
 def one_of(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"

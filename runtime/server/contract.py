@@ -92,6 +92,8 @@ class Limits:
     max_megapixels: int = 64
     """Of all references of a request together, as they are sent and as they are encoded."""
     max_prompt_bytes: int = 16384
+    max_decode_seconds: int = 10
+    """Of a processor's time, for each reference."""
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, str]) -> Limits:

@@ -5,8 +5,6 @@ This module does not depend on the server: `stream_model` passes in arrays and l
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import math
 import warnings
@@ -19,22 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import KontextError
-from ..images import read_picture
 from ..pipeline import Pipeline, check_filtered
 from ..request import Request, build_request
 from . import contract
 from .contract import Limits
+from .decoding import Decoded
+from .pictures import read_pictures, read_word
 
 Array = NDArray[Any]
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""Accepted formats of pictures; fewer decoders are a smaller attack surface."""
-
 PNG_LEVEL = 1
 """zlib's level; at 1024x1024 the default takes 0.5 s longer for 4 % fewer bytes."""
-
-URL_SAFE = bytes.maketrans(b"-_", b"+/")
-"""From base64's alphabet for URLs to its usual one (RFC 4648)."""
 
 NUMPY_TYPES = {"BYTES": np.dtype(object), "INT32": np.dtype(np.int32), "FP32": np.dtype(np.float32)} | {
     "UINT64": np.dtype(np.uint64)
@@ -82,35 +75,43 @@ class Job:
             self.listener.fail(None)
 
 
-def read_request(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array]) -> tuple[Request, list[str]]:
+def read_request(
+    pipe: Pipeline,
+    limits: Limits,
+    arrays: Mapping[str, Array],
+    decoded: Sequence[Decoded] | None = None,
+) -> tuple[Request, list[str]]:
     """The edit that a request's arrays describe, and warnings for the caller.
 
     Args:
         pipe: whose bundle, tokenizers and input filter are used.
         limits: of one request.
         arrays: name → array of `contract.INPUTS`, with the batch dimension; bytes as objects.
+        decoded: its pictures, as `pictures.read_pictures` returns them; None: it is called here.
 
     Raises:
         KontextError: an input is wrong; says which, and what would be right.
         Refused: the pipeline's input filter refused it.
     """
-    for tensor in contract.INPUTS:
-        check_array(tensor, arrays.get(tensor.name))
+    check_arrays(arrays)
+    decoded = read_pictures(arrays, limits) if decoded is None else decoded
     prompt = read_prompt(arrays[contract.PROMPT.name].flat[0], limits)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        request = build(pipe, limits, arrays, prompt)
+        request = build(pipe, limits, arrays, prompt, [each.picture for each in decoded])
         pipe.clip([prompt])
         pipe.t5([prompt])
     if pipe.input_filter is not None:
         with as_refusal():
             pipe.input_filter(request.rows[0].pictures, prompt)
-    return request, [str(warning.message) for warning in caught]
+    warned = [text for each in decoded for text in each.warnings]
+    return request, warned + [str(warning.message) for warning in caught]
 
 
-def build(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array], prompt: str) -> Request:
+def build(
+    pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array], prompt: str, pictures: list[Image.Image]
+) -> Request:
     """The request of arrays whose types and shapes are checked."""
-    pictures = read_pictures(arrays.get(contract.IMAGES.name), limits)
     values = {
         name: arrays[name].ravel().tolist()
         for name in ("STEPS", "GUIDANCE", "SEED", "SIZE")
@@ -138,6 +139,12 @@ def build(pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array], prompt: s
             f"{limits.max_megapixels} million are taken here"
         )
     return request
+
+
+def check_arrays(arrays: Mapping[str, Array]) -> None:
+    """Raises KontextError unless the arrays are those of one edit."""
+    for tensor in contract.INPUTS:
+        check_array(tensor, arrays.get(tensor.name))
 
 
 def check_array(tensor: contract.Tensor, array: Array | None) -> None:
@@ -168,67 +175,6 @@ def read_prompt(value: object, limits: Limits) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         raise KontextError("PROMPT is not UTF-8") from None
-
-
-def read_word(arrays: Mapping[str, Array], tensor: contract.Tensor) -> str | None:
-    """A word among the inputs; None if it is not given or empty."""
-    if tensor.name not in arrays:
-        return None
-    value = arrays[tensor.name].flat[0]
-    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)) or None
-
-
-def read_pictures(array: Array | None, limits: Limits) -> list[Image.Image]:
-    """The decoded references. Sizes are checked from the files' headers, before each is decoded."""
-    files = (
-        [] if array is None else [picture_bytes(value, i) for i, value in enumerate(array.ravel().tolist())]
-    )
-    if len(files) > limits.max_references:
-        raise KontextError(
-            f"IMAGES has {len(files)} pictures; at most {limits.max_references} are taken here"
-        )
-    pictures, left = [], limits.max_megapixels * 1_000_000
-    for i, data in enumerate(files):
-        picture = read_picture(io.BytesIO(data), f"IMAGES[{i}]", formats=FORMATS, max_pixels=left)
-        left -= picture.width * picture.height
-        pictures.append(picture)
-    return pictures
-
-
-def picture_bytes(value: object, index: int) -> bytes:
-    """The bytes of a picture's file. It may be base64, wrapped or not, of either alphabet, and a data: URL."""
-    data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-    if is_file(data):
-        return data
-    where = f"IMAGES[{index}]"
-    if data[:5].lower() == b"data:":
-        head, comma, data = data.partition(b",")
-        if not comma or not head.lower().endswith(b";base64"):
-            raise KontextError(f"{where} is a data: URL without base64: send data:image/png;base64,…")
-    text = b"".join(data.split()).translate(URL_SAFE).rstrip(b"=")
-    try:
-        file = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        file = b""
-    if not is_file(file):
-        raise KontextError(f"{where} is neither a PNG, JPEG or WebP file nor base64 of one")
-    return file
-
-
-def is_file(data: bytes) -> bool:
-    """Whether these bytes start as a PNG, JPEG or WebP file does."""
-    return data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF"))
-
-
-def answers_in_base64(arrays: Mapping[str, Array], asked: object) -> bool:
-    """Whether the picture is sent as base64: what the request's parameter says, else unless a reference came as the
-    bytes of a file. JSON cannot hold those, so its clients always get what they can read."""
-    if asked is not None:
-        return asked is True
-    given = arrays.get(contract.IMAGES.name)
-    return given is None or not any(
-        isinstance(each, bytes) and is_file(each) for each in given.ravel().tolist()
-    )
 
 
 def group_jobs(jobs: Sequence[Job], largest: int) -> Iterator[list[Job]]:

@@ -110,6 +110,9 @@ def server(server_environment: Path, tiny_bundle: Path, server_folder: Path) -> 
     filters.write_text(FILTERS)
     arguments = [str(bundle), "--triton", str(repository), "--triton-filters", str(filters), "--quiet"]
     assert main(arguments) == 0
+    config = repository / "models" / "kontext_stream" / "config.pbtxt"
+    decoding = '"max_decode_seconds" value { string_value: "%s" }'
+    config.write_text(config.read_text().replace(decoding % 10, decoding % 1))
     with Served(repository / "models", log=server_folder / "log") as running:
         yield running
 

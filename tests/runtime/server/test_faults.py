@@ -105,6 +105,38 @@ def test_a_bad_edit_gets_one_line(server: Any, name: str) -> None:
     assert "Traceback" not in error
 
 
+def slow() -> bytes:
+    """A progressive JPEG file of 62 million pixels in all the scans that are allowed: 3 s to decode."""
+    file = io.BytesIO()
+    Image.new("L", (7900, 7900), 100).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * 58 + data[-2:]
+
+
+def test_a_picture_that_takes_long_delays_no_other_edit(server: Any) -> None:
+    answers = []
+    body = {"PROMPT": "x", "IMAGES": text(slow())}
+
+    def send() -> None:
+        answers.append(server.post(GENERATE, body))
+
+    hostile = [threading.Thread(target=send) for _ in range(2)]  # as many as there are processes
+    hostile[0].start()
+    good = {"PROMPT": "x", "IMAGES": text(png()), "STEPS": 1, "SIZE": [64, 64]}
+    status, answer = server.post(GENERATE, good)
+    assert (status, "IMAGE" in json.loads(answer)) == (200, True)
+    assert not answers
+    hostile[1].start()
+    for each in hostile:
+        each.join()
+    for status, answer in answers:
+        assert status == 400
+        assert "IMAGES[0] takes more than 1 s to decode" in json.loads(answer)["error"]
+    status, answer = server.post(GENERATE, good)
+    assert (status, "IMAGE" in json.loads(answer)) == (200, True)
+
+
 BAD_TENSORS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "none": ([], "inputs"),
     "unknown": (

@@ -14,7 +14,7 @@ from PIL import Image
 from kontext.errors import ComputationError, KontextError
 from kontext.runtime import Pipeline
 from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
-from kontext.runtime.server import contract, jobs
+from kontext.runtime.server import contract, jobs, pictures
 from kontext.runtime.server.contract import Limits
 from kontext.runtime.server.jobs import Job, Refused
 
@@ -277,23 +277,23 @@ def test_base64_in_the_forms_that_clients_send() -> None:
         plain.decode(),
     ]
     assert b"-" in sent[5] or b"_" in sent[5]
-    assert all(jobs.picture_bytes(each, 0) == file for each in sent)
+    assert all(pictures.picture_bytes(each, 0) == file for each in sent)
 
 
 @pytest.mark.parametrize("value", [b"data:image/png,%89PNG", b"data:image/png;base64", b"?!", b"AAAAA"])
 def test_other_forms_are_refused(value: bytes) -> None:
     with pytest.raises(KontextError, match=r"IMAGES\[3\] is .*base64"):
-        jobs.picture_bytes(value, 3)
+        pictures.picture_bytes(value, 3)
 
 
 def test_pictures_come_back_as_their_clients_can_read_them() -> None:
     file = png(picture(16, 16))
     text = base64.b64encode(file)
-    assert jobs.answers_in_base64(arrays(), None)
-    assert jobs.answers_in_base64(arrays(IMAGES=strings(text)), None)
-    assert not jobs.answers_in_base64(arrays(IMAGES=strings(file, text)), None)
-    assert jobs.answers_in_base64(arrays(IMAGES=strings(file)), True)
-    assert not jobs.answers_in_base64(arrays(IMAGES=strings(text)), False)
+    assert pictures.answers_in_base64(arrays(), None)
+    assert pictures.answers_in_base64(arrays(IMAGES=strings(text)), None)
+    assert not pictures.answers_in_base64(arrays(IMAGES=strings(file, text)), None)
+    assert pictures.answers_in_base64(arrays(IMAGES=strings(file)), True)
+    assert not pictures.answers_in_base64(arrays(IMAGES=strings(text)), False)
 
 
 def test_a_filter_that_returns_no_picture_is_the_servers_fault(pipe: Pipeline) -> None:

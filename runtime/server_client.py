@@ -1,7 +1,8 @@
 """`kontext-edit --server URL`: edits on an inference server that serves what `kontext-export BUNDLE --triton` wrote.
 
 http(s):// needs only the standard library, grpc(s):// needs tritonclient (the extra `serve`). With
-both, the server stops sampling when the caller disconnects.
+both, the server stops sampling when the caller disconnects, and an edit that the server could not take or finish (it is
+full, or restarts) is sent again. What it refused is not.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import io
 import json
 import math
 import queue
+import random
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -35,8 +39,27 @@ CONNECT_SECONDS = 10
 SILENCE_SECONDS = 1800
 """Timeout between two responses, with the time in the server's queue."""
 
+RETRY_SECONDS = 60
+"""How long an edit is tried again; a server of a small model restarts in 5 s."""
+
+PAUSES = (0.5, 8.0)
+"""Seconds before the first new try, and at most; each pause is twice the last one."""
+
+MOST_BROKEN = 3
+"""Times that the server may break during an edit: an edit that breaks it must not do so for a minute."""
+
+UNAVAILABLE = (429, 502, 503, 504)
+"""HTTP statuses of a server, or of a proxy in front of it, that cannot take an edit now."""
+
 MAX_CONCURRENT = 32
 """Edits that one command sends at a time."""
+
+STUB_DIED = "is not healthy"
+QUEUE_FULL = "maximum queue size"
+"""Parts of the server's own messages: a model's process has died; the queue is full."""
+
+MOST_SAID = 65536
+"""Bytes that are read of an answer that is no edit's."""
 
 PORTS = {"http": 8000, "https": 443, "grpc": 8001, "grpcs": 443}
 SERVER_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -97,6 +120,15 @@ class Answer:
 
 Progress = Callable[[int, int], object]
 """Called with (steps done, steps in all) of one edit."""
+
+
+class Unavailable(KontextError):
+    """The server could not take an edit, or did not finish it; another try may succeed."""
+
+    def __init__(self, message: str, *, taken: bool = False) -> None:
+        super().__init__(message)
+        self.taken = taken
+        """Whether the server had the edit when it broke."""
 
 
 class Client(Protocol):
@@ -195,14 +227,48 @@ def read_answer(image: bytes, warnings: Sequence[bytes | str]) -> Answer:
     return Answer(read_picture(io.BytesIO(image), "the server's answer", formats=("PNG",)), tuple(texts))
 
 
-class HttpClient:
-    """Server-sent events over HTTP (the server's `generate_stream`). Threads may share a client."""
+class Patient:
+    """The half of a client that tries an edit again; the other half is `try_edit`."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.open: set[socket.socket] = set()
+        self.reached = False
+        """Whether the server has ever been there. Until then a connection that fails is a mistake in the URL."""
+        self.closed = threading.Event()
+
+    def try_edit(self, edit: Edit, progress: Progress | None) -> Answer:
+        """As `Client.edit`, once. Raises Unavailable where another try may succeed."""
+        raise NotImplementedError
 
     def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
+        """As `Client.edit`; `progress` is called with each step once, however often the edit is tried."""
+        deadline, pause, broken, seen = time.monotonic() + RETRY_SECONDS, PAUSES[0], 0, 0
+
+        def only_new(step: int, total: int) -> None:
+            nonlocal seen
+            if progress is not None and step > seen:
+                seen = step
+                progress(step, total)
+
+        while True:
+            try:
+                return self.try_edit(edit, only_new)
+            except Unavailable as error:
+                broken += error.taken
+                wait = pause * random.uniform(0.8, 1.2)  # callers that failed together come back apart
+                if broken == MOST_BROKEN or time.monotonic() + wait > deadline or self.closed.wait(wait):
+                    raise
+            pause = min(2 * pause, PAUSES[1])
+
+
+class HttpClient(Patient):
+    """Server-sent events over HTTP (the server's `generate_stream`). Threads may share a client."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address)
+        self.open: set[socket.socket] = set()
+
+    def try_edit(self, edit: Edit, progress: Progress | None) -> Answer:
         body: dict[str, Any] = {"parameters": {contract.BASE64: True}}
         for name, values in edit.values().items():
             if name == contract.IMAGES.name:
@@ -212,7 +278,7 @@ class HttpClient:
         try:
             for event in self.events(json.dumps(body).encode()):
                 if "error" in event:
-                    raise KontextError(str(event["error"]))
+                    raise refusal(str(event["error"]))
                 if contract.IMAGE.name in event:
                     warned = event.get(contract.WARNINGS.name, [])
                     try:
@@ -222,15 +288,19 @@ class HttpClient:
                     return read_answer(image, [warned] if isinstance(warned, str) else warned)
                 if progress is not None and contract.DONE.name in event:
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
-        except (OSError, http.client.HTTPException) as error:
+        except (TimeoutError, ssl.SSLError) as error:
             raise KontextError(f"{self.address}: {reason(error)}") from None
-        raise KontextError(f"{self.address} ended its answer without a picture")
+        except (OSError, http.client.HTTPException) as error:
+            kind = Unavailable if self.reached else KontextError
+            raise kind(f"{self.address}: {reason(error)}") from None
+        raise Unavailable(f"{self.address} ended its answer without a picture", taken=True)
 
     def events(self, body: bytes) -> Iterator[dict[str, Any]]:
         """Yields the responses to one request as they arrive."""
         make = http.client.HTTPSConnection if self.address.encrypted else http.client.HTTPConnection
         connection = make(self.address.host, self.address.port, timeout=CONNECT_SECONDS)
         connection.connect()
+        self.reached = True
         sock = connection.sock
         self.open.add(sock)
         try:
@@ -238,6 +308,8 @@ class HttpClient:
             path = f"{self.address.path}/v2/models/{contract.STREAM}/generate_stream"
             connection.request("POST", path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
+            if response.status in UNAVAILABLE:
+                raise Unavailable(f"{self.address} says {status(response)}{said(response.read(MOST_SAID))}")
             for row in response:
                 text = row.removeprefix(b"data: ").strip()
                 if not text:
@@ -262,9 +334,24 @@ class HttpClient:
             connection.close()
 
     def close(self) -> None:
+        self.closed.set()
         for sock in list(self.open):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it; close() would not
+
+
+def refusal(message: str) -> KontextError:
+    """The error for what a server says about an edit. With `generate_stream` its status is 400 for every fault."""
+    if STUB_DIED in message:
+        return Unavailable(message, taken=True)
+    return Unavailable(message) if QUEUE_FULL in message else KontextError(message)
+
+
+def said(body: bytes) -> str:
+    """What to append to a status: the error of an answer in JSON, if it is one."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return f": {json.loads(body.removeprefix(b'data: '))['error']}"
+    return ""
 
 
 def status(response: http.client.HTTPResponse) -> str:
@@ -280,7 +367,7 @@ def reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__).lower()
 
 
-class GrpcClient:
+class GrpcClient(Patient):
     """gRPC, a stream for each edit. Threads may share a client."""
 
     def __init__(self, address: Address) -> None:
@@ -290,11 +377,11 @@ class GrpcClient:
             raise KontextError(
                 f"grpc:// needs tritonclient: {install_command('serve')}, or use http://"
             ) from None
+        super().__init__(address)
         self.library = tritonclient.grpc
-        self.address = address
         self.open: set[Any] = set()
 
-    def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
+    def try_edit(self, edit: Edit, progress: Progress | None) -> Answer:
         from tritonclient.utils import InferenceServerException
 
         inputs = self.inputs(edit)
@@ -307,7 +394,8 @@ class GrpcClient:
             while True:
                 result, error = received.get(timeout=SILENCE_SECONDS)
                 if error is not None:
-                    raise KontextError(f"{self.where(error)}{error.message()}")
+                    raise self.fault(error)
+                self.reached = True
                 image = result.as_numpy(contract.IMAGE.name)
                 if image is not None:
                     warned = result.as_numpy(contract.WARNINGS.name)
@@ -319,15 +407,18 @@ class GrpcClient:
             raise KontextError(f"{self.address}: no answer in time") from None
         except InferenceServerException as error:  # the stream broke; the callback may have the reason
             error = error if received.empty() else received.get()[1] or error
-            raise KontextError(f"{self.address}: {error.message()}") from None
+            raise self.fault(error) from None
         finally:
             self.open.discard(client)
             client.stop_stream(cancel_requests=True)
             client.close()
 
-    def where(self, error: Any) -> str:
-        """What to put before an error: the address if the connection failed, nothing if it is the server's."""
-        return f"{self.address}: " if error.status() else ""
+    def fault(self, error: Any) -> KontextError:
+        """The error for one of tritonclient's: with a status the connection failed, else the server says so."""
+        if not error.status():
+            return refusal(error.message())
+        lost = self.reached and "UNAVAILABLE" in error.status()
+        return (Unavailable if lost else KontextError)(f"{self.address}: {error.message()}")
 
     def inputs(self, edit: Edit) -> list[Any]:
         import numpy as np
@@ -343,5 +434,6 @@ class GrpcClient:
         return tensors
 
     def close(self) -> None:
+        self.closed.set()
         for client in list(self.open):
             client.stop_stream(cancel_requests=True)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ...errors import KontextError
+from ...runtime.server import supervisor
 from ...runtime.server_client import Client, connect
 from .environment import ENVIRONMENT, is_ready, make_environment, packages
 
@@ -30,7 +31,9 @@ START_SECONDS = 120
 STOP_SECONDS = 20
 
 PORT = 8000
-"""Of HTTP, as in the server's own defaults; gRPC and metrics take the next two."""
+"""Of HTTP, as in the server's own defaults; gRPC, metrics and the supervisor's probes take the next three."""
+
+PORTS = ("http", "grpc", "metrics", "health")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +45,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="what `kontext-export BUNDLE --triton REPOSITORY` wrote; without it, only install the server",
     )
     parser.add_argument(
-        "--port", type=int, default=PORT, help=f"of HTTP; gRPC and metrics take the next two ({PORT})"
+        "--port",
+        type=int,
+        default=PORT,
+        help=f"of HTTP; gRPC, metrics and probes take the next three ({PORT})",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if not 1 <= arguments.port <= 65533:
-        raise KontextError(f"--port must be from 1 to 65533, not {arguments.port}")
+    if not 1 <= arguments.port <= 65532:
+        raise KontextError(f"--port must be from 1 to 65532, not {arguments.port}")
     if arguments.repository is None:
         make_environment()
         print(
@@ -61,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise KontextError(
             f"{arguments.repository} has no models/: name a folder that `kontext-export BUNDLE --triton` wrote"
         )
-    ports = range(arguments.port, arguments.port + 3)
+    ports = range(arguments.port, arguments.port + len(PORTS))
     for port in ports:
         check_free(port)
     make_environment()
@@ -82,7 +88,7 @@ class LocalServer:
         environment: where the server is installed.
         log: where its output goes; None for a temporary file.
         backends: a folder of backends in place of the environment's Python backend.
-        ports: of HTTP, gRPC and metrics; None: any that are free.
+        ports: of HTTP, gRPC, metrics and the supervisor's probes; None: any that are free.
     """
 
     def __init__(
@@ -100,7 +106,7 @@ class LocalServer:
         self.backends = (backends or environment / "backends").resolve()
         self.scratch = Path(tempfile.mkdtemp(prefix="kontext-server-"))
         self.log = self.scratch / "log" if log is None else log.absolute()
-        self.http = self.grpc = self.metrics = ""
+        self.http = self.grpc = self.metrics = self.health = ""
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalServer:
@@ -118,14 +124,17 @@ class LocalServer:
         self.stop()
 
     def start(self) -> None:
-        numbers = free_ports(3) if self.ports is None else self.ports
-        ports = dict(zip(("http", "grpc", "metrics"), numbers, strict=True))
+        numbers = free_ports(len(PORTS)) if self.ports is None else self.ports
+        ports = dict(zip(PORTS, numbers, strict=True))
         site = packages(self.environment)
-        command = [str(site / "pytriton/tritonserver/bin/tritonserver"), f"--model-repository={self.models}"]
+        # As a file and isolated: no package, folder or variable of a user can get in the supervisor's way.
+        command = [sys.executable, "-I", str(Path(supervisor.__file__).resolve())]
+        command += [f"--port={ports['health']}", f"--http=127.0.0.1:{ports['http']}"]
+        command += [f"--shared-memory={self.scratch.name}", f"--start-seconds={START_SECONDS}", "--"]
+        command += [str(site / "pytriton/tritonserver/bin/tritonserver"), f"--model-repository={self.models}"]
         command += [f"--backend-directory={self.backends}", "--allow-gpu-metrics=false"]
-        command += [f"--backend-config=python,shm-region-prefix-name={self.scratch.name}"]
-        for name, port in ports.items():
-            command += [f"--{name}-address=127.0.0.1", f"--{name}-port={port}"]
+        for name in ("http", "grpc", "metrics"):
+            command += [f"--{name}-address=127.0.0.1", f"--{name}-port={ports[name]}"]
         environment = {
             **os.environ,
             "PATH": f"{self.environment / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -143,12 +152,13 @@ class LocalServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=supervisor.end_with_parent,
             )
         self.http, self.grpc = f"http://127.0.0.1:{ports['http']}", f"grpc://127.0.0.1:{ports['grpc']}"
         self.metrics = f"http://127.0.0.1:{ports['metrics']}/metrics"
+        self.health = f"http://127.0.0.1:{ports['health']}"
         deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{self.http}/v2/health/ready"):
+        while not answers(f"{self.health}/ready"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise KontextError(f"the server did not start: {self.last_error()}")
             time.sleep(0.1)
@@ -194,11 +204,6 @@ def connected(server: str) -> Iterator[tuple[Client, bool]]:
         repository = write_repository(Path(server), Path(folder) / "repository", Settings())
         with LocalServer(repository / "models") as running:
             yield connect(running.http), True
-
-
-def end_with_parent() -> None:
-    """In the child: the kernel ends it when this process dies, even by SIGKILL (prctl, PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def free_ports(count: int) -> list[int]:

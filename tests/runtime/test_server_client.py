@@ -18,7 +18,7 @@ from PIL import Image
 
 from kontext.errors import KontextError
 from kontext.installation import install_command
-from kontext.runtime import cli
+from kontext.runtime import cli, server_client
 from kontext.runtime.server_client import Edit, connect, edit_all, picture_file
 
 
@@ -140,7 +140,10 @@ def test_several_pictures_are_asked_for_at_once(
         ),
     ],
 )
-def test_what_a_server_may_say(url: str, status: int, events: list[Any], message: str) -> None:
+def test_what_a_server_may_say(
+    url: str, status: int, events: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_client, "RETRY_SECONDS", 0)
     Fake.answers = [(status, events)]
     with pytest.raises(KontextError, match=message):
         connect(url).edit(Edit("x"))
@@ -189,6 +192,59 @@ def test_what_can_go_wrong_is_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+DEAD = {"error": "Stub process 'kontext_stream_0_0' is not healthy."}
+FULL = {"error": "in queue of model 'kontext_stream': Exceeds maximum queue size"}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_client, "PAUSES", (0.01, 0.02))
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_edit_that_the_server_could_not_finish_is_sent_again(url: str) -> None:
+    """Each step is told once, although the second try begins anew."""
+    Fake.answers = [
+        (200, [{"STEP": 1, "TOTAL": 2}]),
+        (503, [FULL]),
+        (502, [b"<html>a proxy</html>"]),
+        (400, [DEAD]),
+        (400, [FULL]),
+        (200, [{"STEP": 1, "TOTAL": 2}, {"STEP": 2, "TOTAL": 2}, done("blue")]),
+    ]
+    seen: list[tuple[int, int]] = []
+    answer = connect(url).edit(Edit("x"), lambda step, total: seen.append((step, total)))
+    assert answer.picture.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
+    assert seen == [(1, 2), (2, 2)]
+    assert len({json.dumps(asked) for _, asked in Fake.asked}) == 1
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("status", [400, 500])
+def test_what_was_refused_is_not_sent_again(url: str, status: int) -> None:
+    Fake.answers = [(status, [{"error": "no"}]), (200, [done()])]
+    with pytest.raises(KontextError, match=r"no$"):
+        connect(url).edit(Edit("x"))
+    assert len(Fake.asked) == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_edit_that_breaks_the_server_is_not_sent_for_ever(url: str) -> None:
+    Fake.answers = [(400, [DEAD])] * 9
+    with pytest.raises(KontextError, match="is not healthy"):
+        connect(url).edit(Edit("x"))
+    assert len(Fake.asked) == server_client.MOST_BROKEN
+
+
+@pytest.mark.usefixtures("quick")
+def test_trying_again_ends(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_client, "RETRY_SECONDS", 0.1)
+    Fake.answers = [(503, [FULL])] * 99
+    with pytest.raises(KontextError, match="503 Service Unavailable: in queue"):
+        connect(url).edit(Edit("x"))
+    assert 1 < len(Fake.asked) < 99
 
 
 def test_grpc_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,8 +303,27 @@ def test_the_manifest_of_the_cluster(repository: Path) -> None:
     (rule,) = yaml.safe_load(documents["ConfigMap"]["data"]["config.yaml"])["rules"]
     assert rule["name"]["as"] == metric
     assert f'nv_inference_pending_request_count{{model="{contract.STREAM}"}}' == rule["seriesQuery"]
-    ports = {port["name"] for port in deployment["template"]["spec"]["containers"][0]["ports"]}
+    container = deployment["template"]["spec"]["containers"][0]
+    ports = {port["name"] for port in container["ports"]}
+    probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
+    assert [probe["path"] for probe in probes] == ["/ready", "/ready", "/live"]
+    assert {probe["port"] for probe in probes} <= ports
     assert {port["targetPort"] for port in documents["Service"]["spec"]["ports"]} <= ports
+
+
+def test_the_image_starts_the_supervisor(repository: Path) -> None:
+    """And probes ask it: the server alone says that it is ready when a model's process is dead."""
+    text = (repository / "Dockerfile").read_text().replace("\\\n", "")
+    command = json.loads(text.partition("CMD ")[2])
+    assert (repository / command[2].removeprefix("/")).is_file()
+    done = subprocess.run(
+        [sys.executable, "-I", repository / command[2].removeprefix("/"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "where /ready and /live are served" in done.stdout
+    assert "8003/ready" in (repository / "compose.yaml").read_text()
 
 
 def test_the_compose_file(repository: Path) -> None:

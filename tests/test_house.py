@@ -93,6 +93,7 @@ CROSS_CUTTING = {
     "runtime/cpp/test_references": "places, canvases, sizes and warnings of references in C++",
     "runtime/cpp/test_tokenizer": "token ids of the C++ runtime",
     "runtime/server/test_faults": "faults of callers and models, in a real server",
+    "runtime/server/test_front": "the front before a real server",
     "runtime/server/test_models": "both models, in a real server",
 }
 """Tests of more than one module: file → what they are about."""

@@ -1,7 +1,7 @@
 """`kontext-export BUNDLE --triton REPO`: writes a bundle as a model repository of NVIDIA Triton Inference Server.
 
 REPO.partial is filled and renamed to REPO. Its `models/` is the server's model repository; a README, a Dockerfile, a
-compose file and a Kubernetes manifest are beside it.
+compose file, a Kubernetes manifest and the front that checks requests are beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import remedy
 from ...runtime.server import contract
 from ..bundle.output_folder import Kind, check_output, partial_folder, publish
-from . import config
+from . import config, front
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -112,6 +112,9 @@ def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
         write_text(root / path.name, template(path.name))
     for name in ("README.md", "Dockerfile", "compose.yaml", "kubernetes.yaml"):
         write_text(root / name, Template(template(name)).substitute(values))
+    for name in front.FILES:
+        write_text(root / "front" / name, Template(template(f"front/{name}")).substitute(values))
+    write_text(root / "front" / "contract.lua", front.contract_table())
 
 
 def warmup_inputs() -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 import urllib.error
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from kontext.bench.serving.environment import ENVIRONMENT, is_ready
-from kontext.bench.serving.local_server import LocalServer
+from kontext.bench.serving.local_server import LocalServer, free_ports
 from kontext.runtime import Pipeline
 
 GRPC_CALLS = Path(__file__).with_name("grpc_calls.py")
@@ -50,6 +51,19 @@ def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("server")
 
 
+def send(
+    url: str, body: bytes | dict[str, Any] | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, bytes]:
+    """The status and the body of an answer, whatever the status; a GET without a body."""
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    request = urllib.request.Request(url, data, headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as fault:
+        return fault.code, fault.read()
+
+
 class Served(LocalServer):
     """A local server, and how tests talk to it; fixtures hand it out, since test modules cannot import each other."""
 
@@ -57,13 +71,7 @@ class Served(LocalServer):
         self, path: str, body: bytes | dict[str, Any], headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
         """The status and the body of an answer, whatever the status."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.http}/v2/{path}", data, headers or {})
-        try:
-            with urllib.request.urlopen(request, timeout=300) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as fault:
-            return fault.code, fault.read()
+        return send(f"{self.http}/v2/{path}", body, headers)
 
     def read_metrics(self) -> dict[str, float]:
         """The server's metrics by name and labels."""
@@ -76,6 +84,10 @@ class Served(LocalServer):
     def outcomes(self, outcome: str) -> int:
         """Edits that have ended so."""
         return int(self.read_metrics()[f'kontext_edits_total{{model="kontext_stream",outcome="{outcome}"}}'])
+
+    def process_restarts(self) -> int:
+        """How often the supervisor has started the server again."""
+        return int(json.loads(send(f"{self.health}/ready")[1])["restarts"])
 
     def grpc_process(self, *words: str) -> subprocess.Popen[str]:
         """grpc_calls.py in the server's environment, which has the gRPC client, with the repository's own runtime."""
@@ -114,6 +126,55 @@ def server(server_environment: Path, tiny_bundle: Path, server_folder: Path) -> 
     decoding = '"max_decode_seconds" value { string_value: "%s" }'
     config.write_text(config.read_text().replace(decoding % 10, decoding % 1))
     with Served(repository / "models", log=server_folder / "log") as running:
+        yield running
+
+
+class Front:
+    """nginx in front of a server, as a repository's front/start.sh starts it; a context."""
+
+    def __init__(self, repository: Path, server: LocalServer, folder: Path, **settings: str) -> None:
+        (port,) = free_ports(1)
+        self.http = f"http://127.0.0.1:{port}"
+        self.log = folder / "front.log"
+        self.environment = {
+            **os.environ,
+            "SERVER": server.http.removeprefix("http://"),
+            "HEALTH": server.health.removeprefix("http://"),
+            "LISTEN": f"127.0.0.1:{port}",
+            "STATE": str(folder / "front"),
+            "TLS": str(folder / "tls"),
+            "WORKERS": "root",  # if root runs the tests: the folders of pytest are closed to others
+            "REQUESTS": "10000",
+            "BURST": "10000",
+            "EDITS": "500",
+            **settings,
+        }
+        self.start = str(repository / "front" / "start.sh")
+
+    def __enter__(self) -> Front:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(["sh", self.start], env=self.environment, stdout=log, stderr=log)
+        port = int(self.http.rpartition(":")[2])
+
+        def listens() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        until(listens)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def front(server: Served, server_folder: Path) -> Iterator[Front]:
+    """The front of the shared server; skips where nginx or its Lua module is missing."""
+    if shutil.which("nginx") is None or not list(Path("/etc/nginx/modules-enabled").glob("*lua*")):
+        pytest.skip("nginx with Lua is not there: Debian's packages nginx-light and libnginx-mod-http-lua")
+    with Front(server.models.parent, server, server_folder) as running:
         yield running
 
 

@@ -308,7 +308,29 @@ def test_the_manifest_of_the_cluster(repository: Path) -> None:
     probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
     assert [probe["path"] for probe in probes] == ["/ready", "/ready", "/live"]
     assert {probe["port"] for probe in probes} <= ports
-    assert {port["targetPort"] for port in documents["Service"]["spec"]["ports"]} <= ports
+    (front,) = deployment["template"]["spec"]["initContainers"]
+    ports = {port["name"] for port in front["ports"]}
+    assert {port["targetPort"] for port in documents["Service"]["spec"]["ports"]} == ports == {"front"}
+    volumes = {volume["name"] for volume in deployment["template"]["spec"]["volumes"]}
+    assert {mount["name"] for each in (front, container) for mount in each["volumeMounts"]} == volumes
+
+
+def test_callers_reach_the_front_only(repository: Path) -> None:
+    documents = {
+        each["kind"]: each for each in yaml.safe_load_all((repository / "kubernetes.yaml").read_text())
+    }
+    command = documents["Deployment"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    text = (repository / "Dockerfile").read_text().replace("\\\n", "")
+    image = json.loads(text.partition("CMD ")[2])
+    assert [word for word in command if word != "--http-address=127.0.0.1"] == image
+    assert {"--http-address=127.0.0.1", "--grpc-address=127.0.0.1"} <= set(command)
+    open_ports = [
+        port["port"] for rule in documents["NetworkPolicy"]["spec"]["ingress"] for port in rule["ports"]
+    ]
+    assert open_ports == ["front", "metrics"]
+    compose = yaml.safe_load((repository / "compose.yaml").read_text())
+    assert "ports" not in compose["services"]["kontext"]
+    assert compose["networks"][compose["services"]["kontext"]["networks"][0]] == {"internal": True}
 
 
 def test_the_image_starts_the_supervisor(repository: Path) -> None:
@@ -327,10 +349,14 @@ def test_the_image_starts_the_supervisor(repository: Path) -> None:
 
 
 def test_the_compose_file(repository: Path) -> None:
-    service = yaml.safe_load((repository / "compose.yaml").read_text())["services"]["kontext"]
+    services = yaml.safe_load((repository / "compose.yaml").read_text())["services"]
+    service, front = services["kontext"], services["front"]
     assert service["build"]["context"] == "."
+    assert (repository / front["build"] / "Dockerfile").is_file()
+    start = (repository / "front/start.sh").read_text()
+    assert all(f"${{{name}:-" in start for name in front["environment"])
     assert f"ARG {next(iter(service['build']['args']))}=" in (repository / "Dockerfile").read_text()
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert all(port.startswith("127.0.0.1:") for port in front["ports"])
 
 
 def test_requirements_are_the_packages(repository: Path) -> None:

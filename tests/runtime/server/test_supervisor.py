@@ -182,6 +182,14 @@ def test_a_killed_model_comes_back(server: Any, local: Pipeline, model: str) -> 
     assert np.array_equal(np.asarray(answers[0].picture), expected)
 
 
+def test_a_server_that_one_request_ended_comes_back(server: Any) -> None:
+    """Deep JSON, sent past the front: this server (2.51) ends with SIGSEGV."""
+    restarts = server.process_restarts()
+    with pytest.raises(OSError):
+        server.post("models/kontext/infer", b"[" * 200000)
+    until(lambda: health(server) == {"problem": "", "restarts": restarts + 1})
+
+
 def test_what_changes_the_server_is_closed(server: Any) -> None:
     region = {"key": "/anything", "offset": 0, "byte_size": 64}
     for path, body in (

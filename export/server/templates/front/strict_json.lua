@@ -1,0 +1,111 @@
+-- JSON as the server's parser and this one understand it alike: bounded depth and size, no key twice, no escapes in keys.
+-- Values of strings are not copied: a picture is only measured.
+
+local M = {}
+
+local MOST_VALUES = 256
+local MOST_DEPTH = 6
+local SHORT = 64 -- bytes of a string that are kept, for names
+
+local find, byte, sub = string.find, string.byte, string.sub
+
+-- Returns the value: {type = "object", keys = {name = value}}, {type = "array", items...}, {type = "string", text = ...},
+-- {type = "number", value = ...} or {type = "true" | "false" | "null"}; or nil and what is wrong.
+function M.parse(text)
+  local position, values, backslash = 1, 0, 0
+
+  local function skip()
+    position = find(text, "[^ \t\r\n]", position) or #text + 1
+  end
+
+  -- The string whose opening quote is at `position`: its text if it is short, and whether it has escapes.
+  local function read_string()
+    local start = position + 1
+    local from, quote = start, nil
+    while true do
+      quote = find(text, '"', from, true)
+      if not quote then return nil end
+      if backslash < from then backslash = find(text, "\\", from, true) or #text + 1 end
+      if backslash > quote then break end
+      from = backslash + 2 -- whatever is escaped is one byte, or \u and four more without quotes
+    end
+    local escaped = from > start
+    position = quote + 1
+    return quote - start <= SHORT and sub(text, start, quote - 1) or false, escaped
+  end
+
+  local read_value
+
+  local function read_list(depth, list, close, read_item)
+    position = position + 1
+    skip()
+    if byte(text, position) == close then
+      position = position + 1
+      return list
+    end
+    while true do
+      local problem = read_item(list, depth)
+      if problem then return nil, problem end
+      skip()
+      local sign = byte(text, position)
+      position = position + 1
+      if sign == close then return list end
+      if sign ~= 0x2C then return nil, "the JSON is malformed" end
+      skip()
+    end
+  end
+
+  local function read_item(list, depth)
+    local value, problem = read_value(depth + 1)
+    list[#list + 1] = value
+    return problem
+  end
+
+  local function read_member(object, depth)
+    if byte(text, position) ~= 0x22 then return "the JSON is malformed" end
+    local key, escaped = read_string()
+    if not key or escaped then return "the JSON has a key that is long or has escapes" end
+    if object.keys[key] then return "the JSON has a key twice" end
+    skip()
+    if byte(text, position) ~= 0x3A then return "the JSON is malformed" end
+    position = position + 1
+    skip()
+    local value, problem = read_value(depth + 1)
+    object.keys[key] = value
+    return problem
+  end
+
+  function read_value(depth)
+    values = values + 1
+    if depth > MOST_DEPTH then return nil, "the JSON is nested more than " .. MOST_DEPTH .. " deep" end
+    if values > MOST_VALUES then return nil, "the JSON has more than " .. MOST_VALUES .. " values" end
+    local first = byte(text, position)
+    if first == 0x7B then return read_list(depth, { type = "object", keys = {} }, 0x7D, read_member) end
+    if first == 0x5B then return read_list(depth, { type = "array" }, 0x5D, read_item) end
+    if first == 0x22 then
+      local word, escaped = read_string()
+      if word == nil then return nil, "the JSON ends inside a string" end
+      return { type = "string", text = not escaped and word or nil }
+    end
+    for _, word in ipairs { "true", "false", "null" } do
+      if sub(text, position, position + #word - 1) == word then
+        position = position + #word
+        return { type = word }
+      end
+    end
+    local start, stop = find(text, "^-?%d+%.?%d*[eE]?[+-]?%d*", position)
+    local number = start and stop - start < 40 and tonumber(sub(text, start, stop))
+    if not number then return nil, "the JSON is malformed" end
+    position = stop + 1
+    return { type = "number", value = number }
+  end
+
+  skip()
+  local value, problem = read_value(1)
+  if problem then return nil, problem end
+  skip()
+  if position <= #text then return nil, "there is something behind the JSON" end
+  return value
+end
+
+return M

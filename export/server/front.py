@@ -21,7 +21,7 @@ def contract_table() -> str:
     """contract.lua: tensors and parameters that callers may send, as check.lua reads them."""
     own = dict.fromkeys((contract.BASE64, contract.PROGRESS), "true")
     outputs = sorted({each.name for listed in contract.OUTPUTS.values() for each in listed})
-    table = {
+    table: dict[str, Tree] = {
         "inputs": {each.name: input_table(each) for each in contract.INPUTS},
         "outputs": dict.fromkeys(outputs, "true"),
         "parameters": own,

@@ -5,18 +5,18 @@ Everything here reads a manifest without trusting it; `runtime.bundle` reads bun
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import KontextError
+from .regular_files import parse_json, read_regular
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "kontext-bundle"
 
-MAX_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 16 << 20
 """A larger file is refused: the manifest of a 12 B model is under 1 MB."""
 
 SOURCE_FLAGS = {"base": "--base", "vae": "--vae", "text_encoder": "--clip", "text_encoder_2": "--t5"}
@@ -29,14 +29,17 @@ def is_bundle(folder: Path) -> bool:
     One that is no JSON any more counts where a bundle's graph lies beside it, so that the reader says what is wrong.
     """
     try:
-        if (folder / MANIFEST_NAME).stat().st_size > MAX_MANIFEST_BYTES:
-            return False
-        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except OSError:
+        manifest = parse_json(manifest_bytes(folder))
+    except (OSError, KontextError):
         return False
-    except (ValueError, RecursionError):
+    except ValueError:
         return (folder / "transformer.onnx").is_file()
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    """The folder's manifest.json. Raises OSError, or KontextError if it can be no manifest."""
+    return read_regular(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES, "a manifest")
 
 
 def bundle_with(path: Path) -> Path | None:
@@ -66,8 +69,8 @@ def refuse_bundle(path: Path, flag: str = "") -> None:
 def manifest_of(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that `is_bundle`; empty if it cannot be read."""
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = parse_json(manifest_bytes(folder))
+    except (OSError, ValueError, KontextError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 

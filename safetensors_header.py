@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from .errors import KontextError
+from .regular_files import open_regular, parse_json
 
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
@@ -62,8 +64,8 @@ def read_header(path: Path) -> Header:
         KontextError: the file is missing or truncated, or its header is damaged.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
@@ -78,8 +80,8 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise KontextError(f"cannot read {path}: {error.strerror}") from None
     try:
-        entries = json.loads(text, object_pairs_hook=unique_names)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(text, object_pairs_hook=unique_names)
+    except ValueError as error:
         raise KontextError(f"{path} has a damaged safetensors header: {error}") from None
     if not isinstance(entries, dict):
         raise KontextError(f"{path} has a damaged safetensors header: not a JSON object")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import KontextError
+from ..regular_files import MAX_JSON_BYTES, read_json
 
 WEIGHT_FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 """Stem of a component's weight files; the text encoders' is `model`."""
@@ -111,11 +111,11 @@ def missing_error(folder: Path, stem: str) -> KontextError:
 
 def indexed_shards(index: Path) -> Iterator[tuple[Path, list[str]]]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index, MAX_JSON_BYTES, "a weight index")["weight_map"]
         shards: dict[str, list[str]] = {}
         for name, file in weight_map.items():
             shards.setdefault(os.fsdecode(file), []).append(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KontextError(f"{index} is not a weight index: {type(error).__name__} {error}") from None
     for file, names in sorted(shards.items()):
         if Path(file).name != file or not file.endswith(".safetensors"):

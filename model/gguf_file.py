@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..errors import KontextError
 from ..installation import install_command
+from ..regular_files import open_regular
 from ..safetensors_header import check_layout, padded
 from .dtypes import TORCH_DTYPES
 from .safetensors_file import TensorInfo
@@ -100,7 +102,7 @@ class GgufTensor:
         piece = np.empty((1, PIECE // block * block_bytes), dtype=np.uint8)
         try:
             # A damaged scale may be NaN or infinite; the caller checks for that.
-            with self.path.open("rb") as file, np.errstate(all="ignore"):
+            with open_regular(self.path) as file, np.errstate(all="ignore"):
                 file.seek(self.start)
                 for first in range(0, len(weights), PIECE):
                     count = min(PIECE, len(weights) - first)
@@ -133,8 +135,8 @@ def open_gguf(path: Path) -> GgufFile:
     """
     gguf = gguf_library()
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             header = HeaderParser(path, file, size)
             num_tensors, num_metadata = header.counts()
             metadata = header.metadata(num_metadata)

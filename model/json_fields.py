@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
+from ..regular_files import MAX_JSON_BYTES, read_json
 
 LARGEST_SIZE = 1 << 20
 """Far above any width, depth or vocabulary of this family of models: a larger number means a damaged file."""
@@ -20,11 +21,9 @@ class Fields:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, MAX_JSON_BYTES, "a configuration")
         except FileNotFoundError:
             raise KontextError(f"{path} is missing: the checkpoint is incomplete") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise KontextError(f"{path} is not a JSON file: {error}") from None
         except OSError as error:
             raise KontextError(f"cannot read {path}: {error.strerror}") from None
         if not isinstance(data, dict):

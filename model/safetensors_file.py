@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
+from ..regular_files import open_regular
 from ..safetensors_header import read_header
 from .dtypes import TORCH_DTYPES
 
@@ -48,7 +49,7 @@ class TensorInfo:
             return tensor
         data = tensor.reshape(-1).view(torch.uint8).numpy().data
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self.start)
                 count = file.readinto(data)
                 if len(data) >= UNCACHED_BYTES and hasattr(os, "posix_fadvise"):

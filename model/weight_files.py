@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
+from ..regular_files import open_regular
 from .gguf_file import open_gguf
 from .safetensors_file import TensorInfo, open_safetensors
 from .stored_formats.decode import decode_modules
@@ -44,7 +45,7 @@ def open_raw_file(path: Path) -> WeightFile:
         KontextError: the file is missing, damaged, or neither safetensors nor GGUF.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             start = stream.read(32)
     except FileNotFoundError:
         raise KontextError(f"{path} does not exist") from None

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import KontextError
+from ..regular_files import read_json
 from .formats import FORMATS
 from .formats.fp8 import FP8
 from .recipe import COMPUTE_BYTES, SPARED, Recipe, Rule
@@ -39,13 +39,9 @@ def read_recipe(path: Path, compute: Mapping[str, str], fixed: bool = False) -> 
         KontextError: not a recipe; the message says what is wrong and where.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise KontextError(f"{path} is too large for a recipe: at most {MAX_BYTES >> 20} MiB")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, MAX_BYTES, "a recipe")
     except OSError as fault:
         raise KontextError(f"cannot read {path}: {fault.strerror}") from None
-    except (ValueError, RecursionError) as fault:
-        raise KontextError(f"{path} is not JSON: {fault}") from None
     if not isinstance(data, dict):
         raise KontextError(f"{path} is not a recipe: expected an object with rules")
     check_fields(data, FIELDS, str(path))

@@ -6,7 +6,6 @@ error of the layer's output, times a factor for its kind that was measured on th
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KontextError
+from ..regular_files import MAX_JSON_BYTES, read_json
 from .options import Option
 from .quantize import dequantize_weight, quantize_weight
 from .recipe import Layer
@@ -99,7 +99,7 @@ class Sensitivity:
     def load(cls, path: Path) -> Sensitivity:
         """Reads a report. Raises KontextError for anything else."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, MAX_JSON_BYTES, "a report")
             if data["format"] != FORMAT or data["format_version"] != VERSION:
                 raise ValueError(f"expected format {FORMAT!r}, version {VERSION}")
             layers = {
@@ -122,7 +122,7 @@ class Sensitivity:
             )
         except OSError as fault:
             raise KontextError(f"cannot read {path}: {fault.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, KontextError) as fault:
+        except (ValueError, KeyError, TypeError, AttributeError, KontextError) as fault:
             raise KontextError(f"{path} is not a report of kontext-export sensitivity: {fault}") from None
 
     def error(self, network: str, weight: str, shape: tuple[int, int], option: Option) -> float:

@@ -7,14 +7,14 @@ wanted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..bundle_folder import FORMAT, MANIFEST_NAME, MAX_MANIFEST_BYTES
+from ..bundle_folder import FORMAT, MANIFEST_NAME, manifest_bytes
 from ..errors import KontextError
+from ..regular_files import parse_json
 from .bundle_files import FileEntry, LinkEntry, file_digest, listed, read_files, read_links, remedy
 from .fields import Fields
 from .sampler_entry import SamplerEntry, read_sampler
@@ -176,14 +176,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise KontextError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise KontextError(f"{path} is larger than {MAX_MANIFEST_BYTES >> 20} MiB: not a manifest")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(manifest_bytes(folder))
     except FileNotFoundError:
         raise KontextError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}") from None
     except OSError as error:
         raise KontextError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise KontextError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise KontextError(f"{path} is not a JSON object")
@@ -210,9 +208,9 @@ def read_graph(entry: Fields, folder: Path, files: Mapping[str, FileEntry]) -> G
 def read_tokenizer(entry: Fields, folder: Path, files: Mapping[str, FileEntry]) -> TokenizerEntry:
     return TokenizerEntry(
         path=listed(entry, "file", folder, files),
-        max_length=entry.whole("max_length", least=2),
-        pad_id=entry.whole("pad_id", least=0),
-        eos_id=entry.whole("eos_id", least=0),
+        max_length=entry.whole("max_length"),
+        pad_id=entry.whole("pad_id"),
+        eos_id=entry.whole("eos_id"),
     )
 
 

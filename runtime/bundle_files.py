@@ -63,7 +63,7 @@ def read_files(root: Fields, folder: Path) -> tuple[dict[str, FileEntry], dict[s
     real_folder = folder.resolve()
     for name in group.data:
         entry = group.group(name)
-        size, sha256 = entry.whole("size", least=0), entry.text("sha256")
+        size, sha256 = entry.whole("size"), entry.text("sha256")
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise entry.error("sha256", "must be 64 hexadecimal digits")
         path = inside(folder, name, group.where)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import KontextError
+from .manifest_ranges import MOST_CHARACTERS, RANGES
 
 
 class Fields:
@@ -32,31 +33,58 @@ class Fields:
         value = self.get(name)
         if not isinstance(value, str) or not value:
             raise self.error(name, "must be a non-empty string")
+        if len(value) > MOST_CHARACTERS:
+            raise self.error(name, f"has {len(value)} characters, at most {MOST_CHARACTERS} are read")
+        if not is_unicode(value):
+            raise self.error(name, "is not valid Unicode text")
         return value
 
-    def whole(self, name: str, least: int = 1) -> int:
-        value = self.get(name)
-        if type(value) is not int or value < least:
-            raise self.error(name, f"must be a whole number of at least {least}, not {value!r:.40}")
+    def whole(self, name: str, least: int | None = None) -> int:
+        """A whole number in its range of `RANGES`, and of at least `least`."""
+        value, (low, high) = self.get(name), RANGES[name]
+        low = low if least is None else max(low, least)
+        if type(value) is not int or not low <= value <= high:
+            raise self.error(name, f"must be a whole number from {low} to {high}, not {shown(value)}")
         return value
 
     def number(self, name: str) -> float:
-        value = self.get(name)
-        if type(value) not in (int, float) or not abs(value) < 1e30:  # also refuses nan
-            raise self.error(name, f"must be a number, not {value!r:.40}")
+        """A number in its range of `RANGES`."""
+        value, (low, high) = self.get(name), RANGES[name]
+        if type(value) not in (int, float) or not low <= value <= high:  # also refuses nan
+            raise self.error(name, f"must be a number from {low:g} to {high:g}, not {shown(value)}")
         return float(value)
 
     def wholes(self, name: str, count: int) -> tuple[int, ...]:
-        return whole_numbers(self.get(name), count, lambda what: self.error(name, what))
+        return whole_numbers(self.get(name), count, lambda what: self.error(name, what), *RANGES[name])
 
 
 def whole_numbers(
-    value: Any, count: int, error: Callable[[str], KontextError], least: int = 1
+    value: Any,
+    count: int,
+    error: Callable[[str], KontextError],
+    least: float = 1,
+    most: float = (1 << 31) - 1,
 ) -> tuple[int, ...]:
     if (
         not isinstance(value, list)
         or len(value) != count
-        or any(type(v) is not int or v < least for v in value)
+        or any(type(v) is not int or not least <= v <= most for v in value)
     ):
-        raise error(f"must be {count} {'positive ' if least else ''}whole numbers")
+        raise error(f"must be {count} whole numbers from {least} to {most}")
     return tuple(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string has no lone surrogate: JSON can write one, and no file can be named or printed with it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(value: object) -> str:
+    """A value for one line of text; printing a whole number of thousands of digits would be an error itself."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return f"{value!r:.40}" if not isinstance(value, (list, dict)) else f"a {type(value).__name__}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -16,7 +16,7 @@ from . import noise
 from .backends.options import AUTO, BackendOptions
 from .backends.protocol import Backend, SamplerStep
 from .backends.select import find_options, open_backend, open_fastest
-from .bundle import Bundle
+from .bundle import OUTPUTS, Bundle
 from .images import Size, to_array, to_pictures
 from .reference_options import ReferenceSize
 from .references import Reference
@@ -26,6 +26,8 @@ from .tokenizer import PromptTokenizer
 from .tokens import pack, positions, rope_tables, unpack
 
 if TYPE_CHECKING:
+    from types import EllipsisType
+
     from typing_extensions import TypedDict, Unpack
 
     from .backends.choose import Choice
@@ -285,7 +287,8 @@ class Pipeline:
 
         def velocity(step: int, x: Array) -> Array:
             inputs = {"target": x, **held, **held_modulations[step]}
-            return self.backend.run("transformer", inputs, SamplerStep(step, request.steps))["velocity"]
+            outputs = self.backend.run("transformer", inputs, SamplerStep(step, request.steps))
+            return take(outputs, "transformer", "velocity", x.shape)
 
         target = euler(target, times, velocity, lambda step, x: on_step(step, unpack(x, h, w)))
         if self.low_memory:
@@ -296,8 +299,11 @@ class Pipeline:
     def encode_prompts(self, rows: Sequence[Row]) -> dict[str, tuple[Array, Array]]:
         """Each prompt's pooled vector [1, pooled_dim] and sequence [1, text_tokens, text_dim]."""
         prompts = list(dict.fromkeys(row.prompt for row in rows))
-        pooled = self.stage("text_encoder", {"input_ids": self.clip(prompts)})["pooled"]
-        text = self.stage("text_encoder_2", {"input_ids": self.t5(prompts)})["text"]
+        count, sizes = len(prompts), self.bundle.transformer
+        clip = self.stage("text_encoder", {"input_ids": self.clip(prompts)})
+        pooled = take(clip, "text_encoder", "pooled", (count, sizes.pooled_dim))
+        t5 = self.stage("text_encoder_2", {"input_ids": self.t5(prompts)})
+        text = take(t5, "text_encoder_2", "text", (count, None, sizes.text_dim))
         return {prompt: (pooled[i : i + 1], text[i : i + 1]) for i, prompt in enumerate(prompts)}
 
     def encode_references(self, rows: Sequence[Row]) -> dict[tuple[int, Size], Array]:
@@ -306,7 +312,9 @@ class Pipeline:
         for reference in (each for row in rows for each in row.references):
             if key(reference) not in tokens:
                 inputs = {"image": to_array(reference.picture, reference.size)}
-                latents = self.backend.run("vae_encoder", inputs)["latents"]
+                outputs, sizes = self.backend.run("vae_encoder", inputs), self.bundle.autoencoder
+                h, w = (side // sizes.downscale for side in reversed(reference.size))
+                latents = take(outputs, "vae_encoder", "latents", (1, sizes.latent_channels, h, w))
                 check_finite("vae_encoder", latents)
                 tokens[key(reference)] = pack(latents)
         if self.low_memory:
@@ -326,6 +334,8 @@ class Pipeline:
             "pooled": np.tile(pooled, (steps, 1)),
         }
         outputs = self.stage("modulation", inputs)
+        for name in OUTPUTS["modulation"]:
+            take(outputs, "modulation", name, (steps * count, ...))
         chosen = [prompts.index(row.prompt) for row in rows]
         each_step = {name: value.reshape(steps, count, *value.shape[1:]) for name, value in outputs.items()}
         return {name: value[:, chosen] for name, value in each_step.items()}
@@ -334,7 +344,9 @@ class Pipeline:
         """Pictures of latents [rows, channels, h, w], decoded one by one: a batch takes more memory, not less time."""
         pictures: list[Image.Image] = []
         for row in range(len(latents)):
-            image = self.backend.run("vae_decoder", {"latents": latents[row : row + 1]})["image"]
+            outputs = self.backend.run("vae_decoder", {"latents": latents[row : row + 1]})
+            h, w = (side * self.bundle.autoencoder.downscale for side in latents.shape[2:])
+            image = take(outputs, "vae_decoder", "image", (1, 3, h, w))
             check_finite("vae_decoder", image)
             pictures += to_pictures(image)
         if self.low_memory:
@@ -349,6 +361,32 @@ class Pipeline:
         for values in outputs.values():
             check_finite(graph, values)
         return outputs
+
+
+def take(
+    outputs: Mapping[str, Array], graph: str, name: str, shape: Sequence[int | EllipsisType | None]
+) -> Array:
+    """A graph's output.
+
+    Args:
+        outputs: of a run.
+        graph, name: which one.
+        shape: what it must have; None is any size, and `...` at the end any further dimensions.
+
+    Raises:
+        ComputationError: it is missing, or no float32 array of this shape: what ran is another model's graph.
+    """
+    found = outputs.get(name)
+    if found is not None and found.dtype == np.float32:
+        actual = found.shape
+        if shape[-1] is ...:
+            actual, shape = actual[: len(shape) - 1], shape[:-1]
+        if len(actual) == len(shape) and all(
+            wanted in (None, size) for wanted, size in zip(shape, actual, strict=True)
+        ):
+            return found
+    what = "is missing" if found is None else f"has the shape {list(found.shape)} and the type {found.dtype}"
+    raise ComputationError(f"{graph} is not a graph of this format: its output {name} {what}")
 
 
 def check_finite(graph: str, values: Array) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .fields import Fields, whole_numbers
+from .manifest_ranges import MOST_SIZES, RANGES
 from .reference_options import REFERENCE_METHODS
 
 TIME_SHIFTS = ("exponential", "linear", "constant")
@@ -46,10 +47,12 @@ class SamplerEntry:
 def read_sampler(entry: Fields) -> SamplerEntry:
     multiple, sizes = entry.whole("size_multiple"), []
     listing = entry.get("preferred_sizes")
-    if not isinstance(listing, list) or not listing:
-        raise entry.error("preferred_sizes", "must be a list of sizes")
+    if not isinstance(listing, list) or not 0 < len(listing) <= MOST_SIZES:
+        raise entry.error("preferred_sizes", f"must be a list of at most {MOST_SIZES} sizes")
     for item in listing:
-        width, height = whole_numbers(item, 2, lambda what: entry.error("preferred_sizes", f"each {what}"))
+        width, height = whole_numbers(
+            item, 2, lambda what: entry.error("preferred_sizes", f"each {what}"), *RANGES["preferred_sizes"]
+        )
         if width % multiple or height % multiple:
             raise entry.error("preferred_sizes", f"must be multiples of size_multiple ({multiple})")
         sizes.append((width, height))

@@ -13,6 +13,9 @@ from .sampler_entry import SigmasEntry
 KARRAS_RHO = 7.0
 """Karras et al. 2022."""
 
+LARGEST_MU = 80.0
+"""FLUX's is 1.15 at its largest size. Above 88, e^mu is infinite in fp32."""
+
 BETA_SHAPE = 0.6
 """Both parameters of the beta distribution, in "Beta Sampling is All You Need" (Lee et al. 2024)."""
 
@@ -21,12 +24,17 @@ def to_sigmas(times: NDArray[np.float32], mu: float, settings: SigmasEntry) -> N
     """Sigmas for evenly spaced `times` [steps], both falling from 1. Each number is rounded as diffusers rounds it.
 
     Raises:
-        KontextError: mu, at this size of picture, is not above 0, and the shift is linear in it.
+        KontextError: mu, at this size of picture, is far from any model's, or not above 0 where the shift is linear in
+            it.
     """
     one = np.float32(1)
     if settings.time_shift == "constant":
         sigmas = settings.shift * times / (1 + (settings.shift - 1) * times)
     else:
+        if abs(mu) > LARGEST_MU:
+            raise KontextError(
+                f"the time shift for this size is {mu:g}: the bundle's sampler is not made for it"
+            )
         shift = math.exp(mu) if settings.time_shift == "exponential" else mu
         if shift <= 0:
             raise KontextError(f"the time shift for this size is {shift:g}, which must be above 0")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import KontextError
 from .bundle import TokenizerEntry
+from .tokenizer_file import library_errors, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,7 +23,7 @@ class PromptTokenizer:
     def __init__(self, settings: TokenizerEntry, encoder: str) -> None:
         self.settings = settings
         self.encoder = encoder
-        self.tokenizer = load_tokenizer(settings)
+        self.tokenizer = limited(load_tokenizer(settings.path), settings)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids, int64 [len(prompts), max_length].
@@ -31,7 +32,7 @@ class PromptTokenizer:
         allowed and gives only the special tokens. Both as in diffusers.
 
         Raises:
-            KontextError: a prompt is not valid Unicode.
+            KontextError: a prompt is not valid Unicode, or the tokenizer fails.
         """
         ids = np.full((len(prompts), self.settings.max_length), self.settings.pad_id, np.int64)
         for row, prompt in enumerate(prompts):
@@ -39,7 +40,8 @@ class PromptTokenizer:
                 prompt.encode("utf-8")
             except UnicodeEncodeError:  # bytes on the command line that are not UTF-8 become lone surrogates
                 raise KontextError("the prompt is not valid Unicode text") from None
-            encoding = self.tokenizer.encode(prompt)
+            with library_errors(f"{self.settings.path} cannot read the prompt"):
+                encoding = self.tokenizer.encode(prompt)
             ids[row, : len(encoding.ids)] = encoding.ids
             lost = sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoding.overflowing)
             if lost:
@@ -51,13 +53,14 @@ class PromptTokenizer:
         return ids
 
 
-def load_tokenizer(settings: TokenizerEntry) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(settings.path))
-    except Exception as error:  # the library raises bare Exception
-        raise KontextError(f"{settings.path} is not a tokenizer: {error}") from None
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(settings.max_length)
+def limited(tokenizer: Tokenizer, settings: TokenizerEntry) -> Tokenizer:
+    """The tokenizer, cutting at `max_length` tokens. Raises KontextError if its special tokens leave no room there."""
+    with library_errors(f"{settings.path} is not a tokenizer"):
+        special = tokenizer.num_special_tokens_to_add(False)
+        if special >= settings.max_length:
+            raise KontextError(
+                f"{settings.path}: its {special} special tokens leave no room in prompts of {settings.max_length}"
+            )
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(settings.max_length)
     return tokenizer

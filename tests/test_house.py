@@ -32,6 +32,7 @@ ANYONE = (
     "decibels",
     "compute_capability",
     "installation",
+    "regular_files",
 )
 
 # Room → the rooms whose modules it may import, beside its own and `ANYONE`, inside functions too. The most specific

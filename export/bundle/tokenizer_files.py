@@ -16,6 +16,8 @@ from ...errors import KontextError
 from ...model.checkpoint import Checkpoint
 from ...model.json_fields import Fields
 from ...model.tokenizer_config import SIDES
+from ...regular_files import MAX_JSON_BYTES, open_regular, read_regular
+from ...runtime.tokenizer_file import library_errors, load_tokenizer
 
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """Regular expression by which CLIP splits lower-cased text (openai/CLIP, simple_tokenizer.py)."""
@@ -69,22 +71,12 @@ def t5_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
     return tokenizer_file(tokenizer, folder, max_length, vocab_size, eos="</s>", pad="<pad>")
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as fault:  # the library raises plain Exception
-        raise KontextError(f"{path} is not a tokenizer: {fault}") from None
-
-
 def convert_sentencepiece(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # slow to import, and few checkpoints need it
 
-    try:
+    open_regular(folder / "spiece.model").close()
+    with library_errors(f"cannot convert {folder / 'spiece.model'}"):
         return Tokenizer.from_str(AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer.to_str())
-    except Exception as fault:
-        raise KontextError(
-            f"cannot convert {folder / 'spiece.model'}: {str(fault).splitlines()[0]}"
-        ) from None
 
 
 def build_clip(folder: Path) -> Tokenizer:
@@ -92,7 +84,9 @@ def build_clip(folder: Path) -> Tokenizer:
     vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
     vocab = Fields(vocab_path).data
     try:
-        lines = merges_path.read_text(encoding="utf-8").split("\n")
+        lines = read_regular(merges_path, MAX_JSON_BYTES, "a list of merges").decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise KontextError(f"{merges_path} is not UTF-8: {error.reason} at byte {error.start}") from None
     except OSError:
         raise KontextError(f"{merges_path} is missing: the checkpoint is incomplete") from None
     merges = [line.partition(" ")[::2] for line in lines if line.strip() and not line.startswith("#version")]
@@ -102,7 +96,7 @@ def build_clip(folder: Path) -> Tokenizer:
     for token in special.values():
         if token not in vocab:
             raise KontextError(f"{vocab_path} lacks {token}")
-    try:
+    with library_errors(f"{vocab_path} and merges.txt do not fit together"):
         model = models.BPE(
             vocab=vocab,
             merges=merges,
@@ -111,8 +105,6 @@ def build_clip(folder: Path) -> Tokenizer:
             end_of_word_suffix="</w>",
             fuse_unk=False,
         )
-    except Exception as fault:
-        raise KontextError(f"{vocab_path} and merges.txt do not fit together: {fault}") from None
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

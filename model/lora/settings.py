@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import KontextError
+from ...regular_files import MAX_JSON_BYTES, parse_json, read_regular
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -214,7 +215,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], str, list[str]]:
     if path.name != "adapter_model.safetensors" and len(list(path.parent.glob("*.safetensors"))) > 1:
         return {}, "", [f"{CONFIG_NAME} in the same folder was not read: it is adapter_model.safetensors'"]
     try:
-        text = config.read_bytes()
+        text = read_regular(config, MAX_JSON_BYTES, "PEFT's settings")
     except OSError as error:
         raise KontextError(f"cannot read {config}: {error.strerror}") from None
     return read_json(config, "", text), hashlib.sha256(text).hexdigest(), []
@@ -223,8 +224,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], str, list[str]]:
 def read_json(path: Path, what: str, text: str | bytes) -> dict[str, Any]:
     subject = f"{path}: {what}" if what else str(path)
     try:
-        found = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except (AttributeError, TypeError, ValueError) as error:
         raise KontextError(f"{subject} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise KontextError(f"{subject} is not a JSON object")

@@ -6,12 +6,12 @@ https://github.com/Comfy-Org/ComfyUI, comfy/ops.py and comfy/utils.py (convert_o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import KontextError
+from ...regular_files import parse_json
 from ...safetensors_header import unique_names
 from ..safetensors_file import TensorInfo
 
@@ -39,8 +39,8 @@ def read_note(info: TensorInfo) -> dict[str, Any]:
 
 def parse(text: str | bytes, wrong: KontextError) -> dict[str, Any]:
     try:
-        note = json.loads(text, object_pairs_hook=unique_names)
-    except (ValueError, RecursionError):
+        note = parse_json(text, object_pairs_hook=unique_names)
+    except ValueError:
         raise wrong from None
     if not isinstance(note, dict):
         raise wrong

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ...errors import ComputationError, KontextError
 from ...installation import install_command
+from ...regular_files import open_regular
 from ..cuda_driver import library_name
 from ..glibc_malloc import map_large_blocks, return_freed
 from .onnxruntime_library import check_provider, first_line, load_onnxruntime, warn_of_hidden_gpu
@@ -52,7 +53,7 @@ FATAL_ONLY = 4
 
 def map_file(path: Path) -> mmap.mmap:
     """The bytes of a file, read when they are accessed."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

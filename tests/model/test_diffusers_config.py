@@ -36,9 +36,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: ((f / "model_index.json").unlink(), (f / "manifest.json").write_text("{")),
         "has no model_index.json: it is not a diffusers checkpoint",
     ),
-    "index torn": (lambda f: (f / "model_index.json").write_text('{"a"'), "is not a JSON file"),
+    "index torn": (lambda f: (f / "model_index.json").write_text('{"a"'), "is not JSON"),
     "index a list": (lambda f: (f / "model_index.json").write_text("[]"), "should hold a JSON object"),
-    "index binary": (lambda f: (f / "model_index.json").write_bytes(b"\xff\x00"), "is not a JSON file"),
+    "index binary": (lambda f: (f / "model_index.json").write_bytes(b"\xff\x00"), "is not JSON"),
     "another pipeline": (
         lambda f: edit_json(f / "model_index.json", _class_name="StableDiffusionPipeline"),
         "_class_name is 'StableDiffusionPipeline'",

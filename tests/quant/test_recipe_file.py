@@ -123,7 +123,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
-    for size, message in ((16 << 20, "is not JSON"), ((16 << 20) + 1, "is too large for a recipe")):
+    for size, message in ((16 << 20, "is not JSON"), ((16 << 20) + 1, "is larger than 16 MiB: not a recipe")):
         with path.open("wb") as file:
             file.truncate(size)  # a hole on the disk
         with pytest.raises(KontextError, match=message):

@@ -167,7 +167,7 @@ def test_weights_of_a_linked_file(copy: Path, tmp_path: Path) -> None:
         ({"size": 71}, "is not the file that"),
         ({"header_sha256": "0" * 64}, "is not the file that"),
         ({"header_sha256": hashlib.sha256(b"").hexdigest()}, "is not the file that"),
-        ({"size": 7}, "size must be a whole number of at least 8"),
+        ({"size": 7}, "size must be a whole number from 8"),
         ({"name": "../model.safetensors"}, "is not a path inside the bundle"),
     ],
 )
@@ -216,32 +216,32 @@ def test_the_least_that_a_tokenizer_says(copy: Path, name: str, least: int) -> N
     change(copy, lambda manifest: manifest["tokenizers"]["t5"].update({name: least}))
     assert getattr(Bundle.open(copy).tokenizers["t5"], name) == least
     change(copy, lambda manifest: manifest["tokenizers"]["t5"].update({name: least - 1}))
-    assert f"tokenizers.t5.{name} must be a whole number of at least {least}" in fault(copy)
+    assert f"tokenizers.t5.{name} must be a whole number from {least}" in fault(copy)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("sampler.steps", 0, "sampler.steps must be a whole number of at least 1"),
+        ("sampler.steps", 0, "sampler.steps must be a whole number from 1 to 1000, not 0"),
         ("sampler.steps", "28", "sampler.steps must be a whole number"),
         ("sampler.guidance", float("nan"), "sampler.guidance must be a number"),
         ("sampler.guidance", True, "sampler.guidance must be a number"),
         ("sampler.max_tokens", 256, "sampler.max_tokens must be"),
-        ("sampler.preferred_sizes", [], "must be a list of sizes"),
-        ("sampler.preferred_sizes", [[128]], "must be 2 positive whole numbers"),
+        ("sampler.preferred_sizes", [], "must be a list of at most 1000 sizes"),
+        ("sampler.preferred_sizes", [[128]], "must be 2 whole numbers from 1 to 4096"),
         ("sampler.preferred_sizes", [[120, 128]], "must be multiples of size_multiple"),
         ("sampler.reference_method", "beside", "must be one of index, offset, stitch, not 'beside'"),
         ("sampler.reference_method", None, "must be one of index, offset, stitch"),
         ("sampler.size_multiple", 8, "size_multiple must be a multiple of 16"),
         ("model.name", "", "model.name must be a non-empty string"),
         ("model.transformer", 3, "model.transformer must be an object"),
-        ("model.transformer.axes_dim", [8, 12], "must be 3 positive whole numbers"),
+        ("model.transformer.axes_dim", [8, 12], "must be 3 whole numbers from 2 to 4096"),
         ("model.transformer.axes_dim", [8, 12, 14], "add up to head_dim"),
         ("model.transformer.theta", 1, "theta must be above 1"),
         ("model.transformer.in_channels", 32, "2x2 latents of 16 channels make 64"),
         ("tokenizers.t5.max_length", 1, "tokenizers.t5.max_length"),
         ("files.transformer.onnx.sha256", "zz", "must be 64 hexadecimal digits"),
-        ("files.transformer.onnx.size", -1, "size must be a whole number of at least 0"),
+        ("files.transformer.onnx.size", -1, "size must be a whole number from 0"),
     ],
 )
 def test_fields_of_the_wrong_kind(copy: Path, path: str, value: object, message: str) -> None:

@@ -8,54 +8,71 @@ import pytest
 
 from kontext.errors import KontextError
 from kontext.runtime.fields import Fields, whole_numbers
+from kontext.runtime.manifest_ranges import MOST_CHARACTERS, RANGES
 
 
-def fields(value: Any) -> Fields:
-    return Fields({"a": {"b": value}}, "manifest.json: ").group("a")
+def fields(value: Any, name: str = "b") -> Fields:
+    return Fields({"a": {name: value}}, "manifest.json: ").group("a")
 
 
-@pytest.mark.parametrize("value", [1, 7, 2**70])
-def test_whole_numbers(value: int) -> None:
-    assert fields(value).whole("b") == value
-    assert fields(0).whole("b", least=0) == 0
-    assert fields(8).whole("b", least=8) == 8
+@pytest.mark.parametrize("name", [name for name, (low, _) in RANGES.items() if type(low) is int])
+def test_whole_numbers_in_their_ranges(name: str) -> None:
+    low, high = RANGES[name]
+    for value in (low, high):
+        if type(value) is int:
+            assert fields(value, name).whole(name) == value
+    for wrong in (low - 1, high + 1, 1 << 70, float(low), True, "1", None, [1], {}, float("nan")):
+        with pytest.raises(
+            KontextError, match=rf"a\.{name} must be a whole number from {low} to {high}, not "
+        ):
+            fields(wrong, name).whole(name)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, True, "1", None, [1], {}])
-def test_what_is_no_whole_number(value: Any) -> None:
-    with pytest.raises(KontextError) as caught:
-        fields(value).whole("b")
-    assert str(caught.value) == f"manifest.json: a.b must be a whole number of at least 1, not {value!r}"
+def test_a_least_value_of_its_own() -> None:
+    assert fields(8, "size").whole("size", least=8) == 8
+    with pytest.raises(
+        KontextError, match=r"manifest\.json: a\.size must be a whole number from 8 to \d+, not 7"
+    ):
+        fields(7, "size").whole("size", least=8)
 
 
 def test_a_long_value_is_cut() -> None:
     with pytest.raises(KontextError) as caught:
-        fields("x" * 100).whole("b", least=3)
-    assert str(caught.value).endswith(f"at least 3, not '{'x' * 39}")
+        fields("x" * 100, "steps").whole("steps")
+    assert str(caught.value).endswith(f"not '{'x' * 39}")
+    with pytest.raises(KontextError, match="not a number of 40001 bits"):  # Python prints no such number
+        fields(1 << 40_000, "steps").whole("steps")
 
 
-@pytest.mark.parametrize("value", [0, -2, 1.5, 9.9e29, -9.9e29])
+@pytest.mark.parametrize("value", [0, -2, 1.5, 1000, -1000.0])
 def test_numbers(value: float) -> None:
-    found = fields(value).number("b")
+    found = fields(value, "guidance").number("guidance")
     assert found == value
     assert type(found) is float
 
 
-@pytest.mark.parametrize("value", [1e30, -1e30, float("nan"), float("inf"), True, "1", None, []])
+@pytest.mark.parametrize("value", [1001, -1000.1, float("nan"), float("inf"), True, "1", None, []])
 def test_what_is_no_number(value: Any) -> None:
-    with pytest.raises(KontextError, match=r"manifest\.json: a\.b must be a number, not "):
-        fields(value).number("b")
+    with pytest.raises(
+        KontextError, match=r"manifest\.json: a\.guidance must be a number from -1000 to 1000, not "
+    ):
+        fields(value, "guidance").number("guidance")
 
 
 def test_texts() -> None:
     assert fields("x").text("b") == "x"
+    assert fields("é" * MOST_CHARACTERS).text("b") == "é" * MOST_CHARACTERS
     for value in ("", 1, None, ["x"]):
         with pytest.raises(KontextError, match=r"manifest\.json: a\.b must be a non-empty string"):
             fields(value).text("b")
+    with pytest.raises(KontextError, match="has 4097 characters"):
+        fields("x" * (MOST_CHARACTERS + 1)).text("b")
+    with pytest.raises(KontextError, match="is not valid Unicode"):
+        fields("a\ud800").text("b")
 
 
 def test_groups() -> None:
-    assert fields({"c": 1}).group("b").whole("c") == 1
+    assert fields({"steps": 1}).group("b").whole("steps") == 1
     for value in (None, [], "x", 1):
         with pytest.raises(KontextError, match=r"manifest\.json: a\.b must be an object"):
             fields(value).group("b")
@@ -65,10 +82,10 @@ def test_groups() -> None:
 
 
 def test_lists_of_whole_numbers() -> None:
-    assert fields([1, 2]).wholes("b", 2) == (1, 2)
-    for value in ([1], [1, 2, 3], [0, 1], [1, True], [1, 2.0], (1, 2), "12", None):
-        with pytest.raises(KontextError, match=r"manifest\.json: a\.b must be 2 positive whole numbers"):
-            fields(value).wholes("b", 2)
+    assert fields([2, 4096], "axes_dim").wholes("axes_dim", 2) == (2, 4096)
+    for value in ([2], [2, 2, 3], [1, 2], [4097, 2], [2, True], [2, 2.0], (2, 2), "12", None, [2, 1 << 70]):
+        with pytest.raises(KontextError, match=r"a\.axes_dim must be 2 whole numbers from 2 to 4096"):
+            fields(value, "axes_dim").wholes("axes_dim", 2)
     assert whole_numbers([0, 5], 2, KontextError, least=0) == (0, 5)
-    with pytest.raises(KontextError, match="must be 1 whole numbers"):
+    with pytest.raises(KontextError, match="must be 1 whole numbers from 0"):
         whole_numbers([-1], 1, KontextError, least=0)

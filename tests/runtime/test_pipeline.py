@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,37 @@ def test_output_that_is_not_finite_is_an_error(pipe: Pipeline, graph: str, value
             return outputs
 
     with pytest.raises(ComputationError, match=rf"the output of {graph} is not finite"):
+        Pipeline(pipe.bundle, Broken(pipe.backend)).edit(picture(128, 128), "x", steps=1)
+
+
+@pytest.mark.parametrize(
+    ("graph", "name", "change"),
+    [
+        ("text_encoder", "pooled", lambda value: value[:, :-1]),
+        ("text_encoder_2", "text", lambda value: value[0]),
+        ("vae_encoder", "latents", lambda value: value[:, :, :-1]),
+        ("modulation", "final_modulation", lambda value: value[:-1]),
+        ("modulation", "single_modulation", lambda value: np.float32(1)),
+        ("transformer", "velocity", lambda value: value.astype(np.float64)),
+        ("transformer", "velocity", None),
+        ("vae_decoder", "image", lambda value: value[:, :, :, :64]),
+        ("vae_decoder", "image", lambda value: (value * 100).astype(np.int32)),
+    ],
+)
+def test_output_of_another_shape_or_type_is_an_error(
+    pipe: Pipeline, graph: str, name: str, change: Callable[[np.ndarray], np.ndarray] | None
+) -> None:
+    """A decoder's picture of another size was saved, with exit code 0; others ended in numpy's tracebacks."""
+
+    class Broken(ForwardingBackend):
+        def run(self, running: str, inputs: Any, step: SamplerStep | None = None) -> dict[str, Any]:
+            outputs = super().run(running, inputs, step)
+            if running == graph:
+                value = outputs.pop(name)
+                outputs |= {} if change is None else {name: change(value)}
+            return outputs
+
+    with pytest.raises(ComputationError, match=rf"{graph} is not a graph of this format: its output {name} "):
         Pipeline(pipe.bundle, Broken(pipe.backend)).edit(picture(128, 128), "x", steps=1)
 
 

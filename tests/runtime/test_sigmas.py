@@ -87,7 +87,7 @@ def test_settings_are_read() -> None:
         ({"spacing": 3}, "sampler.sigmas.spacing must be a non-empty string"),
         ({"shift": 0}, "sampler.sigmas.shift must be above 0"),
         ({"terminal": 1}, "sampler.sigmas.terminal must be between 0 and 1"),
-        ({"terminal": "low"}, "sampler.sigmas.terminal must be a number, not 'low'"),
+        ({"terminal": "low"}, "sampler.sigmas.terminal must be a number from 0 to 1, not 'low'"),
     ],
 )
 def test_damaged_settings(change: dict[str, object], message: str) -> None:

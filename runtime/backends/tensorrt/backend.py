@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import KontextError
+from ....regular_files import open_regular
 from ...bundle import Bundle
 from ...cuda_driver import CudaDriver, DeviceMemory
 from ...engines import LIBRARIES, EngineEntry, check_budget, choose_engines, chunks, load_library
@@ -145,7 +146,7 @@ def read_checked(entry: EngineEntry) -> mmap.mmap:
 
 def map_file(path: Path) -> mmap.mmap:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise KontextError(f"cannot read {path}: {error}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ....errors import KontextError
+from ....regular_files import open_regular
 from ....safetensors_header import TensorEntry, read_header
 
 
@@ -22,7 +23,7 @@ class MappedWeights:
         self.path = path
         try:
             self.entries = read_header(path).tensors
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise KontextError(f"cannot read {path}: {error.strerror}") from None

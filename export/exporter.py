@@ -354,4 +354,6 @@ def write_manifest(
     for folder in {journal.folder / parent for name in journal.files for parent in Path(name).parents}:
         fsync(folder)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))
-    Bundle.open(journal.folder)
+    bundle = Bundle.open(journal.folder)
+    for graph in bundle.graphs:
+        bundle.check_graph(graph)

@@ -14,20 +14,14 @@ from typing import Any
 
 from ..bundle_folder import FORMAT, MANIFEST_NAME, manifest_bytes
 from ..errors import KontextError
-from ..regular_files import parse_json
+from ..regular_files import parse_json, read_regular
 from .bundle_files import FileEntry, LinkEntry, file_digest, listed, read_files, read_links, remedy
 from .fields import Fields
+from .graph_file import MAX_GRAPH_BYTES, RANKS, check_graph
 from .sampler_entry import SamplerEntry, read_sampler
 
 FORMAT_VERSION = 1
-OUTPUTS = {
-    "text_encoder": ("pooled",),
-    "text_encoder_2": ("text",),
-    "vae_encoder": ("latents",),
-    "vae_decoder": ("image",),
-    "modulation": ("double_modulation", "single_modulation", "final_modulation"),
-    "transformer": ("velocity",),
-}
+OUTPUTS = {graph: tuple(ranks) for graph, ranks in RANKS.items()}
 """Graph → its outputs in order, as in docs/bundle.md."""
 
 GRAPHS = tuple(OUTPUTS)
@@ -152,6 +146,16 @@ class Bundle:
             entry.weights.relative_to(self.folder).as_posix(): entry.weights for entry in self.graphs.values()
         }
         return own | {name: link.path for name, link in self.links.items()}
+
+    def check_graph(self, graph: str) -> None:
+        """Raises KontextError unless the ONNX file of `graph` is one that our exporter could have written. Whoever
+        loads it calls this first."""
+        path = self.graphs[graph].path
+        try:
+            data = read_regular(path, MAX_GRAPH_BYTES, "a graph")
+        except OSError as error:
+            raise KontextError(f"cannot read {path}: {error.strerror}") from None
+        check_graph(data, path, graph, {*self.files, *self.links})
 
     def verify(self, advance: Callable[[int], object] | None = None) -> None:
         """Checks every file's SHA-256. Raises KontextError for the first file that differs from the manifest.

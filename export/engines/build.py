@@ -200,6 +200,7 @@ def graph_inputs(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]
     """Name → shape of a graph's inputs, dynamic dimensions by name."""
     import onnx
 
+    bundle.check_graph(graph)
     model = onnx.load(str(bundle.graphs[graph].path), load_external_data=False)
     return {
         value.name: tuple(

@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,7 @@ class OnnxRuntimeBackend:
         graphs: name → ONNX file.
         device: auto, cpu, cuda, or that of a plug-in provider (`plugins.WHEELS`).
         options: None: the defaults.
+        check: called with a graph's name before its file is loaded, as `Bundle.check_graph`.
         files: name in the graphs → file for all files that they take weights from; needed if any of them is not beside
             the graphs.
         low_memory: on a CPU, keep no memory between the operators of a run: ONNX Runtime's arena keeps several times
@@ -97,12 +98,14 @@ class OnnxRuntimeBackend:
         device: str = "auto",
         options: OnnxRuntimeOptions | None = None,
         *,
+        check: Callable[[str], object] = str,
         files: Mapping[str, Path] | None = None,
         low_memory: bool = False,
         formats: Formats | None = None,
     ) -> None:
         library = load_onnxruntime()
         self.graphs = graphs
+        self.check = check
         self.automatic = device == "auto"
         self.formats = Formats() if formats is None else formats
         self.plugin = plugin_of(device, None if options is None else options.provider)
@@ -136,6 +139,7 @@ class OnnxRuntimeBackend:
         return self.sessions[graph]
 
     def create_session(self, graph: str) -> onnxruntime.InferenceSession:
+        self.check(graph)
         try:
             session = self.load(graph)
         except Exception as error:  # ONNX Runtime's exceptions have no public base class

@@ -128,6 +128,7 @@ class OpenVINOBackend:
     def compile(self, graph: str, shapes: Shapes | None) -> ov.InferRequest:
         """A new infer request of `graph`, for inputs of these shapes or of all."""
         path = self.bundle.graphs[graph].path
+        self.bundle.check_graph(graph)
         try:
             model = self.core.read_model(path)  # maps the weights
             rewrite(model)

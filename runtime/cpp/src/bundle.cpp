@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "fields.hpp"
+#include "regular_file.hpp"
 #include "sha256.hpp"
 
 namespace kontext {
@@ -13,8 +14,8 @@ using Json = nlohmann::json;
 
 constexpr const char* manifest_name = "manifest.json";
 constexpr const char* format_name = "kontext-bundle";
-constexpr std::uint64_t format_version = 1;
-constexpr std::uintmax_t max_manifest_bytes = 64u << 20;
+constexpr std::int64_t format_version = 1;
+constexpr std::size_t max_manifest_bytes = 16u << 20;
 constexpr std::uint64_t max_header_bytes = 100'000'000;  // of a safetensors file; the format's own limit
 constexpr const char* graph_names[] = {"text_encoder", "text_encoder_2", "vae_encoder",
                                        "vae_decoder",  "modulation",     "transformer"};
@@ -28,21 +29,9 @@ Json read_manifest(const fs::path& folder) {
     std::error_code code;
     if (!fs::is_directory(folder, code))
         throw Error(folder.string() + (fs::exists(folder, code) ? " is not a folder" : " does not exist"));
-    const auto size = fs::file_size(path, code);
-    if (code == std::errc::no_such_file_or_directory)
+    if (fs::symlink_status(path, code).type() == fs::file_type::not_found)
         throw Error(folder.string() + " is not a bundle: it has no " + manifest_name);
-    if (code) throw cannot_read(path, code);
-    if (size > max_manifest_bytes)
-        throw Error(path.string() + " is larger than " + std::to_string(max_manifest_bytes >> 20) +
-                    " MiB: not a manifest");
-    std::ifstream file(path, std::ios::binary);
-    if (!file) throw cannot_read(path, {errno, std::generic_category()});
-    Json data;
-    try {
-        data = Json::parse(file);
-    } catch (const Json::exception& error) {
-        throw Error(path.string() + " is not JSON: " + reason(error));
-    }
+    Json data = parse_json(read_regular(path, max_manifest_bytes, "a manifest"), path);
     if (!data.is_object()) throw Error(path.string() + " is not a JSON object");
     return data;
 }
@@ -51,7 +40,7 @@ void check_format(const Fields& root, const fs::path& folder) {
     const auto found = root.data.find("format");
     if (found == root.data.end() || *found != format_name)
         throw Error(folder.string() + " is not a bundle: " + manifest_name + " does not say '" + format_name + "'");
-    const auto version = root.whole("format_version");
+    const std::int64_t version = root.whole("format_version");
     if (version != format_version)
         throw Error(folder.string() + " has bundle format " + std::to_string(version) + ", this reads " +
                     std::to_string(format_version) + ": " +
@@ -75,11 +64,13 @@ fs::path inside(const fs::path& folder, const std::string& name, const std::stri
 
 std::map<std::string, FileEntry> read_files(const Fields& root, const fs::path& folder) {
     const Fields group = root.group("files");
+    if (group.data.size() > most_files)
+        throw root.error("files", "has more than " + std::to_string(most_files) + " files");
     std::map<std::string, FileEntry> files;
     const std::string real_folder = fs::canonical(folder).string() + "/";
     for (const auto& item : group.data.items()) {
         const Fields entry = group.group(item.key());
-        const std::uint64_t size = entry.whole("size", 0);
+        const auto size = static_cast<std::uint64_t>(entry.whole("size"));
         const std::string sha256 = entry.text("sha256");
         if (sha256.size() != 64 || sha256.find_first_not_of("0123456789abcdef") != std::string::npos)
             throw entry.error("sha256", "must be 64 hexadecimal digits");
@@ -115,7 +106,7 @@ std::map<std::string, LinkEntry> read_links(const Fields& root, const fs::path& 
         const Fields entry = group.group(item.key());
         inside(folder, item.key(), group.where);
         const fs::path path = entry.text("path");
-        const std::uint64_t size = entry.whole("size", 8);
+        const auto size = static_cast<std::uint64_t>(entry.whole("size", 8));
         const std::string expected = entry.text("header_sha256");
         std::error_code code;
         if (!path.is_absolute())
@@ -149,9 +140,9 @@ fs::path listed(const Fields& entry, const std::string& name, const Bundle& bund
 
 void read_transformer(const Fields& entry, Bundle& bundle) {
     const Json& axes = entry.get("axes_dim");
-    const auto positive = [](const Json& each) { return each.is_number_unsigned() && each > 0 && each <= 1 << 20; };
-    if (!axes.is_array() || axes.size() != 3 || !std::all_of(axes.begin(), axes.end(), positive))
-        throw entry.error("axes_dim", "must be 3 positive whole numbers");
+    const auto good = [](const Json& each) { return Fields::in_range(each, "axes_dim"); };
+    if (!axes.is_array() || axes.size() != 3 || !std::all_of(axes.begin(), axes.end(), good))
+        throw entry.error("axes_dim", "must be 3 whole numbers from 2 to 4096");
     bundle.axes_dim = {axes[0], axes[1], axes[2]};
     bundle.head_dim = entry.small("head_dim");
     int sum = 0;
@@ -195,11 +186,12 @@ SamplerSettings read_sampler(const Fields& entry) {
     SamplerSettings result;
     result.size_multiple = entry.small("size_multiple");
     const Json& sizes = entry.get("preferred_sizes");
-    if (!sizes.is_array() || sizes.empty()) throw entry.error("preferred_sizes", "must be a list of sizes");
+    if (!sizes.is_array() || sizes.empty() || sizes.size() > most_sizes)
+        throw entry.error("preferred_sizes", "must be a list of at most " + std::to_string(most_sizes) + " sizes");
     for (const Json& item : sizes) {
-        const auto side = [](const Json& each) { return each.is_number_unsigned() && each > 0 && each <= 1 << 20; };
+        const auto side = [](const Json& each) { return Fields::in_range(each, "preferred_sizes"); };
         if (!item.is_array() || item.size() != 2 || !side(item[0]) || !side(item[1]))
-            throw entry.error("preferred_sizes", "each must be 2 positive whole numbers");
+            throw entry.error("preferred_sizes", "each must be 2 whole numbers from 1 to 4096");
         const Size size{item[0], item[1]};
         if (size.width % result.size_multiple != 0 || size.height % result.size_multiple != 0)
             throw entry.error("preferred_sizes",
@@ -279,12 +271,14 @@ Bundle Bundle::open(const fs::path& folder) {
     bundle.sampler = read_sampler(root.group("sampler"));
     for (const char* name : graph_names) {
         const Fields entry = graphs.group(name);
+        entry.whole("opset");
         bundle.graphs[name] = {listed(entry, "file", bundle), listed(entry, "weights", bundle)};
     }
     for (const char* name : {"clip", "t5"}) {
         const Fields entry = tokenizers.group(name);
-        bundle.tokenizers[name] = {listed(entry, "file", bundle), entry.whole("max_length", 2, 1 << 20),
-                                   static_cast<std::int64_t>(entry.whole("pad_id", 0))};
+        bundle.tokenizers[name] = {listed(entry, "file", bundle),
+                                   static_cast<std::size_t>(entry.whole("max_length")), entry.whole("pad_id")};
+        entry.whole("eos_id");
     }
     bundle.links = read_links(root, folder);
     read_precision(manifest, bundle);
@@ -295,12 +289,10 @@ Bundle Bundle::open(const fs::path& folder) {
 void Bundle::verify() const {
     for (const auto& [name, entry] : files) {
         const fs::path path = folder / name;
-        std::ifstream file(path, std::ios::binary);
+        const RegularFile file(path);
         Sha256 digest;
-        std::vector<char> block(1 << 20);
-        while (file.read(block.data(), static_cast<std::streamsize>(block.size())) || file.gcount() > 0)
-            digest.update(block.data(), static_cast<std::size_t>(file.gcount()));
-        if (!file.eof()) throw cannot_read(path, std::make_error_code(std::errc::io_error));
+        for (std::string block = file.read(1 << 20); !block.empty(); block = file.read(1 << 20))
+            digest.update(block.data(), block.size());
         if (digest.hex() != entry.sha256)
             throw Error(path.string() + " is damaged: its SHA-256 is not the manifest's; export it again");
     }
@@ -312,6 +304,13 @@ std::uint64_t Bundle::weight_bytes() const {
         if (name.compare(0, 8, "weights/") == 0) sum += entry.size;
     for (const auto& [name, link] : links) sum += link.size;
     return sum;
+}
+
+std::set<std::string> Bundle::weight_names() const {
+    std::set<std::string> result;
+    for (const auto& [name, entry] : files) result.insert(name);
+    for (const auto& [name, link] : links) result.insert(name);
+    return result;
 }
 
 std::map<std::string, fs::path> Bundle::linked_files() const {

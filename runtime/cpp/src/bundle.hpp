@@ -79,6 +79,9 @@ struct Bundle {
 
     std::uint64_t weight_bytes() const;
 
+    // The names by which graphs may take weights: the bundle's own files, and its links.
+    std::set<std::string> weight_names() const;
+
     // Name in the graphs → path of every file that they take weights from; empty for a bundle without links.
     std::map<std::string, fs::path> linked_files() const;
 };

@@ -1,13 +1,14 @@
 // Typed access to untrusted JSON objects: every error names the field by its path.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
 #include <nlohmann/json.hpp>
 
 #include "kontext/kontext.hpp"
+#include "manifest_ranges.hpp"
 
 namespace kontext {
 
@@ -44,29 +45,46 @@ public:
         const auto& value = get(name);
         if (!value.is_string() || value.get_ref<const std::string&>().empty())
             throw error(name, "must be a non-empty string");
+        if (value.get_ref<const std::string&>().size() > 4 * most_characters)
+            throw error(name, "has more than " + std::to_string(most_characters) + " characters");
         return value;
     }
 
-    std::uint64_t whole(const std::string& name, std::uint64_t least = 1, std::uint64_t most = INT64_MAX) const {
+    // A whole number in its range of `ranges()`, and of at least `least`.
+    std::int64_t whole(const std::string& name, std::int64_t least = 0) const {
         const auto& value = get(name);
-        if (!value.is_number_unsigned() || value < least)
-            throw error(name, "must be a whole number of at least " + std::to_string(least) + ", not " + shown(value));
-        if (value > most) throw error(name, "is " + shown(value) + ", which is too large");
+        const auto [low, high] = ranges().at(name);
+        const double smallest = std::max(low, static_cast<double>(least));
+        if (!is_whole(value, smallest, high))
+            throw error(name, "must be a whole number from " + text_of(smallest) + " to " + text_of(high) + ", not " +
+                                  shown(value));
         return value;
     }
 
-    int small(const std::string& name, int least = 1) const {
-        return static_cast<int>(whole(name, static_cast<std::uint64_t>(least), INT32_MAX));
-    }
+    int small(const std::string& name, int least = 0) const { return static_cast<int>(whole(name, least)); }
 
+    // A number in its range of `ranges()`.
     double number(const std::string& name) const {
         const auto& value = get(name);
-        if (!value.is_number() || !(std::fabs(value.get<double>()) < 1e30))
-            throw error(name, "must be a number, not " + shown(value));
+        const auto [low, high] = ranges().at(name);
+        if (!value.is_number() || !(low <= value.get<double>() && value.get<double>() <= high))
+            throw error(name, "must be a number from " + text_of(low) + " to " + text_of(high) + ", not " + shown(value));
         return value;
+    }
+
+    // Whether a value is a whole number in the range of the field `name`.
+    static bool in_range(const nlohmann::json& value, const std::string& name) {
+        const auto [low, high] = ranges().at(name);
+        return is_whole(value, low, high);
     }
 
 private:
+    static bool is_whole(const nlohmann::json& value, double low, double high) {
+        return value.is_number_unsigned() && low <= value.get<double>() && value.get<double>() <= high;
+    }
+
+    static std::string text_of(double value) { return std::to_string(static_cast<std::int64_t>(value)); }
+
     static std::string shown(const nlohmann::json& value) {
         return value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).substr(0, 40);
     }

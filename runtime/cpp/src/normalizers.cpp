@@ -4,6 +4,7 @@
 
 #include "kontext/kontext.hpp"
 #include "tokenizer.hpp"
+#include "tokenizer_limits.hpp"
 #include "unicode.hpp"
 
 namespace kontext {
@@ -92,21 +93,6 @@ Normalizer read_replace(const Json& settings) {
             return replace_runs(section, 2, content, [](char32_t c) { return c == U' '; });
         };
     refuse("pattern " + regex);
-}
-
-std::string base64(const std::string& text) {
-    static const std::string alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    std::string out;
-    std::uint32_t bits = 0;
-    int count = 0;
-    for (char c : text) {
-        if (c == '=') break;
-        const std::size_t value = alphabet.find(c);
-        if (value == std::string::npos) throw Error("precompiled_charsmap is not base64");
-        bits = bits << 6 | static_cast<std::uint32_t>(value);
-        if ((count += 6) >= 8) out += static_cast<char>(bits >> (count -= 8) & 0xFF);
-    }
-    return out;
 }
 
 // A Darts double-array trie from UTF-8 keys to offsets in a blob of NUL-terminated replacements.

@@ -7,7 +7,9 @@
 #include <regex>
 
 #include "formats.hpp"
+#include "graph_file.hpp"
 #include "onnxruntime_library.hpp"
+#include "regular_file.hpp"
 
 namespace kontext {
 namespace {
@@ -125,6 +127,7 @@ Ort::Session OnnxRuntimeBackend::created(const std::string& graph) {
     if (plugin) plugin->append(options);
     adjust(options);
     const fs::path& path = bundle.graphs.at(graph).path;
+    check_graph(read_regular(path, max_graph_bytes, "a graph"), path, graph, bundle.weight_names());
     if (plugin) return on_plugin(path, options);
     try {
         return Ort::Session(environment(), path.c_str(), options);

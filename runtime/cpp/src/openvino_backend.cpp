@@ -7,8 +7,10 @@
 #include <cstdlib>
 #include <sstream>
 
+#include "graph_file.hpp"
 #include "onnxruntime_library.hpp"
 #include "openvino_rewrite.hpp"
+#include "regular_file.hpp"
 
 namespace kontext {
 namespace {
@@ -158,6 +160,7 @@ ov::InferRequest& OpenVINOBackend::request(const std::string& graph, const Input
 
 ov::InferRequest OpenVINOBackend::compile(const std::string& graph, const Shapes& shapes) {
     const fs::path& path = bundle.graphs.at(graph).path;
+    check_graph(read_regular(path, max_graph_bytes, "a graph"), path, graph, bundle.weight_names());
     try {
         const std::shared_ptr<ov::Model> model = core.read_model(path.string());  // maps the weights
         rewrite(model);

@@ -80,6 +80,12 @@ struct Pipeline::State {
           opened(open_backend(bundle, options, low_memory)),
           backend(opened.backend.get()) {
         if (options.verify) bundle.verify();
+        for (const auto& [name, tokenizer] : {std::pair{"clip", &clip}, std::pair{"t5", &t5}}) {
+            const TokenizerEntry& entry = bundle.tokenizers.at(name);
+            if (tokenizer->special() >= entry.max_length)
+                throw Error(entry.path.string() + ": its " + std::to_string(tokenizer->special()) +
+                            " special tokens leave no room in prompts of " + std::to_string(entry.max_length));
+        }
     }
 
     // Runs a graph that the edit does not need again.

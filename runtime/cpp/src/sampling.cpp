@@ -98,6 +98,10 @@ Floats randn(std::uint64_t seed, std::size_t size) {
 Floats schedule(int steps, int target_tokens, const SamplerSettings& settings) {
     const double slope = (settings.max_shift - settings.base_shift) / (settings.max_tokens - settings.base_tokens);
     const double mu = target_tokens * slope + (settings.base_shift - slope * settings.base_tokens);
+    constexpr double largest_mu = 80;  // FLUX's is 1.15; above 88, e^mu is infinite in float32
+    if (std::fabs(mu) > largest_mu)
+        throw Error("the time shift for this size is " + std::to_string(mu) +
+                    ": the bundle's sampler is not made for it");
     const double last = 1.0 / steps;
     const double distance = steps > 1 ? (last - 1.0) / (steps - 1) : 0;
     Floats times;

@@ -1,13 +1,14 @@
 #include "tokenizer.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <map>
 
 #include <nlohmann/json.hpp>
 
 #include "fields.hpp"
 #include "kontext/kontext.hpp"
+#include "regular_file.hpp"
+#include "tokenizer_limits.hpp"
 #include "unicode.hpp"
 
 namespace kontext {
@@ -83,8 +84,8 @@ Model read_model(const Json& settings) {
 
 Tokenizer::Tokenizer(const std::filesystem::path& path) {
     try {
-        std::ifstream file(path, std::ios::binary);
-        const Json root = Json::parse(file);
+        const Json root = parse_json(read_regular(path, max_json_bytes, "a tokenizer"), path);
+        check_components(root.at("normalizer"), root.at("pre_tokenizer"));
         normalizer = read_normalizer(root.at("normalizer"));
         pre_tokenizer = read_pre_tokenizer(root.at("pre_tokenizer"));
         model = read_model(root.at("model"));
@@ -103,6 +104,10 @@ Tokenizer::Tokenizer(const std::filesystem::path& path) {
         }
     } catch (const Json::exception& error) {
         throw Error(path.string() + " is not a tokenizer: " + reason(error));
+    } catch (const Error& error) {
+        const std::string text = error.what();  // which may begin with the path, as a file's do
+        throw Error(text.find(path.string()) != std::string::npos ? text
+                                                                  : path.string() + " is not a tokenizer: " + text);
     } catch (const std::exception& error) {
         throw Error(path.string() + " is not a tokenizer: " + error.what());
     }
@@ -142,8 +147,7 @@ Ids Tokenizer::encode(std::string_view utf8, std::size_t max_length, std::size_t
     const auto plain = [&](const Section& section) { pre_tokenizer(section, piece); };
     part(raw, {unicode::decode(utf8), 1}, add,
          [&](const Section& section) { part(normalized, normalizer(section), add, plain); });
-    const std::size_t special = before.size() + after.size();
-    const std::size_t room = max_length > special ? max_length - special : 0;
+    const std::size_t room = max_length > special() ? max_length - special() : 0;
     lost = ids.size() > room ? ids.size() - room : 0;
     ids.resize(ids.size() - lost);
     ids.insert(ids.begin(), before.begin(), before.end());

@@ -51,6 +51,9 @@ public:
     // Throws Error if the file is not a tokenizer, or has unsupported components.
     explicit Tokenizer(const std::filesystem::path& path);
 
+    // The number of special tokens around a prompt.
+    std::size_t special() const { return before.size() + after.size(); }
+
     // The ids of a prompt with its special tokens, at most `max_length`; `lost` is the number of tokens cut off.
     Ids encode(std::string_view utf8, std::size_t max_length, std::size_t& lost) const;
 

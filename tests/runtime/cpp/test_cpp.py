@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -505,6 +506,29 @@ def damaged_graph(folder: Path) -> None:
     edited(files=files_of(folder))(folder)
 
 
+def irregular(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Makes something else of the manifest."""
+
+    def damage(folder: Path) -> None:
+        (folder / "manifest.json").unlink()
+        make(folder / "manifest.json")
+
+    return damage
+
+
+def endless_loop(folder: Path) -> None:
+    from onnx import helper, load, save
+
+    model = load(folder / "text_encoder.onnx", load_external_data=False)
+    model.graph.node.insert(
+        0, helper.make_node("Loop", ["", "go"], [], body=helper.make_graph([], "g", [], []))
+    )
+    save(model, folder / "text_encoder.onnx")
+    edited(files=files_of(folder))(folder)
+
+
+END = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+
 SIGMAS = {"time_shift": "constant", "shift": 2.5, "spacing": "uniform", "terminal": None}
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
@@ -520,24 +544,25 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (edited(graphs__transformer__file="../x.onnx"), "is not a path inside the bundle"),
     (edited(graphs__transformer__file="x.onnx"), "not among the bundle's files"),
     (edited(model__transformer__head_dim=-4), "head_dim must be a whole number"),
-    (edited(model__transformer__axes_dim=[2, 2]), "must be 3 positive whole numbers"),
+    (edited(model__transformer__axes_dim=[2, 2]), "must be 3 whole numbers from 2 to 4096"),
     (edited(model__transformer__in_channels=63), "2x2 latents of 16 channels make 64"),
     (edited(model__autoencoder__downscale=7), "must be a multiple of 14"),
-    (edited(sampler__preferred_sizes=[]), "must be a list of sizes"),
+    (edited(sampler__preferred_sizes=[]), "must be a list of at most 1000 sizes"),
     (edited(sampler__guidance="much"), "must be a number"),
     (edited(sampler__sigmas={}), "time_shift is missing"),
     (
         edited(sampler__sigmas=SIGMAS | {"spacing": "even"}),
         "must be one of uniform, karras, exponential, beta",
     ),
-    (edited(sampler__sigmas=SIGMAS | {"shift": -1}), "shift must be above 0"),
+    (edited(sampler__sigmas=SIGMAS | {"shift": -1}), "shift must be a number from 0 to 1000"),
+    (edited(sampler__sigmas=SIGMAS | {"shift": 0}), "shift must be above 0"),
     (edited(sampler__sigmas=SIGMAS | {"terminal": 1}), "terminal must be between 0 and 1"),
-    (edited(tokenizers__clip__max_length=0), "must be a whole number of at least 2"),
+    (edited(tokenizers__clip__max_length=0), "must be a whole number from 2 to 4096"),
     (lambda folder: (folder / "transformer.onnx").unlink(), "is missing"),
     (lambda folder: (folder / "transformer.onnx").write_bytes(b"x"), "the bundle is damaged"),
-    (damaged_graph, "cannot be loaded"),
+    (damaged_graph, "is not a graph of this format: it is damaged"),
     (tokenizer("clip", "{}"), "is not a tokenizer"),
-    (tokenizer("clip", "nonsense"), "is not a tokenizer"),
+    (tokenizer("clip", "nonsense"), "is not JSON"),
     (
         tokenizer("clip", lambda content: content["model"].update(type="WordPiece")),
         "does not support the model WordPiece",
@@ -557,6 +582,36 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
         ),
         "precompiled_charsmap is damaged",
     ),
+    (irregular(os.mkfifo), "manifest.json is not a regular file"),
+    (irregular(lambda path: path.symlink_to("/dev/zero")), "manifest.json is not a regular file"),
+    (irregular(lambda path: path.write_text("[" + "[]," * 1_000_000 + "[]]")), "more than 1000000 values"),
+    (edited(sampler__preferred_sizes=[[1 << 40, 1 << 40]]), "each must be 2 whole numbers from 1 to 4096"),
+    (edited(sampler__steps=10**9), "steps must be a whole number from 1 to 1000"),
+    (edited(model__autoencoder__downscale=1 << 30), "downscale must be a whole number from 1 to 256"),
+    (edited(tokenizers__t5__max_length=1 << 62), "max_length must be a whole number from 2 to 4096"),
+    (edited(tokenizers__t5__max_length=1 << 65), "max_length must be a whole number from 2 to 4096"),
+    (edited(tokenizers__t5__pad_id=1 << 70), "pad_id must be a whole number from 0 to"),
+    (
+        edited(sampler__max_shift=20, sampler__base_shift=-20, sampler__max_tokens=257),
+        "the time shift for this size",
+    ),
+    (
+        tokenizer(
+            "t5",
+            lambda content: content.update(
+                normalizer={
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 64}] * 5,
+                }
+            ),
+        ),
+        "could make a prompt 4096 times as long",
+    ),
+    (
+        tokenizer("t5", lambda content: content["post_processor"]["single"].extend([END] * 600)),
+        "special tokens leave no room",
+    ),
+    (endless_loop, "it has the operator 'Loop'"),
 ]
 
 

@@ -33,6 +33,7 @@ ANYONE = (
     "compute_capability",
     "installation",
     "regular_files",
+    "entry_points",
 )
 
 # Room → the rooms whose modules it may import, beside its own and `ANYONE`, inside functions too. The most specific
@@ -324,6 +325,9 @@ def test_console_scripts_exist() -> None:
         path = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
         names = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)}
         assert function in names, target
+    for module in SCRIPTS.values():
+        path = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        assert "main" in {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)}, module
 
 
 def test_every_requirement_of_the_tested_extras_is_pinned() -> None:
@@ -353,8 +357,10 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+MODULES_OF_COMMANDS: dict[str, str] = importlib.import_module("kontext.entry_points").MODULES
 SCRIPTS: dict[str, str] = {
-    name: target.partition(":")[0] for name, target in PROJECT["project"]["scripts"].items()
+    name: MODULES_OF_COMMANDS[target.partition(":")[2]]
+    for name, target in PROJECT["project"]["scripts"].items()
 }
 OTHER_PROGRAMS = {
     *("pip", "pytest", "git", "cd", "cp", "curl", "docker", "cmake"),

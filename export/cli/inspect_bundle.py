@@ -36,8 +36,8 @@ def describe_bundle(path: Path) -> Iterator[str]:
     yield f"  {weights} weights, computes in {compute}{attention}"
     for graph in bundle.graphs:
         yield f"    {graph}: {describe_formats(bundle, graph)}"
-    loras = group(manifest, "model").get("loras", ())
-    for lora in (lora for lora in loras if isinstance(lora, dict)):
+    loras = group(manifest, "model").get("loras")
+    for lora in (lora for lora in (loras if isinstance(loras, list) else ()) if isinstance(lora, dict)):
         yield f"  with the LoRA {clean(lora.get('file'))} at {clean(lora.get('weight'))}"
     if bundle.links:
         size = sum(link.size for link in bundle.links.values())

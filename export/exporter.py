@@ -1,7 +1,8 @@
 """Makes a bundle from a checkpoint, top to bottom: calibrate, lay out, write weights, graphs, kernels, tokenizers and
 manifest, publish.
 
-OUT.partial is filled file by file, then renamed to OUT. Its journal lists finished files, so a killed export resumes.
+OUT.partial is filled file by file, then renamed to OUT. Its journal lists finished files, so a killed export resumes;
+`bundle/output_folder.py` has the renames.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,8 @@ from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import Bundle
 from ..runtime.glibc_malloc import reused_memory
-from .bundle.journal import Journal
+from .bundle.folder_kind import BUNDLE
+from .bundle.journal import FinishedFile, Journal
 from .bundle.manifest import (
     build_manifest,
     graph_file,
@@ -37,7 +39,7 @@ from .bundle.manifest import (
     tokenizer_path,
     weights_file,
 )
-from .bundle.output_folder import BUNDLE, check_output, partial_folder, publish
+from .bundle.output_folder import check_free, locked_output, partial_folder, publish
 from .bundle.tokenizer_files import TokenizerFile, read_tokenizers
 from .calibration.calibrate import calibrate
 from .calibration.samples import Samples
@@ -122,53 +124,61 @@ def export(
         show_progress: draw progress bars on stderr.
 
     Raises:
-        KontextError: the checkpoint is damaged, `output` is in the way, the kernels do not support the model, or the
-            disk is full. The first three are raised before anything is written.
+        KontextError: the checkpoint is damaged, `output` is in the way, another process exports to it, the kernels do
+            not support the model, or the disk is full. All but the last are raised before anything is written.
     """
     begin = time.perf_counter()
     progress = Progress(show_progress)
-    output = output.resolve() if output.is_symlink() else output.absolute()
-    check_output(output, BUNDLE, force)
-    if kernels:
-        checkpoint_sizes(checkpoint, recipe)
-    tokenizers = read_tokenizers(checkpoint)
+    with locked_output(output, BUNDLE) as output:
+        check_free(output, BUNDLE, force)
+        if kernels:
+            checkpoint_sizes(checkpoint, recipe)
+        tokenizers = read_tokenizers(checkpoint)
+        if samples is not None and recipe.rules:
+            recipe = dataclasses.replace(recipe, calibration=samples.digest())
+        key = resume_key(checkpoint, recipe, link_weights, kernels)
+        published = Journal.of_published(output, key, BUNDLE)
+        if published is None:
+            check_free(output, BUNDLE, force)  # again: it was free if it were this export's
 
-    statistics = Statistics()
-    if samples is not None and recipe.rules:
-        recipe = dataclasses.replace(recipe, calibration=samples.digest())
-        statistics = calibrate(checkpoint, recipe, tokenizers, samples, progress)
-    calibrated = time.perf_counter()
-
-    layout = lay_out(checkpoint, recipe, statistics, link_weights)
-    partial = partial_folder(output)
-    with disk_errors(partial):
-        check_disk_space(partial, layout.size)
-        with Journal.open(partial, resume_key(checkpoint, recipe, link_weights, kernels)) as journal:
-            resumed = finished_files(journal, layout)
-            untraced = [name for name in layout.plans if graph_file(name) not in resumed]
-            # Weights first: they show whether the checkpoint is damaged, and tracing runs beside them.
-            with Tracers(untraced, checkpoint.config, recipe.compute) as tracers:
-                write_weight_files(journal, checkpoint, layout, resumed, progress)
-                written = time.perf_counter()
-                write_graphs(journal, checkpoint, recipe, layout, untraced, tracers, progress)
-                traced = time.perf_counter()
-            write_kernels(journal, checkpoint, recipe, kernels, progress)
-            write_tokenizers(journal, tokenizers)
-            write_manifest(journal, checkpoint, recipe, tokenizers, layout, plan, reference_method)
-        check_output(output, BUNDLE, force)  # again, while the journal can still resume
-        (partial / Journal.NAME).unlink()
-        publish(partial, output, BUNDLE, force)
+        statistics = Statistics()
+        if samples is not None and recipe.rules:
+            statistics = calibrate(checkpoint, recipe, tokenizers, samples, progress)
+        calibrated = time.perf_counter()
+        layout = lay_out(checkpoint, recipe, statistics, link_weights)
+        manifest_of = functools.partial(
+            build_manifest,
+            checkpoint,
+            recipe,
+            tokenizers,
+            calibration=layout.statistics.about,
+            plan=plan,
+            links=manifest_links(checkpoint, layout.locations),
+            reference_method=reference_method,
+        )
+        partial = partial_folder(output)
+        with disk_errors(partial):
+            if published is not None and is_manifest(output, manifest_of(files=published.files)):
+                written = Written(published.files, finished_files(published, layout), calibrated, calibrated)
+            else:
+                check_free(output, BUNDLE, force)
+                check_disk_space(partial, layout.size)
+                with Journal.open(partial, key, BUNDLE) as journal:
+                    written = write_files(
+                        journal, checkpoint, recipe, tokenizers, layout, kernels, manifest_of, progress
+                    )
+                publish(partial, output, BUNDLE, force)
 
     return Summary(
         output,
         checkpoint.config.name,
         checkpoint.parameters(),
         recipe,
-        sizes={name: entry["size"] for name, entry in journal.files.items()},
+        sizes={name: entry["size"] for name, entry in written.files.items()},
         seconds={
             "calibration": calibrated - begin,
-            "weights": written - calibrated,
-            "graphs": traced - written,
+            "weights": written.weights_at - calibrated,
+            "graphs": written.graphs_at - written.weights_at,
             "all": time.perf_counter() - begin,
         },
         loras=checkpoint.loras,
@@ -176,7 +186,7 @@ def export(
         linked=layout.linked_bytes(),
         linked_weights=sum(map(len, layout.links.values())),
         copied_weights=layout.copied,
-        resumed=resumed,
+        resumed=written.resumed,
         calibration=statistics,
         skipped_samples=() if samples is None else samples.skipped,
         steps=f"{checkpoint.config.sampler.steps} steps by default, from {checkpoint.steps_source}",
@@ -262,6 +272,43 @@ def resume_key(
     }
 
 
+@dataclass(frozen=True)
+class Written:
+    """A whole OUT.partial: its files but for the manifest, and when weights and graphs were finished
+    (`time.perf_counter`)."""
+
+    files: Mapping[str, FinishedFile]
+    resumed: Sequence[str]
+    """Of them, weights and graphs that an earlier run had written."""
+    weights_at: float
+    graphs_at: float
+
+
+def write_files(
+    journal: Journal,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    tokenizers: Mapping[str, TokenizerFile],
+    layout: Layout,
+    kernels: Sequence[int],
+    manifest_of: Callable[..., dict[str, object]],
+    progress: Progress,
+) -> Written:
+    """Writes what an earlier run has not. `manifest_of` makes the manifest of its `files`."""
+    resumed = finished_files(journal, layout)
+    untraced = [name for name in layout.plans if graph_file(name) not in resumed]
+    # Weights first: they show whether the checkpoint is damaged, and tracing runs beside them.
+    with Tracers(untraced, checkpoint.config, recipe.compute) as tracers:
+        write_weight_files(journal, checkpoint, layout, resumed, progress)
+        weights_at = time.perf_counter()
+        write_graphs(journal, checkpoint, recipe, layout, untraced, tracers, progress)
+        graphs_at = time.perf_counter()
+    write_kernels(journal, checkpoint, recipe, kernels, progress)
+    write_tokenizers(journal, tokenizers)
+    write_manifest(journal, manifest_of(files=journal.files))
+    return Written(journal.files, resumed, weights_at, graphs_at)
+
+
 def finished_files(journal: Journal, layout: Layout) -> list[str]:
     """Weights and graphs that an earlier run finished."""
     weights = {weights_file(name): plan.size for name, plan in layout.plans.items()}
@@ -331,29 +378,16 @@ def write_tokenizers(journal: Journal, tokenizers: Mapping[str, TokenizerFile]) 
         journal.add(tokenizer_path(name), tokenizer.text.encode())
 
 
-def write_manifest(
-    journal: Journal,
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    tokenizers: Mapping[str, TokenizerFile],
-    layout: Layout,
-    plan: Mapping[str, object] | None,
-    reference_method: str | None,
-) -> None:
+def write_manifest(journal: Journal, manifest: Mapping[str, object]) -> None:
     """Writes the manifest, the last file, and checks that the runtime would open the bundle."""
-    manifest = build_manifest(
-        checkpoint,
-        recipe,
-        tokenizers,
-        journal.files,
-        calibration=layout.statistics.about,
-        plan=plan,
-        links=manifest_links(checkpoint, layout.locations),
-        reference_method=reference_method,
-    )
     for folder in {journal.folder / parent for name in journal.files for parent in Path(name).parents}:
         fsync(folder)
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))
     bundle = Bundle.open(journal.folder)
     for graph in bundle.graphs:
         bundle.check_graph(graph)
+
+
+def is_manifest(folder: Path, manifest: Mapping[str, object]) -> bool:
+    """Whether `manifest` is the one of the bundle in `folder`."""
+    return (folder / MANIFEST_NAME).read_bytes() == manifest_bytes(manifest)

@@ -78,7 +78,7 @@ def add_kernels(folder: Path, architectures: Sequence[int], show_progress: bool 
     with locked(folder):
         bundle = Bundle.open(folder)
         sizes = bundle_sizes(bundle)
-        remove_unfinished(bundle, f"{FOLDER}/sm_*/*")
+        remove_unfinished(bundle)
         for arch in architectures:
             architecture = sm_name(arch)
             if has_kernels(bundle, arch, sizes):

@@ -81,6 +81,7 @@ MOST_LINES = 600
 
 CROSS_CUTTING = {
     "test_house": "the whole repository",
+    "export/bundle/test_kills": "what publishes, killed at its system calls, and two exports at once",
     "export/test_fp16_overflow": "fp16 where FLUX leaves its range, from checkpoint to picture",
     "export/test_max_sequence_length": "prompts of another length, from a checkpoint to latents",
     "install/test_cpp_providers": "the C++ runtime on ONNX Runtime's CUDA provider and plug-in providers",

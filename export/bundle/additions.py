@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
-from ...files import remove_temporaries, write_atomic
+from ...files import fsync, remove_temporaries, write_atomic
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import file_digest
+from .folder_kind import BUNDLE, files_in
+from .locks import locked_folder
 from .manifest import manifest_bytes
 
 
@@ -30,23 +30,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         KontextError: another one does, or the folder cannot be written.
     """
-    if not folder.is_dir():
-        raise KontextError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    descriptor = os.open(folder, os.O_RDONLY)
+    busy = f"another process is using {folder}: it adds engines or kernels to the bundle, or replaces it"
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise KontextError(
-                f"another build is running in {folder}: it adds engines or kernels to the bundle"
-            ) from None
-        yield
+        with locked_folder(folder, busy):
+            yield
     except OSError as fault:
         if fault.filename is None and fault.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise KontextError(f"cannot write {fault.filename or folder}: {fault.strerror}") from None
-    finally:
-        os.close(descriptor)
 
 
 def is_sound(bundle: Bundle, name: str) -> bool:
@@ -68,10 +59,11 @@ def record(
         bundle: to change, which is `locked`.
         change: changes the manifest's other entries in place, after its `files`.
         added: files that are in the folder, to be listed with their sizes and digests.
-        removed: files to be deleted, but for those in `added`.
+        removed: engines and kernels to be deleted, but for those in `added`; a manifest that gives these names to
+            other files does not get them deleted.
     """
     folder, added = bundle.folder, list(added)
-    gone = [name for name in removed if name not in added]
+    gone = [name for name in removed if name not in added and BUNDLE.unlisted.fullmatch(name)]
     manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     for name in gone:
         manifest["files"].pop(name, None)
@@ -79,15 +71,17 @@ def record(
         path = folder / name
         manifest["files"][name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
     change(manifest)
+    for inner in {path for name in added for path in (folder / name).parents if path.is_relative_to(folder)}:
+        fsync(inner)  # a power cut must not leave a manifest that lists what is not there
     write_atomic(folder / MANIFEST_NAME, manifest_bytes(manifest))
     for name in gone:
         (folder / name).unlink(missing_ok=True)
     return Bundle.open(folder)
 
 
-def remove_unfinished(bundle: Bundle, pattern: str) -> None:
-    """Removes what a killed build left: temporary files, and files of a glob pattern that are not in the manifest."""
+def remove_unfinished(bundle: Bundle) -> None:
+    """Removes what a killed build left: temporary files, engines and kernels that are not in the manifest."""
     remove_temporaries(bundle.folder)
-    for path in bundle.folder.glob(pattern):
-        if path.relative_to(bundle.folder).as_posix() not in bundle.files:
-            path.unlink()
+    for name in files_in(bundle.folder):
+        if name not in bundle.files and BUNDLE.unlisted.fullmatch(name):
+            (bundle.folder / name).unlink()

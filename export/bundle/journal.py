@@ -3,17 +3,16 @@ on disk."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import IO, ClassVar, TypedDict
+from typing import TypedDict
 
 from ...errors import KontextError
 from ...files import remove_temporaries, write_atomic
+from .folder_kind import JOURNAL, Kind, files_in, is_temporary
+from .output_folder import is_unsettled, remove_journal
 
 
 class FinishedFile(TypedDict):
@@ -24,55 +23,72 @@ class FinishedFile(TypedDict):
 
 
 class Journal:
-    """OUT.partial, locked for one export at a time. Every change is on disk before the method returns.
+    """The journal in `folder`, which is OUT.partial. Every change is on disk before the method returns.
 
     A context: a KontextError inside it discards OUT.partial, since the checkpoint or the flags have to change and
     nothing made so far would fit. After any other exception the same export resumes from what is finished.
+
+    Only one process may have it: `output_folder.locked_output`.
     """
 
-    NAME: ClassVar[str] = "export-journal.json"
-
-    def __init__(self, folder: Path, key: object, lock: IO[bytes]) -> None:
+    def __init__(self, folder: Path, key: object, kind: Kind) -> None:
         self.folder = folder
         self.key = key
+        self.kind = kind
         self.files: dict[str, FinishedFile] = {}
         self.progress: dict[str, int] = {}
-        self.lock = lock
 
     @classmethod
-    def open(cls, folder: Path, key: object) -> Journal:
+    def open(cls, folder: Path, key: object, kind: Kind) -> Journal:
         """Resumes the export in `folder` if it has the same `key`, else empties the folder.
 
         Raises:
-            KontextError: the folder is not an export's, or another export is writing it.
+            KontextError: the folder is not an export's, or holds other files too.
         """
-        journal_file = folder / cls.NAME
-        if folder.exists() and not journal_file.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise KontextError(f"{folder} is in the way and is not an unfinished export: move it away")
         folder.mkdir(exist_ok=True)
-        lock = journal_file.open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise KontextError(f"another export is writing {folder}") from None
-        journal = cls(folder, key, lock)
-        try:
-            saved = json.loads(journal_file.read_text(encoding="utf-8"))
-            if saved["key"] == key:
-                journal.files = {
-                    name: FinishedFile(size=int(entry["size"]), sha256=str(entry["sha256"]))
-                    for name, entry in saved["files"].items()
-                }
-                journal.progress = {name: int(count) for name, count in saved["progress"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass  # new, or torn: start over
+        if not (folder / JOURNAL).is_file() and not all(map(is_temporary, files_in(folder))):
+            raise KontextError(f"{folder} is in the way and is not an unfinished export: move it away")
+        for name in kind.strangers(folder):
+            raise KontextError(f"{folder / name} is not the unfinished {kind.name}'s: move it away")
+        journal = cls(folder, key, kind)
+        journal.load()
         if journal.files or journal.progress:
             remove_temporaries(folder)
         else:
             journal.clear()
         journal.save()
         return journal
+
+    @classmethod
+    def of_published(cls, output: Path, key: object, kind: Kind) -> Journal | None:
+        """The journal of an OUT whose export was killed between its renames and the end, which is made up for here.
+
+        None if there is no such OUT, or it was exported with another `key`.
+        """
+        if not is_unsettled(output, kind):
+            return None
+        journal = cls(output, key, kind)
+        same = journal.load()
+        remove_journal(output)
+        return journal if same else None
+
+    def load(self) -> bool:
+        """Takes over what the file says; False, and nothing, if it has another key or is torn."""
+        try:
+            saved = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
+            if saved["key"] != self.key:
+                return False
+            files = {
+                name: FinishedFile(size=int(entry["size"]), sha256=str(entry["sha256"]))
+                for name, entry in saved["files"].items()
+            }
+            progress = {name: int(count) for name, count in saved["progress"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        self.files, self.progress = files, progress
+        return True
 
     def __enter__(self) -> Journal:
         return self
@@ -82,29 +98,19 @@ class Journal:
     ) -> None:
         if isinstance(value, KontextError):
             self.discard()
-        self.lock.close()
 
     def clear(self) -> None:
         """Empties the folder but for the journal, which marks it as an export's."""
-        for path in self.folder.iterdir():
-            if path.name != self.NAME:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.kind.clear(self.folder, keep=(JOURNAL,))
 
     def discard(self) -> None:
         """Removes OUT.partial."""
         self.clear()
-        (self.folder / self.NAME).unlink()
-        self.folder.rmdir()
+        self.kind.remove(self.folder)
 
     def save(self) -> None:
-        # Rewritten in place, since the lock is on this very file; a torn journal only costs the work again.
-        data = json.dumps(
-            {"key": self.key, "files": self.files, "progress": self.progress}, sort_keys=True
-        ).encode()
-        self.lock.truncate(0)
-        self.lock.write(data)
-        self.lock.flush()
-        os.fsync(self.lock.fileno())
+        data = {"key": self.key, "files": self.files, "progress": self.progress}
+        write_atomic(self.folder / JOURNAL, json.dumps(data, sort_keys=True))
 
     def finished(self, file: str, size: int | None = None) -> bool:
         """Whether `file` is finished and still has its recorded size, which must be `size` unless that is None."""

@@ -114,7 +114,8 @@ def export_bundle(options: argparse.Namespace) -> bool:
     check_plan_flags(options)
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
     from ...model.checkpoint import Checkpoint
-    from ..bundle.output_folder import BUNDLE, check_output
+    from ..bundle.folder_kind import BUNDLE
+    from ..bundle.output_folder import check_output
     from ..exporter import export
     from .plan_text import render_plan
     from .summary import render_summary

@@ -131,7 +131,7 @@ def build_engines(folder: Path, options: EngineOptions, show_progress: bool = Fa
         for target in options.targets:
             check_bundle(bundle, target)
         read_engines(bundle)  # existing entries must be valid
-        remove_unfinished(bundle, f"{FOLDER}/sm*/*.engine")
+        remove_unfinished(bundle)
         other = Bundle.open(options.reuse) if options.reuse is not None else None
         missing = []
         for target in options.targets:

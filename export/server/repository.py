@@ -1,17 +1,19 @@
 """`kontext-export BUNDLE --triton REPO`: writes a bundle as a model repository of NVIDIA Triton Inference Server.
 
-REPO.partial is filled and renamed to REPO. Its `models/` is the server's model repository; a README, a Dockerfile, a
-compose file, a Kubernetes manifest and the front that checks requests are beside it.
+REPO.partial is filled and renamed to REPO, as bundles are. Its `models/` is the server's model repository; a README, a
+Dockerfile, a compose file, a Kubernetes manifest and the front that checks requests are beside it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 
@@ -23,7 +25,10 @@ from ...files import fsync, write_atomic
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import remedy
 from ...runtime.server import contract
-from ..bundle.output_folder import Kind, check_output, partial_folder, publish
+from ..bundle.folder_kind import BUNDLE_NAMES, GRAPH, JOURNAL, Kind, files_in, is_temporary, listed_in
+from ..bundle.journal import Journal
+from ..bundle.locks import locked_folder
+from ..bundle.output_folder import check_free, locked_output, partial_folder, publish
 from . import config, front
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -35,6 +40,9 @@ BACKENDS = ("python", "onnxruntime")
 """What runs the graphs: the runtime in the server's Python backend, or the server's ONNX Runtime backend."""
 
 WARMUP_PROMPT = "warm up"
+
+FOR_PEOPLE = ("README.md", "Dockerfile", "compose.yaml", "kubernetes.yaml")
+"""Files beside the models."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,16 @@ def write_repository(folder: Path, output: Path, settings: Settings, *, force: b
         `output`.
 
     Raises:
-        KontextError: `folder` is not a bundle or has links, or something else is at `output`.
+        KontextError: `folder` is not a bundle or has links, something else is at `output`, or another process changes
+            `folder` or writes `output`.
     """
-    bundle = Bundle.open(folder)
+    busy = f"another process is changing {folder}: try again later"
+    with locked_folder(folder, busy, shared=True), locked_output(output, REPOSITORY) as root:
+        return write_locked(Bundle.open(folder), root, settings, force)
+
+
+def write_locked(bundle: Bundle, output: Path, settings: Settings, force: bool) -> Path:
+    folder = bundle.folder
     if bundle.links:
         raise KontextError(
             f"{folder} takes weights from files outside it: export it without --link-weights to serve it"
@@ -69,18 +84,30 @@ def write_repository(folder: Path, output: Path, settings: Settings, *, force: b
         raise KontextError(f"{problem}: {remedy(name)}")
     if settings.filters is not None:
         check_filters(settings.filters)
-    check_output(output, REPOSITORY, force)
-    partial = partial_folder(output)
+    check_free(output, REPOSITORY, force)
+    partial, key = partial_folder(output), resume_key(bundle, settings)
     try:
-        remove_unfinished(partial)
-        partial.mkdir()
-        write_marker(partial)  # so that a killed export leaves a folder that is known to be one
-        write_files(partial, bundle, settings)
-        write_marker(partial)
+        if Journal.of_published(output, key, REPOSITORY) is not None:
+            return output
+        check_free(output, REPOSITORY, force)
+        with Journal.open(partial, key, REPOSITORY):
+            write_files(partial, bundle, settings)
+            write_marker(partial)
         publish(partial, output, REPOSITORY, force)
     except OSError as fault:
         raise KontextError(f"cannot write {fault.filename or partial}: {fault.strerror}") from None
     return output
+
+
+def resume_key(bundle: Bundle, settings: Settings) -> dict[str, object]:
+    """What two repositories agree in that are the same."""
+    filters = b"" if settings.filters is None else settings.filters.read_bytes()
+    return {
+        "bundle": str(bundle.folder.resolve()),
+        "manifest": hashlib.sha256((bundle.folder / MANIFEST_NAME).read_bytes()).hexdigest(),
+        "filters": hashlib.sha256(filters).hexdigest(),
+        **{name: value for name, value in asdict(settings).items() if name != "filters"},
+    }
 
 
 def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
@@ -110,7 +137,7 @@ def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
     values = {"name": bundle.name, "batch": batch, "unary": contract.UNARY, "stream": contract.STREAM}
     for path in sorted(TEMPLATES.glob("requirements*.txt")):
         write_text(root / path.name, template(path.name))
-    for name in ("README.md", "Dockerfile", "compose.yaml", "kubernetes.yaml"):
+    for name in FOR_PEOPLE:
         write_text(root / name, Template(template(name)).substitute(values))
     for name in front.FILES:
         write_text(root / "front" / name, Template(template(f"front/{name}")).substitute(values))
@@ -181,28 +208,22 @@ def check_filters(path: Path) -> None:
 
 def write_marker(root: Path) -> None:
     """Writes the list of the repository's files, by which it is recognized."""
-    files = [path.relative_to(root).as_posix() for path in REPOSITORY.everything(root)]
+    files = {name for name in files_in(root) if name != JOURNAL and not is_temporary(name)}
     text = json.dumps({"format": FORMAT, "files": sorted({*files, MARKER})}, indent=2) + "\n"
     write_atomic(root / MARKER, text)
 
 
-def listed_files(root: Path) -> set[str] | None:
-    """The files that the repository at `root` consists of; None if it is not one."""
-    try:
-        marker = json.loads((root / MARKER).read_text(encoding="utf-8"))
-        return set(marker["files"]) if marker["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-REPOSITORY = Kind("repository", "model repository of kontext-export", listed_files, ignored="__pycache__")
+REPOSITORY = Kind(
+    "repository",
+    "model repository of kontext-export",
+    MARKER,
+    lambda folder: listed_in(folder / MARKER, FORMAT),
+    names=re.compile(
+        rf"{'|'.join(map(re.escape, (MARKER, *FOR_PEOPLE)))}|requirements[\w-]*\.txt"
+        rf"|front/(?:{'|'.join(map(re.escape, (*front.FILES, 'contract.lua')))})"
+        rf"|models/kontext\w*/(?:config\.pbtxt|warmup/[A-Z_]+|1/(?:model\.py|filters\.py|model\.onnx|kontext/.+\.py"
+        rf"|weights/(?:{GRAPH})\.safetensors|bundle/(?:{BUNDLE_NAMES})))"
+    ),
+    unlisted=re.compile(r"models/kontext\w*/.*__pycache__/[^/]+\.pyc"),
+)
 """The server's Python writes `__pycache__` beside modules that it imports."""
-
-
-def remove_unfinished(partial: Path) -> None:
-    """Removes what a killed export left. Raises KontextError for anything else."""
-    if not os.path.lexists(partial):
-        return
-    if not partial.is_dir() or (any(partial.iterdir()) and listed_files(partial) is None):
-        raise KontextError(f"{partial} is in the way and is not an unfinished repository: move it away")
-    shutil.rmtree(partial)

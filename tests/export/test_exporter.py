@@ -22,6 +22,7 @@ pytest.importorskip("onnx")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from kontext.export import exporter  # noqa: E402
+from kontext.export.bundle.folder_kind import JOURNAL  # noqa: E402
 from kontext.export.bundle.journal import Journal  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
 from kontext.export.weights import write  # noqa: E402
@@ -231,8 +232,7 @@ def test_a_partial_folder_of_somebody_else(tiny_checkpoint: Path, tmp_path: Path
 
 
 def test_two_exports_at_once(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "out.partial").mkdir()
-    with (tmp_path / "out.partial" / Journal.NAME).open("wb") as lock:
+    with (tmp_path / "out.partial.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert export(tiny_checkpoint, "-o", tmp_path / "out") == 2
     assert "another export is writing" in error(capsys)
@@ -304,7 +304,7 @@ def test_a_torn_journal_begins_anew(
     with monkeypatch.context() as patch:
         stop_at(patch, "transformer", "img_in.weight", KeyboardInterrupt())
         assert export(tiny_checkpoint, "-o", tmp_path / "out") == 130
-    journal = tmp_path / "out.partial" / Journal.NAME
+    journal = tmp_path / "out.partial" / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-5])
     (tmp_path / "out.partial" / "weights" / "modulation.safetensors").write_bytes(b"torn")
     assert export(tiny_checkpoint, "-o", tmp_path / "out") == 0

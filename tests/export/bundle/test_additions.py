@@ -21,7 +21,7 @@ from kontext.export.bundle.additions import locked
 def test_a_full_disk_is_one_line(fault: OSError, message: str, tmp_path: Path) -> None:
     with pytest.raises(KontextError, match=message), locked(tmp_path):
         raise fault
-    with locked(tmp_path), pytest.raises(KontextError, match="another build is running in"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(KontextError, match="another process is using"), locked(tmp_path):
         pass
 
 

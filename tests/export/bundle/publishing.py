@@ -158,7 +158,7 @@ def small_exports() -> Iterator[None]:
         patch.setattr(exporter, "manifest_links", lambda *_: {})
         patch.setattr(exporter, "build_manifest", manifest)
         patch.setattr(exporter, "Tracers", lambda *_: contextlib.nullcontext())
-        patch.setattr(exporter, "Bundle", SimpleNamespace(open=lambda folder: None))
+        patch.setattr(exporter, "Bundle", SimpleNamespace(open=lambda folder: SimpleNamespace(graphs=())))
         yield
 
 

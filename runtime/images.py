@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import logging
 import os
 import stat
 import tempfile
@@ -28,6 +29,10 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 FORMATS = tuple(PLUGINS)
+
+logging.getLogger("PIL").addHandler(
+    logging.NullHandler()
+)  # else Python prints what Pillow logs of damaged files
 
 REDUCE_ABOVE = 24_000_000
 """Pixels of a JPEG picture from which on it is decoded smaller: it keeps 6 million or more, and the model's largest

@@ -51,12 +51,15 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     elif image.mode.startswith("I"):
         image = grey_of_integers(image)
     alpha = None
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert("RGB")
-    if image.mode in ("1", "P"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
+    try:
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+            alpha = image.getchannel("A")
+            image = image.convert("RGB")
+        if image.mode in ("1", "P"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
+    except ValueError as error:  # of a damaged palette
+        raise KontextError(f"the picture cannot be read: {error}") from None
     image = to_srgb(image, profile)
     if alpha is not None and alpha.getextrema() != (255, 255):
         warnings.warn("transparent parts of the picture become white", stacklevel=2)

@@ -19,8 +19,8 @@ from ...errors import KontextError
 from ..images import read_picture
 from ..rgb import upright_rgb
 
-MEMORY_BYTES = 4 << 30
-"""Address space of this process; a PNG file of 64 million pixels with transparency takes half of it."""
+MEMORY_BYTES = 2 << 30
+"""Address space of this process; a WebP file of 64 million pixels with transparency takes 1.3 GB."""
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:

@@ -17,6 +17,9 @@ from PIL import Image
 from kontext import files
 from kontext.errors import KontextError
 from kontext.runtime import images
+from kontext.runtime.rgb import upright_rgb
+
+from ..torture.mutated_pictures import mutated
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -169,3 +172,17 @@ def test_a_full_disk_leaves_the_older_picture(tmp_path: Path, monkeypatch: pytes
         images.save_picture(gradient(32, 32), path)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("first", range(0, 300, 100))
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_pictures_are_read_or_refused(first: int) -> None:
+    """The short form of tests/torture/test_pictures.py: no exception but KontextError."""
+    for seed in range(first, first + 100):
+        message = ""
+        try:
+            picture = upright_rgb(images.read_picture(io.BytesIO(mutated(seed)[1]), "it"))
+        except KontextError as error:
+            message = str(error)
+        assert "\n" not in message
+        assert message or picture.mode == "RGB"

@@ -130,13 +130,16 @@ def test_a_file_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
 def test_a_damaged_tiff_prints_nothing(tmp_path: Path, compression: str) -> None:
-    """libtiff would write lines of its own on stderr."""
+    """libtiff would write lines of its own on stderr, and Python what Pillow logs of 300 samples per pixel."""
     path = tmp_path / "bad.tif"
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     Image.fromarray(noise).save(path, compression=compression)
     data = bytearray(path.read_bytes())
     data[len(data) // 3 : len(data) // 3 + 40] = b"\xff" * 40
     path.write_bytes(data)
+    odd = tmp_path / "odd.tif"
+    entries = [(256, 4, 1, 8), (257, 4, 1, 8), (277, 3, 1, 300), (273, 4, 1, 8)]
+    odd.write_bytes(tiff(entries))
     code = (
         "import sys; from kontext.runtime.images import open_picture; from kontext.errors import KontextError\n"
         "try: open_picture(sys.argv[1])\nexcept KontextError: pass"

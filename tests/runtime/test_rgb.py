@@ -224,3 +224,11 @@ def test_large_pictures_are_refused_before_they_are_decoded(monkeypatch: pytest.
     opened = Image.open(file)
     with pytest.raises(KontextError, match="the picture has more than"):
         upright_rgb(opened)
+
+
+def test_a_palette_with_more_transparency_than_colours() -> None:
+    """Found by tests/torture: a PNG file's tRNS chunk of 300 bytes."""
+    picture = Image.new("P", (4, 4))
+    picture.info["transparency"] = bytes(300)
+    with pytest.raises(KontextError, match="the picture cannot be read: palette"):
+        upright_rgb(picture)

@@ -61,7 +61,10 @@ void run(Arguments& arguments) {
     const std::vector<fs::path> paths = output_paths(arguments.output, arguments.num_images);
     for (const fs::path& path : paths) kontext::check_writable(path);
     kontext::Edit edit{{}, arguments.prompt};
-    for (const fs::path& path : arguments.images) edit.references.push_back(kontext::read_picture(path));
+    const std::string& rule = arguments.edit.reference_size;  // in pixels, it has digits
+    const bool reduce = !arguments.edit.size && arguments.edit.reference_method != "stitch" &&
+                        rule.find_first_of("0123456789") == std::string::npos;
+    for (const fs::path& path : arguments.images) edit.references.push_back(kontext::read_picture(path, reduce));
     kontext::Pipeline pipeline(arguments.bundle, arguments.load);
     arguments.edit.warning = [](const std::string& text) { std::cerr << "warning: " << text << "\n"; };
     const std::string choice = pipeline.choice().empty() ? "" : "running with " + pipeline.choice() + "\n";

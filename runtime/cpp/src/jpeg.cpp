@@ -138,22 +138,54 @@ void to_rgb(Pixels& pixels, bool inverted) {
     pixels.channels = 3;
 }
 
+// The scans of a JPEG file's first picture, counted by its markers: each takes as long to decode as a whole picture.
+int scans_of(const std::string& file) {
+    const auto byte = [&](std::size_t at) { return static_cast<unsigned char>(file[at]); };
+    int scans = 0;
+    for (std::size_t at = 2; at + 1 < file.size();) {
+        const unsigned char marker = byte(at + 1);
+        if (byte(at) != 0xFF || marker == 0xFF) {
+            ++at;
+            continue;
+        }
+        at += 2;
+        if (marker == 0xD9) break;                                                         // the end
+        if (marker == 0 || marker == 1 || (marker >= 0xD0 && marker <= 0xD8)) continue;    // without a length
+        if (at + 2 > file.size()) break;
+        scans += marker == 0xDA;
+        at += static_cast<std::size_t>(byte(at) << 8 | byte(at + 1));
+    }
+    return scans;
+}
+
+// What the sides of a picture are divided by so that it has no more than reduce_above pixels: 1, 2, 4 or 8.
+unsigned divisor(std::uint64_t width, std::uint64_t height) {
+    unsigned result = 1;
+    while (result < 8 && width * height > result * result * reduce_above) result *= 2;
+    return result;
+}
+
 }  // namespace
 
-Pixels decode_jpeg(const std::string& file, const std::string& name) {
+Pixels decode_jpeg(const std::string& file, const std::string& name, bool reduce) {
+    if (const int scans = scans_of(file); scans > max_scans)
+        throw Error(name + " is a JPEG file of " + std::to_string(scans) + " scans; at most " +
+                    std::to_string(max_scans) + " are read: save it again");
     Reader reader;
     const auto check = [&](bool good) {
         if (!good) throw Error(name + " cannot be read as a picture: " + reader.text);
     };
     check(guarded_header(reader, file));
     const std::uint64_t width = reader.decoder.image_width, height = reader.decoder.image_height;
-    if (width * height > max_pixels) throw too_large(name);
+    check_pixels(width, height, name);
+    if (reduce) reader.decoder.scale_denom = divisor(width, height);  // scale_num is 1
     check(guarded_start(reader));
     Pixels pixels;
-    pixels.size = {static_cast<int>(width), static_cast<int>(height)};
+    pixels.size = {static_cast<int>(reader.decoder.output_width), static_cast<int>(reader.decoder.output_height)};
     pixels.channels = reader.decoder.output_components;
     pixels.orientation = orientation(reader);
-    pixels.data.resize(width * height * static_cast<std::size_t>(pixels.channels));
+    pixels.data.resize(std::size_t{reader.decoder.output_width} * reader.decoder.output_height *
+                       static_cast<std::size_t>(pixels.channels));
     check(guarded_rows(reader, pixels.data.data()));
     if (pixels.channels == 4) to_rgb(pixels, reader.decoder.saw_Adobe_marker != 0);
     return pixels;

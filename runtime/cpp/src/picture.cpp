@@ -28,6 +28,11 @@ std::string read_file(const std::filesystem::path& path) {
     std::error_code code;
     if (!std::filesystem::exists(path, code)) throw Error(path.string() + " does not exist");
     if (std::filesystem::is_directory(path, code)) throw Error(path.string() + " is a folder, not a picture");
+    if (!std::filesystem::is_regular_file(path, code))
+        throw Error(path.string() + " cannot be read as a picture: it is not a regular file");
+    if (std::filesystem::file_size(path, code) > max_bytes)
+        throw Error(path.string() + " has more than " + std::to_string(max_bytes >> 30) +
+                    " GiB: save it as JPEG or scale it down");
     std::ifstream file(path, std::ios::binary);
     if (!file) throw Error(path.string() + " cannot be read as a picture: " + std::strerror(errno));
     std::string data(12, '\0');
@@ -148,10 +153,11 @@ int exif_orientation(const unsigned char* data, std::size_t size) {
     return 1;
 }
 
-Picture read_picture(const std::filesystem::path& path) {
-    const std::string file = read_file(path);
-    const auto decode = begins(file, png_magic) ? decode_png : is_webp(file) ? decode_webp : decode_jpeg;
-    const Pixels pixels = decode(file, path.string());
+Picture read_picture(const std::filesystem::path& path, bool reduce) {
+    const std::string file = read_file(path), name = path.string();
+    const Pixels pixels = begins(file, png_magic) ? decode_png(file, name)
+                          : is_webp(file)         ? decode_webp(file, name)
+                                                  : decode_jpeg(file, name, reduce);
     return upright(flatten(pixels), pixels.orientation);
 }
 

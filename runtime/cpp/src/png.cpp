@@ -126,11 +126,11 @@ Pixels decode_png(const std::string& file, const std::string& name) {
     };
     Source source{file.data(), file.size()};
     png_set_read_fn(reader.png, &source, on_read);
-    png_set_user_limits(reader.png, 0x7FFFFFFF, 0x7FFFFFFF);  // the number of pixels is limited instead
+    png_set_user_limits(reader.png, 0x7FFFFFFF, 0x7FFFFFFF);  // check_pixels limits them instead
     check(guarded_header(reader));
     const std::uint64_t width = png_get_image_width(reader.png, reader.info);
     const std::uint64_t height = png_get_image_height(reader.png, reader.info);
-    if (width * height > max_pixels) throw too_large(name);
+    check_pixels(width, height, name);
     const bool deep_grey = png_get_color_type(reader.png, reader.info) == PNG_COLOR_TYPE_GRAY &&
                            png_get_bit_depth(reader.png, reader.info) == 16;
     check(guarded_transforms(reader));

@@ -21,7 +21,7 @@ void check_picture(const Picture& picture) {
     const auto [width, height] = picture.size;
     if (width < 1 || height < 1 || picture.rgb.size() != 3 * static_cast<std::uint64_t>(area(picture.size)))
         throw Error("a picture of " + text_of(picture.size) + " must have that many pixels of 3 bytes");
-    if (static_cast<std::uint64_t>(area(picture.size)) > max_pixels) throw too_large("the picture");
+    check_pixels(static_cast<std::uint64_t>(width), static_cast<std::uint64_t>(height), "the picture");
 }
 
 }  // namespace

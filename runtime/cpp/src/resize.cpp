@@ -97,6 +97,13 @@ Error too_large(const std::string& what) {
                  " million pixels: scale it down first");
 }
 
+void check_pixels(std::uint64_t width, std::uint64_t height, const std::string& what) {
+    if (width * height > max_pixels) throw too_large(what);
+    if (std::max(width, height) > max_side)
+        throw Error(what + " is " + std::to_string(width) + "x" + std::to_string(height) + ": sides of at most " +
+                    std::to_string(max_side) + " pixels are read");
+}
+
 Picture resize(const Picture& picture, Size size) {
     const int lost_width = picture.size.width - size.width, lost_height = picture.size.height - size.height;
     // The order of passes decides single steps of brightness. Pillow 13 shrinks the height first if that leaves clearly

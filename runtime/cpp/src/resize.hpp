@@ -9,6 +9,11 @@ namespace kontext {
 
 constexpr std::uint64_t max_pixels = 100'000'000;  // larger pictures are refused as decompression bombs
 
+constexpr std::uint64_t max_side = 32'768;  // of a picture
+
+// Throws Error for a picture of more than max_pixels or with a side above max_side.
+void check_pixels(std::uint64_t width, std::uint64_t height, const std::string& what);
+
 // "what has more than 100 million pixels …"
 Error too_large(const std::string& what);
 

@@ -35,7 +35,7 @@ Pixels decode_webp(const std::string& file, const std::string& name) {
     if (WebPGetFeatures(bytes, file.size(), &found) != VP8_STATUS_OK)
         throw Error(name + " cannot be read as a picture: its header is damaged");
     if (found.has_animation != 0) throw Error(name + " is an animation: save one of its pictures");
-    if (std::uint64_t(found.width) * std::uint64_t(found.height) > max_pixels) throw too_large(name);
+    check_pixels(std::uint64_t(found.width), std::uint64_t(found.height), name);
     Pixels pixels;
     pixels.size = {found.width, found.height};
     pixels.channels = found.has_alpha != 0 ? 4 : 3;

@@ -86,12 +86,24 @@ void rope(const Words& words) {
     raw(sin);
 }
 
-// FILE [WIDTH HEIGHT]
+// FILE [WIDTH HEIGHT]: large JPEG files are reduced
 void pixels(const Words& words) {
-    Picture picture = read_picture(words.at(0));
+    Picture picture = read_picture(words.at(0), true);
     if (words.size() > 1) picture = resize(picture, {std::stoi(words.at(1)), std::stoi(words.at(2))});
     std::cout << picture.size.width << ' ' << picture.size.height << '\n';
     raw(picture.rgb);
+}
+
+// Reads names of picture files from stdin, one a line; prints "WIDTH HEIGHT" or "error: …" of each.
+void pictures(const Words&) {
+    for (std::string file; std::getline(std::cin, file);) {
+        try {
+            const Picture picture = read_picture(file);
+            std::cout << picture.size.width << ' ' << picture.size.height << std::endl;
+        } catch (const Error& error) {
+            std::cout << "error: " << error.what() << std::endl;
+        }
+    }
 }
 
 // BUNDLE STEPS SEED [WIDTHxHEIGHT] METHOD PROMPT [FILE]…: the latents after the last step, in ONNX Runtime on the CPU
@@ -148,7 +160,7 @@ int main(int count, char** arguments) {
     const std::map<std::string, void (*)(const Words&)> commands = {
         {"ids", ids},       {"noise", noise},     {"times", times},   {"rope", rope},
         {"pixels", pixels}, {"latents", latents}, {"digest", digest}, {"placement", placement},
-        {"places", places}, {"canvas", canvas}};
+        {"places", places}, {"canvas", canvas}, {"pictures", pictures}};
     try {
         const Words words(arguments + 1, arguments + count);
         commands.at(words.at(0))({words.begin() + 1, words.end()});

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -316,7 +317,7 @@ def test_version(cpp: CppBuild) -> None:
         (["-i", "nowhere.png"], "nowhere.png does not exist"),
         (["-i", __file__], "is not a PNG, JPEG or WebP picture"),
         (["-i", "."], "is a folder"),
-        (["-i", "/dev/zero"], "is not a PNG, JPEG or WebP picture"),
+        (["-i", "/dev/zero"], "cannot be read as a picture: it is not a regular file"),
         (["-o", "/nowhere/out.png"], "/nowhere does not exist: make the folder first"),
         (["-o", "out.webp"], "cannot write pictures of type '.webp': use .png or .jpg"),
         (["-o", "."], "cannot write pictures of type"),
@@ -417,6 +418,26 @@ def png(width: int, height: int) -> bytes:
     )
 
 
+def scans(count: int) -> bytes:
+    """A JPEG file with that many scans."""
+    file = io.BytesIO()
+    drawing(40, 30).convert("RGB").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (count - 10) + data[-2:]
+
+
+def test_pictures_of_all_scans_and_of_many_pixels_are_those_of_python(cpp: CppBuild, tmp_path: Path) -> None:
+    """From 24 million pixels on both decode a half of the sides."""
+    (tmp_path / "scans.jpg").write_bytes(scans(64))
+    drawing(60, 45).convert("RGB").resize((6001, 4003)).save(tmp_path / "large.jpg", quality=90)
+    for name in ("scans.jpg", "large.jpg"):
+        ours = cpp_pixels(cpp, tmp_path / name)
+        expected = np.asarray(upright_rgb(open_picture(tmp_path / name)))
+        np.testing.assert_array_equal(ours, expected)
+    assert expected.shape == (2002, 3001, 3)
+
+
 def test_an_edit_under_the_sanitizers(
     sanitized: CppBuild, tiny_bundle: Path, picture: Path, tmp_path: Path
 ) -> None:
@@ -447,6 +468,8 @@ def test_damaged_pictures_under_the_sanitizers(
     Image.open(picture).convert("RGB").save(jpeg)
     cases = {
         "bomb.png": (png(60_000, 60_000), "has more than 100 million pixels"),
+        "line.png": (png(1, 100_000_000), "is 1x100000000: sides of at most 32768 pixels are read"),
+        "scans.jpg": (scans(64 + 1), "is a JPEG file of 65 scans; at most 64 are read: save it again"),
         "short.png": (png(100, 100), "cannot be read as a picture"),
         "cut.png": (picture.read_bytes()[:-400], "cannot be read as a picture"),
         "head.png": (picture.read_bytes()[:20], "cannot be read as a picture"),

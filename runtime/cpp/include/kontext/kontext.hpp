@@ -48,8 +48,10 @@ struct Picture {
 };
 
 // Reads a PNG, JPEG or (in builds with libwebp) WebP file as 8-bit RGB, rotated as its EXIF data says, transparency
-// over white.
-KONTEXT_API Picture read_picture(const std::filesystem::path& path);
+// over white. It may have 1 GiB, 100 million pixels, sides of 32,768 pixels and, as JPEG, 64 scans. With `reduce`, a JPEG
+// file of more than 24 million pixels is decoded at a half to an eighth of its sides: for edits whose references are
+// encoded at the model's preferred sizes, of about 1 million.
+KONTEXT_API Picture read_picture(const std::filesystem::path& path, bool reduce = false);
 
 // Writes a PNG or JPEG file, as its suffix says, which appears whole or not at all.
 KONTEXT_API void write_picture(const Picture& picture, const std::filesystem::path& path);

@@ -6,8 +6,6 @@ import contextlib
 import ctypes
 import io
 import logging
-import os
-import stat
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import KontextError
 from ..files import replacing
+from ..regular_files import open_regular
 from .picture_formats import PLUGINS, format_of, load_plugin, other_kind, spelled
 from .picture_limits import MAX_BYTES, MAX_PIXELS, check_directory, check_file, check_pixels, too_large
 
@@ -52,9 +51,7 @@ def open_picture(path: str | Path, *, reduce: bool = True) -> Image.Image:
     """
     name = str(path)
     try:
-        if not (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode)):
-            raise KontextError(f"{name} cannot be read as a picture: it is not a regular file")
-        with open(path, "rb") as file:
+        with open_regular(Path(path)) as file:
             return read_picture(file, name, reduce=reduce)
     except FileNotFoundError:
         raise KontextError(f"{name} does not exist") from None

@@ -114,9 +114,7 @@ def test_exif_data_that_multiply_themselves() -> None:
 def test_what_is_not_a_regular_file(tmp_path: Path) -> None:
     """A FIFO without a writer would be waited for for ever."""
     os.mkfifo(tmp_path / "fifo.png")
-    with pytest.raises(
-        KontextError, match=r"fifo\.png cannot be read as a picture: it is not a regular file"
-    ):
+    with pytest.raises(KontextError, match=r"fifo\.png is not a regular file"):
         open_picture(tmp_path / "fifo.png")
     with pytest.raises(KontextError, match="not a regular file"):
         open_picture("/dev/zero")

@@ -29,7 +29,7 @@ std::string read_file(const std::filesystem::path& path) {
     if (!std::filesystem::exists(path, code)) throw Error(path.string() + " does not exist");
     if (std::filesystem::is_directory(path, code)) throw Error(path.string() + " is a folder, not a picture");
     if (!std::filesystem::is_regular_file(path, code))
-        throw Error(path.string() + " cannot be read as a picture: it is not a regular file");
+        throw Error(path.string() + " is not a regular file");
     if (std::filesystem::file_size(path, code) > max_bytes)
         throw Error(path.string() + " has more than " + std::to_string(max_bytes >> 30) +
                     " GiB: save it as JPEG or scale it down");

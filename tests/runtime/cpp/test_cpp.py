@@ -317,7 +317,7 @@ def test_version(cpp: CppBuild) -> None:
         (["-i", "nowhere.png"], "nowhere.png does not exist"),
         (["-i", __file__], "is not a PNG, JPEG or WebP picture"),
         (["-i", "."], "is a folder"),
-        (["-i", "/dev/zero"], "cannot be read as a picture: it is not a regular file"),
+        (["-i", "/dev/zero"], "/dev/zero is not a regular file"),
         (["-o", "/nowhere/out.png"], "/nowhere does not exist: make the folder first"),
         (["-o", "out.webp"], "cannot write pictures of type '.webp': use .png or .jpg"),
         (["-o", "."], "cannot write pictures of type"),

@@ -90,7 +90,7 @@ def read_picture(
             warnings.simplefilter("ignore")  # of damaged tags that the pixels do not need
             image = Image.open(io.BytesIO(data), formats=[found])
             check_pixels(image, name, max_pixels)  # the header has the size; nothing is decoded yet
-            check_directory(image.info.get("exif", b""), name)
+            check_directory(image.info.get("exif") or b"", name)
             if reduce:
                 reduce_jpeg(image)
             image.load()

@@ -60,6 +60,15 @@ def test_heic_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     load_plugin.cache_clear()
 
 
+def test_heic_with_its_library() -> None:
+    """Its files say that they have no EXIF data by None."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    data = encoded("HEIF")
+    assert format_of(data) == "HEIF"
+    assert read_picture(io.BytesIO(data), "it").size == (16, 16)
+
+
 FOREIGN = {
     "a PostScript file (EPS)": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
     "a PDF file": b"%PDF-1.7\n",

@@ -6,7 +6,6 @@ Whole processes in turn (A B A B …): wall time, and the peak of resident memor
 from __future__ import annotations
 
 import argparse
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from ..child_process import code_command, module_command
 from ..decibels import psnr
 from ..runtime.images import open_picture
+from ..temporary_folder import temporary_folder
 from .flags import add_edit_flags, edit_settings
 from .inputs import output_size, picture_and_prompt
 from .machine import describe_machine, machine_line
@@ -66,7 +66,7 @@ def measure_coldstart(
         openvino: also run the bundle in OpenVINO.
     """
     chosen = output_size(bundle, size)
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder("coldstart") as name:
         folder = Path(name)
         settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": chosen}
         scene = picture_and_prompt(image, prompt, chosen)

@@ -6,7 +6,6 @@ All sides take turns in one process, and each kontext side's peak memory is that
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from ..decibels import psnr
 from ..errors import KontextError
 from ..runtime import OpenVINOOptions, Pipeline
 from ..runtime.backends.options import Compute
+from ..temporary_folder import temporary_folder
 from . import diffusers_peer
 from .flags import add_edit_flags, at_least, edit_settings
 from .inputs import output_size, picture_and_prompt
@@ -166,7 +166,7 @@ def peak_memory(
     """The peak of `kontext-edit` in bytes; None for diffusers."""
     if executor.backend == "diffusers":
         return None
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder("edit") as name:
         image, output = Path(name) / "in.png", Path(name) / "out.png"
         picture.save(image)
         width, height = settings["size"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..export.cli.source_flags import EMBEDDED
+from ..temporary_folder import temporary_folder
 from .flags import at_least, parse_names
 from .machine import describe_machine, machine_line
 from .process_cost import export_command, run_process, with_cache
@@ -52,7 +52,7 @@ def measure_exports(
         for precision in formats:
             costs, size = [], 0
             for _ in range(repeat):
-                with tempfile.TemporaryDirectory() as folder:
+                with temporary_folder("export") as folder:
                     bundle = Path(folder) / "bundle"
                     # The user's cache may hold graphs and calibrations of earlier exports.
                     command = with_cache(Path(folder) / "cache", export_command())

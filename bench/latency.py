@@ -6,7 +6,6 @@ The stages are the bundle's graphs; `step` is one run of the transformer, `edit`
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from ..decibels import psnr
 from ..runtime import Pipeline
 from ..runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
+from ..temporary_folder import temporary_folder
 from . import diffusers_peer
 from .coldstart import edit_commands
 from .flags import add_edit_flags, at_least, edit_settings
@@ -84,7 +84,7 @@ def measure_latency(
     sides = {name: partial(timed_edit, edit, timers[name]) for name, edit in edits.items()}
     with tqdm(total=len(sides) * (warmup + repeat), desc="edits", unit="edit", disable=not progress) as bar:
         runs = interleave(sides, repeat, warmup=warmup, done=bar.update)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("latency") as folder:
         commands = edit_commands(bundle, checkpoint, Path(folder), picture, words, device=device, **settings)
         peaks = [run_process(each).peak_bytes for each in commands.values()]
     result: dict[str, Any] = {

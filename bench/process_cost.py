@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..child_process import module_command
 from ..errors import KontextError
+from ..temporary_folder import temporary_folder
 
 # A child's ru_maxrss starts at what its parent held when it forked (Linux keeps the old address space's high-water mark
 # over exec). So a bare interpreter of about 10 MB stands between this process, which may hold torch, and the child.
@@ -42,7 +42,7 @@ def run_process(command: Sequence[str], *, environment: Mapping[str, str] | None
     Raises:
         KontextError: it failed; the message has its exit code and the last five lines of its output.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("process") as folder:
         record = Path(folder) / "cost.json"
         finished = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(record), *command],

@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..command import Parser, run_command
 from ..compute_capability import parse_capabilities, sm_name
 from ..errors import KontextError
 from ..installation import install_command
+from ..temporary_folder import temporary_folder
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -113,11 +113,11 @@ def tool(name: str) -> str:
 
 def inspect(compiled: Compiled) -> Resources:
     """Disassembles machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.cubin)
-        file.flush()
+    with temporary_folder("cubin") as folder:
+        file = folder / "kernel.cubin"
+        file.write_bytes(compiled.cubin)
         output = subprocess.run(
-            [tool("cuobjdump"), "-res-usage", "-sass", file.name], capture_output=True, text=True, check=True
+            [tool("cuobjdump"), "-res-usage", "-sass", str(file)], capture_output=True, text=True, check=True
         ).stdout
     usage = re.search(r"REG:(\d+)\s+STACK:(\d+)", output)
     if usage is None:
@@ -192,8 +192,8 @@ def run(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     architectures = parse_architectures(options.arch)
     failed = 0
-    with tempfile.TemporaryDirectory() as cache:  # an empty cache, so that everything is compiled now
-        os.environ["TRITON_CACHE_DIR"] = cache
+    with temporary_folder("triton") as cache:  # an empty cache, so that everything is compiled now
+        os.environ["TRITON_CACHE_DIR"] = str(cache)
         print(f"{'':8}{'kernel':36}{'registers':>10}{'spilled':>9}{'shared':>9}  tensor cores")
         for arch in architectures:
             for name, resources, found in compile_variants(arch, options.only):

@@ -32,6 +32,7 @@ ANYONE = (
     "decibels",
     "compute_capability",
     "installation",
+    "temporary_folder",
     "regular_files",
     "entry_points",
 )
@@ -280,6 +281,14 @@ def test_pictures_are_opened_in_one_place(path: Path) -> None:
 def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(tree(path)), f"{label(path)} has no module docstring"
     assert len(path.read_text().splitlines()) <= MOST_LINES, f"{label(path)} is too long to be read in one go"
+
+
+def test_temporary_folders_are_cleaned_up_after_kills() -> None:
+    """`tempfile` deletes what it makes only where the process ends by itself; a TemporaryFile has no name."""
+    for path in [*sources(*FOLDERS), *SHARED]:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tempfile":
+                assert node.attr in ("gettempdir", "TemporaryFile"), f"{label(path)} uses {ast.unparse(node)}"
 
 
 def test_packages_are_the_folders_on_disk() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ...model.config import TransformerConfig
 from ...runtime.backends.options import TorchOptions
 from ...runtime.bundle import Bundle
 from ...runtime.pipeline import Pipeline
+from ...temporary_folder import temporary_folder
 from ...tiny.edits import KINDS, Edit
 from ..edits import held_out
 from ..flags import at_least
@@ -88,7 +88,7 @@ def measure_approximations(
     if bundle is None:
         from ...export.cli.main import main as export
 
-        with tempfile.TemporaryDirectory(prefix="kontext-approximations-") as folder:
+        with temporary_folder("approximations") as folder:
             if export(["-o", f"{folder}/fp32", "--fp32", "--quiet"]) != 0:
                 raise KontextError("the embedded model could not be exported")
             return measure_approximations(

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ...errors import KontextError
+from ...temporary_folder import temporary_folder
 from ..flags import at_least
 from ..report import Table, finish
 from . import tables as fidelity_tables
@@ -59,7 +59,7 @@ def measure_methods(steps: int, count: int, seed: int, progress: bool) -> dict[s
     """Exports every variant into a temporary folder and compares it with the fp32 export."""
     from ...export.cli.main import main as export
 
-    with tempfile.TemporaryDirectory(prefix="kontext-methods-") as name:
+    with temporary_folder("methods") as name:
         folder = Path(name)
         wanted = {"fp32": ["--fp32"], **{key: flags for key, (_, flags) in VARIANTS.items()}}
         for key, flags in tqdm(wanted.items(), desc="exports", disable=not progress):

@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from ...errors import KontextError
 from ...installation import install_command
 from ...runtime.backends.onnxruntime_library import first_line
 from ...runtime.bundle import Bundle
+from ...temporary_folder import temporary_folder
 from . import bits_per_weight
 from .bits_per_weight import COUNTED, Layers
 from .peer_quantizers import (
@@ -153,7 +153,7 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
         KontextError: the library cannot quantize one of the layers.
     """
     peer = PEERS[name]
-    with tempfile.TemporaryDirectory(prefix="kontext-peer-") as temporary:
+    with temporary_folder("peer") as temporary:
         folder = Path(temporary) / name
         shutil.copytree(reference.folder, folder)
         copy = Bundle.open(folder)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ...child_process import module_command
 from ...errors import KontextError
 from ...model.config import KontextConfig
+from ...temporary_folder import temporary_folder
 from ..flags import parse_names
 from ..machine import describe_machine, machine_line
 from ..process_cost import export_command, run_process, with_cache
@@ -95,7 +96,7 @@ def measure_exports(
         "exports": {},
         "machine": describe_machine(),
     }
-    with tempfile.TemporaryDirectory(dir=folder, prefix="kontext-fullsize-") as temporary:
+    with temporary_folder("fullsize", folder) as temporary:
         checkpoint, bundle = Path(temporary) / synthetic.FULL.name, Path(temporary) / "bundle"
         with tqdm(total=size, desc="checkpoint", unit="B", unit_scale=True, disable=not progress) as bar:
             start = time.perf_counter()
@@ -130,7 +131,7 @@ def measure_export(checkpoint: Path, bundle: Path, name: str, progress: bool) ->
 
 def run_check(check: str, bundle: Path) -> dict[str, Any]:
     """The check's figures, its time and its peak memory; or under "fault" why it failed."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("check") as folder:
         output = Path(folder) / "result.json"
         words = module_command("kontext.bench.fullsize.checks", check, str(bundle))
         # If memory runs out, the kernel shall kill the check rather than anything else.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ...child_process import module_command
 from ...errors import KontextError
 from ...runtime.bundle import Bundle
 from ...runtime.units import gigabytes
+from ...temporary_folder import temporary_folder
 from ..flags import parse_names
 from ..machine import describe_machine, machine_line
 from ..openvino_sides import OPENVINO
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def measure(bundle: Bundle, backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("edit") as folder:
         record = str(Path(folder) / "steps.npz")
         words = [backend, arguments.size, str(arguments.steps), record]
         measured = run_child(["edit", str(bundle.folder), *words])
@@ -85,7 +85,7 @@ def measure(bundle: Bundle, backend: str, arguments: argparse.Namespace) -> dict
 
 def run_child(words: Sequence[str]) -> dict[str, Any]:
     """The JSON that `edit_child` prints, and the process's peak memory, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("edit") as folder:
         output = Path(folder) / "result.json"
         command = module_command("kontext.bench.fullsize.edit_child", *words)
         cost = run_process(["sh", "-c", f'exec "$@" > "{output}"', "sh", *command])

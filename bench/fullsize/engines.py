@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ from ...runtime.bundle import (
     TransformerEntry,
 )
 from ...runtime.sampler_entry import SamplerEntry
+from ...temporary_folder import temporary_folder
 from ..flags import parse_names
 from ..machine import describe_machine, machine_line
 from ..report import Table, finish, write_json
@@ -142,7 +142,7 @@ def measure_build(
 ) -> dict[str, Any]:
     """Builds one engine; returns its cost, or under "fault" why the build failed."""
     entry: dict[str, Any] = {"graph": network, "precision": formats, "target": target}
-    with tempfile.TemporaryDirectory(prefix="kontext-engines-") as temporary:
+    with temporary_folder("engines") as temporary:
         folder = Path(temporary)
         start = time.perf_counter()
         write_graph(folder, config, network, formats)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from ...model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Conf
 from ...quant.gpus import find_target
 from ...quant.memory import Workload, demands, executor_of, resident_bytes
 from ...runtime.bundle import Bundle
+from ...temporary_folder import temporary_folder
 from ..flags import parse_names
 from ..fullsize import synthetic
 from ..machine import describe_machine, machine_line
@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     names = parse_names(arguments.bundles, "--bundles", tuple(VARIANTS))
-    with tempfile.TemporaryDirectory(prefix="kontext-memory-") as temporary:
+    with temporary_folder("memory") as temporary:
         result = measure_memory(arguments.folder or Path(temporary), names, sys.stderr.isatty())
     finish(result, tables(result), footer(result), arguments.json)
 
@@ -107,7 +107,7 @@ def measure_memory(folder: Path, variants: list[str], progress: bool) -> dict[st
 
 def measure_edit(bundle: Path) -> dict[str, int]:
     """Network → peak of resident memory in bytes, measured in a process of its own."""
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder("memory") as temporary:
         output = Path(temporary) / "peaks.json"
         command = module_command("kontext.bench.memory.child", str(bundle))
         command += [f"{SIDE}x{SIDE}", str(STEPS)]

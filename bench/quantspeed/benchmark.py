@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from ...export.calibration.samples import MIN_SAMPLES
 from ...model.config import KontextConfig, TransformerConfig
 from ...quant.formats import FORMATS
 from ...runtime.bundle import Bundle
+from ...temporary_folder import temporary_folder
 from ...tiny.architecture import TINY
 from ..fidelity import bits_per_weight
 from ..flags import at_least, parse_names
@@ -118,7 +118,7 @@ def measure_steps(
     if folder is not None and not folder.is_dir():
         raise KontextError(f"--folder {folder} is not a folder")
     config = config_of(hidden)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="kontext-quantspeed-") as temporary:
+    with temporary_folder("quantspeed", folder) as temporary:
         root = Path(temporary)
         checkpoint = root / "checkpoint"
         synthetic.check_disk_space(root, 5 * synthetic.checkpoint_bytes(config))
@@ -199,7 +199,7 @@ def snr(found: Array, expected: Array) -> float:
 
 def step_memory(side: str, folder: Path, tokens: int) -> dict[str, int]:
     """Memory of a new process that runs two steps: resident after them, and the peak, loading included."""
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder("memory") as name:
         record = Path(name) / "memory.json"
         words = module_command("kontext.bench.quantspeed.step", side, str(folder))
         cost = run_process([*words, "--tokens", str(tokens), "--record", str(record)])

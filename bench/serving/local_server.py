@@ -9,12 +9,10 @@ import argparse
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +23,7 @@ from types import TracebackType
 from ...errors import KontextError
 from ...runtime.server import supervisor
 from ...runtime.server_client import Client, connect
+from ...temporary_folder import temporary_folder
 from .environment import ENVIRONMENT, is_ready, make_environment, packages
 
 START_SECONDS = 120
@@ -104,7 +103,8 @@ class LocalServer:
         self.models = models.resolve()
         self.environment = environment
         self.backends = (backends or environment / "backends").resolve()
-        self.scratch = Path(tempfile.mkdtemp(prefix="kontext-server-"))
+        self.stack = contextlib.ExitStack()
+        self.scratch = self.stack.enter_context(temporary_folder("server"))
         self.log = self.scratch / "log" if log is None else log.absolute()
         self.http = self.grpc = self.metrics = self.health = ""
         self.process: subprocess.Popen[bytes] | None = None
@@ -183,7 +183,7 @@ class LocalServer:
             self.process = None
         for left in Path("/dev/shm").glob(f"{self.scratch.name}*"):
             left.unlink(missing_ok=True)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.stack.close()
 
 
 @contextlib.contextmanager
@@ -200,7 +200,7 @@ def connected(server: str) -> Iterator[tuple[Client, bool]]:
 
     if not is_ready():
         raise KontextError("no server is installed here: run `make server`, or give the URL of one")
-    with tempfile.TemporaryDirectory(dir=ENVIRONMENT) as folder:  # likely the bundle's disk: files are linked
+    with temporary_folder("repository", ENVIRONMENT) as folder:  # likely the bundle's disk: files are linked
         repository = write_repository(Path(server), Path(folder) / "repository", Settings())
         with LocalServer(repository / "models") as running:
             yield connect(running.http), True

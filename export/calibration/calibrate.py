@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ...quant.statistics import Statistics
 from ...runtime.bundle import Bundle
 from ...runtime.cache import cache_folder, is_cached
 from ...runtime.pipeline import Pipeline
+from ...temporary_folder import temporary_folder
 from ..bundle.manifest import build_manifest
 from ..bundle.tokenizer_files import TokenizerFile
 from ..graph.interface import linear_weights
@@ -114,7 +114,7 @@ def outline_bundle(
     checkpoint: Checkpoint, recipe: Recipe, tokenizers: Mapping[str, TokenizerFile]
 ) -> Iterator[Bundle]:
     """The parts of the bundle to be exported that a pipeline needs beside a backend: constants and tokenizers."""
-    with tempfile.TemporaryDirectory(prefix="kontext-calibration-") as name:
+    with temporary_folder("calibration") as name:
         folder = Path(name)
         (folder / "tokenizers").mkdir()
         for key, tokenizer in tokenizers.items():

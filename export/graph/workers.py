@@ -5,12 +5,12 @@ Not in threads: tracing is Python code, and changes PyTorch's defaults for the w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from ...child_process import module_command
 from ...model.config import CONFIG_CLASSES, KontextConfig, config_from_json
+from ...temporary_folder import temporary_folder
 from .cache import cache_graph, find_graph
 from .trace import trace_network
 
@@ -46,9 +47,10 @@ class Tracers:
         shares = [name for name in new if name == LONGEST], [name for name in new if name != LONGEST]
         self.shares = [share for share in shares if share]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> Tracers:
-        self.folder = tempfile.TemporaryDirectory(prefix="kontext-graphs-")
+        self.folder = self.stack.enter_context(temporary_folder("graphs"))
         for share in self.shares:
             self.processes.update(dict.fromkeys(share, self.start(share)))
         return self
@@ -59,11 +61,11 @@ class Tracers:
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
-        self.folder.cleanup()
+        self.stack.close()
 
     def start(self, networks: list[str]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            module_command(__spec__.name, self.folder.name),
+            module_command(__spec__.name, str(self.folder)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C goes to the exporter alone, which ends this process
@@ -87,7 +89,7 @@ class Tracers:
         cached = self.cached[network]
         if cached is not None:
             return unpack_graph(cached)
-        path, process = Path(self.folder.name) / f"{network}.onnx", self.processes[network]
+        path, process = self.folder / f"{network}.onnx", self.processes[network]
         assert process.stdout is not None
         while not path.exists():
             if not process.stdout.readline() and not path.exists():

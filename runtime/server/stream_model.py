@@ -54,13 +54,13 @@ class StreamModel:
         self.largest = int(config["max_batch_size"])
         self.limits = contract.Limits.from_parameters(parameters)
         self.metrics = Metrics(self.name)
-        self.decoders = Decoders(seconds=self.limits.max_decode_seconds)
         self.readers = ThreadPoolExecutor(MOST_WAITING)
         self.room = threading.BoundedSemaphore(MOST_WAITING)
         self.later = ThreadPoolExecutor(1)
         self.lock = threading.Lock()
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         try:
+            self.decoders = Decoders(seconds=self.limits.max_decode_seconds)
             self.pipe = load_pipeline(folder, parameters, args, input_filter, output_filter)
         except KontextError as error:
             raise pb_utils.TritonModelException(str(error)) from None
@@ -113,7 +113,7 @@ class Full(KontextError):
     """The server has no room for another request."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Waiting:
     """A request, and its pictures as they will be."""
 

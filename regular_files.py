@@ -23,6 +23,9 @@ MAX_JSON_BYTES = 32 << 20
 MAX_JSON_VALUES = 1_000_000
 """In any file. A tokenizer of 250,000 pieces has 750,000; each takes 60 to 100 bytes once it is read."""
 
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""Half of a character outside the first 65,536. JSON can write one alone; no file can be named or printed with it."""
+
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 OPENED = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -73,7 +76,7 @@ def read_regular(path: Path, most: int, kind: str) -> bytes:
 
 
 def parse_json(data: str | bytes, **options: Any) -> Any:
-    """The value of JSON of at most `MAX_JSON_VALUES` values, counted before any is built.
+    """The value of JSON of at most `MAX_JSON_VALUES` values, counted before any is built. Strings are Unicode text.
 
     Args:
         data: the text; bytes are UTF-8.
@@ -86,7 +89,12 @@ def parse_json(data: str | bytes, **options: Any) -> Any:
     if separators(text) >= MAX_JSON_VALUES and separators(STRING.sub(b"", text)) >= MAX_JSON_VALUES:
         raise ValueError(f"it has more than {MAX_JSON_VALUES:,} values")
     try:
-        return json.loads(data if isinstance(data, str) else data.decode("utf-8"), **options)
+        value = json.loads(data if isinstance(data, str) else data.decode("utf-8"), **options)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise ValueError("a string in it is not valid Unicode text") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

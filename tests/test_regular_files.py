@@ -84,6 +84,13 @@ def test_separators_inside_strings_do_not_count() -> None:
     assert parse_json(text)["b"] == [1, 2]
 
 
+def test_characters_of_two_halves_are_read_and_halves_are_not() -> None:
+    assert parse_json(b'["\\ud83d\\ude42", "\\\\ud800"]') == ["\N{SLIGHTLY SMILING FACE}", "\\ud800"]
+    for text in (b'["\\ud83d"]', b'{"\\uDE42": 1}', '["\ud800"]'):
+        with pytest.raises(ValueError, match="not valid Unicode"):
+            parse_json(text)
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": 1' + b"0" * 5000 + b"}"])
 def test_what_is_no_json_says_why_in_one_line(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "file").write_bytes(text)

@@ -66,7 +66,7 @@ def place_graph(bundle: Bundle, graph: str) -> dict[str, Any]:
     import onnxruntime
 
     graphs = {name: entry.path for name, entry in bundle.graphs.items()}
-    backend = OnnxRuntimeBackend(graphs, "cuda", files=bundle.linked_files)
+    backend = OnnxRuntimeBackend(graphs, "cuda", read=bundle.graph_bytes, files=bundle.linked_files)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = WARNINGS
     options.add_session_config_entry(*RECORD)

@@ -28,7 +28,9 @@ from ..model.lora.read import LoraFile
 from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import Bundle
+from ..runtime.digest import digest_of
 from ..runtime.glibc_malloc import reused_memory
+from ..runtime.links import remember_own
 from .bundle.folder_kind import BUNDLE
 from .bundle.journal import FinishedFile, Journal
 from .bundle.manifest import (
@@ -94,6 +96,8 @@ class Summary:
     """Calibration pictures that could not be used, and why."""
     steps: str = ""
     """The bundle's default steps and where they come from."""
+    digest: str = ""
+    """What pins the bundle, as `kontext-export digest` prints it."""
 
 
 def export(
@@ -153,7 +157,7 @@ def export(
             tokenizers,
             calibration=layout.statistics.about,
             plan=plan,
-            links=manifest_links(checkpoint, layout.locations),
+            links=linked_files(checkpoint, layout, progress),
             reference_method=reference_method,
         )
         partial = partial_folder(output)
@@ -190,6 +194,7 @@ def export(
         calibration=statistics,
         skipped_samples=() if samples is None else samples.skipped,
         steps=f"{checkpoint.config.sampler.steps} steps by default, from {checkpoint.steps_source}",
+        digest=digest_of(manifest_bytes(manifest_of(files=written.files))),
     )
 
 
@@ -378,6 +383,13 @@ def write_tokenizers(journal: Journal, tokenizers: Mapping[str, TokenizerFile]) 
         journal.add(tokenizer_path(name), tokenizer.text.encode())
 
 
+def linked_files(checkpoint: Checkpoint, layout: Layout, progress: Progress) -> dict[str, dict[str, object]]:
+    """The manifest's entries for the user's files that graphs take weights from, which are read whole."""
+    size = sum(path.stat().st_size for path in layout.locations)
+    with progress.bytes("digests of linked weights", size) as advance:
+        return manifest_links(checkpoint, layout.locations, advance)
+
+
 def write_manifest(journal: Journal, manifest: Mapping[str, object]) -> None:
     """Writes the manifest, the last file, and checks that the runtime would open the bundle."""
     for folder in {journal.folder / parent for name in journal.files for parent in Path(name).parents}:
@@ -385,7 +397,9 @@ def write_manifest(journal: Journal, manifest: Mapping[str, object]) -> None:
     write_atomic(journal.folder / MANIFEST_NAME, manifest_bytes(manifest))
     bundle = Bundle.open(journal.folder)
     for graph in bundle.graphs:
-        bundle.check_graph(graph)
+        bundle.graph_bytes(graph)
+    if bundle.links:
+        remember_own(bundle.digest)
 
 
 def is_manifest(folder: Path, manifest: Mapping[str, object]) -> bool:

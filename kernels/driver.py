@@ -1,14 +1,15 @@
 """Launches a bundle's compiled kernels through CUDA's driver API, without Triton.
 
-`register(folder)` reads kernels.json; then `Launch.run` finds its kernel by `Launch.key`. Kernels run in PyTorch's CUDA
-context, on its current stream.
+`register(folder, read)` reads kernels.json; then `Launch.run` finds its kernel by `Launch.key`. Kernels run in
+PyTorch's CUDA context, on its current stream. `read` compares what it returns with the bundle's manifest: this is
+machine code.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,18 @@ class Driver:
 class CompiledKernel:
     """A kernel of kernels.json; its cubin is loaded at the first launch."""
 
-    def __init__(self, entry: Mapping[str, Any], folder: Path, driver: Driver) -> None:
+    def __init__(
+        self, entry: Mapping[str, Any], folder: Path, read: Callable[[Path], bytes], driver: Driver
+    ) -> None:
         self.entry = entry
         self.folder = folder
+        self.read = read
         self.driver = driver
         self.function: ctypes.c_void_p | None = None
 
     def __call__(self, launch: Launch) -> None:
         if self.function is None:
-            image = (self.folder / self.entry["file"]).read_bytes()
+            image = self.read(self.folder / self.entry["file"])
             self.function = self.driver.load(image, self.entry["symbol"], self.entry["shared"])
         values = [packed(launch.arguments[name], kind) for name, kind in self.entry["arguments"]]
         values += [ctypes.c_void_p(None)] * self.entry["nulls"]
@@ -106,15 +110,20 @@ def packed(value: Any, kind: str) -> Any:
     return ctypes.c_float(value) if kind == "fp32" else INTEGERS[kind](value)
 
 
-def register(folder: Path, driver: Driver | None = None) -> int:
+def register(folder: Path, read: Callable[[Path], bytes], driver: Driver | None = None) -> int:
     """Registers the compiled kernels in `folder` for `Launch.run`; returns how many.
 
+    Args:
+        folder: of kernels.json and its cubins.
+        read: the checked bytes of a file, `Bundle.content` those of a bundle's; cubins are read at their first launch.
+        driver: None: this machine's.
+
     Raises:
-        KontextError: the index is damaged or has another format.
+        KontextError: the index is damaged or has another format, or `read` refuses it.
     """
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(read(path).decode("utf-8"))
         if index["format"] != FORMAT:
             raise KontextError(
                 f"{path} has format {index['format']}, only {FORMAT} can be read: export the bundle again"
@@ -124,7 +133,7 @@ def register(folder: Path, driver: Driver | None = None) -> int:
         raise KontextError(f"{path} is not an index of compiled kernels: {error}") from None
     driver = driver or Driver()
     for entry in entries:
-        COMPILED[entry["key"]] = CompiledKernel(entry, folder, driver)
+        COMPILED[entry["key"]] = CompiledKernel(entry, folder, read, driver)
     return len(entries)
 
 

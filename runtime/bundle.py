@@ -1,7 +1,8 @@
 """The bundle's manifest as dataclasses, and a reader that trusts nothing in it.
 
-`Bundle.open(folder)` checks version, fields, paths and sizes; `verify()` also checks every file's SHA-256. Nothing in
-a bundle is unpickled or executed. Engines and kernels can be compiled again: a damaged one is an error when it is
+`Bundle.open(folder)` checks version, fields, paths and sizes, and the digest if one is required. `content` reads what
+is executed (graphs, kernels) and compares its SHA-256 each time; `verify()` does that for every file, weights too.
+Nothing in a bundle is unpickled. Engines and kernels can be compiled again: a damaged one is an error when it is
 wanted.
 """
 
@@ -15,12 +16,27 @@ from typing import Any
 from ..bundle_folder import FORMAT, MANIFEST_NAME, manifest_bytes
 from ..errors import KontextError
 from ..regular_files import parse_json, read_regular
-from .bundle_files import FileEntry, LinkEntry, file_digest, listed, read_files, read_links, remedy
+from .bundle_files import (
+    REBUILT,
+    FileEntry,
+    check_sha256,
+    file_digest,
+    listed,
+    read_files,
+    remedy,
+    unlisted_files,
+)
+from .digest import check_digest, digest_of
 from .fields import Fields
 from .graph_file import MAX_GRAPH_BYTES, RANKS, check_graph
+from .links import LinkEntry, check_links, read_links, refuse_foreign, verify_links
 from .sampler_entry import SamplerEntry, read_sampler
 
 FORMAT_VERSION = 1
+
+MAX_CODE_BYTES = 1 << 30
+"""Of a kernel. Engines may be larger, and are mapped."""
+
 OUTPUTS = {graph: tuple(ranks) for graph, ranks in RANKS.items()}
 """Graph → its outputs in order, as in docs/bundle.md."""
 
@@ -84,24 +100,41 @@ class Bundle:
     """The manifest as read, for what has no field here."""
     damaged: Mapping[str, str] = field(default_factory=dict)
     """File of `REBUILT` folders → what is wrong with it; whoever wants to use it, and `verify`, raise that."""
+    digest: str = ""
+    """What pins the bundle, as `digest_of` gives it."""
+    allow_links: bool = False
+    """Links hold although this user has not exported the bundle."""
 
     @classmethod
-    def open(cls, folder: str | Path) -> Bundle:
-        """Reads and checks the bundle in `folder`. Raises KontextError that says what is wrong and where."""
+    def open(cls, folder: str | Path, *, digest: str | None = None, allow_links: bool = False) -> Bundle:
+        """Reads and checks the bundle in `folder`.
+
+        Args:
+            folder: of the bundle.
+            digest: refuse a bundle with another one. Its files are then those of the manifest only after `verify`.
+            allow_links: take weights from the files that it names outside the folder, although this user has not
+                exported it.
+
+        Raises:
+            KontextError: says what is wrong and where.
+        """
         folder = Path(folder)
-        root = Fields(read_manifest(folder), f"{folder / MANIFEST_NAME}: ")
+        text = read_manifest(folder)
+        found = digest_of(text)
+        if digest is not None:
+            check_digest(digest, found, folder)
+        root = Fields(parse_manifest(text, folder), f"{folder / MANIFEST_NAME}: ")
         check_format(root, folder)
         files, damaged = read_files(root, folder)
         sound = {name: entry for name, entry in files.items() if name not in damaged}
-        return replace(cls.read(folder, root, sound, GRAPHS), files=files, damaged=damaged)
+        bundle = cls.read(folder, root, sound, GRAPHS)
+        return replace(bundle, files=files, damaged=damaged, digest=found, allow_links=allow_links)
 
     @classmethod
     def outline(cls, folder: Path, manifest: dict[str, Any]) -> Bundle:
         """A bundle with constants and tokenizers but no graphs, for a pipeline with other networks."""
-        files = {
-            entry["file"]: FileEntry((folder / entry["file"]).stat().st_size, "")
-            for entry in manifest["tokenizers"].values()
-        }
+        paths = {entry["file"]: folder / entry["file"] for entry in manifest["tokenizers"].values()}
+        files = {name: FileEntry(path.stat().st_size, file_digest(path)) for name, path in paths.items()}
         return cls.read(folder, Fields(manifest, f"{folder}: "), files, ())
 
     @classmethod
@@ -139,52 +172,103 @@ class Bundle:
         """Name in the graphs → path of every file that they take weights from; empty for a bundle without links.
 
         The bundle's own files are included: ONNX Runtime takes either all files from the folder or all from the caller.
+
+        Raises:
+            KontextError: the links do not hold: this user has neither exported the bundle nor allowed them, or a file
+                is another one than at the export.
         """
         if not self.links:
             return {}
+        if not self.allow_links:
+            refuse_foreign(self.links, self.digest, self.folder)
+        check_links(self.links, self.folder)
         own = {
             entry.weights.relative_to(self.folder).as_posix(): entry.weights for entry in self.graphs.values()
         }
         return own | {name: link.path for name, link in self.links.items()}
 
-    def check_graph(self, graph: str) -> None:
-        """Raises KontextError unless the ONNX file of `graph` is one that our exporter could have written. Whoever
-        loads it calls this first."""
-        path = self.graphs[graph].path
+    def content(
+        self, path: Path, most: int = MAX_CODE_BYTES, kind: str = "a file that is read whole"
+    ) -> bytes:
+        """The bytes of one of the bundle's files, compared with the manifest's SHA-256; read as `read_regular` does.
+
+        Raises:
+            KontextError: it is damaged, too large, or not in the manifest.
+        """
+        name = path.relative_to(self.folder).as_posix()
+        if name not in self.files:
+            raise KontextError(f"{path} is not in the bundle's manifest, and is not loaded: {remedy(name)}")
+        if name in self.damaged:
+            raise KontextError(f"{self.damaged[name]}: {remedy(name)}")
         try:
-            data = read_regular(path, MAX_GRAPH_BYTES, "a graph")
+            data = read_regular(path, most, kind)
         except OSError as error:
             raise KontextError(f"cannot read {path}: {error.strerror}") from None
-        check_graph(data, path, graph, {*self.files, *self.links})
+        check_sha256(path, data, self.files[name].sha256, remedy(name))
+        return data
 
-    def verify(self, advance: Callable[[int], object] | None = None) -> None:
+    def graph_bytes(self, graph: str) -> bytes:
+        """The ONNX file of `graph`. Whoever loads it reads it by this.
+
+        Raises:
+            KontextError: it is damaged, or not one that our exporter could have written.
+        """
+        path = self.graphs[graph].path
+        data = self.content(path, MAX_GRAPH_BYTES, "a graph")
+        check_graph(data, path, graph, {*self.files, *self.links})
+        return data
+
+    def unlisted(self) -> list[str]:
+        """As `unlisted_files`."""
+        return unlisted_files(self.folder, self.files)
+
+    def verify(self, advance: Callable[[int], object] | None = None, *, compiled: bool = True) -> None:
         """Checks every file's SHA-256. Raises KontextError for the first file that differs from the manifest.
 
         Args:
             advance: called with the bytes read since the last call, for a progress bar.
+            compiled: engines and kernels too, which are checked whenever they are loaded in any case.
         """
-        for name, problem in self.damaged.items():
-            raise KontextError(f"{problem}: {remedy(name)}")
-        for name, entry in self.files.items():
+        if compiled:
+            for name, problem in self.damaged.items():
+                raise KontextError(f"{problem}: {remedy(name)}")
+        for name in self.to_verify(compiled):
             path = self.folder / name
             try:
                 digest = file_digest(path, advance)
             except OSError as error:
                 raise KontextError(f"cannot read {path}: {error.strerror}") from None
-            if digest != entry.sha256:
+            if digest != self.files[name].sha256:
                 raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; {remedy(name)}")
+        verify_links(self.links, self.folder, advance)
+
+    def to_verify(self, compiled: bool) -> list[str]:
+        """The bundle's own files that `verify` reads."""
+        return [name for name in self.files if compiled or not name.startswith(tuple(REBUILT))]
+
+    def bytes_to_verify(self, compiled: bool = True) -> int:
+        """What `verify` reads."""
+        own = sum(self.files[name].size for name in self.to_verify(compiled))
+        return own + sum(link.size for link in self.links.values())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of a bundle's manifest."""
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise KontextError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
     try:
-        data = parse_json(manifest_bytes(folder))
+        return manifest_bytes(folder)
     except FileNotFoundError:
         raise KontextError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}") from None
     except OSError as error:
         raise KontextError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_manifest(text: bytes, folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_NAME
+    try:
+        data = parse_json(text)
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise KontextError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict):

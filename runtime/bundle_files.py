@@ -1,6 +1,6 @@
-"""The files of a bundle: that each one of the manifest is there, is inside the folder and has its size, and digests.
+"""The files of a bundle: each one in the manifest's `files` is there, is inside the folder, and has its size.
 
-`read_files` reads the manifest's `files`, `read_links` its `links` to files outside the folder.
+What is executed is compared with its SHA-256 whenever it is loaded (`Bundle.content`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import KontextError
-from ..safetensors_header import read_header
 from .fields import Fields
+
+SHA256 = re.compile("[0-9a-f]{64}")
+"""A SHA-256 as manifests write it."""
 
 REBUILT = {
     "engines/": "build the engines again",
@@ -30,15 +32,6 @@ class FileEntry:
     sha256: str
 
 
-@dataclass(frozen=True)
-class LinkEntry:
-    """A file outside the bundle that graphs take weights from; `header_sha256` is of its safetensors header."""
-
-    path: Path
-    size: int
-    header_sha256: str
-
-
 def file_digest(path: Path, advance: Callable[[int], object] | None = None) -> str:
     """The SHA-256 of a file, in hexadecimal; `advance` is called as in `Bundle.verify`."""
     digest = hashlib.sha256()
@@ -48,6 +41,19 @@ def file_digest(path: Path, advance: Callable[[int], object] | None = None) -> s
             if advance is not None:
                 advance(len(block))
     return digest.hexdigest()
+
+
+def check_sha256(path: Path, data: bytes, sha256: str, what_to_do: str) -> None:
+    """Raises KontextError, which ends in `what_to_do`, unless the bytes read from `path` have this SHA-256."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; {what_to_do}")
+
+
+def unlisted_files(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
+    """Files that lie where a bundle has what is executed, but are not in its manifest: none of them is ever loaded."""
+    places = ("*.onnx", "tokenizers/*", "engines/*/*", "kernels/*/*")
+    found = (path.relative_to(folder).as_posix() for place in places for path in folder.glob(place))
+    return sorted(name for name in found if name not in files)
 
 
 def remedy(name: str) -> str:
@@ -64,7 +70,7 @@ def read_files(root: Fields, folder: Path) -> tuple[dict[str, FileEntry], dict[s
     for name in group.data:
         entry = group.group(name)
         size, sha256 = entry.whole("size"), entry.text("sha256")
-        if not re.fullmatch("[0-9a-f]{64}", sha256):
+        if not SHA256.fullmatch(sha256):
             raise entry.error("sha256", "must be 64 hexadecimal digits")
         path = inside(folder, name, group.where)
         files[name] = FileEntry(size, sha256)
@@ -88,36 +94,6 @@ def read_files(root: Fields, folder: Path) -> tuple[dict[str, FileEntry], dict[s
                 raise KontextError(f"{problem}: the bundle is damaged")
             damaged[name] = problem
     return files, damaged
-
-
-def read_links(root: Fields, folder: Path) -> dict[str, LinkEntry]:
-    """The entries of `links`: each a safetensors file whose header is the one at the time of the export.
-
-    A bundle from elsewhere can name any file, but a file with another header is refused.
-    """
-    if "links" not in root.data:
-        return {}
-    group, links = root.group("links"), {}
-    for name in group.data:
-        entry = group.group(name)
-        inside(folder, name, group.where)
-        link = LinkEntry(Path(entry.text("path")), entry.whole("size", least=8), entry.text("header_sha256"))
-        if not link.path.is_absolute():
-            raise entry.error("path", f"must be an absolute path, not {str(link.path)!r:.40}")
-        try:
-            if not link.path.is_file():
-                raise KontextError(
-                    f"{link.path} does not exist, and the bundle takes weights from it: export the bundle again"
-                )
-            size = link.path.stat().st_size
-        except OSError as error:
-            raise KontextError(f"cannot read {link.path}: {error.strerror}") from None
-        if size != link.size or read_header(link.path).digest != link.header_sha256:
-            raise KontextError(
-                f"{link.path} is not the file that {folder} was exported over; export it again"
-            )
-        links[name] = link
-    return links
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

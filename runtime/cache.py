@@ -11,18 +11,27 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`kontext-export` in the user's cache folder. Deleting it is safe; it may not exist yet.
+    """`kontext-export` in the user's cache folder. Deleting it is safe; it may not exist yet."""
+    return user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def user_folder(variable: str, default: str) -> Path:
+    """`kontext-export` in one of the user's folders (XDG Base Directory Specification); it may not exist yet.
 
     For a user without a home it is a path at which nothing can be: it reads as missing, and writing is an OSError.
+
+    Args:
+        variable: the environment variable that names the folder.
+        default: relative to the user's home.
     """
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(named):  # the specification of base directories ignores others
+    named = os.environ.get(variable, "")
+    if os.path.isabs(named):  # the specification ignores others
         return Path(named) / "kontext-export"
     try:
         home = Path.home()
     except RuntimeError:  # no HOME, and no such user in /etc/passwd
         return Path(os.devnull) / "kontext-export"
-    return home / ".cache" / "kontext-export"
+    return home / default / "kontext-export"
 
 
 def writable_cache(name: str) -> Path | None:

@@ -190,6 +190,17 @@ def parser() -> Parser:
     result.add_argument(
         "--verify", action="store_true", help="compare the bundle's files with their SHA-256 first"
     )
+    result.add_argument(
+        "--require-digest",
+        metavar="sha256:…",
+        help="refuse a bundle with another digest (kontext-export digest BUNDLE prints it), and compare the files that "
+        "are used with their SHA-256",
+    )
+    result.add_argument(
+        "--allow-links",
+        action="store_true",
+        help="take weights from files outside the bundle that it names, although you have not exported it here",
+    )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     return result
 
@@ -275,11 +286,12 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
     from .bundle import Bundle
     from .pipeline import Pipeline
 
-    bundle = Bundle.open(arguments.bundle)
+    pinned = arguments.require_digest
+    bundle = Bundle.open(arguments.bundle, digest=pinned, allow_links=arguments.allow_links)
     if not isinstance(backend, str):
         backend.check(device, bundle)
-    if arguments.verify:
-        verify(bundle, shows_progress(arguments))
+    if arguments.verify or pinned is not None:
+        verify(bundle, shows_progress(arguments), compiled=arguments.verify)
     # A single edit uses each network in one part only: keeping it afterwards would only cost memory.
     pipe = Pipeline.load(bundle, device=device, backend=backend, low_memory=True)
     announced = shows_progress(arguments)
@@ -310,6 +322,8 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
         ("--device", arguments.device),
         ("--backend", arguments.backend),
         ("--verify", arguments.verify or None),
+        ("--require-digest", arguments.require_digest),
+        ("--allow-links", arguments.allow_links or None),
     ]
     for flag, value in [*local, *((each.flag, getattr(arguments, each.field)) for each in OPTION_FLAGS)]:
         if value is not None:
@@ -345,12 +359,21 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
     return [answer.picture for answer in answers]
 
 
-def verify(bundle: Bundle, show: bool) -> None:
+def verify(bundle: Bundle, show: bool, compiled: bool = True) -> None:
+    """`Bundle.verify` with a progress bar if it takes over 2 seconds; warns of files that are not in the manifest."""
     from tqdm import tqdm
 
-    total = sum(entry.size for entry in bundle.files.values())
-    with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=not show) as bar:
-        bundle.verify(bar.update)
+    total = bundle.bytes_to_verify(compiled)
+    with tqdm(total=total, desc="verify", unit="B", unit_scale=True, delay=2, disable=not show) as bar:
+        bundle.verify(bar.update, compiled=compiled)
+    if unlisted := bundle.unlisted():
+        warnings.warn(
+            f"never loaded, since not in {bundle.folder}'s manifest: {short_list(unlisted)}", stacklevel=2
+        )
+
+
+def short_list(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from .backends.options import AUTO, BackendOptions
 from .backends.protocol import Backend, SamplerStep
 from .backends.select import find_options, open_backend, open_fastest
 from .bundle import OUTPUTS, Bundle
+from .digest import check_digest
 from .images import Size, to_array, to_pictures
 from .reference_options import ReferenceSize
 from .references import Reference
@@ -78,8 +79,8 @@ class Pipeline:
         self.low_memory = low_memory
         self.input_filter = input_filter
         self.output_filter = output_filter
-        self.clip = PromptTokenizer(bundle.tokenizers["clip"], "CLIP")
-        self.t5 = PromptTokenizer(bundle.tokenizers["t5"], "T5")
+        self.clip = PromptTokenizer(bundle.tokenizers["clip"], "CLIP", bundle.content)
+        self.t5 = PromptTokenizer(bundle.tokenizers["t5"], "T5", bundle.content)
 
     @classmethod
     def load(
@@ -89,6 +90,8 @@ class Pipeline:
         device: str = "auto",
         backend: str | BackendOptions = AUTO,
         verify: bool = False,
+        require_digest: str | None = None,
+        allow_links: bool = False,
         low_memory: bool | None = None,
         input_filter: InputFilter | None = None,
         output_filter: OutputFilter | None = None,
@@ -101,7 +104,12 @@ class Pipeline:
             backend: "auto": the fastest that works here if the device is auto too (`backends.choose`), else ONNX
                 Runtime or the device's own; "onnxruntime", "torch" (needs PyTorch; runs the transformer on Triton
                 kernels), or a backend's options: `OnnxRuntimeOptions`, `TorchOptions` or `TensorRTOptions`.
-            verify: compare every file's SHA-256 with the manifest's first.
+            verify: compare every file's SHA-256 with the manifest's first. Without it, what is executed is compared
+                when it is loaded (graphs, tokenizers, engines, kernels), and weights are not.
+            require_digest: the bundle's digest, as `kontext-export digest` prints it; refuse any other bundle, and
+                compare the SHA-256 of every file that is used.
+            allow_links: take weights from the files outside the folder that a bundle names although you have not
+                exported it on this machine.
             low_memory: drop each network after its part of an edit: the peak is then that of the largest network and
                 not the sum, and the next edit loads them again. None: from 2 GiB of weights on, and for bundles made
                 to fit a memory budget.
@@ -109,15 +117,21 @@ class Pipeline:
                 none is built in.
 
         Raises:
-            KontextError: not a bundle or not a whole one; no such device or backend, or options that it cannot fulfil.
+            KontextError: not a bundle, not a whole one or not the required one; no such device or backend, or options
+                that it cannot fulfil.
         """
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        if isinstance(bundle, Bundle):
+            opened = bundle
+            if require_digest is not None:
+                check_digest(require_digest, opened.digest, opened.folder)
+        else:
+            opened = Bundle.open(bundle, digest=require_digest, allow_links=allow_links)
         options = None
         if (backend, device) != (AUTO, AUTO):
             options = find_options(backend, device)
             options.check(device, opened)
-        if verify:
-            opened.verify()
+        if verify or require_digest is not None:
+            opened.verify(compiled=verify)
         if low_memory is None:  # a plan for a memory budget assumes it
             low_memory = opened.weight_bytes >= LARGE_WEIGHTS or "plan" in opened.manifest
         choice = None

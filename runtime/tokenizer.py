@@ -10,20 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import KontextError
+from ..regular_files import read_regular
 from .bundle import TokenizerEntry
-from .tokenizer_file import library_errors, load_tokenizer
+from .tokenizer_file import Read, library_errors, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
 class PromptTokenizer:
-    """One encoder's tokenizer; `encoder` is its name in messages."""
+    """One encoder's tokenizer.
 
-    def __init__(self, settings: TokenizerEntry, encoder: str) -> None:
+    Args:
+        settings: of the bundle.
+        encoder: its name in messages.
+        read: reads its file; `Bundle.content` compares that of a bundle.
+    """
+
+    def __init__(self, settings: TokenizerEntry, encoder: str, read: Read = read_regular) -> None:
         self.settings = settings
         self.encoder = encoder
-        self.tokenizer = limited(load_tokenizer(settings.path), settings)
+        self.tokenizer = limited(load_tokenizer(settings.path, read), settings)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids, int64 [len(prompts), max_length].

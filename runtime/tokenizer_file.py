@@ -10,7 +10,7 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,11 @@ REFERENCE = re.compile(r"\\[1-9kg]")
 """How long these take may be exponential in the prompt's length."""
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+Read = Callable[[Path, int, str], bytes]
+"""As `read_regular`: reads a file of at most so many bytes, which should be of a kind."""
+
+
+def load_tokenizer(path: Path, read: Read = read_regular) -> Tokenizer:
     """The tokenizer in a file, as it is there.
 
     Raises:
@@ -49,7 +53,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        data = read_regular(path, MAX_JSON_BYTES, "a tokenizer")
+        data = read(path, MAX_JSON_BYTES, "a tokenizer")
         if separators(data) >= MAX_JSON_VALUES:
             raise KontextError(f"{path} is not a tokenizer: it has more than {MAX_JSON_VALUES:,} values")
         with library_errors(f"{path} is not a tokenizer"):

@@ -121,6 +121,7 @@ def embedded(shared_folder: Path) -> dict[str, Path]:
 def own_cache(shared_folder: Path) -> None:
     """Nothing that the user's own exports have kept is used, and nothing is left there."""
     os.environ["XDG_CACHE_HOME"] = str(shared_folder / "cache")
+    os.environ["XDG_STATE_HOME"] = str(shared_folder / "state")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,7 +46,9 @@ def load_sessions(folder: Path) -> dict[str, object]:
     from ...runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     bundle = Bundle.open(folder)
-    backend = OnnxRuntimeBackend({name: entry.path for name, entry in bundle.graphs.items()}, "cpu")
+    backend = OnnxRuntimeBackend(
+        {name: entry.path for name, entry in bundle.graphs.items()}, "cpu", read=bundle.graph_bytes
+    )
     seconds = {}
     for name in ("modulation", "transformer"):
         start = time.perf_counter()

@@ -18,6 +18,8 @@ from ...errors import KontextError
 from ...files import fsync, remove_temporaries, write_atomic
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import file_digest
+from ...runtime.digest import digest_of
+from ...runtime.links import is_own, remember_own
 from .folder_kind import BUNDLE, files_in
 from .locks import locked_folder
 from .manifest import manifest_bytes
@@ -71,12 +73,15 @@ def record(
         path = folder / name
         manifest["files"][name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
     change(manifest)
+    text = manifest_bytes(manifest)
+    if bundle.links and is_own(bundle.digest):
+        remember_own(digest_of(text))
     for inner in {path for name in added for path in (folder / name).parents if path.is_relative_to(folder)}:
         fsync(inner)  # a power cut must not leave a manifest that lists what is not there
-    write_atomic(folder / MANIFEST_NAME, manifest_bytes(manifest))
+    write_atomic(folder / MANIFEST_NAME, text)
     for name in gone:
         (folder / name).unlink(missing_ok=True)
-    return Bundle.open(folder)
+    return Bundle.open(folder, allow_links=bundle.allow_links)
 
 
 def remove_unfinished(bundle: Bundle) -> None:

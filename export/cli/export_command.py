@@ -50,6 +50,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace OUT if it is a bundle, REPO if it is a repository"
     )
+    parser.add_argument(
+        "--require-digest",
+        metavar="sha256:…",
+        help="with an existing bundle as MODEL: check its files, and refuse one with another digest",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
 
 
@@ -60,13 +65,19 @@ def run(options: argparse.Namespace) -> int:
     check_engine_flags(options)
     check_server_flags(options)
     if bundle is None:
+        if options.require_digest is not None:
+            raise KontextError("--require-digest needs an existing bundle as MODEL")
         if not export_bundle(options):
             return 0
         bundle = options.output
-    elif options.kernels is not None:
-        add_requested_kernels(bundle, options)
+    else:
+        check_required_digest(bundle, options)
+        if options.kernels is not None:
+            add_requested_kernels(bundle, options)
     if options.engine is not None:
         build_requested_engines(bundle, options)
+    if not options.quiet and (options.engine is not None or (options.output is None and options.kernels)):
+        print_digest(bundle)  # what was added has changed it
     if options.triton is not None:
         write_requested_repository(bundle, options)
     return 0
@@ -102,6 +113,24 @@ def existing_bundle(options: argparse.Namespace) -> Path | None:
             f"MODEL is an existing bundle; {', '.join(flags)} only {applies} when exporting a checkpoint (with -o)"
         )
     return model
+
+
+def check_required_digest(bundle: Path, options: argparse.Namespace) -> None:
+    """Raises KontextError if `bundle` is not the one of --require-digest, or is damaged."""
+    if options.require_digest is None:
+        return
+    from ...runtime.bundle import Bundle
+    from ...runtime.cli import verify
+
+    opened = Bundle.open(bundle, digest=options.require_digest)
+    verify(opened, sys.stderr.isatty() and not options.quiet)
+
+
+def print_digest(bundle: Path) -> None:
+    from ...runtime.bundle import Bundle
+    from .summary import digest_line
+
+    print(digest_line(Bundle.open(bundle).digest))
 
 
 def flag_of(name: str, options: argparse.Namespace) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...bundle_folder import MANIFEST_NAME, clean, recorded
+from ...bundle_folder import clean, recorded
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import remedy
+from ...runtime.cli import short_list
 from ...runtime.engines import LIBRARIES, EngineEntry, read_engines
+from ...runtime.links import is_own
 from ...runtime.sampler_entry import SamplerEntry, SigmasEntry
 from ...safetensors_header import read_header
 from ..graph.interface import BUCKETS
-from .summary import human
+from .summary import digest_line, human
 
 
 def describe_bundle(path: Path) -> Iterator[str]:
@@ -27,7 +28,7 @@ def describe_bundle(path: Path) -> Iterator[str]:
     yield f"{path}: a bundle of {bundle.name}, {human(size)} in {len(bundle.files) + 1} files"
     yield (
         f"  format {manifest['format_version']}, made by {clean(toolkit.get('name', '?'))} "
-        f"{clean(toolkit.get('version', '?'))}, digest {manifest_digest(path)}"
+        f"{clean(toolkit.get('version', '?'))}, {digest_line(bundle.digest)}"
     )
     yield f"  checkpoint {recorded(manifest)}"
     precision = group(manifest, "precision")
@@ -42,12 +43,16 @@ def describe_bundle(path: Path) -> Iterator[str]:
     if bundle.links:
         size = sum(link.size for link in bundle.links.values())
         yield f"  weights from {len(bundle.links)} files outside it ({human(size)}): {listed(bundle.links.values())}"
+        if not is_own(bundle.digest):
+            yield "    you have not exported it here: they are used with --allow-links only"
     yield from describe_calibration(group(manifest, "calibration"))
     yield from describe_plan(group(manifest, "plan"))
     tokens = bundle.tokenizers["t5"].max_length
     yield f"  {describe_sampler(bundle.sampler)}; prompts of {tokens} tokens for T5"
     yield from describe_engines(bundle)
     yield from describe_kernels(bundle)
+    if unlisted := bundle.unlisted():
+        yield f"  never loaded, since not in its manifest: {short_list([clean(name) for name in unlisted])}"
 
 
 def describe_file_of(path: Path, folder: Path) -> Iterator[str]:
@@ -75,11 +80,6 @@ def group(data: Any, name: str) -> dict[str, Any]:
 def listed(links: Iterable[Any]) -> str:
     paths = [str(link.path) for link in links]
     return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
-
-
-def manifest_digest(folder: Path) -> str:
-    """The bundle's digest: the SHA-256 of its manifest, which has that of every other file."""
-    return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
 
 
 def describe_formats(bundle: Bundle, graph: str) -> str:

@@ -1,8 +1,8 @@
 """`kontext-export`: a checkpoint in, a bundle out; and what else there is to do with either.
 
 `kontext-export [export] [MODEL] -o OUT` exports a checkpoint, adds compiled kernels and engines to a bundle and lays it
-out for NVIDIA Triton Inference Server; `kontext-export inspect FILE…` describes files, `kontext-export sensitivity`
-measures how layers take quantization.
+out for NVIDIA Triton Inference Server; `kontext-export inspect FILE…` describes files, `kontext-export digest BUNDLE`
+prints what pins a bundle, `kontext-export sensitivity` measures how layers take quantization.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...bundle_folder import is_bundle
 from ...command import Parser, run_command
-from . import export_command, inspect_command, sensitivity_command
+from . import digest_command, export_command, inspect_command, sensitivity_command
 
 DEFAULT = "export"
 """The command if none is named."""
@@ -23,6 +23,7 @@ DEFAULT = "export"
 COMMANDS = {
     DEFAULT: export_command,
     "inspect": inspect_command,
+    "digest": digest_command,
     "sensitivity": sensitivity_command,
 }
 

@@ -70,7 +70,13 @@ def render_summary(summary: Summary) -> str:
         f"{seconds['all']:.1f} s ({calibration}weights {seconds['weights']:.1f} s, graphs {seconds['graphs']:.1f} s), "
         f"peak memory {human(peak_memory())}"
     )
+    lines += [digest_line(summary.digest)] if summary.digest else []
     return "\n".join([*lines, *next_lines(summary)])
+
+
+def digest_line(digest: str) -> str:
+    """What pins a bundle, for those who copy it to where it is used."""
+    return f"digest {digest}"
 
 
 def link_line(summary: Summary) -> str:

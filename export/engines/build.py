@@ -200,8 +200,7 @@ def graph_inputs(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]
     """Name → shape of a graph's inputs, dynamic dimensions by name."""
     import onnx
 
-    bundle.check_graph(graph)
-    model = onnx.load(str(bundle.graphs[graph].path), load_external_data=False)
+    model = onnx.load_model_from_string(bundle.graph_bytes(graph))
     return {
         value.name: tuple(
             dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim

@@ -8,7 +8,7 @@ compute once, at load time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ...model.dtypes import STORED_DTYPES
 from ...model.gguf_file import GgufTensor
 from ...model.safetensors_file import TensorInfo
 from ...quant.recipe import Recipe
+from ...runtime.bundle_files import file_digest
 from .bind_weights import ONNX_DTYPES
 
 
@@ -70,13 +71,19 @@ def link_names(paths: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
-def manifest_links(checkpoint: Checkpoint, names: Mapping[Path, str]) -> dict[str, dict[str, object]]:
-    """The manifest's entry for every linked file: its path, and what identifies its contents."""
+def manifest_links(
+    checkpoint: Checkpoint, names: Mapping[Path, str], advance: Callable[[int], object]
+) -> dict[str, dict[str, object]]:
+    """The manifest's entry for every linked file: its path, and what identifies its contents.
+
+    Reads the files whole; `advance` is called with the bytes read since the last call.
+    """
     return {
         name: {
             "path": str(path.absolute()),
             "size": path.stat().st_size,
             "header_sha256": checkpoint.files[path],
+            "sha256": file_digest(path, advance),
         }
         for path, name in names.items()
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ...runtime.bundle import Bundle
 from ...runtime.server import contract
@@ -35,15 +34,15 @@ def default_batch(bundle: Bundle) -> int:
     1 if a picture would depend on the others of its batch: DynamicQuantizeLinear has one scale for a whole tensor (a
     difference of up to 8 of 255 levels with INT8 activations; none with fp32, fp8 or int4 weights).
     """
-    if any(b"DynamicQuantizeLinear" in entry.path.read_bytes() for entry in bundle.graphs.values()):
+    if any(b"DynamicQuantizeLinear" in bundle.content(entry.path) for entry in bundle.graphs.values()):
         return 1
     side = bundle.sampler.size_multiple
     tokens = max(width * height for width, height in bundle.sampler.preferred_sizes) // side**2
     return max(1, min(LARGEST_BATCH, FULL_BATCH_TOKENS // tokens))
 
 
-def stream_config(batch: int, instances: int, graphs_in_server: bool) -> str:
-    """config.pbtxt of `kontext_stream`."""
+def stream_config(batch: int, instances: int, graphs_in_server: bool, digest: str) -> str:
+    """config.pbtxt of `kontext_stream`, which serves the bundle with this digest and no other."""
     limits = contract.Limits()
     parameters = {
         "graphs": "server" if graphs_in_server else "",
@@ -51,6 +50,7 @@ def stream_config(batch: int, instances: int, graphs_in_server: bool) -> str:
         "threads": "",
         "low_memory": "false",
         "verify": "true",
+        "require_digest": digest,
         **{name: str(value) for name, value in vars(limits).items()},
     }
     return "\n".join(
@@ -97,7 +97,7 @@ def unary_config() -> str:
 
 def graph_config(bundle: Bundle, name: str) -> str:
     """config.pbtxt of one of the bundle's graphs as a model of the server's ONNX Runtime backend."""
-    inputs, outputs = graph_tensors(bundle.graphs[name].path)
+    inputs, outputs = graph_tensors(bundle.content(bundle.graphs[name].path))
     return "\n".join(
         [
             *head(f"{contract.UNARY}_{name}", "onnxruntime", 0),
@@ -109,11 +109,11 @@ def graph_config(bundle: Bundle, name: str) -> str:
     )
 
 
-def graph_tensors(path: Path) -> tuple[dict[str, tuple[str, list[int]]], dict[str, tuple[str, list[int]]]]:
-    """The inputs and outputs of an ONNX file: name → (type, shape with -1 for a dynamic dimension)."""
+def graph_tensors(data: bytes) -> tuple[dict[str, tuple[str, list[int]]], dict[str, tuple[str, list[int]]]]:
+    """The inputs and outputs of an ONNX file's bytes: name → (type, shape with -1 for a dynamic dimension)."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load_model_from_string(data)
 
     def described(values: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[str, list[int]]]:
         return {

@@ -118,7 +118,9 @@ def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
     for model, kind in ((stream, "stream"), (unary, "unary")):
         copy_runtime(model / "1")
         write_text(model / "1" / "model.py", template(f"{kind}_model.py.txt"))
-    write_text(stream / "config.pbtxt", config.stream_config(batch, settings.instances, in_server))
+    write_text(
+        stream / "config.pbtxt", config.stream_config(batch, settings.instances, in_server, bundle.digest)
+    )
     write_text(unary / "config.pbtxt", config.unary_config())
     filters = template("filters.py.txt") if settings.filters is None else settings.filters.read_text("utf-8")
     write_text(stream / "1" / "filters.py", filters)

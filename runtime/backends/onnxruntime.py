@@ -47,6 +47,9 @@ FP8_FUSION = re.compile(r"float8\w+\)' of input parameter .* of operator \(MatMu
 """In the error with which ONNX Runtime before 1.32 refuses products of FP8 that it fused into INT8's operator itself.
 It runs them without fusions of quantized operators, which other formats need."""
 
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Option of ONNX Runtime: where the files are that a graph given as bytes takes its weights from."""
+
 FATAL_ONLY = 4
 """Log level of ONNX Runtime: its errors are raised as exceptions and need not be logged too."""
 
@@ -82,9 +85,9 @@ class OnnxRuntimeBackend:
 
     Args:
         graphs: name → ONNX file.
+        read: the bytes of a graph's file, by the graph's name: `Bundle.graph_bytes`. None: whatever the file holds.
         device: auto, cpu, cuda, or that of a plug-in provider (`plugins.WHEELS`).
         options: None: the defaults.
-        check: called with a graph's name before its file is loaded, as `Bundle.check_graph`.
         files: name in the graphs → file for all files that they take weights from; needed if any of them is not beside
             the graphs.
         low_memory: on a CPU, keep no memory between the operators of a run: ONNX Runtime's arena keeps several times
@@ -98,14 +101,14 @@ class OnnxRuntimeBackend:
         device: str = "auto",
         options: OnnxRuntimeOptions | None = None,
         *,
-        check: Callable[[str], object] = str,
+        read: Callable[[str], bytes] | None = None,
         files: Mapping[str, Path] | None = None,
         low_memory: bool = False,
         formats: Formats | None = None,
     ) -> None:
         library = load_onnxruntime()
         self.graphs = graphs
-        self.check = check
+        self.read = read or (lambda graph: graphs[graph].read_bytes())
         self.automatic = device == "auto"
         self.formats = Formats() if formats is None else formats
         self.plugin = plugin_of(device, None if options is None else options.provider)
@@ -139,9 +142,9 @@ class OnnxRuntimeBackend:
         return self.sessions[graph]
 
     def create_session(self, graph: str) -> onnxruntime.InferenceSession:
-        self.check(graph)
+        data = self.read(graph)
         try:
-            session = self.load(graph)
+            session = self.load(graph, data)
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
             # Without CUDA it looks for the CPU's kernels, and complains of those that are not there.
             missing = self.missing_cuda() if self.bound else ""
@@ -163,7 +166,8 @@ class OnnxRuntimeBackend:
             f"libraries ({install_command('gpu')})"
         )
 
-    def load(self, graph: str) -> onnxruntime.InferenceSession:
+    def load(self, graph: str, data: bytes) -> onnxruntime.InferenceSession:
+        """A session of `graph`, whose file holds `data`."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -177,14 +181,14 @@ class OnnxRuntimeBackend:
             maps = [map_file(path) for path in self.files.values()]
             sizes = [len(file) for file in maps]
             options.add_external_initializers_from_files_in_memory(list(self.files), maps, sizes)
+        # The graph is passed as the bytes that were checked; weights are found beside its file.
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(self.graphs[graph].parent))
         if self.plugin is not None:
-            return self.load_on_plugin(self.graphs[graph], options, self.plugin)
+            return self.load_on_plugin(self.graphs[graph], data, options, self.plugin)
 
         def start() -> onnxruntime.InferenceSession:
             # Its own fallback would run on the CPU although a GPU was asked for, and print that on stdout.
-            return onnxruntime.InferenceSession(
-                str(self.graphs[graph]), options, providers=self.providers(), enable_fallback=0
-            )
+            return onnxruntime.InferenceSession(data, options, providers=self.providers(), enable_fallback=0)
 
         try:
             return start()
@@ -195,14 +199,14 @@ class OnnxRuntimeBackend:
             return start()
 
     def load_on_plugin(
-        self, path: Path, options: onnxruntime.SessionOptions, plugin: Plugin
+        self, path: Path, data: bytes, options: onnxruntime.SessionOptions, plugin: Plugin
     ) -> onnxruntime.InferenceSession:
         """A session on a plug-in provider; warns of heavy operators that it leaves to the CPU."""
         import onnxruntime
 
         options.add_session_config_entry(*RECORD)
         add_plugin(options, plugin)
-        session = onnxruntime.InferenceSession(str(path), options)
+        session = onnxruntime.InferenceSession(data, options)
         heavy = heavy_on_cpu(placed_operators(session))
         if heavy:
             operators = ", ".join(f"{count} {name}" for name, count in heavy.items())

@@ -88,7 +88,7 @@ def open_backend(options: BackendOptions, device: str, bundle: Bundle, *, low_me
         graphs,
         device,
         options,
-        check=bundle.check_graph,
+        read=bundle.graph_bytes,
         files=bundle.linked_files,
         low_memory=low_memory,
         formats=Formats.of(bundle),

@@ -26,6 +26,7 @@ from PIL import Image
 from ...errors import ComputationError, KontextError
 from ..backends.options import OnnxRuntimeOptions
 from ..bundle import Bundle
+from ..bundle_files import file_digest
 from ..pipeline import InputFilter, OutputFilter, Pipeline
 from . import contract, jobs, pictures
 from .decoding import Decoded, Decoders
@@ -131,10 +132,12 @@ def load_pipeline(
 ) -> Pipeline:
     """The pipeline that config.pbtxt's parameters describe, on the device of this instance."""
     filters: dict[str, Any] = {"input_filter": input_filter, "output_filter": output_filter}
-    bundle = Bundle.open(folder)
-    if parameters.get("verify") == "true":
+    bundle = Bundle.open(folder, digest=parameters.get("require_digest") or None)
+    checked = parameters.get("verify") == "true"
+    if checked:
         bundle.verify()
     if parameters.get("graphs") == "server":
+        check_models(bundle, Path(args["model_repository"]).parent, weights=checked)
         return Pipeline(bundle, ServerGraphs(contract.UNARY), **filters)
     device = parameters.get("device") or ("cuda" if args["model_instance_kind"] == "GPU" else "cpu")
     if args["model_instance_kind"] == "GPU":
@@ -147,6 +150,24 @@ def load_pipeline(
         low_memory=parameters.get("low_memory") == "true",
         **filters,
     )
+
+
+def check_models(bundle: Bundle, models: Path, *, weights: bool) -> None:
+    """Raises KontextError unless the server's models of the graphs, in `models`, are the bundle's graphs, with its
+    weights if `weights`."""
+    for graph, entry in bundle.graphs.items():
+        version = models / f"{contract.UNARY}_{graph}" / "1"
+        files = {version / "model.onnx": entry.path}
+        if weights:
+            files[version / entry.weights.relative_to(bundle.folder)] = entry.weights
+        for path, original in files.items():
+            wanted = bundle.files[original.relative_to(bundle.folder).as_posix()].sha256
+            try:
+                found = file_digest(path)
+            except OSError as error:
+                raise KontextError(f"cannot read {path}: {error.strerror}") from None
+            if found != wanted:
+                raise KontextError(f"{path} is not {original}: write the repository again")
 
 
 def show_only_gpu(device: int) -> None:

@@ -54,4 +54,4 @@ def test_compiled_files_and_their_index(tmp_path: Path) -> None:
         ["half_width", "i32"],
     ]
     assert unpacking["constants"]["COLUMNS"] == 128  # cpp/launch.cpp assumes it
-    assert driver.register(folder, driver.Driver(library=object())) == 2
+    assert driver.register(folder, Path.read_bytes, driver.Driver(library=object())) == 2

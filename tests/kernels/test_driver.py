@@ -70,7 +70,7 @@ def test_a_registered_kernel_is_launched_with_its_arguments(
     monkeypatch.setattr(launch, "triton", None)
     index(tmp_path)
     library = Library()
-    assert driver.register(tmp_path, driver.Driver(library)) == 1
+    assert driver.register(tmp_path, Path.read_bytes, driver.Driver(library)) == 1
     planned = gate_residual()
     planned.run()
     planned.run()
@@ -82,6 +82,28 @@ def test_a_registered_kernel_is_launched_with_its_arguments(
     assert library.parameters == [*tensors, 3, 192, 64, 192, 64, 64, 0, 0]
 
 
+def test_what_its_reader_refuses_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader is a bundle's, which compares each file's SHA-256."""
+    monkeypatch.setattr(launch, "COMPILED", {})
+    monkeypatch.setattr(driver, "COMPILED", launch.COMPILED)
+    monkeypatch.setattr(launch, "triton", None)
+    index(tmp_path)
+    read: list[str] = []
+
+    def refuse_cubins(path: Path) -> bytes:
+        read.append(path.name)
+        if path.suffix == ".cubin":
+            raise KontextError(f"{path} is damaged")
+        return path.read_bytes()
+
+    library = Library()
+    assert driver.register(tmp_path, refuse_cubins, driver.Driver(library)) == 1
+    with pytest.raises(KontextError, match=r"kernel\.cubin is damaged"):
+        gate_residual().run()
+    assert read == ["kernels.json", "000-gate_residual_kernel.cubin"]
+    assert library.calls == []
+
+
 def test_missing_kernels_and_errors_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "COMPILED", {})
     monkeypatch.setattr(driver, "COMPILED", launch.COMPILED)
@@ -89,7 +111,7 @@ def test_missing_kernels_and_errors_of_the_driver(tmp_path: Path, monkeypatch: p
     with pytest.raises(KontextError, match=r"gate_residual_kernel for this GPU, and Triton is not installed"):
         gate_residual().run()
     index(tmp_path)
-    driver.register(tmp_path, driver.Driver(Library(failing="cuModuleLoadData")))
+    driver.register(tmp_path, Path.read_bytes, driver.Driver(Library(failing="cuModuleLoadData")))
     with pytest.raises(KontextError, match="CUDA's cuModuleLoadData failed: no kernel image is available"):
         gate_residual().run()
 
@@ -106,12 +128,12 @@ def test_missing_kernels_and_errors_of_the_driver(tmp_path: Path, monkeypatch: p
 def test_damaged_indices(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     index(tmp_path, **changes)
     with pytest.raises(KontextError, match=message):
-        driver.register(tmp_path, driver.Driver(Library()))
+        driver.register(tmp_path, Path.read_bytes, driver.Driver(Library()))
 
 
 def test_indices_of_other_formats_or_missing(tmp_path: Path) -> None:
     with pytest.raises(KontextError, match="is not an index of compiled kernels"):
-        driver.register(tmp_path, driver.Driver(Library()))
+        driver.register(tmp_path, Path.read_bytes, driver.Driver(Library()))
     (tmp_path / archive.INDEX).write_text('{"format": 99, "kernels": []}')
     with pytest.raises(KontextError, match="has format 99, only 1 can be read"):
-        driver.register(tmp_path, driver.Driver(Library()))
+        driver.register(tmp_path, Path.read_bytes, driver.Driver(Library()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -62,6 +63,67 @@ def test_verify_reads_every_byte_and_finds_a_changed_one(copy: Path) -> None:
     weights.write_bytes(data)
     with pytest.raises(KontextError, match=r"transformer\.safetensors is damaged"):
         Bundle.open(copy).verify()
+
+
+FILES = ("transformer.onnx", "weights/modulation.safetensors", "tokenizers/t5.json", "engines/sm89/x.engine")
+
+
+@pytest.fixture
+def compiled(copy: Path) -> Path:
+    """A bundle with an engine and a kernel, of 4 bytes each."""
+    for name in ("engines/sm89/x.engine", "kernels/sm_89/0.cubin"):
+        (copy / name).parent.mkdir(parents=True)
+        (copy / name).write_bytes(b"code")
+        entry = {"size": 4, "sha256": hashlib.sha256(b"code").hexdigest()}
+        change(copy, lambda manifest, name=name, entry=entry: manifest["files"].update({name: entry}))
+    return copy
+
+
+def flip(path: Path) -> None:
+    """Changes the last bit of a file, in place and with its size kept."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [*FILES, "kernels/sm_89/0.cubin"])
+def test_a_flipped_bit_in_any_kind_of_file(compiled: Path, name: str) -> None:
+    bundle = Bundle.open(compiled)
+    assert bundle.content(compiled / name) == (compiled / name).read_bytes()
+    flip(compiled / name)
+    words = rf"{re.escape(name)} is damaged: its SHA-256 is not the manifest's; "
+    with pytest.raises(KontextError, match=words):
+        bundle.content(compiled / name)
+    with pytest.raises(KontextError, match=words):
+        bundle.verify()
+
+
+def test_what_was_compiled_is_checked_when_it_is_loaded(compiled: Path) -> None:
+    """Engines are gigabytes, many of them for other machines."""
+    bundle = Bundle.open(compiled)
+    read: list[int] = []
+    bundle.verify(read.append, compiled=False)
+    assert sum(read) == bundle.bytes_to_verify(compiled=False) == bundle.bytes_to_verify() - 8
+    flip(compiled / FILES[-1])
+    bundle.verify(compiled=False)
+
+
+def test_what_is_not_in_the_manifest_is_never_loaded(compiled: Path) -> None:
+    (compiled / "kernels/sm_89/1.cubin").write_bytes(b"code")
+    (compiled / "other.onnx").write_bytes(b"graph")
+    (compiled / "notes.txt").write_text("not executable, and no business of ours")
+    bundle = Bundle.open(compiled)
+    assert bundle.unlisted() == ["kernels/sm_89/1.cubin", "other.onnx"]
+    with pytest.raises(KontextError, match=r"1\.cubin is not in the bundle's manifest, and is not loaded"):
+        bundle.content(compiled / "kernels/sm_89/1.cubin")
+
+
+def test_only_the_required_bundle_is_opened(copy: Path) -> None:
+    digest = "sha256:" + hashlib.sha256((copy / MANIFEST_NAME).read_bytes()).hexdigest()
+    assert Bundle.open(copy, digest=digest).digest == digest
+    (copy / MANIFEST_NAME).write_bytes((copy / MANIFEST_NAME).read_bytes() + b" ")
+    with pytest.raises(KontextError, match=rf"is not the required bundle: its digest is .*, not {digest}$"):
+        Bundle.open(copy, digest=digest)
 
 
 def test_a_bundle_behind_a_link_is_fine(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -135,65 +197,6 @@ def test_no_link_leaves_the_folder(copy: Path) -> None:
     assert "cannot read" in fault(copy)  # a link to itself
 
 
-def add_link(folder: Path, file: Path, name: str = "links/model.safetensors", **changes: object) -> None:
-    """Writes a safetensors file of one tensor to `file` and makes it the bundle's; `changes` are of its entry."""
-    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    digest = hashlib.sha256(header).hexdigest()
-    entry = {"path": str(file), "size": file.stat().st_size, "header_sha256": digest, **changes}
-    change(folder, lambda manifest: manifest.update(links={name: entry}))
-
-
-def test_weights_of_a_linked_file(copy: Path, tmp_path: Path) -> None:
-    before = Bundle.open(copy)
-    assert (before.links, before.linked_files) == ({}, {})
-    path = tmp_path / "model.safetensors"
-    add_link(copy, path)
-    bundle = Bundle.open(copy)
-    assert bundle.links["links/model.safetensors"].path == path
-    assert bundle.weight_bytes == before.weight_bytes + path.stat().st_size
-    own = {f"weights/{name}.safetensors": copy / f"weights/{name}.safetensors" for name in GRAPHS}
-    assert bundle.linked_files == {**own, "links/model.safetensors": path}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"path": "model.safetensors"},
-            "path must be an absolute path, not 'model.safetensors'",
-        ),  # relative, though it exists
-        ({"path": "/nowhere/model.safetensors"}, "does not exist, and the bundle takes weights from it"),
-        ({"size": 71}, "is not the file that"),
-        ({"header_sha256": "0" * 64}, "is not the file that"),
-        ({"header_sha256": hashlib.sha256(b"").hexdigest()}, "is not the file that"),
-        ({"size": 7}, "size must be a whole number from 8"),
-        ({"name": "../model.safetensors"}, "is not a path inside the bundle"),
-    ],
-)
-def test_links_to_other_files_are_refused(
-    copy: Path, tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    add_link(copy, tmp_path / "model.safetensors", **changes)
-    assert message in fault(copy)
-
-
-@pytest.mark.parametrize("data", [b"root:x:0:0:root:/root:/bin/bash\n", bytes(16), b""])
-def test_what_is_no_safetensors_file_is_never_linked(copy: Path, tmp_path: Path, data: bytes) -> None:
-    """Whatever the manifest says of it: its first 8 bytes are no length of a header that it has."""
-    (tmp_path / "file").write_bytes(data)
-    size = max(len(data), 8)
-    add_link(
-        copy,
-        tmp_path / "other",
-        path=str(tmp_path / "file"),
-        size=size,
-        header_sha256=hashlib.sha256().hexdigest(),
-    )
-    assert "file is not" in fault(copy)
-
-
 def test_an_outline_has_no_graphs(tiny_bundle: Path) -> None:
     """What a pipeline needs whose networks are not the bundle's: constants and tokenizers."""
     whole = Bundle.open(tiny_bundle)
@@ -203,6 +206,8 @@ def test_an_outline_has_no_graphs(tiny_bundle: Path) -> None:
     assert outline.graphs == {}
     sizes = {name: entry.size for name, entry in whole.files.items() if name.startswith("tokenizers/")}
     assert {name: entry.size for name, entry in outline.files.items()} == sizes
+    for tokenizer in outline.tokenizers.values():
+        assert outline.content(tokenizer.path) == tokenizer.path.read_bytes()
 
 
 def test_what_cannot_be_read_says_why(copy: Path) -> None:

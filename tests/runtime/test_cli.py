@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 from PIL import Image
 
 from kontext import files
+from kontext.errors import KontextError
 from kontext.runtime import Pipeline, cli
+from kontext.runtime.bundle import Bundle
 
 HEAVY = ("torch", "transformers", "diffusers", "triton", "onnx", "scipy")
 
@@ -49,6 +52,42 @@ def test_an_edit_is_that_of_the_pipeline(tiny_bundle: Path, picture: Path, tmp_p
     with Image.open(output) as image:
         assert image.size == (176, 96)
         assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_the_required_bundle_and_others(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    digest, output = Bundle.open(folder).digest, tmp_path / "out.png"
+    pinned = [*command(folder, output, "--device", "cpu"), "--require-digest", digest]
+    assert cli.main(pinned) == 0
+    weights = folder / "weights" / "vae_decoder.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    capsys.readouterr()
+    assert "vae_decoder.safetensors is damaged" in refused(capsys, pinned)
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    assert f"is not the required bundle: its digest is {Bundle.open(folder).digest}" in refused(
+        capsys, pinned
+    )
+    with pytest.raises(KontextError, match="is not the required bundle"):
+        Pipeline.load(Bundle.open(folder), device="cpu", require_digest=digest)
+    with pytest.raises(KontextError, match=r"vae_decoder\.safetensors is damaged"):
+        Pipeline.load(folder, device="cpu", require_digest=Bundle.open(folder).digest)
+
+
+@pytest.mark.parametrize("name", ["transformer.onnx", "tokenizers/t5.json"])
+def test_what_is_executed_is_always_compared(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    message = refused(capsys, command(folder, tmp_path / "out.png", "--device", "cpu"))
+    assert f"{name} is damaged: its SHA-256 is not the manifest's" in message
 
 
 def test_several_references_sizes_and_images(

@@ -20,7 +20,9 @@ PARTS = (
     *(
         "bpe",
         "bundle",
+        "bundle_files",
         "graph_file",
+        "links",
         "normalizers",
         "pre_tokenizers",
         "regular_file",

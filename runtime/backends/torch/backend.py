@@ -105,13 +105,15 @@ class TorchBackend:
             f"{install_command('kernels')}, or kontext-export {self.bundle.folder} --kernels {architecture}"
         )
         if f"kernels/{architecture}/{INDEX}" not in self.bundle.files:
+            unlisted = (folder / INDEX).exists()
+            found = f"{folder / INDEX} is not in its manifest" if unlisted else "there are none for this GPU"
             raise KontextError(
-                f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels for this GPU: {command}"
+                f"Triton is not installed, and {self.bundle.folder} holds no compiled kernels: {found}: {command}"
             )
         for name, problem in self.bundle.damaged.items():
             if name.startswith(f"kernels/{architecture}/"):
                 raise KontextError(f"Triton is not installed, and {problem}: {command}")
-        register(folder)
+        register(folder, self.bundle.content)
 
     def dtype(self, graph: str) -> torch.dtype:
         """The dtype that a network computes in."""

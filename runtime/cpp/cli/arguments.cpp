@@ -33,6 +33,10 @@ Edits a picture with a bundle that kontext-export wrote.
   --devices            show the devices that there are, with --provider those of the plug-in too, and exit
   --threads N          CPU cores to use (default: all that this process may use)
   --verify             compare the bundle's files with their SHA-256 first
+  --require-digest sha256:...
+                       refuse a bundle with another digest (kontext-export digest BUNDLE prints it), and compare the files
+                       that are used with their SHA-256
+  --allow-links        take weights from files outside the bundle that it names, although you have not exported it here
   --quiet              no progress, no messages
   --version            show the version and exit
   -h, --help           show this help and exit
@@ -99,6 +103,7 @@ bool take(Arguments& into, const std::string& flag, const std::string& value) {
     else if (flag == "--device") into.load.device = value;
     else if (flag == "--provider") into.load.provider = value;
     else if (flag == "--compute") into.load.compute = value;
+    else if (flag == "--require-digest") into.load.require_digest = value;
     else if (flag == "--threads") into.load.threads = positive(flag, value);
     else return false;
     return true;
@@ -110,7 +115,7 @@ Arguments parse(const std::vector<std::string>& words) {
     constexpr const char* advice = " (kontext-edit-cpp --help shows the flags)";
     const std::string with_values =
         " -i --image -p --prompt -o --output --steps --guidance --seed --size --reference-method --reference-size "
-        "--num-images --device --provider --compute --threads ";
+        "--num-images --device --provider --compute --threads --require-digest ";
     Arguments result;
     result.load.low_memory = true;  // one edit uses each network in one part only
     bool has_prompt = false;
@@ -121,6 +126,7 @@ Arguments parse(const std::vector<std::string>& words) {
         else if (flag == "--devices") result.devices = true;
         else if (flag == "--quiet") result.quiet = true;
         else if (flag == "--verify") result.load.verify = true;
+        else if (flag == "--allow-links") result.load.allow_links = true;
         else if (flag.size() > 1 && flag[0] == '-') {
             std::optional<std::string> value;
             if (const std::size_t equals = flag.find('='); flag[1] == '-' && equals != std::string::npos) {

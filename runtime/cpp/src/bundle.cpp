@@ -1,9 +1,9 @@
 #include "bundle.hpp"
 
 #include <algorithm>
-#include <fstream>
 
 #include "fields.hpp"
+#include "graph_file.hpp"
 #include "regular_file.hpp"
 #include "sha256.hpp"
 
@@ -16,22 +16,23 @@ constexpr const char* manifest_name = "manifest.json";
 constexpr const char* format_name = "kontext-bundle";
 constexpr std::int64_t format_version = 1;
 constexpr std::size_t max_manifest_bytes = 16u << 20;
-constexpr std::uint64_t max_header_bytes = 100'000'000;  // of a safetensors file; the format's own limit
 constexpr const char* graph_names[] = {"text_encoder", "text_encoder_2", "vae_encoder",
                                        "vae_decoder",  "modulation",     "transformer"};
 
-Error cannot_read(const fs::path& path, const std::error_code& code) {
-    return Error("cannot read " + path.string() + ": " + code.message());
-}
-
-Json read_manifest(const fs::path& folder) {
+// The bytes of a bundle's manifest.
+std::string read_manifest(const fs::path& folder) {
     const fs::path path = folder / manifest_name;
     std::error_code code;
     if (!fs::is_directory(folder, code))
         throw Error(folder.string() + (fs::exists(folder, code) ? " is not a folder" : " does not exist"));
     if (fs::symlink_status(path, code).type() == fs::file_type::not_found)
         throw Error(folder.string() + " is not a bundle: it has no " + manifest_name);
-    Json data = parse_json(read_regular(path, max_manifest_bytes, "a manifest"), path);
+    return read_regular(path, max_manifest_bytes, "a manifest");
+}
+
+Json parse_manifest(const std::string& text, const fs::path& folder) {
+    const fs::path path = folder / manifest_name;
+    Json data = parse_json(text, path);
     if (!data.is_object()) throw Error(path.string() + " is not a JSON object");
     return data;
 }
@@ -45,88 +46,6 @@ void check_format(const Fields& root, const fs::path& folder) {
         throw Error(folder.string() + " has bundle format " + std::to_string(version) + ", this reads " +
                     std::to_string(format_version) + ": " +
                     (version > format_version ? "update libkontext" : "export the model again"));
-}
-
-// `folder/name`. Throws Error unless `name` is a normalized relative path without "..", "\\" or ":".
-fs::path inside(const fs::path& folder, const std::string& name, const std::string& where) {
-    const bool odd = std::any_of(name.begin(), name.end(),
-                                 [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\\' || c == ':'; });
-    bool plain = !name.empty() && !odd;
-    for (std::size_t at = 0; plain && at <= name.size();) {
-        const std::size_t end = std::min(name.find('/', at), name.size());
-        const std::string part = name.substr(at, end - at);
-        plain = !part.empty() && part != "." && part != "..";
-        at = end + 1;
-    }
-    if (!plain) throw Error(where + "'" + name.substr(0, 80) + "' is not a path inside the bundle");
-    return folder / name;
-}
-
-std::map<std::string, FileEntry> read_files(const Fields& root, const fs::path& folder) {
-    const Fields group = root.group("files");
-    if (group.data.size() > most_files)
-        throw root.error("files", "has more than " + std::to_string(most_files) + " files");
-    std::map<std::string, FileEntry> files;
-    const std::string real_folder = fs::canonical(folder).string() + "/";
-    for (const auto& item : group.data.items()) {
-        const Fields entry = group.group(item.key());
-        const auto size = static_cast<std::uint64_t>(entry.whole("size"));
-        const std::string sha256 = entry.text("sha256");
-        if (sha256.size() != 64 || sha256.find_first_not_of("0123456789abcdef") != std::string::npos)
-            throw entry.error("sha256", "must be 64 hexadecimal digits");
-        const fs::path path = inside(folder, item.key(), group.where);
-        files[item.key()] = {size, sha256};
-        // Compiled for what does not run here, and can be compiled again.
-        const bool compiled = item.key().rfind("engines/", 0) == 0 || item.key().rfind("kernels/", 0) == 0;
-        std::error_code code;
-        const fs::path real = fs::canonical(path, code);
-        if (code == std::errc::no_such_file_or_directory && compiled) continue;
-        if (code == std::errc::no_such_file_or_directory)
-            throw Error(path.string() + " is missing: the bundle is incomplete");
-        if (code) throw cannot_read(path, code);
-        if (real.string().compare(0, real_folder.size(), real_folder) != 0)
-            throw Error(path.string() + " is a symbolic link to outside the bundle");
-        if (!fs::is_regular_file(path, code)) throw Error(path.string() + " is not a file");
-        const std::uint64_t actual = fs::file_size(path, code);
-        if (code) throw cannot_read(path, code);
-        if (actual != size && !compiled)
-            throw Error(path.string() + " has " + std::to_string(actual) + " bytes, the manifest says " +
-                        std::to_string(size) + ": the bundle is damaged");
-    }
-    return files;
-}
-
-// The entries of `links`: each a safetensors file whose header is the one at the time of the export. A bundle from
-// elsewhere can name any file, but a file with another header is refused.
-std::map<std::string, LinkEntry> read_links(const Fields& root, const fs::path& folder) {
-    std::map<std::string, LinkEntry> links;
-    if (!root.data.contains("links")) return links;
-    const Fields group = root.group("links");
-    for (const auto& item : group.data.items()) {
-        const Fields entry = group.group(item.key());
-        inside(folder, item.key(), group.where);
-        const fs::path path = entry.text("path");
-        const auto size = static_cast<std::uint64_t>(entry.whole("size", 8));
-        const std::string expected = entry.text("header_sha256");
-        std::error_code code;
-        if (!path.is_absolute())
-            throw entry.error("path", "must be an absolute path, not '" + path.string().substr(0, 40) + "'");
-        if (!fs::is_regular_file(path, code))
-            throw Error(path.string() +
-                        " does not exist, and the bundle takes weights from it: export the bundle again");
-        std::ifstream file(path, std::ios::binary);
-        std::array<unsigned char, 8> bytes{};
-        file.read(reinterpret_cast<char*>(bytes.data()), 8);
-        std::uint64_t length = 0;
-        for (std::size_t k = 8; k-- > 0;) length = length << 8 | bytes[k];
-        std::string header(file && length <= max_header_bytes && length <= size ? length : 0, '\0');
-        file.read(header.data(), static_cast<std::streamsize>(header.size()));
-        if (!file || header.size() != length || fs::file_size(path, code) != size || sha256(header) != expected)
-            throw Error(path.string() + " is not the file that " + folder.string() +
-                        " was exported over; export it again");
-        links[item.key()] = {path, size};
-    }
-    return links;
 }
 
 // The path in field `name`. Throws Error unless it is one of `files`.
@@ -257,12 +176,28 @@ bool is_reference_method(const std::string& name) {
     return name == "index" || name == "offset" || name == "stitch";
 }
 
-Bundle Bundle::open(const fs::path& folder) {
-    const Json manifest = read_manifest(folder);
+// As runtime/digest.py.
+void check_digest(const std::string& wanted, const std::string& found, const fs::path& folder) {
+    const bool plain = wanted.size() == digest_prefix.size() + 64 && wanted.compare(0, 7, digest_prefix) == 0 &&
+                       wanted.find_first_not_of("0123456789abcdef", digest_prefix.size()) == std::string::npos;
+    if (!plain)
+        throw Error("a digest is sha256: and 64 hexadecimal digits, as kontext-export digest BUNDLE prints it, not '" +
+                    wanted.substr(0, 80) + "'");
+    if (wanted != found)
+        throw Error(folder.string() + " is not the required bundle: its digest is " + found + ", not " + wanted);
+}
+
+Bundle Bundle::open(const fs::path& folder, const std::string& digest, bool allow_links) {
+    const std::string text = read_manifest(folder);
+    const std::string found = digest_prefix + sha256(text);
+    if (!digest.empty()) check_digest(digest, found, folder);
+    const Json manifest = parse_manifest(text, folder);
     const Fields root(manifest, (folder / manifest_name).string() + ": ");
     check_format(root, folder);
     Bundle bundle{};
     bundle.folder = folder;
+    bundle.digest = found;
+    bundle.allow_links = allow_links;
     bundle.files = read_files(root, folder);
     const Fields model = root.group("model"), graphs = root.group("graphs"), tokenizers = root.group("tokenizers");
     read_transformer(model.group("transformer"), bundle);
@@ -286,16 +221,30 @@ Bundle Bundle::open(const fs::path& folder) {
     return bundle;
 }
 
-void Bundle::verify() const {
+void Bundle::verify(bool compiled) const {
     for (const auto& [name, entry] : files) {
+        if (!compiled && is_compiled(name)) continue;
         const fs::path path = folder / name;
-        const RegularFile file(path);
-        Sha256 digest;
-        for (std::string block = file.read(1 << 20); !block.empty(); block = file.read(1 << 20))
-            digest.update(block.data(), block.size());
-        if (digest.hex() != entry.sha256)
+        if (file_digest(path) != entry.sha256)
             throw Error(path.string() + " is damaged: its SHA-256 is not the manifest's; export it again");
     }
+    verify_links(links, folder);
+}
+
+std::string Bundle::content(const fs::path& path, std::size_t most, const std::string& kind) const {
+    const auto found = files.find(path.lexically_relative(folder).generic_string());
+    if (found == files.end()) throw Error(path.string() + " is not in the bundle's manifest, and is not loaded");
+    std::string data = read_regular(path, most, kind);
+    if (sha256(data) != found->second.sha256)
+        throw Error(path.string() + " is damaged: its SHA-256 is not the manifest's; export it again");
+    return data;
+}
+
+std::string Bundle::graph_bytes(const std::string& graph) const {
+    const fs::path& path = graphs.at(graph).path;
+    std::string data = content(path, max_graph_bytes, "a graph");
+    check_graph(data, path, graph, weight_names());
+    return data;
 }
 
 std::uint64_t Bundle::weight_bytes() const {
@@ -316,6 +265,8 @@ std::set<std::string> Bundle::weight_names() const {
 std::map<std::string, fs::path> Bundle::linked_files() const {
     std::map<std::string, fs::path> result;
     if (links.empty()) return result;
+    if (!allow_links) refuse_foreign(links, digest, folder);
+    check_links(links, folder);
     for (const auto& [name, entry] : graphs)
         result[entry.weights.lexically_relative(folder).generic_string()] = entry.weights;
     for (const auto& [name, link] : links) result[name] = link.path;

@@ -9,25 +9,16 @@
 #include <string>
 #include <vector>
 
+#include "bundle_files.hpp"
 #include "kontext/kontext.hpp"
+#include "links.hpp"
 
 namespace kontext {
 
 namespace fs = std::filesystem;
 
-struct FileEntry {
-    std::uint64_t size;
-    std::string sha256;  // hexadecimal
-};
-
 struct GraphEntry {
     fs::path path, weights;
-};
-
-// A file outside the bundle that graphs take weights from.
-struct LinkEntry {
-    fs::path path;
-    std::uint64_t size;
 };
 
 struct TokenizerEntry {
@@ -70,19 +61,32 @@ struct Bundle {
     std::set<std::string> weight_formats;         // of layers, such as int4
     std::set<std::string> input_formats;          // that linears' inputs are rounded to; "static int8"
     bool planned;                                 // made to fit a memory budget
+    std::string digest;                           // what pins the bundle: sha256: and the manifest's SHA-256
+    bool allow_links;                             // links hold although this user has not exported the bundle
 
-    // Reads and checks the bundle in `folder`. Throws Error that says what is wrong and where.
-    static Bundle open(const fs::path& folder);
+    // Reads and checks the bundle in `folder`, whose digest must be `digest` unless that is empty. Throws Error that
+    // says what is wrong and where.
+    static Bundle open(const fs::path& folder, const std::string& digest = "", bool allow_links = false);
 
-    // Checks every file's SHA-256. Throws Error for the first file that differs from the manifest.
-    void verify() const;
+    // Checks every file's SHA-256, those of engines and kernels only if `compiled`. Throws Error for the first file
+    // that differs from the manifest.
+    void verify(bool compiled = true) const;
+
+    // The bytes of one of the bundle's files, read once, at most `most` of them, and compared with the manifest's
+    // SHA-256; `kind` is what it should be.
+    std::string content(const fs::path& path, std::size_t most, const std::string& kind) const;
+
+    // The ONNX file of `graph`. Whoever loads it reads it by this. Throws Error if it is damaged, or not one that our
+    // exporter could have written.
+    std::string graph_bytes(const std::string& graph) const;
 
     std::uint64_t weight_bytes() const;
 
     // The names by which graphs may take weights: the bundle's own files, and its links.
     std::set<std::string> weight_names() const;
 
-    // Name in the graphs → path of every file that they take weights from; empty for a bundle without links.
+    // Name in the graphs → path of every file that they take weights from; empty for a bundle without links. Throws
+    // Error if these do not hold.
     std::map<std::string, fs::path> linked_files() const;
 };
 

@@ -91,6 +91,8 @@ kontext::LoadOptions options_of(const kontext_load_options& from) {
     options.threads = from.threads;
     if (from.low_memory != 0) options.low_memory = from.low_memory > 0;
     options.verify = from.verify != 0;
+    if (from.require_digest != nullptr) options.require_digest = from.require_digest;
+    options.allow_links = from.allow_links != 0;
     if (from.input_filter != nullptr)
         options.input_filter = [call = from.input_filter, user = from.user](
                                    const std::vector<kontext::Picture>& references, const std::string& prompt) {

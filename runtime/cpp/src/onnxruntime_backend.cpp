@@ -127,10 +127,13 @@ Ort::Session OnnxRuntimeBackend::created(const std::string& graph) {
     if (plugin) plugin->append(options);
     adjust(options);
     const fs::path& path = bundle.graphs.at(graph).path;
-    check_graph(read_regular(path, max_graph_bytes, "a graph"), path, graph, bundle.weight_names());
-    if (plugin) return on_plugin(path, options);
+    const std::string data = bundle.graph_bytes(graph);
+    // The graph is passed as the bytes that were checked; weights are found beside its file.
+    options.AddConfigEntry("session.model_external_initializers_file_folder_path",
+                           path.parent_path().empty() ? "." : path.parent_path().c_str());
+    if (plugin) return on_plugin(path, data, options);
     try {
-        return Ort::Session(environment(), path.c_str(), options);
+        return Ort::Session(environment(), data.data(), data.size(), options);
     } catch (const Ort::Exception& error) {
         // ONNX Runtime before 1.32 refuses products of FP8 that it fused into INT8's operator itself. It runs them
         // without fusions of quantized operators, which other formats need.
@@ -139,15 +142,16 @@ Ort::Session OnnxRuntimeBackend::created(const std::string& graph) {
         const std::string text = error.what();
         if (!std::regex_search(text, fp8_fusion)) throw;
         options.AddConfigEntry("session.disable_quant_qdq", "1");
-        return Ort::Session(environment(), path.c_str(), options);
+        return Ort::Session(environment(), data.data(), data.size(), options);
     }
 }
 
 // A session on a plug-in provider; warns, once, of costly operators that it leaves to the CPU.
-Ort::Session OnnxRuntimeBackend::on_plugin(const fs::path& path, Ort::SessionOptions& options) {
+Ort::Session OnnxRuntimeBackend::on_plugin(const fs::path& path, const std::string& data,
+                                           Ort::SessionOptions& options) {
     options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_VERBOSE);
     const LogCapture log;
-    Ort::Session session(environment(), path.c_str(), options);
+    Ort::Session session(environment(), data.data(), data.size(), options);
     const std::string left = heavy_on_cpu(log.messages);
     if (!left.empty() && warning && warned.insert(path.string()).second)
         warning(path.filename().string() + ": " + plugin->name() + " leaves to the CPU: " + left);

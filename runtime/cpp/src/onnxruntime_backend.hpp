@@ -47,7 +47,7 @@ private:
 
     Loaded& loaded(const std::string& graph);
     Ort::Session created(const std::string& graph);
-    Ort::Session on_plugin(const fs::path& path, Ort::SessionOptions& options);
+    Ort::Session on_plugin(const fs::path& path, const std::string& data, Ort::SessionOptions& options);
     std::vector<Ort::Value> results(Loaded& graph, const Inputs& inputs);
     std::string explained(const std::string& what, const std::exception& error) const;
     void fall_back(const std::string& reason);

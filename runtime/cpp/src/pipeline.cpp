@@ -7,6 +7,7 @@
 #include "bundle.hpp"
 #include "devices.hpp"
 #include "kontext/kontext.hpp"
+#include "regular_file.hpp"
 #include "request.hpp"
 #include "resize.hpp"
 #include "sampling.hpp"
@@ -71,21 +72,26 @@ struct Pipeline::State {
     Backend* backend;
 
     State(const fs::path& folder, const LoadOptions& options)
-        : bundle(Bundle::open(folder)),
+        : bundle(Bundle::open(folder, options.require_digest, options.allow_links)),
           options(options),
           // A plan for a memory budget assumes that each network is dropped.
           low_memory(options.low_memory.value_or(bundle.weight_bytes() >= large_weights || bundle.planned)),
-          clip(bundle.tokenizers.at("clip").path),
-          t5(bundle.tokenizers.at("t5").path),
+          clip(tokenizer("clip")),
+          t5(tokenizer("t5")),
           opened(open_backend(bundle, options, low_memory)),
           backend(opened.backend.get()) {
-        if (options.verify) bundle.verify();
+        if (options.verify || !options.require_digest.empty()) bundle.verify(options.verify);
         for (const auto& [name, tokenizer] : {std::pair{"clip", &clip}, std::pair{"t5", &t5}}) {
             const TokenizerEntry& entry = bundle.tokenizers.at(name);
             if (tokenizer->special() >= entry.max_length)
                 throw Error(entry.path.string() + ": its " + std::to_string(tokenizer->special()) +
                             " special tokens leave no room in prompts of " + std::to_string(entry.max_length));
         }
+    }
+
+    Tokenizer tokenizer(const char* name) const {
+        const fs::path& path = bundle.tokenizers.at(name).path;
+        return {bundle.content(path, max_json_bytes, "a tokenizer"), path};
     }
 
     // Runs a graph that the edit does not need again.

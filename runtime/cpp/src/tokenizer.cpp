@@ -82,9 +82,9 @@ Model read_model(const Json& settings) {
     refuse("model " + type);
 }
 
-Tokenizer::Tokenizer(const std::filesystem::path& path) {
+Tokenizer::Tokenizer(const std::string& file, const std::filesystem::path& path) {
     try {
-        const Json root = parse_json(read_regular(path, max_json_bytes, "a tokenizer"), path);
+        const Json root = parse_json(file, path);
         check_components(root.at("normalizer"), root.at("pre_tokenizer"));
         normalizer = read_normalizer(root.at("normalizer"));
         pre_tokenizer = read_pre_tokenizer(root.at("pre_tokenizer"));

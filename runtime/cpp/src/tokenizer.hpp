@@ -48,8 +48,9 @@ Model read_unigram(const Json& settings);
 
 class Tokenizer {
 public:
-    // Throws Error if the file is not a tokenizer, or has unsupported components.
-    explicit Tokenizer(const std::filesystem::path& path);
+    // Of what a file holds, which errors call `path`. Throws Error if it is not a tokenizer, or has unsupported
+    // components.
+    Tokenizer(const std::string& file, const std::filesystem::path& path);
 
     // The number of special tokens around a prompt.
     std::size_t special() const { return before.size() + after.size(); }

@@ -38,7 +38,7 @@ void read_graph(const fs::path&, const std::string& data) {
 }
 
 void read_tokenizer(const fs::path& folder, const std::string& data) {
-    const Tokenizer tokenizer(written(folder / "tokenizer.json", data));
+    const Tokenizer tokenizer(data, folder / "tokenizer.json");
     for (const char* prompt : {"make the red circle blue", "\xC3\xA9 \xE2\x98\x83 <|endoftext|> aaaa b", ""}) {
         std::size_t lost = 0;
         tokenizer.encode(prompt, 24, lost);

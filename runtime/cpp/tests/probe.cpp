@@ -9,6 +9,7 @@
 #include "onnxruntime_backend.hpp"
 #include "onnxruntime_library.hpp"
 #include "references.hpp"
+#include "regular_file.hpp"
 #include "resize.hpp"
 #include "sampling.hpp"
 #include "sha256.hpp"
@@ -30,7 +31,7 @@ std::string standard_input() { return {std::istreambuf_iterator<char>(std::cin),
 // FILE MAX_LENGTH: reads prompts from stdin, each as its number of bytes, a line feed and the bytes; prints lines of
 // "lost id id …", or "error: …" for a prompt that is refused.
 void ids(const Words& words) {
-    const Tokenizer tokenizer(words.at(0));
+    const Tokenizer tokenizer(read_regular(words.at(0), max_json_bytes, "a tokenizer"), words.at(0));
     const std::string text = standard_input();
     for (std::size_t at = 0; at < text.size();) {
         const std::size_t start = text.find('\n', at) + 1;

@@ -33,7 +33,7 @@ def test_the_whole_bundle(
     printed = inspect(capsys, tiny_bundle)
     digest = hashlib.sha256((tiny_bundle / "manifest.json").read_bytes()).hexdigest()
     for line in (
-        f"format 1, made by kontext-export 0.1.0, digest {digest}",
+        f"format 1, made by kontext-export 0.1.0, digest sha256:{digest}",
         f"checkpoint recorded: {tiny_checkpoint.name}\n",
         "fp32 weights, computes in fp32\n",
         "edits take 28 steps at guidance 2.5; sigmas shifted by e^mu (mu 0.5 to 1.15); several references by index",

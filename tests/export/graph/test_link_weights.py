@@ -16,6 +16,7 @@ pytest.importorskip("onnx")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
+from kontext.export.bundle.additions import record  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
 from kontext.export.graph import link_weights  # noqa: E402
 from kontext.model.checkpoint import load_state  # noqa: E402
@@ -202,15 +203,33 @@ def test_the_export_says_what_it_linked_and_why_it_copied(
     assert decoded.endswith("kB): 1 decoded from F8_E4M3 scaled")
 
 
+def test_its_exporter_alone_needs_no_permission(
+    linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(linked)
+    assert len(bundle.linked_files) == 4 + len(GRAPHS)
+    bundle.verify()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of somebody else"))
+    with pytest.raises(KontextError, match="you have not exported it on this machine"):
+        bundle.linked_files  # noqa: B018
+
+
+def test_what_is_added_to_a_linked_bundle_keeps_it_its_exporter_s(linked: Path) -> None:
+    before = Bundle.open(linked)
+    after = record(before, lambda manifest: manifest.update(engines=[], added=True))
+    assert after.digest != before.digest
+    assert after.linked_files == before.linked_files
+
+
 def test_a_changed_or_missing_file_is_refused(linked: Path) -> None:
     path = linked.parent / "model/vae/diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     save_file(tensors, path, metadata={"made": "anew"})
     with pytest.raises(KontextError, match=r"is not the file that .* was exported over"):
-        Bundle.open(linked)
+        Bundle.open(linked).linked_files  # noqa: B018
     path.unlink()
     with pytest.raises(KontextError, match="does not exist, and the bundle takes weights from it"):
-        Bundle.open(linked)
+        Bundle.open(linked).linked_files  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -226,7 +245,7 @@ def test_a_bundle_cannot_point_anywhere(target: str, message: str, linked: Path)
     manifest["links"][next(iter(manifest["links"]))]["path"] = target
     (linked / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(KontextError, match=message):
-        Bundle.open(linked)
+        Bundle.open(linked, allow_links=True).linked_files  # noqa: B018
 
 
 def test_a_bundle_cannot_point_at_another_weight_file(linked: Path) -> None:
@@ -238,7 +257,7 @@ def test_a_bundle_cannot_point_at_another_weight_file(linked: Path) -> None:
     with pytest.raises(
         KontextError, match="^" + re.escape(f"{second['path']} is not the file that {linked} ")
     ):
-        Bundle.open(linked)
+        Bundle.open(linked, allow_links=True).linked_files  # noqa: B018
 
 
 def test_names_inside_the_bundle_are_all_different(tmp_path: Path) -> None:

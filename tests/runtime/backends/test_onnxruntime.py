@@ -170,10 +170,11 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch, message: str, *, at_load: bool = Fa
     make = OnnxRuntimeBackend.load
     monkeypatch.setattr(Failing, "message", message)
 
-    def load(self: OnnxRuntimeBackend, graph: str) -> Any:
+    def load(self: OnnxRuntimeBackend, graph: str, data: bytes) -> Any:
         if self.device == "cuda" and at_load:
             raise RuntimeError(message)
-        return Failing(make(self, graph)) if self.device == "cuda" else make(self, graph)
+        made = make(self, graph, data)
+        return Failing(made) if self.device == "cuda" else made
 
     monkeypatch.setattr(OnnxRuntimeBackend, "load", load)
     monkeypatch.setattr(OnnxRuntimeBackend, "providers", lambda _self: [(CPU, {})])

@@ -41,6 +41,8 @@ class CLoadOptions(ctypes.Structure):
         ("input_filter", INPUT_FILTER),
         ("output_filter", OUTPUT_FILTER),
         ("user", ctypes.c_void_p),
+        ("require_digest", ctypes.c_char_p),
+        ("allow_links", ctypes.c_int32),
     ]
 
 

@@ -32,7 +32,7 @@ from kontext.runtime.sampler import schedule
 from kontext.runtime.sampler_entry import SPACINGS, TIME_SHIFTS
 from kontext.runtime.tokens import positions, rope_tables
 
-from .c_structures import CANCELLED, ERROR, OK, PROGRESS, CEditOptions, CImage
+from .c_structures import CANCELLED, ERROR, OK, PROGRESS, CEditOptions, CImage, CLoadOptions
 
 if TYPE_CHECKING:
     from .conftest import CppBuild
@@ -520,8 +520,13 @@ def tokenizer(name: str, change: Callable[[dict[str, Any]], object] | str) -> Ca
 
 
 def files_of(folder: Path) -> dict[str, Any]:
+    """The entries of a bundle's files as they are now, for a damage that digests do not show."""
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    return {name: {"size": (folder / name).stat().st_size, "sha256": "0" * 64} for name in files}
+    contents = {name: (folder / name).read_bytes() for name in files}
+    return {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in contents.items()
+    }
 
 
 def damaged_graph(folder: Path) -> None:
@@ -655,20 +660,85 @@ def test_only_safetensors_files_are_linked(cpp: CppBuild, tiny_bundle: Path, tmp
         "size": other.stat().st_size,
         "header_sha256": hashlib.sha256(b"").hexdigest(),
     }
+    words = [folder, tmp_path / "out.png", "--allow-links"]
     edited(links={"links/other": entry})(folder)
-    assert f"{other} is not the file that" in refused(program(cpp, folder, tmp_path / "out.png"))
+    assert f"{other} is not the file that" in refused(program(cpp, *words))
+    other.write_bytes((100_000_001).to_bytes(8, "little") + bytes(64))  # beyond the limit of a header
+    edited(links={"links/other": {**entry, "size": 72}})(folder)
+    assert f"{other} is not the file that" in refused(program(cpp, *words))
+
+
+def test_links_hold_for_the_exporter_and_those_who_allow_them(
+    cpp: CppBuild, linked_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.png"
+    assert program(cpp, linked_bundle, output, "--verify").returncode == 0
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of somebody else"))
+    assert "you have not exported it on this machine" in refused(program(cpp, linked_bundle, output))
+    assert program(cpp, linked_bundle, output, "--allow-links").returncode == 0
+
+
+def test_verify_reads_linked_files_whole(
+    cpp: CppBuild, tiny_checkpoint: Path, tiny_bundle: Path, untraced: Any, tmp_path: Path
+) -> None:
+    from kontext.export.cli.main import main
+
+    model, folder = shutil.copytree(tiny_checkpoint, tmp_path / "model"), tmp_path / "linked"
+    with untraced(tiny_bundle):
+        assert main([str(model), "-o", str(folder), "--fp32", "--link-weights", "--quiet"]) == 0
+    flip(model / "vae" / "diffusion_pytorch_model.safetensors")
+    assert program(cpp, folder, tmp_path / "out.png").returncode == 0
+    message = refused(program(cpp, folder, tmp_path / "out.png", "--verify"))
+    assert f"has changed since {folder} was exported over it" in message
+    edited(**{f"links__{name}__sha256": ... for name in Bundle.open(folder).links})(folder)
+    message = refused(program(cpp, folder, tmp_path / "out.png", "--verify", "--allow-links"))
+    assert "was made before whole files were recorded, export it again" in message
 
 
 def test_a_tampered_file(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    path = folder / "weights" / "vae_decoder.safetensors"
+    flip(folder / "weights" / "vae_decoder.safetensors")
+    assert program(cpp, folder, tmp_path / "out.png").returncode == 0
+    for flags in (["--verify"], ["--require-digest", Bundle.open(folder).digest]):
+        message = refused(program(cpp, folder, tmp_path / "out.png", *flags))
+        assert "vae_decoder.safetensors is damaged: its SHA-256 is not the manifest's" in message
+
+
+@pytest.mark.parametrize("name", ["transformer.onnx", "tokenizers/clip.json"])
+def test_what_is_executed_is_always_compared(
+    cpp: CppBuild, tiny_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    flip(folder / name)
+    message = refused(program(cpp, folder, tmp_path / "out.png"))
+    assert f"{name} is damaged: its SHA-256 is not the manifest's" in message
+
+
+def test_the_required_bundle_and_others(
+    cpp: CppBuild, c_api: ctypes.CDLL, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    digest, other = Bundle.open(tiny_bundle).digest, "sha256:" + "0" * 64
+    output = tmp_path / "out.png"
+    assert program(cpp, tiny_bundle, output, "--require-digest", digest).returncode == 0
+    message = refused(program(cpp, tiny_bundle, output, "--require-digest", other))
+    assert f"is not the required bundle: its digest is {digest}, not {other}" in message
+    for text in (digest.upper(), digest[7:], digest + "0", "sha256:"):
+        assert "a digest is sha256: and 64 hexadecimal digits" in refused(
+            program(cpp, tiny_bundle, output, "--require-digest", text)
+        )
+    pipeline = ctypes.c_void_p()
+    for text, status in ((digest, OK), (other, ERROR)):
+        options = CLoadOptions(require_digest=text.encode())
+        arguments = (str(tiny_bundle).encode(), ctypes.byref(options), ctypes.byref(pipeline))
+        assert c_api.kontext_load(*arguments) == status
+        c_api.kontext_free(pipeline)
+
+
+def flip(path: Path) -> None:
+    """Changes the last bit of a file, in place and with its size kept."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert program(cpp, folder, tmp_path / "out.png").returncode == 0
-    assert "its SHA-256 is not the manifest's" in refused(
-        program(cpp, folder, tmp_path / "out.png", "--verify")
-    )
 
 
 # -- the C API, and embedding --

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -146,7 +147,8 @@ def test_a_damaged_graph_in_openvino(openvino: CppBuild, tiny_bundle: Path, tmp_
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     (folder / "text_encoder.onnx").write_bytes(b"nonsense")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["text_encoder.onnx"]["size"] = 8
+    entry = {"size": 8, "sha256": hashlib.sha256(b"nonsense").hexdigest()}
+    manifest["files"]["text_encoder.onnx"] = entry
     (folder / "manifest.json").write_text(json.dumps(manifest))
     done = openvino.run(*words(folder, tmp_path / "out.png", "--device", "openvino"))
     assert done.returncode == 2

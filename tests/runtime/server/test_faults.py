@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -305,14 +306,51 @@ def test_a_cancelled_plain_request_stops_the_sampler(server: Any) -> None:
 # -- bundles that are not what they were --
 
 
-def test_a_tampered_bundle_is_not_served(server: Any, tmp_path: Path) -> None:
+def flip(path: Path) -> None:
+    """Changes the last bit of a file, in place and with its size kept."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.unlink()  # it may be a hard link to the bundle's
+    path.write_bytes(data)
+
+
+def flip_graph(stream: Path) -> None:
+    """A graph is executed, and compared whatever config.pbtxt says of the other files."""
+    config = stream / "config.pbtxt"
+    text = config.read_text()
+    changed = text.replace(
+        '"verify" value { string_value: "true" }', '"verify" value { string_value: "false" }'
+    )
+    assert changed != text
+    config.write_text(changed)
+    flip(stream / "1/bundle/transformer.onnx")
+
+
+def swap_bundle(stream: Path) -> None:
+    """A whole bundle, but not the one that the repository was written for."""
+    manifest = stream / "1/bundle/manifest.json"
+    data = manifest.read_bytes()
+    manifest.unlink()
+    manifest.write_bytes(data + b"\n")
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "weights": (
+        lambda stream: flip(stream / "1/bundle/weights/transformer.safetensors"),
+        "transformer.safetensors is damaged: its SHA-256 is not the manifest's",
+    ),
+    "graph": (flip_graph, "transformer.onnx is damaged: its SHA-256 is not the manifest's"),
+    "bundle": (swap_bundle, "is not the required bundle: its digest is sha256:"),
+}
+
+
+@pytest.mark.parametrize("kind", TAMPERED)
+def test_a_tampered_bundle_is_not_served(server: Any, tmp_path: Path, kind: str) -> None:
+    tamper, message = TAMPERED[kind]
     models = tmp_path / "models"
     shutil.copytree(server.models, models)
-    weights = models / "kontext_stream/1/bundle/weights/transformer.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    tamper(models / "kontext_stream")
     log = tmp_path / "log"
     with pytest.raises(KontextError, match="the server did not start"), LocalServer(models, log=log):
         pass
-    assert "transformer.safetensors is damaged: its SHA-256 is not the manifest's" in log.read_text()
+    assert message in log.read_text()

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kontext.errors import ComputationError, KontextError
+from kontext.runtime.bundle import Bundle
 
 
-def test_only_the_callers_own_errors_are_invalid_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The codes are those of the server's documentation for its Python backend."""
+@pytest.fixture
+def stream_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     stand_in = ModuleType("triton_python_backend_utils")
     stand_in.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1  # type: ignore[attr-defined]
     stand_in.Logger = SimpleNamespace(log_error=lambda _: None)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stand_in)
     monkeypatch.delitem(sys.modules, "kontext.runtime.server.stream_model", raising=False)
-    from kontext.runtime.server.stream_model import explain
+    yield importlib.import_module("kontext.runtime.server.stream_model")
+    sys.modules.pop("kontext.runtime.server.stream_model")
 
+
+def test_only_the_callers_own_errors_are_invalid_arguments(stream_model: Any) -> None:
+    """The codes are those of the server's documentation for its Python backend."""
+    explain = stream_model.explain
     assert explain(KontextError("steps must be 1 or more")) == (
         "invalid",
         "INVALID_ARG",
@@ -32,4 +43,23 @@ def test_only_the_callers_own_errors_are_invalid_arguments(monkeypatch: pytest.M
     assert explain(None)[1] == "CANCELLED"
     assert explain(MemoryError())[1] == "UNAVAILABLE"
     assert "secret" not in explain(ZeroDivisionError("secret"))[2]
-    monkeypatch.delitem(sys.modules, "kontext.runtime.server.stream_model")
+
+
+def test_graphs_in_the_server_are_the_bundle_s(stream_model: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    """They are copies beside the bundle, which the server's own backend loads."""
+    bundle = Bundle.open(tiny_bundle)
+    for name, entry in bundle.graphs.items():
+        version = tmp_path / f"kontext_{name}" / "1"
+        (version / "weights").mkdir(parents=True)
+        shutil.copy(entry.path, version / "model.onnx")
+        shutil.copy(entry.weights, version / "weights")
+    stream_model.check_models(bundle, tmp_path, weights=True)
+    for file in ("weights/vae_decoder.safetensors", "model.onnx"):
+        path = tmp_path / "kontext_vae_decoder" / "1" / file
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        with pytest.raises(KontextError, match=rf"{path} is not .*: write the repository again"):
+            stream_model.check_models(bundle, tmp_path, weights=True)
+        if file != "model.onnx":
+            stream_model.check_models(bundle, tmp_path, weights=False)
+    with pytest.raises(KontextError, match=r"is not .*vae_decoder\.onnx"):
+        stream_model.check_models(bundle, tmp_path, weights=False)

@@ -48,10 +48,12 @@ typedef struct kontext_load_options {
     const char* compute;  /* with OpenVINO: fp32, bf16 or fp16; NULL: what the bundle says */
     int32_t threads;      /* cores that a network may use; 0: all that this process may use */
     int32_t low_memory;   /* drop each network after its part of an edit: 1 yes, -1 no, 0: from 2 GiB of weights on */
-    int32_t verify;       /* not 0: compare every file's SHA-256 first */
+    int32_t verify;       /* not 0: compare every file's SHA-256 first; what is executed always is */
     kontext_input_filter input_filter;
     kontext_output_filter output_filter;
-    void* user; /* passed to both filters */
+    void* user;                 /* passed to both filters */
+    const char* require_digest; /* sha256:..., of kontext-export digest: refuse other bundles, compare what is used */
+    int32_t allow_links;        /* not 0: take weights from files outside a bundle that you have not exported here */
 } kontext_load_options;
 
 /* Called after each step; latents are float [pictures, channels, height, width]. Return non-zero to stop the edit. */

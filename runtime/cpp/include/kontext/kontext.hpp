@@ -67,7 +67,9 @@ struct LoadOptions {
     std::string compute;             // with OpenVINO: fp32, bf16 or fp16; empty: what the bundle says
     int threads = 0;                 // cores that a network may use; 0: all that this process may use
     std::optional<bool> low_memory;  // drop each network after its part of an edit; unset: from 2 GiB of weights on
-    bool verify = false;             // compare every file's SHA-256 first
+    bool verify = false;             // compare every file's SHA-256 first; what is executed always is
+    std::string require_digest;      // sha256:…, of kontext-export digest: refuse other bundles, compare what is used
+    bool allow_links = false;        // take weights from files outside a bundle that you have not exported here
 
     // Content filters. FLUX.1 [dev]'s licence asks those who deploy it for them; none is built in. The first is called
     // with an edit's references and prompt before anything runs, the second with each finished picture, which it

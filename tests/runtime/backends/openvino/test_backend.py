@@ -224,13 +224,20 @@ def test_no_cache(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_run_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_what_cannot_run_is_one_line(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(KontextError, match=r"text_encoder failed in OpenVINO: .*incompatible") as caught:
         backend_of(tiny_bundle).run("text_encoder", {"input_ids": np.ones((1, 5), np.int64)})
     assert "\n" not in str(caught.value)
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     backend = backend_of(folder)
     (folder / "transformer.onnx").write_bytes(b"not a graph")
+    with pytest.raises(
+        KontextError, match=r"transformer\.onnx is damaged: its SHA-256 is not the manifest's"
+    ):
+        backend.compile("transformer", None)
+    monkeypatch.setattr(Bundle, "content", lambda _bundle, path: path.read_bytes())
     with pytest.raises(
         KontextError, match=r"transformer\.onnx cannot be compiled for OpenVINO's CPU: "
     ) as caught:

@@ -23,6 +23,7 @@ from kontext.decibels import psnr  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, TorchOptions  # noqa: E402
+from kontext.runtime.backends.torch import backend as backend_module  # noqa: E402
 from kontext.runtime.backends.torch import (  # noqa: E402
     memory,
     weights,
@@ -264,6 +265,31 @@ def test_options_that_make_no_sense(tiny_bundle: Path) -> None:
         edited(tiny_bundle, activations="fp8")
     with pytest.raises(KontextError, match="INT8 activations need INT8 weights"):
         choose_activations("int8", {"fp8"}, CPU)
+
+
+def test_kernels_that_the_manifest_does_not_list_are_not_loaded(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU without Triton; the line names the file."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    index = folder / "kernels" / "sm_89" / "kernels.json"
+    index.parent.mkdir(parents=True)
+    index.write_text("{}")
+    monkeypatch.setattr(backend_module, "device_capability", lambda _device: 89)
+    backend = object.__new__(TorchBackend)
+    backend.bundle, backend.device = Bundle.open(folder), torch.device("cuda")
+    with pytest.raises(KontextError, match=rf"no compiled kernels: {index} is not in its manifest: "):
+        backend.register_kernels()
+    index.unlink()
+    with pytest.raises(KontextError, match="no compiled kernels: there are none for this GPU: "):
+        backend.register_kernels()
+    index.write_text("{}")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["kernels/sm_89/kernels.json"] = {"size": 2, "sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    backend.bundle = Bundle.open(folder)
+    with pytest.raises(KontextError, match=r"kernels\.json is damaged: .*; compile the kernels again"):
+        backend.register_kernels()
 
 
 def test_the_command_line_and_what_the_lean_runtime_imports(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import KontextError
+from ..regular_files import open_regular
 
 RANGES = 4
 """Ranges of the sampler's steps with separate statistics."""
@@ -173,6 +174,7 @@ class Statistics:
     def load(cls, path: Path) -> Statistics:
         """Reads what `save` wrote. Raises KontextError for anything else."""
         try:
+            open_regular(path).close()
             with safe_open(path, "pt") as file:
                 result = cls(about=json.loads((file.metadata() or {})["about"]), file=path)
                 found: dict[tuple[str, str], dict[str, Tensor]] = {}

@@ -5,14 +5,15 @@ What a manifest lists is not enough: anybody can write one. A file also has to h
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...bundle_folder import FORMAT, MANIFEST_NAME
+from ...bundle_folder import FORMAT, MANIFEST_NAME, MAX_MANIFEST_BYTES
+from ...errors import KontextError
 from ...files import TEMPORARY
+from ...regular_files import read_json
 from ...runtime.bundle import GRAPHS, TOKENIZERS
 
 JOURNAL = "export-journal.json"
@@ -97,9 +98,9 @@ def remove_empty(folder: Path) -> None:
 def listed_in(marker: Path, format: str) -> set[str] | None:
     """The names in `files` of a JSON file that has this `format`, and its own; None if it is another file."""
     try:
-        data = json.loads(marker.read_text(encoding="utf-8"))
+        data = read_json(marker, MAX_MANIFEST_BYTES, "a manifest")
         return {marker.name, *data["files"]} if data["format"] == format else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, KontextError):
         return None
 
 

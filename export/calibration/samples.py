@@ -15,6 +15,7 @@ from PIL import Image
 
 from ...errors import KontextError
 from ...model.config import KontextConfig
+from ...regular_files import read_regular
 from ...runtime.images import open_picture
 from ...runtime.request import Request, build_request
 from ...runtime.sampler_entry import SamplerEntry
@@ -31,6 +32,10 @@ BATCH_PIXELS = 1 << 18
 """Pixels that are sampled together: sixteen of the embedded model's pictures, one of FLUX's."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+MAX_TEXT_BYTES = 32 << 20
+"""Of a list of instructions, and of one."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,9 @@ def read_samples(folder: Path) -> Samples:
         prompt = prompts.get(path.name)
         try:
             if prompt is None:
-                prompt = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+                prompt = (
+                    read_regular(path.with_suffix(".txt"), MAX_TEXT_BYTES, "an instruction").decode().strip()
+                )
             if not prompt:
                 skipped.append(f"{path.name}: its instruction is empty")
                 continue
@@ -108,7 +115,8 @@ def listed_prompts(folder: Path) -> dict[str, str]:
     prompts: dict[str, str] = {}
     number = 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):  # noqa: B007  (the message below has it)
+        text = read_regular(path, MAX_TEXT_BYTES, "a list of instructions")
+        for number, line in enumerate(text.decode().splitlines(), 1):  # noqa: B007  (the message below has it)
             if line.strip():
                 entry = json.loads(line)
                 prompts[str(entry["file_name"])] = str(entry.get("prompt") or entry["text"])

@@ -22,6 +22,7 @@ from ....kernels.dequantize_4bit import dequantize_4bit_op
 from ....kernels.dequantize_8bit import dequantize_8bit_op
 from ....quant.formats import COMPUTE, FORMATS, find_format
 from ....quant.formats.base import NumberFormat
+from ....regular_files import open_regular
 
 Tree = TypeVar("Tree")
 """A tensor, or tensors in tuples and data classes, nested."""
@@ -116,6 +117,7 @@ class WeightFile:
         self.path = path
         self.dtype = dtype
         try:
+            open_regular(path).close()
             self.file = safe_open(str(path), framework="pt", device=str(device))
         except (OSError, SafetensorError) as fault:
             raise KontextError(f"{path} cannot be read: {fault}") from None

@@ -49,6 +49,10 @@ class PromptTokenizer:
                 raise KontextError("the prompt is not valid Unicode text") from None
             with library_errors(f"{self.settings.path} cannot read the prompt"):
                 encoding = self.tokenizer.encode(prompt)
+            if len(encoding.ids) > self.settings.max_length:  # a special token may stand for many
+                raise KontextError(
+                    f"{self.settings.path}: its special tokens leave no room in prompts of {self.settings.max_length}"
+                )
             ids[row, : len(encoding.ids)] = encoding.ids
             lost = sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoding.overflowing)
             if lost:

@@ -237,7 +237,9 @@ def check_peft(settings: Settings) -> list[str]:
     path, where, values = settings.path, settings.where, settings.peft
     kind = peft_kind(values)
     if kind not in FUSED_TYPES:
-        raise KontextError(f"{path} is of PEFT's type {kind}, which is not supported: {where}")
+        raise KontextError(
+            f"{path} is of PEFT's type {' '.join(kind.split()):.40}, which is not supported: {where}"
+        )
     for name in FLAGS:
         if not isinstance(value := values.get(name), (bool, type(None))):
             text = json.dumps(value, ensure_ascii=False)

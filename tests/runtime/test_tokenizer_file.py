@@ -70,6 +70,12 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "a repeated group": (sequence(replace("b", Regex="(x+x+)+y")), "may take forever"),
     "a long pattern": (split("a" * 1001), "may take forever"),
     "600 special tokens": (special_tokens(600), "special tokens leave no room"),
+    "a special token of 600": (
+        lambda root: root["post_processor"]["special_tokens"]["</s>"].update(
+            ids=[1] * 600, tokens=["</s>"] * 600
+        ),
+        "special tokens leave no room",
+    ),
     "another model": (lambda root: root["model"].update(type="Trigram"), "is not a tokenizer"),
     "no unknown token": (lambda root: root["model"].update(unk_id=10**6), ""),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -180,10 +181,14 @@ def test_pictures_share_a_batch_where_it_does_not_change_them(tiny_bundle: Path,
     graph = helper.make_graph(
         [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])], "g", [], []
     )
-    onnx.save(helper.make_model(graph), tmp_path / "graph.onnx")
-    entry = dataclasses.replace(bundle.graphs["transformer"], path=tmp_path / "graph.onnx")
-    graphs = {**bundle.graphs, "transformer": entry}
-    assert triton_config.default_batch(dataclasses.replace(bundle, graphs=graphs)) == 1
+    data = helper.make_model(graph).SerializeToString()
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    (folder / "transformer.onnx").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"]["transformer.onnx"] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert triton_config.default_batch(Bundle.open(folder)) == 1
 
 
 # -- existing files --

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 
 ONLY_INSTALLED = "import sys; sys.path = [place for place in sys.path if place]; "
 """Python before 3.11 has no `-P`. Nothing but `sys`, which is built in, is imported before the current directory,
@@ -30,3 +32,15 @@ def protect_libraries() -> None:
     """Keeps the current directory from the Python programs that libraries start, as torch.compile does to try a
     processor's instructions. Python 3.10 does not know the variable."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
+def end_with_parent() -> None:
+    """Ends this process within a second of the one that started it, which may be killed before it can end this one."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -72,6 +72,20 @@ def test_programs_that_libraries_start(trap: Path, monkeypatch: pytest.MonkeyPat
     assert output([sys.executable, "-c", "import json; print(json.loads('1'))"]) == "1\n"
 
 
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    """The one that started it is killed, and can no longer end it."""
+    child = code_command(
+        "import time; from kontext.child_process import end_with_parent; end_with_parent(); "
+        "print('running', flush=True); time.sleep(600)"
+    )
+    parent = code_command(f"import subprocess, time; subprocess.Popen({child}); time.sleep(600)")
+    with subprocess.Popen(parent, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "running\n"
+        started.kill()
+        assert started.stdout.read() == ""  # when its last writer has gone
+
+
 def test_tracing(trap: Path, tiny_checkpoint: Path) -> None:
     pytest.importorskip("torch")
     from kontext.export.graph.workers import Tracers

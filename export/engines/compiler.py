@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...child_process import end_with_parent
 from ...errors import KontextError
 from ...files import write_atomic
 from ...runtime.cache import read_cached
@@ -35,6 +36,7 @@ TIMING_CACHE_LIBRARY = "tensorrt"
 
 def main(arguments: list[str] | None = None) -> int:
     (library,) = sys.argv[1:] if arguments is None else arguments
+    end_with_parent()
     # The compiler prints to stdout: messages get a copy of it, and stdout becomes stderr.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from ...child_process import module_command
+from ...child_process import end_with_parent, module_command
 from ...model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from ...temporary_folder import temporary_folder
 from .cache import cache_graph, find_graph
@@ -121,6 +121,7 @@ def unpack_graph(data: bytes) -> ir.Model:
 
 def main() -> None:
     """Traces the networks of the request on stdin into the folder argument; prints the name of each finished one."""
+    end_with_parent()
     gc.disable()  # takes a tenth of the time: millions of small objects, and nearly all live as long as the process
     request, folder = json.load(sys.stdin), Path(sys.argv[1])
     parts = {part: config_from_json(part, request[part]) for part in CONFIG_CLASSES}

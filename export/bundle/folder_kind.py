@@ -100,7 +100,7 @@ def listed_in(marker: Path, format: str) -> set[str] | None:
     try:
         data = read_json(marker, MAX_MANIFEST_BYTES, "a manifest")
         return {marker.name, *data["files"]} if data["format"] == format else None
-    except (OSError, ValueError, KeyError, TypeError, KontextError):
+    except (KontextError, OSError, KeyError, TypeError):
         return None
 
 

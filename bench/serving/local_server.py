@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ...errors import KontextError
-from ...runtime.server import supervisor
+from ...runtime.server import contract, supervisor
 from ...runtime.server_client import Client, connect
 from ...temporary_folder import temporary_folder
 from .environment import ENVIRONMENT, is_ready, make_environment, packages
@@ -130,6 +130,8 @@ class LocalServer:
         # As a file and isolated: no package, folder or variable of a user can get in the supervisor's way.
         command = [sys.executable, "-I", str(Path(supervisor.__file__).resolve())]
         command += [f"--port={ports['health']}", f"--http=127.0.0.1:{ports['http']}"]
+        if (self.models / contract.UNARY).is_dir():
+            command.append(f"--model={contract.UNARY}")
         command += [f"--shared-memory={self.scratch.name}", f"--start-seconds={START_SECONDS}", "--"]
         command += [str(site / "pytriton/tritonserver/bin/tritonserver"), f"--model-repository={self.models}"]
         command += [f"--backend-directory={self.backends}", "--allow-gpu-metrics=false"]

@@ -12,7 +12,7 @@ QUEUE_DELAY_MICROSECONDS = 5000
 """How long a request waits for others to join its batch; a step of the smallest model takes longer."""
 
 QUEUE_LENGTH = 256
-"""Longest queue; further requests are refused at once rather than answered after minutes."""
+"""Longest queue in the server, whose requests `kontext_stream` takes in at once: its own limit is `max_queue`."""
 
 FULL_BATCH_TOKENS = 4096
 """Tokens of a batch that fill a GPU: one picture of 1024x1024."""
@@ -41,9 +41,11 @@ def default_batch(bundle: Bundle) -> int:
     return max(1, min(LARGEST_BATCH, FULL_BATCH_TOKENS // tokens))
 
 
-def stream_config(batch: int, instances: int, graphs_in_server: bool, digest: str) -> str:
-    """config.pbtxt of `kontext_stream`, which serves the bundle with this digest and no other."""
-    limits = contract.Limits()
+def stream_config(
+    batch: int, instances: int, graphs_in_server: bool, digest: str, limits: contract.Limits
+) -> str:
+    """config.pbtxt of `kontext_stream`, which serves the bundle with this digest and no other; `limits` are what one
+    request may ask for."""
     parameters = {
         "graphs": "server" if graphs_in_server else "",
         "device": "",

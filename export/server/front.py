@@ -17,12 +17,12 @@ BYTES = {"INT32": 4, "FP32": 4, "UINT64": 8}
 """Of one element; strings have a length of their own."""
 
 
-def contract_table() -> str:
+def contract_table(limits: Limits) -> str:
     """contract.lua: tensors and parameters that callers may send, as check.lua reads them."""
     own = dict.fromkeys((contract.BASE64, contract.PROGRESS), "true")
     outputs = sorted({each.name for listed in contract.OUTPUTS.values() for each in listed})
     table: dict[str, Tree] = {
-        "inputs": {each.name: input_table(each) for each in contract.INPUTS},
+        "inputs": {each.name: input_table(each, limits) for each in contract.INPUTS},
         "outputs": dict.fromkeys(outputs, "true"),
         "parameters": own,
         "infer_parameters": {**own, "binary_data_output": "true"},
@@ -32,10 +32,10 @@ def contract_table() -> str:
     return f"-- Written by kontext-export from the models' contract.\nreturn {lua(table)}\n"
 
 
-def input_table(tensor: Tensor) -> dict[str, str]:
+def input_table(tensor: Tensor, limits: Limits) -> dict[str, str]:
     """One input, whose batch is always 1: its datatype, and how many elements it has."""
     (side,) = tensor.shape
-    least, most = (1, Limits().max_references) if side == -1 else (side, side)
+    least, most = (1, limits.max_references) if side == -1 else (side, side)
     return {
         "datatype": f'"{tensor.datatype}"',
         "bytes": str(BYTES.get(tensor.datatype, 0)),

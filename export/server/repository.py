@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from string import Template
 
@@ -56,6 +56,8 @@ class Settings:
     """Pipelines on each GPU, or on the CPU."""
     filters: Path | None = None
     """A Python file with `input_filter` and `output_filter`; None: filters that allow everything."""
+    limits: contract.Limits = field(default_factory=contract.Limits)
+    """What one request may ask for."""
 
 
 def write_repository(folder: Path, output: Path, settings: Settings, *, force: bool = False) -> Path:
@@ -119,7 +121,8 @@ def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
         copy_runtime(model / "1")
         write_text(model / "1" / "model.py", template(f"{kind}_model.py.txt"))
     write_text(
-        stream / "config.pbtxt", config.stream_config(batch, settings.instances, in_server, bundle.digest)
+        stream / "config.pbtxt",
+        config.stream_config(batch, settings.instances, in_server, bundle.digest, settings.limits),
     )
     write_text(unary / "config.pbtxt", config.unary_config())
     filters = template("filters.py.txt") if settings.filters is None else settings.filters.read_text("utf-8")
@@ -143,7 +146,7 @@ def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
         write_text(root / name, Template(template(name)).substitute(values))
     for name in front.FILES:
         write_text(root / "front" / name, Template(template(f"front/{name}")).substitute(values))
-    write_text(root / "front" / "contract.lua", front.contract_table())
+    write_text(root / "front" / "contract.lua", front.contract_table(settings.limits))
 
 
 def warmup_inputs() -> dict[str, bytes]:

@@ -76,6 +76,10 @@ BASE64 = "base64"
 PROGRESS = "progress"
 """Request parameter of STREAM: false to get the picture only."""
 
+PROBE = "probe"
+"""Request parameter of the supervisor: true for an answer at once, without an edit, with an empty IMAGE if both models
+work."""
+
 CANCEL_FILE = "cancel_file"
 """Request parameter from UNARY to STREAM: the name of a file that is created when the caller disconnects."""
 
@@ -85,7 +89,7 @@ BROKEN = "the edit failed inside the server; its log says why"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one request; each is a parameter of config.pbtxt of the same name."""
+    """Limits of one request, and of how many wait; each is a parameter of config.pbtxt of the same name."""
 
     max_steps: int = 200
     max_references: int = 8
@@ -94,6 +98,13 @@ class Limits:
     max_prompt_bytes: int = 16384
     max_decode_seconds: int = 10
     """Of a processor's time, for each reference."""
+    max_output_megapixels: int = 4
+    max_megapixel_steps: int = 1000
+    """Steps times the pixels of the output and of the references as they are encoded."""
+    max_seconds: int = 3600
+    """By the clock, from the beginning of an edit's batch; looked at after each step."""
+    max_queue: int = 256
+    """Requests that wait at a time; further ones are refused."""
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, str]) -> Limits:

@@ -1,4 +1,4 @@
-"""A server's requests as edits: arrays are checked and become rows, rows are grouped into batches, batches run.
+"""A server's requests as edits: arrays are checked and become rows, and rows of one kind run as a batch.
 
 This module does not depend on the server: `stream_model` passes in arrays and listeners.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import math
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,11 +64,22 @@ class Job:
     warnings: Sequence[str] = ()
     open: bool = field(default=True)
     """Until `finish` or `fail` of the listener was called."""
+    arrived: float = field(default_factory=time.monotonic)
+    long: bool = False
+    """Whether it is more work than an edit with the bundle's defaults."""
+    leave: Callable[[], object] = lambda: None
+    """Called once, when it no longer waits for its batch to begin."""
 
     @property
     def kind(self) -> tuple[object, ...]:
         """Jobs of one kind can be sampled in one batch."""
         return (self.request.steps, self.request.guidance, self.request.rows[0].shape)
+
+    @property
+    def work(self) -> float:
+        """Steps times pixels of the output and of the references as they are encoded."""
+        row = self.request.rows[0]
+        return self.request.steps * sum(map(math.prod, (row.size, *(each.size for each in row.references))))
 
     def close_if_cancelled(self) -> None:
         if self.open and self.listener.cancelled():
@@ -138,6 +150,19 @@ def build(
             f"the references would be encoded at {encoded / 1e6:.3g} million pixels together; at most "
             f"{limits.max_megapixels} million are taken here"
         )
+    output = math.prod(request.rows[0].size)
+    if output > limits.max_output_megapixels * 1_000_000:
+        raise KontextError(
+            f"SIZE {'x'.join(map(str, request.rows[0].size))} is {output / 1e6:.3g} million pixels; at most "
+            f"{limits.max_output_megapixels} million are made here"
+        )
+    work = request.steps * (output + encoded) / 1e6
+    if work > limits.max_megapixel_steps:
+        raise KontextError(
+            f"{request.steps} steps of {(output + encoded) / 1e6:.3g} million pixels, references included, are "
+            f"{work:.0f} million; at most {limits.max_megapixel_steps} million are taken here: ask for fewer steps, a "
+            "smaller SIZE or fewer references"
+        )
     return request
 
 
@@ -177,21 +202,21 @@ def read_prompt(value: object, limits: Limits) -> str:
         raise KontextError("PROMPT is not UTF-8") from None
 
 
-def group_jobs(jobs: Sequence[Job], largest: int) -> Iterator[list[Job]]:
-    """Batches of at most `largest` jobs of one kind, ordered by their first job."""
-    kinds: dict[tuple[object, ...], list[Job]] = {}
-    for job in jobs:
-        kinds.setdefault(job.kind, []).append(job)
-    for same in kinds.values():
-        for start in range(0, len(same), largest):
-            yield same[start : start + largest]
-
-
 class AllCancelled(Exception):
     """Stops the sampler: every job of the batch is cancelled."""
 
 
-def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], object]) -> None:
+class TookTooLong(KontextError):
+    """An edit was stopped by the limit of the clock."""
+
+
+def run_jobs(
+    pipe: Pipeline,
+    jobs: Sequence[Job],
+    on_rows: Callable[[int], object],
+    after_step: Callable[[], object] = lambda: None,
+    max_seconds: float = math.inf,
+) -> None:
     """Runs jobs of one kind as one batch and calls every listener's `finish` or `fail`.
 
     A cancelled job fails at the next step, and the batch stops with its last job. If a batch fails, its jobs run one
@@ -201,7 +226,10 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], objec
         pipe: runs the edits.
         jobs: of one kind.
         on_rows: called with the number of rows after each step.
+        after_step: called after each step; it may take its time, in which others run.
+        max_seconds: by the clock, after which the jobs fail.
     """
+    began = time.monotonic()
     for job in jobs:
         job.close_if_cancelled()
     jobs = [job for job in jobs if job.open]
@@ -216,13 +244,20 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], objec
             job.close_if_cancelled()
             if job.open:
                 job.listener.progress(step, total)
+        if step < total and time.monotonic() - began > max_seconds:
+            for job in jobs:
+                end(
+                    job,
+                    TookTooLong(
+                        f"the edit took more than {max_seconds:g} s: {step} of {total} steps were done"
+                    ),
+                )
         if not any(job.open for job in jobs):
             raise AllCancelled
+        after_step()
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `read_request` has collected each job's
-            pictures = pipe.make(request, on_step, progress=False)
+        pictures = pipe.make(request, on_step, progress=False)
     except AllCancelled:
         return
     except Exception as error:
@@ -230,7 +265,7 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], on_rows: Callable[[int], objec
             end(jobs[0], error)
         else:
             for job in jobs:
-                run_jobs(pipe, [job], on_rows)
+                run_jobs(pipe, [job], on_rows, after_step, max_seconds)
         return
     for job, picture in zip(jobs, pictures, strict=True):
         try:

@@ -1,10 +1,12 @@
-"""The metrics that `kontext_stream` adds to the server's: edits by outcome, their seconds, steps, batch sizes."""
+"""The metrics that `kontext_stream` adds to the server's: edits by outcome, seconds, the queue, steps, batches."""
 
 from __future__ import annotations
 
+import threading
+
 import triton_python_backend_utils as pb_utils
 
-OUTCOMES = ("ok", "invalid", "refused", "cancelled", "failed")
+OUTCOMES = ("ok", "invalid", "refused", "busy", "cancelled", "late", "failed")
 SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
 ROWS = [1, 2, 4, 8, 16]
 
@@ -14,6 +16,9 @@ class Metrics:
 
     def __init__(self, model: str) -> None:
         family, labels = pb_utils.MetricFamily, {"model": model}
+        self.lock = threading.Lock()
+        """The server (2.51) ends with SIGSEGV when threads change metrics at the same time; questions to it go the same way."""
+        self.waiting = 0
         self.families = {
             name: family(name=name, description=text, kind=kind)
             for name, text, kind in (
@@ -21,10 +26,12 @@ class Metrics:
                 ("kontext_steps_total", "Sampler steps, counted for every picture", family.COUNTER),
                 (
                     "kontext_edit_seconds",
-                    "Seconds from the start of an edit's batch to its last response",
+                    "Seconds from a request's arrival to its last response",
                     family.HISTOGRAM,
                 ),
                 ("kontext_batch_rows", "Pictures sampled in one batch", family.HISTOGRAM),
+                ("kontext_queue_seconds", "Seconds from a request's arrival to its batch", family.HISTOGRAM),
+                ("kontext_queue_length", "Requests that wait for their batch", family.GAUGE),
             )
         }
         made = self.families
@@ -35,13 +42,26 @@ class Metrics:
         self.rows_stepped = made["kontext_steps_total"].Metric(labels=labels)
         self.seconds = made["kontext_edit_seconds"].Metric(labels=labels, buckets=SECONDS)
         self.rows = made["kontext_batch_rows"].Metric(labels=labels, buckets=ROWS)
+        self.queue_seconds = made["kontext_queue_seconds"].Metric(labels=labels, buckets=SECONDS)
+        self.queue_length = made["kontext_queue_length"].Metric(labels=labels)
 
     def edit(self, outcome: str, seconds: float) -> None:
-        self.edits[outcome].increment(1)
-        self.seconds.observe(seconds)
+        with self.lock:
+            self.edits[outcome].increment(1)
+            self.seconds.observe(seconds)
+
+    def queued(self, change: int, seconds: float | None = None) -> None:
+        """One request more or less that waits; `seconds`: how long it did."""
+        with self.lock:
+            self.waiting += change
+            self.queue_length.set(self.waiting)
+            if seconds is not None:
+                self.queue_seconds.observe(seconds)
 
     def steps(self, rows: int) -> None:
-        self.rows_stepped.increment(rows)
+        with self.lock:
+            self.rows_stepped.increment(rows)
 
     def batch(self, rows: int) -> None:
-        self.rows.observe(rows)
+        with self.lock:
+            self.rows.observe(rows)

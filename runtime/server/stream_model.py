@@ -1,21 +1,22 @@
 """The server's model `kontext_stream`: one pipeline that answers each request with a response a step and a picture.
 
-It runs inside the Python backend of NVIDIA Triton Inference Server, whose batcher passes `execute` up to max_batch_size
-requests. The repository's `1/model.py` exposes the class to the server.
+It runs inside the Python backend of NVIDIA Triton Inference Server. `execute` only takes requests in: they wait, are
+batched and take turns here (`turns`). The repository's `1/model.py` exposes the class to the server.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,15 @@ from . import contract, jobs, pictures
 from .decoding import Decoded, Decoders
 from .graphs import ServerGraphs
 from .metrics import Metrics
+from .turns import Turns
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
-MOST_WAITING = 64
-"""Requests whose pictures are not decoded yet; further ones are refused."""
+PLACES = 4
+"""Batches that take turns. Each keeps its latents, texts, references and modulations in memory."""
 
-PATIENCE_SECONDS = 0.5
-"""How long a batch waits for its pictures to be decoded; edits whose pictures take longer run later, so that they hold
-nobody up. A picture of 12 million pixels takes 0.2 s."""
+DECODED_AHEAD = 16
+"""Requests of a kind (long or not) whose pictures are decoded before they begin; the others wait as they came."""
 
 
 class StreamModel:
@@ -55,10 +56,9 @@ class StreamModel:
         self.largest = int(config["max_batch_size"])
         self.limits = contract.Limits.from_parameters(parameters)
         self.metrics = Metrics(self.name)
-        self.readers = ThreadPoolExecutor(MOST_WAITING)
-        self.room = threading.BoundedSemaphore(MOST_WAITING)
-        self.later = ThreadPoolExecutor(1)
-        self.lock = threading.Lock()
+        self.readers = [ThreadPoolExecutor(DECODED_AHEAD) for _ in range(2)]
+        """For requests that are not long, and for those that are: neither kind waits for the other's."""
+        warnings.simplefilter("ignore")  # `read_request` collects what concerns callers
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         try:
             self.decoders = Decoders(seconds=self.limits.max_decode_seconds)
@@ -66,61 +66,93 @@ class StreamModel:
         except KontextError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 
-    def execute(self, requests: list[Any]) -> None:
-        """Runs the edits of a batch, but for those whose pictures take long: they run when these are decoded."""
-        waiting = [each for each in map(self.receive, requests) if each is not None]
-        wait([each.decoded for each in waiting], PATIENCE_SECONDS)
-        late = [each for each in waiting if not each.decoded.done()]
-        for each in late:
-            each.decoded.add_done_callback(lambda _, each=each: self.later.submit(self.run, [each]))  # type: ignore[misc]
-        self.run([each for each in waiting if each not in late])
+        sampler = self.pipe.bundle.sampler
+        pixels = max(map(math.prod, sampler.preferred_sizes))
+        self.default_steps, self.default_pixels = sampler.steps, pixels
+        places = 1 if self.pipe.low_memory else PLACES  # else each turn would load the networks again
+        self.turns = Turns(self.run, self.largest, places, 2.0 * sampler.steps * pixels)
 
-    def receive(self, request: Any) -> Waiting | None:
-        """A request whose pictures are being decoded; None if it is answered with an error."""
-        listener = Response(request, self.metrics)
+    def execute(self, requests: list[Any]) -> None:
+        """Takes requests in and returns; they are answered when their turns come."""
+        for request in requests:
+            listener = Response(request, self.metrics)
+            try:
+                if listener.probe:
+                    listener.answer_probe(self.turns.stuck_seconds(), self.limits.max_seconds)
+                    continue
+                # The server frees the arrays when `execute` returns.
+                arrays = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
+                jobs.check_arrays(arrays)
+                listener.base64 = pictures.answers_in_base64(arrays, listener.asked_base64)
+                if self.turns.queue_length() >= self.limits.max_queue:
+                    raise Full(
+                        f"the maximum queue size of {self.limits.max_queue} is reached: try again later"
+                    )
+            except Exception as error:
+                listener.fail(error)
+            else:
+                self.turns.expect()
+                self.metrics.queued(1)
+                long = self.is_long(arrays)
+                self.readers[long].submit(self.read, listener, arrays, long)
+
+    def is_long(self, arrays: Mapping[str, Any]) -> bool:
+        """Whether a request is more work than an edit of one reference with the bundle's defaults, as far as one can
+        see before its pictures are decoded."""
+        steps = int(arrays["STEPS"].flat[0]) if "STEPS" in arrays else self.default_steps
+        pixels = math.prod(arrays["SIZE"].ravel().tolist()) if "SIZE" in arrays else self.default_pixels
+        references = arrays["IMAGES"].size if "IMAGES" in arrays else 0
+        return steps * (pixels + references * self.default_pixels) > self.turns.default_work
+
+    def read(self, listener: Response, arrays: Mapping[str, Any], long: bool) -> None:
+        """Decodes a request's pictures, and returns when its batch begins: so many are decoded ahead."""
+        begun = threading.Event()
+        decoded: list[Decoded] | Exception
         try:
-            # The server frees the arrays when `execute` returns.
-            arrays = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
-            jobs.check_arrays(arrays)
-            listener.base64 = pictures.answers_in_base64(arrays, listener.asked_base64)
-            if not self.room.acquire(blocking=False):
-                raise Full("the server is busy decoding pictures: try again later")
+            decoded = pictures.read_pictures(arrays, self.limits, self.decoders.decode)
+        except Exception as error:
+            decoded = error
+        self.turns.between_steps(lambda: self.add(listener, arrays, decoded, long, begun))
+        begun.wait()
+
+    def add(
+        self,
+        listener: Response,
+        arrays: Mapping[str, Any],
+        decoded: list[Decoded] | Exception,
+        long: bool,
+        begun: threading.Event,
+    ) -> None:
+        """Lets a request wait for its turn, or fail. While this runs no batch does."""
+
+        def leave() -> None:
+            begun.set()
+            self.metrics.queued(-1, time.monotonic() - listener.started)
+
+        try:
+            if isinstance(decoded, Exception):
+                raise decoded
+            request, listener.warnings = jobs.read_request(self.pipe, self.limits, arrays, decoded)
         except Exception as error:
             listener.fail(error)
-            return None
-        decoded = self.readers.submit(pictures.read_pictures, arrays, self.limits, self.decoders.decode)
-        decoded.add_done_callback(lambda _: self.room.release())
-        return Waiting(listener, arrays, decoded)
+            leave()
+        else:
+            self.turns.add(jobs.Job(request, listener, arrived=listener.started, long=long, leave=leave))
 
-    def run(self, waiting: Sequence[Waiting]) -> None:
-        """Runs edits whose pictures are decoded. The pipeline does one thing at a time."""
-        with self.lock:
-            ready = []
-            for each in waiting:
-                try:
-                    request, each.listener.warnings = jobs.read_request(
-                        self.pipe, self.limits, each.arrays, each.decoded.result()
-                    )
-                except Exception as error:
-                    each.listener.fail(error)
-                else:
-                    ready.append(jobs.Job(request, each.listener))
-            for batch in jobs.group_jobs(ready, self.largest):
-                self.metrics.batch(len(batch))
-                jobs.run_jobs(self.pipe, batch, self.metrics.steps)
+    def run(self, batch: list[jobs.Job], after_step: Callable[[], None]) -> None:
+        self.metrics.batch(len(batch))
+        jobs.run_jobs(self.pipe, batch, self.metrics.steps, after_step, self.limits.max_seconds)
+
+    def finalize(self) -> None:
+        """Finishes the edits that are here."""
+        self.turns.close()
+        for each in self.readers:
+            each.shutdown()
+        self.decoders.close()
 
 
 class Full(KontextError):
     """The server has no room for another request."""
-
-
-@dataclass(eq=False)
-class Waiting:
-    """A request, and its pictures as they will be."""
-
-    listener: Response
-    arrays: Mapping[str, Any]
-    decoded: Future[list[Decoded]]
 
 
 def load_pipeline(
@@ -189,12 +221,13 @@ class Response:
         self.asked_base64 = parameters.get(contract.BASE64)
         self.base64 = True
         self.shows_progress = parameters.get(contract.PROGRESS) is not False
+        self.probe = parameters.get(contract.PROBE) is True
         self.cancel_file = cancel_file(str(parameters.get(contract.CANCEL_FILE, "")))
 
     def cancelled(self) -> bool:
-        return bool(self.sender.is_cancelled()) or (
-            self.cancel_file is not None and self.cancel_file.exists()
-        )
+        with self.metrics.lock:
+            left = bool(self.sender.is_cancelled())
+        return left or (self.cancel_file is not None and self.cancel_file.exists())
 
     def progress(self, step: int, total: int) -> None:
         if self.shows_progress:
@@ -208,6 +241,16 @@ class Response:
         ]
         self.sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
         self.end("ok")
+
+    def answer_probe(self, stuck: float, most: float) -> None:
+        """Answers a probe: with an empty picture, or with an error if one step takes longer than a whole edit may."""
+        if stuck > most:
+            error = pb_utils.TritonError(f"a step takes {stuck:.0f} s", pb_utils.TritonError.INTERNAL)
+            response = pb_utils.InferenceResponse(error=error)
+        else:
+            names = (contract.IMAGE.name, contract.WARNINGS.name)
+            response = pb_utils.InferenceResponse([strings(name, [b""]) for name in names])
+        self.sender.send(response, flags=FINAL)
 
     def fail(self, error: BaseException | None) -> None:
         outcome, code, message = explain(error)
@@ -235,7 +278,9 @@ def explain(error: BaseException | None) -> tuple[str, str, str]:
     if isinstance(error, jobs.Refused):
         return "refused", "INVALID_ARG", str(error)
     if isinstance(error, Full):
-        return "failed", "UNAVAILABLE", str(error)
+        return "busy", "UNAVAILABLE", str(error)
+    if isinstance(error, jobs.TookTooLong):
+        return "late", "INVALID_ARG", str(error)
     if isinstance(error, ComputationError):
         return "failed", "INTERNAL", str(error)
     if isinstance(error, KontextError):

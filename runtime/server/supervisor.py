@@ -34,7 +34,7 @@ WATCH_SECONDS = 0.25
 PROBE_SECONDS = 2.0
 """Between two requests to the models."""
 
-PROBE_TIMEOUT = 5.0
+PROBE_TIMEOUT = 10.0
 MOST_FAILED_PROBES = 3
 GRACE_SECONDS = 1.5
 """From the death of a model process to the end of its server, which uses them to answer the requests in flight."""
@@ -57,13 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--address", default="127.0.0.1", help="where /ready and /live are served")
     parser.add_argument("--port", type=int, default=8003)
     parser.add_argument("--http", default="127.0.0.1:8000", help="where the server listens for HTTP")
+    parser.add_argument("--model", help="asked whether it works; without it, only the server is")
     parser.add_argument("--shared-memory", default="kontext-server-", help="first part of its files' names")
     parser.add_argument("--start-seconds", type=float, default=1200, help="after which it cannot start")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the server and its flags, after --")
     options = parser.parse_args(arguments)
     shared = f"{options.shared_memory}{secrets.token_hex(4)}-"
     command = [*options.command, *closed_flags(), f"--backend-config=python,shm-region-prefix-name={shared}"]
-    supervisor = Supervisor(command, options.http, shared, options.start_seconds)
+    supervisor = Supervisor(command, options.http, options.model, shared, options.start_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
     with serve_health(supervisor, options.address, options.port):
@@ -79,10 +80,13 @@ def closed_flags() -> list[str]:
 class Supervisor:
     """One server after another, until `stop` or until restarts do not help."""
 
-    def __init__(self, command: Sequence[str], http: str, shared_memory: str, start_seconds: float) -> None:
+    def __init__(
+        self, command: Sequence[str], http: str, model: str | None, shared_memory: str, start_seconds: float
+    ) -> None:
         self.command = command
         self.host, _, port = http.rpartition(":")
         self.port = int(port)
+        self.model = model
         self.shared_memory = shared_memory
         self.start_seconds = start_seconds
         self.stopping = threading.Event()
@@ -137,17 +141,23 @@ class Supervisor:
         return stubs is not None, "stopping"
 
     def probe(self) -> str:
-        """Why the models do not answer; empty if they do. Costs no edit."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=PROBE_TIMEOUT)
+        """Why the models do not answer; empty if they do. Costs no edit: `contract.PROBE` says what is asked."""
+        asked: list[tuple[str, str, str | None]] = [("GET", "/v2/health/ready", None)]
+        if self.model is not None:
+            probe = json.dumps({"PROMPT": "", "parameters": {"probe": True}})
+            asked.append(("POST", f"/v2/models/{self.model}/generate", probe))
         try:
-            connection.request("GET", "/v2/health/ready")
-            response = connection.getresponse()
-            response.read()
-            return "" if response.status == 200 else f"/v2/health/ready says {response.status}"
+            for method, path, body in asked:
+                connection = http.client.HTTPConnection(self.host, self.port, timeout=PROBE_TIMEOUT)
+                with contextlib.closing(connection):
+                    connection.request(method, path, body)
+                    response = connection.getresponse()
+                    said = response.read(4096).decode(errors="replace")
+                    if response.status != 200:
+                        return f"{path} says {response.status} {said}".strip()
         except (OSError, http.client.HTTPException) as error:
             return str(error) or type(error).__name__
-        finally:
-            connection.close()
+        return ""
 
     def end_server(self, grace: float) -> int:
         """Ends the server and its processes: at the end of its requests if `stop` was called, else after `grace`

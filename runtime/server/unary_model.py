@@ -32,6 +32,7 @@ class UnaryModel:
 
     def __init__(self) -> None:
         self.threads = ThreadPoolExecutor(THREADS)
+        self.probes = ThreadPoolExecutor(2)  # they must not wait behind edits
         self.waiting: dict[Path, Any] = {}
         self.lock = threading.Lock()
         self.stopped = threading.Event()
@@ -43,7 +44,8 @@ class UnaryModel:
             # The server frees the request's tensors when this function returns.
             inputs = [pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in request.inputs()]
             parameters = json.loads(request.parameters() or "{}")
-            self.threads.submit(
+            threads = self.probes if parameters.get(contract.PROBE) is True else self.threads
+            threads.submit(
                 self.forward, inputs, parameters, request.request_id(), request.get_response_sender()
             )
 
@@ -86,6 +88,7 @@ class UnaryModel:
         self.stopped.set()
         self.watcher.join()
         self.threads.shutdown(wait=True)
+        self.probes.shutdown(wait=True)
 
 
 def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:

@@ -15,7 +15,7 @@ from kontext.runtime.server import contract
 
 
 def test_every_input_is_in_the_contract_of_the_front() -> None:
-    text = front.contract_table()
+    text = front.contract_table(contract.Limits())
     for tensor in contract.INPUTS:
         found = re.search(rf"^    {tensor.name} = {{(.*?)}}", text, re.DOTALL | re.MULTILINE)
         assert found, tensor.name

@@ -45,7 +45,20 @@ def repository(tiny_bundle: Path, tmp_path: Path) -> Path:
 def test_the_command_writes_it(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "repository"
     assert (
-        main([str(tiny_bundle), "--triton", str(output), "--triton-batch", "3", "--triton-instances", "2"])
+        main(
+            [
+                *(
+                    str(tiny_bundle),
+                    "--triton",
+                    str(output),
+                    "--triton-batch",
+                    "3",
+                    "--triton-instances",
+                    "2",
+                ),
+                *("--triton-limit", "max_steps=50", "--triton-limit", "max_references=2"),
+            ]
+        )
         == 0
     )
     assert capsys.readouterr().out == f"wrote {output}; its README.md says how to start it\n"
@@ -54,6 +67,8 @@ def test_the_command_writes_it(tiny_bundle: Path, tmp_path: Path, capsys: pytest
     assert "max_batch_size: 3\n" in config
     assert "count: 2 kind: KIND_AUTO" in config
     assert "decoupled: true" in config
+    assert 'key: "max_steps" value { string_value: "50" }' in config
+    assert "most = 2," in (output / "front/contract.lua").read_text()
     assert sorted(path.name for path in (output / "models").iterdir()) == ["kontext", "kontext_stream"]
 
 
@@ -251,6 +266,12 @@ def test_a_partial_folder_of_somebody_else(tiny_bundle: Path, tmp_path: Path) ->
     [
         ([str(EMBEDDED), "--triton", "repository"], "is not a bundle: add -o OUT to export a checkpoint"),
         (["nowhere", "--triton", "repository"], "nowhere does not exist"),
+        ([".", "--triton", "repository", "--triton-limit", "max_stps=5"], "NAME must be one of max_steps, "),
+        (
+            [".", "--triton", "repository", "--triton-limit", "max_steps=0"],
+            "N must be a whole number from 1 to",
+        ),
+        ([".", "--triton-limit", "max_steps=5"], "--triton-limit"),
         ([".", "--triton", "repository"], "is not a bundle"),
     ],
 )
@@ -307,7 +328,7 @@ def test_the_manifest_of_the_cluster(repository: Path) -> None:
     metric = scaler["metrics"][0]["pods"]["metric"]["name"]
     (rule,) = yaml.safe_load(documents["ConfigMap"]["data"]["config.yaml"])["rules"]
     assert rule["name"]["as"] == metric
-    assert f'nv_inference_pending_request_count{{model="{contract.STREAM}"}}' == rule["seriesQuery"]
+    assert f'kontext_queue_length{{model="{contract.STREAM}"}}' == rule["seriesQuery"]
     container = deployment["template"]["spec"]["containers"][0]
     ports = {port["name"] for port in container["ports"]}
     probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]

@@ -247,6 +247,39 @@ def test_others_do_not_notice(server: Any, local: Pipeline) -> None:
     assert faults == []
 
 
+# -- callers that ask for much --
+
+
+def test_short_edits_do_not_wait_for_long_ones(server: Any, local: Pipeline) -> None:
+    """More long ones than there are places; the short ones are answered while all of the long ones still run."""
+    expected = np.asarray(local.edit(None, "a red circle", steps=4, seed=4))
+    begun, client, cancelled = threading.Event(), connect(server.http), server.outcomes("cancelled")
+    sizes = [(512, 512), (256, 512), (512, 256), (384, 384), (256, 256), (512, 384)]
+
+    def long(size: tuple[int, int]) -> None:
+        with pytest.raises(KontextError):
+            client.edit(Edit("x", steps=200, size=size), lambda *_: begun.set())
+
+    threads = [threading.Thread(target=long, args=(size,)) for size in sizes]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(60)
+    for _ in range(3):
+        answer = connect(server.http).edit(Edit("a red circle", steps=4, seed=4))
+        assert np.array_equal(np.asarray(answer.picture), expected)
+    assert all(thread.is_alive() for thread in threads)
+    status, answer = server.post("models/kontext/generate", {"PROMPT": "", "parameters": {"probe": True}})
+    assert (status, json.loads(answer)["IMAGE"]) == (200, "")  # the supervisor's probe does not wait either
+    metrics = server.read_metrics()
+    assert metrics['kontext_queue_length{model="kontext_stream"}'] >= 2
+    assert metrics['kontext_queue_seconds_count{model="kontext_stream"}'] >= 3
+    client.close()
+    for thread in threads:
+        thread.join(60)
+    until(lambda: server.outcomes("cancelled") == cancelled + len(sizes))
+    assert server.read_metrics()['kontext_queue_length{model="kontext_stream"}'] == 0
+
+
 # -- callers that go away --
 
 

@@ -93,15 +93,14 @@ def test_a_batch_is_its_edits_bit_for_bit(pipe: Pipeline) -> None:
         job(pipe, prompt=prompt, IMAGES=strings(png(image)), SEED=np.array([[seed]], np.uint64))
         for seed, (prompt, image) in enumerate(zip(prompts, images, strict=True))
     ]
-    (group,) = jobs.group_jobs(batch, 8)
-    assert group == batch
+    assert len({each.kind for each in batch}) == 1
     assert run(pipe, *batch) == 3 * 2
     for seed, each in enumerate(batch):
         assert each.listener.steps == [(1, 2), (2, 2)]
         assert same(each.listener.picture, pipe.edit(images[seed], prompts[seed], steps=2, seed=seed))
 
 
-def test_groups_are_what_can_run_together(pipe: Pipeline) -> None:
+def test_a_kind_is_what_can_run_together(pipe: Pipeline) -> None:
     wide, two = np.array([[96, 64]], np.int32), strings(png(picture()), png(picture()))
     batch = [
         job(pipe),
@@ -113,8 +112,37 @@ def test_groups_are_what_can_run_together(pipe: Pipeline) -> None:
         job(pipe, SEED=np.array([[9]], np.uint64)),
         job(pipe, IMAGES=two, REFERENCE_METHOD=strings(b"offset")),
     ]
-    numbers = [[batch.index(each) for each in group] for group in jobs.group_jobs(batch, 2)]
-    assert numbers == [[0, 2], [6], [1], [3], [4], [5], [7]]
+    kinds = [each.kind for each in batch]
+    assert [kinds.index(kind) for kind in kinds] == [0, 1, 0, 3, 4, 5, 0, 7]
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "message"),
+    [
+        ({"max_output_megapixels": 0}, {}, "SIZE 128x128 is 0.0164 million pixels; at most 0 million"),
+        (
+            {"max_megapixel_steps": 1},
+            {"steps": 62},
+            "62 steps of 0.0164 million pixels, references included, are 1 million; at most 1 million",
+        ),
+    ],
+)
+def test_work_is_limited(pipe: Pipeline, limit: dict[str, int], asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(KontextError, match=message):
+        jobs.read_request(pipe, Limits(**limit), arrays(**asked))
+
+
+def test_references_are_work(pipe: Pipeline) -> None:
+    alone, edit = job(pipe), job(pipe, IMAGES=strings(png(picture())))
+    assert edit.work == 2 * alone.work == 2 * 2 * 128 * 128
+
+
+def test_the_clock_stops_an_edit_between_steps(pipe: Pipeline) -> None:
+    late = job(pipe, steps=3)
+    jobs.run_jobs(pipe, [late], lambda rows: None, max_seconds=0)
+    assert late.listener.steps == [(1, 3)]
+    (fault,) = late.listener.faults
+    assert str(fault) == "the edit took more than 0 s: 1 of 3 steps were done"
 
 
 def test_the_last_to_leave_stops_the_sampler(pipe: Pipeline) -> None:

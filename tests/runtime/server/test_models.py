@@ -24,6 +24,8 @@ from kontext.runtime.server_client import Edit, connect, picture_file
 
 from ..conftest import until
 
+QUEUE = [f'"max_queue" value {{ string_value: "{most}"' for most in (256, 1)]
+
 
 def pixels(source: Image.Image | Path | bytes) -> np.ndarray[Any, Any]:
     if isinstance(source, Image.Image):
@@ -170,7 +172,7 @@ def test_the_servers_own_backend_runs_the_graphs(
     repository, bundle = tmp_path / "repository", shutil.copytree(tiny_bundle, tmp_path / "bundle")
     assert main([str(bundle), "--triton", str(repository), "--triton-backend", "onnxruntime", "--quiet"]) == 0
     config = repository / "models/kontext_stream/config.pbtxt"
-    config.write_text(config.read_text().replace("max_queue_size: 256", "max_queue_size: 1"))
+    config.write_text(config.read_text().replace(*QUEUE))
     backends = tmp_path / "backends"
     (backends / "onnxruntime").mkdir(parents=True)
     (backends / "python").symlink_to(server.backends / "python")

@@ -40,7 +40,7 @@ SILENCE_SECONDS = 1800
 """Timeout between two responses, with the time in the server's queue."""
 
 RETRY_SECONDS = 60
-"""How long an edit is tried again; a server of a small model restarts in 5 s."""
+"""How long an edit is tried again after the server broke, or could not take it; that of a small model restarts in 5 s."""
 
 PAUSES = (0.5, 8.0)
 """Seconds before the first new try, and at most; each pause is twice the last one."""
@@ -242,7 +242,7 @@ class Patient:
 
     def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
         """As `Client.edit`; `progress` is called with each step once, however often the edit is tried."""
-        deadline, pause, broken, seen = time.monotonic() + RETRY_SECONDS, PAUSES[0], 0, 0
+        deadline, pause, broken, seen = 0.0, PAUSES[0], 0, 0
 
         def only_new(step: int, total: int) -> None:
             nonlocal seen
@@ -254,6 +254,8 @@ class Patient:
             try:
                 return self.try_edit(edit, only_new)
             except Unavailable as error:
+                if error.taken or not deadline:
+                    deadline = time.monotonic() + RETRY_SECONDS
                 broken += error.taken
                 wait = pause * random.uniform(0.8, 1.2)  # callers that failed together come back apart
                 if broken == MOST_BROKEN or time.monotonic() + wait > deadline or self.closed.wait(wait):
@@ -290,9 +292,13 @@ class HttpClient(Patient):
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
         except (TimeoutError, ssl.SSLError) as error:
             raise KontextError(f"{self.address}: {reason(error)}") from None
-        except (OSError, http.client.HTTPException) as error:
+        except ConnectionRefusedError as error:
             kind = Unavailable if self.reached else KontextError
             raise kind(f"{self.address}: {reason(error)}") from None
+        except (OSError, http.client.HTTPException) as error:
+            if not self.reached:
+                raise KontextError(f"{self.address}: {reason(error)}") from None
+            raise Unavailable(f"{self.address}: {reason(error)}", taken=True) from None
         raise Unavailable(f"{self.address} ended its answer without a picture", taken=True)
 
     def events(self, body: bytes) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ class Metrics:
     def __init__(self, model: str) -> None:
         family, labels = pb_utils.MetricFamily, {"model": model}
         self.lock = threading.Lock()
-        """The server (2.51) ends with SIGSEGV when threads change metrics at the same time; questions to it go the same way."""
+        """The server (2.51) ends with SIGSEGV when threads change metrics at the same time; so does whoever asks it."""
         self.waiting = 0
         self.families = {
             name: family(name=name, description=text, kind=kind)

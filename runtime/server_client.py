@@ -40,7 +40,7 @@ SILENCE_SECONDS = 1800
 """Timeout between two responses, with the time in the server's queue."""
 
 RETRY_SECONDS = 60
-"""How long an edit is tried again after the server broke, or could not take it; that of a small model restarts in 5 s."""
+"""How long an edit is tried again after the server broke or could not take it; a small one restarts in 5 s."""
 
 PAUSES = (0.5, 8.0)
 """Seconds before the first new try, and at most; each pause is twice the last one."""

@@ -202,7 +202,7 @@ def huge(soak: Soak, draw: random.Random) -> None:
             if b" 413 " not in connection.recv(100):
                 soak.fault("huge: no 413")
     else:
-        status, _ = send(soak.http + GENERATE, {"PROMPT": "x", "IMAGES": "A" * 16_000_000})
+        status, _ = send(soak.http + GENERATE, {"PROMPT": "x", "IMAGES": "A" * 3_000_000})
         if status not in (400, 503):
             soak.fault(f"huge: {status}")
     soak.count("huge")

@@ -4,7 +4,7 @@
 #   HEALTH     where its supervisor answers probes (127.0.0.1:8003)
 #   LISTEN     where callers connect (8080)
 #   TLS        a folder with tls.crt and tls.key (/etc/kontext/tls); without a certificate there is no encryption
-#   MOST_BODY  largest request (64m)
+#   MOST_BODY  largest request (4m: one of 8 MB ended release 24.10 of the server)
 #   REQUESTS   requests a second of one address (10), BURST more at once (40)
 #   EDITS      requests of one address at a time (32), ALL_EDITS of all addresses (512)
 #   SILENCE   longest silence of the server during a request, with the queue (1800)
@@ -27,7 +27,7 @@ user= # the image runs as another user than root; where root starts it, the work
 [ "$$(id -u)" != 0 ] || user="user $${WORKERS:-www-data};"
 sed -e "s|@SERVER@|$${SERVER:-127.0.0.1:8000}|" -e "s|@HEALTH@|$${HEALTH:-127.0.0.1:8003}|" \
   -e "s|@LISTEN@|$$listen|" -e "s|@REAL_IP@|$$real_ip|" -e "s|@USER@|$$user|" \
-  -e "s|@MOST_BODY@|$${MOST_BODY:-64m}|" -e "s|@REQUESTS@|$${REQUESTS:-10}|" -e "s|@BURST@|$${BURST:-40}|" \
+  -e "s|@MOST_BODY@|$${MOST_BODY:-4m}|" -e "s|@REQUESTS@|$${REQUESTS:-10}|" -e "s|@BURST@|$${BURST:-40}|" \
   -e "s|@EDITS@|$${EDITS:-32}|" -e "s|@ALL_EDITS@|$${ALL_EDITS:-512}|" -e "s|@SECONDS@|$${SILENCE:-1800}|" \
   -e "s|@STATE@|$$state|g" -e "s|@FRONT@|$$front|" "$$front/nginx.conf" >"$$state/nginx.conf"
 exec nginx -c "$$state/nginx.conf" -g "daemon off;"

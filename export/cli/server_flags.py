@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -41,6 +40,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--triton-limit",
+        type=read_limit,
         action="append",
         metavar="NAME=N",
         help="what one request may ask for, such as max_steps=50; repeatable; docs/serving.md lists the names",
@@ -65,26 +65,20 @@ def check_server_flags(options: argparse.Namespace) -> None:
     from ..bundle.output_folder import check_output
     from ..server.repository import REPOSITORY, check_filters
 
-    read_limits(options.triton_limit)
     check_output(options.triton, REPOSITORY, options.force)
     if options.triton_filters is not None:
         check_filters(options.triton_filters)
 
 
-def read_limits(given: Sequence[str] | None) -> Limits:
-    """The limits that --triton-limit changes. Raises KontextError for a name or a number that is none."""
+def read_limit(text: str) -> tuple[str, int]:
+    """A limit by --triton-limit. Raises KontextError for a name or a number that is none."""
     names = [each.name for each in fields(Limits)]
-    chosen = {}
-    for text in given or ():
-        name, _, number = text.partition("=")
-        if name not in names:
-            raise KontextError(f"--triton-limit {text}: NAME must be one of {', '.join(names)}")
-        if not (
-            number.isascii() and number.isdigit() and 1 <= int(number[:10]) < 2**31 and len(number) <= 10
-        ):
-            raise KontextError(f"--triton-limit {text}: N must be a whole number from 1 to {2**31 - 1}")
-        chosen[name] = int(number)
-    return Limits(**chosen)
+    name, _, number = text.partition("=")
+    if name not in names:
+        raise KontextError(f"--triton-limit {text}: NAME must be one of {', '.join(names)}")
+    if not (number.isascii() and number.isdigit() and len(number) <= 10 and 1 <= int(number) < 2**31):
+        raise KontextError(f"--triton-limit {text}: N must be a whole number from 1 to {2**31 - 1}")
+    return name, int(number)
 
 
 def write_requested_repository(bundle: Path, options: argparse.Namespace) -> None:
@@ -96,7 +90,7 @@ def write_requested_repository(bundle: Path, options: argparse.Namespace) -> Non
         options.triton_batch,
         options.triton_instances or 1,
         options.triton_filters,
-        read_limits(options.triton_limit),
+        Limits(**dict(options.triton_limit or ())),
     )
     write_repository(bundle, options.triton, settings, force=options.force)
     if not options.quiet:

@@ -271,7 +271,7 @@ def test_a_partial_folder_of_somebody_else(tiny_bundle: Path, tmp_path: Path) ->
             [".", "--triton", "repository", "--triton-limit", "max_steps=0"],
             "N must be a whole number from 1 to",
         ),
-        ([".", "--triton-limit", "max_steps=5"], "--triton-limit"),
+        ([".", "-o", "bundle", "--triton-limit", "max_steps=5"], "--triton-limit"),
         ([".", "--triton", "repository"], "is not a bundle"),
     ],
 )

@@ -316,6 +316,11 @@ class HttpClient(Patient):
             response = connection.getresponse()
             if response.status in UNAVAILABLE:
                 raise Unavailable(f"{self.address} says {status(response)}{said(response.read(MOST_SAID))}")
+            if response.status == http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                raise KontextError(
+                    f"{self.address} says {status(response)}{said(response.read(MOST_SAID))}; this one has "
+                    f"{len(body) / 1e6:.1f} MB: send smaller pictures, or raise MOST_BODY of the server's front"
+                )
             for row in response:
                 text = row.removeprefix(b"data: ").strip()
                 if not text:

@@ -126,6 +126,11 @@ def test_several_pictures_are_asked_for_at_once(
         (400, [{"error": "SIZE is odd"}], "^SIZE is odd$"),
         (200, [{"STEP": 1, "TOTAL": 2}, {"error": "broken"}], "^broken$"),
         (503, [{"error": "the queue is full"}], "503 Service Unavailable: the queue is full"),
+        (
+            413,
+            [{"error": "it is too large"}],
+            "says 413 .*: it is too large; this one has 0.0 MB: send smaller pictures",
+        ),
         (404, [{"error": "unknown model"}], "404 Not Found: unknown model"),
         (200, [b"<html>hello</html>\n"], "is not an inference server: 200 OK"),
         (200, [b"[]\n"], "is not an inference server"),

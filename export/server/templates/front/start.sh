@@ -4,7 +4,7 @@
 #   HEALTH     where its supervisor answers probes (127.0.0.1:8003)
 #   LISTEN     where callers connect (8080)
 #   TLS        a folder with tls.crt and tls.key (/etc/kontext/tls); without a certificate there is no encryption
-#   MOST_BODY  largest request (4m: one of 8 MB ended release 24.10 of the server)
+#   MOST_BODY  largest request (4m: many of 8 MB at once ended release 24.10 of the server)
 #   REQUESTS   requests a second of one address (10), BURST more at once (40)
 #   EDITS      requests of one address at a time (32), ALL_EDITS of all addresses (512)
 #   SILENCE   longest silence of the server during a request, with the queue (1800)

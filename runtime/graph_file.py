@@ -17,55 +17,13 @@ MAX_GRAPH_BYTES = 64 << 20
 """FLUX's transformer takes 1 MB without its weights."""
 
 OPERATORS = frozenset(
-    (
-        *(
-            "Abs",
-            "Add",
-            "ArgMax",
-            "Attention",
-            "BitShift",
-            "Cast",
-            "Clip",
-            "Concat",
-            "Constant",
-            "Conv",
-            "Cos",
-        ),
-        *("DequantizeLinear", "Div", "DynamicQuantizeLinear", "Erf", "Exp", "Expand", "Flatten", "Gather"),
-        *(
-            "GatherElements",
-            "Gelu",
-            "GroupNormalization",
-            "Identity",
-            "LayerNormalization",
-            "MatMul",
-            "MatMulInteger",
-        ),
-        *(
-            "Max",
-            "Min",
-            "Mul",
-            "Neg",
-            "Pad",
-            "Pow",
-            "QuantizeLinear",
-            "RMSNormalization",
-            "Reciprocal",
-            "ReduceMax",
-        ),
-        *(
-            "ReduceMean",
-            "ReduceMin",
-            "Reshape",
-            "Resize",
-            "RotaryEmbedding",
-            "Round",
-            "Shape",
-            "Sigmoid",
-            "Sin",
-        ),
-        *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"),
-    )
+    """
+    Abs Add ArgMax Attention BitShift Cast Clip Concat Constant Conv Cos DequantizeLinear Div
+    DynamicQuantizeLinear Erf Exp Expand Flatten Gather GatherElements Gelu GroupNormalization
+    Identity LayerNormalization MatMul MatMulInteger Max Min Mul Neg Pad Pow QuantizeLinear
+    RMSNormalization Reciprocal ReduceMax ReduceMean ReduceMin Reshape Resize RotaryEmbedding Round
+    Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
+    """.split()  # noqa: SIM905 - a literal would be formatted to 60 lines
 )
 """ONNX's own operators that exported graphs consist of, and a few that other versions of PyTorch write for the same
 layers. None has a graph inside, or a number of iterations."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ...quant.formats import FORMATS
+from ...runtime.graph_file import OPERATORS
 from ...safetensors_header import TensorEntry
 from ..weights.plan import WeightPlan
 from .quantized_linear import packed_dtypes, quantize_linear
@@ -73,5 +74,13 @@ def external(tensor: TensorEntry, location: str, packed: ir.DataType | None = No
 
 
 def serialize(model: ir.Model) -> bytes:
-    """The graph as an ONNX file without weights, whose file need not exist yet."""
+    """The graph as an ONNX file without weights, whose file need not exist yet.
+
+    Raises:
+        RuntimeError: PyTorch wrote an operator that the runtimes refuse to load (a bug: `OPERATORS` must have it).
+    """
+    if unknown := {node.op_type for node in model.graph} - OPERATORS:
+        raise RuntimeError(
+            f"{model.graph.name} has operators that runtime/graph_file.py does not: {sorted(unknown)}"
+        )
     return ir.to_proto(model).SerializeToString(deterministic=True)

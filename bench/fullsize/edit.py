@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     width, cross, height = arguments.size.partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
         raise KontextError(f"--size takes WIDTHxHEIGHT, such as 512x512, not {arguments.size!r}")
+    backends = parse_names(arguments.backends, "--backends", BACKENDS)
     result: dict[str, Any] = {
         "what": "fullsize edit",
         "model": bundle.name,
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         "backends": {},
         "machine": describe_machine(),
     }
-    for backend in parse_names(arguments.backends, "--backends", BACKENDS):
+    for backend in backends:
         result["backends"][backend] = measure(bundle, backend, arguments)
         if arguments.json is not None:  # a run may take half an hour: an interrupted one keeps its results
             write_json(arguments.json, result)

@@ -17,7 +17,8 @@ import argparse
 from pathlib import Path
 
 from kontext.errors import KontextError
-from kontext.runtime.server_client import Edit, connect, edit_all, picture_file
+from kontext.runtime.sent_pictures import picture_file
+from kontext.runtime.server_client import Edit, connect, edit_all
 
 PICTURES = Path(__file__).parent / "pictures"
 

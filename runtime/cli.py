@@ -330,7 +330,8 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
             raise KontextError(f"{flag} has no effect with --server")
     from tqdm import tqdm
 
-    from .server_client import Edit, connect, edit_all, picture_file
+    from .sent_pictures import picture_file
+    from .server_client import Edit, connect, edit_all
 
     images = [picture_file(path) for path in arguments.image]
     edits = [

@@ -21,8 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -30,9 +29,9 @@ from PIL import Image
 
 from ..errors import KontextError
 from ..installation import install_command
-from .images import open_picture, read_picture
+from .images import read_picture
 from .noise import check_seed
-from .rgb import upright_rgb
+from .sent_pictures import smaller_files
 from .server import contract
 
 CONNECT_SECONDS = 10
@@ -62,7 +61,6 @@ MOST_SAID = 65536
 """Bytes that are read of an answer that is no edit's."""
 
 PORTS = {"http": 8000, "https": 443, "grpc": 8001, "grpcs": 443}
-SERVER_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -202,19 +200,6 @@ def edit_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def picture_file(path: Path) -> bytes:
-    """A picture's file: unchanged if the server reads its format, else converted to PNG.
-
-    Raises KontextError if it is not a picture.
-    """
-    picture = open_picture(path)
-    if picture.format in SERVER_FORMATS:
-        return path.read_bytes()
-    file = io.BytesIO()
-    upright_rgb(picture).save(file, "PNG")
-    return file.getvalue()
-
-
 def prompt_bytes(prompt: str) -> bytes:
     try:
         return prompt.encode("utf-8")
@@ -225,6 +210,10 @@ def prompt_bytes(prompt: str) -> bytes:
 def read_answer(image: bytes, warnings: Sequence[bytes | str]) -> Answer:
     texts = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in warnings)
     return Answer(read_picture(io.BytesIO(image), "the server's answer", formats=("PNG",)), tuple(texts))
+
+
+class TooLarge(KontextError):
+    """What is before the server takes no request of this size."""
 
 
 class Patient:
@@ -250,9 +239,17 @@ class Patient:
                 seen = step
                 progress(step, total)
 
+        warnings: tuple[str, ...] = ()
         while True:
             try:
-                return self.try_edit(edit, only_new)
+                answer = self.try_edit(edit, only_new)
+                return replace(answer, warnings=(*warnings, *answer.warnings))
+            except TooLarge as error:
+                smaller = replace(edit, images=smaller_files(edit.images)) if edit.images else edit
+                if warnings or smaller == edit:
+                    raise
+                edit, warnings = smaller, (f"{error}: they are sent as smaller JPEG files",)
+                continue
             except Unavailable as error:
                 if error.taken or not deadline:
                     deadline = time.monotonic() + RETRY_SECONDS
@@ -317,9 +314,9 @@ class HttpClient(Patient):
             if response.status in UNAVAILABLE:
                 raise Unavailable(f"{self.address} says {status(response)}{said(response.read(MOST_SAID))}")
             if response.status == http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-                raise KontextError(
-                    f"{self.address} says {status(response)}{said(response.read(MOST_SAID))}; this one has "
-                    f"{len(body) / 1e6:.1f} MB: send smaller pictures, or raise MOST_BODY of the server's front"
+                raise TooLarge(
+                    f"{self.address} does not take a prompt and pictures of {len(body) / 1e6:.1f} MB in base64"
+                    f"{said(response.read(MOST_SAID))}"
                 )
             for row in response:
                 text = row.removeprefix(b"data: ").strip()

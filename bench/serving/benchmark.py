@@ -17,7 +17,8 @@ import numpy as np
 
 from ...errors import KontextError
 from ...runtime.cli import parse_width_height
-from ...runtime.server_client import Client, Edit, picture_file
+from ...runtime.sent_pictures import picture_file
+from ...runtime.server_client import Client, Edit
 from ..flags import at_least, parse_counts
 from ..inputs import picture_and_prompt
 from ..machine import describe_machine, machine_line

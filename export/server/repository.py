@@ -22,6 +22,7 @@ from PIL import Image
 from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...files import fsync, write_atomic
+from ...regular_files import read_regular
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import remedy
 from ...runtime.server import contract
@@ -40,6 +41,8 @@ BACKENDS = ("python", "onnxruntime")
 """What runs the graphs: the runtime in the server's Python backend, or the server's ONNX Runtime backend."""
 
 WARMUP_PROMPT = "warm up"
+
+MAX_FILTERS_BYTES = 4 << 20
 
 FOR_PEOPLE = ("README.md", "Dockerfile", "compose.yaml", "kubernetes.yaml")
 """Files beside the models."""
@@ -201,7 +204,7 @@ def check_filters(path: Path) -> None:
     import ast
 
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(read_regular(path, MAX_FILTERS_BYTES, "a file of filters"))
     except OSError as fault:
         raise KontextError(f"cannot read {path}: {fault.strerror}") from None
     except (SyntaxError, ValueError) as fault:

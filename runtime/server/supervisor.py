@@ -34,6 +34,9 @@ WATCH_SECONDS = 0.25
 PROBE_SECONDS = 2.0
 """Between two requests to the models."""
 
+PATH_FLAGS = ("-repository", "-store", "-directory", "-file", "-cert", "-key")
+"""Ends of the server's flags that take a path."""
+
 PROBE_TIMEOUT = 10.0
 MOST_FAILED_PROBES = 3
 GRACE_SECONDS = 1.5
@@ -63,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the server and its flags, after --")
     options = parser.parse_args(arguments)
     shared = f"{options.shared_memory}{secrets.token_hex(4)}-"
-    command = [*options.command, *closed_flags(), f"--backend-config=python,shm-region-prefix-name={shared}"]
+    region = f"--backend-config=python,shm-region-prefix-name={shared}"
+    command = [*absolute_paths(options.command), *closed_flags(), region]
     supervisor = Supervisor(command, options.http, options.model, shared, options.start_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
@@ -117,7 +121,10 @@ class Supervisor:
 
     def run_server(self) -> tuple[bool, str]:
         """Starts a server and watches it. Returns whether it was ready once, and why it has to end."""
-        self.server = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
+        # In the root folder: the models' processes take Python modules from the folder that they run in first.
+        self.server = subprocess.Popen(
+            self.command, cwd="/", stdin=subprocess.DEVNULL, preexec_fn=end_with_parent
+        )
         deadline, next_probe, failed = time.monotonic() + self.start_seconds, 0.0, 0
         stubs: int | None = None  # when it became ready
         while not self.stopping.wait(WATCH_SECONDS):
@@ -204,6 +211,19 @@ def stat(folder: Path) -> list[str]:
     text = (folder / "stat").read_text(errors="replace")
     end = text.rindex(")")
     return [text[text.index("(") + 1 : end], *text[end + 1 :].split()]
+
+
+def absolute_paths(command: Sequence[str]) -> list[str]:
+    """The command with its paths from here made absolute, for a process that runs in another folder."""
+    words = []
+    for before, word in zip(["", *command], command, strict=False):
+        flag, equals, value = word.partition("=")
+        if equals and flag.endswith(PATH_FLAGS) and "://" not in value:
+            word = f"{flag}={Path(value).absolute()}"
+        elif (before.endswith(PATH_FLAGS) and "://" not in word) or (not before and "/" in word):
+            word = str(Path(word).absolute())
+        words.append(word)
+    return words
 
 
 def end_with_parent() -> None:

@@ -15,7 +15,8 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from kontext.errors import KontextError
-from kontext.runtime.server_client import Answer, Edit, connect, picture_file
+from kontext.runtime.sent_pictures import picture_file
+from kontext.runtime.server_client import Answer, Edit, connect
 
 LONG = Edit("draw a circle", steps=200, size=(512, 512))
 

@@ -13,13 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from kontext.errors import KontextError
 from kontext.installation import install_command
 from kontext.runtime import cli, server_client
-from kontext.runtime.server_client import Edit, connect, edit_all, picture_file
+from kontext.runtime.sent_pictures import SMALLER_PIXELS, picture_file
+from kontext.runtime.server_client import Edit, connect, edit_all
 
 
 def png(colour: str = "red", kind: str = "PNG") -> bytes:
@@ -129,7 +131,7 @@ def test_several_pictures_are_asked_for_at_once(
         (
             413,
             [{"error": "it is too large"}],
-            "says 413 .*: it is too large; this one has 0.0 MB: send smaller pictures",
+            "does not take a prompt and pictures of 0.0 MB in base64: it",
         ),
         (404, [{"error": "unknown model"}], "404 Not Found: unknown model"),
         (200, [b"<html>hello</html>\n"], "is not an inference server: 200 OK"),
@@ -152,6 +154,28 @@ def test_what_a_server_may_say(
     Fake.answers = [(status, events)]
     with pytest.raises(KontextError, match=message):
         connect(url).edit(Edit("x"))
+
+
+def test_pictures_that_are_too_large_are_sent_smaller(url: str) -> None:
+    """Once, and only if that makes them smaller; the answer's warnings say so."""
+    file = io.BytesIO()
+    photo = Image.effect_noise((2400, 1800), 60).convert("RGB")
+    photo.save(file, "PNG")
+    Fake.answers = [(413, [{"error": "too large"}]), (200, [done(warnings="cut")])]
+    answer = connect(url).edit(Edit("x", [file.getvalue(), png()]))
+    assert answer.warnings[0].endswith("MB in base64: too large: they are sent as smaller JPEG files")
+    assert answer.warnings[1] == "cut"
+    large, small = (base64.b64decode(text) for text in Fake.asked[1][1]["IMAGES"])
+    assert small == png()
+    sent = Image.open(io.BytesIO(large))
+    assert sent.format == "JPEG"
+    assert sent.width * sent.height <= SMALLER_PIXELS / 2
+    assert abs(sent.width / sent.height - 4 / 3) < 0.01
+    ours, whole = (np.asarray(each.resize((240, 180), Image.Resampling.BOX), float) for each in (sent, photo))
+    assert np.abs(ours - whole).mean() < 3
+    Fake.answers = [(413, [{"error": "too large"}])] * 2
+    with pytest.raises(KontextError, match="does not take"):
+        connect(url).edit(Edit("x", [file.getvalue()]))
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,12 @@ def test_filters_that_are_none(tiny_bundle: Path, tmp_path: Path, text: str | No
     assert not (tmp_path / "repository").exists()
 
 
+def test_filters_that_would_block(tiny_bundle: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "filters.py")
+    with pytest.raises(KontextError, match="is not a regular file"):
+        write_repository(tiny_bundle, tmp_path / "repository", Settings(filters=tmp_path / "filters.py"))
+
+
 def test_pictures_share_a_batch_where_it_does_not_change_them(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     assert triton_config.default_batch(bundle) == 8

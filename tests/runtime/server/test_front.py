@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from kontext.runtime import Pipeline
-from kontext.runtime.server_client import Edit, connect, picture_file
+from kontext.runtime.sent_pictures import picture_file
+from kontext.runtime.server_client import Edit, connect
 
 from ..conftest import Front, send, until
 

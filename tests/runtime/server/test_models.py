@@ -20,7 +20,8 @@ from PIL import Image
 
 from kontext.bench.serving.local_server import LocalServer
 from kontext.runtime import Pipeline, cli
-from kontext.runtime.server_client import Edit, connect, picture_file
+from kontext.runtime.sent_pictures import picture_file
+from kontext.runtime.server_client import Edit, connect
 
 from ..conftest import until
 

@@ -126,6 +126,30 @@ def test_stopping_stops_the_server(supervised: Supervised) -> None:
     assert not Path(f"/proc/{server}").exists()
 
 
+def test_the_server_runs_where_nobody_leaves_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And still finds what its command names from here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "json.py").touch()
+    for words, expected in (
+        (
+            ["tritonserver", "--model-repository=models"],
+            ["tritonserver", f"--model-repository={tmp_path}/models"],
+        ),
+        (
+            ["bin/server", "--model-repository", "."],
+            [f"{tmp_path}/bin/server", "--model-repository", str(tmp_path)],
+        ),
+        (["models", "--log-verbose=1", "--id", "models"], ["models", "--log-verbose=1", "--id", "models"]),
+        (["/usr/bin/env", "--model-repository=s3://a"], ["/usr/bin/env", "--model-repository=s3://a"]),
+    ):
+        assert supervisor.absolute_paths(words) == expected
+    where = tmp_path / "where"
+    code = f"import os; open({str(where)!r}, 'w').write(os.getcwd())"
+    assert supervisor.main(["--port=0", "--", sys.executable, "-c", code]) == 0
+    assert where.read_text() == "/"
+
+
 def test_a_zombie_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     try:

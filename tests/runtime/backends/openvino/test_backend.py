@@ -121,10 +121,11 @@ def test_int8_activations(
     expected: Callable[..., Image.Image],
     reference: Image.Image,
 ) -> None:
-    """In fp32 all pictures of a batch share a scale, as in ONNX Runtime, so a batch has other bits."""
+    """In fp32 all pictures of a batch share a scale, as in ONNX Runtime, so a batch has other bits. Processors without
+    VNNI add ONNX Runtime's products in 16 bits, where they saturate."""
     pipe = load(bundle_of(compute, "--int8"))
     picture = pipe.edit(reference, PROMPT, steps=2)
-    assert psnr(picture, expected("--int8")) > 35
+    assert psnr(picture, expected("--int8")) > (35 if "vnni" in Path("/proc/cpuinfo").read_text() else 25)
     assert np.array_equal(picture, pipe.edit(reference, PROMPT, steps=2))
     if compute != "fp32":
         assert np.array_equal(picture, pipe.edit(reference, [PROMPT, "make it red"], steps=2)[0])
@@ -237,7 +238,7 @@ def test_what_cannot_run_is_one_line(
         KontextError, match=r"transformer\.onnx is damaged: its SHA-256 is not the manifest's"
     ):
         backend.compile("transformer", None)
-    monkeypatch.setattr(Bundle, "content", lambda _bundle, path: path.read_bytes())
+    monkeypatch.setattr(Bundle, "graph_bytes", lambda bundle, graph: bundle.graphs[graph].path.read_bytes())
     with pytest.raises(
         KontextError, match=r"transformer\.onnx cannot be compiled for OpenVINO's CPU: "
     ) as caught:

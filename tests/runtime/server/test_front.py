@@ -137,6 +137,23 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, str], str]] = {
         "more or fewer",
     ),
     "a text for a number": (GENERATE, b'{"PROMPT":"x","STEPS":"4"}', {}, "of another type"),
+    **{
+        f"{name} {number}": (
+            GENERATE,
+            b'{"PROMPT":"x","%s":%s}' % (name.encode(), number),
+            {},
+            "beyond its range",
+        )
+        for name, number in (
+            ("STEPS", b"1.5"),
+            ("STEPS", b"2.0"),
+            ("STEPS", b"1e0"),
+            ("STEPS", b"2147483648"),
+            ("SEED", b"-1"),
+            ("SEED", b"18446744073709551616"),
+            ("GUIDANCE", b"1e400"),
+        )
+    },
     "an endless number": (GENERATE, b'{"PROMPT":"x","STEPS":' + b"1" * 10**6 + b"}", {}, "malformed"),
     "no number": (GENERATE, b'{"PROMPT":"x","GUIDANCE":NaN}', {}, "malformed"),
     "half a text": (GENERATE, b'{"PROMPT":"x', {}, "ends inside a string"),
@@ -215,6 +232,7 @@ def test_every_form_of_a_request_is_the_servers(server: Any, front: Front, pictu
         ("/v2/models/kontext_stream/generate", b'{"PROMPT":"x","STEPS":1,"progress":false}', {}),
         (STREAM, b'{"PROMPT":"x","STEPS":2}', {}),
         (GENERATE, b'{"PROMPT":"x","STEPS":0}', {}),
+        (GENERATE, b'{"PROMPT":"x","STEPS":1,"SEED":18446744073709551615,"GUIDANCE":2.5e0}', {}),
     ]
     for path, body, extra in forms:
         through, direct = send(front.http + path, body, extra), send(server.http + path, body, extra)

@@ -32,19 +32,26 @@ local function check_parameters(value, names)
   end
 end
 
--- How many values of `kind` there are in `value`, which may be nested arrays.
-local function count(value, kind)
+-- Whether a JSON value is one of a datatype of the contract. The server answers others with a fault of its own.
+local function is_of(value, datatype)
+  if datatype == "BYTES" then return value.type == "string" end
+  if value.type ~= "number" then return false end
+  if datatype == "FP32" then return math.abs(value.value) < 3.4e38 end
+  local digits = value.text:match "^%-?(%d+)$$"
+  if datatype == "INT32" then return digits and math.abs(value.value) < 2147483648 end
+  -- UINT64: more digits than a number of Lua holds.
+  return digits == value.text and (#digits < 20 or (#digits == 20 and digits <= "18446744073709551615"))
+end
+
+-- How many values of a datatype there are in `value`, which may be nested arrays.
+local function count(value, datatype)
   if value.type ~= "array" then
-    need(value.type == kind, "a tensor has values of another type")
+    need(is_of(value, datatype), "a tensor has values of another type, or beyond its range")
     return 1
   end
   local total = 0
-  for _, each in ipairs(value) do total = total + count(each, kind) end
+  for _, each in ipairs(value) do total = total + count(each, datatype) end
   return total
-end
-
-local function kind_of(tensor)
-  return tensor.datatype == "BYTES" and "string" or "number"
 end
 
 -- The body of `generate` and `generate_stream`: tensors by name.
@@ -52,7 +59,7 @@ local function check_generate(body)
   for name, value in pairs(body.keys) do
     local tensor = contract.inputs[name]
     if tensor then
-      local values = count(value, kind_of(tensor))
+      local values = count(value, tensor.datatype)
       need(values >= 1 and values <= tensor.most, "a tensor has more or fewer values than it takes")
     elseif name == "parameters" then
       check_parameters(value, contract.parameters)
@@ -116,7 +123,7 @@ local function check_infer(body, data, start)
       start = start + size.value
     else
       need(input.keys.data and input.keys.data.type == "array", "an input has no data")
-      need(count(input.keys.data, kind_of(tensor)) == elements, "an input's data is not what its shape says")
+      need(count(input.keys.data, tensor.datatype) == elements, "an input's data is not what its shape says")
     end
   end
   need(start == #data + 1, "the request has bytes of no input")

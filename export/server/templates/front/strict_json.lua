@@ -10,7 +10,7 @@ local SHORT = 64 -- bytes of a string that are kept, for names
 local find, byte, sub = string.find, string.byte, string.sub
 
 -- Returns the value: {type = "object", keys = {name = value}}, {type = "array", items...}, {type = "string", text = ...},
--- {type = "number", value = ...} or {type = "true" | "false" | "null"}; or nil and what is wrong.
+-- {type = "number", value = ..., text = ...} or {type = "true" | "false" | "null"}; or nil and what is wrong.
 function M.parse(text)
   local position, values, backslash = 1, 0, 0
 
@@ -97,7 +97,7 @@ function M.parse(text)
     local number = start and stop - start < 40 and tonumber(sub(text, start, stop))
     if not number then return nil, "the JSON is malformed" end
     position = stop + 1
-    return { type = "number", value = number }
+    return { type = "number", value = number, text = sub(text, start, stop) }
   end
 
   skip()

@@ -22,6 +22,10 @@ MAX_MANIFEST_BYTES = 16 << 20
 SOURCE_FLAGS = {"base": "--base", "vae": "--vae", "text_encoder": "--clip", "text_encoder_2": "--t5"}
 """Part of a manifest's `source` → the flag that named it."""
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+"""Characters that act on a terminal or a text instead of being seen: control characters, separators of lines, and those
+that turn the direction of writing. Python's `isprintable` also refuses spaces and letters that names of files have."""
+
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder's manifest.json is that of a bundle; other software has files of that name too.
@@ -96,4 +100,4 @@ def recorded(manifest: Mapping[str, Any]) -> str:
 def clean(value: object) -> str:
     """A value of a manifest from anywhere, for one line of text."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "?", text)[:200]
+    return CONTROL.sub("?", re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "?", text))[:200]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class KontextError(Exception):
     """Bad input: what is wrong, where, and what would be right. Commands print it on one line and exit with 2."""
@@ -10,6 +13,19 @@ class KontextError(Exception):
 class ComputationError(KontextError):
     """A network did not run or computed no finite numbers, or a content filter does not work: not the request is at
     fault. A server reports it as a failure of its own."""
+
+
+class BundleError(KontextError):
+    """The bundle itself is at fault: whatever else would run it fails in the same way, and is not tried."""
+
+
+@contextmanager
+def bundle_errors() -> Iterator[None]:
+    """A context, or a decorator, in which every KontextError is one of the bundle."""
+    try:
+        yield
+    except KontextError as error:
+        raise BundleError(str(error)) from None
 
 
 class Cancelled(KontextError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle_folder import FORMAT, MANIFEST_NAME, manifest_bytes
-from ..errors import KontextError
+from ..errors import KontextError, bundle_errors
 from ..regular_files import parse_json, read_regular
 from .bundle_files import (
     REBUILT,
@@ -27,7 +27,7 @@ from .bundle_files import (
     unlisted_files,
 )
 from .digest import check_digest, digest_of
-from .fields import Fields
+from .fields import Fields, refuse_control
 from .graph_file import MAX_GRAPH_BYTES, RANKS, check_graph
 from .links import LinkEntry, check_links, read_links, refuse_foreign, verify_links
 from .sampler_entry import SamplerEntry, read_sampler
@@ -168,13 +168,14 @@ class Bundle:
         return own + sum(link.size for link in self.links.values())
 
     @property
+    @bundle_errors()
     def linked_files(self) -> dict[str, Path]:
         """Name in the graphs → path of every file that they take weights from; empty for a bundle without links.
 
         The bundle's own files are included: ONNX Runtime takes either all files from the folder or all from the caller.
 
         Raises:
-            KontextError: the links do not hold: this user has neither exported the bundle nor allowed them, or a file
+            BundleError: the links do not hold: this user has neither exported the bundle nor allowed them, or a file
                 is another one than at the export.
         """
         if not self.links:
@@ -207,11 +208,12 @@ class Bundle:
         check_sha256(path, data, self.files[name].sha256, remedy(name))
         return data
 
+    @bundle_errors()
     def graph_bytes(self, graph: str) -> bytes:
         """The ONNX file of `graph`. Whoever loads it reads it by this.
 
         Raises:
-            KontextError: it is damaged, or not one that our exporter could have written.
+            BundleError: it is damaged, or not one that our exporter could have written.
         """
         path = self.graphs[graph].path
         data = self.content(path, MAX_GRAPH_BYTES, "a graph")
@@ -273,6 +275,7 @@ def parse_manifest(text: bytes, folder: Path) -> dict[str, Any]:
         raise KontextError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise KontextError(f"{path} is not a JSON object")
+    refuse_control(data, path)
     return data
 
 

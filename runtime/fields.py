@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from ..bundle_folder import CONTROL
 from ..errors import KontextError
 from .manifest_ranges import MOST_CHARACTERS, RANGES
 
@@ -81,6 +84,24 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def refuse_control(data: Mapping[str, Any], path: Path) -> None:
+    """Raises KontextError if any text in the JSON object of `path`, a name or a value, has a character of `CONTROL`.
+
+    So whatever is taken from it can be printed and written to other files as it is.
+    """
+    pending: list[Any] = [data]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str) and (found := CONTROL.search(value)):
+            raise KontextError(
+                f"{path}: the text {json.dumps(value):.80} has the control character U+{ord(found[0]):04X}"
+            )
 
 
 def shown(value: object) -> str:

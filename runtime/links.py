@@ -54,8 +54,9 @@ def check_links(links: Mapping[str, LinkEntry], folder: Path) -> None:
     for link in links.values():
         try:
             if not link.path.is_file():
+                what = "is not a regular file" if link.path.exists() else "does not exist"
                 raise KontextError(
-                    f"{link.path} does not exist, and the bundle takes weights from it: export the bundle again"
+                    f"{link.path} {what}, and the bundle takes weights from it: export the bundle again"
                 )
             size = link.path.stat().st_size
         except OSError as error:

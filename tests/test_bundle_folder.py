@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kontext.bundle_folder import bundle_with, is_bundle, recorded, refuse_bundle
+from kontext.bundle_folder import bundle_with, clean, is_bundle, recorded, refuse_bundle
 from kontext.errors import KontextError
 
 
@@ -82,3 +82,8 @@ def test_refusals_name_the_record(tmp_path: Path) -> None:
     with pytest.raises(KontextError, match=r"b is a bundle: --base takes a part of a checkpoint \(recorded"):
         refuse_bundle(folder, "--base")
     refuse_bundle(write_manifest(tmp_path / "app", name="a web app"))
+
+
+def test_a_clean_text_is_one_line() -> None:
+    assert clean("\x1b[31mEVIL\nLINE2\u2028\u202e\ufeff") == "?[31mEVIL?LINE2???"
+    assert clean("é 日本") == "é 日本"

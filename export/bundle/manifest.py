@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from ...bundle_folder import FORMAT
+from ...bundle_folder import CONTROL, FORMAT
 from ...model.checkpoint import Checkpoint
 from ...model.config import SamplerConfig, SigmasConfig, TransformerConfig
 from ...model.networks import NETWORKS
@@ -64,16 +64,16 @@ def build_manifest(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "toolkit": TOOLKIT,
-        "source": dict(checkpoint.source),
+        "source": {part: seen(name) for part, name in checkpoint.source.items()},
         "model": {
-            "name": config.name,
+            "name": seen(config.name),
             "parameters": checkpoint.parameters(),
             "transformer": dataclasses.asdict(config.transformer) | {"head_dim": config.transformer.head_dim},
             "autoencoder": dataclasses.asdict(autoencoder) | {"downscale": autoencoder.downscale},
             "text_encoder": dataclasses.asdict(config.text_encoder),
             "text_encoder_2": dataclasses.asdict(config.text_encoder_2),
             "loras": [
-                {"file": lora.name, "weight": lora.weight, "header_sha256": lora.digest}
+                {"file": seen(lora.name), "weight": lora.weight, "header_sha256": lora.digest}
                 for lora in checkpoint.loras
             ],
         },
@@ -104,6 +104,11 @@ def build_manifest(
         **({"plan": plan} if plan is not None else {}),
         **({"links": links} if links else {}),
     }
+
+
+def seen(name: str) -> str:
+    """A name from a user's file or folder, without what a bundle's reader refuses."""
+    return CONTROL.sub("?", name)
 
 
 def kernel_entries(files: Mapping[str, object]) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, get_args
 
 from ...command import caused_by_interrupt
-from ...errors import KontextError
+from ...errors import BundleError, KontextError
 from ...installation import install_command
 from .options import (
     AUTO,
@@ -100,6 +100,7 @@ def open_fastest(bundle: Bundle, *, low_memory: bool) -> tuple[Backend, Choice]:
     warning.
 
     Raises:
+        BundleError: the bundle is at fault, and not what would run it.
         KontextError: none runs it.
     """
     from .choose import Machine, choose
@@ -113,6 +114,8 @@ def open_fastest(bundle: Bundle, *, low_memory: bool) -> tuple[Backend, Choice]:
         try:
             way.options.check(way.device, bundle)
             return open_backend(way.options, way.device, bundle, low_memory=low_memory), choice
+        except BundleError:
+            raise
         except KontextError as error:
             if caused_by_interrupt(error):  # Ctrl-C while a library is imported
                 raise

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kontext.errors import KontextError
-from kontext.runtime.fields import Fields, whole_numbers
+from kontext.runtime.fields import Fields, refuse_control, whole_numbers
 from kontext.runtime.manifest_ranges import MOST_CHARACTERS, RANGES
 
 
@@ -89,3 +91,45 @@ def test_lists_of_whole_numbers() -> None:
     assert whole_numbers([0, 5], 2, KontextError, least=0) == (0, 5)
     with pytest.raises(KontextError, match="must be 1 whole numbers from 0"):
         whole_numbers([-1], 1, KontextError, least=0)
+
+
+CONTROLS = (
+    "\x00",
+    "\t",
+    "\n",
+    "\r",
+    "\x1b",
+    "\x7f",
+    "\x85",
+    "\x9b",
+    "\u2028",
+    "\u2029",
+    "\u202e",
+    "\u2066",
+    "\ufeff",
+)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_characters_in_any_text(control: str) -> None:
+    """All that `str.isprintable` refuses too; names and values, at any depth."""
+    assert not control.isprintable()
+    text = f"a{control}b"
+    for data in ({"x": text}, {text: 1}, {"x": [1, {"y": [[text]]}]}, {"x": {"y": {text: None}}}):
+        with pytest.raises(KontextError, match=re.escape(f"character U+{ord(control):04X}")) as caught:
+            refuse_control(data, Path("manifest.json"))
+        assert str(caught.value).isprintable()
+    with pytest.raises(KontextError, match=r'^manifest\.json: the text "x+ has the control'):
+        refuse_control({"x": "x" * 200 + control}, Path("manifest.json"))
+
+
+def test_texts_that_can_be_seen() -> None:
+    """Names of files have spaces of every width, emoji of several parts, and letters that Python does not know yet."""
+    data = {"é": ["日本\u3000語", "a\u00a0b", "👩\u200d💻", "\ue000", "", 1, None, True, 1.5]}
+    refuse_control(data, Path("manifest.json"))
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    refuse_control({"deep": deep}, Path("manifest.json"))
+    while deep:  # Python would free it by recursion
+        deep = deep.pop()

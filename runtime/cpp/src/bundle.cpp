@@ -1,11 +1,16 @@
 #include "bundle.hpp"
 
 #include <algorithm>
+#include <cstdio>
+#include <iterator>
+#include <utility>
+#include <vector>
 
 #include "fields.hpp"
 #include "graph_file.hpp"
 #include "regular_file.hpp"
 #include "sha256.hpp"
+#include "unicode.hpp"
 
 namespace kontext {
 namespace {
@@ -30,10 +35,44 @@ std::string read_manifest(const fs::path& folder) {
     return read_regular(path, max_manifest_bytes, "a manifest");
 }
 
+// As CONTROL of bundle_folder.py.
+bool is_control(char32_t c) {
+    constexpr std::pair<char32_t, char32_t> ranges[] = {{0, 0x1f},           {0x7f, 0x9f},      {0x61c, 0x61c},
+                                                        {0x200e, 0x200f},    {0x2028, 0x202e},  {0x2060, 0x206f},
+                                                        {0xfeff, 0xfeff},    {0xfff9, 0xfffb}};
+    return std::any_of(std::begin(ranges), std::end(ranges),
+                       [c](const auto& range) { return range.first <= c && c <= range.second; });
+}
+
+// Throws Error if a text in the manifest, a name or a value, has a control character, as refuse_control of
+// runtime/fields.py. Not recursive: a manifest may be nested deeply.
+void refuse_control(const Json& manifest, const fs::path& path) {
+    const auto check = [&](const std::string& text) {
+        for (const char32_t c : unicode::decode(text)) {
+            if (!is_control(c)) continue;
+            char code[16];
+            std::snprintf(code, sizeof code, "U+%04X", static_cast<unsigned>(c));
+            throw Error(path.string() + ": the text " + Json(text).dump(-1, ' ', true).substr(0, 80) +
+                        " has the control character " + code);
+        }
+    };
+    std::vector<const Json*> pending = {&manifest};
+    while (!pending.empty()) {
+        const Json& value = *pending.back();
+        pending.pop_back();
+        if (value.is_string()) check(value.get_ref<const std::string&>());
+        if (value.is_object())
+            for (const auto& item : value.items()) check(item.key());
+        if (value.is_structured())
+            for (const Json& each : value) pending.push_back(&each);
+    }
+}
+
 Json parse_manifest(const std::string& text, const fs::path& folder) {
     const fs::path path = folder / manifest_name;
     Json data = parse_json(text, path);
     if (!data.is_object()) throw Error(path.string() + " is not a JSON object");
+    refuse_control(data, path);
     return data;
 }
 

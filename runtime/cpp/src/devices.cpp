@@ -108,6 +108,7 @@ std::optional<Opened> fastest_in_openvino(const Bundle& bundle, LoadOptions opti
 
 // The fastest way that works here, in the order of runtime/backends/choose.py.
 Opened fastest(const Bundle& bundle, const LoadOptions& options, bool low_memory) {
+    bundle.linked_files();  // links that do not hold are the bundle's fault, whatever would run it
     std::string warning;
     const auto on_plugin = [&](const std::string& device) -> std::optional<Opened> {
         if (find_library(device).empty() || !missing_kernels(bundle, device).empty()) return std::nullopt;

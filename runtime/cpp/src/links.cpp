@@ -56,8 +56,8 @@ void check_links(const Links& links, const fs::path& folder) {
     for (const auto& [name, link] : links) {
         std::error_code code;
         if (!fs::is_regular_file(link.path, code))
-            throw Error(link.path.string() +
-                        " does not exist, and the bundle takes weights from it: export the bundle again");
+            throw Error(link.path.string() + (fs::exists(link.path, code) ? " is not a regular file" : " does not exist") +
+                        ", and the bundle takes weights from it: export the bundle again");
         if (fs::file_size(link.path, code) != link.size || header_digest(link.path, link.size) != link.header_sha256)
             throw Error(link.path.string() + " is not the file that " + folder.string() +
                         " was exported over; export it again");

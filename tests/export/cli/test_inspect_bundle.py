@@ -119,6 +119,30 @@ def test_what_was_compiled_calibrated_planned_and_fused(
         assert line in printed
 
 
+@pytest.mark.parametrize("place", ["model", "engines", "plan", "calibration"])
+def test_what_a_manifest_says_cannot_forge_a_line(
+    place: str, noted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal shows what it is sent; the server's README.md, which has the model's name, is read by people too."""
+    manifest = json.loads((noted / "manifest.json").read_text())
+    evil = "\x1b[31mEVIL\nLINE2"
+    entry = manifest[place][0] if place == "engines" else manifest[place]
+    entry[{"model": "name", "engines": "precision", "plan": "target", "calibration": "samples"}[place]] = evil
+    (noted / "manifest.json").write_text(json.dumps(manifest))
+    for words in (
+        ["inspect", str(noted)],
+        ["digest", str(noted)],
+        [str(noted), "--triton", str(tmp_path / "served")],
+    ):
+        assert main.main(words) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error == (
+            f"error: {noted}/manifest.json: the text {json.dumps(evil)} has the control character U+001B\n"
+        )
+    assert not (tmp_path / "served").exists()
+
+
 @pytest.mark.parametrize(
     ("layer", "text"),
     [

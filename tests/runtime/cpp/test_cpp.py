@@ -610,6 +610,11 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
         ),
         "precompiled_charsmap is damaged",
     ),
+    (
+        edited(model__name="\x1b[31mEVIL\nLINE2"),
+        r'the text "\u001b[31mEVIL\nLINE2" has the control character U+001B',
+    ),
+    (edited(**{"EVIL\u202e": []}), r'the text "EVIL\u202e" has the control character U+202E'),
     (irregular(os.mkfifo), "manifest.json is not a regular file"),
     (irregular(lambda path: path.symlink_to("/dev/zero")), "manifest.json is not a regular file"),
     (irregular(lambda path: path.write_text("[" + "[]," * 1_000_000 + "[]]")), "more than 1000000 values"),
@@ -666,6 +671,11 @@ def test_only_safetensors_files_are_linked(cpp: CppBuild, tiny_bundle: Path, tmp
     other.write_bytes((100_000_001).to_bytes(8, "little") + bytes(64))  # beyond the limit of a header
     edited(links={"links/other": {**entry, "size": 72}})(folder)
     assert f"{other} is not the file that" in refused(program(cpp, *words))
+    os.mkfifo(tmp_path / "pipe")
+    edited(links={"links/other": {**entry, "path": str(tmp_path / "pipe")}})(folder)
+    assert "pipe is not a regular file, and the bundle takes weights from it" in refused(program(cpp, *words))
+    edited(links={"links/other": {**entry, "path": str(tmp_path / "nowhere")}})(folder)
+    assert "nowhere does not exist, and the bundle takes weights from it" in refused(program(cpp, *words))
 
 
 def test_links_hold_for_the_exporter_and_those_who_allow_them(

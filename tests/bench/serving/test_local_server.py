@@ -57,14 +57,14 @@ def test_ports_that_are_taken_are_refused_before_anything_starts(
         assert cli.main(["serve", str(tmp_path), "--port", str(port - 1)]) == 2
     assert f"port {port}: Address already in use; --port chooses others" in capsys.readouterr().err
     assert cli.main(["serve", str(tmp_path), "--port", "65534"]) == 2
-    assert "--port must be from 1 to 65533" in capsys.readouterr().err
+    assert "--port must be from 1 to 65532" in capsys.readouterr().err
 
 
 def test_the_server_listens_where_it_is_told(tmp_path: Path) -> None:
     if not is_ready():
         pytest.skip("no server is installed: `make server` makes build/server")
     (tmp_path / "models").mkdir()
-    ports = local_server.free_ports(3)
+    ports = local_server.free_ports(len(local_server.PORTS))
     with LocalServer(tmp_path / "models", ports=ports) as server:
         assert server.http == f"http://127.0.0.1:{ports[0]}"
         assert server.grpc == f"grpc://127.0.0.1:{ports[1]}"

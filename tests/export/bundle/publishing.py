@@ -158,7 +158,9 @@ def small_exports() -> Iterator[None]:
         patch.setattr(exporter, "manifest_links", lambda *_: {})
         patch.setattr(exporter, "build_manifest", manifest)
         patch.setattr(exporter, "Tracers", lambda *_: contextlib.nullcontext())
-        patch.setattr(exporter, "Bundle", SimpleNamespace(open=lambda folder: SimpleNamespace(graphs=())))
+        patch.setattr(
+            exporter, "Bundle", SimpleNamespace(open=lambda folder: SimpleNamespace(graphs=(), links={}))
+        )
         yield
 
 

@@ -25,7 +25,18 @@ UNLIKE_THEIR_MODULES = {
 }
 """Distribution → its module, where the names differ by more than - for _."""
 
-NO_LIBRARIES = {"build", "hypothesis", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"}
+NO_LIBRARIES = {
+    "cyclonedx-bom",
+    "pip-audit",
+    "uv",
+    "build",
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "pytest-cov",
+    "pytest-xdist",
+    "ruff",
+}
 """Tools that only tests and CI run."""
 
 

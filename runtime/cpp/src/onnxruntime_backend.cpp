@@ -131,6 +131,11 @@ Ort::Session OnnxRuntimeBackend::created(const std::string& graph) {
     // The graph is passed as the bytes that were checked; weights are found beside its file.
     options.AddConfigEntry("session.model_external_initializers_file_folder_path",
                            path.parent_path().empty() ? "." : path.parent_path().c_str());
+    // Where x86 has no VNNI, ONNX Runtime adds products of INT8 in 16 bits, which saturate, unless it is asked not to.
+    // Not for graphs with DequantizeLinear, whose packed weights it would rewrite.
+    if (device == "cpu" && data.find("MatMulInteger") != std::string::npos &&
+        data.find("DequantizeLinear") == std::string::npos)
+        options.AddConfigEntry("session.x64quantprecision", "1");
     if (plugin) return on_plugin(path, data, options);
     try {
         return Ort::Session(environment(), data.data(), data.size(), options);

@@ -24,6 +24,7 @@ from kontext.quant.formats.base import InputRounding, OnnxForm  # noqa: E402
 from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
+from kontext.runtime.backends.onnxruntime import EXACT_SUMS, sums_integers  # noqa: E402
 
 INPUTS, OUTPUTS = 128, 96
 PRECISIONS = ["fp32", "fp16"]
@@ -89,12 +90,16 @@ def model(layer: Layer, compute: str) -> onnx.ModelProto:
 
 
 def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    return session(proto).run(None, {"x": x})[0]
+
+
+def session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {"x": x})[0]
+    data = proto.SerializeToString()
+    if sums_integers(data):
+        options.add_session_config_entry(*EXACT_SUMS)
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def expected(layer: Layer, compute: str) -> Tensor:
@@ -300,11 +305,9 @@ def test_centring_goes_into_a_modulated_norm() -> None:
     quantize_linear(graph, values["w"], layer, tensors, for_gpu=False)
     subtractions = [node for node in graph if node.op_type == "Sub"]
     assert [node.inputs[0] is values["shift"] for node in subtractions] == [True]
-    session = onnxruntime.InferenceSession(
-        ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
     normed, shift = inputs(), noise(2, 1, INPUTS, seed=4)
-    y = session.run(None, {"normed": normed.numpy(), "shift": shift.numpy()})[0]
+    feeds = {"normed": normed.numpy(), "shift": shift.numpy()}
+    y = session(ir.to_proto(ir.Model(graph, ir_version=10))).run(None, feeds)[0]
     expected = (normed + shift) @ (noise(INPUTS, OUTPUTS) / 11)
     assert np.linalg.norm(y - expected.numpy()) / np.linalg.norm(y) < 0.02
 

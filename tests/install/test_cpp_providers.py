@@ -176,7 +176,8 @@ def test_without_a_driver(gpu: GpuBuild, bundles: dict[str, Path], tmp_path: Pat
     listed = gpu.without_driver("kontext-edit-cpp", "--devices").stdout
     assert re.search(rf"{line}(there is no NVIDIA driver, libcuda\.so\.1|\S.*)$", listed, re.MULTILINE)
     listed = gpu.on_stubs("kontext-edit-cpp", "--devices").stdout
-    assert re.search(rf"{line}Fake GPU, sm_89, \d+\.\d GiB$", listed, re.MULTILINE)
+    takes = "takes fp32, fp16 and bf16 bundles with weights of every format but NVFP4"
+    assert re.search(rf"{line}Fake GPU, sm_89, \d+\.\d GiB; {takes}$", listed, re.MULTILINE)
     words = ("-p", "make it blue", "--steps", 1, "-o", tmp_path / "out.png")
     start = "text_encoder.onnx cannot be loaded on CUDAExecutionProvider: libcu"
     done = gpu.without_driver("kontext-edit-cpp", bundles["fp32"], *words, "--device", "cuda")

@@ -8,6 +8,7 @@ wanted.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -205,7 +206,7 @@ class Bundle:
             data = read_regular(path, most, kind)
         except OSError as error:
             raise KontextError(f"cannot read {path}: {error.strerror}") from None
-        check_sha256(path, data, self.files[name].sha256, remedy(name))
+        check_sha256(path, hashlib.sha256(data).hexdigest(), self.files[name].sha256, remedy(name))
         return data
 
     @bundle_errors()
@@ -240,8 +241,7 @@ class Bundle:
                 digest = file_digest(path, advance)
             except OSError as error:
                 raise KontextError(f"cannot read {path}: {error.strerror}") from None
-            if digest != self.files[name].sha256:
-                raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; {remedy(name)}")
+            check_sha256(path, digest, self.files[name].sha256, remedy(name))
         verify_links(self.links, self.folder, advance)
 
     def to_verify(self, compiled: bool) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import KontextError
 from .fields import Fields
+from .manifest_ranges import MOST_FILES
 
 SHA256 = re.compile("[0-9a-f]{64}")
 """A SHA-256 as manifests write it."""
@@ -43,9 +44,9 @@ def file_digest(path: Path, advance: Callable[[int], object] | None = None) -> s
     return digest.hexdigest()
 
 
-def check_sha256(path: Path, data: bytes, sha256: str, what_to_do: str) -> None:
-    """Raises KontextError, which ends in `what_to_do`, unless the bytes read from `path` have this SHA-256."""
-    if hashlib.sha256(data).hexdigest() != sha256:
+def check_sha256(path: Path, found: str, wanted: str, what_to_do: str) -> None:
+    """Raises KontextError, which ends in `what_to_do`, unless the SHA-256 of `path` is the wanted one (hexadecimal)."""
+    if found != wanted:
         raise KontextError(f"{path} is damaged: its SHA-256 is not the manifest's; {what_to_do}")
 
 
@@ -64,6 +65,8 @@ def remedy(name: str) -> str:
 def read_files(root: Fields, folder: Path) -> tuple[dict[str, FileEntry], dict[str, str]]:
     """The entries of `files`: each exists inside the folder and has the size in the manifest; and `Bundle.damaged`."""
     group = root.group("files")
+    if len(group.data) > MOST_FILES:
+        raise root.error("files", f"has more than {MOST_FILES} files")
     files: dict[str, FileEntry] = {}
     damaged: dict[str, str] = {}
     real_folder = folder.resolve()

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from .images import open_picture, read_picture
 from .rgb import upright_rgb
-
-SERVER_FORMATS = ("PNG", "JPEG", "WEBP")
+from .server.contract import PICTURE_FORMATS
 
 SMALLER_PIXELS = 2_500_000
 """Of all pictures of an edit together, where the server refuses their files: about 1.5 MB of JPEG in quality 95, 2 MB
@@ -23,7 +22,7 @@ def picture_file(path: Path) -> bytes:
     Raises KontextError if it is not a picture.
     """
     picture = open_picture(path)
-    if picture.format in SERVER_FORMATS:
+    if picture.format in PICTURE_FORMATS:
         return path.read_bytes()
     file = io.BytesIO()
     upright_rgb(picture).save(file, "PNG")

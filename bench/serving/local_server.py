@@ -148,7 +148,6 @@ class LocalServer:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
-                cwd=self.scratch,  # Python backends look for modules here first
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

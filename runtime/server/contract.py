@@ -10,6 +10,9 @@ STREAM = "kontext_stream"
 UNARY = "kontext"
 """The model that forwards requests to STREAM and answers once, for clients without streaming."""
 
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+"""Accepted formats of pictures, by Pillow's names; fewer decoders are a smaller attack surface."""
+
 
 @dataclass(frozen=True)
 class Tensor:

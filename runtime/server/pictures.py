@@ -20,9 +20,6 @@ from .decoding import Decoded
 
 Array = NDArray[Any]
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""Accepted formats of pictures; fewer decoders are a smaller attack surface."""
-
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 """From base64's alphabet for URLs to its usual one (RFC 4648)."""
 
@@ -66,7 +63,7 @@ def read_pictures(arrays: Mapping[str, Array], limits: Limits, decode: Decode = 
     )
     pictures, left = [], limits.max_megapixels * 1_000_000
     for i, data in enumerate(files):
-        pictures.append(decode(data, f"IMAGES[{i}]", FORMATS, left, reduce))
+        pictures.append(decode(data, f"IMAGES[{i}]", contract.PICTURE_FORMATS, left, reduce))
         left -= pictures[-1].picture.width * pictures[-1].picture.height
     return pictures
 
@@ -95,7 +92,7 @@ def picture_bytes(value: object, index: int) -> bytes:
     except (binascii.Error, ValueError):
         file = b""
     if not is_file(file):
-        raise KontextError(f"{where} is neither a {spelled(FORMATS)} file nor base64 of one")
+        raise KontextError(f"{where} is neither a {spelled(contract.PICTURE_FORMATS)} file nor base64 of one")
     return file
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kontext.bundle_folder import MANIFEST_NAME
 from kontext.errors import KontextError
 from kontext.runtime.bundle import GRAPHS, Bundle
+from kontext.runtime.manifest_ranges import MOST_FILES
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -50,6 +51,15 @@ def test_reads_a_bundle(tiny_bundle: Path) -> None:
     assert bundle.tokenizers["t5"].max_length == 24
     assert (128, 128) in bundle.sampler.preferred_sizes
     assert bundle.weight_bytes == sum(path.stat().st_size for path in (tiny_bundle / "weights").iterdir())
+
+
+def test_too_many_files(copy: Path) -> None:
+    entry = {"size": 0, "sha256": hashlib.sha256().hexdigest()}
+    change(
+        copy,
+        lambda manifest: manifest["files"].update({f"kernels/{i}": entry for i in range(MOST_FILES)}),
+    )
+    assert fault(copy) == f"{copy / MANIFEST_NAME}: files has more than {MOST_FILES} files"
 
 
 def test_verify_reads_every_byte_and_finds_a_changed_one(copy: Path) -> None:

@@ -3,10 +3,8 @@ UndefinedBehaviorSanitizer."""
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +15,7 @@ import pytest
 
 from ..runtime.cpp.conftest import CppBuild, kept_folder, sanitized  # noqa: F401
 from .mutated_pictures import mutated
-from .read_pictures import SECONDS
+from .trying import SECONDS, in_processes
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,23 +33,10 @@ def report(
 
 
 def test_python(inputs: range, kept: Path, tmp_path: Path) -> None:
-    counts: Counter[str] = Counter()
-    faults: dict[int, str] = {}
-    first = inputs.start
-    while first < inputs.stop:
-        words = [sys.executable, HERE / "read_pictures.py", first, inputs.stop, tmp_path / "seed"]
-        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
-        first = int((tmp_path / "seed").read_text()) + 1
-        if done.returncode != 0:
-            ended = signal.Signals(-done.returncode).name if done.returncode < 0 else done.returncode
-            faults[first - 1] = f"the process ended with {ended}: {done.stderr[-500:]}"
-        elif done.stderr:
-            faults[first - 1] = f"printed by then: {done.stderr[-500:]}"
-        for line in map(json.loads, done.stdout.splitlines()):
-            if "fault" in line:
-                faults[line["seed"]] = line["fault"]
-            else:
-                counts.update({name: line[name] for name in ("read", "refused") if name in line})
+    def command(first: int) -> list[object]:
+        return [sys.executable, HERE / "read_pictures.py", first, inputs.stop, tmp_path / "seed"]
+
+    counts, faults = in_processes(command, inputs, tmp_path / "seed", silent=True)
     report("python", counts, faults, kept, ())
 
 

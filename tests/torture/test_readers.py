@@ -1,14 +1,10 @@
-"""Damaged files of every kind for Python's readers, each reader in a process of its own: no signal, no hang, no
-traceback, no 2 GB."""
+"""Damaged files of every kind for Python's readers, each reader in a process of its own (`trying`)."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +15,7 @@ pytest.importorskip("gguf")
 from ..model import test_fuzz_readers as samples
 from .read_files import damaged
 from .readers import READERS
+from .trying import in_processes
 
 HERE = Path(__file__).resolve().parent
 
@@ -59,24 +56,14 @@ def base(shared_folder: Path, tiny_bundle: Path, tiny_checkpoint: Path) -> Path:
 
 @pytest.mark.parametrize("name", list(READERS))
 def test_python(name: str, inputs: range, kept: Path, base: Path, tmp_path: Path) -> None:
-    counts: Counter[str] = Counter()
-    faults: dict[int, str] = {}
-    first = inputs.start
-    while first < inputs.stop and len(faults) < 200:
-        scratch = tmp_path / "scratch"
+    scratch = tmp_path / "scratch"
+
+    def command(first: int) -> list[object]:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        words = [sys.executable, HERE / "read_files.py", name, first, inputs.stop, base, scratch]
-        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
-        first = int((scratch / "seed").read_text()) + 1
-        if done.returncode != 0:
-            ended = signal.Signals(-done.returncode).name if done.returncode < 0 else done.returncode
-            faults[first - 1] = f"the process ended with {ended}: {done.stderr[-500:]}"
-        for line in map(json.loads, done.stdout.splitlines()):
-            if "fault" in line:
-                faults[line["seed"]] = line["fault"]
-            else:
-                counts.update(line)
+        return [sys.executable, HERE / "read_files.py", name, first, inputs.stop, base, scratch]
+
+    counts, faults = in_processes(command, inputs, scratch / "seed")
     scratch = tmp_path / "again"
     scratch.mkdir()
     print(f"\n{name}: {dict(counts)}, {len(faults)} faults")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ....errors import KontextError
 from ....regular_files import open_regular
 from ...bundle import Bundle
+from ...bundle_files import REBUILT, check_sha256
 from ...cuda_driver import CudaDriver, DeviceMemory
 from ...engines import LIBRARIES, EngineEntry, check_budget, choose_engines, chunks, load_library
 from ..options import TensorRTOptions
@@ -137,10 +138,7 @@ def rows_of(value: Any, rows: slice) -> Any:
 def read_checked(entry: EngineEntry) -> mmap.mmap:
     """The engine's file, memory-mapped. Its SHA-256 is always checked, since it is machine code."""
     data = map_file(entry.path)
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise KontextError(
-            f"{entry.path} is damaged: its SHA-256 is not the manifest's; build the engines again"
-        )
+    check_sha256(entry.path, hashlib.sha256(data).hexdigest(), entry.sha256, REBUILT["engines/"])
     return data
 
 

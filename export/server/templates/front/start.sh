@@ -9,12 +9,13 @@
 #   EDITS      requests of one address at a time (32), ALL_EDITS of all addresses (512)
 #   SILENCE   longest silence of the server during a request, with the queue (1800)
 #   PROXIES    addresses of load balancers whose X-Forwarded-For names the caller, such as 10.0.0.0/8
-#   STATE      a folder for nginx's own files (/tmp/kontext-front)
+#   STATE      a folder for nginx's own files (a new one)
 set -eu
 front=$$(cd "$$(dirname "$$0")" && pwd)
-state=$${STATE:-/tmp/kontext-front}
+state=$${STATE:-$$(mktemp -d)}
 tls=$${TLS:-/etc/kontext/tls}
 mkdir -p "$$state"
+chmod 755 "$$state" # the workers are another user
 listen="listen $${LISTEN:-8080};"
 if [ -e "$$tls/tls.crt" ]; then
   listen="listen $${LISTEN:-8080} ssl; ssl_certificate $$tls/tls.crt; ssl_certificate_key $$tls/tls.key;"

@@ -61,7 +61,7 @@ test: install
 
 # The built wheel in fresh environments, for every documented `pip install`.
 test-install: install
-	$(BIN)/python -m pytest tests/install -m install $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/install -m install --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 # Longer than CI has time for.
 torture: install

@@ -292,9 +292,10 @@ def explain(error: BaseException | None) -> tuple[str, str, str]:
     return "failed", "INTERNAL", contract.BROKEN
 
 
-def cancel_file(name: str) -> Path | None:
-    """The file by which the unary model reports that a caller disconnected; None for any name that is not its own."""
-    return Path(tempfile.gettempdir()) / name if re.fullmatch("kontext-cancel-[0-9a-f]{32}", name) else None
+def cancel_file(path: str) -> Path | None:
+    """The file by which the unary model reports that a caller disconnected; None for any path that is not its own."""
+    own = rf"{re.escape(tempfile.gettempdir())}/kontext-cancel-[0-9a-f]{{16}}/[0-9a-f]{{32}}"
+    return Path(path) if re.fullmatch(own, path) else None
 
 
 def count(step: int, total: int) -> list[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from ...temporary_folder import temporary_folder
 from . import contract
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -31,6 +31,8 @@ class UnaryModel:
     """The model; one instance is enough, since its threads only wait."""
 
     def __init__(self) -> None:
+        self.open = contextlib.ExitStack()
+        self.folder = self.open.enter_context(temporary_folder("cancel"))
         self.threads = ThreadPoolExecutor(THREADS)
         self.probes = ThreadPoolExecutor(2)  # they must not wait behind edits
         self.waiting: dict[Path, Any] = {}
@@ -54,7 +56,7 @@ class UnaryModel:
         response = failed("INTERNAL", contract.BROKEN)
         try:
             with self.watched(sender) as cancel_file:
-                response = edit(inputs, {**parameters, contract.CANCEL_FILE: cancel_file.name}, identity)
+                response = edit(inputs, {**parameters, contract.CANCEL_FILE: str(cancel_file)}, identity)
         except Exception as error:
             pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
         finally:
@@ -67,7 +69,7 @@ class UnaryModel:
         In this server (2.51) a model cannot cancel the requests that it sends to another model, hence the file, which
         `kontext_stream` looks for after every step.
         """
-        file = Path(tempfile.gettempdir()) / f"kontext-cancel-{secrets.token_hex(16)}"
+        file = self.folder / secrets.token_hex(16)
         with self.lock:
             self.waiting[file] = sender
         try:
@@ -89,6 +91,7 @@ class UnaryModel:
         self.watcher.join()
         self.threads.shutdown(wait=True)
         self.probes.shutdown(wait=True)
+        self.open.close()
 
 
 def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:

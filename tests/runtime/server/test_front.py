@@ -157,6 +157,20 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, str], str]] = {
     "an endless number": (GENERATE, b'{"PROMPT":"x","STEPS":' + b"1" * 10**6 + b"}", {}, "malformed"),
     "no number": (GENERATE, b'{"PROMPT":"x","GUIDANCE":NaN}', {}, "malformed"),
     "half a text": (GENERATE, b'{"PROMPT":"x', {}, "ends inside a string"),
+    **{
+        f"half a surrogate pair, {word.decode()}": (
+            path,
+            b'{"PROMPT":"%s"}' % word if path == GENERATE else infer().replace(b'["x"]', b'["%s"]' % word),
+            {},
+            "half of a surrogate pair",
+        )
+        for path, word in (
+            (GENERATE, rb"a \ud800 b"),
+            (GENERATE, rb"\uDFFF"),
+            (GENERATE, rb"\uD83D\u0041"),
+            (INFER, rb"\\uD83D\uDE00"),
+        )
+    },
     "two requests": (GENERATE, b'{"PROMPT":"x"}{"PROMPT":"x"}', {}, "behind the JSON"),
     "nothing": (GENERATE, b"", {}, "malformed"),
     "zeros": (GENERATE, b"\0" * 1000, {}, "malformed"),
@@ -232,6 +246,7 @@ def test_every_form_of_a_request_is_the_servers(server: Any, front: Front, pictu
         ("/v2/models/kontext_stream/generate", b'{"PROMPT":"x","STEPS":1,"progress":false}', {}),
         (STREAM, b'{"PROMPT":"x","STEPS":2}', {}),
         (GENERATE, b'{"PROMPT":"x","STEPS":0}', {}),
+        (GENERATE, rb'{"PROMPT":"\uD83D\ude00 \\ud800 \/ \u00e4","STEPS":1}', {}),
         (GENERATE, b'{"PROMPT":"x","STEPS":1,"SEED":18446744073709551615,"GUIDANCE":2.5e0}', {}),
     ]
     for path, body, extra in forms:

@@ -18,6 +18,23 @@ function M.parse(text)
     position = find(text, "[^ \t\r\n]", position) or #text + 1
   end
 
+  -- Whether each half of a pair of surrogates, as \uD83D\uDE00, has its other half: one alone is no character.
+  local function surrogates_pair(from, to)
+    while true do
+      local start = find(text, "\\", from, true)
+      if not start or start >= to then return true end
+      from = start + 2
+      if byte(text, start + 1) == 0x75 then -- u
+        local code = find(text, "^[dD][89abAB]%x%x", start + 2)
+        if code and find(text, "^\\u[dD][c-fC-F]%x%x", start + 6) then
+          from = start + 12
+        elseif find(text, "^[dD][89a-fA-F]%x%x", start + 2) then
+          return false
+        end
+      end
+    end
+  end
+
   -- The string whose opening quote is at `position`: its text if it is short, and whether it has escapes.
   local function read_string()
     local start = position + 1
@@ -83,8 +100,10 @@ function M.parse(text)
     if first == 0x7B then return read_list(depth, { type = "object", keys = {} }, 0x7D, read_member) end
     if first == 0x5B then return read_list(depth, { type = "array" }, 0x5D, read_item) end
     if first == 0x22 then
+      local start = position
       local word, escaped = read_string()
       if word == nil then return nil, "the JSON ends inside a string" end
+      if escaped and not surrogates_pair(start, position) then return nil, "the JSON has half of a surrogate pair" end
       return { type = "string", text = not escaped and word or nil }
     end
     for _, word in ipairs { "true", "false", "null" } do

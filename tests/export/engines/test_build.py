@@ -469,7 +469,7 @@ def test_a_damaged_engine_is_built_again(
 
 def test_one_build_at_a_time(tiny_bundle: Path) -> None:
     with engines.locked(tiny_bundle):
-        with pytest.raises(KontextError, match=r"another build is running in .*engines or kernels"):
+        with pytest.raises(KontextError, match=r"another process is using .*: it adds engines or kernels"):
             build_engines(tiny_bundle, OPTIONS)
 
 

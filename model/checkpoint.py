@@ -106,7 +106,7 @@ class NetworkWeights:
     """The weights of one network in their files: names and shapes are checked, no tensor is in memory."""
 
     name: str
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
     sources: dict[str, Source]
     files: Mapping[str, StoredWeight]
     updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
@@ -342,7 +342,7 @@ def component_config(component: str, weights: ComponentWeights, base: Path | Non
 
 
 def check_component(
-    weights: ComponentWeights, networks: Mapping[str, tuple[dict[str, tuple[int, ...]], dict[str, Source]]]
+    weights: ComponentWeights, networks: Mapping[str, tuple[Mapping[str, tuple[int, ...]], dict[str, Source]]]
 ) -> None:
     """Raises KontextError unless a component holds exactly the tensors that its networks need, in the right shapes and
     float formats."""

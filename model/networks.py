@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
@@ -44,8 +46,9 @@ def build_network(name: str, config: KontextConfig) -> nn.Module:
     raise ValueError(f"no network is called {name!r}")
 
 
-def weight_shapes(name: str, config: KontextConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=16)  # layouts, folders and checkpoints all ask for them
+def weight_shapes(name: str, config: KontextConfig) -> Mapping[str, tuple[int, ...]]:
     """Native name → shape of every weight of a network, in the network's order."""
     with torch.device("meta"):
         state = build_network(name, config).state_dict()
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+    return MappingProxyType({key: tuple(tensor.shape) for key, tensor in state.items()})

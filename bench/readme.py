@@ -15,6 +15,7 @@ from .fidelity import benchmark as fidelity
 from .fidelity import plot as fidelity_plot
 from .fidelity import tables as fidelity_tables
 from .fullsize import benchmark as fullsize
+from .fullsize import edit as fullsize_edit
 from .memory import plans, predicted, vram_fit
 from .quantspeed import benchmark as quantspeed
 from .registry import Benchmark, Result
@@ -78,7 +79,9 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
                 quantspeed,
                 "One step of a wider model (`kontext-bench quantspeed --openvino`):",
             ),
-        ]
+            *of("quantspeed_openvino_amx.json", quantspeed, "The same on a processor with AMX:"),
+        ],
+        "fullsize-edit": of("fullsize_edit.json", fullsize_edit),
     },
     "docs/devices.md": {"placement": of("placement.json", placement)},
     "docs/kernels.md": {"vram-fit": of("vram_fit.json", vram_fit)},

@@ -33,6 +33,13 @@ BYTE_LEVEL_GROWTH = 4
 MAX_PATTERN = 1000
 """Characters of a regular expression. CLIP's has 90."""
 
+MAX_PIECE = 1000
+"""Characters of a piece of Unigram's vocabulary. T5's longest has 16; the library keeps pieces in a tree whose depth is
+their length, and takes it down by recursion, which ends the process."""
+
+LONG_PIECE = re.compile(rb'\[\s*"(?:[^"\\]|\\.){%d}' % (MAX_PIECE + 1), re.DOTALL)
+"""In the bytes of a file: a piece begins its array."""
+
 ESCAPED = re.compile(r"\\.", re.DOTALL)
 CLASS = re.compile(r"\[[^\[\]]*\]")
 REPEATED_GROUP = re.compile(r"\)[*+?{]")
@@ -56,6 +63,10 @@ def load_tokenizer(path: Path, read: Read = read_regular) -> Tokenizer:
         data = read(path, MAX_JSON_BYTES, "a tokenizer")
         if separators(data) >= MAX_JSON_VALUES:
             raise KontextError(f"{path} is not a tokenizer: it has more than {MAX_JSON_VALUES:,} values")
+        if LONG_PIECE.search(data):
+            raise KontextError(
+                f"{path} is not a tokenizer: it has a piece of more than {MAX_PIECE:,} characters"
+            )
         with library_errors(f"{path} is not a tokenizer"):
             tokenizer = Tokenizer.from_buffer(data)
             parts = [

@@ -145,7 +145,7 @@ class LocalServer:
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(self.scratch),
         }
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
                 env=environment,

@@ -211,6 +211,10 @@ def delta_update(
     return Addition(rows, delta, weight * scale)
 
 
+LARGEST_SCALE = 3.4e38
+"""That PyTorch multiplies in fp32 by."""
+
+
 def module_scale(path: Path, module: LoraModule, delta: Delta, settings: Settings) -> float:
     """alpha / rank, or 1 without alpha; alpha / sqrt(rank) for rank-stabilized LoRAs (Kalajdzievski 2023).
 
@@ -230,6 +234,10 @@ def module_scale(path: Path, module: LoraModule, delta: Delta, settings: Setting
     scale = alpha / (math.sqrt(rank or 1) if settings.peft.get("use_rslora") else rank or 1)
     if (scalar := module.tensors.get("scalar")) is not None:
         scale *= read_number(path, scalar)
+    if not abs(scale) <= LARGEST_SCALE:
+        raise KontextError(
+            f"{path}: the scale of {module.name} is {scale:.4g}, expected a number of fp32's range"
+        )
     return scale
 
 

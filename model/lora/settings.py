@@ -92,7 +92,7 @@ class Settings:
                 default = "r" not in self.peft and promised == PEFT_DEFAULT
                 raise KontextError(
                     f"{self.path}: the factors of {module} have rank {rank}, but {self.where} "
-                    + (f"has no r, so that PEFT takes {promised}" if default else f"says {promised}")
+                    + (f"has no r, so that PEFT takes {promised}" if default else f"says {promised!r}")
                     + ": the file is damaged"
                 )
             return alpha, promised if rank is None else rank  # PEFT, unlike LyCORIS, scales a full LoKr, too

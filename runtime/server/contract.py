@@ -87,6 +87,7 @@ CANCEL_FILE = "cancel_file"
 """Request parameter from UNARY to STREAM: the name of a file that is created when the caller disconnects."""
 
 ERROR_CODES = ("INVALID_ARG", "CANCELLED", "UNAVAILABLE", "INTERNAL")
+UNREADABLE = "the request's id and parameters are not UTF-8"
 BROKEN = "the edit failed inside the server; its log says why"
 
 

@@ -75,7 +75,16 @@ class StreamModel:
     def execute(self, requests: list[Any]) -> None:
         """Takes requests in and returns; they are answered when their turns come."""
         for request in requests:
-            listener = Response(request, self.metrics)
+            sender = request.get_response_sender()
+            try:
+                listener = Response(request, sender, self.metrics)
+            except (
+                Exception
+            ) as error:  # one that leaves `execute` fails the others in it, and ends the server
+                pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
+                answer = pb_utils.TritonError(contract.UNREADABLE, pb_utils.TritonError.INVALID_ARG)
+                sender.send(pb_utils.InferenceResponse(error=answer), flags=FINAL)
+                continue
             try:
                 if listener.probe:
                     listener.answer_probe(self.turns.stuck_seconds(), self.limits.max_seconds)
@@ -211,8 +220,8 @@ def show_only_gpu(device: int) -> None:
 class Response:
     """Sends all responses of one request; the listener of its job."""
 
-    def __init__(self, request: Any, metrics: Metrics) -> None:
-        self.sender = request.get_response_sender()
+    def __init__(self, request: Any, sender: Any, metrics: Metrics) -> None:
+        self.sender = sender
         self.metrics = metrics
         self.id = request.request_id()
         self.started = time.monotonic()

@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shared = f"{options.shared_memory}{secrets.token_hex(4)}-"
     region = f"--backend-config=python,shm-region-prefix-name={shared}"
     command = [*absolute_paths(options.command), *closed_flags(), region]
+    adopt_orphans()
     supervisor = Supervisor(command, options.http, options.model, shared, options.start_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
@@ -167,7 +168,7 @@ class Supervisor:
         return ""
 
     def end_server(self, grace: float) -> int:
-        """Ends the server and its processes: at the end of its requests if `stop` was called, else after `grace`
+        """Ends the server and all that it started: at the end of its requests if `stop` was called, else after `grace`
         seconds. Returns its exit code."""
         assert self.server is not None
         if self.stopping.is_set():
@@ -176,13 +177,29 @@ class Supervisor:
         else:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.server.wait(grace)
-            for process in (*children(self.server.pid), self.server.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            self.server.kill()
         code = self.server.wait()
+        end_orphans()
         for left in Path("/dev/shm").glob(f"{self.shared_memory}*"):
             left.unlink(missing_ok=True)
         return code
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of whatever its children leave behind (prctl, PR_SET_CHILD_SUBREAPER): model
+    processes outlive a server that dies during an edit, each with its networks in memory."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def end_orphans(seconds: float = 10.0) -> None:
+    """Kills every process that is left of a server that has ended; waits for those that the kernel holds up so long."""
+    deadline = time.monotonic() + seconds
+    while (left := children(os.getpid())) and time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, os.WNOHANG)
+        time.sleep(0.01)
 
 
 def children(process: int) -> list[int]:

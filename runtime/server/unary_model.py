@@ -31,8 +31,8 @@ class UnaryModel:
     """The model; one instance is enough, since its threads only wait."""
 
     def __init__(self) -> None:
-        self.open = contextlib.ExitStack()
-        self.folder = self.open.enter_context(temporary_folder("cancel"))
+        self.resources = contextlib.ExitStack()
+        self.folder = self.resources.enter_context(temporary_folder("cancel"))
         self.threads = ThreadPoolExecutor(THREADS)
         self.probes = ThreadPoolExecutor(2)  # they must not wait behind edits
         self.waiting: dict[Path, Any] = {}
@@ -43,13 +43,18 @@ class UnaryModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            # The server frees the request's tensors when this function returns.
-            inputs = [pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in request.inputs()]
-            parameters = json.loads(request.parameters() or "{}")
-            threads = self.probes if parameters.get(contract.PROBE) is True else self.threads
-            threads.submit(
-                self.forward, inputs, parameters, request.request_id(), request.get_response_sender()
-            )
+            sender = request.get_response_sender()
+            try:
+                # The server frees the request's tensors when this function returns.
+                inputs = [pb_utils.Tensor(each.name(), each.as_numpy().copy()) for each in request.inputs()]
+                parameters = json.loads(request.parameters() or "{}")
+                threads = self.probes if parameters.get(contract.PROBE) is True else self.threads
+                threads.submit(self.forward, inputs, parameters, request.request_id(), sender)
+            except (
+                Exception
+            ) as error:  # an exception that leaves `execute` fails the others in it, and their server
+                pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
+                sender.send(failed("INVALID_ARG", contract.UNREADABLE), flags=FINAL)
 
     def forward(self, inputs: list[Any], parameters: dict[str, Any], identity: str, sender: Any) -> None:
         """Answers one request with the picture or the error of `kontext_stream`."""
@@ -84,14 +89,15 @@ class UnaryModel:
             with self.lock:
                 for file, sender in self.waiting.items():
                     if sender.is_cancelled():
-                        file.touch()
+                        with contextlib.suppress(OSError):  # then the edit goes on to its end
+                            file.touch()
 
     def finalize(self) -> None:
         self.stopped.set()
         self.watcher.join()
         self.threads.shutdown(wait=True)
         self.probes.shutdown(wait=True)
-        self.open.close()
+        self.resources.close()
 
 
 def edit(inputs: list[Any], parameters: dict[str, Any], identity: str) -> Any:

@@ -55,6 +55,10 @@ def special_tokens(count: int) -> Change:
     )
 
 
+def long_piece(text: str) -> Change:
+    return lambda root: root["model"]["vocab"].append([text, -1.0])
+
+
 HOSTILE: dict[str, tuple[Change, str]] = {
     "a text 64 times as long, five times": (sequence(*[replace("b" * 64)] * 5), "as long"),
     "one long replacement": (sequence(replace("b" * 65)), "as long"),
@@ -69,6 +73,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "an exponential pattern": (split(r"(a|aa|a)+b(?=c)\1"), "may take forever"),
     "a repeated group": (sequence(replace("b", Regex="(x+x+)+y")), "may take forever"),
     "a long pattern": (split("a" * 1001), "may take forever"),
+    "a piece as long as a book": (long_piece("x" * 600_000), "a piece of more than 1,000 characters"),
+    "a long piece with escapes": (long_piece('"' * 1001), "a piece of more than 1,000 characters"),
     "600 special tokens": (special_tokens(600), "special tokens leave no room"),
     "a special token of 600": (
         lambda root: root["post_processor"]["special_tokens"]["</s>"].update(
@@ -99,6 +105,10 @@ def test_hostile_tokenizers_are_one_line(tiny_bundle: Path, tmp_path: Path, name
     assert message in str(caught.value)
     assert str(entry.path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_piece_of_the_longest_length_is_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    PromptTokenizer(changed(tiny_bundle, tmp_path, long_piece("x" * 1000)), "T5")(["x" * 20])
 
 
 def test_a_panic_is_an_error_and_an_interrupt_is_none() -> None:

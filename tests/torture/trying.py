@@ -23,6 +23,7 @@ MEMORY = 2 << 30
 """Bytes beyond those that healthy inputs take."""
 
 MOST_FAULTS = 200
+"""After so many the reader is not tried further."""
 
 
 def limit_memory(address_space: int) -> None:

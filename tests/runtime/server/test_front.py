@@ -156,6 +156,21 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, str], str]] = {
     },
     "an endless number": (GENERATE, b'{"PROMPT":"x","STEPS":' + b"1" * 10**6 + b"}", {}, "malformed"),
     "no number": (GENERATE, b'{"PROMPT":"x","GUIDANCE":NaN}', {}, "malformed"),
+    **{
+        f"{word!r} as id at {path}": (path, body.replace(b"W", word), {}, "no short text of ASCII")
+        for path, body in ((GENERATE, b'{"PROMPT":"x","id":"W"}'), (INFER, infer(id="W")))
+        for word in (b"\xff", "ä".encode(), b"\x01", b"x" * 65)
+    },
+    **{
+        f"{text.decode()}, which is no JSON": (
+            GENERATE,
+            b'{"PROMPT":"x","GUIDANCE":%s}' % text,
+            {},
+            "malformed",
+        )
+        for text in (rb'"\x41"', rb'"\uZZZZ"', rb'"\uD8"', rb'"\u12"', b"1.", b"01", b"-", b"1e", b"-00")
+    },
+    "many escapes": (GENERATE, b'{"PROMPT":"%s"}' % (b"\\\\" * 10**6), {}, "more than 131072 escapes"),
     "half a text": (GENERATE, b'{"PROMPT":"x', {}, "ends inside a string"),
     **{
         f"half a surrogate pair, {word.decode()}": (

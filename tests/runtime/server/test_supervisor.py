@@ -19,7 +19,7 @@ import pytest
 
 from kontext.bench.serving.local_server import free_ports
 from kontext.runtime import Pipeline
-from kontext.runtime.server import supervisor
+from kontext.runtime.server import contract, supervisor
 from kontext.runtime.server_client import Edit, connect
 
 from ..conftest import until
@@ -37,9 +37,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 if os.path.exists(starts + ".broken"):
     sys.exit(3)
+if os.fork() == 0:
+    os.fork()
+    open(starts + ".family", "a").write(f"{os.getpid()} ")
+    time.sleep(600)
+    os._exit(0)
 http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-"""Stands for the server: ready at once, not ready while a file `.sick` is there, ends at once beside `.broken`."""
+"""Stands for the server: ready at once, not ready while a file `.sick` is there, ends at once beside `.broken`. Starts
+two processes, one of the other, which `.family` lists."""
 
 
 class Supervised:
@@ -78,7 +84,7 @@ class Supervised:
 def supervised(tmp_path: Path) -> Iterator[Supervised]:
     running = Supervised(tmp_path)
     yield running
-    running.process.kill()
+    running.process.terminate()
     running.process.communicate()
 
 
@@ -89,6 +95,18 @@ def test_a_dead_server_is_started_again(supervised: Supervised) -> None:
     assert supervised.starts.read_text() == "start\n" * 2
     assert supervised.get("/live")[0] == 200
     assert supervised.get("/other")[0] == 404
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_of_a_server(supervised: Supervised, number: int) -> None:
+    """Not what it started, and not what that started, whoever ends."""
+    until(supervised.ready)
+    listed = supervised.starts.with_name("starts.family")
+    until(lambda: listed.is_file() and len(listed.read_text().split()) == 2)
+    family = [int(process) for process in listed.read_text().split()]
+    assert all(Path(f"/proc/{process}").exists() for process in family)
+    os.kill(supervised.server() if number == signal.SIGKILL else supervised.process.pid, number)
+    until(lambda: not any(Path(f"/proc/{process}").exists() for process in family))
 
 
 def test_a_server_that_does_not_answer_is_not_ready_and_is_started_again(supervised: Supervised) -> None:
@@ -146,7 +164,8 @@ def test_the_server_runs_where_nobody_leaves_code(tmp_path: Path, monkeypatch: p
         assert supervisor.absolute_paths(words) == expected
     where = tmp_path / "where"
     code = f"import os; open({str(where)!r}, 'w').write(os.getcwd())"
-    assert supervisor.main(["--port=0", "--", sys.executable, "-c", code]) == 0
+    words = [sys.executable, "-I", supervisor.__file__, "--port=0", "--", sys.executable, "-c", code]
+    assert subprocess.run(words, timeout=60).returncode == 0
     assert where.read_text() == "/"
 
 
@@ -212,6 +231,41 @@ def test_a_server_that_one_request_ended_comes_back(server: Any) -> None:
     with pytest.raises(OSError):
         server.post("models/kontext/infer", b"[" * 200000)
     until(lambda: health(server) == {"problem": "", "restarts": restarts + 1})
+
+
+def test_a_server_killed_during_an_edit_leaves_no_process(server: Any, local: Pipeline) -> None:
+    restarts, started, answers = health(server)["restarts"], threading.Event(), []
+    (tritonserver,) = supervisor.children(server.process.pid)
+    stubs = supervisor.live_stubs(tritonserver)
+    asked, client = Edit("a red circle", steps=60, seed=4), connect(server.http)
+    caller = threading.Thread(target=lambda: answers.append(client.edit(asked, lambda *_: started.set())))
+    caller.start()
+    assert started.wait(60)
+    os.kill(tritonserver, signal.SIGKILL)
+    until(lambda: health(server) == {"problem": "", "restarts": restarts + 1})
+    assert stubs
+    assert not any(Path(f"/proc/{process}").exists() for process in stubs)
+    caller.join(120)
+    expected = local.edit(None, "a red circle", steps=60, seed=4)
+    assert np.array_equal(np.asarray(answers[0].picture), np.asarray(expected))
+
+
+@pytest.mark.parametrize("model", ["kontext", "kontext_stream"])
+def test_an_id_that_is_no_text_fails_alone(server: Any, local: Pipeline, model: str) -> None:
+    """Sent past the front, in one batch with an edit that is none the worse for it."""
+    restarts = server.process_restarts()
+    bad: list[tuple[int, bytes]] = []
+    path, body = f"models/{model}/generate", b'{"PROMPT":"x","STEPS":1,"id":"\xff"}'
+    callers = [threading.Thread(target=lambda: bad.append(server.post(path, body))) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    answer = connect(server.http).edit(Edit("a red circle", steps=2, seed=4))
+    for caller in callers:
+        caller.join(60)
+    assert {(status, json.loads(said)["error"]) for status, said in bad} == {(400, contract.UNREADABLE)}
+    expected = np.asarray(local.edit(None, "a red circle", steps=2, seed=4))
+    assert np.array_equal(np.asarray(answer.picture), expected)
+    assert server.process_restarts() == restarts
 
 
 def test_what_changes_the_server_is_closed(server: Any) -> None:

@@ -12,10 +12,10 @@
 #   STATE      a folder for nginx's own files (a new one)
 set -eu
 front=$$(cd "$$(dirname "$$0")" && pwd)
-state=$${STATE:-$$(mktemp -d)}
+state=$${STATE:-}
+[ -n "$$state" ] || { state=$$(mktemp -d) && chmod 755 "$$state"; } # the workers are another user
 tls=$${TLS:-/etc/kontext/tls}
 mkdir -p "$$state"
-chmod 755 "$$state" # the workers are another user
 listen="listen $${LISTEN:-8080};"
 if [ -e "$$tls/tls.crt" ]; then
   listen="listen $${LISTEN:-8080} ssl; ssl_certificate $$tls/tls.crt; ssl_certificate_key $$tls/tls.key;"

@@ -6,45 +6,43 @@ local M = {}
 local MOST_VALUES = 256
 local MOST_DEPTH = 6
 local SHORT = 64 -- bytes of a string that are kept, for names
+local MOST_ESCAPES = 131072 -- a picture in base64 of 4 MB has half as many, if its slashes are escaped
 
 local find, byte, sub = string.find, string.byte, string.sub
 
 -- Returns the value: {type = "object", keys = {name = value}}, {type = "array", items...}, {type = "string", text = ...},
 -- {type = "number", value = ..., text = ...} or {type = "true" | "false" | "null"}; or nil and what is wrong.
 function M.parse(text)
-  local position, values, backslash = 1, 0, 0
+  local position, values, escapes, backslash = 1, 0, 0, 0
 
   local function skip()
     position = find(text, "[^ \t\r\n]", position) or #text + 1
   end
 
-  -- Whether each half of a pair of surrogates, as \uD83D\uDE00, has its other half: one alone is no character.
-  local function surrogates_pair(from, to)
-    while true do
-      local start = find(text, "\\", from, true)
-      if not start or start >= to then return true end
-      from = start + 2
-      if byte(text, start + 1) == 0x75 then -- u
-        local code = find(text, "^[dD][89abAB]%x%x", start + 2)
-        if code and find(text, "^\\u[dD][c-fC-F]%x%x", start + 6) then
-          from = start + 12
-        elseif find(text, "^[dD][89a-fA-F]%x%x", start + 2) then
-          return false
-        end
-      end
-    end
+  -- Where the escape at `start` ends, or nil and what is wrong with it. Half of a pair of surrogates, as of
+  -- \uD83D\uDE00, is no character.
+  local function after_escape(start)
+    escapes = escapes + 1
+    if escapes > MOST_ESCAPES then return nil, "the JSON has more than " .. MOST_ESCAPES .. " escapes" end
+    if find(text, '^["\\/bfnrt]', start + 1) then return start + 2 end
+    if not find(text, "^u%x%x%x%x", start + 1) then return nil, "the JSON is malformed" end
+    if not find(text, "^[dD][89a-fA-F]", start + 2) then return start + 6 end
+    if find(text, "^[dD][89abAB]%x%x\\u[dD][c-fC-F]%x%x", start + 2) then return start + 12 end
+    return nil, "the JSON has half of a surrogate pair"
   end
 
-  -- The string whose opening quote is at `position`: its text if it is short, and whether it has escapes.
+  -- The string whose opening quote is at `position`: its text if it is short, and whether it has escapes; or nil and
+  -- what is wrong.
   local function read_string()
     local start = position + 1
-    local from, quote = start, nil
+    local from, quote, problem = start, 0, nil
     while true do
-      quote = find(text, '"', from, true)
-      if not quote then return nil end
+      if quote < from then quote = find(text, '"', from, true) end
+      if not quote then return nil, "the JSON ends inside a string" end
       if backslash < from then backslash = find(text, "\\", from, true) or #text + 1 end
       if backslash > quote then break end
-      from = backslash + 2 -- whatever is escaped is one byte, or \u and four more without quotes
+      from, problem = after_escape(backslash)
+      if not from then return nil, problem end
     end
     local escaped = from > start
     position = quote + 1
@@ -100,10 +98,8 @@ function M.parse(text)
     if first == 0x7B then return read_list(depth, { type = "object", keys = {} }, 0x7D, read_member) end
     if first == 0x5B then return read_list(depth, { type = "array" }, 0x5D, read_item) end
     if first == 0x22 then
-      local start = position
       local word, escaped = read_string()
-      if word == nil then return nil, "the JSON ends inside a string" end
-      if escaped and not surrogates_pair(start, position) then return nil, "the JSON has half of a surrogate pair" end
+      if word == nil then return nil, escaped end
       return { type = "string", text = not escaped and word or nil }
     end
     for _, word in ipairs { "true", "false", "null" } do
@@ -113,6 +109,7 @@ function M.parse(text)
       end
     end
     local start, stop = find(text, "^-?%d+%.?%d*[eE]?[+-]?%d*", position)
+    if find(text, "^-?0%d", position) or (stop and not find(text, "^%d", stop)) then return nil, "the JSON is malformed" end
     local number = start and stop - start < 40 and tonumber(sub(text, start, stop))
     if not number then return nil, "the JSON is malformed" end
     position = stop + 1

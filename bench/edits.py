@@ -33,7 +33,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=None, help="guidance scale (the bundle's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
     parser.add_argument("--batch", type=int, default=25, help="edits per batch (25)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "rtx", "tensorrt"], help="(cpu)")
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda", "openvino", "rtx", "tensorrt"], help="(cpu)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -50,10 +50,6 @@ It runs them without fusions of quantized operators, which other formats need.""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """Option of ONNX Runtime: where the files are that a graph given as bytes takes its weights from."""
 
-EXACT_SUMS = ("session.x64quantprecision", "1")
-"""Option of ONNX Runtime: on x86 processors without VNNI, products of INT8 are added in 32 bits, not in 16 bits where
-they saturate. It changes nothing on others."""
-
 FATAL_ONLY = 4
 """Log level of ONNX Runtime: its errors are raised as exceptions and need not be logged too."""
 
@@ -181,8 +177,8 @@ class OnnxRuntimeBackend:
         if self.low_memory:
             map_large_blocks()
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        if self.device == "cpu" and sums_integers(data):
-            options.add_session_config_entry(*EXACT_SUMS)
+        if self.device == "cpu":
+            sum_exactly(options, data)
         if self.files:
             maps = [map_file(path) for path in self.files.values()]
             sizes = [len(file) for file in maps]
@@ -298,10 +294,12 @@ class OnnxRuntimeBackend:
             return_freed()
 
 
-def sums_integers(graph: bytes) -> bool:
-    """Whether a graph, of its file's bytes, multiplies integers by operators, not by what ONNX Runtime fuses from
-    DequantizeLinear, where `EXACT_SUMS` would rewrite packed weights."""
-    return b"MatMulInteger" in graph and b"DequantizeLinear" not in graph
+def sum_exactly(options: onnxruntime.SessionOptions, graph: bytes) -> None:
+    """Lets products of INT8 be added in 32 bits on x86 processors without VNNI, not in 16 bits where they saturate; it
+    changes nothing on others. Only if the graph, of its file's bytes, multiplies integers by operators: what ONNX
+    Runtime fuses from DequantizeLinear has packed weights, which it would rewrite."""
+    if b"MatMulInteger" in graph and b"DequantizeLinear" not in graph:
+        options.add_session_config_entry("session.x64quantprecision", "1")
 
 
 def run_bound(

@@ -54,7 +54,9 @@ class UnaryModel:
                 Exception
             ) as error:  # an exception that leaves `execute` fails the others in it, and their server
                 pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
-                sender.send(failed("INVALID_ARG", contract.UNREADABLE), flags=FINAL)
+                unreadable = isinstance(error, UnicodeDecodeError)
+                answer = ("INVALID_ARG", contract.UNREADABLE) if unreadable else ("INTERNAL", contract.BROKEN)
+                sender.send(failed(*answer), flags=FINAL)
 
     def forward(self, inputs: list[Any], parameters: dict[str, Any], identity: str, sender: Any) -> None:
         """Answers one request with the picture or the error of `kontext_stream`."""

@@ -50,7 +50,8 @@ def verdict(read: Callable[[bytes], object], data: bytes) -> str:
 def try_all(
     make: Callable[[int], bytes], read: Callable[[bytes], object], seeds: range, progress: Path
 ) -> None:
-    """Reads the damaged file of every seed, after what is imported and allocated once.
+    """Reads the damaged file of every seed. The memory that this process has had by now counts as healthy: what is
+    imported and allocated once should be there.
 
     Args:
         progress: a file that has the seed which is being read, for when this process is killed.

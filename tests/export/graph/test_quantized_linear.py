@@ -24,7 +24,7 @@ from kontext.quant.formats.base import InputRounding, OnnxForm  # noqa: E402
 from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
-from kontext.runtime.backends.onnxruntime import EXACT_SUMS, sums_integers  # noqa: E402
+from kontext.runtime.backends.onnxruntime import sum_exactly  # noqa: E402
 
 INPUTS, OUTPUTS = 128, 96
 PRECISIONS = ["fp32", "fp16"]
@@ -97,8 +97,7 @@ def session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     data = proto.SerializeToString()
-    if sums_integers(data):
-        options.add_session_config_entry(*EXACT_SUMS)
+    sum_exactly(options, data)
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 

@@ -22,7 +22,7 @@ from kontext.model.networks import NETWORKS, build_network  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.quant.quantize import dequantize_weight, quantize_weight  # noqa: E402
 from kontext.quant.recipe import choose_recipe  # noqa: E402
-from kontext.runtime.backends.onnxruntime import EXACT_SUMS, sums_integers  # noqa: E402
+from kontext.runtime.backends.onnxruntime import sum_exactly  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -32,8 +32,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     # ONNX Runtime makes MatMulNBits of INT4 weights, by default with activations rounded to 8 bits.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    if sums_integers(path.read_bytes()):
-        options.add_session_config_entry(*EXACT_SUMS)
+    sum_exactly(options, path.read_bytes())
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

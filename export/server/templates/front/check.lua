@@ -20,7 +20,9 @@ local function need(condition, message)
   return condition
 end
 
-local function is_id(value) return value.type == "string" and value.text and value.text:find "^[ -~]*$$" end
+local function check_id(value)
+  need(value.type == "string" and value.text and value.text:find "^[ -~]*$$", "'id' is no short text of ASCII")
+end
 
 local function is_whole(value, least, most)
   return value and value.type == "number" and value.value % 1 == 0 and value.value >= least and value.value <= most
@@ -66,7 +68,7 @@ local function check_generate(body)
     elseif name == "parameters" then
       check_parameters(value, contract.parameters)
     elseif name == "id" then
-      need(is_id(value), "'id' is no short text of ASCII")
+      check_id(value)
     else
       need(contract.parameters[name], "the request has an unknown key")
       need(value.type == "true" or value.type == "false", "a parameter is not true or false")
@@ -105,7 +107,7 @@ end
 local function check_infer(body, data, start)
   for name in pairs(body.keys) do need(contract.infer_keys[name], "the request has an unknown key") end
   local keys = body.keys
-  if keys.id then need(is_id(keys.id), "'id' is no short text of ASCII") end
+  if keys.id then check_id(keys.id) end
   if keys.parameters then check_parameters(keys.parameters, contract.infer_parameters) end
   need(keys.inputs and keys.inputs.type == "array", "'inputs' is not an array")
   local seen = {}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import KontextError
+from .errors import CONTROL, KontextError
 from .regular_files import parse_json, read_regular
 
 MANIFEST_NAME = "manifest.json"
@@ -21,10 +21,6 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 SOURCE_FLAGS = {"base": "--base", "vae": "--vae", "text_encoder": "--clip", "text_encoder_2": "--t5"}
 """Part of a manifest's `source` → the flag that named it."""
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
-"""Characters that act on a terminal or a text instead of being seen: control characters, separators of lines, and those
-that turn the direction of writing. Python's `isprintable` also refuses spaces and letters that names of files have."""
 
 
 def is_bundle(folder: Path) -> bool:

@@ -7,14 +7,16 @@ import contextlib
 import os
 import re
 import select
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from gettext import gettext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import KontextError
+from .errors import KontextError, one_line
 from .installation import DISTRIBUTION, missing_library
 
 MISSING = gettext("the following arguments are required: %s").partition("%s")[0]
@@ -33,6 +35,10 @@ HUB_URL = re.compile(
 
 class MissingArguments(KontextError):
     """Required arguments are missing."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as from a scheduler or a container's engine: what Ctrl-C cleans up is cleaned up."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -131,11 +137,11 @@ def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], st
 
     Args:
         work: the command, parsing of its arguments included; returns its exit code, None for 0.
-        after_interrupt: called after Ctrl-C; returns what is printed behind "interrupted".
+        after_interrupt: called after Ctrl-C or SIGTERM; returns what is printed behind "interrupted".
 
     Returns:
-        0 for success or what `work` returned, 2 for an error that the user can fix, 130 after Ctrl-C, 1 if the reader
-        of stdout has gone.
+        0 for success or what `work` returned, 2 for an error that the user can fix, 130 after Ctrl-C, 143 after
+        SIGTERM, 1 if the reader of stdout has gone.
 
     Raises:
         SystemExit: `--help` or `--version` was given.
@@ -151,24 +157,24 @@ def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], st
 
 def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[], str]) -> int:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), termination():
             warnings.showwarning = show_warning
             return work() or 0
     except KontextError as error:
-        if caused_by_interrupt(error):
-            return interrupted(after_interrupt())
+        if interrupt := interrupt_in(error):
+            return interrupted(interrupt, after_interrupt())
         return fail(str(error))
     except MemoryError:
         return fail("not enough memory")
-    except KeyboardInterrupt:
-        return interrupted(after_interrupt())
+    except KeyboardInterrupt as interrupt:
+        return interrupted(interrupt, after_interrupt())
     except BrokenPipeError:
         if not stdout_is_broken():
             raise
         return 1
     except Exception as error:
-        if caused_by_interrupt(error):
-            return interrupted(after_interrupt())
+        if interrupt := interrupt_in(error):
+            return interrupted(interrupt, after_interrupt())
         if isinstance(error, ImportError):
             missing = missing_library(error.name or "") if isinstance(error, ModuleNotFoundError) else None
             return fail(missing or f"a library cannot be loaded: {error}")
@@ -177,18 +183,41 @@ def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[],
 
 def fail(message: str) -> int:
     """Prints `message` as one line and returns the exit code of errors that the user can fix."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(one_line(message).split())}", file=sys.stderr)
     return 2
 
 
-def interrupted(more: str) -> int:
+def interrupted(interrupt: KeyboardInterrupt, more: str) -> int:
     print(f"\ninterrupted{more}", file=sys.stderr)
-    return 130
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[None]:
+    """A context in which the first SIGTERM raises `Terminated` in the main thread, and a second one ends the process.
+
+    Without that, the first would end it with its temporary folders, and what it wrote for a next run, left as they
+    are. A SIGTERM that was ignored before stays ignored.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if before != signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
 
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Replaces `warnings.showwarning`: one line, without the place in the code."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {one_line(str(message))}", file=sys.stderr)
 
 
 def stdout_is_broken() -> bool:
@@ -215,10 +244,11 @@ def flush_stdout() -> bool:
     return True
 
 
-def caused_by_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: libraries that are loading turn it into an ImportError or a RecursionError."""
+def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C or SIGTERM that is behind an error: libraries that are loading turn it into an ImportError or a
+    RecursionError."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+"""Characters that act on a terminal or a text instead of being seen: control characters, separators of lines, and those
+that turn the direction of writing. Python's `isprintable` also refuses spaces and letters that names of files have."""
+
 
 class KontextError(Exception):
-    """Bad input: what is wrong, where, and what would be right. Commands print it on one line and exit with 2."""
+    """Bad input: what is wrong, where, and what would be right. Commands print it on one line and exit with 2.
+
+    A message may quote what a file says: `CONTROL` characters in it are shown, not acted upon.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text without `CONTROL` characters: spaces for those that separate, and Python's escapes, such as \\x1b, for the
+    others."""
+    return CONTROL.sub(lambda found: " " if found[0].isspace() else ascii(found[0])[1:-1], text)
 
 
 class ComputationError(KontextError):

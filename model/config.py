@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+LARGEST_SIZE = 1 << 20
+"""Far above any width or vocabulary of this family of models: a larger number means a damaged file."""
+
+MOST_BLOCKS = 1000
+"""Of one kind in a network. FLUX.1 has 38."""
+
+MOST_LEVELS = 9
+"""Of an autoencoder, which halves a picture's sides at each but the last; FLUX.1's has 4."""
+
+MOST_TOKENS = 4096
+"""Of a prompt; T5 has 512. Its position bias takes memory in their square."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,12 @@ class T5Config:
     max_length: int = 512
     """Tokens of a prompt; shorter ones are padded without an attention mask, as in FLUX's training."""
 
+    @property
+    def buckets_fit(self) -> bool:
+        """Whether distances can be put into the buckets: a quarter of them, at least one, are exact, and the
+        logarithmic ones reach further."""
+        return 1 <= self.relative_buckets // 4 < self.relative_max_distance
+
 
 @dataclass(frozen=True)
 class SigmasConfig:
@@ -132,11 +150,45 @@ CONFIG_CLASSES: dict[str, type] = {
 """Field of `KontextConfig` → class, for the components that have sizes."""
 
 
+MOST = {
+    "num_double_blocks": MOST_BLOCKS,
+    "num_single_blocks": MOST_BLOCKS,
+    "num_layers": MOST_BLOCKS,
+    "layers_per_block": MOST_BLOCKS,
+    "max_length": MOST_TOKENS,
+}
+"""Field with a whole number → its largest value, where that is below `LARGEST_SIZE`."""
+
+
 def config_from_json(name: str, data: Mapping[str, Any]) -> Any:
     """The config of component `name`, from the JSON of its `dataclasses.asdict`; unknown fields are ignored, such as
-    those that a manifest adds."""
+    those that a manifest adds.
+
+    Raises:
+        ValueError: a field's value can be no model's.
+    """
     config_class = CONFIG_CLASSES[name]
-    known = {key: value for key, value in data.items() if key in config_class.__dataclass_fields__}  # type: ignore[attr-defined]
-    return config_class(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-    )
+    values = {}
+    for each in fields(config_class):
+        if each.name in data:
+            value = data[each.name]
+            value = tuple(value) if isinstance(value, list) else value
+            if not is_possible(value, getattr(config_class, each.name), MOST.get(each.name, LARGEST_SIZE)):
+                raise ValueError(f"{each.name} is {value!r:.40}, which no model has")
+            values[each.name] = value
+    return config_class(**values)
+
+
+def is_possible(value: Any, like: Any, most: int) -> bool:
+    """Whether a field may have a value: of the type of its default `like`, and from 1 to `most` if it is whole."""
+    if isinstance(like, tuple):
+        return (
+            isinstance(value, tuple)
+            and 0 < len(value) <= MOST_LEVELS
+            and all(is_possible(v, 1, most) for v in value)
+        )
+    if isinstance(like, float):
+        return type(value) in (int, float) and abs(value) < 1e12
+    if type(like) is int:
+        return type(value) is int and 1 <= value <= most
+    return type(value) is type(like)

@@ -14,6 +14,10 @@ from ..bundle_folder import refuse_bundle
 from ..errors import KontextError
 from . import harmless_fields
 from .config import (
+    LARGEST_SIZE,
+    MOST_BLOCKS,
+    MOST_LEVELS,
+    MOST_TOKENS,
     AutoencoderConfig,
     ClipConfig,
     KontextConfig,
@@ -179,6 +183,8 @@ def read_transformer(folder: Path) -> TransformerConfig:
             "channels as FLUX.1 Fill (384) and the Control models (128) do",
         )
     heads, head_dim = fields.integer("num_attention_heads", 24), fields.integer("attention_head_dim", 128)
+    if heads * head_dim > LARGEST_SIZE:
+        raise fields.error("num_attention_heads", f"at most {LARGEST_SIZE} channels in all heads")
     axes = fields.integers("axes_dims_rope", (16, 56, 56))
     if len(axes) != 3 or sum(axes) != head_dim or any(axis % 2 for axis in axes):
         raise fields.error(
@@ -188,8 +194,8 @@ def read_transformer(folder: Path) -> TransformerConfig:
         in_channels=in_channels,
         hidden_size=heads * head_dim,
         num_heads=heads,
-        num_double_blocks=fields.integer("num_layers", 19),
-        num_single_blocks=fields.integer("num_single_layers", 38),
+        num_double_blocks=fields.integer("num_layers", 19, MOST_BLOCKS),
+        num_single_blocks=fields.integer("num_single_layers", 38, MOST_BLOCKS),
         axes_dim=(axes[0], axes[1], axes[2]),
         text_dim=fields.integer("joint_attention_dim", 4096),
         pooled_dim=fields.integer("pooled_projection_dim", 768),
@@ -209,6 +215,8 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
         fields.require(name, False, default=True)
     fields.require("mid_block_add_attention", True, default=True)
     channels = fields.integers("block_out_channels")
+    if len(channels) > MOST_LEVELS:
+        raise fields.error("block_out_channels", f"at most {MOST_LEVELS} levels")
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if fields.get(name) != [kind] * len(channels):
             raise fields.error(name, f"{len(channels)} times {kind}, one for each of block_out_channels")
@@ -219,7 +227,7 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
         )
     config = AutoencoderConfig(
         block_channels=channels,
-        layers_per_block=fields.integer("layers_per_block", 1),
+        layers_per_block=fields.integer("layers_per_block", 1, MOST_BLOCKS),
         latent_channels=fields.integer("latent_channels", 4),
         norm_groups=groups,
         scaling_factor=fields.number("scaling_factor", 0.18215),
@@ -250,7 +258,7 @@ def read_clip(folder: Path) -> ClipConfig:
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=fields.integer("num_hidden_layers", most=MOST_BLOCKS),
         num_heads=heads,
         max_length=fields.integer("max_position_embeddings", 77),
         activation=fields.require("hidden_act", "quick_gelu", "gelu", default="quick_gelu"),
@@ -273,15 +281,18 @@ def read_t5(folder: Path, tokenizer: Path) -> T5Config:
         hidden_size=fields.integer("d_model"),
         head_dim=fields.integer("d_kv"),
         intermediate_size=fields.integer("d_ff"),
-        num_layers=fields.integer("num_layers"),
+        num_layers=fields.integer("num_layers", most=MOST_BLOCKS),
         num_heads=fields.integer("num_heads"),
         relative_buckets=fields.integer("relative_attention_num_buckets", 32),
         relative_max_distance=fields.integer("relative_attention_max_distance", 128),
         layer_norm_eps=fields.number("layer_norm_epsilon", 1e-6),
         max_length=prompt_tokens(
-            tokenizer / "tokenizer_config.json", fields.integer("n_positions", T5_TOKENS)
+            tokenizer / "tokenizer_config.json", fields.integer("n_positions", T5_TOKENS, MOST_TOKENS)
         ),
     )
+    if not config.buckets_fit:
+        most = 4 * config.relative_max_distance - 1
+        raise fields.error("relative_attention_num_buckets", f"a whole number from 4 to {most}")
     check_quantization(fields)
     fields.warn_of_others(harmless_fields.T5)
     return config

@@ -167,7 +167,7 @@ def infer_t5(weights: ComponentWeights) -> T5Config:
     inner = shapes.of(query, 2)[0]
     if inner % heads:
         raise KontextError(f"{weights.where}: T5's {heads} heads do not divide its attention's {inner} rows")
-    return T5Config(
+    config = T5Config(
         vocab_size=vocab,
         hidden_size=hidden,
         head_dim=inner // heads,
@@ -176,3 +176,6 @@ def infer_t5(weights: ComponentWeights) -> T5Config:
         num_heads=heads,
         relative_buckets=buckets,
     )
+    if not config.buckets_fit:
+        raise KontextError(f"{weights.where}: T5 has {buckets} buckets for its distances, expected 4 to 511")
+    return config

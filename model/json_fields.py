@@ -10,9 +10,7 @@ from typing import Any
 
 from ..errors import KontextError
 from ..regular_files import MAX_JSON_BYTES, read_json
-
-LARGEST_SIZE = 1 << 20
-"""Far above any width, depth or vocabulary of this family of models: a larger number means a damaged file."""
+from .config import LARGEST_SIZE
 
 
 class Fields:
@@ -39,13 +37,13 @@ class Fields:
     def error(self, name: str, expected: str) -> KontextError:
         return KontextError(f"{self.path}: {name} is {self.data.get(name)!r}, expected {expected}")
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A size or count: at least 1."""
+    def integer(self, name: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
+        """A size or count: from 1 to `most`."""
         value = self.get(name)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
-            raise self.error(name, f"a whole number from 1 to {LARGEST_SIZE}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self.error(name, f"a whole number from 1 to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

@@ -17,6 +17,10 @@ from .config import ClipConfig, T5Config
 class ClipAttention(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
+        if config.hidden_size % config.num_heads:
+            raise ValueError(
+                f"CLIP's {config.num_heads} heads do not divide its {config.hidden_size} channels"
+            )
         self.num_heads = config.num_heads
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -210,6 +214,10 @@ class T5Encoder(nn.Module):
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
+        if not config.buckets_fit:
+            raise ValueError(
+                f"T5 has {config.relative_buckets} buckets for its distances, too few or too many"
+            )
         self.config = config
         self.shared = nn.Embedding(config.vocab_size, config.hidden_size)
         self.encoder = T5Stack(config)

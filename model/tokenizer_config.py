@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .config import MOST_TOKENS
 from .harmless_fields import TOKENIZER
 from .json_fields import Fields
 
@@ -31,4 +32,4 @@ def prompt_tokens(tokenizer_config: Path, default: int) -> int:
     if not tokenizer_config.exists():
         return default
     limit = Fields(tokenizer_config).get("model_max_length")
-    return limit if type(limit) is int and 1 <= limit <= 4096 else default
+    return limit if type(limit) is int and 1 <= limit <= MOST_TOKENS else default

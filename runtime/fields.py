@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..bundle_folder import CONTROL
-from ..errors import KontextError
+from ..errors import CONTROL, KontextError
 from .manifest_ranges import MOST_CHARACTERS, RANGES
 
 

@@ -228,6 +228,53 @@ def test_control_c_in_a_process() -> None:
     assert process.returncode == 130
 
 
+def test_sigterm_cleans_up_as_control_c_does(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from kontext.command import run_command; from kontext.temporary_folder import temporary_folder\n"
+        "def work():\n"
+        "    with temporary_folder('test', Path(sys.argv[1])) as folder:\n"
+        "        print(folder.name, flush=True); time.sleep(60)\n"
+        "sys.exit(run_command(work, lambda: '; nothing is kept'))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    name = process.stdout.readline().strip()
+    assert (tmp_path / name).is_dir()
+    process.terminate()
+    assert process.communicate(timeout=60)[1] == "\ninterrupted; nothing is kept\n"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_sigterm_is_not_waited_for() -> None:
+    code = (
+        "import signal, sys, time; from kontext.command import run_command\n"
+        "def work():\n"
+        "    try:\n        signal.raise_signal(signal.SIGTERM)\n"
+        "    finally:\n        signal.raise_signal(signal.SIGTERM)\n"
+        "sys.exit(run_command(work))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_an_ignored_sigterm_stays_ignored() -> None:
+    code = (
+        "import signal, sys; from kontext.command import run_command\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "sys.exit(run_command(lambda: signal.raise_signal(signal.SIGTERM) or 7))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
+
+
+def test_a_warning_that_quotes_a_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: warnings.warn("a\nb \x1b[2J", stacklevel=1)) == 0
+    assert capsys.readouterr().err == "warning: a b \\x1b[2J\n"
+
+
 HUB = "https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev"
 
 

@@ -159,9 +159,8 @@ def run_training(arguments: list[str] | None) -> None:
     unknown = set(stages) - set(STAGES)
     if unknown:
         raise KontextError(f"unknown stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
-    # SIGTERM, as from a scheduler, and SIGINT to a background job stop training as Ctrl-C does: the state is saved.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    # SIGINT to a background job stops training as Ctrl-C does: the state is saved.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if options.start:
         for stage in start_from(options.start, options.run, TINY):
             print(f"stage {stage!r} starts from {options.start}")

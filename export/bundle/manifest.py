@@ -6,7 +6,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from ...bundle_folder import CONTROL, FORMAT
+from ...bundle_folder import FORMAT
+from ...errors import CONTROL
 from ...model.checkpoint import Checkpoint
 from ...model.config import SamplerConfig, SigmasConfig, TransformerConfig
 from ...model.networks import NETWORKS

@@ -16,8 +16,9 @@ from ...errors import KontextError
 from ...model.checkpoint import Checkpoint
 from ...model.json_fields import Fields
 from ...model.tokenizer_config import SIDES
-from ...regular_files import MAX_JSON_BYTES, open_regular, read_regular
-from ...runtime.tokenizer_file import library_errors, load_tokenizer
+from ...regular_files import MAX_JSON_BYTES, read_regular
+from ...runtime import protobuf
+from ...runtime.tokenizer_file import MAX_PIECE, library_errors, load_tokenizer
 
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """Regular expression by which CLIP splits lower-cased text (openai/CLIP, simple_tokenizer.py)."""
@@ -74,9 +75,37 @@ def t5_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
 def convert_sentencepiece(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # slow to import, and few checkpoints need it
 
-    open_regular(folder / "spiece.model").close()
-    with library_errors(f"cannot convert {folder / 'spiece.model'}"):
+    path = folder / "spiece.model"
+    check_pieces(path)
+    with library_errors(f"cannot convert {path}"):
         return Tokenizer.from_str(AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer.to_str())
+
+
+def check_pieces(path: Path) -> None:
+    """Raises KontextError if a file of SentencePiece has a piece longer than `MAX_PIECE`. Its message has pieces as
+    field 1, and a piece its text as field 1
+    (https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto).
+    """
+    try:
+        data = read_regular(path, MAX_JSON_BYTES, "a model of SentencePiece")
+        pieces = (piece for number, piece in protobuf.fields(memoryview(data)) if number == 1)
+        texts = (
+            text
+            for piece in pieces
+            if isinstance(piece, memoryview)
+            for number, text in protobuf.fields(piece)
+            if number == 1 and isinstance(text, memoryview)
+        )
+        # At most 4 bytes make a character.
+        too_long = any(
+            len(text) > MAX_PIECE and len(str(text, "utf-8", "replace")) > MAX_PIECE for text in texts
+        )
+    except ValueError as error:
+        raise KontextError(f"{path} is not a model of SentencePiece: {error}") from None
+    except OSError as error:
+        raise KontextError(f"cannot read {path}: {error.strerror}") from None
+    if too_long:
+        raise KontextError(f"{path} has a piece of more than {MAX_PIECE:,} characters")
 
 
 def build_clip(folder: Path) -> Tokenizer:

@@ -184,9 +184,11 @@ def describe_engines(bundle: Bundle) -> Iterator[str]:
 
 def describe_kernels(bundle: Bundle) -> Iterator[str]:
     """A line for each architecture."""
-    folders = {name.split("/")[1] for name in bundle.files if name.startswith("kernels/")}
-    for architecture in sorted(folders):
-        names = [name for name in bundle.files if name.startswith(f"kernels/{architecture}/")]
+    groups: dict[str, list[str]] = {}
+    for name in bundle.files:
+        if name.startswith("kernels/"):
+            groups.setdefault(name.split("/")[1], []).append(name)
+    for architecture, names in sorted(groups.items()):
         count = sum(name.endswith(".cubin") for name in names)
         size = sum(bundle.files[name].size for name in names)
         yield f"  kernels for {architecture}: {count}, {human(size)}{damage(bundle, names)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ...command import caused_by_interrupt, fail, local_path
+from ...command import fail, interrupt_in, local_path
 from ...errors import KontextError
 
 SUMMARY = "say what a file is and how large its export would be"
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             lines = list(describe(path))
         except KontextError as error:
-            if caused_by_interrupt(error):
+            if interrupt_in(error):
                 raise
             code = fail(str(error))
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, get_args
 
-from ...command import caused_by_interrupt
+from ...command import interrupt_in
 from ...errors import BundleError, KontextError
 from ...installation import install_command
 from .options import (
@@ -117,7 +117,7 @@ def open_fastest(bundle: Bundle, *, low_memory: bool) -> tuple[Backend, Choice]:
         except BundleError:
             raise
         except KontextError as error:
-            if caused_by_interrupt(error):  # Ctrl-C while a library is imported
+            if interrupt_in(error):  # Ctrl-C while a library is imported
                 raise
             warnings.warn(f"{way.title} does not start: {error}", stacklevel=3)
             failed.append(way.title)

@@ -135,6 +135,24 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / "transformer/config.json", num_layers=10**9),
         "num_layers is 1000000000",
     ),
+    "more layers than any model": (
+        lambda f: edit_json(f / "text_encoder/config.json", num_hidden_layers=65_536),
+        "num_hidden_layers is 65536, expected a whole number from 1 to 1000",
+    ),
+    "more levels than any autoencoder": (
+        lambda f: edit_json(f / "vae/config.json", block_out_channels=[32] * 10),
+        "block_out_channels is .*, expected at most 9 levels",
+    ),
+    "wider than any transformer": (
+        lambda f: edit_json(
+            f / "transformer/config.json", num_attention_heads=1 << 14, attention_head_dim=128
+        ),
+        "num_attention_heads is 16384, expected at most 1048576 channels in all heads",
+    ),
+    "buckets that hold no distance": (
+        lambda f: edit_json(f / "text_encoder_2/config.json", relative_attention_num_buckets=2),
+        "relative_attention_num_buckets is 2, expected a whole number from 4 to 511",
+    ),
     "axes wrong": (
         lambda f: edit_json(f / "transformer/config.json", axes_dims_rope=[8, 8, 8]),
         "axes_dims_rope",

@@ -89,6 +89,13 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         lambda t: t.update({"decoder.conv_in.weight": Shape((512, 4, 3, 3))}),
         "is not FLUX.1's autoencoder .* name its diffusers folder with --base",
     ),
+    "T5 without buckets": (
+        "text_encoder_2",
+        lambda t: t.update(
+            {"encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": Shape((2, 64))}
+        ),
+        "T5 has 2 buckets for its distances, expected 4 to 511",
+    ),
     "another CLIP": (
         "text_encoder",
         lambda t: t.update({"text_model.embeddings.token_embedding.weight": Shape((49408, 700))}),

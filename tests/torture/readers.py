@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from damage import damaged_bytes, damaged_protobuf, damaged_safetensors, damaged_text
+from damage import damaged_bytes, damaged_json, damaged_protobuf, damaged_safetensors, damaged_text
 
 PROMPTS = ["make the red circle blue", "é \N{SNOWMAN} <|endoftext|> aaaa b", ""]
 
@@ -133,6 +133,28 @@ def rehashed(folder: Path, path: Path) -> Any:
     return Bundle.open(folder)
 
 
+def networks(base: Path, scratch: Path) -> Reader:
+    """The sizes in manifest.json, by which PyTorch's backend builds all networks, and an edit of one step."""
+    from PIL import Image
+
+    from kontext.runtime.backends.options import TorchOptions
+    from kontext.runtime.pipeline import Pipeline
+
+    folder = linked(base / "bundle", scratch / "bundle")
+    healthy = json.loads((folder / "manifest.json").read_text())
+    picture = Image.new("RGB", (32, 32))
+
+    def make(source: random.Random) -> bytes:
+        return json.dumps({**healthy, "model": damaged_json(healthy["model"], source)}).encode()
+
+    def read(data: bytes) -> None:
+        (folder / "manifest.json").write_bytes(data)
+        pipeline = Pipeline.load(folder, device="cpu", backend=TorchOptions())
+        pipeline.edit(picture, PROMPTS[0], size=(32, 32), steps=1)
+
+    return Reader(make, read)
+
+
 def tokenizer(base: Path, scratch: Path) -> Reader:
     """Both tokenizers, and prompts that they encode."""
     from kontext.runtime.bundle import TokenizerEntry
@@ -247,6 +269,7 @@ READERS: dict[str, Callable[[Path, Path], Reader]] = {
     "manifest": manifest,
     "graph": graph,
     "session": session,
+    "networks": networks,
     "tokenizer": tokenizer,
     "safetensors": functools.partial(weights, "safetensors"),
     "gguf": functools.partial(weights, "gguf"),

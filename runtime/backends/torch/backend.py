@@ -31,6 +31,7 @@ from ....model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from ....model.dtypes import COMPUTE_DTYPES
 from ....model.networks import build_network
 from ...bundle import OUTPUTS, Bundle
+from ...fields import Fields
 from ..options import TorchOptions
 from ..protocol import SamplerStep
 from . import approximations, memory
@@ -196,8 +197,12 @@ class TorchBackend:
     # -- the other networks --
 
     def load_network(self, graph: str) -> Network:
-        with torch.device("meta"):
-            module = build_network(graph, self.config)
+        try:
+            with torch.device("meta"):
+                module = build_network(graph, self.config)
+        except (ValueError, RuntimeError) as error:  # numbers that do not go together
+            manifest = self.bundle.folder / MANIFEST_NAME
+            raise KontextError(f"{manifest}: model describes no {graph}: {error}") from None
         dtype = self.dtype(graph)
         file = WeightFile(self.bundle.graphs[graph].weights, torch.device("cpu"), dtype)
         return Network(module.eval(), read_network(module, file))
@@ -317,8 +322,8 @@ def read_config(bundle: Bundle) -> KontextConfig:
     parts: dict[str, Any] = {}
     for name in CONFIG_CLASSES:
         try:
-            parts[name] = config_from_json(name, model.get(name, {}))
-        except TypeError as error:
+            parts[name] = config_from_json(name, Fields(model, "").group(name).data)
+        except (ValueError, KontextError) as error:
             raise KontextError(f"{bundle.folder / MANIFEST_NAME}: model.{name}: {error}") from None
     transformer = parts["transformer"]
     if transformer.hidden_size % transformer.num_heads or sum(transformer.axes_dim) != transformer.head_dim:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +31,38 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(tmp_path: Path
         pass
     assert server.process is None
     assert not server.scratch.exists()
+
+
+def test_sigterm_stops_what_serve_has_started(tmp_path: Path) -> None:
+    """As a container's engine or a scheduler ends it."""
+    if not is_ready():
+        pytest.skip("no server is installed: `make server` makes build/server")
+    (tmp_path / "models").mkdir()
+    port = next(port for port in range(20_000, 60_000, 4) if all_free(range(port, port + 4)))
+    words = ["-c", "import sys; from kontext.entry_points import bench; sys.exit(bench())"]
+    process = subprocess.Popen(
+        [sys.executable, *words, "serve", str(tmp_path), "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("serving at ")
+    assert list(tmp_path.glob("kontext-server-*"))
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("kontext-*"))
+    assert all_free(range(port, port + 4))
+
+
+def all_free(ports: range) -> bool:
+    with contextlib.suppress(KontextError):
+        for port in ports:
+            local_server.check_free(port)
+        return True
+    return False
 
 
 def test_a_bundle_is_served_only_where_there_is_a_server(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.export.bundle.tokenizer_files import clip_file, t5_file  # noqa: E402
+from kontext.export.bundle.tokenizer_files import check_pieces, clip_file, t5_file  # noqa: E402
 
 TEXTS = [
     "",
@@ -156,5 +157,28 @@ def test_no_t5_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(KontextError, match=r"neither tokenizer.json nor spiece.model"):
         t5_file(tmp_path, 24, 160)
     (tmp_path / "spiece.model").write_bytes(b"nonsense")
+    with pytest.raises(KontextError, match=r"spiece.model is not a model of SentencePiece: "):
+        t5_file(tmp_path, 24, 160)
+    (tmp_path / "spiece.model").write_bytes(sentencepiece("a", "b"))
     with pytest.raises(KontextError, match=r"cannot convert .*spiece.model"):
         t5_file(tmp_path, 24, 160)
+
+
+@pytest.mark.parametrize(("character", "count", "refused"), [("a", 1000, False), ("é", 1001, True)])
+def test_a_piece_that_would_end_the_process_is_refused(
+    tmp_path: Path, character: str, count: int, refused: bool
+) -> None:
+    """The `tokenizers` library recurses into a piece; one of 600,000 characters was a SIGSEGV."""
+    path = tmp_path / "spiece.model"
+    path.write_bytes(sentencepiece("a", character * count))
+    with pytest.raises(KontextError, match="a piece of more than") if refused else contextlib.nullcontext():
+        check_pieces(path)
+
+
+def sentencepiece(*pieces: str) -> bytes:
+    """A model of SentencePiece with these pieces and no settings, by Google's Protocol Buffers."""
+    protobuf = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    model = protobuf.ModelProto()
+    for piece in pieces:
+        model.pieces.add(piece=piece, score=-1.0)
+    return bytes(model.SerializeToString())

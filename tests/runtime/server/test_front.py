@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -358,6 +359,19 @@ def test_a_server_that_is_away_is_503(server: Any, front: Front, tmp_path: Path)
         for path, body in ((GENERATE, {"PROMPT": "x"}), ("/v2/health/ready", None)):
             status, answer = send(alone.http + path, body)
             assert (status, "try again" in json.loads(answer)["error"]) == (503, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_its_own_folder_goes_with_it(server: Any, front: Front, tmp_path: Path, number: int) -> None:
+    alone = Front(server.models.parent, server, tmp_path, STATE="", TMPDIR=str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    with alone:
+        (folder,) = (tmp_path / "t").iterdir()
+        workers = (folder / "nginx.pid").read_text()
+        alone.process.send_signal(number)
+        assert alone.process.wait(60) == 0
+        assert not folder.exists()
+        assert not Path(f"/proc/{workers.strip()}").exists()
 
 
 def test_half_a_request_holds_nobody(front: Front) -> None:

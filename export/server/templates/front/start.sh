@@ -13,7 +13,8 @@
 set -eu
 front=$$(cd "$$(dirname "$$0")" && pwd)
 state=$${STATE:-}
-[ -n "$$state" ] || { state=$$(mktemp -d) && chmod 755 "$$state"; } # the workers are another user
+made=
+[ -n "$$state" ] || { made=$$(mktemp -d) && chmod 755 "$$made" && state=$$made; } # the workers are another user
 tls=$${TLS:-/etc/kontext/tls}
 mkdir -p "$$state"
 listen="listen $${LISTEN:-8080};"
@@ -31,4 +32,11 @@ sed -e "s|@SERVER@|$${SERVER:-127.0.0.1:8000}|" -e "s|@HEALTH@|$${HEALTH:-127.0.
   -e "s|@MOST_BODY@|$${MOST_BODY:-4m}|" -e "s|@REQUESTS@|$${REQUESTS:-10}|" -e "s|@BURST@|$${BURST:-40}|" \
   -e "s|@EDITS@|$${EDITS:-32}|" -e "s|@ALL_EDITS@|$${ALL_EDITS:-512}|" -e "s|@SECONDS@|$${SILENCE:-1800}|" \
   -e "s|@STATE@|$$state|g" -e "s|@FRONT@|$$front|" "$$front/nginx.conf" >"$$state/nginx.conf"
-exec nginx -c "$$state/nginx.conf" -g "daemon off;"
+[ -n "$$made" ] || exec nginx -c "$$state/nginx.conf" -g "daemon off;"
+nginx -c "$$state/nginx.conf" -g "daemon off;" &
+trap 'kill -TERM $$! 2>/dev/null || :' INT TERM
+trap 'kill -QUIT $$! 2>/dev/null || :' QUIT
+code=0
+while wait $$! || code=$$?; kill -0 $$! 2>/dev/null; do :; done # a signal ends wait, not yet nginx
+rm -rf "$$made"
+exit "$$code"

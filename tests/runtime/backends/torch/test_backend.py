@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,33 @@ class Capture(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func not in self.REFUSED, f"{func} in a step"
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "text_encoder",
+            {"num_layers": 65_536},
+            "model.text_encoder: num_layers is 65536, which no model has",
+        ),
+        ("text_encoder", {"num_heads": 5}, "model describes no text_encoder: CLIP's 5 heads do not divide"),
+        ("text_encoder", {"activation": "relu"}, "CLIP activation 'relu' is unknown"),
+        ("text_encoder", None, "model.text_encoder: text_encoder must be an object"),
+        ("text_encoder_2", {"relative_buckets": 3}, "T5 has 3 buckets for its distances"),
+        ("autoencoder", {"norm_groups": 7}, "model describes no vae_"),
+    ],
+)
+def test_sizes_that_are_no_models(
+    tiny_bundle: Path, tmp_path: Path, part: str, change: dict[str, object] | None, message: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"][part] = None if change is None else {**manifest["model"][part], **change}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(KontextError, match=re.escape(message)):
+        edited(folder)
 
 
 def edited(folder: Path, **options: Any) -> Image.Image:

@@ -161,8 +161,8 @@ def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[],
             warnings.showwarning = show_warning
             return work() or 0
     except KontextError as error:
-        if interrupt := interrupt_in(error):
-            return interrupted(interrupt, after_interrupt())
+        if cause := interrupt_in(error):
+            return interrupted(cause, after_interrupt())
         return fail(str(error))
     except MemoryError:
         return fail("not enough memory")
@@ -173,8 +173,8 @@ def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[],
             raise
         return 1
     except Exception as error:
-        if interrupt := interrupt_in(error):
-            return interrupted(interrupt, after_interrupt())
+        if cause := interrupt_in(error):
+            return interrupted(cause, after_interrupt())
         if isinstance(error, ImportError):
             missing = missing_library(error.name or "") if isinstance(error, ModuleNotFoundError) else None
             return fail(missing or f"a library cannot be loaded: {error}")

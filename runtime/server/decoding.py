@@ -129,7 +129,7 @@ class Process:
         finally:
             watch.cancel()
         if picture is None:
-            raise KontextError(answer["error"])
+            raise KontextError(str(answer["error"]))
         return Decoded(picture, tuple(answer["warnings"]))
 
     def exchange(self, request: bytes, file: bytes) -> tuple[dict[str, list[str]], Image.Image | None]:

@@ -36,7 +36,9 @@ sed -e "s|@SERVER@|$${SERVER:-127.0.0.1:8000}|" -e "s|@HEALTH@|$${HEALTH:-127.0.
 nginx -c "$$state/nginx.conf" -g "daemon off;" &
 trap 'kill -TERM $$! 2>/dev/null || :' INT TERM
 trap 'kill -QUIT $$! 2>/dev/null || :' QUIT
-code=0
-while wait $$! || code=$$?; kill -0 $$! 2>/dev/null; do :; done # a signal ends wait, not yet nginx
+while :; do # a signal ends wait, not yet nginx
+  wait $$! && code=0 || code=$$?
+  kill -0 $$! 2>/dev/null || break
+done
 rm -rf "$$made"
 exit "$$code"

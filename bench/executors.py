@@ -155,7 +155,7 @@ def prepare(executor: Executor, folder: Path, timer: StageTimer) -> Callable[...
         diffusers_peer.attach_timer(peer, timer, compiled=executor.compiled)
         return partial(diffusers_peer.edit, peer)
     options = OpenVINOOptions(compute=executor.compute) if executor.backend == "openvino" else "onnxruntime"
-    pipe = Pipeline.load(folder, device="cpu", backend=options, low_memory=False)
+    pipe = Pipeline.load(folder, device="cpu", backend=options, low_memory=False, embedding_cache=0)
     pipe.backend = TimedBackend(pipe.backend, timer)
     return pipe.edit
 

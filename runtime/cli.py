@@ -292,8 +292,8 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
         backend.check(device, bundle)
     if arguments.verify or pinned is not None:
         verify(bundle, shows_progress(arguments), compiled=arguments.verify)
-    # A single edit uses each network in one part only: keeping it afterwards would only cost memory.
-    pipe = Pipeline.load(bundle, device=device, backend=backend, low_memory=True)
+    # A single edit uses each network in one part only: keeping it, or what it made, would only cost memory.
+    pipe = Pipeline.load(bundle, device=device, backend=backend, low_memory=True, embedding_cache=0)
     announced = shows_progress(arguments)
     if pipe.choice is not None and announced:
         print(pipe.choice)

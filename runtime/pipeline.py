@@ -18,6 +18,7 @@ from .backends.protocol import Backend, SamplerStep
 from .backends.select import find_options, open_backend, open_fastest
 from .bundle import OUTPUTS, Bundle
 from .digest import check_digest
+from .embedding_cache import DEFAULT_BYTES, EmbeddingCache, prompt_key, reference_key
 from .images import Size, to_array, to_pictures
 from .reference_options import ReferenceSize
 from .references import Reference
@@ -72,6 +73,7 @@ class Pipeline:
         low_memory: bool = False,
         input_filter: InputFilter | None = None,
         output_filter: OutputFilter | None = None,
+        embedding_cache: int = 0,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
@@ -79,6 +81,7 @@ class Pipeline:
         self.low_memory = low_memory
         self.input_filter = input_filter
         self.output_filter = output_filter
+        self.embeddings = EmbeddingCache(embedding_cache)
         self.clip = PromptTokenizer(bundle.tokenizers["clip"], "CLIP", bundle.content)
         self.t5 = PromptTokenizer(bundle.tokenizers["t5"], "T5", bundle.content)
 
@@ -95,6 +98,7 @@ class Pipeline:
         low_memory: bool | None = None,
         input_filter: InputFilter | None = None,
         output_filter: OutputFilter | None = None,
+        embedding_cache: int = DEFAULT_BYTES,
     ) -> Pipeline:
         """Opens a bundle for editing; its networks are loaded when the first edit needs them.
 
@@ -115,6 +119,8 @@ class Pipeline:
                 to fit a memory budget.
             input_filter, output_filter: content filters. FLUX.1 [dev]'s licence asks those who deploy it for them;
                 none is built in.
+            embedding_cache: bytes of host memory for what the encoders made of earlier prompts and references, which
+                do not run again for them; pictures stay the same. 0: keep nothing.
 
         Raises:
             KontextError: not a bundle, not a whole one or not the required one; no such device or backend, or options
@@ -140,7 +146,12 @@ class Pipeline:
         else:
             running = open_backend(options, device, opened, low_memory=low_memory)
         pipeline = cls(
-            opened, running, low_memory=low_memory, input_filter=input_filter, output_filter=output_filter
+            opened,
+            running,
+            low_memory=low_memory,
+            input_filter=input_filter,
+            output_filter=output_filter,
+            embedding_cache=embedding_cache,
         )
         pipeline.choice = choice
         return pipeline
@@ -311,28 +322,50 @@ class Pipeline:
         return unpack(target, h, w)
 
     def encode_prompts(self, rows: Sequence[Row]) -> dict[str, tuple[Array, Array]]:
-        """Each prompt's pooled vector [1, pooled_dim] and sequence [1, text_tokens, text_dim]."""
-        prompts = list(dict.fromkeys(row.prompt for row in rows))
-        count, sizes = len(prompts), self.bundle.transformer
-        clip = self.stage("text_encoder", {"input_ids": self.clip(prompts)})
-        pooled = take(clip, "text_encoder", "pooled", (count, sizes.pooled_dim))
-        t5 = self.stage("text_encoder_2", {"input_ids": self.t5(prompts)})
-        text = take(t5, "text_encoder_2", "text", (count, None, sizes.text_dim))
-        return {prompt: (pooled[i : i + 1], text[i : i + 1]) for i, prompt in enumerate(prompts)}
+        """Each prompt's pooled vector [1, pooled_dim] and sequence [1, text_tokens, text_dim].
+
+        Prompts are encoded one by one: in a batch, the last bits of one may depend on the others.
+        """
+        sizes = self.bundle.transformer
+        ids = {row.prompt: (self.clip([row.prompt]), self.t5([row.prompt])) for row in rows}
+        keys = {prompt: prompt_key(*each) for prompt, each in ids.items()}
+        encoded = {each: self.embeddings.find(each) for each in dict.fromkeys(keys.values())}
+        missing = {keys[prompt]: each for prompt, each in ids.items() if encoded[keys[prompt]] is None}
+        clip = self.stage("text_encoder", [{"input_ids": each} for each, _ in missing.values()])
+        t5 = self.stage("text_encoder_2", [{"input_ids": each} for _, each in missing.values()])
+        for each, pooled, text in zip(missing, clip, t5, strict=True):
+            encoded[each] = made = (
+                take(pooled, "text_encoder", "pooled", (1, sizes.pooled_dim)),
+                take(text, "text_encoder_2", "text", (1, None, sizes.text_dim)),
+            )
+            self.embeddings.keep(each, made)
+        return {prompt: encoded[each] for prompt, each in keys.items()}  # type: ignore[misc]  # none is missing
 
     def encode_references(self, rows: Sequence[Row]) -> dict[tuple[int, Size], Array]:
         """The tokens [1, tokens, channels] of each different reference, encoded one by one."""
         tokens: dict[tuple[int, Size], Array] = {}
         for reference in (each for row in rows for each in row.references):
             if key(reference) not in tokens:
-                inputs = {"image": to_array(reference.picture, reference.size)}
-                outputs, sizes = self.backend.run("vae_encoder", inputs), self.bundle.autoencoder
-                h, w = (side // sizes.downscale for side in reversed(reference.size))
-                latents = take(outputs, "vae_encoder", "latents", (1, sizes.latent_channels, h, w))
-                check_finite("vae_encoder", latents)
-                tokens[key(reference)] = pack(latents)
+                tokens[key(reference)] = self.encode_reference(reference)
         if self.low_memory:
             self.backend.release("vae_encoder")
+        return tokens
+
+    def encode_reference(self, reference: Reference) -> Array:
+        """The tokens [1, tokens, channels] of a reference."""
+        kept = None
+        if self.embeddings.capacity:  # else nobody needs the digest of its pixels
+            kept = reference_key(reference.picture, reference.size)
+            if found := self.embeddings.find(kept):
+                return found[0]
+        outputs = self.backend.run("vae_encoder", {"image": to_array(reference.picture, reference.size)})
+        sizes = self.bundle.autoencoder
+        h, w = (side // sizes.downscale for side in reversed(reference.size))
+        latents = take(outputs, "vae_encoder", "latents", (1, sizes.latent_channels, h, w))
+        check_finite("vae_encoder", latents)
+        tokens = pack(latents)
+        if kept is not None:
+            self.embeddings.keep(kept, (tokens,))
         return tokens
 
     def modulations(
@@ -347,7 +380,7 @@ class Pipeline:
             "guidance": np.full(steps * count, guidance, np.float32),
             "pooled": np.tile(pooled, (steps, 1)),
         }
-        outputs = self.stage("modulation", inputs)
+        (outputs,) = self.stage("modulation", [inputs])
         for name in OUTPUTS["modulation"]:
             take(outputs, "modulation", name, (steps * count, ...))
         chosen = [prompts.index(row.prompt) for row in rows]
@@ -367,12 +400,12 @@ class Pipeline:
             self.backend.release("vae_decoder")
         return pictures
 
-    def stage(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Runs a graph that the edit does not need again."""
-        outputs = self.backend.run(graph, inputs)
+    def stage(self, graph: str, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Runs a graph once for each of `inputs`; the edit does not need it again."""
+        outputs = [self.backend.run(graph, each) for each in inputs]
         if self.low_memory:
             self.backend.release(graph)
-        for values in outputs.values():
+        for values in (values for each in outputs for values in each.values()):
             check_finite(graph, values)
         return outputs
 

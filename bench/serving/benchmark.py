@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from ...errors import KontextError
 from ...runtime.cli import parse_width_height
+from ...runtime.images import read_picture
 from ...runtime.sent_pictures import picture_file
 from ...runtime.server_client import Client, Edit
 from ..flags import at_least, parse_counts
@@ -47,6 +50,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=parse_width_height, metavar="WxH", help="output size (the server's choice)"
     )
+    parser.add_argument(
+        "--same",
+        action="store_true",
+        help="send the same prompt and picture in all edits, which the server encodes once (each has its own)",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result into FILE, as SVG")
 
 
@@ -55,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     concurrency = parse_counts(arguments.concurrency, "--concurrency")
     edit = make_edit(arguments.image, arguments.prompt, arguments.steps, arguments.size)
     with connected(arguments.server) as (client, local):
-        result = measure_load(client, edit, concurrency, requests=arguments.requests)
+        result = measure_load(client, edit, concurrency, requests=arguments.requests, same=arguments.same)
     result["local"] = local
     if arguments.plot is not None:
         draw_load(result, arguments.plot)
@@ -63,20 +71,32 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def measure_load(
-    client: Client, edit: Edit, concurrency: Sequence[int], *, requests: int, warmup: int = 1
+    client: Client,
+    edit: Edit,
+    concurrency: Sequence[int],
+    *,
+    requests: int,
+    warmup: int = 1,
+    same: bool = False,
 ) -> dict[str, Any]:
     """Sends `requests` edits at each concurrency, after `warmup` edits that do not count.
 
-    Every edit has another seed, so that no cache can answer it.
+    Every edit has a seed of its own and, unless `same`, a prompt and pictures of its own, so that the server finds
+    nothing of it in a cache.
 
     Raises:
         KontextError: an edit failed; a measurement with failed edits would be meaningless.
     """
-    for index in range(warmup):
-        client.edit(seeded(edit, index))
+    numbers = itertools.count()
+
+    def prepared(count: int) -> list[Edit]:
+        return [numbered(edit, number, same) for number in itertools.islice(numbers, count)]
+
+    for each in prepared(warmup):
+        client.edit(each)
     levels = []
     for callers in concurrency:
-        seconds, latencies = closed_loop(client, edit, callers, max(requests, callers))
+        seconds, latencies = closed_loop(client, prepared(max(requests, callers)), callers)
         levels.append(
             {
                 "concurrency": callers,
@@ -91,6 +111,7 @@ def measure_load(
         "references": len(edit.images),
         "steps": edit.steps,
         "size": edit.size,
+        "same": same,
         "levels": levels,
         "machine": describe_machine(),
     }
@@ -106,25 +127,37 @@ def make_edit(image: Path | None, prompt: str | None, steps: int, size: tuple[in
     return Edit(words, [file.getvalue()], steps, size=size)
 
 
-def seeded(edit: Edit, seed: int) -> Edit:
-    return Edit(edit.prompt, edit.images, edit.steps, edit.guidance, seed, edit.size)
+def numbered(edit: Edit, number: int, same: bool) -> Edit:
+    """The edit with the seed `number`, which unless `same` is also in its prompt and in a pixel of each picture."""
+    if same:
+        return replace(edit, seed=number)
+    images = [marked(image, number) for image in edit.images]
+    return replace(edit, prompt=f"{number}: {edit.prompt}", images=images, seed=number)
 
 
-def closed_loop(client: Client, edit: Edit, callers: int, requests: int) -> tuple[float, list[float]]:
-    """(seconds for all requests, seconds of each)."""
-    numbers, lock = iter(range(requests)), threading.Lock()
+def marked(image: bytes, number: int) -> bytes:
+    """A picture's file as PNG with `number` in its first pixel."""
+    picture, file = read_picture(io.BytesIO(image), "the picture").convert("RGB"), io.BytesIO()
+    picture.putpixel((0, 0), tuple(number.to_bytes(3, "little")))
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def closed_loop(client: Client, edits: Sequence[Edit], callers: int) -> tuple[float, list[float]]:
+    """(seconds for all edits, seconds of each)."""
+    left, lock = iter(edits), threading.Lock()
     latencies: list[float] = []
     faults: list[BaseException] = []
 
     def call() -> None:
         while not faults:
             with lock:
-                number = next(numbers, None)
-            if number is None:
+                edit = next(left, None)
+            if edit is None:
                 return
             begin = time.perf_counter()
             try:
-                client.edit(seeded(edit, number))
+                client.edit(edit)
             except BaseException as fault:
                 faults.append(fault)
                 return
@@ -165,8 +198,9 @@ def footer(result: dict[str, Any]) -> str:
     size = "the default size" if result["size"] is None else "{}x{}".format(*result["size"])
     steps = "the bundle's steps" if result["steps"] is None else f"{result['steps']} steps"
     where = "client and server on this machine" if result.get("local") else "the client's machine"
+    prompts = "the same prompt and pictures in all edits; " if result.get("same") else ""
     return (
-        f"{steps} at {size}, {result['references']} reference{'s' * (result['references'] != 1)}; "
+        f"{steps} at {size}, {result['references']} reference{'s' * (result['references'] != 1)}; {prompts}"
         f"each caller sends its next edit when its last one is answered. {where[0].upper()}{where[1:]}: "
         f"{machine_line(result['machine'])}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...runtime.bundle import Bundle
+from ...runtime.embedding_cache import DEFAULT_BYTES
 from ...runtime.server import contract
 from ...runtime.server.contract import Tensor
 
@@ -51,6 +52,7 @@ def stream_config(
         "device": "",
         "threads": "",
         "low_memory": "false",
+        "embedding_cache": str(DEFAULT_BYTES),
         "verify": "true",
         "require_digest": digest,
         **{name: str(value) for name, value in vars(limits).items()},

@@ -22,7 +22,8 @@ class Backend(Protocol):
 
     An edit calls, in this order (batch: the pictures sampled together):
 
-        run  text_encoder, text_encoder_2    once, all different prompts
+        run  text_encoder                    once for each different prompt
+        run  text_encoder_2                  once for each different prompt
         run  vae_encoder                     once for each different reference picture
         run  modulation                      once, all steps of all different prompts
         hold                                 what all steps share; then each step's modulations
@@ -30,7 +31,7 @@ class Backend(Protocol):
         run  vae_decoder                     once for each picture
 
     and, for each set of pictures of one size, repeats it from the modulation on. With `low_memory` the pipeline calls
-    `release` for each graph as soon as the edit no longer needs it.
+    `release` for each graph as soon as the edit no longer needs it. What its `embedding_cache` has is not run.
 
     Inputs and outputs have the names, shapes and types of docs/bundle.md: fp32 arrays, int64 token ids.
     """

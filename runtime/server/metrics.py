@@ -1,10 +1,14 @@
-"""The metrics that `kontext_stream` adds to the server's: edits by outcome, seconds, the queue, steps, batches."""
+"""The metrics that `kontext_stream` adds to the server's: edits by outcome, seconds, the queue, steps, batches, what
+was found in the cache of embeddings."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 
 import triton_python_backend_utils as pb_utils
+
+from ..embedding_cache import KINDS, EmbeddingCache
 
 OUTCOMES = ("ok", "invalid", "refused", "busy", "cancelled", "late", "failed")
 SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
@@ -32,6 +36,21 @@ class Metrics:
                 ("kontext_batch_rows", "Pictures sampled in one batch", family.HISTOGRAM),
                 ("kontext_queue_seconds", "Seconds from a request's arrival to its batch", family.HISTOGRAM),
                 ("kontext_queue_length", "Requests that wait for their batch", family.GAUGE),
+                (
+                    "kontext_embedding_cache_hits_total",
+                    "Prompts and references that were not encoded again",
+                    family.COUNTER,
+                ),
+                (
+                    "kontext_embedding_cache_misses_total",
+                    "Prompts and references that were encoded",
+                    family.COUNTER,
+                ),
+                (
+                    "kontext_embedding_cache_bytes",
+                    "Bytes of what the encoders made and is kept",
+                    family.GAUGE,
+                ),
             )
         }
         made = self.families
@@ -44,6 +63,17 @@ class Metrics:
         self.rows = made["kontext_batch_rows"].Metric(labels=labels, buckets=ROWS)
         self.queue_seconds = made["kontext_queue_seconds"].Metric(labels=labels, buckets=SECONDS)
         self.queue_length = made["kontext_queue_length"].Metric(labels=labels)
+
+        self.found, self.encoded = (
+            {
+                kind: made[f"kontext_embedding_cache_{name}_total"].Metric(labels={**labels, "kind": kind})
+                for kind in KINDS
+            }
+            for name in ("hits", "misses")
+        )
+        self.cached_bytes = made["kontext_embedding_cache_bytes"].Metric(labels=labels)
+        self.counted: Counter[tuple[str, str]] = Counter()
+        """Of the cache, what the metrics have."""
 
     def edit(self, outcome: str, seconds: float) -> None:
         with self.lock:
@@ -65,3 +95,15 @@ class Metrics:
     def batch(self, rows: int) -> None:
         with self.lock:
             self.rows.observe(rows)
+
+    def cache(self, embeddings: EmbeddingCache) -> None:
+        """Takes over what a pipeline's cache has counted since the last call."""
+        with self.lock:
+            for name, metrics, counts in (
+                ("hits", self.found, embeddings.hits),
+                ("misses", self.encoded, embeddings.misses),
+            ):
+                for kind, count in counts.items():
+                    metrics[kind].increment(count - self.counted[name, kind])
+                    self.counted[name, kind] = count
+            self.cached_bytes.set(embeddings.used)

@@ -28,6 +28,7 @@ from ...errors import ComputationError, KontextError
 from ..backends.options import OnnxRuntimeOptions
 from ..bundle import Bundle
 from ..bundle_files import file_digest
+from ..embedding_cache import DEFAULT_BYTES
 from ..pipeline import InputFilter, OutputFilter, Pipeline
 from . import contract, jobs, pictures
 from .decoding import Decoded, Decoders
@@ -150,7 +151,10 @@ class StreamModel:
 
     def run(self, batch: list[jobs.Job], after_step: Callable[[], None]) -> None:
         self.metrics.batch(len(batch))
-        jobs.run_jobs(self.pipe, batch, self.metrics.steps, after_step, self.limits.max_seconds)
+        try:
+            jobs.run_jobs(self.pipe, batch, self.metrics.steps, after_step, self.limits.max_seconds)
+        finally:
+            self.metrics.cache(self.pipe.embeddings)
 
     def finalize(self) -> None:
         """Finishes the edits that are here."""
@@ -172,14 +176,18 @@ def load_pipeline(
     output_filter: OutputFilter | None,
 ) -> Pipeline:
     """The pipeline that config.pbtxt's parameters describe, on the device of this instance."""
-    filters: dict[str, Any] = {"input_filter": input_filter, "output_filter": output_filter}
+    options: dict[str, Any] = {
+        "input_filter": input_filter,
+        "output_filter": output_filter,
+        "embedding_cache": int(parameters.get("embedding_cache") or DEFAULT_BYTES),
+    }
     bundle = Bundle.open(folder, digest=parameters.get("require_digest") or None)
     checked = parameters.get("verify") == "true"
     if checked:
         bundle.verify()
     if parameters.get("graphs") == "server":
         check_models(bundle, Path(args["model_repository"]).parent, weights=checked)
-        return Pipeline(bundle, ServerGraphs(contract.UNARY), **filters)
+        return Pipeline(bundle, ServerGraphs(contract.UNARY), **options)
     device = parameters.get("device") or ("cuda" if args["model_instance_kind"] == "GPU" else "cpu")
     if args["model_instance_kind"] == "GPU":
         show_only_gpu(int(args["model_instance_device_id"]))
@@ -189,7 +197,7 @@ def load_pipeline(
         device=device,
         backend=OnnxRuntimeOptions(int(threads)) if threads else "onnxruntime",
         low_memory=parameters.get("low_memory") == "true",
-        **filters,
+        **options,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,12 +46,24 @@ class CountingClient:
 def test_every_edit_is_sent_once_by_no_more_callers_than_requested() -> None:
     client = CountingClient()
     result = serving.measure_load(client, Edit("x", steps=4, size=(64, 64)), [1, 3], requests=7)
-    assert sorted(client.seeds) == sorted([0, *range(7), *range(7)])
+    assert sorted(client.seeds) == list(range(15))
     assert client.most <= 3
     for level, callers in zip(result["levels"], (1, 3), strict=True):
         assert (level["concurrency"], level["requests"]) == (callers, 7)
         assert 0 < level["p50"] <= level["p95"] <= level["p99"]
         assert level["per_second"] > 0
+
+
+def test_no_two_edits_share_a_prompt_or_a_picture_unless_asked() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "grey").save(file, "PNG")
+    for same in (False, True):
+        sent: list[Edit] = []
+        client = SimpleNamespace(edit=sent.append)
+        serving.measure_load(client, Edit("x", [file.getvalue()]), [2], requests=5, same=same)  # type: ignore[arg-type]
+        for values in ([edit.prompt for edit in sent], [edit.images[0] for edit in sent]):
+            assert len(set(values)) == (1 if same else 6)
+        assert sorted(edit.seed for edit in sent) == list(range(6))
 
 
 def test_each_caller_has_something_to_do() -> None:
@@ -64,10 +78,12 @@ def test_a_loss_is_an_error() -> None:
 
 
 def test_table_and_footer() -> None:
-    result = serving.measure_load(CountingClient(), Edit("x", [b"picture"], 4), [1, 2, 4], requests=8)
+    result = serving.measure_load(
+        CountingClient(), Edit("x", [b"picture"], 4), [1, 2, 4], requests=8, same=True
+    )
     (table,) = serving.tables(result)
     assert [row[:2] for row in table.rows] == [["1", "8"], ["2", "8"], ["4", "8"]]
-    assert serving.footer(result).startswith("4 steps at the default size, 1 reference;")
+    assert serving.footer(result).startswith("4 steps at the default size, 1 reference; the same prompt")
 
 
 def test_the_command(

@@ -161,6 +161,12 @@ def test_fifty_callers_at_once_each_get_their_picture(
         if batches < 50:
             break
     assert batches < 50  # some ran together, and their bits are none the worse
+    metrics = server.read_metrics()
+    for kind in ("prompt", "reference"):
+        labels = f'{{kind="{kind}",model="kontext_stream"}}'
+        assert metrics[f"kontext_embedding_cache_hits_total{labels}"] > 0
+        assert metrics[f"kontext_embedding_cache_misses_total{labels}"] > 0
+    assert metrics['kontext_embedding_cache_bytes{model="kontext_stream"}'] > 0
 
 
 def test_the_servers_own_backend_runs_the_graphs(

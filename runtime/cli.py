@@ -29,6 +29,7 @@ from .backends.options import (
 )
 from .backends.select import find_options
 from .reference_options import REFERENCE_METHODS, parse_rule, parse_size, usual_sizes
+from .repaint_flags import add_repaint_flags, repaint_arguments
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -172,6 +173,7 @@ def parser() -> Parser:
         help="what references are encoded at: output (the output's size), preferred (the model's size nearest to the "
         "picture's aspect), WxH, or auto: output where --size has the picture's aspect, else preferred (default: auto)",
     )
+    add_repaint_flags(result)
     result.add_argument(
         "--num-images",
         type=int,
@@ -283,6 +285,7 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
     backend, device = backend_options(arguments), arguments.device or AUTO
     reduce = arguments.size is None and usual_sizes(arguments.reference_size, arguments.reference_method)
     images = [open_picture(path, reduce=reduce) for path in arguments.image]
+    repaint = repaint_arguments(arguments, reduce=reduce)
     from .bundle import Bundle
     from .pipeline import Pipeline
 
@@ -307,6 +310,7 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
         reference_method=arguments.reference_method,
         reference_size=arguments.reference_size,
         num_images=arguments.num_images,
+        **repaint,
         progress=shows_progress(arguments),
     )
     approximated = getattr(pipe.backend, "approximated", "")  # the torch backend has it
@@ -324,6 +328,9 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
         ("--verify", arguments.verify or None),
         ("--require-digest", arguments.require_digest),
         ("--allow-links", arguments.allow_links or None),
+        ("--mask", arguments.mask),
+        ("--strength", None if arguments.strength == 1 else arguments.strength),
+        ("--negative-prompt", arguments.negative_prompt),
     ]
     for flag, value in [*local, *((each.flag, getattr(arguments, each.field)) for each in OPTION_FLAGS)]:
         if value is not None:

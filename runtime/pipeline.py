@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,15 @@ from .bundle import OUTPUTS, Bundle
 from .digest import check_digest
 from .embedding_cache import DEFAULT_BYTES, EmbeddingCache, prompt_key, reference_key
 from .images import Size, to_array, to_pictures
+from .inpainting import Repaint, Repainting, RepaintOptions
+from .masks import note_of
 from .reference_options import ReferenceSize
 from .references import Reference
 from .request import Images, Request, Row, build_request
 from .sampler import euler, schedule, timesteps
 from .tokenizer import PromptTokenizer
 from .tokens import pack, positions, rope_tables, unpack
+from .true_cfg import CfgOptions
 
 if TYPE_CHECKING:
     from types import EllipsisType
@@ -43,6 +47,14 @@ if TYPE_CHECKING:
         size: Size | None
         reference_method: str | None
         reference_size: ReferenceSize
+        mask: Image.Image | None
+        mask_blur: int
+        strength: float
+        init_image: Image.Image | None
+        paste_back: bool
+        negative_prompt: str | Sequence[str] | None
+        true_cfg: float
+        cfg_until: float
         callback: StepCallback | None
         progress: bool
 
@@ -53,7 +65,8 @@ StepCallback = Callable[[int, int, Array], object]
 edit."""
 
 InputFilter = Callable[[Sequence[Image.Image], str], None]
-"""Called with the references and the prompt of an edit before anything runs; raises KontextError to refuse it."""
+"""Called with the pictures (references, then an `init_image`) and the prompt of an edit before anything runs; raises
+KontextError to refuse it."""
 
 OutputFilter = Callable[[Image.Image], Image.Image]
 """Called with each finished picture; returns it or another picture, or raises KontextError."""
@@ -188,6 +201,14 @@ class Pipeline:
         size: Size | None = None,
         reference_method: str | None = None,
         reference_size: ReferenceSize = "auto",
+        mask: Image.Image | None = None,
+        mask_blur: int = 0,
+        strength: float = 1.0,
+        init_image: Image.Image | None = None,
+        paste_back: bool = False,
+        negative_prompt: str | Sequence[str] | None = None,
+        true_cfg: float = 1.0,
+        cfg_until: float = 1.0,
         callback: StepCallback | None = None,
         progress: bool = False,
     ) -> Image.Image | list[Image.Image]:
@@ -204,13 +225,23 @@ class Pipeline:
                 picture is the one that its seed gives alone. The noise is that of
                 `torch.Generator("cpu").manual_seed(seed)`.
             size: (width, height) of the output, multiples of the bundle's `size_multiple`; None: the preferred size
-                nearest to the first reference's aspect, or the square one without a reference.
+                nearest to the aspect of `init_image` or the first reference, or the square one without a picture.
             reference_method: "index", "offset" or "stitch", how several references are placed (`references` explains
                 them); None: the bundle's.
             reference_size: what references are encoded at: "output", "preferred" (the preferred size nearest to the
                 picture's aspect), (width, height), or "auto": with a `size` of the picture's aspect "output", else
                 "preferred". A first reference of another aspect than `size`, and pictures that are squashed, are
                 warned of.
+            mask: of what is repainted: white is, black stays as it is in the picture, and of a mask with transparency
+                what is opaque is repainted. It is resized to the output's size and counts as white from mid-grey on.
+            mask_blur: radius of a Gaussian blur of the mask, in its own pixels.
+            strength: the share of the steps that run, above 0: below 1 they begin from the picture with noise.
+            init_image: the picture that is repainted, if it is not the first reference. It is no reference itself.
+            paste_back: take the picture's own pixels where the blurred mask is black, and mix where it is grey.
+                Without it they are those that the autoencoder makes of it.
+            negative_prompt: what the picture should not be; a list with one for each prompt, or one for all.
+            true_cfg: the scale of classifier-free guidance with it, above 1. Steps with it take twice the time.
+            cfg_until: the share of the steps that have it, from the first on.
             callback: called after each step with (steps done, steps in all, latents [batch, channels, h, w], fp32).
                 Steps count over all batches. False as its result stops the edit; None and other results do not.
             progress: show a bar on stderr.
@@ -236,25 +267,37 @@ class Pipeline:
             num_images=num_images,
             reference_method=reference_method,
             reference_size=reference_size,
+            repaint=RepaintOptions(mask, mask_blur, strength, init_image, paste_back),
+            cfg=CfgOptions(negative_prompt, true_cfg, cfg_until),
         )
+        self.warn_of_masks(request)
         if self.input_filter is not None:
             for row in request.rows[::num_images]:
-                self.input_filter(row.pictures, row.prompt)
+                self.input_filter(row.seen, row.prompt)
         pictures = self.make(request, callback, progress)
         if self.output_filter is not None:
             pictures = [check_filtered(self.output_filter(picture)) for picture in pictures]
         return pictures[0] if isinstance(prompt, str) and num_images == 1 else pictures
 
+    def warn_of_masks(self, request: Request) -> None:
+        """Warns of masks that leave nothing to keep, or nothing to repaint."""
+        masks = {id(row.repaint.mask): row.repaint.mask for row in request.rows if row.repaint is not None}
+        notes = [
+            note_of(mask, self.bundle.autoencoder.downscale) for mask in masks.values() if mask is not None
+        ]
+        for note in dict.fromkeys(filter(None, notes)):
+            warnings.warn(note, stacklevel=3)
+
     def make(self, request: Request, callback: StepCallback | None, progress: bool) -> list[Image.Image]:
         """The pictures of a request, in the order of its rows."""
         batches = request.batches()
-        total = request.steps * len(batches)
+        total = request.run_steps * len(batches)
         texts = self.encode_prompts(request.rows)
         references = self.encode_references(request.rows)
         pictures: dict[int, Image.Image] = {}
         with step_bar(total, progress) as advance:
             for number, batch in enumerate(batches):
-                before = number * request.steps
+                before = number * request.run_steps
 
                 def on_step(step: int, latents: Array, before: int = before) -> None:
                     advance()
@@ -265,7 +308,9 @@ class Pipeline:
 
                 rows = [request.rows[index] for index in batch]
                 latents = self.sample(rows, request, texts, references, on_step)
-                pictures.update(zip(batch, self.decode(latents), strict=True))
+                for index, picture in zip(batch, self.decode(latents), strict=True):
+                    repaint = request.rows[index].repaint
+                    pictures[index] = picture if repaint is None else repaint.pasted(picture)
         return [pictures[index] for index in range(len(request.rows))]
 
     def sample(
@@ -286,15 +331,29 @@ class Pipeline:
         """
         latent = self.bundle.autoencoder
         h, w = (side // latent.downscale for side in reversed(rows[0].size))
-        noises = [noise.randn(row.seed, (1, latent.latent_channels, h, w)) for row in rows]
-        target = pack(np.concatenate(noises))
-        reference = target[:, :0]
+        start = pack(
+            np.concatenate([noise.randn(row.seed, (1, latent.latent_channels, h, w)) for row in rows])
+        )
+        times = schedule(request.steps, start.shape[1], self.bundle.sampler)[request.skipped :]
+        repaints = [row.repaint for row in rows if row.repaint is not None]  # of all rows or of none
+        keep = None
+        if repaints:
+            originals = [references[key(each)] for each in repaints]
+            repainting = Repainting(repaints, originals, start, latent.downscale)
+            start, keep = repainting.noised(times[0]), repainting.keep
+
+        reference = start[:, :0]
         if rows[0].references:
             tokens = [[references[key(each)] for each in row.references] for row in rows]
             reference = np.concatenate([np.concatenate(each, axis=1) for each in tokens])
-        text = np.concatenate([texts[row.prompt][1] for row in rows])
-        times = schedule(request.steps, target.shape[1], self.bundle.sampler)
-        modulations = self.modulations(timesteps(times[:-1]), request.guidance, rows, texts)
+        prompts = [row.prompt for row in rows]
+        guided = 0
+        if request.cfg is not None:  # the first steps run all rows a second time, with their negative prompts
+            guided = request.cfg.guided(request.run_steps)
+            prompts += [row.negative or "" for row in rows]
+            reference = np.concatenate([reference, reference])
+        text = np.concatenate([texts[prompt][1] for prompt in prompts])
+        modulations = self.modulations(timesteps(times[:-1]), request.guidance, prompts, texts)
         side = 2 * latent.downscale  # of a token, in pixels
         placed = rows[0].references
         sizes = [rows[0].size, *(each.size for each in placed)]
@@ -304,30 +363,39 @@ class Pipeline:
         transformer = self.bundle.transformer
         ids = positions(text.shape[1], grids, origins)
         cos, sin = rope_tables(ids, transformer.axes_dim, transformer.theta)
-        held = self.backend.hold({"reference": reference, "text": text, "rope_cos": cos, "rope_sin": sin})
+        counts = [2 * len(rows) if step < guided else len(rows) for step in range(request.run_steps)]
+        held = {
+            count: self.backend.hold(
+                {"reference": reference[:count], "text": text[:count], "rope_cos": cos, "rope_sin": sin}
+            )
+            for count in dict.fromkeys(counts)
+        }
         held_modulations = [
-            self.backend.hold({name: each[step] for name, each in modulations.items()})
-            for step in range(request.steps)
+            self.backend.hold({name: each[step][:count] for name, each in modulations.items()})
+            for step, count in enumerate(counts)
         ]
 
         def velocity(step: int, x: Array) -> Array:
-            inputs = {"target": x, **held, **held_modulations[step]}
-            outputs = self.backend.run("transformer", inputs, SamplerStep(step, request.steps))
-            return take(outputs, "transformer", "velocity", x.shape)
+            target = x if step >= guided else np.concatenate([x, x])
+            inputs = {"target": target, **held[counts[step]], **held_modulations[step]}
+            outputs = self.backend.run("transformer", inputs, SamplerStep(step, request.run_steps))
+            result = take(outputs, "transformer", "velocity", target.shape)
+            return result if request.cfg is None or step >= guided else request.cfg.combine(result)
 
-        target = euler(target, times, velocity, lambda step, x: on_step(step, unpack(x, h, w)))
+        target = euler(start, times, velocity, lambda step, x: on_step(step, unpack(x, h, w)), keep)
         if self.low_memory:
             self.backend.release("transformer")
         check_finite("transformer", target)
         return unpack(target, h, w)
 
     def encode_prompts(self, rows: Sequence[Row]) -> dict[str, tuple[Array, Array]]:
-        """Each prompt's pooled vector [1, pooled_dim] and sequence [1, text_tokens, text_dim].
+        """Pooled vector [1, pooled_dim] and sequence [1, text_tokens, text_dim] of each prompt, negative ones too.
 
         Prompts are encoded one by one: in a batch, the last bits of one may depend on the others.
         """
         sizes = self.bundle.transformer
-        ids = {row.prompt: (self.clip([row.prompt]), self.t5([row.prompt])) for row in rows}
+        given = [prompt for row in rows for prompt in (row.prompt, row.negative) if prompt is not None]
+        ids = {prompt: (self.clip([prompt]), self.t5([prompt])) for prompt in dict.fromkeys(given)}
         keys = {prompt: prompt_key(*each) for prompt, each in ids.items()}
         encoded = {each: self.embeddings.find(each) for each in dict.fromkeys(keys.values())}
         missing = {keys[prompt]: each for prompt, each in ids.items() if encoded[keys[prompt]] is None}
@@ -342,17 +410,17 @@ class Pipeline:
         return {prompt: encoded[each] for prompt, each in keys.items()}  # type: ignore[misc]  # none is missing
 
     def encode_references(self, rows: Sequence[Row]) -> dict[tuple[int, Size], Array]:
-        """The tokens [1, tokens, channels] of each different reference, encoded one by one."""
+        """The tokens [1, tokens, channels] of each different picture that is encoded, one by one."""
         tokens: dict[tuple[int, Size], Array] = {}
-        for reference in (each for row in rows for each in row.references):
+        for reference in (each for row in rows for each in row.encoded):
             if key(reference) not in tokens:
                 tokens[key(reference)] = self.encode_reference(reference)
         if self.low_memory:
             self.backend.release("vae_encoder")
         return tokens
 
-    def encode_reference(self, reference: Reference) -> Array:
-        """The tokens [1, tokens, channels] of a reference."""
+    def encode_reference(self, reference: Reference | Repaint) -> Array:
+        """The tokens [1, tokens, channels] of a reference, or of the picture that is repainted."""
         kept = None
         if self.embeddings.capacity:  # else nobody needs the digest of its pixels
             kept = reference_key(reference.picture, reference.size)
@@ -369,10 +437,10 @@ class Pipeline:
         return tokens
 
     def modulations(
-        self, times: Array, guidance: float, rows: Sequence[Row], texts: dict[str, tuple[Array, Array]]
+        self, times: Array, guidance: float, rows: Sequence[str], texts: dict[str, tuple[Array, Array]]
     ) -> dict[str, Array]:
-        """The modulations of all steps, computed in one batch: name → [steps, rows, …]."""
-        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        """The modulations of all steps, computed in one batch, for rows with these prompts: name → [steps, rows, …]."""
+        prompts = list(dict.fromkeys(rows))
         steps, count = len(times), len(prompts)
         pooled = np.concatenate([texts[prompt][0] for prompt in prompts])
         inputs = {
@@ -383,7 +451,7 @@ class Pipeline:
         (outputs,) = self.stage("modulation", [inputs])
         for name in OUTPUTS["modulation"]:
             take(outputs, "modulation", name, (steps * count, ...))
-        chosen = [prompts.index(row.prompt) for row in rows]
+        chosen = [prompts.index(prompt) for prompt in rows]
         each_step = {name: value.reshape(steps, count, *value.shape[1:]) for name, value in outputs.items()}
         return {name: value[:, chosen] for name, value in each_step.items()}
 
@@ -458,8 +526,8 @@ def check_filtered(picture: object) -> Image.Image:
     return picture
 
 
-def key(reference: Reference) -> tuple[int, Size]:
-    """Identifies a reference during an edit."""
+def key(reference: Reference | Repaint) -> tuple[int, Size]:
+    """Identifies what is encoded during an edit."""
     return id(reference.picture), reference.size
 
 

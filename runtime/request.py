@@ -14,12 +14,14 @@ from PIL import Image
 
 from ..errors import KontextError
 from .images import Size, preferred_size
+from .inpainting import Repaint, RepaintOptions, Repaints, skipped_steps
 from .noise import check_seed
 from .reference_options import ReferenceSize
 from .references import Place, Reference, checked_method, checked_rule, place_references
 from .rgb import upright_rgb
 from .sampler_entry import SamplerEntry
 from .sizes import checked_size
+from .true_cfg import CfgOptions, TrueCfg, read_cfg
 
 References: TypeAlias = "Image.Image | Sequence[Image.Image]"
 Images: TypeAlias = "References | Sequence[References | None] | None"
@@ -36,25 +38,56 @@ class Row:
     """What is encoded of them."""
     seed: int
     size: Size
+    negative: str | None = None
+    """The negative prompt, of a request with true CFG."""
+    repaint: Repaint | None = None
 
     @property
-    def shape(self) -> tuple[Size | Place, ...]:
-        """The output's size, the references' sizes and places; rows of one shape can run as one batch."""
+    def shape(self) -> tuple[Size | Place | bool, ...]:
+        """The output's size, whether a picture is repainted, the references' sizes and places; rows of one shape can
+        run as one batch."""
         return (
             self.size,
+            self.repaint is not None,
             *(each for reference in self.references for each in (reference.size, reference.place)),
         )
+
+    @property
+    def encoded(self) -> tuple[Reference | Repaint, ...]:
+        """All that is encoded."""
+        return self.references if self.repaint is None else (*self.references, self.repaint)
+
+    @property
+    def seen(self) -> tuple[Image.Image, ...]:
+        """Every picture that the edit is made from, for content filters: the references, then the one to repaint, if
+        it is none of them."""
+        if self.repaint is None or any(each is self.repaint.picture for each in self.pictures):
+            return self.pictures
+        return (*self.pictures, self.repaint.picture)
 
 
 @dataclass(frozen=True)
 class Request:
     rows: tuple[Row, ...]
     steps: int
+    """Of the schedule, from noise to picture."""
     guidance: float
+    skipped: int = 0
+    """How many of the first steps are left out."""
+    cfg: TrueCfg | None = None
+
+    @property
+    def run_steps(self) -> int:
+        return self.steps - self.skipped
+
+    @property
+    def passes(self) -> int:
+        """How often all steps together run the network for a row: twice in a step with true CFG."""
+        return self.run_steps + (0 if self.cfg is None else self.cfg.guided(self.run_steps))
 
     def batches(self) -> list[list[int]]:
         """Indices of the rows that run together, ordered by their first row."""
-        groups: dict[tuple[Size | Place, ...], list[int]] = {}
+        groups: dict[tuple[Size | Place | bool, ...], list[int]] = {}
         for index, row in enumerate(self.rows):
             groups.setdefault(row.shape, []).append(index)
         return list(groups.values())
@@ -72,8 +105,10 @@ def build_request(
     num_images: int = 1,
     reference_method: str | None = None,
     reference_size: ReferenceSize = "auto",
+    repaint: RepaintOptions | None = None,
+    cfg: CfgOptions | None = None,
 ) -> Request:
-    """The request that these arguments of `Pipeline.edit` make; warns of references that will not look as given.
+    """The request that these arguments of `Pipeline.edit` make; warns of pictures that will not look as given.
 
     Raises KontextError if one of the arguments is wrong.
     """
@@ -88,23 +123,31 @@ def build_request(
     rule = checked_rule(reference_size, settings)
     if rule == "auto" and size is None:
         rule = "preferred"  # the output takes its size from the first reference, not the references theirs from it
+    repaints = Repaints(repaint or RepaintOptions(), settings)
+    skipped = skipped_steps(steps, repaints.options.strength)
+    true_cfg, negatives, notes = read_cfg(cfg or CfgOptions(), len(prompts))
     rows: list[Row] = []
     placed: dict[tuple[int, ...], tuple[Reference, ...]] = {}
-    warned: dict[str, None] = {}
+    warned: dict[str, None] = dict.fromkeys(notes)
     if guidance < 0:
         warned[f"guidance {guidance:g} is below 0, which the model was not trained with: 2.5 is usual"] = None
     if not all(text.strip() for text in prompts):
         warned["the prompt is empty: say what to change"] = None
-    for text, pictures in zip(prompts, pictures_of(image, prompt), strict=True):
-        output, same = size or default_size(settings, pictures), tuple(map(id, pictures))
+    for text, negative, pictures in zip(prompts, negatives, pictures_of(image, prompt), strict=True):
+        base = pictures if repaints.init is None else [repaints.init]
+        output, same = size or default_size(settings, base), tuple(map(id, pictures))
         if same not in placed:
             placed[same], notes = place_references(pictures, method, rule, output, settings)
             warned |= dict.fromkeys(notes)
+        repainted, notes = repaints(pictures, output)
+        warned |= dict.fromkeys(notes)
         for _ in range(num_images):
-            rows.append(Row(text, tuple(pictures), placed[same], seeds[len(rows)], output))
+            rows.append(
+                Row(text, tuple(pictures), placed[same], seeds[len(rows)], output, negative, repainted)
+            )
     for note in warned:
         warnings.warn(note, stacklevel=3)
-    return Request(tuple(rows), steps, guidance)
+    return Request(tuple(rows), steps, guidance, skipped, true_cfg)
 
 
 def whole(value: object, name: str) -> int:

@@ -36,17 +36,21 @@ def euler(
     times: Array,
     velocity: Callable[[int, Array], Array],
     callback: Callable[[int, Array], object] | None = None,
+    keep: Callable[[np.float32, Array], Array] | None = None,
 ) -> Array:
     """Integrates from `times[0]` to `times[-1]`: x += (t_next - t) * v.
 
     Args:
-        latents: noise, [batch, tokens, channels].
+        latents: at the first time, [batch, tokens, channels].
         times: [steps + 1], falling.
         velocity: (step, latents) → velocity of the same shape.
+        keep: (time, latents) → latents, after each step.
         callback: called with (steps done, latents) after each step; an exception in it stops the edit.
     """
     for step in range(len(times) - 1):
         latents = latents + (times[step + 1] - times[step]) * velocity(step, latents)
+        if keep is not None:
+            latents = keep(times[step + 1], latents)
         if callback is not None:
             callback(step + 1, latents)
     return latents

@@ -90,6 +90,46 @@ def test_what_is_executed_is_always_compared(
     assert f"{name} is damaged: its SHA-256 is not the manifest's" in message
 
 
+def test_repainting_with_a_negative_prompt_is_that_of_the_pipeline(
+    tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    output, mask = tmp_path / "out.png", tmp_path / "mask.png"
+    white = Image.new("L", (88, 48))
+    white.paste(255, (0, 0, 40, 48))
+    white.save(mask)
+    more = [
+        "-i",
+        str(picture),
+        "--init-image",
+        str(picture),
+        "--mask",
+        str(mask),
+        "--mask-blur",
+        "3",
+        "--paste-back",
+    ]
+    more += ["--strength", "0.5", "--negative-prompt", "a star", "--true-cfg", "3", "--cfg-until", "0.5"]
+    arguments = command(tiny_bundle, output, *more, "--device", "cpu")
+    arguments[arguments.index("--steps") + 1] = "4"
+    assert cli.main(arguments) == 0
+    image = Image.open(picture)
+    expected = Pipeline.load(tiny_bundle, device="cpu").edit(
+        image,
+        "make it blue",
+        steps=4,
+        mask=white,
+        mask_blur=3,
+        init_image=image,
+        strength=0.5,
+        paste_back=True,
+        negative_prompt="a star",
+        true_cfg=3,
+        cfg_until=0.5,
+    )
+    with Image.open(output) as found:
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+
+
 def test_several_references_sizes_and_images(
     tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +180,16 @@ def test_text_to_image_and_a_long_prompt(
         (["--reference-size", "large"], "must be auto, preferred, output or WIDTHxHEIGHT, not 'large'"),
         (["--reference-size", "100x128"], "reference size 100x128: both sides must be multiples of 16"),
         (["--size", "160000x160000"], "times as large"),
+        (["--mask", "no.png"], "no.png does not exist"),
+        (["--mask", "/dev/null"], "/dev/null"),
+        (["--mask", __file__], "is not a PNG, JPEG"),
+        (["--mask", "https://example.org/mask.png"], "argument --mask: takes files of this machine"),
+        (["--mask-blur", "2"], "mask_blur needs a mask"),
+        (["--paste-back"], "paste_back needs a mask"),
+        (["--strength", "0"], "strength must be above 0 and at most 1, not 0"),
+        (["--strength", "0.5"], "a strength below 1 needs a picture to repaint"),
+        (["--true-cfg", "-4"], "true_cfg must be 1 (none) or more, not -4"),
+        (["--cfg-until", "2"], "cfg_until must be above 0 and at most 1, not 2"),
         (["--device", "abacus"], "invalid choice: 'abacus'"),
         (["--weight-budget", "8GB"], "--weight-budget needs --device rtx or --device tensorrt"),
         (["--weight-budget", "8GB", "--backend", "torch"], "--weight-budget needs --device rtx"),

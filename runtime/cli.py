@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .bundle import Bundle
+    from .pipeline import Pipeline
 
 
 MAX_IMAGES = 1000
@@ -150,30 +151,7 @@ def parser() -> Parser:
         metavar="FILE",
         help="the picture to write, replaced if it exists",
     )
-    result.add_argument("--steps", type=int, help="sampler steps (default: the bundle's)")
-    result.add_argument("--guidance", type=float, help="guidance scale (default: the bundle's)")
-    result.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    result.add_argument(
-        "--size",
-        type=parse_width_height,
-        metavar="WxH",
-        help="output size in pixels (default: the reference's aspect, at a size the model prefers)",
-    )
-    result.add_argument(
-        "--reference-method",
-        choices=REFERENCE_METHODS,
-        help="how several references are placed: one after the other by index, beside each other by offset, or as one "
-        "picture (default: the bundle's)",
-    )
-    result.add_argument(
-        "--reference-size",
-        type=reference_size,
-        default="auto",
-        metavar="RULE",
-        help="what references are encoded at: output (the output's size), preferred (the model's size nearest to the "
-        "picture's aspect), WxH, or auto: output where --size has the picture's aspect, else preferred (default: auto)",
-    )
-    add_repaint_flags(result)
+    add_edit_flags(result)
     result.add_argument(
         "--num-images",
         type=int,
@@ -181,30 +159,82 @@ def parser() -> Parser:
         metavar="N",
         help="pictures to make, with consecutive seeds, as FILE-0, FILE-1, …",
     )
-    result.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
-    result.add_argument(
+    add_backend_flags(result)
+    result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
+    return result
+
+
+def add_edit_flags(parser: Parser) -> None:
+    """Adds the flags that say what edit to make, but for its references and its prompt. `kontext-batch` takes each of
+    them for all rows and as a row's own."""
+    parser.add_argument("--steps", type=int, help="sampler steps (default: the bundle's)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the bundle's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument(
+        "--size",
+        type=parse_width_height,
+        metavar="WxH",
+        help="output size in pixels (default: the reference's aspect, at a size the model prefers)",
+    )
+    parser.add_argument(
+        "--reference-method",
+        choices=REFERENCE_METHODS,
+        help="how several references are placed: one after the other by index, beside each other by offset, or as one "
+        "picture (default: the bundle's)",
+    )
+    parser.add_argument(
+        "--reference-size",
+        type=reference_size,
+        default="auto",
+        metavar="RULE",
+        help="what references are encoded at: output (the output's size), preferred (the model's size nearest to the "
+        "picture's aspect), WxH, or auto: output where --size has the picture's aspect, else preferred (default: auto)",
+    )
+    add_repaint_flags(parser)
+
+
+def edit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_edit_flags` say, as arguments of `Pipeline.edit`; reads the pictures that they name."""
+    return {
+        "steps": arguments.steps,
+        "guidance": arguments.guidance,
+        "seed": arguments.seed,
+        "size": arguments.size,
+        "reference_method": arguments.reference_method,
+        "reference_size": arguments.reference_size,
+        **repaint_arguments(arguments, reduce=reduces(arguments)),
+    }
+
+
+def reduces(arguments: argparse.Namespace) -> bool:
+    """Whether large pictures of an edit with these flags may be decoded smaller, as by `open_picture`."""
+    return arguments.size is None and usual_sizes(arguments.reference_size, arguments.reference_method)
+
+
+def add_backend_flags(parser: Parser) -> None:
+    """Adds the flags about what runs a bundle, and which bundles are run."""
+    parser.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
+    parser.add_argument(
         "--backend",
         choices=(AUTO, *BACKENDS),
         help="what runs the networks; torch needs PyTorch, openvino OpenVINO (default: auto)",
     )
     for each in OPTION_FLAGS:
-        each.add_to(result)
-    result.add_argument(
+        each.add_to(parser)
+    parser.add_argument(
         "--verify", action="store_true", help="compare the bundle's files with their SHA-256 first"
     )
-    result.add_argument(
+    parser.add_argument(
         "--require-digest",
         metavar="sha256:…",
         help="refuse a bundle with another digest (kontext-export digest BUNDLE prints it), and compare the files that "
         "are used with their SHA-256",
     )
-    result.add_argument(
+    parser.add_argument(
         "--allow-links",
         action="store_true",
         help="take weights from files outside the bundle that it names, although you have not exported it here",
     )
-    result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
-    return result
 
 
 def parse_width_height(text: str) -> tuple[int, int]:
@@ -282,42 +312,40 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
     """The pictures, made from the bundle at `arguments.bundle`, and what is to be said about them."""
     from .images import open_picture
 
-    backend, device = backend_options(arguments), arguments.device or AUTO
-    reduce = arguments.size is None and usual_sizes(arguments.reference_size, arguments.reference_method)
-    images = [open_picture(path, reduce=reduce) for path in arguments.image]
-    repaint = repaint_arguments(arguments, reduce=reduce)
-    from .bundle import Bundle
-    from .pipeline import Pipeline
-
-    pinned = arguments.require_digest
-    bundle = Bundle.open(arguments.bundle, digest=pinned, allow_links=arguments.allow_links)
-    if not isinstance(backend, str):
-        backend.check(device, bundle)
-    if arguments.verify or pinned is not None:
-        verify(bundle, shows_progress(arguments), compiled=arguments.verify)
+    backend = backend_options(arguments)  # a flag that is wrong is found before pictures are read
+    images = [open_picture(path, reduce=reduces(arguments)) for path in arguments.image]
+    edit = edit_arguments(arguments)
     # A single edit uses each network in one part only: keeping it, or what it made, would only cost memory.
-    pipe = Pipeline.load(bundle, device=device, backend=backend, low_memory=True, embedding_cache=0)
+    pipe = open_pipeline(arguments, backend, low_memory=True, embedding_cache=0)
     announced = shows_progress(arguments)
     if pipe.choice is not None and announced:
         print(pipe.choice)
     pictures = pipe.edit(
         [images],
         [arguments.prompt],
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        seed=arguments.seed,
-        size=arguments.size,
-        reference_method=arguments.reference_method,
-        reference_size=arguments.reference_size,
         num_images=arguments.num_images,
-        **repaint,
         progress=shows_progress(arguments),
+        **edit,
     )
     approximated = getattr(pipe.backend, "approximated", "")  # the torch backend has it
     notes = [str(pipe.choice)] if pipe.choice is not None and not announced else []
     if approximated:
         notes.append(f"approximated: {approximated}")
     return pictures, notes
+
+
+def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, **options: Any) -> Pipeline:
+    """A pipeline with the bundle and the flags of `add_backend_flags`; `options` are others of `Pipeline.load`."""
+    from .bundle import Bundle
+    from .pipeline import Pipeline
+
+    device, pinned = arguments.device or AUTO, arguments.require_digest
+    bundle = Bundle.open(arguments.bundle, digest=pinned, allow_links=arguments.allow_links)
+    if not isinstance(backend, str):
+        backend.check(device, bundle)
+    if arguments.verify or pinned is not None:
+        verify(bundle, shows_progress(arguments), compiled=arguments.verify)
+    return Pipeline.load(bundle, device=device, backend=backend, **options)
 
 
 def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:

@@ -32,6 +32,7 @@ ANYONE = (
     "decibels",
     "compute_capability",
     "installation",
+    "locks",
     "temporary_folder",
     "regular_files",
     "entry_points",

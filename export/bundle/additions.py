@@ -16,12 +16,12 @@ from typing import Any
 from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...files import fsync, remove_temporaries, write_atomic
+from ...locks import locked_folder
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import file_digest
 from ...runtime.digest import digest_of
 from ...runtime.links import is_own, remember_own
 from .folder_kind import BUNDLE, files_in
-from .locks import locked_folder
 from .manifest import manifest_bytes
 
 

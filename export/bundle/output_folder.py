@@ -24,8 +24,8 @@ from pathlib import Path
 
 from ...errors import KontextError
 from ...files import fsync
+from ...locks import locked_file, locked_folder
 from .folder_kind import JOURNAL, Kind
-from .locks import locked_file, locked_folder
 
 RENAME_EXCHANGE = 2
 """Of Linux's renameat2(2)."""

@@ -22,13 +22,13 @@ from PIL import Image
 from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...files import fsync, write_atomic
+from ...locks import locked_folder
 from ...regular_files import read_regular
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import remedy
 from ...runtime.server import contract
 from ..bundle.folder_kind import BUNDLE_NAMES, GRAPH, JOURNAL, Kind, files_in, is_temporary, listed_in
 from ..bundle.journal import Journal
-from ..bundle.locks import locked_folder
 from ..bundle.output_folder import check_free, locked_output, partial_folder, publish
 from . import config, front
 

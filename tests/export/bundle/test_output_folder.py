@@ -10,8 +10,8 @@ import pytest
 from kontext.errors import KontextError
 from kontext.export.bundle import output_folder
 from kontext.export.bundle.folder_kind import JOURNAL, Kind
-from kontext.export.bundle.locks import locked_folder
 from kontext.export.bundle.output_folder import check_output, locked_output, publish
+from kontext.locks import locked_folder
 
 
 def listed(folder: Path) -> set[str] | None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import KontextError
+from .errors import KontextError
 
 
 @contextlib.contextmanager

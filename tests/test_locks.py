@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kontext.errors import KontextError
-from kontext.export.bundle.locks import locked_file, locked_folder
+from kontext.locks import locked_file, locked_folder
 
 
 def test_the_file_is_there_only_while_it_is_locked(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import shlex
 from pathlib import Path
 
 DISTRIBUTION = "kontext-export"
+VERSION = "0.1.0"
+"""As pyproject.toml has it. A copy that is not installed, as in a server's model repository, knows it too."""
+
 ROOT = Path(__file__).resolve().parent
 
 EXTRAS = {

@@ -160,6 +160,12 @@ def parser() -> Parser:
         help="pictures to make, with consecutive seeds, as FILE-0, FILE-1, …",
     )
     add_backend_flags(result)
+    result.add_argument(
+        "--no-metadata",
+        dest="metadata",
+        action="store_false",
+        help="write no prompt, seed and other settings into the picture's file",
+    )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     return result
 
@@ -280,7 +286,7 @@ def run(arguments: argparse.Namespace) -> None:
     except MemoryError:
         raise KontextError("not enough memory: try a smaller --size, or fewer --num-images") from None
     for picture, path in zip(pictures, paths, strict=True):
-        save_picture(picture, path)
+        save_picture(picture, path, metadata=arguments.metadata)
         notes.append(f"wrote {path} ({picture.width}x{picture.height})")
     if not arguments.quiet:
         print("\n".join(notes))

@@ -22,6 +22,7 @@ from ..files import replacing
 from ..regular_files import open_regular
 from .picture_formats import PLUGINS, format_of, load_plugin, other_kind, spelled
 from .picture_limits import MAX_BYTES, MAX_PIXELS, check_directory, check_file, check_pixels, too_large
+from .picture_metadata import save_options
 
 Array = NDArray[np.float32]
 Size = tuple[int, int]
@@ -209,16 +210,23 @@ def check_writable(path: Path) -> None:
         raise KontextError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
+def save_picture(image: Image.Image, path: str | Path, *, metadata: bool = True) -> None:
     """Writes a picture in the format of its suffix; the file appears whole or not at all.
+
+    Args:
+        image: the picture.
+        path: the file.
+        metadata: write what made the picture, its `info["kontext"]`, where the format holds it (`picture_metadata`).
 
     Raises:
         KontextError: no such format, folder or permission, or no space.
     """
+    path = Path(path)
     file_format = check_format(path)
+    options = save_options(image, file_format) if metadata else {}
     try:
         with replacing(path) as temporary:
-            image.save(temporary, format=file_format)
+            image.save(temporary, format=file_format, **options)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise KontextError(f"{path} cannot be written: {reason}") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import numpy as np
@@ -73,6 +73,8 @@ class Repaint:
     mask: Image.Image | None
     """8-bit grey at `size`, blurred; None: all of it is repainted."""
     paste_back: bool
+    options: RepaintOptions
+    """What it was made from, its pictures upright and converted."""
 
     def pasted(self, result: Image.Image) -> Image.Image:
         """The result of the edit, or with `paste_back` the picture's own pixels where the mask is black, and a
@@ -96,6 +98,7 @@ class Repaints:
         self.options, self.settings = options, settings
         self.mask = None if options.mask is None else to_grey(options.mask)
         self.init = None if options.init_image is None else upright_rgb(options.init_image)
+        self.converted = replace(options, mask=self.mask, init_image=self.init)
         self.fitted: dict[Size, Image.Image] = {}
 
     def __call__(self, pictures: Sequence[Image.Image], output: Size) -> tuple[Repaint | None, list[str]]:
@@ -117,7 +120,7 @@ class Repaints:
                 "it is stretched"
             )
         if self.mask is None:
-            return Repaint(picture, output, None, False), notes
+            return Repaint(picture, output, None, False, self.converted), notes
         if distortion(self.mask.size, picture.size) > SAME_ASPECT:
             notes.append(
                 f"the mask of {shown(self.mask.size)} has another aspect than the picture of {shown(picture.size)}: it "
@@ -125,7 +128,7 @@ class Repaints:
             )
         if output not in self.fitted:
             self.fitted[output] = fitted(self.mask, output, int(self.options.mask_blur))
-        return Repaint(picture, output, self.fitted[output], self.options.paste_back), notes
+        return Repaint(picture, output, self.fitted[output], self.options.paste_back, self.converted), notes
 
 
 def skipped_steps(steps: int, strength: float) -> int:

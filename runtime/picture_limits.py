@@ -121,17 +121,17 @@ def check_directory(data: bytes, name: str) -> None:
         raise KontextError(f"{name} cannot be read as a picture: its tags are damaged")
 
 
-def directory(data: bytes) -> list[tuple[int, int, int, int]]:
-    """(tag, type, count, value or offset) of the entries of a TIFF's first directory; no more than there are, nor many
-    more than MAX_TAGS."""
+def directory(data: bytes, start: int | None = None) -> list[tuple[int, int, int, int]]:
+    """(tag, type, count, value or offset) of the entries of a TIFF's directory that begins at `start`, or the first
+    one; no more than there are, nor many more than MAX_TAGS."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     try:
         if big:
-            (start,) = struct.unpack_from(f"{order}Q", data, 8)
+            (start,) = struct.unpack_from(f"{order}Q", data, 8) if start is None else (start,)
             (count,) = struct.unpack_from(f"{order}Q", data, start)
         else:
-            (start,) = struct.unpack_from(f"{order}I", data, 4)
+            (start,) = struct.unpack_from(f"{order}I", data, 4) if start is None else (start,)
             (count,) = struct.unpack_from(f"{order}H", data, start)
     except (struct.error, OverflowError):
         return []

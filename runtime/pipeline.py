@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,10 +20,12 @@ from .backends.protocol import Backend, SamplerStep
 from .backends.select import find_options, open_backend, open_fastest
 from .bundle import OUTPUTS, Bundle
 from .digest import check_digest
+from .edit_metadata import edit_metadata
 from .embedding_cache import DEFAULT_BYTES, EmbeddingCache, prompt_key, reference_key
 from .images import Size, to_array, to_pictures
 from .inpainting import Repaint, Repainting, RepaintOptions
 from .masks import note_of
+from .metadata import KEY, PictureDigest, Running
 from .reference_options import ReferenceSize
 from .references import Reference
 from .request import Images, Request, Row, build_request
@@ -91,6 +94,7 @@ class Pipeline:
         self.bundle = bundle
         self.backend = backend
         self.choice: Choice | None = None
+        self.running = Running(type(backend).__name__, AUTO, {})
         self.low_memory = low_memory
         self.input_filter = input_filter
         self.output_filter = output_filter
@@ -167,6 +171,10 @@ class Pipeline:
             embedding_cache=embedding_cache,
         )
         pipeline.choice = choice
+        if choice is not None:
+            options, device = choice.way.options, choice.way.device
+        if options is not None:
+            pipeline.running = running_with(options, device, running)
         return pipeline
 
     @overload
@@ -247,7 +255,8 @@ class Pipeline:
             progress: show a bar on stderr.
 
         Returns:
-            A picture, or a list for a list of prompts or `num_images` above 1 (prompt by prompt).
+            A picture, or a list for a list of prompts or `num_images` above 1 (prompt by prompt). What made each, as
+            JSON values, is in its `info["kontext"]`; `images.save_picture` writes it into the file.
 
         Raises:
             KontextError: an argument is wrong; says what would be right.
@@ -311,6 +320,10 @@ class Pipeline:
                 for index, picture in zip(batch, self.decode(latents), strict=True):
                     repaint = request.rows[index].repaint
                     pictures[index] = picture if repaint is None else repaint.pasted(picture)
+        digests: dict[int, PictureDigest] = {}
+        for index, row in enumerate(request.rows):
+            made = edit_metadata(request, row, self.bundle, self.running, digests)
+            pictures[index].info = {KEY: made}  # what is pasted back brings the colour profile of its file
         return [pictures[index] for index in range(len(request.rows))]
 
     def sample(
@@ -476,6 +489,15 @@ class Pipeline:
         for values in (values for each in outputs for values in each.values()):
             check_finite(graph, values)
         return outputs
+
+
+def running_with(options: BackendOptions, device: str, backend: Backend) -> Running:
+    """What `backend` is to name it again; `device` may be "auto", and is then the one that the backend took."""
+    found = str(getattr(backend, "device", device)).lower()
+    changed = {
+        each.name: value for each in fields(options) if (value := getattr(options, each.name)) != each.default
+    }
+    return Running(options.name, found if device == AUTO and found in options.devices else device, changed)
 
 
 def take(

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from ..errors import KontextError
-
-if TYPE_CHECKING:
-    from .images import Size
 
 REFERENCE_METHODS = ("index", "offset", "stitch")
 """How several references are placed."""
 
-ReferenceSize: TypeAlias = "str | Size"
+ReferenceSize: TypeAlias = "str | tuple[int, int]"
 """What references are encoded at: "output" (the output's size), "preferred" (the preferred size nearest to the
 picture's aspect), (width, height), or "auto": the output's size if it has the picture's aspect, else the preferred."""
 
 SIZE_RULES = ("auto", "preferred", "output")
 
 
-def parse_size(text: str) -> Size | None:
+def parse_size(text: str) -> tuple[int, int] | None:
     """(width, height) of "1024x768", which may be negative; None for any other text."""
     found = re.fullmatch(r"(-?[0-9]{1,9})x(-?[0-9]{1,9})", text, re.IGNORECASE)
     return None if found is None else (int(found[1]), int(found[2]))

@@ -38,6 +38,9 @@ class Row:
     """What is encoded of them."""
     seed: int
     size: Size
+    reference_method: str
+    reference_size: ReferenceSize
+    """The rule that the references' sizes follow."""
     negative: str | None = None
     """The negative prompt, of a request with true CFG."""
     repaint: Repaint | None = None
@@ -143,7 +146,17 @@ def build_request(
         warned |= dict.fromkeys(notes)
         for _ in range(num_images):
             rows.append(
-                Row(text, tuple(pictures), placed[same], seeds[len(rows)], output, negative, repainted)
+                Row(
+                    text,
+                    tuple(pictures),
+                    placed[same],
+                    seeds[len(rows)],
+                    output,
+                    method,
+                    rule,
+                    negative,
+                    repainted,
+                )
             )
     for note in warned:
         warnings.warn(note, stacklevel=3)

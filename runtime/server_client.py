@@ -30,7 +30,9 @@ from PIL import Image
 from ..errors import KontextError
 from ..installation import install_command
 from .images import read_picture
+from .metadata import KEY, read_metadata
 from .noise import check_seed
+from .picture_metadata import metadata_text
 from .sent_pictures import smaller_files
 from .server import contract
 
@@ -59,6 +61,8 @@ QUEUE_FULL = "maximum queue size"
 
 MOST_SAID = 65536
 """Bytes that are read of an answer that is no edit's."""
+
+ANSWER = "the server's answer"
 
 PORTS = {"http": 8000, "https": 443, "grpc": 8001, "grpcs": 443}
 
@@ -208,8 +212,17 @@ def prompt_bytes(prompt: str) -> bytes:
 
 
 def read_answer(image: bytes, warnings: Sequence[bytes | str]) -> Answer:
-    texts = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in warnings)
-    return Answer(read_picture(io.BytesIO(image), "the server's answer", formats=("PNG",)), tuple(texts))
+    texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in warnings]
+    picture = read_picture(io.BytesIO(image), ANSWER, formats=("PNG",))
+    text = metadata_text(picture)
+    picture.info = {}
+    if text is not None:
+        try:
+            read_metadata(text, ANSWER)
+            picture.info[KEY] = json.loads(text)
+        except KontextError as error:
+            texts.append(f"{error}: they are not kept")
+    return Answer(picture, tuple(texts))
 
 
 class TooLarge(KontextError):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kontext import installation
-from kontext.installation import EXTRAS, ROOT, install_command, missing_library
+from kontext.installation import EXTRAS, ROOT, VERSION, install_command, missing_library
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
 
@@ -108,6 +108,10 @@ def test_missing_libraries() -> None:
     )
     assert missing_library("numpy") == f"this needs numpy, which is not installed: {install_command()}"
     assert missing_library("kontext.nothing") is None
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION
 
 
 def test_every_optional_library_has_its_extra() -> None:

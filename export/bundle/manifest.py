@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from ...bundle_folder import FORMAT
 from ...errors import CONTROL
+from ...installation import DISTRIBUTION, VERSION
 from ...model.checkpoint import Checkpoint
 from ...model.config import SamplerConfig, SigmasConfig, TransformerConfig
 from ...model.networks import NETWORKS
@@ -18,7 +19,7 @@ from .journal import FinishedFile
 from .preferred_sizes import preferred_sizes
 from .tokenizer_files import TokenizerFile
 
-TOOLKIT = {"name": "kontext-export", "version": "0.1.0"}
+TOOLKIT = {"name": DISTRIBUTION, "version": VERSION}
 
 
 def weights_file(network: str) -> str:

@@ -79,6 +79,9 @@ BASE64 = "base64"
 PROGRESS = "progress"
 """Request parameter of STREAM: false to get the picture only."""
 
+METADATA = "metadata"
+"""Request parameter: false for an IMAGE without what made it, which is in its chunks otherwise (`picture_metadata`)."""
+
 PROBE = "probe"
 """Request parameter of the supervisor: true for an answer at once, without an edit, with an empty IMAGE if both models
 work."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import KontextError
+from ..picture_metadata import save_options
 from ..pipeline import Pipeline, check_filtered
 from ..request import Request, build_request
 from . import contract
@@ -299,7 +300,9 @@ class as_refusal:
             raise Refused(str(error)) from None
 
 
-def png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image, *, metadata: bool = True) -> bytes:
+    """A picture's PNG file, with what made it if `metadata`."""
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=PNG_LEVEL)
+    options = save_options(picture, "PNG") if metadata else {}
+    picture.save(file, "PNG", compress_level=PNG_LEVEL, **options)
     return file.getvalue()

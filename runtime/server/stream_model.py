@@ -238,6 +238,7 @@ class Response:
         self.asked_base64 = parameters.get(contract.BASE64)
         self.base64 = True
         self.shows_progress = parameters.get(contract.PROGRESS) is not False
+        self.metadata = parameters.get(contract.METADATA) is not False
         self.probe = parameters.get(contract.PROBE) is True
         self.cancel_file = cancel_file(str(parameters.get(contract.CANCEL_FILE, "")))
 
@@ -251,7 +252,7 @@ class Response:
             self.sender.send(pb_utils.InferenceResponse(count(step, total)))
 
     def finish(self, picture: Image.Image) -> None:
-        file = jobs.png(picture)
+        file = jobs.png(picture, metadata=self.metadata)
         tensors = [
             strings(contract.IMAGE.name, [base64.b64encode(file) if self.base64 else file]),
             strings(contract.WARNINGS.name, [text.encode() for text in self.warnings]),

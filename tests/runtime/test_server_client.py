@@ -15,13 +15,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from kontext.errors import KontextError
 from kontext.installation import install_command
 from kontext.runtime import cli, server_client
 from kontext.runtime.sent_pictures import SMALLER_PIXELS, picture_file
 from kontext.runtime.server_client import Edit, connect, edit_all
+
+from .given_metadata import GIVEN
 
 
 def png(colour: str = "red", kind: str = "PNG") -> bytes:
@@ -109,6 +111,26 @@ def test_steps_and_warnings_come_through(url: str) -> None:
     assert seen == [(1, 2), (2, 2)]
     assert answer.picture.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
     assert answer.warnings == ("one", "two")
+
+
+def test_what_made_a_picture_comes_with_it(url: str) -> None:
+    """Only if it is what this version writes: it goes into the user's files."""
+
+    def answer(text: str | None) -> Any:
+        chunks = PngImagePlugin.PngInfo()
+        if text is not None:
+            chunks.add_text("kontext", text)
+        file = io.BytesIO()
+        Image.new("RGB", (32, 16)).save(file, "PNG", pnginfo=chunks)
+        Fake.answers = [(200, [{"IMAGE": base64.b64encode(file.getvalue()).decode(), "WARNINGS": []}])]
+        return connect(url).edit(Edit("x"))
+
+    assert answer(json.dumps(GIVEN)).picture.info == {"kontext": GIVEN}
+    for text in (json.dumps(GIVEN | {"later": 1}), "{", "[1]"):
+        strange = answer(text)
+        assert strange.picture.info == {}
+        assert re.fullmatch("the server's answer: its metadata .*: they are not kept", strange.warnings[0])
+    assert answer(None).warnings == ()
 
 
 def test_several_pictures_are_asked_for_at_once(

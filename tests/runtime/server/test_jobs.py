@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from kontext.errors import ComputationError, KontextError
 from kontext.runtime import Pipeline
 from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
+from kontext.runtime.images import read_picture
 from kontext.runtime.server import contract, jobs, pictures
 from kontext.runtime.server.contract import Limits
 from kontext.runtime.server.jobs import Job, Refused
@@ -268,6 +270,21 @@ def test_limits_are_the_servers(pipe: Pipeline) -> None:
 def test_png_keeps_every_pixel() -> None:
     with Image.open(io.BytesIO(jobs.png(picture()))) as read:
         assert same(read, picture())
+
+
+def test_the_answer_says_what_made_the_picture(pipe: Pipeline) -> None:
+    """Each row of a batch for itself, as a local edit does."""
+    first, second = (
+        job(pipe, SEED=np.array([[seed]], np.uint64), IMAGES=strings(png(picture()))) for seed in (4, 9)
+    )
+    run(pipe, first, second)
+    for asked, seed in ((first, 4), (second, 9)):
+        assert isinstance(asked.listener, Recorder)
+        assert asked.listener.picture is not None
+        answer = read_picture(io.BytesIO(jobs.png(asked.listener.picture)), "the answer")
+        here = pipe.edit(picture(), "make it blue", steps=2, seed=seed)
+        assert json.loads(answer.info["kontext"]) == here.info["kontext"]
+        assert b"make it blue" not in jobs.png(asked.listener.picture, metadata=False)
 
 
 def test_the_plain_model_has_a_part_of_the_streams_outputs() -> None:

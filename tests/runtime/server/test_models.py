@@ -76,7 +76,13 @@ def test_json_is_enough(server: Any, local: Pipeline) -> None:
     status, answer = server.post("models/kontext/generate", body)
     assert status == 200
     expected = local.edit(None, "a red circle", steps=1)
-    assert np.array_equal(pixels(base64.b64decode(json.loads(answer)["IMAGE"])), pixels(expected))
+    file = base64.b64decode(json.loads(answer)["IMAGE"])
+    assert np.array_equal(pixels(file), pixels(expected))
+    with Image.open(io.BytesIO(file)) as picture:
+        made = json.loads(picture.info["kontext"])
+    assert made == expected.info["kontext"] | {"running": made["running"]}
+    status, answer = server.post("models/kontext/generate", {**body, "metadata": False})
+    assert b"a red circle" not in base64.b64decode(json.loads(answer)["IMAGE"])
 
 
 def test_a_stream_shows_each_step_and_then_the_picture(

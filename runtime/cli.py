@@ -29,7 +29,7 @@ from .backends.options import (
 )
 from .backends.select import find_options
 from .reference_options import REFERENCE_METHODS, parse_rule, parse_size, usual_sizes
-from .repaint_flags import add_repaint_flags, repaint_arguments
+from .repaint_flags import add_repaint_flags, repaint_arguments, sent_arguments
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -362,9 +362,6 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
         ("--verify", arguments.verify or None),
         ("--require-digest", arguments.require_digest),
         ("--allow-links", arguments.allow_links or None),
-        ("--mask", arguments.mask),
-        ("--strength", None if arguments.strength == 1 else arguments.strength),
-        ("--negative-prompt", arguments.negative_prompt),
     ]
     for flag, value in [*local, *((each.flag, getattr(arguments, each.field)) for each in OPTION_FLAGS)]:
         if value is not None:
@@ -375,6 +372,7 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
     from .server_client import Edit, connect, edit_all
 
     images = [picture_file(path) for path in arguments.image]
+    repaint = sent_arguments(arguments)
     edits = [
         Edit(
             arguments.prompt,
@@ -385,6 +383,7 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
             arguments.size,
             arguments.reference_method,
             None if arguments.reference_size == "auto" else arguments.reference_size,
+            **repaint,
         )
         for index in range(arguments.num_images)
     ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from PIL import Image
 
 from ..errors import KontextError
 from .images import Size, preferred_size
-from .masks import MAX_BLUR, fitted, of_latents, to_grey
+from .masks import blurred, check_blur, fitted, of_latents, to_grey
 from .number_checks import checked_share
 from .references import SAME_ASPECT, agrees, shown
 from .rgb import upright_rgb
@@ -57,11 +56,6 @@ class RepaintOptions:
             raise KontextError("init_image needs a mask, or a strength below 1: else nothing of it is used")
 
 
-def check_blur(blur: object) -> None:
-    if isinstance(blur, bool) or not isinstance(blur, Integral) or not 0 <= int(blur) <= MAX_BLUR:
-        raise KontextError(f"mask_blur must be a whole number of pixels from 0 to {MAX_BLUR}, not {blur!r}")
-
-
 @dataclass(frozen=True)
 class Repaint:
     """What one picture repaints."""
@@ -96,9 +90,10 @@ class Repaints:
     def __init__(self, options: RepaintOptions, settings: SamplerEntry) -> None:
         options.check()
         self.options, self.settings = options, settings
-        self.mask = None if options.mask is None else to_grey(options.mask)
+        grey = None if options.mask is None else to_grey(options.mask)
+        self.mask = None if grey is None else blurred(grey, options.mask_blur)
         self.init = None if options.init_image is None else upright_rgb(options.init_image)
-        self.converted = replace(options, mask=self.mask, init_image=self.init)
+        self.converted = replace(options, mask=grey, init_image=self.init)
         self.fitted: dict[Size, Image.Image] = {}
 
     def __call__(self, pictures: Sequence[Image.Image], output: Size) -> tuple[Repaint | None, list[str]]:
@@ -127,7 +122,7 @@ class Repaints:
                 "is stretched over all of it"
             )
         if output not in self.fitted:
-            self.fitted[output] = fitted(self.mask, output, int(self.options.mask_blur))
+            self.fitted[output] = fitted(self.mask, output)
         return Repaint(picture, output, self.fitted[output], self.options.paste_back, self.converted), notes
 
 

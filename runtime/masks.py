@@ -4,6 +4,7 @@ is kept; of a mask with transparency, what is opaque is repainted."""
 from __future__ import annotations
 
 import warnings
+from numbers import Integral
 from typing import TypeGuard
 
 import numpy as np
@@ -66,10 +67,19 @@ def warn_of_holes(grey: Image.Image, alpha: Image.Image) -> None:
         )
 
 
-def fitted(mask: Image.Image, size: Size, blur: int) -> Image.Image:
-    """A grey mask blurred by a Gaussian of `blur` of its own pixels, then resized to (width, height) with Lanczos."""
-    if blur:
-        mask = mask.filter(ImageFilter.GaussianBlur(blur))
+def check_blur(blur: object) -> None:
+    """Raises KontextError unless it is a number of pixels that a mask can be blurred by."""
+    if isinstance(blur, bool) or not isinstance(blur, Integral) or not 0 <= int(blur) <= MAX_BLUR:
+        raise KontextError(f"mask_blur must be a whole number of pixels from 0 to {MAX_BLUR}, not {blur!r}")
+
+
+def blurred(mask: Image.Image, blur: int) -> Image.Image:
+    """A grey mask blurred by a Gaussian with a radius of `blur` of its own pixels."""
+    return mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask
+
+
+def fitted(mask: Image.Image, size: Size) -> Image.Image:
+    """A grey mask resized to (width, height) with Lanczos."""
     return mask if mask.size == size else mask.resize(size, Image.Resampling.LANCZOS)
 
 

@@ -57,19 +57,29 @@ def add_repaint_flags(parser: Parser) -> None:
 
 
 def repaint_arguments(arguments: argparse.Namespace, *, reduce: bool) -> dict[str, Any]:
-    """What the flags say, as arguments of `Pipeline.edit`; the pictures are read, `reduce` as in `open_picture`."""
+    """What the flags say, as arguments of `Pipeline.edit`; `reduce` as in `open_picture`, for what is repainted."""
     from .images import open_picture
 
-    def read(path: Any) -> Any:
-        return None if path is None else open_picture(path, reduce=reduce)
+    mask, init_image = arguments.mask, arguments.init_image
+    return {
+        **values(arguments),
+        "mask": None if mask is None else open_picture(mask, reduce=False),  # a blur is in its own pixels
+        "init_image": None if init_image is None else open_picture(init_image, reduce=reduce),
+    }
+
+
+def sent_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say, as fields of `server_client.Edit`: its pictures are files."""
+    from .sent_pictures import mask_file, picture_file
 
     return {
-        "mask": read(arguments.mask),
-        "mask_blur": arguments.mask_blur,
-        "strength": arguments.strength,
-        "init_image": read(arguments.init_image),
-        "paste_back": arguments.paste_back,
-        "negative_prompt": arguments.negative_prompt,
-        "true_cfg": arguments.true_cfg,
-        "cfg_until": arguments.cfg_until,
+        **values(arguments),
+        "mask": None if arguments.mask is None else mask_file(arguments.mask),
+        "init_image": None if arguments.init_image is None else picture_file(arguments.init_image),
     }
+
+
+def values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is no picture."""
+    names = ("mask_blur", "strength", "paste_back", "negative_prompt", "true_cfg", "cfg_until")
+    return {name: getattr(arguments, name) for name in names}

@@ -7,7 +7,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from .images import open_picture, read_picture
+from .masks import to_grey
 from .rgb import upright_rgb
 from .server.contract import PICTURE_FORMATS
 
@@ -26,6 +29,28 @@ def picture_file(path: Path) -> bytes:
         return path.read_bytes()
     file = io.BytesIO()
     upright_rgb(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def mask_file(path: Path) -> bytes:
+    """A mask's file, as `picture_file`; what other formats have becomes grey, since a mask may be in transparency."""
+    picture = open_picture(path)
+    if picture.format in PICTURE_FORMATS:
+        return path.read_bytes()
+    return grey_png(picture)
+
+
+def smaller_mask(data: bytes) -> bytes:
+    """A mask as a grey PNG file of the same size, unless that would be larger.
+
+    Raises KontextError if it is not a picture.
+    """
+    return min(data, grey_png(read_picture(io.BytesIO(data), "the mask", reduce=False)), key=len)
+
+
+def grey_png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    to_grey(picture).save(file, "PNG")
     return file.getvalue()
 
 

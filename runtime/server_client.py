@@ -33,7 +33,7 @@ from .images import read_picture
 from .metadata import KEY, read_metadata
 from .noise import check_seed
 from .picture_metadata import metadata_text
-from .sent_pictures import smaller_files
+from .sent_pictures import smaller_files, smaller_mask
 from .server import contract
 
 CONNECT_SECONDS = 10
@@ -64,6 +64,8 @@ MOST_SAID = 65536
 
 ANSWER = "the server's answer"
 
+PICTURES = [each.name for each in contract.PICTURES]
+
 PORTS = {"http": 8000, "https": 443, "grpc": 8001, "grpcs": 443}
 
 
@@ -80,6 +82,15 @@ class Edit:
     size: tuple[int, int] | None = None
     reference_method: str | None = None
     reference_size: str | None = None
+    mask: bytes | None = None
+    """A picture as in `images`, as is `init_image`."""
+    mask_blur: int = 0
+    strength: float = 1.0
+    init_image: bytes | None = None
+    paste_back: bool = False
+    negative_prompt: str | None = None
+    true_cfg: float = 1.0
+    cfg_until: float = 1.0
 
     def values(self) -> dict[str, list[Any]]:
         """Tensor name → values, without those that the bundle's defaults fill in.
@@ -87,12 +98,19 @@ class Edit:
         Raises KontextError for values that no tensor can hold; the server refuses other wrong ones.
         """
         check_seed(self.seed)
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            raise KontextError(f"guidance must be a finite number, not {self.guidance}")
+        for name, scale in (
+            ("guidance", self.guidance),
+            ("strength", self.strength),
+            ("true_cfg", self.true_cfg),
+            ("cfg_until", self.cfg_until),
+        ):
+            if scale is not None and not math.isfinite(scale):
+                raise KontextError(f"{name} must be a finite number, not {scale}")
         for name, number in (
             ("steps", self.steps),
             ("width", self.size and self.size[0]),
             ("height", self.size and self.size[1]),
+            ("mask_blur", self.mask_blur),
         ):
             if number is not None and not 0 <= number < 2**31:
                 raise KontextError(f"{name} {number} is out of range")
@@ -108,8 +126,35 @@ class Edit:
             contract.SEED.name: [self.seed],
             contract.SIZE.name: None if self.size is None else list(self.size),
             **{name: None if word is None else [word.encode()] for name, word in words.items()},
+            **self.added(),
         }
         return {name: value for name, value in given.items() if value is not None}
+
+    def added(self) -> dict[str, list[Any] | None]:
+        """The values of `contract.ADDED`, None for those that change nothing."""
+        negative = None if self.negative_prompt is None else prompt_bytes(self.negative_prompt)
+        given = (
+            (contract.MASK, self.mask, None),
+            (contract.MASK_BLUR, self.mask_blur, 0),
+            (contract.STRENGTH, self.strength, 1),
+            (contract.INIT_IMAGE, self.init_image, None),
+            (contract.PASTE_BACK, self.paste_back, False),
+            (contract.NEGATIVE_PROMPT, negative, None),
+            (contract.TRUE_CFG, self.true_cfg, 1),
+            (contract.CFG_UNTIL, self.cfg_until, 1),
+        )
+        return {tensor.name: None if value == default else [value] for tensor, value, default in given}
+
+    def smaller(self) -> Edit:
+        """The same edit with its pictures as `smaller_files` makes them."""
+        files = [*self.images, *([] if self.init_image is None else [self.init_image])]
+        files = smaller_files(files) if files else []
+        return replace(
+            self,
+            images=files[: len(self.images)] if self.images else self.images,
+            init_image=None if self.init_image is None else files[-1],
+            mask=None if self.mask is None else smaller_mask(self.mask),
+        )
 
 
 @dataclass(frozen=True)
@@ -242,6 +287,19 @@ class Patient:
         """As `Client.edit`, once. Raises Unavailable where another try may succeed."""
         raise NotImplementedError
 
+    def known_inputs(self) -> set[str]:
+        """The names of the inputs that the server takes."""
+        raise NotImplementedError
+
+    def check_inputs(self, edit: Edit) -> None:
+        """Raises KontextError if the server is too old for what the edit asks."""
+        asked = [each.name for each in contract.ADDED if each.name in edit.values()]
+        if asked and (unknown := set(asked) - self.known_inputs()):
+            raise KontextError(
+                f"{self.address} does not take {', '.join(each for each in asked if each in unknown)}: its repository "
+                "was written by an older kontext-export; write it again"
+            )
+
     def edit(self, edit: Edit, progress: Progress | None = None) -> Answer:
         """As `Client.edit`; `progress` is called with each step once, however often the edit is tried."""
         deadline, pause, broken, seen = 0.0, PAUSES[0], 0, 0
@@ -258,7 +316,7 @@ class Patient:
                 answer = self.try_edit(edit, only_new)
                 return replace(answer, warnings=(*warnings, *answer.warnings))
             except TooLarge as error:
-                smaller = replace(edit, images=smaller_files(edit.images)) if edit.images else edit
+                smaller = edit.smaller()
                 if warnings or smaller == edit:
                     raise
                 edit, warnings = smaller, (f"{error}: they are sent as smaller JPEG files",)
@@ -283,11 +341,12 @@ class HttpClient(Patient):
     def try_edit(self, edit: Edit, progress: Progress | None) -> Answer:
         body: dict[str, Any] = {"parameters": {contract.BASE64: True}}
         for name, values in edit.values().items():
-            if name == contract.IMAGES.name:
+            if name in PICTURES:
                 values = [base64.b64encode(image) for image in values]
             words = [value.decode() if isinstance(value, bytes) else value for value in values]
             body[name] = words if len(words) > 1 else words[0]
         try:
+            self.check_inputs(edit)
             for event in self.events(json.dumps(body).encode()):
                 if "error" in event:
                     raise refusal(str(event["error"]))
@@ -311,12 +370,33 @@ class HttpClient(Patient):
             raise Unavailable(f"{self.address}: {reason(error)}", taken=True) from None
         raise Unavailable(f"{self.address} ended its answer without a picture", taken=True)
 
-    def events(self, body: bytes) -> Iterator[dict[str, Any]]:
-        """Yields the responses to one request as they arrive."""
+    def connect(self) -> http.client.HTTPConnection:
         make = http.client.HTTPSConnection if self.address.encrypted else http.client.HTTPConnection
         connection = make(self.address.host, self.address.port, timeout=CONNECT_SECONDS)
         connection.connect()
         self.reached = True
+        return connection
+
+    def known_inputs(self) -> set[str]:
+        connection = self.connect()
+        try:
+            connection.request("GET", f"{self.address.path}/v2/models/{contract.STREAM}")
+            response = connection.getresponse()
+            data = response.read(MOST_SAID)
+        finally:
+            connection.close()
+        if response.status in UNAVAILABLE:
+            raise Unavailable(f"{self.address} says {status(response)}{said(data)}")
+        try:
+            return {each["name"] for each in json.loads(data)["inputs"]}
+        except (ValueError, LookupError, TypeError):
+            raise KontextError(
+                f"{self.address} does not say which inputs it takes: {status(response)}{said(data)}"
+            ) from None
+
+    def events(self, body: bytes) -> Iterator[dict[str, Any]]:
+        """Yields the responses to one request as they arrive."""
+        connection = self.connect()
         sock = connection.sock
         self.open.add(sock)
         try:
@@ -410,6 +490,7 @@ class GrpcClient(Patient):
         client = self.library.InferenceServerClient(str(self.address), ssl=self.address.encrypted)
         self.open.add(client)
         try:
+            self.check_inputs(edit)
             client.start_stream(callback=lambda result, error: received.put((result, error)))
             client.async_stream_infer(contract.STREAM, inputs, parameters={contract.BASE64: False})
             while True:
@@ -433,6 +514,11 @@ class GrpcClient(Patient):
             self.open.discard(client)
             client.stop_stream(cancel_requests=True)
             client.close()
+
+    def known_inputs(self) -> set[str]:
+        with self.library.InferenceServerClient(str(self.address), ssl=self.address.encrypted) as client:
+            metadata = client.get_model_metadata(contract.STREAM, client_timeout=CONNECT_SECONDS)
+        return {each.name for each in metadata.inputs}
 
     def fault(self, error: Any) -> KontextError:
         """The error for one of tritonclient's: with a status the connection failed, else the server says so."""

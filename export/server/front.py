@@ -13,7 +13,7 @@ FILES = ("nginx.conf", "check.lua", "strict_json.lua", "start.sh", "Dockerfile")
 
 Tree: TypeAlias = "str | Mapping[str, Tree]"
 
-BYTES = {"INT32": 4, "FP32": 4, "UINT64": 8}
+BYTES = {"BOOL": 1, "INT32": 4, "FP32": 4, "UINT64": 8, "FP64": 8}
 """Of one element; strings have a length of their own."""
 
 

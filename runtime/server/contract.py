@@ -63,7 +63,54 @@ REFERENCE_SIZE = Tensor(
     "what references are encoded at: auto, preferred, output or WIDTHxHEIGHT; auto",
     optional=True,
 )
-INPUTS = (PROMPT, IMAGES, STEPS, GUIDANCE, SEED, SIZE, REFERENCE_METHOD, REFERENCE_SIZE)
+MASK = Tensor(
+    "MASK",
+    "BYTES",
+    (1,),
+    "a picture as in IMAGES: only what is white in it, or opaque if it has transparency, is repainted",
+    optional=True,
+)
+MASK_BLUR = Tensor("MASK_BLUR", "INT32", (1,), "radius of a blur of MASK, in its pixels; 0", optional=True)
+STRENGTH = Tensor(
+    "STRENGTH",
+    "FP64",
+    (1,),
+    "share of the steps that run, beginning from the picture with noise; 1: all, from noise",
+    optional=True,
+)
+INIT_IMAGE = Tensor(
+    "INIT_IMAGE",
+    "BYTES",
+    (1,),
+    "the picture that is repainted, as in IMAGES; the first reference",
+    optional=True,
+)
+PASTE_BACK = Tensor(
+    "PASTE_BACK",
+    "BOOL",
+    (1,),
+    "take the picture's own pixels outside MASK, not the autoencoder's; false",
+    optional=True,
+)
+NEGATIVE_PROMPT = Tensor(
+    "NEGATIVE_PROMPT",
+    "BYTES",
+    (1,),
+    "what the picture should not be, in UTF-8; only counts with TRUE_CFG",
+    optional=True,
+)
+TRUE_CFG = Tensor(
+    "TRUE_CFG", "FP32", (1,), "scale of the guidance away from NEGATIVE_PROMPT; 1: none", optional=True
+)
+CFG_UNTIL = Tensor(
+    "CFG_UNTIL", "FP64", (1,), "share of the steps that TRUE_CFG is for, from the first on; 1", optional=True
+)
+ADDED = (MASK, MASK_BLUR, STRENGTH, INIT_IMAGE, PASTE_BACK, NEGATIVE_PROMPT, TRUE_CFG, CFG_UNTIL)
+"""Inputs that servers of earlier versions do not know. Over HTTP those take them for parameters, and ignore them."""
+
+INPUTS = (PROMPT, IMAGES, STEPS, GUIDANCE, SEED, SIZE, REFERENCE_METHOD, REFERENCE_SIZE, *ADDED)
+PICTURES = (IMAGES, INIT_IMAGE, MASK)
+"""Inputs that are pictures."""
 
 IMAGE = Tensor("IMAGE", "BYTES", (1,), "the edited picture, a PNG file")
 WARNINGS = Tensor(
@@ -101,13 +148,13 @@ class Limits:
     max_steps: int = 200
     max_references: int = 8
     max_megapixels: int = 64
-    """Of all references of a request together, as they are sent and as they are encoded."""
+    """Of all pictures of a request together, as they are sent and as they are encoded."""
     max_prompt_bytes: int = 16384
     max_decode_seconds: int = 10
-    """Of a processor's time, for each reference."""
+    """Of a processor's time, for each picture."""
     max_output_megapixels: int = 4
     max_megapixel_steps: int = 1000
-    """Steps times the pixels of the output and of the references as they are encoded."""
+    """Steps, those with true CFG twice, times the pixels of the output and of the references as they are encoded."""
     max_seconds: int = 3600
     """By the clock, from the beginning of an edit's batch; looked at after each step."""
     max_queue: int = 256

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -37,7 +38,7 @@ CODE = "sys.path[:] = sys.argv[1:]; from kontext.runtime.server.decoding_process
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture, upright and in 8-bit RGB, and what its caller is warned of."""
+    """A picture, upright and in 8-bit RGB, or a mask in 8-bit grey, and what its caller is warned of."""
 
     picture: Image.Image
     warnings: tuple[str, ...] = ()
@@ -54,9 +55,15 @@ class Decoders:
             self.free.put(Process())
 
     def decode(
-        self, file: bytes, name: str, formats: Sequence[str], max_pixels: int, reduce: bool
+        self,
+        file: bytes,
+        name: str,
+        formats: Sequence[str],
+        max_pixels: int,
+        reduce: bool,
+        mask: bool = False,
     ) -> Decoded:
-        """A picture's file decoded, as `images.read_picture` and `rgb.upright_rgb` do it.
+        """A picture's file decoded, as `images.read_picture` and `rgb.upright_rgb` do it, or `masks.to_grey` a mask's.
 
         Raises:
             KontextError: as theirs; or decoding takes too long, or ends the process.
@@ -73,6 +80,7 @@ class Decoders:
                 formats=list(formats),
                 max_pixels=max_pixels,
                 reduce=reduce,
+                mask=mask,
             )
         finally:
             if process is not None and not process.works():
@@ -132,7 +140,7 @@ class Process:
             raise KontextError(str(answer["error"]))
         return Decoded(picture, tuple(answer["warnings"]))
 
-    def exchange(self, request: bytes, file: bytes) -> tuple[dict[str, list[str]], Image.Image | None]:
+    def exchange(self, request: bytes, file: bytes) -> tuple[dict[str, Any], Image.Image | None]:
         """The answer to a request, and the picture unless it is an error. Raises OSError, ValueError or EOFError if the
         process has died."""
         stdin, stdout = self.process.stdin, self.process.stdout
@@ -145,10 +153,11 @@ class Process:
         if "error" in answer:
             return answer, None
         width, height = answer["size"]
-        pixels = stdout.read(3 * width * height)
-        if len(pixels) < 3 * width * height:
+        size = len(answer["mode"]) * width * height
+        pixels = stdout.read(size)
+        if len(pixels) < size:
             raise EOFError
-        return answer, Image.frombytes("RGB", (width, height), pixels)
+        return answer, Image.frombytes(answer["mode"], (width, height), pixels)
 
 
 def interpreter() -> str:

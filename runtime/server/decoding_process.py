@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from ...errors import KontextError
 from ..images import read_picture
+from ..masks import to_grey
 from ..rgb import upright_rgb
 
 MEMORY_BYTES = 2 << 30
@@ -37,26 +38,29 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def decode(file: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """The answer to a request: the picture's size, what the caller is warned of, and the pixels, 8-bit RGB; or an
-    error."""
+    """The answer to a request: the picture's size and mode (RGB, of a mask L), what the caller is warned of, and the
+    pixels; or an error."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            picture = upright_rgb(
-                read_picture(
-                    io.BytesIO(file),
-                    request["name"],
-                    formats=tuple(request["formats"]),
-                    max_pixels=request["max_pixels"],
-                    reduce=request["reduce"],
-                )
+            picture = read_picture(
+                io.BytesIO(file),
+                request["name"],
+                formats=tuple(request["formats"]),
+                max_pixels=request["max_pixels"],
+                reduce=request["reduce"],
             )
+            picture = to_grey(picture) if request["mask"] else upright_rgb(picture)
             pixels = picture.tobytes()
     except KontextError as error:
         return {"error": str(error)}, b""
     except MemoryError:
         return {"error": f"{request['name']} needs too much memory to decode"}, b""
-    return {"size": picture.size, "warnings": [str(each.message) for each in caught]}, pixels
+    return {
+        "size": picture.size,
+        "mode": picture.mode,
+        "warnings": [str(each.message) for each in caught],
+    }, pixels
 
 
 def limit() -> None:

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,21 +18,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import KontextError
+from ..inpainting import RepaintOptions
 from ..picture_metadata import save_options
 from ..pipeline import Pipeline, check_filtered
 from ..request import Request, build_request
+from ..true_cfg import CfgOptions
 from . import contract
 from .contract import Limits
-from .decoding import Decoded
-from .pictures import read_pictures, read_word
+from .pictures import Pictures, read_pictures, read_word
 
 Array = NDArray[Any]
 
 PNG_LEVEL = 1
 """zlib's level; at 1024x1024 the default takes 0.5 s longer for 4 % fewer bytes."""
 
-NUMPY_TYPES = {"BYTES": np.dtype(object), "INT32": np.dtype(np.int32), "FP32": np.dtype(np.float32)} | {
-    "UINT64": np.dtype(np.uint64)
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "BYTES": np.dtype(object),
+    "BOOL": np.dtype(np.bool_),
+    "INT32": np.dtype(np.int32),
+    "UINT64": np.dtype(np.uint64),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
 }
 
 
@@ -74,13 +80,18 @@ class Job:
     @property
     def kind(self) -> tuple[object, ...]:
         """Jobs of one kind can be sampled in one batch."""
-        return (self.request.steps, self.request.guidance, self.request.rows[0].shape)
+        return (replace(self.request, rows=()), self.request.rows[0].shape)
 
     @property
     def work(self) -> float:
-        """Steps times pixels of the output and of the references as they are encoded."""
+        """Steps, those with true CFG twice, times pixels of the output and of the references as they are encoded."""
         row = self.request.rows[0]
-        return self.request.steps * sum(map(math.prod, (row.size, *(each.size for each in row.references))))
+        return self.request.passes * sum(map(math.prod, (row.size, *(each.size for each in row.references))))
+
+    @property
+    def width(self) -> int:
+        """Rows of a batch that it takes: two with true CFG."""
+        return 1 if self.request.cfg is None else 2
 
     def close_if_cancelled(self) -> None:
         if self.open and self.listener.cancelled():
@@ -92,7 +103,7 @@ def read_request(
     pipe: Pipeline,
     limits: Limits,
     arrays: Mapping[str, Array],
-    decoded: Sequence[Decoded] | None = None,
+    decoded: Pictures | None = None,
 ) -> tuple[Request, list[str]]:
     """The edit that a request's arrays describe, and warnings for the caller.
 
@@ -108,35 +119,33 @@ def read_request(
     """
     check_arrays(arrays)
     decoded = read_pictures(arrays, limits) if decoded is None else decoded
-    prompt = read_prompt(arrays[contract.PROMPT.name].flat[0], limits)
+    prompt = read_prompt(arrays, contract.PROMPT, limits) or ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        request = build(pipe, limits, arrays, prompt, [each.picture for each in decoded])
-        pipe.clip([prompt])
-        pipe.t5([prompt])
+        request = build(pipe, limits, arrays, prompt, decoded)
+        pipe.warn_of_masks(request)
+        for text in (prompt, request.rows[0].negative or ""):
+            pipe.clip([text])
+            pipe.t5([text])
     if pipe.input_filter is not None:
         with as_refusal():
-            pipe.input_filter(request.rows[0].pictures, prompt)
-    warned = [text for each in decoded for text in each.warnings]
-    return request, warned + [str(warning.message) for warning in caught]
+            pipe.input_filter(request.rows[0].seen, prompt)
+    return request, decoded.warnings + [str(warning.message) for warning in caught]
 
 
 def build(
-    pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array], prompt: str, pictures: list[Image.Image]
+    pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array], prompt: str, pictures: Pictures
 ) -> Request:
     """The request of arrays whose types and shapes are checked."""
-    values = {
-        name: arrays[name].ravel().tolist()
-        for name in ("STEPS", "GUIDANCE", "SEED", "SIZE")
-        if name in arrays
-    }
+    numbers = [each.name for each in contract.INPUTS if each.datatype != "BYTES"]
+    values = {name: arrays[name].ravel().tolist() for name in numbers if name in arrays}
     steps = values.get("STEPS", [None])[0]
     if steps is not None and steps > limits.max_steps:
         raise KontextError(f"STEPS may be at most {limits.max_steps} here, not {steps}")
     size = values.get("SIZE")
     request = build_request(
         pipe.bundle.sampler,
-        pictures,
+        [each.picture for each in pictures.references],
         prompt,
         steps=steps,
         guidance=values.get("GUIDANCE", [None])[0],
@@ -144,11 +153,17 @@ def build(
         size=None if size is None else (size[0], size[1]),
         reference_method=read_word(arrays, contract.REFERENCE_METHOD),
         reference_size=read_word(arrays, contract.REFERENCE_SIZE) or "auto",
+        repaint=read_repaint(values, pictures),
+        cfg=CfgOptions(
+            read_prompt(arrays, contract.NEGATIVE_PROMPT, limits),
+            values.get("TRUE_CFG", [1.0])[0],
+            values.get("CFG_UNTIL", [1.0])[0],
+        ),
     )
-    encoded = sum(math.prod(reference.size) for reference in request.rows[0].references)
-    if encoded > limits.max_megapixels * 1_000_000:
+    all_encoded = sum(math.prod(each.size) for each in request.rows[0].encoded)
+    if all_encoded > limits.max_megapixels * 1_000_000:
         raise KontextError(
-            f"the references would be encoded at {encoded / 1e6:.3g} million pixels together; at most "
+            f"the pictures would be encoded at {all_encoded / 1e6:.3g} million pixels together; at most "
             f"{limits.max_megapixels} million are taken here"
         )
     output = math.prod(request.rows[0].size)
@@ -157,14 +172,29 @@ def build(
             f"SIZE {'x'.join(map(str, request.rows[0].size))} is {output / 1e6:.3g} million pixels; at most "
             f"{limits.max_output_megapixels} million are made here"
         )
-    work = request.steps * (output + encoded) / 1e6
+    encoded = sum(math.prod(reference.size) for reference in request.rows[0].references)
+    work = request.passes * (output + encoded) / 1e6
     if work > limits.max_megapixel_steps:
+        twice = request.passes - request.run_steps
         raise KontextError(
-            f"{request.steps} steps of {(output + encoded) / 1e6:.3g} million pixels, references included, are "
-            f"{work:.0f} million; at most {limits.max_megapixel_steps} million are taken here: ask for fewer steps, a "
-            "smaller SIZE or fewer references"
+            f"{request.run_steps} steps{f', {twice} of them twice,' if twice else ''} of "
+            f"{(output + encoded) / 1e6:.3g} million pixels, references included, are {work:.0f} million; at most "
+            f"{limits.max_megapixel_steps} million are taken here: ask for fewer steps, a smaller SIZE or fewer "
+            "references"
         )
     return request
+
+
+def read_repaint(values: Mapping[str, list[Any]], pictures: Pictures) -> RepaintOptions:
+    """What a request repaints, by its numbers and its pictures."""
+    mask, init_image = pictures.mask, pictures.init_image
+    return RepaintOptions(
+        mask=None if mask is None else mask.picture,
+        mask_blur=values.get("MASK_BLUR", [0])[0],
+        strength=values.get("STRENGTH", [1.0])[0],
+        init_image=None if init_image is None else init_image.picture,
+        paste_back=values.get("PASTE_BACK", [False])[0],
+    )
 
 
 def check_arrays(arrays: Mapping[str, Array]) -> None:
@@ -193,14 +223,20 @@ def check_array(tensor: contract.Tensor, array: Array | None) -> None:
         raise KontextError(f"{tensor.name} must have the shape {shape}, not {list(array.shape)}")
 
 
-def read_prompt(value: object, limits: Limits) -> str:
+def read_prompt(arrays: Mapping[str, Array], tensor: contract.Tensor, limits: Limits) -> str | None:
+    """The text of PROMPT or NEGATIVE_PROMPT; None if it is not given."""
+    if tensor.name not in arrays:
+        return None
+    value = arrays[tensor.name].flat[0]
     data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
     if len(data) > limits.max_prompt_bytes:
-        raise KontextError(f"PROMPT has {len(data)} bytes; at most {limits.max_prompt_bytes} are taken here")
+        raise KontextError(
+            f"{tensor.name} has {len(data)} bytes; at most {limits.max_prompt_bytes} are taken here"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise KontextError("PROMPT is not UTF-8") from None
+        raise KontextError(f"{tensor.name} is not UTF-8") from None
 
 
 class AllCancelled(Exception):
@@ -237,7 +273,7 @@ def run_jobs(
     if not jobs:
         return
     first = jobs[0].request
-    request = Request(tuple(job.request.rows[0] for job in jobs), first.steps, first.guidance)
+    request = replace(first, rows=tuple(job.request.rows[0] for job in jobs))
 
     def on_step(step: int, total: int, _: object) -> None:
         on_rows(len(jobs))

@@ -31,7 +31,7 @@ from ..bundle_files import file_digest
 from ..embedding_cache import DEFAULT_BYTES
 from ..pipeline import InputFilter, OutputFilter, Pipeline
 from . import contract, jobs, pictures
-from .decoding import Decoded, Decoders
+from .decoding import Decoders
 from .graphs import ServerGraphs
 from .metrics import Metrics
 from .turns import Turns
@@ -112,12 +112,14 @@ class StreamModel:
         steps = int(arrays["STEPS"].flat[0]) if "STEPS" in arrays else self.default_steps
         pixels = math.prod(arrays["SIZE"].ravel().tolist()) if "SIZE" in arrays else self.default_pixels
         references = arrays["IMAGES"].size if "IMAGES" in arrays else 0
+        if "NEGATIVE_PROMPT" in arrays and "TRUE_CFG" in arrays:
+            steps *= 2
         return steps * (pixels + references * self.default_pixels) > self.turns.default_work
 
     def read(self, listener: Response, arrays: Mapping[str, Any], long: bool) -> None:
         """Decodes a request's pictures, and returns when its batch begins: so many are decoded ahead."""
         begun = threading.Event()
-        decoded: list[Decoded] | Exception
+        decoded: pictures.Pictures | Exception
         try:
             decoded = pictures.read_pictures(arrays, self.limits, self.decoders.decode)
         except Exception as error:
@@ -129,7 +131,7 @@ class StreamModel:
         self,
         listener: Response,
         arrays: Mapping[str, Any],
-        decoded: list[Decoded] | Exception,
+        decoded: pictures.Pictures | Exception,
         long: bool,
         begun: threading.Event,
     ) -> None:

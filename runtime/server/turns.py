@@ -156,7 +156,8 @@ class Turns:
             if not ready:
                 return
             first = min(ready, key=self.rank)
-            jobs = [job for job in self.waiting if job.kind == first.kind][: self.largest]
+            most = max(1, self.largest // first.width)
+            jobs = [job for job in self.waiting if job.kind == first.kind][:most]
             self.waiting = [job for job in self.waiting if job not in jobs]
             for job in jobs:
                 job.leave()

@@ -1,6 +1,6 @@
 """What the tests ask of a server over gRPC; runs in the server's environment and prints JSON.
 
-grpc_calls.py URL edit PICTURE STEPS SEED OUT | unary … | cancel | cancel-unary | refused
+grpc_calls.py URL edit PICTURE STEPS SEED OUT | repaint PICTURE MASK OUT | unary … | cancel | cancel-unary | refused
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ def edit(url: str, picture: str, steps: str, seed: str, output: str) -> dict[str
     answer = connect(url).edit(asked, lambda step, total: seen.append((step, total)))
     answer.picture.save(output)
     return {"seen": seen}
+
+
+def repaint(url: str, picture: str, mask: str, output: str) -> dict[str, Any]:
+    """As `edit`, with inputs that older servers do not have."""
+    files = [picture_file(Path(path)) for path in (picture, mask)]
+    asked = Edit("make it blue", files[:1], 3, mask=files[1], strength=0.7, negative_prompt="", true_cfg=2.0)
+    connect(url).edit(asked).picture.save(output)
+    return {}
 
 
 def unary(url: str, picture: str, steps: str, seed: str, output: str) -> dict[str, Any]:
@@ -99,5 +107,12 @@ def refused(url: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    call = {"edit": edit, "unary": unary, "cancel": cancel, "cancel-unary": cancel_unary, "refused": refused}
+    call = {
+        "edit": edit,
+        "repaint": repaint,
+        "unary": unary,
+        "cancel": cancel,
+        "cancel-unary": cancel_unary,
+        "refused": refused,
+    }
     print(json.dumps(call[sys.argv[2]](sys.argv[1], *sys.argv[3:])))

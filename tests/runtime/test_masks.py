@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from kontext.errors import KontextError
-from kontext.runtime.masks import fitted, note_of, of_latents, to_grey
+from kontext.runtime.masks import blurred, fitted, note_of, of_latents, to_grey
 
 
 def halves(mode: str, white: object, black: object) -> Image.Image:
@@ -68,12 +68,12 @@ def test_damaged_and_huge_masks() -> None:
 
 def test_a_blur_has_the_masks_own_pixels() -> None:
     mask = GREY.resize((64, 64), Image.Resampling.NEAREST)
-    assert np.array_equal(np.asarray(fitted(mask, (64, 64), 0)), np.asarray(mask))
-    blurred = np.asarray(fitted(mask, (64, 64), 4))[32]
-    assert blurred[0] == 255
-    assert blurred[-1] == 0
-    assert 100 < blurred[31] < 156
-    assert fitted(mask, (16, 32), 4).size == (16, 32)
+    assert np.array_equal(np.asarray(fitted(blurred(mask, 0), (64, 64))), np.asarray(mask))
+    row = np.asarray(blurred(mask, 4))[32]
+    assert row[0] == 255
+    assert row[-1] == 0
+    assert 100 < row[31] < 156
+    assert fitted(mask, (16, 32)).size == (16, 32)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 48)])
@@ -86,7 +86,7 @@ def test_latents_are_chosen_as_diffusers_chooses_them(size: tuple[int, int]) -> 
     noise = np.random.default_rng(1).integers(0, 256, (83, 71), np.uint8)
     binary = processor.preprocess(Image.fromarray(noise), height=size[1], width=size[0])
     theirs = torch.nn.functional.interpolate(binary, size=(size[1] // 8, size[0] // 8))[0, 0].numpy()
-    ours = of_latents(fitted(Image.fromarray(noise), size, 0), 8)
+    ours = of_latents(fitted(Image.fromarray(noise), size), 8)
     assert np.array_equal(ours, theirs > 0)
     assert 0 < ours.mean() < 1
 

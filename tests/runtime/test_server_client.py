@@ -21,6 +21,7 @@ from kontext.errors import KontextError
 from kontext.installation import install_command
 from kontext.runtime import cli, server_client
 from kontext.runtime.sent_pictures import SMALLER_PIXELS, picture_file
+from kontext.runtime.server import contract
 from kontext.runtime.server_client import Edit, connect, edit_all
 
 from .given_metadata import GIVEN
@@ -38,6 +39,7 @@ class Fake(BaseHTTPRequestHandler):
     answers: ClassVar[list[tuple[int, list[Any]]]] = []
     asked: ClassVar[list[tuple[str, dict[str, Any]]]] = []
     hold: ClassVar[threading.Event] = threading.Event()
+    metadata: ClassVar[tuple[int, bytes]] = (404, b"")
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -53,6 +55,13 @@ class Fake(BaseHTTPRequestHandler):
                 self.wfile.write(
                     event if isinstance(event, bytes) else b"data: %s\n\n" % json.dumps(event).encode()
                 )
+
+    def do_GET(self) -> None:
+        """The model's metadata."""
+        self.asked.append((self.path, {}))
+        self.send_response(self.metadata[0])
+        self.end_headers()
+        self.wfile.write(self.metadata[1])
 
     def log_message(self, *_: object) -> None: ...
 
@@ -102,6 +111,81 @@ def test_what_is_sent_is_what_was_given(url: str) -> None:
     }
     assert full == {"PROMPT": "ä circle", "IMAGES": images, **settings}
     assert least == {"PROMPT": "x", "SEED": 0, "parameters": {"base64": True}}
+
+
+REPAINT: dict[str, Any] = {
+    "mask": png("white"),
+    "mask_blur": 2,
+    "strength": 0.5,
+    "init_image": png("blue"),
+    "paste_back": True,
+    "negative_prompt": "",
+    "true_cfg": 4.0,
+    "cfg_until": 0.5,
+}
+
+
+def inputs_of(*names: str) -> bytes:
+    return json.dumps({"name": "kontext_stream", "inputs": [{"name": name} for name in names]}).encode()
+
+
+def test_what_is_repainted_is_sent(url: str) -> None:
+    Fake.answers = [(200, [done()])]
+    Fake.metadata = (200, inputs_of(*(each.name for each in contract.INPUTS)))
+    connect(url).edit(Edit("x", **REPAINT))
+    (question, _), (_, sent) = Fake.asked
+    assert question == "/v2/models/kontext_stream"
+    assert sent == {
+        "PROMPT": "x",
+        "SEED": 0,
+        "MASK": base64.b64encode(png("white")).decode(),
+        "MASK_BLUR": 2,
+        "STRENGTH": 0.5,
+        "INIT_IMAGE": base64.b64encode(png("blue")).decode(),
+        "PASTE_BACK": True,
+        "NEGATIVE_PROMPT": "",
+        "TRUE_CFG": 4.0,
+        "CFG_UNTIL": 0.5,
+        "parameters": {"base64": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (
+            (200, inputs_of("PROMPT", "IMAGES", "STEPS", "STRENGTH")),
+            "does not take MASK, PASTE_BACK: its repository was written by an older kontext-export",
+        ),
+        ((200, b"<html>"), "does not say which inputs it takes: 200 OK"),
+        ((200, b"[]"), "does not say which inputs it takes: 200 OK"),
+        ((403, b'{"error": "not here"}'), "does not say which inputs it takes: 403 Forbidden: not here"),
+    ],
+)
+def test_servers_that_would_ignore_a_mask_are_not_asked(
+    url: str, metadata: tuple[int, bytes], message: str
+) -> None:
+    """Over HTTP, a server takes names that it does not know for parameters, and repaints everything."""
+    Fake.metadata = metadata
+    with pytest.raises(KontextError, match=message):
+        connect(url).edit(Edit("x", [png()], mask=png("white"), strength=0.5, paste_back=True))
+    assert [path for path, _ in Fake.asked] == ["/v2/models/kontext_stream"]
+
+
+def test_large_masks_are_sent_as_grey(url: str) -> None:
+    """What a front does not take is sent smaller: a mask in all of its pixels, since its blur counts them."""
+    mask = Image.effect_noise((600, 400), 90).convert("RGBA")
+    mask.putalpha(Image.radial_gradient("L").resize((600, 400)))
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    Fake.metadata = (200, inputs_of(*(each.name for each in contract.INPUTS)))
+    Fake.answers = [(413, [b"{}"]), (200, [done()])]
+    with pytest.warns(UserWarning, match="the mask is taken from its transparency"):
+        answer = connect(url).edit(Edit("x", mask=file.getvalue(), init_image=png()))
+    assert "they are sent as smaller JPEG files" in answer.warnings[0]
+    with Image.open(io.BytesIO(base64.b64decode(Fake.asked[-1][1]["MASK"]))) as sent:
+        assert sent.mode == "L"
+        assert np.array_equal(np.asarray(sent), np.asarray(mask.getchannel("A")))
 
 
 def test_steps_and_warnings_come_through(url: str) -> None:

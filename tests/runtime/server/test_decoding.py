@@ -17,6 +17,7 @@ from PIL import Image
 
 from kontext.errors import ComputationError, KontextError
 from kontext.runtime.images import read_picture
+from kontext.runtime.masks import to_grey
 from kontext.runtime.rgb import upright_rgb
 from kontext.runtime.server import decoding, decoding_process
 from kontext.runtime.server.decoding import Decoders
@@ -55,6 +56,16 @@ def test_pictures_are_those_of_this_process(decoders: Decoders, file_format: str
         expected = upright_rgb(read_picture(io.BytesIO(file), "it"))
     assert np.array_equal(found.picture, expected)
     assert found.warnings == (("transparent parts of the picture become white",) if mode == "RGBA" else ())
+
+
+def test_masks_are_grey(decoders: Decoders) -> None:
+    mask = noise(50, 37, "RGBA")
+    with pytest.warns(UserWarning, match="the mask is taken from its transparency"):
+        expected = to_grey(mask)
+    found = decoders.decode(encoded(mask), "MASK", FORMATS, 10**6, False, mask=True)
+    assert found.picture.mode == "L"
+    assert np.array_equal(found.picture, expected)
+    assert [text[:36] for text in found.warnings] == ["the mask is taken from its transparen"[:36]]
 
 
 def test_errors_are_those_of_this_process(decoders: Decoders) -> None:
@@ -146,10 +157,10 @@ def test_an_embedded_python_finds_an_interpreter(monkeypatch: pytest.MonkeyPatch
 
 def test_answers_to_many_requests_in_one_stream() -> None:
     """The process's loop, in this process."""
-    request = {"name": "it", "formats": FORMATS, "max_pixels": 100, "reduce": True}
+    request = {"name": "it", "formats": FORMATS, "max_pixels": 100, "reduce": True, "mask": False}
     good, bad = encoded(noise(5, 4)), encoded(noise(50, 40))
     assert decoding_process.decode(good, request) == (
-        {"size": (5, 4), "warnings": []},
+        {"size": (5, 4), "mode": "RGB", "warnings": []},
         noise(5, 4).tobytes(),
     )
     assert "million pixels" in decoding_process.decode(bad, request)[0]["error"]

@@ -103,6 +103,10 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, str], str]] = {
     "a hidden key": (INFER, infer(STEPS).replace(b'"data": [1]', b'"d\\u0061ta": [1]'), {}, "has escapes"),
     "another datatype": (INFER, infer(tensor("STEPS", "FP64", [1, 1], [1])), {}, "another datatype"),
     "an unknown input": (INFER, infer(tensor("SHARPNESS", "FP32", [1, 1], [1])), {}, "an unknown one"),
+    "a number for a truth": (GENERATE, b'{"PROMPT":"x","PASTE_BACK":1}', {}, "values of another type"),
+    "a share that is a text": (GENERATE, b'{"PROMPT":"x","STRENGTH":"0.5"}', {}, "values of another type"),
+    "a share beyond fp64": (GENERATE, b'{"PROMPT":"x","STRENGTH":1e999}', {}, "values of another type"),
+    "two masks": (GENERATE, b'{"PROMPT":"x","MASK":["a","b"]}', {}, "more or fewer values"),
     "an input twice": (INFER, infer(STEPS, STEPS), {}, "given twice"),
     "an input in shared memory": (
         INFER,
@@ -253,6 +257,7 @@ def test_every_form_of_a_request_is_the_servers(server: Any, front: Front, pictu
     """The same bytes to the server and through the front get the same bytes."""
     bytes_, headers = in_bytes()
     image = base64.b64encode(pictures[0].read_bytes()).decode()
+    repaint = {"MASK": image, "PASTE_BACK": True, "STRENGTH": 0.5, "MASK_BLUR": 1, "NEGATIVE_PROMPT": ""}
     forms: list[tuple[str, bytes, dict[str, str]]] = [
         (INFER, bytes_, headers),
         (INFER, infer(STEPS, parameters={"base64": True}, id="one"), {}),
@@ -264,6 +269,9 @@ def test_every_form_of_a_request_is_the_servers(server: Any, front: Front, pictu
         (GENERATE, b'{"PROMPT":"x","STEPS":0}', {}),
         (GENERATE, rb'{"PROMPT":"\uD83D\ude00 \\ud800 \/ \u00e4","STEPS":1}', {}),
         (GENERATE, b'{"PROMPT":"x","STEPS":1,"SEED":18446744073709551615,"GUIDANCE":2.5e0}', {}),
+        (GENERATE, json.dumps({"PROMPT": "x", "STEPS": 2, "IMAGES": image, **repaint}).encode(), {}),
+        (INFER, infer(STEPS, tensor("STRENGTH", "FP64", [1, 1], [0.5])), {}),
+        (INFER, infer(STEPS, tensor("PASTE_BACK", "BOOL", [1, 1], [True])), {}),
     ]
     for path, body, extra in forms:
         through, direct = send(front.http + path, body, extra), send(server.http + path, body, extra)

@@ -257,6 +257,126 @@ def test_references_of_a_request(pipe: Pipeline) -> None:
     assert warned == []
 
 
+def one(value: Any, kind: Any) -> np.ndarray[Any, Any]:
+    return np.array([[value]], kind)
+
+
+def repainting(**more: Any) -> Arrays:
+    """A request that uses everything that repaints and guides."""
+    return {
+        "IMAGES": strings(png(picture())),
+        "INIT_IMAGE": strings(png(picture(96, 176))),
+        "MASK": strings(base64.b64encode(png(half(96, 176)))),
+        "MASK_BLUR": one(3, np.int32),
+        "STRENGTH": one(0.6, np.float64),
+        "PASTE_BACK": one(True, np.bool_),
+        "NEGATIVE_PROMPT": strings(b"a star"),
+        "TRUE_CFG": one(3, np.float32),
+        "CFG_UNTIL": one(0.5, np.float64),
+        **more,
+    }
+
+
+def half(width: int, height: int) -> Image.Image:
+    mask = Image.new("L", (width, height))
+    mask.paste(255, (0, 0, width // 2, height))
+    return mask
+
+
+def test_repainting_and_negative_prompts_in_a_batch_are_the_pipelines(pipe: Pipeline) -> None:
+    """Each row has its own mask, picture and negative prompt."""
+    other = {"MASK": strings(png(half(48, 90).rotate(180))), "NEGATIVE_PROMPT": strings(b"")}
+    batch = [job(pipe, steps=5, **repainting()), job(pipe, steps=5, **repainting(**other))]
+    assert len({each.kind for each in batch}) == 1
+    assert [each.width for each in batch] == [2, 2]
+    assert run(pipe, *batch) == 2 * 3
+    masks, negatives = [half(96, 176), half(48, 90).rotate(180)], ["a star", ""]
+    for each, mask, negative in zip(batch, masks, negatives, strict=True):
+        expected = pipe.edit(
+            picture(),
+            "make it blue",
+            steps=5,
+            init_image=picture(96, 176),
+            mask=mask,
+            mask_blur=3,
+            strength=0.6,
+            paste_back=True,
+            negative_prompt=negative,
+            true_cfg=3,
+            cfg_until=0.5,
+        )
+        assert same(each.listener.picture, expected)
+
+
+def test_what_repaints_is_another_kind(pipe: Pipeline) -> None:
+    image = {"IMAGES": strings(png(picture()))}
+    batch = [
+        job(pipe, **image),
+        job(pipe, **image, MASK=strings(png(half(128, 128)))),
+        job(pipe, **image, MASK=strings(png(half(64, 64)))),
+        job(pipe, **image, STRENGTH=one(0.5, np.float64)),
+        job(pipe, **image, NEGATIVE_PROMPT=strings(b"x"), TRUE_CFG=one(2, np.float32)),
+        job(pipe, **image, NEGATIVE_PROMPT=strings(b"y"), TRUE_CFG=one(2, np.float32)),
+        job(pipe, **image, NEGATIVE_PROMPT=strings(b"y"), TRUE_CFG=one(3, np.float32)),
+    ]
+    kinds = [each.kind for each in batch]
+    assert [kinds.index(kind) for kind in kinds] == [0, 1, 1, 3, 4, 4, 6]
+
+
+def test_true_cfg_is_twice_the_work_and_strength_less(pipe: Pipeline) -> None:
+    guided = {"NEGATIVE_PROMPT": strings(b"x"), "TRUE_CFG": one(4, np.float32)}
+    alone, twice = job(pipe, steps=10), job(pipe, steps=10, **guided)
+    assert twice.work == 2 * alone.work
+    assert job(pipe, steps=10, CFG_UNTIL=one(0.3, np.float64), **guided).work == 1.3 * alone.work
+    shown = {"IMAGES": strings(png(picture()))}
+    less = job(pipe, steps=10, STRENGTH=one(0.4, np.float64), **shown)
+    assert less.work == 0.4 * job(pipe, steps=10, **shown).work
+    with pytest.raises(
+        KontextError, match=r"31 steps, 31 of them twice, of 0\.0164 million pixels.* at most 1 mill"
+    ):
+        jobs.read_request(pipe, Limits(max_megapixel_steps=1), arrays(steps=31, **guided))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"MASK": strings(b"nothing")}, "MASK is neither a PNG, JPEG or WebP file nor base64 of one"),
+        ({"MASK": strings(b"\x89PNG nothing")}, "MASK is not a PNG, JPEG or WebP picture"),
+        ({"MASK": strings(b"a", b"b")}, r"MASK must have the shape \[1, 1\]"),
+        ({"MASK": strings(png(half(2000, 1001)))}, "MASK has more than 1.97 million pixels"),
+        ({"INIT_IMAGE": strings(png(picture(2000, 1001)))}, "INIT_IMAGE has more than 1.98 million pixels"),
+        (
+            {"MASK_BLUR": one(-1, np.int32)},
+            "mask_blur must be a whole number of pixels from 0 to 1000, not -1",
+        ),
+        ({"MASK_BLUR": one(1.0, np.float32)}, "MASK_BLUR must be INT32, not float32"),
+        ({"STRENGTH": one(0, np.float64)}, "strength must be above 0 and at most 1, not 0"),
+        ({"STRENGTH": one(0.5, np.float32)}, "STRENGTH must be FP64, not float32"),
+        ({"PASTE_BACK": one(1, np.int32)}, "PASTE_BACK must be BOOL, not int32"),
+        ({"NEGATIVE_PROMPT": strings(b"\xff")}, "NEGATIVE_PROMPT is not UTF-8"),
+        ({"NEGATIVE_PROMPT": strings(b"x" * 20_000)}, "NEGATIVE_PROMPT has 20000 bytes; at most 16384"),
+        ({"TRUE_CFG": one(np.nan, np.float32)}, r"true_cfg must be 1 \(none\) or more, not nan"),
+        ({"CFG_UNTIL": one(0, np.float64)}, "cfg_until must be above 0 and at most 1, not 0"),
+    ],
+)
+def test_what_repaints_nothing(pipe: Pipeline, more: Arrays, message: str) -> None:
+    with pytest.raises(KontextError, match=message):
+        jobs.read_request(pipe, Limits(max_megapixels=2), arrays(**repainting(**more)))
+
+
+def test_a_mask_without_a_picture_and_what_has_no_effect(pipe: Pipeline) -> None:
+    with pytest.raises(KontextError, match="a mask needs a picture to repaint"):
+        jobs.read_request(pipe, Limits(), arrays(MASK=strings(png(half(8, 8)))))
+    with pytest.raises(KontextError, match="mask_blur needs a mask"):
+        jobs.read_request(pipe, Limits(), arrays(MASK_BLUR=one(2, np.int32)))
+    given = {"IMAGES": strings(png(picture())), "MASK": strings(png(Image.new("RGBA", (128, 128))))}
+    _, warned = jobs.read_request(pipe, Limits(), arrays(**given, TRUE_CFG=one(4, np.float32)))
+    assert [text.partition(":")[0] for text in warned] == [
+        'true_cfg 4 has no effect without a negative_prompt, which may be empty ("")',
+        "the mask is black",
+    ]
+
+
 def test_limits_are_the_servers(pipe: Pipeline) -> None:
     limits = Limits.from_parameters({"max_steps": "3", "max_megapixels": "1", "other": "x"})
     assert limits == Limits(max_steps=3, max_megapixels=1)
@@ -322,13 +442,13 @@ def test_base64_in_the_forms_that_clients_send() -> None:
         plain.decode(),
     ]
     assert b"-" in sent[5] or b"_" in sent[5]
-    assert all(pictures.picture_bytes(each, 0) == file for each in sent)
+    assert all(pictures.picture_bytes(each, "IMAGES[0]") == file for each in sent)
 
 
 @pytest.mark.parametrize("value", [b"data:image/png,%89PNG", b"data:image/png;base64", b"?!", b"AAAAA"])
 def test_other_forms_are_refused(value: bytes) -> None:
     with pytest.raises(KontextError, match=r"IMAGES\[3\] is .*base64"):
-        pictures.picture_bytes(value, 3)
+        pictures.picture_bytes(value, "IMAGES[3]")
 
 
 def test_pictures_come_back_as_their_clients_can_read_them() -> None:

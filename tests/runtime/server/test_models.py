@@ -107,6 +107,16 @@ def test_grpc_gives_the_same(server: Any, local: Pipeline, pictures: list[Path],
     assert "edit id=unary-grpc outcome=ok" in server.log.read_text()
 
 
+def test_grpc_repaints_too(server: Any, local: Pipeline, pictures: list[Path], tmp_path: Path) -> None:
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (0, 0, 64, 128))
+    mask.save(tmp_path / "mask.png")
+    server.call_grpc("repaint", str(pictures[0]), str(tmp_path / "mask.png"), str(tmp_path / "out.png"))
+    options: dict[str, Any] = {"mask": mask, "strength": 0.7, "negative_prompt": "", "true_cfg": 2}
+    expected = local.edit(Image.open(pictures[0]), "make it blue", steps=3, **options)
+    assert np.array_equal(pixels(tmp_path / "out.png"), pixels(expected))
+
+
 def test_the_command_with_a_server_is_the_command_with_a_bundle(
     server: Any,
     tiny_bundle: Path,
@@ -133,6 +143,42 @@ def test_the_command_with_a_server_is_the_command_with_a_bundle(
     assert sorted(capsys.readouterr().err.splitlines()) == warned_here
     for index in range(3):
         assert np.array_equal(pixels(tmp_path / f"here-{index}.png"), pixels(tmp_path / f"there-{index}.png"))
+
+
+def test_repainting_with_a_negative_prompt_is_that_of_a_bundle(
+    server: Any, front: Any, tiny_bundle: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    """Straight to the server and through its front, with everything that repaints and guides."""
+    white = Image.new("LA", (50, 30))
+    white.paste((0, 255), (0, 0, 30, 30))
+    white.save(mask := tmp_path / "mask.tif")  # a format that the server does not read, with transparency
+    flags = [
+        "-i",
+        str(pictures[0]),
+        "--init-image",
+        str(pictures[1]),
+        "--mask",
+        str(mask),
+        "--mask-blur",
+        "2",
+    ]
+    flags += [
+        "--strength",
+        "0.6",
+        "--paste-back",
+        "--negative-prompt",
+        "",
+        "--true-cfg",
+        "3",
+        "--cfg-until",
+        "0.7",
+    ]
+    flags += ["-p", "make it blue", "--steps", "5", "--quiet"]
+    outputs = [tmp_path / f"{name}.png" for name in ("here", "there", "front")]
+    assert cli.main([str(tiny_bundle), *flags, "-o", str(outputs[0])]) == 0
+    for url, output in zip((server.http, front.http), outputs[1:], strict=True):
+        assert cli.main(["--server", url, *flags, "-o", str(output)]) == 0
+        assert np.array_equal(pixels(output), pixels(outputs[0]))
 
 
 def test_fifty_callers_at_once_each_get_their_picture(

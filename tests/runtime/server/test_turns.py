@@ -26,6 +26,7 @@ class FakeJob:
     arrived: float = field(default_factory=time.monotonic)
     open: bool = True
     cancelled: bool = False
+    width: int = 1
     left: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -124,6 +125,14 @@ def test_jobs_of_a_kind_share_a_batch(sampler: Sampler, make: Callable[..., Turn
     assert ended(*jobs)
     assert sorted(sampler.batches) == [["a"], ["a", "a"], ["b", "b"]]
     assert all(job.left.is_set() for job in jobs)
+
+
+def test_jobs_of_two_rows_fill_a_batch_sooner(sampler: Sampler, make: Callable[..., Turns]) -> None:
+    jobs = [FakeJob("a", width=2) for _ in range(5)]
+    sampler.begin.set()
+    add(make(largest=4), *jobs)
+    assert ended(*jobs)
+    assert [len(each) for each in sampler.batches] == [2, 2, 1]
 
 
 @pytest.mark.usefixtures("by_steps")

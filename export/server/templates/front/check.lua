@@ -39,7 +39,9 @@ end
 -- Whether a JSON value is one of a datatype of the contract. The server answers others with a fault of its own.
 local function is_of(value, datatype)
   if datatype == "BYTES" then return value.type == "string" end
+  if datatype == "BOOL" then return value.type == "true" or value.type == "false" end
   if value.type ~= "number" then return false end
+  if datatype == "FP64" then return math.abs(value.value) < math.huge end
   if datatype == "FP32" then return math.abs(value.value) < 3.4e38 end
   local digits = value.text:match "^%-?(%d+)$$"
   if datatype == "INT32" then return digits and math.abs(value.value) < 2147483648 end

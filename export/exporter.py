@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING
 from ..bundle_folder import MANIFEST_NAME
 from ..errors import KontextError
 from ..files import fsync, write_atomic
+from ..model import lora_slots as slots
 from ..model.checkpoint import Checkpoint
 from ..model.lora.read import LoraFile
+from ..model.networks import linear_weights
 from ..quant.recipe import Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import Bundle
@@ -55,6 +57,7 @@ from .graph.link_weights import (
     manifest_links,
     why_copied,
 )
+from .graph.lora_inputs import add_lora_inputs
 from .graph.workers import Tracers
 from .kernels import compile_kernels, kernel_sizes
 from .progress import Progress
@@ -110,6 +113,7 @@ def export(
     kernels: Sequence[int] = (),
     plan: Mapping[str, object] | None = None,
     reference_method: str | None = None,
+    lora_slots: int = 0,
     force: bool = False,
     show_progress: bool = False,
 ) -> Summary:
@@ -124,6 +128,7 @@ def export(
         kernels: compute capabilities to compile the torch backend's kernels for, 89 for sm_89.
         plan: the memory plan that `recipe` comes from, for the manifest.
         reference_method: how edits place several references, for the manifest; None: what suits the model's shape.
+        lora_slots: the highest rank, in all, of LoRAs that an edit may bring; 0: none.
         force: replace an existing bundle.
         show_progress: draw progress bars on stderr.
 
@@ -140,7 +145,7 @@ def export(
         tokenizers = read_tokenizers(checkpoint)
         if samples is not None and recipe.rules:
             recipe = dataclasses.replace(recipe, calibration=samples.digest())
-        key = resume_key(checkpoint, recipe, link_weights, kernels)
+        key = resume_key(checkpoint, recipe, link_weights, kernels, lora_slots)
         published = Journal.of_published(output, key, BUNDLE)
         if published is None:
             check_free(output, BUNDLE, force)  # again: it was free if it were this export's
@@ -159,6 +164,7 @@ def export(
             plan=plan,
             links=linked_files(checkpoint, layout, progress),
             reference_method=reference_method,
+            lora_slots=slots.manifest_entry(checkpoint.config, lora_slots) if lora_slots else None,
         )
         partial = partial_folder(output)
         with disk_errors(partial):
@@ -169,7 +175,15 @@ def export(
                 check_disk_space(partial, layout.size)
                 with Journal.open(partial, key, BUNDLE) as journal:
                     written = write_files(
-                        journal, checkpoint, recipe, tokenizers, layout, kernels, manifest_of, progress
+                        journal,
+                        checkpoint,
+                        recipe,
+                        tokenizers,
+                        layout,
+                        kernels,
+                        lora_slots,
+                        manifest_of,
+                        progress,
                     )
                 publish(partial, output, BUNDLE, force)
 
@@ -239,7 +253,7 @@ def lay_out(checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics, link
     plans, links = {}, {}
     copied: Counter[str] = Counter()
     for name, network in checkpoint.networks.items():
-        linears = interface.linear_weights(name, checkpoint.config)
+        linears = linear_weights(name, checkpoint.config)
         constants = interface.constants(name, checkpoint.config)
         links[name] = linkable_weights(network, recipe, linears) if link_weights else {}
         if link_weights:
@@ -264,7 +278,7 @@ def check_disk_space(partial: Path, needed: int) -> None:
 
 
 def resume_key(
-    checkpoint: Checkpoint, recipe: Recipe, link_weights: bool, kernels: Sequence[int]
+    checkpoint: Checkpoint, recipe: Recipe, link_weights: bool, kernels: Sequence[int], lora_slots: int = 0
 ) -> dict[str, object]:
     """What an unfinished export must agree in to be resumed; weights count by their files' size, date and header."""
     return {
@@ -274,6 +288,7 @@ def resume_key(
         "linked": link_weights,
         "sources": checkpoint.identity(),
         "kernels": list(kernels),
+        "lora_slots": lora_slots,
     }
 
 
@@ -296,6 +311,7 @@ def write_files(
     tokenizers: Mapping[str, TokenizerFile],
     layout: Layout,
     kernels: Sequence[int],
+    lora_slots: int,
     manifest_of: Callable[..., dict[str, object]],
     progress: Progress,
 ) -> Written:
@@ -306,7 +322,7 @@ def write_files(
     with Tracers(untraced, checkpoint.config, recipe.compute) as tracers:
         write_weight_files(journal, checkpoint, layout, resumed, progress)
         weights_at = time.perf_counter()
-        write_graphs(journal, checkpoint, recipe, layout, untraced, tracers, progress)
+        write_graphs(journal, checkpoint, recipe, layout, untraced, tracers, lora_slots > 0, progress)
         graphs_at = time.perf_counter()
     write_kernels(journal, checkpoint, recipe, kernels, progress)
     write_tokenizers(journal, tokenizers)
@@ -350,14 +366,17 @@ def write_graphs(
     layout: Layout,
     networks: Sequence[str],
     tracers: Tracers,
+    with_slots: bool,
     progress: Progress,
 ) -> None:
-    """Binds the traced graphs of `networks` to their weights and writes them."""
+    """Binds the traced graphs of `networks` to their weights and writes them, `with_slots` for LoRAs."""
     with progress.steps("graphs", len(networks)) as advance:
         for name in networks:
             model = tracers.result(name)
             if name == "transformer" and recipe.attention:
                 quantize_attention(model, checkpoint.config.transformer, layout.statistics)
+            if with_slots and name in slots.NETWORKS:
+                add_lora_inputs(model, slots.network_slots(name, checkpoint.config))
             bind_links(model, layout.links[name], layout.locations)
             bind_weights.bind(model, layout.plans[name], weights_file(name), for_gpu=recipe.is_for_gpus)
             journal.add(graph_file(name), bind_weights.serialize(model))

@@ -46,6 +46,13 @@ def build_network(name: str, config: KontextConfig) -> nn.Module:
     raise ValueError(f"no network is called {name!r}")
 
 
+def linear_weights(network: str, config: KontextConfig) -> set[str]:
+    """Names of the weights of all linears, which a bundle stores as [in, out]."""
+    with torch.device("meta"):
+        modules = build_network(network, config).named_modules()
+    return {f"{path}.weight" for path, module in modules if isinstance(module, nn.Linear)}
+
+
 @functools.lru_cache(maxsize=16)  # layouts, folders and checkpoints all ask for them
 def weight_shapes(name: str, config: KontextConfig) -> Mapping[str, tuple[int, ...]]:
     """Native name → shape of every weight of a network, in the network's order."""

@@ -31,9 +31,12 @@ from .digest import check_digest, digest_of
 from .fields import Fields, refuse_control
 from .graph_file import MAX_GRAPH_BYTES, RANKS, check_graph
 from .links import LinkEntry, check_links, read_links, refuse_foreign, verify_links
+from .lora_slots import LoraSlots, read_slots
 from .sampler_entry import SamplerEntry, read_sampler
 
 FORMAT_VERSION = 1
+LORA_VERSION = 2
+"""Of bundles with `lora_slots`: earlier readers would not give these inputs to the graphs."""
 
 MAX_CODE_BYTES = 1 << 30
 """Of a kernel. Engines may be larger, and are mapped."""
@@ -103,6 +106,8 @@ class Bundle:
     """File of `REBUILT` folders → what is wrong with it; whoever wants to use it, and `verify`, raise that."""
     digest: str = ""
     """What pins the bundle, as `digest_of` gives it."""
+    lora_slots: LoraSlots | None = None
+    """What LoRAs an edit may bring; None: none."""
     allow_links: bool = False
     """Links hold although this user has not exported the bundle."""
 
@@ -158,6 +163,7 @@ class Bundle:
             files=files,
             links=read_links(root, folder),
             manifest=root.data,
+            lora_slots=read_slots(root, names),
         )
         check_consistency(bundle)
         return bundle
@@ -283,8 +289,8 @@ def check_format(root: Fields, folder: Path) -> None:
     if root.data.get("format") != FORMAT:
         raise KontextError(f"{folder} is not a bundle: {MANIFEST_NAME} does not say {FORMAT!r}")
     version = root.whole("format_version")
-    if version != FORMAT_VERSION:
-        advice = "update kontext-export" if version > FORMAT_VERSION else "export the model again"
+    if version not in (FORMAT_VERSION, LORA_VERSION):
+        advice = "update kontext-export" if version > LORA_VERSION else "export the model again"
         raise KontextError(f"{folder} has bundle format {version}, this reads {FORMAT_VERSION}: {advice}")
 
 

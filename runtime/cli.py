@@ -218,7 +218,14 @@ def reduces(arguments: argparse.Namespace) -> bool:
 
 
 def add_backend_flags(parser: Parser) -> None:
-    """Adds the flags about what runs a bundle, and which bundles are run."""
+    """Adds the flags about what runs a bundle, with which LoRAs, and which bundles are run."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="a LoRA that `kontext-export lora` has made ready, for bundles exported with --lora-slots; repeatable",
+    )
     parser.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
     parser.add_argument(
         "--backend",
@@ -343,6 +350,7 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
 def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, **options: Any) -> Pipeline:
     """A pipeline with the bundle and the flags of `add_backend_flags`; `options` are others of `Pipeline.load`."""
     from .bundle import Bundle
+    from .lora import parse_lora
     from .pipeline import Pipeline
 
     device, pinned = arguments.device or AUTO, arguments.require_digest
@@ -351,7 +359,9 @@ def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, 
         backend.check(device, bundle)
     if arguments.verify or pinned is not None:
         verify(bundle, shows_progress(arguments), compiled=arguments.verify)
-    return Pipeline.load(bundle, device=device, backend=backend, **options)
+    pipeline = Pipeline.load(bundle, device=device, backend=backend, **options)
+    pipeline.load_loras([parse_lora(text) for text in arguments.lora])
+    return pipeline
 
 
 def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
@@ -362,6 +372,7 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
         ("--verify", arguments.verify or None),
         ("--require-digest", arguments.require_digest),
         ("--allow-links", arguments.allow_links or None),
+        ("--lora", arguments.lora or None),
     ]
     for flag, value in [*local, *((each.flag, getattr(arguments, each.field)) for each in OPTION_FLAGS)]:
         if value is not None:

@@ -62,6 +62,11 @@ class EmbeddingCache:
             _, oldest = self.entries.popitem(last=False)
             self.used -= sum(each.nbytes for each in oldest)
 
+    def forget(self, kind: str) -> None:
+        """Drops all entries of a kind, which the encoder would give differently now."""
+        for key in [key for key in self.entries if key[0] == kind]:
+            self.used -= sum(each.nbytes for each in self.entries.pop(key))
+
 
 def checked_bytes(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:

@@ -31,6 +31,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "terminal": (0, 1),
     # graphs and tokenizers
     "opset": (1, 1000),
+    "max_rank": (1, 1024),
     "max_length": (2, 4096),
     "pad_id": (0, (1 << 31) - 1),
     "eos_id": (0, (1 << 31) - 1),

@@ -21,9 +21,10 @@ from .backends.select import find_options, open_backend, open_fastest
 from .bundle import OUTPUTS, Bundle
 from .digest import check_digest
 from .edit_metadata import edit_metadata
-from .embedding_cache import DEFAULT_BYTES, EmbeddingCache, prompt_key, reference_key
+from .embedding_cache import DEFAULT_BYTES, PROMPT, EmbeddingCache, prompt_key, reference_key
 from .images import Size, to_array, to_pictures
 from .inpainting import Repaint, Repainting, RepaintOptions
+from .lora import changes, open_loras
 from .masks import note_of
 from .metadata import KEY, PictureDigest, Running
 from .reference_options import ReferenceSize
@@ -101,6 +102,7 @@ class Pipeline:
         self.embeddings = EmbeddingCache(embedding_cache)
         self.clip = PromptTokenizer(bundle.tokenizers["clip"], "CLIP", bundle.content)
         self.t5 = PromptTokenizer(bundle.tokenizers["t5"], "T5", bundle.content)
+        self.lora_inputs = open_loras(bundle, [])
 
     @classmethod
     def load(
@@ -297,6 +299,21 @@ class Pipeline:
         for note in dict.fromkeys(filter(None, notes)):
             warnings.warn(note, stacklevel=3)
 
+    def load_loras(self, loras: Sequence[str | Path | tuple[str | Path, float]]) -> None:
+        """Uses these LoRAs in all further edits, in place of earlier ones; none for an empty list.
+
+        Args:
+            loras: files that `kontext-export lora` has made ready, each alone or with its weight; 1 by default.
+
+        Raises:
+            KontextError: the bundle has no slots for LoRAs or too few, or a file is not ready for it.
+        """
+        pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in loras]
+        before = self.lora_inputs
+        self.lora_inputs = open_loras(self.bundle, [(Path(path), weight) for path, weight in pairs])
+        if changes(before, "text_encoder") or changes(self.lora_inputs, "text_encoder"):
+            self.embeddings.forget(PROMPT)
+
     def make(self, request: Request, callback: StepCallback | None, progress: bool) -> list[Image.Image]:
         """The pictures of a request, in the order of its rows."""
         batches = request.batches()
@@ -383,6 +400,7 @@ class Pipeline:
             )
             for count in dict.fromkeys(counts)
         }
+        loras = self.backend.hold(self.lora_inputs.get("transformer", {}))
         held_modulations = [
             self.backend.hold({name: each[step][:count] for name, each in modulations.items()})
             for step, count in enumerate(counts)
@@ -390,7 +408,7 @@ class Pipeline:
 
         def velocity(step: int, x: Array) -> Array:
             target = x if step >= guided else np.concatenate([x, x])
-            inputs = {"target": target, **held[counts[step]], **held_modulations[step]}
+            inputs = {"target": target, **held[counts[step]], **loras, **held_modulations[step]}
             outputs = self.backend.run("transformer", inputs, SamplerStep(step, request.run_steps))
             result = take(outputs, "transformer", "velocity", target.shape)
             return result if request.cfg is None or step >= guided else request.cfg.combine(result)
@@ -483,7 +501,8 @@ class Pipeline:
 
     def stage(self, graph: str, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Runs a graph once for each of `inputs`; the edit does not need it again."""
-        outputs = [self.backend.run(graph, each) for each in inputs]
+        loras = self.lora_inputs.get(graph, {})
+        outputs = [self.backend.run(graph, each | loras) for each in inputs]
         if self.low_memory:
             self.backend.release(graph)
         for values in (values for each in outputs for values in each.values()):

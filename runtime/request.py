@@ -117,7 +117,7 @@ def build_request(
     """
     steps = whole(settings.steps if steps is None else steps, "steps")
     num_images = whole(num_images, "num_images")
-    guidance = checked_guidance(settings.guidance if guidance is None else guidance)
+    guidance = checked_number(settings.guidance if guidance is None else guidance, "guidance")
     prompts = prompts_of(prompt)
     seeds = seeds_of(seed, len(prompts) * num_images)
     if size is not None:
@@ -169,9 +169,9 @@ def whole(value: object, name: str) -> int:
     return int(value)
 
 
-def checked_guidance(value: object) -> float:
+def checked_number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise KontextError(f"guidance must be a finite number, not {value!r}")
+        raise KontextError(f"{name} must be a finite number, not {value!r}")
     return float(value)
 
 

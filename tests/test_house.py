@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("export.progress", "export.graph", "export.bundle"),
         *("model", "quant", "runtime", "tiny"),
     ),
+    "export.lora": ("export.progress", "model", "quant", "runtime"),
     "export.kernels": ("export.progress", "export.bundle", "kernels", "runtime"),
     "export.exporter": (
         *("export.progress", "export.weights", "export.graph", "export.bundle", "export.calibration"),

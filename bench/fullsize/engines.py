@@ -24,7 +24,7 @@ from ...export.progress import Progress
 from ...export.weights.plan import plan_weights
 from ...model.checkpoint import NetworkWeights
 from ...model.config import KontextConfig
-from ...model.networks import NETWORKS, weight_shapes
+from ...model.networks import NETWORKS, linear_weights, weight_shapes
 from ...quant.recipe import choose_recipe
 from ...runtime.bundle import (
     AutoencoderEntry,
@@ -92,7 +92,7 @@ def write_graph(folder: Path, config: KontextConfig, network: str, formats: str)
     plan = plan_weights(
         NetworkWeights(network, shapes, {}, {}),
         recipe,
-        interface.linear_weights(network, config),
+        linear_weights(network, config),
         interface.constants(network, config),
     )
     model = trace.trace_network(network, config, recipe.compute[network])

@@ -11,10 +11,10 @@ from ...errors import CONTROL
 from ...installation import DISTRIBUTION, VERSION
 from ...model.checkpoint import Checkpoint
 from ...model.config import SamplerConfig, SigmasConfig, TransformerConfig
-from ...model.networks import NETWORKS
+from ...model.networks import NETWORKS, linear_weights
 from ...quant.recipe import Layer, Recipe
-from ...runtime.bundle import FORMAT_VERSION
-from ..graph.interface import OPSET, linear_weights
+from ...runtime.bundle import FORMAT_VERSION, LORA_VERSION
+from ..graph.interface import OPSET
 from .journal import FinishedFile
 from .preferred_sizes import preferred_sizes
 from .tokenizer_files import TokenizerFile
@@ -46,6 +46,7 @@ def build_manifest(
     plan: Mapping[str, object] | None = None,
     links: Mapping[str, object] | None = None,
     reference_method: str | None = None,
+    lora_slots: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """The manifest as JSON values.
 
@@ -58,13 +59,14 @@ def build_manifest(
         plan: the memory plan that `recipe` comes from.
         links: the user's files that graphs take weights from.
         reference_method: how edits place several references; None: `default_reference_method`.
+        lora_slots: what LoRAs an edit may bring; None: none.
     """
     config = checkpoint.config
     autoencoder, sampler = config.autoencoder, config.sampler
     multiple = 2 * autoencoder.downscale  # latents are packed 2x2
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if lora_slots is None else LORA_VERSION,
         "toolkit": TOOLKIT,
         "source": {part: seen(name) for part, name in checkpoint.source.items()},
         "model": {
@@ -105,6 +107,7 @@ def build_manifest(
         **({"calibration": calibration} if calibration else {}),
         **({"plan": plan} if plan is not None else {}),
         **({"links": links} if links else {}),
+        **({"lora_slots": lora_slots} if lora_slots else {}),
     }
 
 

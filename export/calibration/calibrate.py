@@ -16,6 +16,7 @@ from pathlib import Path
 from ...errors import KontextError
 from ...files import replacing
 from ...model.checkpoint import Checkpoint
+from ...model.networks import linear_weights
 from ...quant.formats import FORMATS
 from ...quant.recipe import BIG_MODEL, Recipe
 from ...quant.statistics import Statistics
@@ -25,7 +26,6 @@ from ...runtime.pipeline import Pipeline
 from ...temporary_folder import temporary_folder
 from ..bundle.manifest import build_manifest
 from ..bundle.tokenizer_files import TokenizerFile
-from ..graph.interface import linear_weights
 from ..progress import Progress
 from .samples import Samples, batch_size, sample_requests
 from .watched_networks import WatchedNetworks

@@ -24,7 +24,7 @@ from ...errors import KontextError
 from ...files import write_atomic
 from ...model.checkpoint import Checkpoint
 from ...model.config import KontextConfig
-from ...model.networks import NETWORKS, NetworkShapes
+from ...model.networks import NETWORKS, NetworkShapes, linear_weights
 from ...quant.formats import FORMATS
 from ...quant.options import Option
 from ...quant.recipe import ANY_QUANTIZED, COMPUTE_BYTES, Layer, Recipe, choose_recipe
@@ -40,7 +40,6 @@ from ...quant.statistics import Statistics
 from ...runtime.cache import cache_folder, is_cached
 from ...runtime.pipeline import Pipeline
 from ..bundle.tokenizer_files import TokenizerFile
-from ..graph.interface import linear_weights
 from ..progress import Progress
 from .calibrate import calibrate, calibration_digest, outline_bundle
 from .samples import Samples, batch_size

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from ...errors import KontextError
 from ...model.checkpoint import Checkpoint, NetworkWeights
-from ...model.networks import build_network
+from ...model.networks import build_network, linear_weights
 from ...model.transformer import JointAttention
 from ...quant.formats import FORMATS
 from ...quant.recipe import BIG_MODEL, Recipe
 from ...quant.statistics import RANGES, InputStatistics, Statistics
 from ...runtime.backends.protocol import SamplerStep
 from ..graph.fp8_attention import OPERANDS
-from ..graph.interface import constants, linear_weights, network_interface
+from ..graph.interface import constants, network_interface
 
 RESIDENT_BYTES = 2 << 30
 """Largest weights of a transformer that is held whole; of a larger one, blocks are read when they run."""

@@ -14,15 +14,15 @@ from .format_flags import add_format_flags, calibration_samples, chosen_recipe
 from .kernel_flags import add_kernel_flags, add_requested_kernels, kernel_architectures
 from .plan_flags import add_plan_flags, check_plan_flags, plan_for
 from .server_flags import add_server_flags, check_server_flags, write_requested_repository
-from .source_flags import add_source_flags, origin_of
+from .source_flags import add_source_flags, origin_of, whole_number
 
 SUMMARY = "export a checkpoint as a bundle"
 DESCRIPTION = "Exports a FLUX.1 Kontext checkpoint as a bundle that runs without PyTorch."
 
 EXPORT_ONLY = (
     "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "name", "steps", "max_sequence_length",
-    "reference_method", "compute", "quantization", "rank", "calibrate", "weight_only", "static_inputs", "fp8_attention",
-    "link_weights", "recipe", "fit",
+    "reference_method", "lora_slots", "compute", "quantization", "rank", "calibrate", "weight_only", "static_inputs",
+    "fp8_attention", "link_weights", "recipe", "fit",
 )  # fmt: skip
 """Options that decide what a bundle holds; none applies to an existing bundle."""
 
@@ -41,6 +41,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=REFERENCE_METHODS,
         help="how the bundle's edits place several references (default: offset for FLUX.1 Kontext's shape, index for "
         "any other)",
+    )
+    parser.add_argument(
+        "--lora-slots",
+        type=whole_number(1, 1024),
+        metavar="RANK",
+        help="leave room for LoRAs that edits bring (kontext-edit --lora), of this rank in all",
     )
     add_format_flags(parser)
     add_plan_flags(parser)
@@ -168,6 +174,7 @@ def export_bundle(options: argparse.Namespace) -> bool:
         kernels=kernels,
         plan=plan.as_json() if plan else None,
         reference_method=options.reference_method,
+        lora_slots=options.lora_slots or 0,
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,
     )

@@ -97,10 +97,9 @@ def rank(text: str) -> int | str:
 
 def chosen_recipe(options: argparse.Namespace, checkpoint: Checkpoint, calibrated: bool) -> Recipe:
     """The recipe of the flags, or of the file of --recipe."""
-    from ...model.networks import NETWORKS
+    from ...model.networks import NETWORKS, linear_weights
     from ...quant.recipe import choose_recipe
     from ...quant.recipe_file import check_patterns, read_recipe
-    from ..graph.interface import linear_weights
 
     networks, parameters = tuple(NETWORKS), checkpoint.parameters()
     if options.recipe is not None:

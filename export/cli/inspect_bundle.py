@@ -49,6 +49,8 @@ def describe_bundle(path: Path) -> Iterator[str]:
     yield from describe_plan(group(manifest, "plan"))
     tokens = bundle.tokenizers["t5"].max_length
     yield f"  {describe_sampler(bundle.sampler)}; prompts of {tokens} tokens for T5"
+    if bundle.lora_slots is not None:
+        yield f"  edits may bring LoRAs, of rank {bundle.lora_slots.max_rank} in all (kontext-edit --lora)"
     yield from describe_engines(bundle)
     yield from describe_kernels(bundle)
     if unlisted := bundle.unlisted():

@@ -18,14 +18,14 @@ from ...model.inferred_config import infer_autoencoder, infer_clip, infer_t5, in
 from ...model.layouts import TITLES, ComponentWeights, components_of, network_sources
 from ...model.lora.names import is_lora
 from ...model.lora.read import find_file
-from ...model.networks import NETWORKS, weight_shapes
+from ...model.networks import NETWORKS, linear_weights, weight_shapes
 from ...model.stored_weight import StoredWeight
 from ...model.weight_files import open_weight_file
 from ...quant.formats.fp8 import FP8
 from ...quant.formats.int4 import INT4
 from ...quant.formats.int8 import INT8
 from ...quant.recipe import BIG_MODEL, choose_recipe
-from ..graph.interface import linear_weights
+from ...runtime.lora import is_ready
 from ..weights.plan import plan_weights
 from .inspect_bundle import describe_bundle, describe_file_of
 from .inspect_lora import describe_fit, describe_kinds, is_lora_folder
@@ -64,6 +64,9 @@ def describe(path: Path) -> Iterator[str]:
 def describe_file(path: Path) -> Iterator[str]:
     file = open_weight_file(path)
     kind = f"{path}: {file.kind}, {human(path.stat().st_size)}"
+    if is_ready(path):
+        yield f"{kind}, a LoRA ready for bundles with --lora-slots: kontext-edit BUNDLE --lora FILE[:WEIGHT]"
+        return
     if is_lora(file.tensors):
         yield f"{kind}, a LoRA"
         yield from describe_tensors(describe_kinds(file.tensors), "LoRA", file.tensors)

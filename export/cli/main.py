@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...bundle_folder import is_bundle
 from ...command import Parser, run_command
-from . import digest_command, export_command, inspect_command, sensitivity_command
+from . import digest_command, export_command, inspect_command, lora_command, sensitivity_command
 
 DEFAULT = "export"
 """The command if none is named."""
@@ -24,6 +24,7 @@ COMMANDS = {
     DEFAULT: export_command,
     "inspect": inspect_command,
     "digest": digest_command,
+    "lora": lora_command,
     "sensitivity": sensitivity_command,
 }
 

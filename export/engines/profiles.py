@@ -24,7 +24,13 @@ DRAFTS = 4
 
 
 def ranges(bundle: Bundle, graph: str, batch: int) -> dict[str, dict[str, Range]]:
-    """Use → dimension of the graph → its sizes, from the bundle's preferred picture sizes and the largest batch."""
+    """Use → dimension of the graph → its sizes, from the bundle's preferred picture sizes, the largest batch, and the
+    rank of its LoRAs, 0 without any."""
+    most = 0 if bundle.lora_slots is None else bundle.lora_slots.max_rank
+    return {use: {**sizes, "lora_rank": (0, most, most)} for use, sizes in uses(bundle, graph, batch).items()}
+
+
+def uses(bundle: Bundle, graph: str, batch: int) -> dict[str, dict[str, Range]]:
     side = 2 * bundle.autoencoder.downscale  # pixels of a token's side
     sizes = bundle.sampler.preferred_sizes
     rows = (1, 1, batch)

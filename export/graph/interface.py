@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...model.config import KontextConfig
-from ...model.networks import build_network
 from ...model.text_encoders import relative_buckets
 
 OPSET = 23
@@ -75,13 +73,6 @@ def network_interface(network: str, config: KontextConfig) -> Interface:
             wide=("rope_cos", "rope_sin"),
         )
     raise ValueError(f"no network is called {network!r}")
-
-
-def linear_weights(network: str, config: KontextConfig) -> set[str]:
-    """Names of the weights that a bundle stores as [in, out]: those of all linears."""
-    with torch.device("meta"):
-        modules = build_network(network, config).named_modules()
-    return {f"{path}.weight" for path, module in modules if isinstance(module, nn.Linear)}
 
 
 BUCKETS = "buckets"

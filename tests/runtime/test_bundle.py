@@ -158,7 +158,7 @@ def test_what_is_not_a_bundle(tmp_path: Path) -> None:
         ("{}", "is not a bundle"),
         ('{"format": "onnx-model"}', "is not a bundle"),
         ('{"format": "kontext-bundle"}', "format_version is missing"),
-        ('{"format": "kontext-bundle", "format_version": 2}', "update kontext-export"),
+        ('{"format": "kontext-bundle", "format_version": 3}', "update kontext-export"),
         ('{"format": "kontext-bundle", "format_version": true}', "format_version must be a whole number"),
     ],
 )

@@ -21,6 +21,7 @@ from ...bundle import Bundle
 from ...bundle_files import REBUILT, check_sha256
 from ...cuda_driver import CudaDriver, DeviceMemory
 from ...engines import LIBRARIES, EngineEntry, check_budget, choose_engines, chunks, load_library
+from ...lora_slots import INPUTS as LORA_INPUTS
 from ..options import TensorRTOptions
 from ..protocol import SamplerStep
 from ..runnable import Formats
@@ -28,7 +29,7 @@ from .stage import HeldArray, Stage, logger
 
 Array = NDArray[Any]
 
-SHARED = ("rope_cos", "rope_sin")
+SHARED = ("rope_cos", "rope_sin", *LORA_INPUTS)
 """Inputs without a batch axis; the first axis of all others is the batch."""
 
 

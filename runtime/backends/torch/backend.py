@@ -32,6 +32,7 @@ from ....model.dtypes import COMPUTE_DTYPES
 from ....model.networks import build_network
 from ...bundle import OUTPUTS, Bundle
 from ...fields import Fields
+from ...lora_slots import INPUTS as LORA_INPUTS
 from ..options import TorchOptions
 from ..protocol import SamplerStep
 from . import approximations, memory
@@ -40,9 +41,13 @@ from .approximations import ApproximateStep
 from .compile import check_compiler
 from .decode import decode_tiled
 from .linear import choose_activations
+from .loras import linear_branches
 from .memory import GraphedStep
 from .transformer import Step, choose_attention, read_weights
 from .weights import StoredLinear, WeightFile, each_tensor, place, read_network, to_device
+
+LoraInputs = tuple[NDArray[np.float32], ...]
+"""A graph's inputs `lora_down` and `lora_up`; empty without LoRAs."""
 
 WIDE = ("timestep", "guidance", "rope_cos", "rope_sin")
 """Inputs that stay in fp32: rounding them to 16 bits alone would change the output visibly."""
@@ -89,6 +94,7 @@ class TorchBackend:
         )
         if self.device.type == "cuda" and triton is None:
             self.register_kernels()
+        self.loras: dict[str, LoraInputs] = {}
         self.networks: dict[str, Network] = {}
         self.transformer: GraphedStep | ApproximateStep | None = None
         self.step_counts = approximations.StepCounts()
@@ -128,9 +134,12 @@ class TorchBackend:
             ) from None
 
     def hold(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """As `Backend.hold`: values are tensors on the device."""
+        """As `Backend.hold`: values are tensors on the device; LoRAs are taken apart by `run`."""
         with self.memory_errors("transformer", {}):
-            return {name: self.tensor("transformer", name, array) for name, array in arrays.items()}
+            return {
+                name: array if name in LORA_INPUTS else self.tensor("transformer", name, array)
+                for name, array in arrays.items()
+            }
 
     def tensor(self, graph: str, name: str, value: Any) -> Tensor:
         """An input on the device, in the dtype that the network takes."""
@@ -143,6 +152,8 @@ class TorchBackend:
         self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None
     ) -> dict[str, NDArray[Any]]:
         """As `Backend.run`."""
+        self.use_loras(graph, inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in LORA_INPUTS}
         with self.memory_errors(graph, inputs):
             tensors = {name: self.tensor(graph, name, value) for name, value in inputs.items()}
             if graph == "transformer":
@@ -162,6 +173,20 @@ class TorchBackend:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def use_loras(self, graph: str, inputs: Mapping[str, Any]) -> None:
+        """Reads a network again if it gets other LoRAs than at its last run."""
+        given = tuple(inputs[name] for name in LORA_INPUTS if name in inputs and inputs[name].shape[1])
+        before = self.loras.get(graph, ())
+        if len(given) != len(before) or any(now is not then for now, then in zip(given, before, strict=True)):
+            self.loras[graph] = given
+            self.release(graph)
+
+    def open_weights(self, graph: str, device: torch.device, dtype: torch.dtype) -> WeightFile:
+        """A network's weights, with its LoRAs."""
+        loras = self.loras.get(graph, ())
+        branches = linear_branches(graph, self.config, *loras) if loras else {}
+        return WeightFile(self.bundle.graphs[graph].weights, device, dtype, branches)
+
     # -- the transformer --
 
     def run_transformer(self, inputs: dict[str, Tensor], step: SamplerStep | None) -> Tensor:
@@ -177,7 +202,7 @@ class TorchBackend:
         dtype = self.dtype("transformer")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # otherwise weights would be scattered over blocks that earlier stages freed
-        file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
+        file = self.open_weights("transformer", self.device, dtype)
         activations = choose_activations(self.options.activations, file.formats(), self.device)
         if self.options.offload:
             weights = read_weights(
@@ -204,7 +229,7 @@ class TorchBackend:
             manifest = self.bundle.folder / MANIFEST_NAME
             raise KontextError(f"{manifest}: model describes no {graph}: {error}") from None
         dtype = self.dtype(graph)
-        file = WeightFile(self.bundle.graphs[graph].weights, torch.device("cpu"), dtype)
+        file = self.open_weights(graph, torch.device("cpu"), dtype)
         return Network(module.eval(), read_network(module, file))
 
     def run_network(self, graph: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -62,6 +63,19 @@ class StoredLinear:
         """Whether a byte has two weights."""
         return self.weight.dtype == torch.uint8
 
+    def with_branch(self, down: Tensor, up: Tensor, dtype: torch.dtype) -> StoredLinear:
+        """This linear with another low-rank branch, fp32 [in, rank] and [rank, out], stored in `dtype`. Its inputs are
+        those of the linear, before a mean is subtracted and a factor multiplied."""
+        down, up, bias = down.to(self.weight.device), up.to(self.weight.device), self.bias
+        if self.input_mean is not None:
+            constant = ((self.input_mean.float() @ down) @ up).to(dtype)
+            bias = constant if bias is None else bias + constant
+        if self.input_factor is not None:
+            down = down / self.input_factor.float()[:, None]
+        if self.down is not None and self.up is not None:
+            down, up = torch.cat([self.down.float(), down], 1), torch.cat([self.up.float(), up])
+        return replace(self, down=down.to(dtype), up=up.to(dtype), bias=bias)
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [in, out] in `dtype`, without the low-rank branch."""
         if self.scale is None:
@@ -111,11 +125,19 @@ class WeightFile:
         path: the safetensors file.
         device: where tensors are read to.
         dtype: of weights that are not quantized, and of scales.
+        branches: weight → fp32 [in, rank] and [rank, out] of a LoRA that its linear gets.
     """
 
-    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        branches: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({}),
+    ) -> None:
         self.path = path
         self.dtype = dtype
+        self.branches = branches
         try:
             open_regular(path).close()
             self.file = safe_open(str(path), framework="pt", device=str(device))
@@ -176,7 +198,7 @@ class WeightFile:
                 for suffix, dtype, shape in format.layout((inputs, outputs))
             )
             table, scale, zeros = format.kernel_operands(*scales)
-        return StoredLinear(
+        stored = StoredLinear(
             weight,
             self.bias(name, outputs, bias),
             scale,
@@ -189,6 +211,8 @@ class WeightFile:
             zeros,
             format is not None and format.transposed,
         )
+        branch = self.branches.get(key)
+        return stored if branch is None else stored.with_branch(*branch, self.dtype)
 
     def input_scale(self, key: str) -> Tensor | None:
         """The static scale of a weight's inputs, fp32 [1], if it has one."""

@@ -32,6 +32,7 @@ inline const std::map<std::string, std::pair<double, double>>& ranges() {
         {"shift", {0, 1000}},
         {"terminal", {0, 1}},
         {"opset", {1, 1000}},
+        {"max_rank", {1, 1024}},
         {"max_length", {2, 4096}},
         {"pad_id", {0, 2147483647}},
         {"eos_id", {0, 2147483647}},

@@ -9,11 +9,10 @@ torch = pytest.importorskip("torch")
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export.calibration.plan import COMPUTE, MemoryPlan, make_plan  # noqa: E402
 from kontext.export.cli.plan_text import render_plan  # noqa: E402
-from kontext.export.graph.interface import linear_weights  # noqa: E402
 from kontext.export.weights.plan import stored_entries  # noqa: E402
 from kontext.model.config import KontextConfig  # noqa: E402
 from kontext.model.dtypes import TORCH_DTYPES  # noqa: E402
-from kontext.model.networks import weight_shapes  # noqa: E402
+from kontext.model.networks import linear_weights, weight_shapes  # noqa: E402
 from kontext.quant.gpus import find_target  # noqa: E402
 from kontext.quant.memory import Workload  # noqa: E402
 from kontext.quant.options import parse_options  # noqa: E402

@@ -18,7 +18,7 @@ from kontext.export.weights.plan import plan_weights  # noqa: E402
 from kontext.export.weights.write import write_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
-from kontext.model.networks import NETWORKS, build_network  # noqa: E402
+from kontext.model.networks import NETWORKS, build_network, linear_weights  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.quant.quantize import dequantize_weight, quantize_weight  # noqa: E402
 from kontext.quant.recipe import choose_recipe  # noqa: E402
@@ -42,7 +42,7 @@ def network(name: str, checkpoint: Path, quantization: str | None = None) -> tor
     result = build_network(name, opened.config).eval()
     state = load_state(checkpoint)[name]
     recipe = choose_recipe(tuple(NETWORKS), 1, None, quantization)
-    linears = interface.linear_weights(name, opened.config)
+    linears = linear_weights(name, opened.config)
     for key in state:
         linear = key in linears
         layer = recipe.layer_of(name, key, tuple(state[key].shape)[:: -1 if linear else 1], linear)
@@ -193,7 +193,7 @@ def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: boo
     """One network, traced here, on disk as in a bundle."""
     opened = Checkpoint.open(checkpoint)
     recipe = choose_recipe(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
-    linears = interface.linear_weights(name, opened.config)
+    linears = linear_weights(name, opened.config)
     plan = plan_weights(opened.networks[name], recipe, linears, interface.constants(name, opened.config))
     write_weights(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
     model = trace.trace_network(name, opened.config, recipe.compute[name])

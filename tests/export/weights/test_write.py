@@ -14,11 +14,10 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.export.graph.interface import linear_weights  # noqa: E402
 from kontext.export.weights import write  # noqa: E402
 from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
-from kontext.model.networks import NETWORKS  # noqa: E402
+from kontext.model.networks import NETWORKS, linear_weights  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.quant.quantize import quantize_weight  # noqa: E402
 from kontext.quant.recipe import choose_recipe  # noqa: E402

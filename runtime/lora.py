@@ -1,0 +1,171 @@
+"""LoRAs that an edit brings: files that `kontext-export lora` has made ready, for bundles exported with --lora-slots.
+
+Such a file has the rows of the graphs' inputs `lora_down` and `lora_up`, which stand side by side for several LoRAs; a
+LoRA's weight multiplies its `lora_up`. Without LoRAs the inputs have no columns, and the graphs compute as without
+slots.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import KontextError
+from ..regular_files import open_regular
+from ..safetensors_header import TensorEntry, read_header
+from .lora_slots import INPUTS, LoraSlots
+from .request import checked_number
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+
+Array = NDArray[np.float32]
+
+FORMAT, VERSION = "kontext-lora", "1"
+"""Of the files' metadata."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file that was made ready: its tensors are read when they are needed."""
+
+    path: Path
+    tensors: Mapping[str, TensorEntry]
+    rank: int
+    source: str
+
+    @classmethod
+    def open(cls, path: Path, slots: LoraSlots) -> Lora:
+        """Raises KontextError if it is no such file, or not for the bundle with these slots."""
+        header = read_header(path)
+        if header.metadata.get("format") != FORMAT:
+            raise KontextError(
+                f"{path} is not ready for bundles: `kontext-export lora {path} -o FILE` makes it so"
+            )
+        version = header.metadata.get("version")
+        if version != VERSION:
+            raise KontextError(
+                f"{path} has the version {version!r}, this reads {VERSION}: make it ready again"
+            )
+        if header.metadata.get("layout") != slots.layout:
+            raise KontextError(f"{path} was made for a model of other sizes than this bundle's")
+        expected = {
+            f"{graph}.{name}": count
+            for graph, rows in slots.rows.items()
+            for name, count in zip(INPUTS, rows, strict=True)
+        }
+        ranks: dict[str, set[int]] = {}
+        for name, tensor in header.tensors.items():
+            count = expected.get(name)
+            if tensor.dtype != "F32" or len(tensor.shape) != 2 or tensor.shape[0] != count:
+                raise KontextError(f"{path}: the tensor {name!r:.80} is not one of a LoRA for this bundle")
+            ranks.setdefault(name.partition(".")[0], set()).add(tensor.shape[1])
+        if (
+            not ranks
+            or any(len(each) != 1 for each in ranks.values())
+            or len(header.tensors) != 2 * len(ranks)
+        ):
+            raise KontextError(f"{path}: a graph needs lora_down and lora_up of one rank")
+        rank = max(each for found in ranks.values() for each in found)
+        return cls(path, header.tensors, rank, str(header.metadata.get("source", "?")))
+
+    def read(self, graph: str, name: str) -> Array | None:
+        """An input of a graph [rows, rank]; None if the LoRA does not change the graph.
+
+        Raises:
+            KontextError: it cannot be read, or holds NaN or infinity.
+        """
+        tensor = self.tensors.get(f"{graph}.{name}")
+        if tensor is None:
+            return None
+        try:
+            with open_regular(self.path) as file:
+                file.seek(tensor.start)
+                data = file.read(tensor.size)
+        except OSError as error:
+            raise KontextError(f"cannot read {self.path}: {error.strerror}") from None
+        if len(data) != tensor.size:
+            raise KontextError(f"{self.path} is truncated")
+        values = np.frombuffer(data, "<f4").reshape(tensor.shape)
+        if not np.isfinite(values).all():
+            raise KontextError(f"{self.path}: {tensor.name} holds NaN or infinity: the file is damaged")
+        return values
+
+
+def is_ready(path: Path) -> bool:
+    """Whether a safetensors file is a LoRA that was made ready."""
+    return path.suffix == ".safetensors" and read_header(path).metadata.get("format") == FORMAT
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """FILE[:weight] → file and weight, 1 by default. Raises KontextError if the weight is no finite number."""
+    file, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists() or number.lower().endswith(".safetensors"):
+        return Path(text), 1.0
+    weight = (
+        float(number)
+        if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", number, re.IGNORECASE)
+        else math.nan
+    )
+    if not file or not math.isfinite(weight):
+        raise KontextError(f"--lora {text}: write FILE or FILE:WEIGHT, as in style.safetensors:0.8")
+    return Path(file), weight
+
+
+def no_loras(slots: LoraSlots) -> dict[str, dict[str, Array]]:
+    """Graph → its inputs without LoRAs."""
+    return {
+        graph: {name: np.zeros((count, 0), np.float32) for name, count in zip(INPUTS, rows, strict=True)}
+        for graph, rows in slots.rows.items()
+    }
+
+
+def changes(inputs: Mapping[str, Mapping[str, Array]], graph: str) -> bool:
+    """Whether LoRAs' inputs change what a graph computes."""
+    return graph in inputs and inputs[graph]["lora_up"].shape[1] > 0
+
+
+def open_loras(bundle: Bundle, loras: Sequence[tuple[Path, float]]) -> dict[str, dict[str, Array]]:
+    """As `lora_inputs`, of files for a bundle. Raises KontextError also if it has no slots."""
+    if bundle.lora_slots is None:
+        if loras:
+            raise KontextError(
+                f"{bundle.folder} takes no LoRAs: export it with --lora-slots RANK, or with the LoRA (--lora)"
+            )
+        return {}
+    for path, weight in loras:
+        checked_number(weight, f"the weight of {path}")
+    opened = [(Lora.open(path, bundle.lora_slots), float(weight)) for path, weight in loras]
+    return lora_inputs(bundle.lora_slots, opened)
+
+
+def lora_inputs(slots: LoraSlots, loras: Sequence[tuple[Lora, float]]) -> dict[str, dict[str, Array]]:
+    """Graph → its inputs for LoRAs and their weights, side by side.
+
+    Raises:
+        KontextError: their ranks add up to more than the slots', or one cannot be read.
+    """
+    total = sum(lora.rank for lora, _ in loras)
+    if total > slots.max_rank:
+        listed = " and ".join(f"{lora.path.name} ({lora.rank})" for lora, _ in loras)
+        raise KontextError(
+            f"the bundle has slots of rank {slots.max_rank} for all LoRAs together, and {listed} need {total}: "
+            "`kontext-export lora --rank` makes smaller ones, or export with more --lora-slots"
+        )
+    result = no_loras(slots)
+    for graph, inputs in result.items():
+        for name in INPUTS:
+            parts = [inputs[name]]
+            for lora, weight in loras:
+                values = lora.read(graph, name)
+                if values is not None:
+                    parts.append(values * np.float32(weight) if name == "lora_up" else values)
+            inputs[name] = np.concatenate(parts, axis=1)
+    return result

@@ -35,7 +35,7 @@ $(VENV)/.kontext-demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.kontext-all: $(VENV)/.kontext-demo
-	$(PIP) --editable '.[cpu,export,bench,openvino,rtx,test]'
+	$(PIP) --editable '.[cpu,export,bench,openvino,rtx,batch,test]'
 	@touch $@
 
 install: $(VENV)/.kontext-all sdk

@@ -17,6 +17,7 @@ MODULES = {
     "export": "kontext.export.cli.main",
     "edit": "kontext.runtime.cli",
     "bench": "kontext.bench.cli",
+    "batch": "kontext.batch.cli",
 }
 """Function below → the module whose `main` it runs."""
 
@@ -34,6 +35,11 @@ def edit() -> int:
 def bench() -> int:
     """`kontext-bench`."""
     return run("bench")
+
+
+def batch() -> int:
+    """`kontext-batch`."""
+    return run("batch")
 
 
 def run(name: str) -> int:

@@ -31,6 +31,7 @@ EXTRAS = {
         "bench",
     ),
     **dict.fromkeys(("bitsandbytes", "modelopt", "optimum", "torchao"), "peers"),
+    "pyarrow": "batch",
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",

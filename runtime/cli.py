@@ -160,14 +160,18 @@ def parser() -> Parser:
         help="pictures to make, with consecutive seeds, as FILE-0, FILE-1, …",
     )
     add_backend_flags(result)
-    result.add_argument(
+    add_metadata_flag(result)
+    result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
+    return result
+
+
+def add_metadata_flag(parser: Parser) -> None:
+    parser.add_argument(
         "--no-metadata",
         dest="metadata",
         action="store_false",
         help="write no prompt, seed and other settings into the picture's file",
     )
-    result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
-    return result
 
 
 def add_edit_flags(parser: Parser) -> None:

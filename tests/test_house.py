@@ -22,7 +22,7 @@ else:  # Python 3.10 has none
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = ("model", "tiny", "quant", "kernels", "export", "runtime", "bench")
+FOLDERS = ("model", "tiny", "quant", "kernels", "export", "runtime", "batch", "bench")
 ANYONE = (
     "bundle_folder",
     "errors",
@@ -66,6 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "export.cli": ("export", "model", "quant", "kernels", "runtime"),
     "runtime": (),
     "runtime.backends.torch": ("runtime", "model", "quant", "kernels"),
+    "batch": ("runtime",),
     "bench": FOLDERS,
 }
 # What the runtime may import that Python does not bring: the base installation, and what a backend or a server needs.
@@ -356,6 +357,7 @@ def test_every_requirement_of_the_tested_extras_is_pinned() -> None:
         *extras["bench"],
         *extras["openvino"],
         *extras["rtx"],
+        *extras["batch"],
         *extras["test"],
     ]
     names = {re.split(r"[\[<>=!~ ;]", requirement)[0].lower().replace("_", "-") for requirement in wanted}

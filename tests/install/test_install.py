@@ -212,7 +212,7 @@ def test_further_extras(wheel: Path, exporting: Environment, bundle: Path, clone
     exporting.python("import tensorrt_rtx; tensorrt_rtx.Logger")
     exporting.install(wheel, "export,bench")
     exporting.install(wheel, "all")
-    exporting.python("import openvino, tritonclient.grpc, triton, diffusers")
+    exporting.python("import openvino, tritonclient.grpc, triton, diffusers, pyarrow.parquet")
     exporting.succeed("kontext-edit", bundle, *EDIT)
     benches = re.findall(r"^    (\S+) ", exporting.succeed("kontext-bench", "--help"), re.MULTILINE)
     for name in benches:
@@ -232,10 +232,10 @@ def test_further_extras(wheel: Path, exporting: Environment, bundle: Path, clone
 
 def test_the_oldest_versions(wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray) -> None:
     """Of what runs bundles, on the oldest Python that is here."""
-    oldest = [requirement for extra in ("cpu", "openvino", "serve") for requirement in EXTRAS[extra]]
+    oldest = [requirement for extra in ("cpu", "openvino", "serve", "batch") for requirement in EXTRAS[extra]]
     environment = fresh(pythons()[min(pythons())])
     environment.install(wheel, "cpu", *lower_bounds([*REQUIREMENTS, *oldest]), constraints=None)
-    environment.python("import tritonclient.grpc")
+    environment.python("import tritonclient.grpc, pyarrow.parquet")
     for device in ("cpu", "openvino"):
         assert decibels(edit(environment, bundle, "--device", device), picture) > 40, device
 

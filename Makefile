@@ -30,12 +30,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.kontext-demo: $(BIN)/python pyproject.toml constraints.txt
-	@echo "Installing kontext-export[cpu,export,bench] into $(VENV) (a few minutes the first time)"
-	$(PIP) --editable '.[cpu,export,bench]'
+	@echo "Installing kontext-export[cpu,export,bench,rest] into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[cpu,export,bench,rest]'
 	@touch $@
 
 $(VENV)/.kontext-all: $(VENV)/.kontext-demo
-	$(PIP) --editable '.[cpu,export,bench,openvino,rtx,batch,test]'
+	$(PIP) --editable '.[cpu,export,bench,rest,openvino,rtx,batch,test]'
 	@touch $@
 
 install: $(VENV)/.kontext-all sdk

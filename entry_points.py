@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MODULES = {
     "export": "kontext.export.cli.main",
     "edit": "kontext.runtime.cli",
+    "serve": "kontext.rest.cli",
     "bench": "kontext.bench.cli",
     "batch": "kontext.batch.cli",
 }
@@ -30,6 +31,11 @@ def export() -> int:
 def edit() -> int:
     """`kontext-edit`."""
     return run("edit")
+
+
+def serve() -> int:
+    """`kontext-serve`."""
+    return run("serve")
 
 
 def bench() -> int:

@@ -32,6 +32,9 @@ EXTRAS = {
     ),
     **dict.fromkeys(("bitsandbytes", "modelopt", "optimum", "torchao"), "peers"),
     "pyarrow": "batch",
+    **dict.fromkeys(
+        ("fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"), "rest"
+    ),
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",

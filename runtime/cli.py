@@ -370,17 +370,7 @@ def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, 
 
 def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
     """The pictures, made by the server at `arguments.server`."""
-    local = [
-        ("--device", arguments.device),
-        ("--backend", arguments.backend),
-        ("--verify", arguments.verify or None),
-        ("--require-digest", arguments.require_digest),
-        ("--allow-links", arguments.allow_links or None),
-        ("--lora", arguments.lora or None),
-    ]
-    for flag, value in [*local, *((each.flag, getattr(arguments, each.field)) for each in OPTION_FLAGS)]:
-        if value is not None:
-            raise KontextError(f"{flag} has no effect with --server")
+    refuse_local_flags(arguments, "--server", ("--lora", arguments.lora or None))
     from tqdm import tqdm
 
     from .sent_pictures import picture_file
@@ -413,6 +403,22 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
     for text in dict.fromkeys(text for answer in answers for text in answer.warnings):
         warnings.warn(text, stacklevel=2)
     return [answer.picture for answer in answers]
+
+
+def refuse_local_flags(arguments: argparse.Namespace, server: str, *more: tuple[str, object]) -> None:
+    """Raises KontextError if a flag of `add_backend_flags`, or one of `more` with its value, is given beside the flag
+    `server`: what runs there was decided there."""
+    local = [
+        *more,
+        ("--device", arguments.device),
+        ("--backend", arguments.backend),
+        ("--verify", arguments.verify or None),
+        ("--require-digest", arguments.require_digest),
+        ("--allow-links", arguments.allow_links or None),
+    ]
+    for flag, value in [*local, *((each.flag, getattr(arguments, each.field)) for each in OPTION_FLAGS)]:
+        if value is not None:
+            raise KontextError(f"{flag} has no effect with {server}")
 
 
 def verify(bundle: Bundle, show: bool, compiled: bool = True) -> None:

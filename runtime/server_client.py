@@ -156,6 +156,15 @@ class Edit:
             mask=None if self.mask is None else smaller_mask(self.mask),
         )
 
+    def arrays(self) -> dict[str, Any]:
+        """Tensor name → array with the batch dimension. Raises KontextError as `values`."""
+        import numpy as np
+
+        from .server.jobs import NUMPY_TYPES
+
+        types = {tensor.name: NUMPY_TYPES[tensor.datatype] for tensor in contract.INPUTS}
+        return {name: np.array([value], dtype=types[name]) for name, value in self.values().items()}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -176,6 +185,10 @@ class Unavailable(KontextError):
         super().__init__(message)
         self.taken = taken
         """Whether the server had the edit when it broke."""
+
+
+class Unreachable(KontextError):
+    """There is no server at the address, or none that answers in time."""
 
 
 class Client(Protocol):
@@ -360,13 +373,13 @@ class HttpClient(Patient):
                 if progress is not None and contract.DONE.name in event:
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
         except (TimeoutError, ssl.SSLError) as error:
-            raise KontextError(f"{self.address}: {reason(error)}") from None
+            raise Unreachable(f"{self.address}: {reason(error)}") from None
         except ConnectionRefusedError as error:
-            kind = Unavailable if self.reached else KontextError
+            kind = Unavailable if self.reached else Unreachable
             raise kind(f"{self.address}: {reason(error)}") from None
         except (OSError, http.client.HTTPException) as error:
             if not self.reached:
-                raise KontextError(f"{self.address}: {reason(error)}") from None
+                raise Unreachable(f"{self.address}: {reason(error)}") from None
             raise Unavailable(f"{self.address}: {reason(error)}", taken=True) from None
         raise Unavailable(f"{self.address} ended its answer without a picture", taken=True)
 
@@ -506,7 +519,7 @@ class GrpcClient(Patient):
                 if progress is not None and step is not None and total is not None:
                     progress(int(step.flat[0]), int(total.flat[0]))
         except queue.Empty:
-            raise KontextError(f"{self.address}: no answer in time") from None
+            raise Unreachable(f"{self.address}: no answer in time") from None
         except InferenceServerException as error:  # the stream broke; the callback may have the reason
             error = error if received.empty() else received.get()[1] or error
             raise self.fault(error) from None
@@ -525,19 +538,14 @@ class GrpcClient(Patient):
         if not error.status():
             return refusal(error.message())
         lost = self.reached and "UNAVAILABLE" in error.status()
-        return (Unavailable if lost else KontextError)(f"{self.address}: {error.message()}")
+        return (Unavailable if lost else Unreachable)(f"{self.address}: {error.message()}")
 
     def inputs(self, edit: Edit) -> list[Any]:
-        import numpy as np
-
-        from .server.jobs import NUMPY_TYPES
-
+        types = {tensor.name: tensor.datatype for tensor in contract.INPUTS}
         tensors = []
-        for tensor in contract.INPUTS:
-            if (value := edit.values().get(tensor.name)) is not None:
-                array = np.array([value], dtype=NUMPY_TYPES[tensor.datatype])
-                tensors.append(self.library.InferInput(tensor.name, list(array.shape), tensor.datatype))
-                tensors[-1].set_data_from_numpy(array)
+        for name, array in edit.arrays().items():
+            tensors.append(self.library.InferInput(name, list(array.shape), types[name]))
+            tensors[-1].set_data_from_numpy(array)
         return tensors
 
     def close(self) -> None:

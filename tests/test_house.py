@@ -22,7 +22,7 @@ else:  # Python 3.10 has none
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = ("model", "tiny", "quant", "kernels", "export", "runtime", "batch", "bench")
+FOLDERS = ("model", "tiny", "quant", "kernels", "export", "runtime", "batch", "rest", "bench")
 ANYONE = (
     "bundle_folder",
     "errors",
@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime": (),
     "runtime.backends.torch": ("runtime", "model", "quant", "kernels"),
     "batch": ("runtime",),
+    "rest": ("runtime",),
     "bench": FOLDERS,
 }
 # What the runtime may import that Python does not bring: the base installation, and what a backend or a server needs.
@@ -358,6 +359,7 @@ def test_every_requirement_of_the_tested_extras_is_pinned() -> None:
         *extras["openvino"],
         *extras["rtx"],
         *extras["batch"],
+        *extras["rest"],
         *extras["test"],
     ]
     names = {re.split(r"[\[<>=!~ ;]", requirement)[0].lower().replace("_", "-") for requirement in wanted}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
-from ...errors import KontextError
-from ...runtime.server.contract import Limits
+from ...runtime.server.contract import Limits, read_limit
 from .dependent_flags import refuse_without
 from .source_flags import whole_number
 
@@ -40,7 +39,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--triton-limit",
-        type=read_limit,
+        type=partial(read_limit, flag="--triton-limit"),
         action="append",
         metavar="NAME=N",
         help="what one request may ask for, such as max_steps=50; repeatable; docs/serving.md lists the names",
@@ -68,17 +67,6 @@ def check_server_flags(options: argparse.Namespace) -> None:
     check_output(options.triton, REPOSITORY, options.force)
     if options.triton_filters is not None:
         check_filters(options.triton_filters)
-
-
-def read_limit(text: str) -> tuple[str, int]:
-    """A limit by --triton-limit. Raises KontextError for a name or a number that is none."""
-    names = [each.name for each in fields(Limits)]
-    name, _, number = text.partition("=")
-    if name not in names:
-        raise KontextError(f"--triton-limit {text}: NAME must be one of {', '.join(names)}")
-    if not (number.isascii() and number.isdigit() and len(number) <= 10 and 1 <= int(number) < 2**31):
-        raise KontextError(f"--triton-limit {text}: N must be a whole number from 1 to {2**31 - 1}")
-    return name, int(number)
 
 
 def write_requested_repository(bundle: Path, options: argparse.Namespace) -> None:

@@ -15,31 +15,12 @@ QUEUE_DELAY_MICROSECONDS = 5000
 QUEUE_LENGTH = 256
 """Longest queue in the server, whose requests `kontext_stream` takes in at once: its own limit is `max_queue`."""
 
-FULL_BATCH_TOKENS = 4096
-"""Tokens of a batch that fill a GPU: one picture of 1024x1024."""
-
-LARGEST_BATCH = 8
-"""Most pictures in a batch by default."""
-
 ONNX_TYPES = {1: "TYPE_FP32", 7: "TYPE_INT64"}
 """ONNX element type → config.pbtxt's name; the inputs and outputs of a bundle's graphs have no others
 (docs/bundle.md)."""
 
 WARMUP = (contract.PROMPT, contract.IMAGES, contract.STEPS)
 """Inputs of the warm-up, an edit of one step, which runs every graph; files in the folder `warmup` have these names."""
-
-
-def default_batch(bundle: Bundle) -> int:
-    """Pictures to sample together by default: as many as fill a GPU.
-
-    1 if a picture would depend on the others of its batch: DynamicQuantizeLinear has one scale for a whole tensor (a
-    difference of up to 8 of 255 levels with INT8 activations; none with fp32, fp8 or int4 weights).
-    """
-    if any(b"DynamicQuantizeLinear" in bundle.content(entry.path) for entry in bundle.graphs.values()):
-        return 1
-    side = bundle.sampler.size_multiple
-    tokens = max(width * height for width, height in bundle.sampler.preferred_sizes) // side**2
-    return max(1, min(LARGEST_BATCH, FULL_BATCH_TOKENS // tokens))
 
 
 def stream_config(

@@ -26,7 +26,7 @@ from ...locks import locked_folder
 from ...regular_files import read_regular
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import remedy
-from ...runtime.server import contract
+from ...runtime.server import contract, desk
 from ..bundle.folder_kind import BUNDLE_NAMES, GRAPH, JOURNAL, Kind, files_in, is_temporary, listed_in
 from ..bundle.journal import Journal
 from ..bundle.output_folder import check_free, locked_output, partial_folder, publish
@@ -117,7 +117,7 @@ def resume_key(bundle: Bundle, settings: Settings) -> dict[str, object]:
 
 def write_files(root: Path, bundle: Bundle, settings: Settings) -> None:
     """Writes everything but the marker: both models, the bundle, its graphs as models, and the files for people."""
-    batch = config.default_batch(bundle) if settings.batch is None else settings.batch
+    batch = desk.default_batch(bundle) if settings.batch is None else settings.batch
     in_server = settings.backend == "onnxruntime"
     stream, unary = (root / "models" / name for name in (contract.STREAM, contract.UNARY))
     for model, kind in ((stream, "stream"), (unary, "unary")):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from ...errors import KontextError
+
 STREAM = "kontext_stream"
 """The model with the pipeline: it sends a response after each step and one with the picture (decoupled)."""
 
@@ -166,3 +168,14 @@ class Limits:
         return cls(
             **{each.name: int(parameters[each.name]) for each in fields(cls) if each.name in parameters}
         )
+
+
+def read_limit(text: str, flag: str) -> tuple[str, int]:
+    """A limit by its flag: "NAME=N". Raises KontextError for a name or a number that is none."""
+    names = [each.name for each in fields(Limits)]
+    name, _, number = text.partition("=")
+    if name not in names:
+        raise KontextError(f"{flag} {text}: NAME must be one of {', '.join(names)}")
+    if not (number.isascii() and number.isdigit() and len(number) <= 10 and 1 <= int(number) < 2**31):
+        raise KontextError(f"{flag} {text}: N must be a whole number from 1 to {2**31 - 1}")
+    return name, int(number)

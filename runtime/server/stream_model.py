@@ -1,22 +1,19 @@
 """The server's model `kontext_stream`: one pipeline that answers each request with a response a step and a picture.
 
 It runs inside the Python backend of NVIDIA Triton Inference Server. `execute` only takes requests in: they wait, are
-batched and take turns here (`turns`). The repository's `1/model.py` exposes the class to the server.
+batched and take turns at a `desk`. The repository's `1/model.py` exposes the class to the server.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import re
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +21,19 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from PIL import Image
 
-from ...errors import ComputationError, KontextError
+from ...errors import KontextError
 from ..backends.options import OnnxRuntimeOptions
 from ..bundle import Bundle
 from ..bundle_files import file_digest
 from ..embedding_cache import DEFAULT_BYTES
 from ..pipeline import InputFilter, OutputFilter, Pipeline
 from . import contract, jobs, pictures
-from .decoding import Decoders
+from .desk import Desk
 from .graphs import ServerGraphs
 from .metrics import Metrics
-from .turns import Turns
+from .outcomes import explain
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-
-PLACES = 4
-"""Batches that take turns. Each keeps its latents, texts, references and modulations in memory."""
-
-DECODED_AHEAD = 16
-"""Requests of a kind (long or not) whose pictures are decoded before they begin; the others wait as they came."""
 
 
 class StreamModel:
@@ -57,21 +48,13 @@ class StreamModel:
         self.largest = int(config["max_batch_size"])
         self.limits = contract.Limits.from_parameters(parameters)
         self.metrics = Metrics(self.name)
-        self.readers = [ThreadPoolExecutor(DECODED_AHEAD) for _ in range(2)]
-        """For requests that are not long, and for those that are: neither kind waits for the other's."""
         warnings.simplefilter("ignore")  # `read_request` collects what concerns callers
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         try:
-            self.decoders = Decoders(seconds=self.limits.max_decode_seconds)
             self.pipe = load_pipeline(folder, parameters, args, input_filter, output_filter)
+            self.desk = Desk(self.pipe, self.limits, self.largest, self.metrics)
         except KontextError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-
-        sampler = self.pipe.bundle.sampler
-        pixels = max(map(math.prod, sampler.preferred_sizes))
-        self.default_steps, self.default_pixels = sampler.steps, pixels
-        places = 1 if self.pipe.low_memory else PLACES  # else each turn would load the networks again
-        self.turns = Turns(self.run, self.largest, places, 2.0 * sampler.steps * pixels)
 
     def execute(self, requests: list[Any]) -> None:
         """Takes requests in and returns; they are answered when their turns come."""
@@ -88,86 +71,19 @@ class StreamModel:
                 continue
             try:
                 if listener.probe:
-                    listener.answer_probe(self.turns.stuck_seconds(), self.limits.max_seconds)
+                    listener.answer_probe(self.desk.turns.stuck_seconds(), self.limits.max_seconds)
                     continue
                 # The server frees the arrays when `execute` returns.
                 arrays = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
                 jobs.check_arrays(arrays)
                 listener.base64 = pictures.answers_in_base64(arrays, listener.asked_base64)
-                if self.turns.queue_length() >= self.limits.max_queue:
-                    raise Full(
-                        f"the maximum queue size of {self.limits.max_queue} is reached: try again later"
-                    )
+                self.desk.submit(arrays, [listener])
             except Exception as error:
                 listener.fail(error)
-            else:
-                self.turns.expect()
-                self.metrics.queued(1)
-                long = self.is_long(arrays)
-                self.readers[long].submit(self.read, listener, arrays, long)
-
-    def is_long(self, arrays: Mapping[str, Any]) -> bool:
-        """Whether a request is more work than an edit of one reference with the bundle's defaults, as far as one can
-        see before its pictures are decoded."""
-        steps = int(arrays["STEPS"].flat[0]) if "STEPS" in arrays else self.default_steps
-        pixels = math.prod(arrays["SIZE"].ravel().tolist()) if "SIZE" in arrays else self.default_pixels
-        references = arrays["IMAGES"].size if "IMAGES" in arrays else 0
-        if "NEGATIVE_PROMPT" in arrays and "TRUE_CFG" in arrays:
-            steps *= 2
-        return steps * (pixels + references * self.default_pixels) > self.turns.default_work
-
-    def read(self, listener: Response, arrays: Mapping[str, Any], long: bool) -> None:
-        """Decodes a request's pictures, and returns when its batch begins: so many are decoded ahead."""
-        begun = threading.Event()
-        decoded: pictures.Pictures | Exception
-        try:
-            decoded = pictures.read_pictures(arrays, self.limits, self.decoders.decode)
-        except Exception as error:
-            decoded = error
-        self.turns.between_steps(lambda: self.add(listener, arrays, decoded, long, begun))
-        begun.wait()
-
-    def add(
-        self,
-        listener: Response,
-        arrays: Mapping[str, Any],
-        decoded: pictures.Pictures | Exception,
-        long: bool,
-        begun: threading.Event,
-    ) -> None:
-        """Lets a request wait for its turn, or fail. While this runs no batch does."""
-
-        def leave() -> None:
-            begun.set()
-            self.metrics.queued(-1, time.monotonic() - listener.started)
-
-        try:
-            if isinstance(decoded, Exception):
-                raise decoded
-            request, listener.warnings = jobs.read_request(self.pipe, self.limits, arrays, decoded)
-        except Exception as error:
-            listener.fail(error)
-            leave()
-        else:
-            self.turns.add(jobs.Job(request, listener, arrived=listener.started, long=long, leave=leave))
-
-    def run(self, batch: list[jobs.Job], after_step: Callable[[], None]) -> None:
-        self.metrics.batch(len(batch))
-        try:
-            jobs.run_jobs(self.pipe, batch, self.metrics.steps, after_step, self.limits.max_seconds)
-        finally:
-            self.metrics.cache(self.pipe.embeddings)
 
     def finalize(self) -> None:
         """Finishes the edits that are here."""
-        self.turns.close()
-        for each in self.readers:
-            each.shutdown()
-        self.decoders.close()
-
-
-class Full(KontextError):
-    """The server has no room for another request."""
+        self.desk.close()
 
 
 def load_pipeline(
@@ -249,6 +165,8 @@ class Response:
             left = bool(self.sender.is_cancelled())
         return left or (self.cancel_file is not None and self.cancel_file.exists())
 
+    def begin(self) -> None: ...
+
     def progress(self, step: int, total: int) -> None:
         if self.shows_progress:
             self.sender.send(pb_utils.InferenceResponse(count(step, total)))
@@ -273,7 +191,7 @@ class Response:
         self.sender.send(response, flags=FINAL)
 
     def fail(self, error: BaseException | None) -> None:
-        outcome, code, message = explain(error)
+        outcome, code, message = explain(error, pb_utils.Logger.log_error)
         line = " ".join(message.split())
         if self.cancel_file is not None:
             line = f"{code}: {line}"  # the server drops the code between models; UNARY reads it here
@@ -289,27 +207,6 @@ class Response:
             pb_utils.Logger.log_error(f"{line} error={message!r}")
         else:
             pb_utils.Logger.log_info(line)
-
-
-def explain(error: BaseException | None) -> tuple[str, str, str]:
-    """The metrics' outcome, the server's error code by name, and the caller's message of an error."""
-    if error is None:
-        return "cancelled", "CANCELLED", "cancelled"
-    if isinstance(error, jobs.Refused):
-        return "refused", "INVALID_ARG", str(error)
-    if isinstance(error, Full):
-        return "busy", "UNAVAILABLE", str(error)
-    if isinstance(error, jobs.TookTooLong):
-        return "late", "INVALID_ARG", str(error)
-    if isinstance(error, ComputationError):
-        return "failed", "INTERNAL", str(error)
-    if isinstance(error, KontextError):
-        return "invalid", "INVALID_ARG", str(error)
-    if isinstance(error, MemoryError):
-        return "failed", "UNAVAILABLE", "not enough memory: try a smaller SIZE, or later"
-    # Details of internal errors go to the log, not to callers.
-    pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
-    return "failed", "INTERNAL", contract.BROKEN
 
 
 def cancel_file(path: str) -> Path | None:

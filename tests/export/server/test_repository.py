@@ -19,11 +19,11 @@ from packaging.requirements import Requirement
 from kontext.errors import KontextError
 from kontext.export.cli.main import main
 from kontext.export.cli.source_flags import EMBEDDED
-from kontext.export.server import config as triton_config
 from kontext.export.server import repository as triton_repository
 from kontext.export.server.repository import Settings, write_repository
 from kontext.runtime.bundle import Bundle
 from kontext.runtime.server import contract
+from kontext.runtime.server.desk import default_batch
 
 onnx = pytest.importorskip("onnx")
 yaml = pytest.importorskip("yaml")
@@ -195,9 +195,9 @@ def test_filters_that_would_block(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_pictures_share_a_batch_where_it_does_not_change_them(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    assert triton_config.default_batch(bundle) == 8
+    assert default_batch(bundle) == 8
     large = dataclasses.replace(bundle.sampler, preferred_sizes=((1024, 1024),))
-    assert triton_config.default_batch(dataclasses.replace(bundle, sampler=large)) == 1
+    assert default_batch(dataclasses.replace(bundle, sampler=large)) == 1
     helper = onnx.helper
     graph = helper.make_graph(
         [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])], "g", [], []
@@ -209,7 +209,7 @@ def test_pictures_share_a_batch_where_it_does_not_change_them(tiny_bundle: Path,
     entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest["files"]["transformer.onnx"] = entry
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert triton_config.default_batch(Bundle.open(folder)) == 1
+    assert default_batch(Bundle.open(folder)) == 1
 
 
 # -- existing files --

@@ -1,4 +1,4 @@
-"""What a caller and the metrics are told of an error, with a stand-in for the server's Python module."""
+"""The model, with a stand-in for the server's Python module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kontext.errors import ComputationError, KontextError
+from kontext.errors import KontextError
 from kontext.runtime.bundle import Bundle
 
 
@@ -25,24 +25,6 @@ def stream_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delitem(sys.modules, "kontext.runtime.server.stream_model", raising=False)
     yield importlib.import_module("kontext.runtime.server.stream_model")
     sys.modules.pop("kontext.runtime.server.stream_model")
-
-
-def test_only_the_callers_own_errors_are_invalid_arguments(stream_model: Any) -> None:
-    """The codes are those of the server's documentation for its Python backend."""
-    explain = stream_model.explain
-    assert explain(KontextError("steps must be 1 or more")) == (
-        "invalid",
-        "INVALID_ARG",
-        "steps must be 1 or more",
-    )
-    assert explain(ComputationError("the output of vae_decoder is not finite")) == (
-        "failed",
-        "INTERNAL",
-        "the output of vae_decoder is not finite",
-    )
-    assert explain(None)[1] == "CANCELLED"
-    assert explain(MemoryError())[1] == "UNAVAILABLE"
-    assert "secret" not in explain(ZeroDivisionError("secret"))[2]
 
 
 def test_graphs_in_the_server_are_the_bundle_s(stream_model: Any, tiny_bundle: Path, tmp_path: Path) -> None:

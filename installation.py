@@ -32,9 +32,7 @@ EXTRAS = {
     ),
     **dict.fromkeys(("bitsandbytes", "modelopt", "optimum", "torchao"), "peers"),
     "pyarrow": "batch",
-    **dict.fromkeys(
-        ("fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"), "rest"
-    ),
+    **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "python_multipart", "uvicorn"), "rest"),
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",

@@ -146,7 +146,13 @@ class Answers:
 
     async def picture(self, fields: EditFields, done: Done, link: Callable[[str], str]) -> dict[str, str]:
         """{"b64_json": …} or {"url": …} of a picture."""
-        file = await asyncio.to_thread(encode, done.picture, fields.output_format, fields.output_compression)
+        file = await asyncio.to_thread(
+            encode,
+            done.picture,
+            fields.output_format,
+            fields.output_compression,
+            metadata=fields.metadata,
+        )
         if fields.response_format == "b64_json":
             return {"b64_json": base64.b64encode(file).decode()}
         suffix = fields.output_format

@@ -57,6 +57,7 @@ class EditFields(BaseModel):
     partial_images: int = Field(
         0, ge=0, le=3, description="with stream: previews; this server makes none, so 0 alone is taken"
     )
+    metadata: bool = Field(True, description="prompt, seed and other settings in the picture's file")
     background: Literal["auto", "opaque"] = Field("auto", description="pictures are opaque here")
     quality: Literal["auto"] = Field("auto", description="ask for steps instead")
     moderation: Literal["auto"] = Field("auto", description="content filters are the deployer's")

@@ -101,7 +101,7 @@ def test_the_base_package(wheel: Path, fresh: Fresh, bundle: Path) -> None:
     environment = fresh()
     environment.install(wheel)
     environment.python("import kontext.runtime; kontext.runtime.Pipeline")
-    for program in ("kontext-export", "kontext-edit", "kontext-bench"):
+    for program in ("kontext-export", "kontext-edit", "kontext-serve", "kontext-bench"):
         environment.succeed(program, "--help")
         environment.succeed(program, "--version")
     for words in (["-o", "x"], ["inspect", "x"], ["sensitivity", "-o", "x"]):
@@ -190,6 +190,17 @@ def test_openvino_and_grpc(wheel: Path, fresh: Fresh, bundle: Path, picture: np.
     assert decibels(edit(environment, bundle, "--device", "openvino"), picture) > 40
 
 
+def test_rest(wheel: Path, fresh: Fresh, bundle: Path) -> None:
+    environment = fresh()
+    environment.install(wheel, "cpu")
+    said = environment.refuse("kontext-serve", bundle)
+    assert re.search(r"this needs \w+, which is not installed: pip install 'kontext-export\[rest\]", said)
+    environment.install(wheel, "cpu,rest")
+    environment.succeed("kontext-serve", "--help")
+    said = environment.refuse("kontext-serve", bundle, "--host", "0.0.0.0", "--port", "0")
+    assert "lets other machines in" in said
+
+
 def test_torch(wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray) -> None:
     """The torch backend needs neither ONNX Runtime nor the exporter's libraries."""
     environment = fresh()
@@ -232,10 +243,11 @@ def test_further_extras(wheel: Path, exporting: Environment, bundle: Path, clone
 
 def test_the_oldest_versions(wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray) -> None:
     """Of what runs bundles, on the oldest Python that is here."""
-    oldest = [requirement for extra in ("cpu", "openvino", "serve", "batch") for requirement in EXTRAS[extra]]
+    extras = ("cpu", "openvino", "serve", "rest", "batch")
+    oldest = [requirement for extra in extras for requirement in EXTRAS[extra]]
     environment = fresh(pythons()[min(pythons())])
     environment.install(wheel, "cpu", *lower_bounds([*REQUIREMENTS, *oldest]), constraints=None)
-    environment.python("import tritonclient.grpc, pyarrow.parquet")
+    environment.python("import tritonclient.grpc, pyarrow.parquet, kontext.rest.app")
     for device in ("cpu", "openvino"):
         assert decibels(edit(environment, bundle, "--device", device), picture) > 40, device
 

@@ -100,6 +100,14 @@ def test_formats_and_links(client: Any, rest: Served) -> None:
         status, file, headers = rest.send("GET", path)
         assert (status, headers["content-type"]) == (200, f"image/{kind}")
         assert file.startswith(magic)
+        assert b"make the red circle blue" in file
+        bare = client.images.edit(
+            image=named(png()),
+            prompt=EDIT["prompt"],
+            output_format=kind,
+            extra_body={"steps": 1, "metadata": False},
+        )
+        assert b"make the red circle blue" not in base64.b64decode(bare.data[0].b64_json)
     assert rest.send("GET", "/pictures/unknown.png")[0] == 404
 
 

@@ -370,7 +370,7 @@ def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, 
 
 def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
     """The pictures, made by the server at `arguments.server`."""
-    refuse_local_flags(arguments, "--server", ("--lora", arguments.lora or None))
+    refuse_local_flags(arguments, "--server")
     from tqdm import tqdm
 
     from .sent_pictures import picture_file
@@ -410,6 +410,7 @@ def refuse_local_flags(arguments: argparse.Namespace, server: str, *more: tuple[
     `server`: what runs there was decided there."""
     local = [
         *more,
+        ("--lora", arguments.lora or None),
         ("--device", arguments.device),
         ("--backend", arguments.backend),
         ("--verify", arguments.verify or None),

@@ -99,6 +99,7 @@ CROSS_CUTTING = {
     "runtime/cpp/test_devices": "devices of the C++ runtime",
     "runtime/cpp/test_embedding": "the installed C++ library in another project",
     "runtime/cpp/test_references": "places, canvases, sizes and warnings of references in C++",
+    "runtime/cpp/test_repainting": "masks, strength and negative prompts in C++ and C",
     "runtime/cpp/test_tokenizer": "token ids of the C++ runtime",
     "runtime/server/test_faults": "faults of callers and models, in a real server",
     "runtime/server/test_front": "the front before a real server",

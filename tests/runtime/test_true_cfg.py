@@ -127,6 +127,17 @@ def test_batches_with_a_negative_prompt_for_each(pipe: Pipeline) -> None:
     assert psnr(one[0], batch[0]) > 50
 
 
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_every_backend_runs_both_passes(pipe: Pipeline, tiny_bundle: Path, backend: str) -> None:
+    """With a mask, since it changes what each step begins from."""
+    pytest.importorskip(backend)
+    other = Pipeline.load(tiny_bundle, device="openvino" if backend == "openvino" else "cpu", backend=backend)
+    given: dict[str, Any] = {"negative_prompt": NEGATIVE, "true_cfg": 2.0, "cfg_until": 0.5}
+    given |= {"mask": Image.linear_gradient("L"), "strength": 0.8, "steps": 5}
+    image = picture(128, 128)
+    assert psnr(other.edit(image, PROMPT, **given), pipe.edit(image, PROMPT, **given)) > 50
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

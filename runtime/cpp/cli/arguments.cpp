@@ -23,6 +23,17 @@ Edits a picture with a bundle that kontext-export wrote.
                        what references are encoded at: output (the output's size), preferred (the model's size nearest to
                        the picture's aspect), WxH, or auto: output where --size has the picture's aspect, else preferred
                        (default: auto)
+  --mask FILE          repaint only what is white in this picture, or opaque if it has transparency; its size does not
+                       matter
+  --mask-blur N        blur the mask by N of its pixels (default: 0)
+  --strength SHARE     begin from the picture with noise, and run this share of the steps; 1 begins from noise (default: 1)
+  --init-image FILE    the picture that is repainted (default: the first --image)
+  --paste-back         take the picture's own pixels outside the blurred mask, not the autoencoder's
+  --negative-prompt TEXT
+                       what the picture should not be; needs --true-cfg
+  --true-cfg SCALE     scale of the guidance away from --negative-prompt, such as 4; its steps take twice the time
+                       (default: 1, none)
+  --cfg-until SHARE    only guide so in this share of the steps, from the first on (default: 1)
   --num-images N       pictures to make, with consecutive seeds, as FILE-0, FILE-1, ... (default: 1)
   --device DEVICE      where to run: auto, cpu, cuda, nv-rtx, webgpu, migraphx, openvino, openvino:cpu, openvino:gpu or
                        openvino:npu (default: auto, the fastest that works)
@@ -99,6 +110,13 @@ bool take(Arguments& into, const std::string& flag, const std::string& value) {
     else if (flag == "--size") into.edit.size = size(value);
     else if (flag == "--reference-method") into.edit.reference_method = value;
     else if (flag == "--reference-size") into.edit.reference_size = value;
+    else if (flag == "--mask") into.mask = value;
+    else if (flag == "--mask-blur") into.edit.mask_blur = number<int>(flag, value, "int");
+    else if (flag == "--strength") into.edit.strength = number<double>(flag, value, "float");
+    else if (flag == "--init-image") into.init_image = value;
+    else if (flag == "--negative-prompt") into.edit.negative_prompt = value;
+    else if (flag == "--true-cfg") into.edit.true_cfg = number<double>(flag, value, "float");
+    else if (flag == "--cfg-until") into.edit.cfg_until = number<double>(flag, value, "float");
     else if (flag == "--num-images") into.num_images = count_of_images(flag, value);
     else if (flag == "--device") into.load.device = value;
     else if (flag == "--provider") into.load.provider = value;
@@ -115,6 +133,7 @@ Arguments parse(const std::vector<std::string>& words) {
     constexpr const char* advice = " (kontext-edit-cpp --help shows the flags)";
     const std::string with_values =
         " -i --image -p --prompt -o --output --steps --guidance --seed --size --reference-method --reference-size "
+        "--mask --mask-blur --strength --init-image --negative-prompt --true-cfg --cfg-until "
         "--num-images --device --provider --compute --threads --require-digest ";
     Arguments result;
     result.load.low_memory = true;  // one edit uses each network in one part only
@@ -125,6 +144,7 @@ Arguments parse(const std::vector<std::string>& words) {
         else if (flag == "--version") result.version = true;
         else if (flag == "--devices") result.devices = true;
         else if (flag == "--quiet") result.quiet = true;
+        else if (flag == "--paste-back") result.edit.paste_back = true;
         else if (flag == "--verify") result.load.verify = true;
         else if (flag == "--allow-links") result.load.allow_links = true;
         else if (flag.size() > 1 && flag[0] == '-') {

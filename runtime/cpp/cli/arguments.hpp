@@ -9,6 +9,7 @@
 struct Arguments {
     std::filesystem::path bundle, output;
     std::vector<std::filesystem::path> images;
+    std::filesystem::path mask, init_image;  // empty: none
     std::string prompt;
     int num_images = 1;
     kontext::LoadOptions load;

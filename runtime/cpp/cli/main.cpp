@@ -65,11 +65,13 @@ void run(Arguments& arguments) {
     const bool reduce = !arguments.edit.size && arguments.edit.reference_method != "stitch" &&
                         rule.find_first_of("0123456789") == std::string::npos;
     for (const fs::path& path : arguments.images) edit.references.push_back(kontext::read_picture(path, reduce));
+    arguments.edit.warning = [](const std::string& text) { std::cerr << "warning: " << text << "\n"; };
+    if (!arguments.mask.empty()) arguments.edit.mask = kontext::read_mask(arguments.mask, arguments.edit.warning);
+    if (!arguments.init_image.empty()) arguments.edit.init_image = kontext::read_picture(arguments.init_image, reduce);
     const bool shown = !arguments.quiet && ::isatty(STDERR_FILENO);
     if (shown && (arguments.load.verify || !arguments.load.require_digest.empty()))
         std::cerr << "comparing the bundle's files with their SHA-256\n";
     kontext::Pipeline pipeline(arguments.bundle, arguments.load);
-    arguments.edit.warning = [](const std::string& text) { std::cerr << "warning: " << text << "\n"; };
     const std::string choice = pipeline.choice().empty() ? "" : "running with " + pipeline.choice() + "\n";
     if (shown) {
         std::cout << choice << std::flush;

@@ -60,6 +60,14 @@ kontext::EditOptions options_of(const kontext_edit_options& from) {
     if (from.width != 0 || from.height != 0) options.size = kontext::Size{from.width, from.height};
     if (from.reference_method != nullptr) options.reference_method = from.reference_method;
     if (from.reference_size != nullptr) options.reference_size = from.reference_size;
+    if (from.mask != nullptr) options.mask = picture_of(*from.mask);
+    options.mask_blur = from.mask_blur;
+    if (from.strength != 0) options.strength = from.strength;
+    if (from.init_image != nullptr) options.init_image = picture_of(*from.init_image);
+    options.paste_back = from.paste_back != 0;
+    if (from.negative_prompt != nullptr) options.negative_prompt = from.negative_prompt;
+    if (from.true_cfg != 0) options.true_cfg = from.true_cfg;
+    if (from.cfg_until != 0) options.cfg_until = from.cfg_until;
     if (from.progress != nullptr)
         options.progress = [call = from.progress, user = from.user](const kontext::Progress& at) {
             return call(user, at.step, at.steps, at.latents, at.extents.data()) == 0;
@@ -185,6 +193,18 @@ kontext_status kontext_image_read(const char* path, kontext_image* image) {
         *image = {};
         require(path != nullptr, "path");
         *image = image_of(kontext::read_picture(path));
+    });
+}
+
+kontext_status kontext_mask_read(const char* path, kontext_warning warning, void* user, kontext_image* mask) {
+    return guarded([&] {
+        require(mask != nullptr, "mask");
+        *mask = {};
+        require(path != nullptr, "path");
+        const auto warn = [&](const std::string& text) {
+            if (warning != nullptr) warning(user, text.c_str());
+        };
+        *mask = image_of(kontext::read_mask(path, warn));
     });
 }
 

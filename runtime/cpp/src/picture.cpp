@@ -3,15 +3,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <utility>
 
 #include "decoding.hpp"
 #include "encoding.hpp"
 #include "kontext/kontext.hpp"
+#include "masks.hpp"
 #include "resize.hpp"
 
 namespace kontext {
@@ -40,6 +43,13 @@ std::string read_file(const std::filesystem::path& path) {
     if (!file || (!begins(data, png_magic) && !begins(data, jpeg_magic) && !is_webp(data)))
         throw Error(path.string() + " is not a PNG, JPEG or WebP picture");
     return data.append(std::istreambuf_iterator<char>(file), {});
+}
+
+Pixels decode(const std::filesystem::path& path, bool reduce) {
+    const std::string file = read_file(path), name = path.string();
+    return begins(file, png_magic) ? decode_png(file, name)
+           : is_webp(file)         ? decode_webp(file, name)
+                                   : decode_jpeg(file, name, reduce);
 }
 
 // Grey to RGB and alpha over white, in Pillow's integer arithmetic.
@@ -154,11 +164,24 @@ int exif_orientation(const unsigned char* data, std::size_t size) {
 }
 
 Picture read_picture(const std::filesystem::path& path, bool reduce) {
-    const std::string file = read_file(path), name = path.string();
-    const Pixels pixels = begins(file, png_magic) ? decode_png(file, name)
-                          : is_webp(file)         ? decode_webp(file, name)
-                                                  : decode_jpeg(file, name, reduce);
+    const Pixels pixels = decode(path, reduce);
     return upright(flatten(pixels), pixels.orientation);
+}
+
+Picture read_mask(const std::filesystem::path& path, const std::function<void(const std::string&)>& warning) {
+    Pixels pixels = decode(path, false);
+    const auto channels = static_cast<std::size_t>(pixels.channels);
+    std::vector<std::uint8_t> alpha;
+    if (channels == 2 || channels == 4)
+        for (std::size_t i = channels - 1; i < pixels.data.size(); i += channels)
+            alpha.push_back(std::exchange(pixels.data[i], std::uint8_t{255}));
+    Picture mask = to_grey(flatten(pixels));
+    if (std::any_of(alpha.begin(), alpha.end(), [](std::uint8_t each) { return each < 255; })) {
+        std::vector<std::uint8_t> grey(alpha.size());
+        for (std::size_t i = 0; i < grey.size(); ++i) grey[i] = mask.rgb[3 * i];
+        mask = grey_of_alpha(pixels.size, grey, alpha, warning);
+    }
+    return upright(std::move(mask), pixels.orientation);
 }
 
 void check_writable(const std::filesystem::path& path) {

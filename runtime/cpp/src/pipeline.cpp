@@ -6,7 +6,9 @@
 #include "backend.hpp"
 #include "bundle.hpp"
 #include "devices.hpp"
+#include "inpainting.hpp"
 #include "kontext/kontext.hpp"
+#include "masks.hpp"
 #include "regular_file.hpp"
 #include "request.hpp"
 #include "resize.hpp"
@@ -54,7 +56,7 @@ struct Prompts {
     }
 };
 
-// What an edit computes before the first step, [prompts, …] each, and tokens by a reference's index.
+// What an edit computes before the first step, [prompts, …] each, and tokens by the index of what is encoded.
 struct Conditions {
     Prompts prompts;
     Tensor pooled, text;
@@ -125,8 +127,9 @@ struct Pipeline::State {
         backend->warning = chosen.warning;
         if (!opened.warning.empty() && chosen.warning) chosen.warning(std::exchange(opened.warning, ""));
         const Request request = build_request(bundle.sampler, edits, num_images, chosen);
+        warn_of_masks(request, chosen);
         if (options.input_filter)
-            for (const Edit& each : edits) options.input_filter(each.references, each.prompt);
+            for (const Edit& each : edits) options.input_filter(seen(each, chosen), each.prompt);
         const auto batches = request.batches();
         const Conditions conditions = encode(request, chosen);
         std::vector<Picture> pictures(request.rows.size());
@@ -134,8 +137,10 @@ struct Pipeline::State {
             std::vector<Row> rows;
             for (std::size_t index : batches[number]) rows.push_back(request.rows[index]);
             const Tensor latents = sample(rows, request, conditions, chosen, number, batches.size());
-            for (std::size_t i = 0; i < rows.size(); ++i)
-                pictures[batches[number][i]] = decode(latents, i, rows[i].size);
+            for (std::size_t i = 0; i < rows.size(); ++i) {
+                Picture& picture = pictures[batches[number][i]] = decode(latents, i, rows[i].size);
+                if (rows[i].repaint) picture = pasted(*rows[i].repaint, std::move(picture));
+            }
             if (low_memory) backend->release("vae_decoder");
         }
         if (options.output_filter)
@@ -143,9 +148,30 @@ struct Pipeline::State {
         return pictures;
     }
 
+    void warn_of_masks(const Request& request, const EditOptions& chosen) const {
+        std::vector<std::string> notes;
+        for (const Row& row : request.rows) {
+            if (!chosen.warning || !row.repaint || row.repaint->mask == nullptr) continue;
+            const std::string note = note_of(*row.repaint->mask, bundle.downscale);
+            if (note.empty() || std::find(notes.begin(), notes.end(), note) != notes.end()) continue;
+            notes.push_back(note);
+            chosen.warning(note);
+        }
+    }
+
+    // Every picture that an edit is made from: its references, then an init_image.
+    static std::vector<Picture> seen(const Edit& edit, const EditOptions& chosen) {
+        std::vector<Picture> pictures = edit.references;
+        if (chosen.init_image) pictures.push_back(*chosen.init_image);
+        return pictures;
+    }
+
     Conditions encode(const Request& request, const EditOptions& chosen) {
         Conditions result;
-        for (const Row& row : request.rows) result.prompts.add(row.edit->prompt);
+        for (const Row& row : request.rows) {
+            result.prompts.add(row.edit->prompt);
+            if (request.cfg) result.prompts.add(*chosen.negative_prompt);
+        }
         const std::vector<std::string>& texts = result.prompts.texts;
         const TokenizerEntry &clip_entry = bundle.tokenizers.at("clip"), &t5_entry = bundle.tokenizers.at("t5");
         const Ids clip_ids = tokenize(clip, clip_entry, "CLIP", texts, chosen);
@@ -156,10 +182,13 @@ struct Pipeline::State {
                  "text_encoder", "pooled", {count, bundle.pooled_dim});
         result.text = take(last("text_encoder_2", {{"input_ids", view(t5_ids, {count, extent(t5_entry.max_length)})}}),
                            "text_encoder_2", "text", {count, -1, bundle.text_dim});
-        for (const Row& row : request.rows)
-            for (const Reference& reference : row.references)
+        for (const Row& row : request.rows) {
+            std::vector<Reference> encoded = row.references;
+            if (row.repaint) encoded.push_back(row.repaint->original);
+            for (const Reference& reference : encoded)
                 if (result.references.count(reference.index) == 0)
                     result.references[reference.index] = encode(*reference.picture, reference.size);
+        }
         if (low_memory) backend->release("vae_encoder");
         return result;
     }
@@ -192,31 +221,47 @@ struct Pipeline::State {
     }
 
     // Latents [rows, channels, height, width] of rows of one shape after the last step: Euler on the rectified flow,
-    // x += (t_next - t) * v. They are batch `number` of `batches`.
+    // x += (t_next - t) * v. They are batch `number` of `batches`. The first steps of true CFG run all rows a second time,
+    // with the negative prompt.
     Tensor sample(const std::vector<Row>& rows, const Request& request, const Conditions& conditions,
                   const EditOptions& chosen, std::size_t number, std::size_t batches) {
         const Grid shape = grid(rows[0].size);
-        const std::size_t count = rows.size();
+        const std::size_t count = rows.size(), steps = static_cast<std::size_t>(request.steps - request.skipped);
+        const std::size_t guided = request.cfg ? static_cast<std::size_t>(request.cfg->guided(int(steps))) : 0;
         const std::int64_t channels = bundle.in_channels, tokens = std::int64_t{shape.rows} * shape.columns;
         Prompts prompts;
         Floats target, reference, text, pooled;
+        const auto add_prompt = [&](const std::string& prompt) {
+            const std::vector<std::string>& known = conditions.prompts.texts;
+            const auto index = static_cast<std::size_t>(std::find(known.begin(), known.end(), prompt) - known.begin());
+            append_part(text, conditions.text.data, index, known.size());
+            const std::size_t different = prompts.texts.size();
+            prompts.add(prompt);
+            if (prompts.texts.size() > different) append_part(pooled, conditions.pooled.data, index, known.size());
+        };
+        Repainting repainting;
         for (const Row& row : rows) {
             const Floats noise =
                 pack(randn(row.seed, static_cast<std::size_t>(tokens * channels)), bundle.latent_channels, shape);
             target.insert(target.end(), noise.begin(), noise.end());
+            if (row.repaint)
+                repainting.add(*row.repaint, conditions.references.at(row.repaint->original.index), noise,
+                               bundle.latent_channels, shape, bundle.downscale);
             for (const Reference& each : row.references) {
                 const Floats& part = conditions.references.at(each.index);
                 reference.insert(reference.end(), part.begin(), part.end());
             }
-            const std::vector<std::string>& known = conditions.prompts.texts;
-            const auto index =
-                static_cast<std::size_t>(std::find(known.begin(), known.end(), row.edit->prompt) - known.begin());
-            append_part(text, conditions.text.data, index, known.size());
-            const std::size_t different = prompts.texts.size();
-            prompts.add(row.edit->prompt);
-            if (prompts.texts.size() > different) append_part(pooled, conditions.pooled.data, index, known.size());
+            add_prompt(row.edit->prompt);
         }
-        const Floats times = schedule(request.steps, static_cast<int>(tokens), bundle.sampler);
+        const std::int64_t reference_tokens = extent(reference.size()) / channels / extent(count);
+        if (guided > 0) {
+            for (std::size_t i = 0; i < count; ++i) add_prompt(*chosen.negative_prompt);
+            reference.resize(2 * reference.size());
+            std::copy_n(reference.begin(), reference.size() / 2, reference.begin() + extent(reference.size() / 2));
+        }
+        Floats times = schedule(request.steps, static_cast<int>(tokens), bundle.sampler);
+        times.erase(times.begin(), times.begin() + request.skipped);
+        if (rows[0].repaint) target = repainting.noised(times[0]);
         const Outputs modulations = this->modulations(times, request.guidance, pooled, prompts.texts.size());
         std::vector<PlacedGrid> grids = {{shape, 0, 0, 0}};
         for (const Reference& each : rows[0].references) {
@@ -226,30 +271,37 @@ struct Pipeline::State {
         const std::int64_t text_tokens = conditions.text.shape[1], half = bundle.head_dim / 2;
         const auto [cos, sin] = rope_tables(static_cast<int>(text_tokens), grids, bundle);
         const std::int64_t sequence = extent(cos.size()) / half;
-        Inputs shared = {
-            {"reference",
-             view(reference, {extent(count), extent(reference.size()) / channels / extent(count), channels})},
-            {"text", view(text, {extent(count), text_tokens, bundle.text_dim})},
-            {"rope_cos", view(cos, {sequence, half})},
-            {"rope_sin", view(sin, {sequence, half})}};
-        backend->hold(shared);
-        const std::size_t steps = times.size() - 1, parts = steps * prompts.texts.size();
+        const std::size_t parts = steps * prompts.texts.size();
+        Inputs shared;
         for (std::size_t step = 0; step < steps; ++step) {
+            const std::size_t batch = step < guided ? 2 * count : count;
+            if (step == 0 || step == guided) {
+                shared = {{"reference", view(reference, {extent(batch), reference_tokens, channels})},
+                          {"text", view(text, {extent(batch), text_tokens, bundle.text_dim})},
+                          {"rope_cos", view(cos, {sequence, half})},
+                          {"rope_sin", view(sin, {sequence, half})}};
+                backend->hold(shared);
+            }
+            Floats given = target;
+            if (step < guided) given.insert(given.end(), target.begin(), target.end());
             Inputs inputs = shared;
-            inputs["target"] = view(target, {extent(count), tokens, channels});
+            inputs["target"] = view(given, {extent(batch), tokens, channels});
             std::map<std::string, Floats> chunks;
             for (const auto& [name, value] : modulations) {
                 Floats& chunk = chunks[name];
-                for (std::size_t index : prompts.of_row)
-                    append_part(chunk, value.data, step * prompts.texts.size() + index, parts);
+                for (std::size_t row = 0; row < batch; ++row)
+                    append_part(chunk, value.data, step * prompts.texts.size() + prompts.of_row[row], parts);
                 std::vector<std::int64_t> extents = value.shape;
-                extents[0] = extent(count);
+                extents[0] = extent(batch);
                 inputs[name] = view(chunk, extents);
             }
-            const Tensor velocity =
-                take(backend->run("transformer", inputs), "transformer", "velocity", {extent(count), tokens, channels});
+            Floats velocity = take(backend->run("transformer", inputs), "transformer", "velocity",
+                                   {extent(batch), tokens, channels})
+                                  .data;
+            if (step < guided) velocity = request.cfg->combine(velocity);
             const float interval = times[step + 1] - times[step];
-            for (std::size_t i = 0; i < target.size(); ++i) target[i] += interval * velocity.data[i];
+            for (std::size_t i = 0; i < target.size(); ++i) target[i] += interval * velocity[i];
+            if (rows[0].repaint) repainting.keep(times[step + 1], target);
             backend->check_stopped();
             if (chosen.progress)
                 tell(chosen, number * steps + step + 1, batches * steps, unpacked(target, count, shape));

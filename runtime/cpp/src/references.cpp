@@ -9,10 +9,6 @@
 namespace kontext {
 namespace {
 
-// Pictures are resized to the output's size if that stretches them by no more than this, or than the preferred size
-// would.
-constexpr double same_aspect = 1.03;
-
 // Long side to short side. FLUX.1 Kontext's widest preferred size has 2.33; wider pictures are squashed to it.
 constexpr double widest = 2.4;
 
@@ -20,10 +16,6 @@ std::string rounded(double value) {
     char text[32];
     std::snprintf(text, sizeof text, "%.3g", value);
     return text;
-}
-
-bool agrees(Size picture, Size output, Size preferred) {
-    return distortion(picture, output) <= std::max(same_aspect, distortion(picture, preferred));
 }
 
 std::string other_aspect(Size picture, Size encoded, Size output, const SamplerSettings& settings) {
@@ -35,6 +27,10 @@ std::string other_aspect(Size picture, Size encoded, Size output, const SamplerS
 }
 
 }  // namespace
+
+bool agrees(Size picture, Size output, Size preferred) {
+    return distortion(picture, output) <= std::max(same_aspect, distortion(picture, preferred));
+}
 
 std::string checked_method(const std::string& method, const SamplerSettings& settings) {
     if (method.empty()) return settings.reference_method;

@@ -11,6 +11,13 @@
 
 namespace kontext {
 
+// Pictures are resized to the output's size if that stretches them by no more than this, or than the preferred size
+// would.
+constexpr double same_aspect = 1.03;
+
+// Whether the output's size stretches a picture no more than same_aspect, or than its preferred size does.
+bool agrees(Size picture, Size output, Size preferred);
+
 // The position of a reference's first token: its image index, and the row and column in pixels.
 struct Place {
     int image, top, left;

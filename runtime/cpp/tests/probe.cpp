@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bundle.hpp"
+#include "masks.hpp"
 #include "onnxruntime_backend.hpp"
 #include "onnxruntime_library.hpp"
 #include "references.hpp"
@@ -87,6 +88,13 @@ void rope(const Words& words) {
     raw(sin);
 }
 
+// FILE BLUR: a mask, blurred
+void mask(const Words& words) {
+    const Picture picture = blurred(read_mask(words.at(0)), std::stoi(words.at(1)));
+    std::cout << picture.size.width << ' ' << picture.size.height << '\n';
+    raw(picture.rgb);
+}
+
 // FILE [WIDTH HEIGHT]: large JPEG files are reduced
 void pixels(const Words& words) {
     Picture picture = read_picture(words.at(0), true);
@@ -160,7 +168,7 @@ void digest(const Words&) { std::cout << sha256(standard_input()) << '\n'; }
 int main(int count, char** arguments) {
     const std::map<std::string, void (*)(const Words&)> commands = {
         {"ids", ids},       {"noise", noise},     {"times", times},   {"rope", rope},
-        {"pixels", pixels}, {"latents", latents}, {"digest", digest}, {"placement", placement},
+        {"mask", mask}, {"pixels", pixels}, {"latents", latents}, {"digest", digest}, {"placement", placement},
         {"places", places}, {"canvas", canvas}, {"pictures", pictures}};
     try {
         const Words words(arguments + 1, arguments + count);

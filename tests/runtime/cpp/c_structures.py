@@ -27,6 +27,7 @@ PROGRESS = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_float),
     ctypes.POINTER(ctypes.c_size_t),
 )
+WARNING = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 FOUND = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_char_p] * 3)
 
 
@@ -61,6 +62,14 @@ class CEditOptions(ctypes.Structure):
         ("progress", PROGRESS),
         ("warning", ctypes.c_void_p),
         ("user", ctypes.c_void_p),
+        ("mask", ctypes.POINTER(CImage)),
+        ("mask_blur", ctypes.c_int32),
+        ("strength", ctypes.c_double),
+        ("init_image", ctypes.POINTER(CImage)),
+        ("paste_back", ctypes.c_int32),
+        ("negative_prompt", ctypes.c_char_p),
+        ("true_cfg", ctypes.c_double),
+        ("cfg_until", ctypes.c_double),
     ]
 
 

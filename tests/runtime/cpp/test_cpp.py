@@ -459,6 +459,21 @@ def test_an_edit_under_the_sanitizers(
         done = program(sanitized, tiny_bundle, tmp_path / "out.png", *more)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("warning: ") == 1  # the picture's aspect, or the canvas's
+    Image.effect_mandelbrot((50, 30), (-2, -1, 1, 1), 50).save(tmp_path / "mask.png")
+    more = [
+        "-i",
+        picture,
+        "--mask",
+        tmp_path / "mask.png",
+        "--mask-blur",
+        "40",
+        "--paste-back",
+        "--strength",
+        "0.9",
+    ]
+    more += ["--negative-prompt", "a star", "--true-cfg", "2", "--cfg-until", "0.5", "--size", "64x48"]
+    done = program(sanitized, tiny_bundle, tmp_path / "out.png", *more)
+    assert done.returncode == 0, done.stderr
 
 
 def test_damaged_pictures_under_the_sanitizers(

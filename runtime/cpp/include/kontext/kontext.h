@@ -36,8 +36,9 @@ typedef struct kontext_image {
 } kontext_image;
 
 /* Content filters: FLUX.1 [dev]'s licence asks those who deploy it for them; none is built in. Both return NULL to go
- * on, or why they refuse: one line that is valid until the next call. The first is called with an edit's references and
- * prompt before anything runs, the second with each finished picture, whose pixels it may change. */
+ * on, or why they refuse: one line that is valid until the next call. The first is called with an edit's references,
+ * then its init_image, and the prompt before anything runs, the second with each finished picture, whose pixels it may
+ * change. */
 typedef const char* (*kontext_input_filter)(void* user, const kontext_image* references, size_t reference_count,
                                             const char* prompt);
 typedef const char* (*kontext_output_filter)(void* user, kontext_image* image);
@@ -59,7 +60,7 @@ typedef struct kontext_load_options {
 /* Called after each step; latents are float [pictures, channels, height, width]. Return non-zero to stop the edit. */
 typedef int (*kontext_progress)(void* user, int32_t step, int32_t steps, const float* latents, const size_t extents[4]);
 
-/* Called if a prompt is truncated, a reference will not look as given, or no GPU could be used. */
+/* Called if a prompt is truncated, a picture will not look as given, or no GPU could be used. */
 typedef void (*kontext_warning)(void* user, const char* message);
 
 typedef struct kontext_edit_options {
@@ -76,6 +77,14 @@ typedef struct kontext_edit_options {
     kontext_progress progress;
     kontext_warning warning;
     void* user; /* passed to both callbacks */
+    const kontext_image* mask;       /* only what is white is repainted, colours by brightness; NULL: everything */
+    int32_t mask_blur;               /* radius of a Gaussian blur, in the mask's pixels */
+    double strength;                 /* the share of the steps that run, from the picture with noise; 0: all, from noise */
+    const kontext_image* init_image; /* the picture that is repainted; NULL: the first reference */
+    int32_t paste_back;              /* not 0: take the picture's own pixels where the blurred mask is black */
+    const char* negative_prompt;     /* UTF-8, may be empty; NULL: none */
+    double true_cfg;                 /* scale of the guidance away from it, above 1; 0: none */
+    double cfg_until;                /* the share of the steps that have it, from the first on; 0: all */
 } kontext_edit_options;
 
 /* Opens a bundle; `options` may be NULL. Free the pipeline with kontext_free. */
@@ -109,8 +118,11 @@ KONTEXT_API void kontext_cancel(kontext_pipeline* pipeline);
 typedef void (*kontext_device_found)(void* user, const char* device, const char* provider, const char* description);
 KONTEXT_API kontext_status kontext_list_devices(const char* provider, kontext_device_found found, void* user);
 
-/* Read PNG, JPEG or (in builds with libwebp) WebP; write PNG or JPEG, as the suffix says. */
+/* Read PNG, JPEG or (in builds with libwebp) WebP; write PNG or JPEG, as the suffix says. A mask is grey of the picture's
+ * brightness or, if it has transparency, of its opacity; `warning` may be NULL. */
 KONTEXT_API kontext_status kontext_image_read(const char* path, kontext_image* image);
+KONTEXT_API kontext_status kontext_mask_read(const char* path, kontext_warning warning, void* user,
+                                             kontext_image* mask);
 KONTEXT_API kontext_status kontext_image_write(const kontext_image* image, const char* path);
 KONTEXT_API void kontext_image_free(kontext_image* image);
 

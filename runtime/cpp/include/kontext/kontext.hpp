@@ -53,6 +53,11 @@ struct Picture {
 // encoded at the model's preferred sizes, of about 1 million.
 KONTEXT_API Picture read_picture(const std::filesystem::path& path, bool reduce = false);
 
+// Reads a mask: grey, all three channels alike, of a picture's brightness or, if it has transparency, of its opacity.
+// `warning` is called if it looks like a picture with a hole, which other tools repaint and this keeps.
+KONTEXT_API Picture read_mask(const std::filesystem::path& path,
+                              const std::function<void(const std::string&)>& warning = {});
+
 // Writes a PNG or JPEG file, as its suffix says, which appears whole or not at all.
 KONTEXT_API void write_picture(const Picture& picture, const std::filesystem::path& path);
 
@@ -72,8 +77,8 @@ struct LoadOptions {
     bool allow_links = false;        // take weights from files outside a bundle that you have not exported here
 
     // Content filters. FLUX.1 [dev]'s licence asks those who deploy it for them; none is built in. The first is called
-    // with an edit's references and prompt before anything runs, the second with each finished picture, which it
-    // returns as it is or changed. Both throw Error to refuse.
+    // with an edit's references, then its init_image, and the prompt before anything runs, the second with each finished
+    // picture, which it returns as it is or changed. Both throw Error to refuse.
     std::function<void(const std::vector<Picture>&, const std::string&)> input_filter;
     std::function<Picture(Picture)> output_filter;
 };
@@ -99,14 +104,26 @@ struct EditOptions {
     std::optional<int> steps;                       // unset: the bundle's default
     std::optional<double> guidance;                 // likewise
     std::uint64_t seed = 0;                         // the noise of torch.Generator("cpu").manual_seed(seed)
-    std::optional<Size> size;                       // unset: the preferred size nearest to the first reference's aspect
+    std::optional<Size> size;  // unset: the preferred size nearest to the aspect of init_image or the first reference
 
     // How several references are placed, and what they are encoded at; docs/commands.md says more.
     std::string reference_method;         // index, offset or stitch; empty: the bundle's
     std::string reference_size = "auto";  // auto, preferred, output or WIDTHxHEIGHT
 
+    // Repainting, and image to image; docs/commands.md says more.
+    std::optional<Picture> mask;        // only what is white is repainted; of any size, colours count by brightness
+    int mask_blur = 0;                  // radius of a Gaussian blur, in the mask's pixels
+    double strength = 1;                // the share of the steps that run; below 1 they begin from the picture
+    std::optional<Picture> init_image;  // the picture that is repainted; unset: the first reference
+    bool paste_back = false;            // take the picture's own pixels where the blurred mask is black
+
+    // True classifier-free guidance away from a prompt (UTF-8), which may be empty; without one it has no effect.
+    std::optional<std::string> negative_prompt;
+    double true_cfg = 1;   // its scale, above 1; steps with it take twice the time
+    double cfg_until = 1;  // the share of the steps that have it, from the first on
+
     std::function<bool(const Progress&)> progress;  // false stops the edit
-    // Called if a prompt is truncated, a reference will not look as given, or no GPU could be used.
+    // Called if a prompt is truncated, a picture will not look as given, or no GPU could be used.
     std::function<void(const std::string&)> warning;
 };
 

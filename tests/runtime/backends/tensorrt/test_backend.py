@@ -361,6 +361,19 @@ def test_edits_are_those_of_the_graphs(tiny_bundle: Path, tmp_path: Path, weight
 
 
 @pytest.mark.usefixtures("cache")
+def test_engines_for_one_picture_run_both_passes_of_true_cfg(tiny_bundle: Path, tmp_path: Path) -> None:
+    """One after the other."""
+    bundle = engine_bundle(tiny_bundle, tmp_path / "bundle", batch=1)
+    ours, theirs = Pipeline(bundle, backend_of(bundle)[0]), Pipeline.load(tiny_bundle, device="cpu")
+    given: dict[str, Any] = {"negative_prompt": "a star", "true_cfg": 3.0, "cfg_until": 0.5, "strength": 0.8}
+    found, expected = (
+        each.edit(PICTURE, "make it blue", steps=5, mask=Image.linear_gradient("L"), **given)
+        for each in (ours, theirs)
+    )
+    assert psnr(found, expected) > 60
+
+
+@pytest.mark.usefixtures("cache")
 def test_held_values_stay_on_the_gpu(tiny_bundle: Path, tmp_path: Path) -> None:
     backend, driver = backend_of(engine_bundle(tiny_bundle, tmp_path / "bundle"))
     before = len(driver.memory)

@@ -85,6 +85,20 @@ def test_a_cache_that_is_never_used_changes_nothing(tiny_bundle: Path) -> None:
     assert report(exact) == approximations.StepCounts()
 
 
+def test_both_passes_of_true_cfg_and_what_follows_them(tiny_bundle: Path) -> None:
+    """The batch becomes smaller after the first steps: nothing is reused there, and all is right as long as nothing may
+    be skipped. With a reference that is kept, all steps are as many as they were."""
+    given: dict[str, Any] = {"negative_prompt": "a star", "true_cfg": 3.0, "cfg_until": 0.5}
+    given |= {"mask": Image.linear_gradient("L"), "strength": 0.8}
+    exact, cached = pipeline(tiny_bundle), pipeline(tiny_bundle, cache=1e-9)
+    pictures = [pipe.edit(photograph(), TEXT, steps=5, **given) for pipe in (exact, cached)]
+    assert np.array_equal(*map(np.asarray, pictures))
+    assert report(cached) == approximations.StepCounts(4, 4, 4)
+    kept = pipeline(tiny_bundle, reuse_reference=2)
+    assert psnr(kept.edit(photograph(), TEXT, steps=5, **given), pictures[0]) > 15
+    assert report(kept) == approximations.StepCounts(4, 4, 2)
+
+
 def test_without_a_reference_there_is_nothing_to_keep(tiny_bundle: Path) -> None:
     pictures = [
         pipe.edit(None, TEXT, steps=3)

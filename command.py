@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from gettext import gettext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,7 +43,8 @@ class Terminated(KeyboardInterrupt):
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` with `--version` that raises `KontextError` with one line instead of printing its usage.
+    """An `ArgumentParser` with `--version` that raises `KontextError` with one line instead of printing its usage, and,
+    of a whole command, with `--print-completion`.
 
     Subparsers are of this class too.
     """
@@ -50,6 +52,42 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.add_argument("--version", action=Version, help="show the version and exit")
+        if " " not in self.prog:
+            self.add_argument(
+                "--print-completion",
+                action=Completion,
+                choices=("bash", "zsh", "tcsh"),
+                help="print a script that completes this command's flags in a shell, and exit",
+            )
+
+    def given(self, words: Sequence[str]) -> dict[str, Any]:
+        """What is on a command line, without defaults: destination → value. Nothing is required."""
+        defaults = [(action, action.default) for action in self._actions]
+        not_given = object()
+        for (
+            action,
+            _,
+        ) in defaults:  # argparse takes SUPPRESS for the word itself where a positional one may be missing
+            action.default = argparse.SUPPRESS if action.option_strings else not_given
+        try:
+            with self.nothing_required():
+                found = vars(self.parse_args(words))
+            return {name: value for name, value in found.items() if value is not not_given}
+        finally:
+            for action, default in defaults:
+                action.default = default
+
+    def defaults(self) -> dict[str, Any]:
+        """Destination → default."""
+        return {each.dest: each.default for each in self._actions if each.default is not argparse.SUPPRESS}
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Every argument but those that print something and exit: a flag's long name without its dashes → action."""
+        return {
+            (each.option_strings[-1].removeprefix("--") if each.option_strings else each.dest): each
+            for each in self._actions
+            if each.default is not argparse.SUPPRESS
+        }
 
     def parse_known_args(  # type: ignore[override]  # the overloads of typeshed
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -93,6 +131,30 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(f"{DISTRIBUTION} {VERSION}")
         parser.exit()
+
+
+class Completion(argparse.Action):
+    """Prints a shell's completion script."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, *__: object) -> NoReturn:
+        import shtab
+
+        complete_files(parser, shtab.FILE)
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
+def complete_files(parser: argparse.ArgumentParser, kind: Any) -> None:
+    """Lets shells complete the arguments that are names of files and folders, those of subcommands too."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                complete_files(each, kind)
+        elif action.type in (Path, local_path, local_name) or isinstance(action.type, partial):
+            action.complete = kind  # type: ignore[attr-defined]
 
 
 def local_name(text: str, hub: bool = False, advice: str = "download it first") -> str:

@@ -15,7 +15,7 @@ VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
 
 EXTRAS = {
-    **dict.fromkeys(("PIL", "numpy", "safetensors", "tokenizers", "tqdm"), ""),
+    **dict.fromkeys(("PIL", "numpy", "safetensors", "shtab", "tokenizers", "tomli", "tqdm"), ""),
     **dict.fromkeys(
         (
             *("gguf", "huggingface_hub", "matplotlib", "ml_dtypes", "onnx", "onnx_ir", "onnxscript"),

@@ -6,113 +6,34 @@ With `--server URL` instead of BUNDLE an inference server runs it.
 from __future__ import annotations
 
 import argparse
+import io
+import secrets
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..command import Parser, local_path, run_command
 from ..errors import KontextError
-from . import units
-from .backends.options import (
-    AUTO,
-    BACKENDS,
-    DEVICES,
-    BackendOptions,
-    OnnxRuntimeOptions,
-    OpenVINOOptions,
-    TensorRTOptions,
-    TorchOptions,
-)
-from .backends.select import find_options
+from .arguments import STDIN, read_arguments
+from .backend_flags import OPTION_FLAGS, RUN_BY, add_backend_flags, backend_options
+from .backends.options import AUTO, BackendOptions
 from .reference_options import REFERENCE_METHODS, parse_rule, parse_size, usual_sizes
 from .repaint_flags import add_repaint_flags, repaint_arguments, sent_arguments
+from .report import Report
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .bundle import Bundle
+    from .like import Like
     from .pipeline import Pipeline
 
 
 MAX_IMAGES = 1000
 """Pictures of one command; they are all in memory before the first is written."""
-
-
-@dataclass(frozen=True)
-class OptionFlag:
-    """The flag of one field of the options of one or several backends."""
-
-    records: tuple[
-        type[OnnxRuntimeOptions] | type[TorchOptions] | type[TensorRTOptions] | type[OpenVINOOptions], ...
-    ]
-    field: str
-    help: str
-    type: Callable[[str], Any] | None = None
-    """None for a flag without a value."""
-    metavar: str | None = None
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.field.replace("_", "-")
-
-    @property
-    def selected_by(self) -> str:
-        return " or ".join(record.selected_by for record in self.records)
-
-    def add_to(self, parser: Parser) -> None:
-        value: dict[str, Any] = {"type": self.type, "metavar": self.metavar}
-        if self.type is None:
-            value = {"action": "store_const", "const": True}
-        parser.add_argument(self.flag, help=f"with {self.selected_by}: {self.help}", **value)
-
-
-OPTION_FLAGS = (
-    OptionFlag(
-        (OnnxRuntimeOptions,),
-        "provider",
-        "a plug-in provider: its library or its wheel's Python module, with options of its own",
-        str,
-        "LIBRARY[:key=value,…]",
-    ),
-    OptionFlag(
-        (TorchOptions,), "offload", "keep the transformer in host memory, for GPUs that it does not fit"
-    ),
-    OptionFlag((TorchOptions,), "compile", "let torch.compile generate the code of the transformer's blocks"),
-    OptionFlag(
-        (TorchOptions,),
-        "cache",
-        "an approximation: skip all blocks but the first at steps where that one's effect changed by no more than "
-        "SHARE, such as 0.1",
-        float,
-        "SHARE",
-    ),
-    OptionFlag(
-        (TorchOptions,),
-        "reuse_reference",
-        "an approximation: compute the references' part of the network every N steps only",
-        int,
-        "N",
-    ),
-    OptionFlag(
-        (TensorRTOptions,),
-        "weight_budget",
-        "GPU memory for an engine's weights, such as 8GB; the rest is streamed from host memory in every run (default: "
-        "as much as fits)",
-        partial(units.parse_bytes, flag="--weight-budget"),
-        "SIZE",
-    ),
-    OptionFlag(
-        (TorchOptions, OpenVINOOptions),
-        "compute",
-        "what the networks compute in: fp32, bf16 or fp16 (default: what the bundle says)",
-        str,
-        "DTYPE",
-    ),
-)
 
 
 def parser() -> Parser:
@@ -140,16 +61,27 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar="FILE",
-        help="a reference picture; repeat it for several, leave it out to draw from the prompt alone",
+        help="a reference picture, - for stdin; repeat it for several, leave it out to draw from the prompt alone",
     )
-    result.add_argument("-p", "--prompt", required=True, help="the instruction")
+    result.add_argument("-p", "--prompt", help="the instruction")
+    result.add_argument(
+        "--prompt-file",
+        type=local_path,
+        metavar="FILE",
+        help="instead of --prompt: a file with it, - for stdin",
+    )
     result.add_argument(
         "-o",
         "--output",
         type=Path,
-        required=True,
         metavar="FILE",
-        help="the picture to write, replaced if it exists",
+        help="the picture to write, replaced if it exists; - for a PNG file on stdout",
+    )
+    result.add_argument(
+        "--like",
+        type=local_path,
+        metavar="FILE",
+        help="make this picture again, from the same -i, as its metadata say; other flags override them",
     )
     add_edit_flags(result)
     result.add_argument(
@@ -161,6 +93,23 @@ def parser() -> Parser:
     )
     add_backend_flags(result)
     add_metadata_flag(result)
+    result.add_argument(
+        "--no-config",
+        dest="config",
+        action="store_false",
+        help="ignore the defaults in ~/.config/kontext/config.toml",
+    )
+    result.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object on stdout: the pictures, seconds of each stage, warnings",
+    )
+    result.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say on stderr what runs where, and where defaults come from",
+    )
     result.add_argument("--quiet", action="store_true", help="no progress bar, no messages")
     return result
 
@@ -179,7 +128,9 @@ def add_edit_flags(parser: Parser) -> None:
     them for all rows and as a row's own."""
     parser.add_argument("--steps", type=int, help="sampler steps (default: the bundle's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the bundle's)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument(
+        "--seed", type=parse_seed, default=0, metavar="N", help="seed of the noise, or random (default: 0)"
+    )
     parser.add_argument(
         "--size",
         type=parse_width_height,
@@ -203,8 +154,23 @@ def add_edit_flags(parser: Parser) -> None:
     add_repaint_flags(parser)
 
 
-def edit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `add_edit_flags` say, as arguments of `Pipeline.edit`; reads the pictures that they name."""
+def parse_seed(text: str) -> int:
+    """A seed; "random" draws one of 32 bits, which other programs take too."""
+    if text == "random":
+        return secrets.randbelow(1 << 32)
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes a whole number, or random, not {text!r:.40}") from None
+
+
+def edit_arguments(arguments: argparse.Namespace, *, reduce: bool | None = None) -> dict[str, Any]:
+    """What the flags of `add_edit_flags` say, as arguments of `Pipeline.edit`; reads the pictures that they name.
+
+    Args:
+        arguments: with the flags.
+        reduce: as for `open_picture`; None: what the flags call for.
+    """
     return {
         "steps": arguments.steps,
         "guidance": arguments.guidance,
@@ -212,46 +178,13 @@ def edit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "size": arguments.size,
         "reference_method": arguments.reference_method,
         "reference_size": arguments.reference_size,
-        **repaint_arguments(arguments, reduce=reduces(arguments)),
+        **repaint_arguments(arguments, reduce=reduces(arguments) if reduce is None else reduce),
     }
 
 
 def reduces(arguments: argparse.Namespace) -> bool:
     """Whether large pictures of an edit with these flags may be decoded smaller, as by `open_picture`."""
     return arguments.size is None and usual_sizes(arguments.reference_size, arguments.reference_method)
-
-
-def add_backend_flags(parser: Parser) -> None:
-    """Adds the flags about what runs a bundle, with which LoRAs, and which bundles are run."""
-    parser.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        metavar="FILE[:WEIGHT]",
-        help="a LoRA that `kontext-export lora` has made ready, for bundles exported with --lora-slots; repeatable",
-    )
-    parser.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
-    parser.add_argument(
-        "--backend",
-        choices=(AUTO, *BACKENDS),
-        help="what runs the networks; torch needs PyTorch, openvino OpenVINO (default: auto)",
-    )
-    for each in OPTION_FLAGS:
-        each.add_to(parser)
-    parser.add_argument(
-        "--verify", action="store_true", help="compare the bundle's files with their SHA-256 first"
-    )
-    parser.add_argument(
-        "--require-digest",
-        metavar="sha256:…",
-        help="refuse a bundle with another digest (kontext-export digest BUNDLE prints it), and compare the files that "
-        "are used with their SHA-256",
-    )
-    parser.add_argument(
-        "--allow-links",
-        action="store_true",
-        help="take weights from files outside the bundle that it names, although you have not exported it here",
-    )
 
 
 def parse_width_height(text: str) -> tuple[int, int]:
@@ -275,7 +208,8 @@ def output_paths(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(words: Sequence[str]) -> None:
+    arguments = read_arguments(parser(), words, RUN_BY)
     # Errors that need no model are found before one is loaded.
     for name, value in (("steps", arguments.steps), ("num-images", arguments.num_images)):
         if value is not None and value < 1:
@@ -284,59 +218,77 @@ def run(arguments: argparse.Namespace) -> None:
         raise KontextError(f"--num-images may be at most {MAX_IMAGES}, not {arguments.num_images}")
     if (arguments.bundle is None) == (arguments.server is None):
         raise KontextError("name either a BUNDLE or a --server (kontext-edit --help shows the flags)")
-    from .images import check_writable, save_picture
+    to_stdout = str(arguments.output) == STDIN
+    if to_stdout:
+        check_stdout(arguments)
+    if arguments.image.count(Path(STDIN)) > 1:
+        raise KontextError("-i - reads one picture from stdin: name the others")
+    from .images import check_writable, png_file, save_picture
+    from .picture_limits import MAX_BYTES
 
     paths = output_paths(arguments.output, arguments.num_images)
-    for path in paths:
+    for path in () if to_stdout else paths:
         check_writable(path)
-    try:
-        if arguments.server is None:
-            pictures, notes = edit_locally(arguments)
-        else:
-            pictures, notes = edit_on_server(arguments), []
-    except MemoryError:
-        raise KontextError("not enough memory: try a smaller --size, or fewer --num-images") from None
-    for picture, path in zip(pictures, paths, strict=True):
-        save_picture(picture, path, metadata=arguments.metadata)
-        notes.append(f"wrote {path} ({picture.width}x{picture.height})")
-    if not arguments.quiet:
-        print("\n".join(notes))
+    arguments.stdin = sys.stdin.buffer.read(MAX_BYTES + 1) if Path(STDIN) in arguments.image else b""
+    report = Report(arguments.json, arguments.verbose, arguments.quiet, stdout_is_taken=to_stdout)
+    for name, place in arguments.origins.items():
+        report.detail(f"{name.replace('_', '-')} {getattr(arguments, name)} (from {place})")
+    report.detail(f"seed {arguments.seed}")
+    with report.warnings():
+        try:
+            edit = edit_locally if arguments.server is None else edit_on_server
+            pictures = edit(arguments, report)
+        except MemoryError:
+            raise KontextError("not enough memory: try a smaller --size, or fewer --num-images") from None
+        with report.stage("write"):
+            for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
+                if to_stdout:
+                    sys.stdout.buffer.write(png_file(picture, metadata=arguments.metadata))
+                else:
+                    save_picture(picture, path, metadata=arguments.metadata)
+                    report.wrote(picture, path, arguments.seed + index)
+    report.print()
 
 
-def backend_options(arguments: argparse.Namespace) -> BackendOptions | str:
-    """The options of the backend that the flags select; "auto" if they select nothing. Raises KontextError for a flag
-    of another backend."""
-    device = arguments.device or AUTO
-    chosen = [arguments.backend or AUTO, device, *(getattr(arguments, each.field) for each in OPTION_FLAGS)]
-    if set(chosen) <= {AUTO, None}:
-        return AUTO
-    record = type(find_options(arguments.backend or AUTO, device))
-    fields = {}
-    for each in OPTION_FLAGS:
-        value = getattr(arguments, each.field)
-        if value is not None:
-            if record not in each.records:
-                raise KontextError(f"{each.flag} needs {each.selected_by}")
-            fields[each.field] = value
-    return record(**fields)
+def check_stdout(arguments: argparse.Namespace) -> None:
+    """Raises KontextError if stdout cannot take the picture."""
+    if arguments.num_images > 1:
+        raise KontextError("-o - writes one picture: name a file for several")
+    if arguments.json:
+        raise KontextError("-o - and --json both write to stdout: only one of them can")
+    if sys.stdout.isatty():
+        raise KontextError(
+            "-o - writes a PNG file to stdout, which is a terminal: redirect it, or name a file"
+        )
 
 
 def shows_progress(arguments: argparse.Namespace) -> bool:
     return sys.stderr.isatty() and not arguments.quiet
 
 
-def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list[str]]:
-    """The pictures, made from the bundle at `arguments.bundle`, and what is to be said about them."""
-    from .images import open_picture
+def edit_locally(arguments: argparse.Namespace, report: Report) -> list[Image.Image]:
+    """The pictures, made from the bundle at `arguments.bundle`."""
+    from .backends.timed import TimedBackend
 
     backend = backend_options(arguments)  # a flag that is wrong is found before pictures are read
-    images = [open_picture(path, reduce=reduces(arguments)) for path in arguments.image]
-    edit = edit_arguments(arguments)
+    with report.stage("read"):
+        images, edit = read_inputs(arguments)
     # A single edit uses each network in one part only: keeping it, or what it made, would only cost memory.
-    pipe = open_pipeline(arguments, backend, low_memory=True, embedding_cache=0)
-    announced = shows_progress(arguments)
-    if pipe.choice is not None and announced:
-        print(pipe.choice)
+    with report.stage("load"):
+        pipe = open_pipeline(arguments, backend, low_memory=True, embedding_cache=0)
+    running = pipe.running
+    report.detail(f"bundle {pipe.bundle.folder}: {pipe.bundle.name}, {pipe.bundle.digest}")
+    report.detail(
+        f"all networks: {running.backend} on {running.device} {dict(running.options) or ''}".rstrip()
+    )
+    if arguments.like is not None:
+        arguments.like.check_bundle(pipe.bundle.name, pipe.bundle.digest)
+        arguments.like.check_loras(running.loras)
+    if pipe.choice is not None and shows_progress(arguments):
+        report.say(str(pipe.choice))
+    elif pipe.choice is not None:
+        report.notes.append(str(pipe.choice))
+    running_backend, pipe.backend = pipe.backend, TimedBackend(pipe.backend, report.seconds)
     pictures = pipe.edit(
         [images],
         [arguments.prompt],
@@ -344,11 +296,63 @@ def edit_locally(arguments: argparse.Namespace) -> tuple[list[Image.Image], list
         progress=shows_progress(arguments),
         **edit,
     )
-    approximated = getattr(pipe.backend, "approximated", "")  # the torch backend has it
-    notes = [str(pipe.choice)] if pipe.choice is not None and not announced else []
-    if approximated:
-        notes.append(f"approximated: {approximated}")
-    return pictures, notes
+    if approximated := getattr(running_backend, "approximated", ""):  # the torch backend has it
+        report.notes.append(f"approximated: {approximated}")
+    return pictures
+
+
+def read_inputs(arguments: argparse.Namespace) -> tuple[list[Image.Image], dict[str, Any]]:
+    """The references, and the other arguments of `Pipeline.edit`.
+
+    For --like, large JPEG files are decoded smaller or whole, as they were then.
+    """
+    from .images import open_picture, read_picture
+
+    like = arguments.like
+    if like is not None:
+        like.check_counts(
+            {
+                "references": len(arguments.image),
+                "mask": arguments.mask is not None,
+                "init_image": arguments.init_image is not None,
+            },
+            len(arguments.lora) if arguments.server is None else len(like.made.running.loras),
+        )
+    others: list[str] = []
+    for reduce in (reduces(arguments),) if like is None else (True, False):
+        images = [
+            open_picture(path, reduce=reduce)
+            if str(path) != STDIN
+            else read_picture(io.BytesIO(arguments.stdin), "stdin", reduce=reduce)
+            for path in arguments.image
+        ]
+        edit = edit_arguments(arguments, reduce=reduce)
+        others = [] if like is None else others_than(like, arguments, images, edit)
+        if not others:
+            break
+    for note in others:
+        warnings.warn(note, stacklevel=2)
+    return images, edit
+
+
+def others_than(
+    like: Like, arguments: argparse.Namespace, images: Sequence[Image.Image], edit: Mapping[str, Any]
+) -> list[str]:
+    """What is to be said of input pictures that are not those of --like."""
+    from .masks import to_grey
+    from .rgb import upright_rgb
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the edit warns of them
+        given = {
+            "references": [
+                (path, upright_rgb(each)) for path, each in zip(arguments.image, images, strict=True)
+            ]
+        }
+        for name, converted in (("mask", to_grey), ("init_image", upright_rgb)):
+            if edit[name] is not None:
+                given[name] = [(getattr(arguments, name), converted(edit[name]))]
+    return like.others(given)
 
 
 def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, **options: Any) -> Pipeline:
@@ -368,15 +372,21 @@ def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, 
     return pipeline
 
 
-def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
+def edit_on_server(arguments: argparse.Namespace, report: Report) -> list[Image.Image]:
     """The pictures, made by the server at `arguments.server`."""
     refuse_local_flags(arguments, "--server")
     from tqdm import tqdm
 
-    from .sent_pictures import picture_file
+    from .metadata import KEY
+    from .sent_pictures import as_sent, picture_file
     from .server_client import Edit, connect, edit_all
 
-    images = [picture_file(path) for path in arguments.image]
+    if arguments.like is not None:
+        read_inputs(arguments)  # warns of others than then
+    images = [
+        picture_file(path) if str(path) != STDIN else as_sent(arguments.stdin, "stdin")
+        for path in arguments.image
+    ]
     repaint = sent_arguments(arguments)
     edits = [
         Edit(
@@ -399,10 +409,16 @@ def edit_on_server(arguments: argparse.Namespace) -> list[Image.Image]:
             bar.total = total * len(edits)
             bar.update()
 
-        answers = edit_all(client, edits, on_step)
+        with report.stage("server"):
+            answers = edit_all(client, edits, on_step)
     for text in dict.fromkeys(text for answer in answers for text in answer.warnings):
         warnings.warn(text, stacklevel=2)
-    return [answer.picture for answer in answers]
+    pictures = [answer.picture for answer in answers]
+    made = pictures[0].info.get(KEY)
+    report.detail(f"server {arguments.server}" + (f": {made['bundle']}, {made['running']}" if made else ""))
+    if made is not None and arguments.like is not None:
+        arguments.like.check_bundle(made["bundle"]["name"], made["bundle"]["digest"])
+    return pictures
 
 
 def refuse_local_flags(arguments: argparse.Namespace, server: str, *more: tuple[str, object]) -> None:
@@ -446,7 +462,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import devices_command
 
         return run_command(lambda: devices_command.run(devices_command.parser().parse_args(words[1:])))
-    return run_command(lambda: run(parser().parse_args(words)))
+    return run_command(lambda: run(words))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Every field of a request and its row is recorded, so that a new option cannot be
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from PIL import Image
@@ -69,7 +69,7 @@ def edit_metadata(
         "format": FORMAT,
         **settings,
         "bundle": {"name": bundle.name, "digest": bundle.digest, "loras": fused_loras(bundle)},
-        "running": recorded(vars(running)),
+        "running": recorded(asdict(running)),
         "version": VERSION,
     }
 

@@ -210,6 +210,13 @@ def check_writable(path: Path) -> None:
         raise KontextError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def png_file(image: Image.Image, *, metadata: bool = True, level: int = 6) -> bytes:
+    """A picture's PNG file, with what made it if `metadata`; `level` is zlib's."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=level, **(save_options(image, "PNG") if metadata else {}))
+    return file.getvalue()
+
+
 def save_picture(image: Image.Image, path: str | Path, *, metadata: bool = True) -> None:
     """Writes a picture in the format of its suffix; the file appears whole or not at all.
 

@@ -37,6 +37,16 @@ MOST_REFERENCES = 1000
 
 
 @dataclass(frozen=True)
+class LoadedLora:
+    """A LoRA that the pipeline was given beside its bundle."""
+
+    file: str
+    """Its name without the folder."""
+    sha256: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class Running:
     """What runs a pipeline's networks, as `--backend`, `--device` and the backend's options name it."""
 
@@ -44,6 +54,7 @@ class Running:
     device: str
     options: Mapping[str, Any]
     """Those that are not the backend's defaults."""
+    loras: tuple[LoadedLora, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,10 @@ def read_metadata(text: str, name: str) -> Metadata:
         bundle=read("name", words, bundle),
         digest=read("digest", words, bundle),
         running=Running(
-            read("backend", words, running), read("device", words, running), read("options", table, running)
+            read("backend", words, running),
+            read("device", words, running),
+            read("options", options, running),
+            read("loras", loras, running) if "loras" in running else (),
         ),
         version=read("version", words),
     )
@@ -163,6 +177,29 @@ def table(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("an object")
     return value
+
+
+def options(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or len(value) > 100:
+        raise ValueError("an object of at most 100 options")
+    for each in value.values():
+        if isinstance(each, str):
+            words(each)
+        elif not isinstance(each, bool):
+            number(each)
+    return value
+
+
+def loras(value: Any) -> tuple[LoadedLora, ...]:
+    kind = "a list of at most 100 LoRAs' file, sha256 and weight"
+    if not isinstance(value, list) or len(value) > 100 or not all(isinstance(each, dict) for each in value):
+        raise ValueError(kind)
+    try:
+        return tuple(
+            LoadedLora(words(each["file"]), words(each["sha256"]), number(each["weight"])) for each in value
+        )
+    except KeyError:
+        raise ValueError(kind) from None
 
 
 def prose(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,6 +19,7 @@ from .backends.options import AUTO, BackendOptions
 from .backends.protocol import Backend, SamplerStep
 from .backends.select import find_options, open_backend, open_fastest
 from .bundle import OUTPUTS, Bundle
+from .bundle_files import file_digest
 from .digest import check_digest
 from .edit_metadata import edit_metadata
 from .embedding_cache import DEFAULT_BYTES, PROMPT, EmbeddingCache, prompt_key, reference_key
@@ -26,7 +27,7 @@ from .images import Size, to_array, to_pictures
 from .inpainting import Repaint, Repainting, RepaintOptions
 from .lora import changes, open_loras
 from .masks import note_of
-from .metadata import KEY, PictureDigest, Running
+from .metadata import KEY, LoadedLora, PictureDigest, Running
 from .reference_options import ReferenceSize
 from .references import Reference
 from .request import Images, Request, Row, build_request
@@ -311,6 +312,10 @@ class Pipeline:
         pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in loras]
         before = self.lora_inputs
         self.lora_inputs = open_loras(self.bundle, [(Path(path), weight) for path, weight in pairs])
+        loaded = (
+            LoadedLora(Path(path).name, file_digest(Path(path)), float(weight)) for path, weight in pairs
+        )
+        self.running = replace(self.running, loras=tuple(loaded))
         if changes(before, "text_encoder") or changes(self.lora_inputs, "text_encoder"):
             self.embeddings.forget(PROMPT)
 

@@ -25,8 +25,16 @@ def picture_file(path: Path) -> bytes:
     Raises KontextError if it is not a picture.
     """
     picture = open_picture(path)
-    if picture.format in PICTURE_FORMATS:
-        return path.read_bytes()
+    return path.read_bytes() if picture.format in PICTURE_FORMATS else as_png(picture)
+
+
+def as_sent(data: bytes, name: str) -> bytes:
+    """As `picture_file`, of a file's bytes; `name` is for messages."""
+    picture = read_picture(io.BytesIO(data), name)
+    return data if picture.format in PICTURE_FORMATS else as_png(picture)
+
+
+def as_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     upright_rgb(picture).save(file, "PNG")
     return file.getvalue()

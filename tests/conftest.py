@@ -119,9 +119,10 @@ def embedded(shared_folder: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(shared_folder: Path) -> None:
-    """Nothing that the user's own exports have kept is used, and nothing is left there."""
+    """Nothing that the user's own exports have kept is used, and nothing is left there; nor are the user's defaults."""
     os.environ["XDG_CACHE_HOME"] = str(shared_folder / "cache")
     os.environ["XDG_STATE_HOME"] = str(shared_folder / "state")
+    os.environ["XDG_CONFIG_HOME"] = str(shared_folder / "config")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,3 +330,29 @@ def test_a_url_of_the_hub_where_hub_ids_are_taken(text: str) -> None:
 def test_paths(text: str) -> None:
     assert local_name(text) == text
     assert local_path(text) == Path(text)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of flags in a subcommand too, which prints no script of its own."""
+    with pytest.raises(SystemExit):
+        a_parser().parse_args(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert "print-completion" in script
+    if shell == "bash" and shutil.which("bash"):
+        assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    with pytest.raises(KontextError, match="--print-completion"):
+        a_parser().parse_args(["one", "--print-completion", shell])
+
+
+def test_what_is_on_a_command_line() -> None:
+    parser = Parser(prog="try")
+    parser.add_argument("path", nargs="?", type=local_path)
+    parser.add_argument("--level", type=int, default=3, required=True)
+    parser.add_argument("--add", action="append", default=[])
+    assert parser.given([]) == {}
+    assert parser.given(["x", "--add", "1", "--add", "2"]) == {"path": Path("x"), "add": ["1", "2"]}
+    assert parser.defaults() == {"path": None, "level": 3, "add": []}
+    assert list(parser.flags()) == ["path", "level", "add"]
+    with pytest.raises(KontextError, match="unrecognized arguments: --lvel"):
+        parser.given(["--lvel", "1"])

@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # What the runtime may import that Python does not bring: the base installation, and what a backend or a server needs.
 RUNTIME_LIBRARIES: dict[str, tuple[str, ...]] = {
     "runtime": (
-        *("numpy", "PIL", "onnxruntime", "safetensors", "tokenizers", "tqdm"),
+        *("numpy", "PIL", "onnxruntime", "safetensors", "tokenizers", "tomli", "tqdm"),
         *("tensorrt", "tensorrt_rtx", "tritonclient", "triton_python_backend_utils"),
     ),
     "runtime.backends.openvino": ("numpy", "openvino"),

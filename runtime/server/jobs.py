@@ -5,7 +5,6 @@ This module does not depend on the server: `stream_model` passes in arrays and l
 
 from __future__ import annotations
 
-import io
 import math
 import time
 import warnings
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import KontextError
+from ..images import png_file
 from ..inpainting import RepaintOptions
-from ..picture_metadata import save_options
 from ..pipeline import Pipeline, check_filtered
 from ..request import Request, build_request
 from ..true_cfg import CfgOptions
@@ -337,8 +336,5 @@ class as_refusal:
 
 
 def png(picture: Image.Image, *, metadata: bool = True) -> bytes:
-    """A picture's PNG file, with what made it if `metadata`."""
-    file = io.BytesIO()
-    options = save_options(picture, "PNG") if metadata else {}
-    picture.save(file, "PNG", compress_level=PNG_LEVEL, **options)
-    return file.getvalue()
+    """As `images.png_file`."""
+    return png_file(picture, metadata=metadata, level=PNG_LEVEL)

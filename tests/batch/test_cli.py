@@ -73,7 +73,7 @@ def test_pictures_are_those_of_kontext_edit(batch_size: int, tiny_bundle: Path, 
                 words += [f"--{name.replace('_', '-')}", str(value)]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            edit_cli.run(edit_cli.parser().parse_args(words))
+            edit_cli.run(words)
         warned = {str(each.message) for each in caught}
         line = lines[row["id"]]
         assert line["path"] == row.get("output", f"{row['id']}.png")

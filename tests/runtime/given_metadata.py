@@ -17,6 +17,6 @@ GIVEN: dict[str, Any] = {
     "reference_method": "index",
     "reference_size": "auto",
     "bundle": {"name": "tiny", "digest": "sha256:0", "loras": []},
-    "running": {"backend": "onnxruntime", "device": "cpu", "options": {}},
+    "running": {"backend": "onnxruntime", "device": "cpu", "options": {}, "loras": []},
     "version": "0.1.0",
 }

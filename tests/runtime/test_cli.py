@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import json
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ from kontext import files
 from kontext.errors import KontextError
 from kontext.runtime import Pipeline, cli
 from kontext.runtime.bundle import Bundle
+from kontext.runtime.images import open_picture
 
 HEAVY = ("torch", "transformers", "diffusers", "triton", "onnx", "scipy")
 
@@ -328,3 +331,124 @@ def test_help_and_the_installed_command() -> None:
     words = [str(script)] if script.exists() else [sys.executable, "-m", "kontext.runtime.cli"]
     done = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True, env={**os.environ})
     assert "--num-images" in done.stdout
+
+
+class Streams:
+    """Standard streams with bytes behind them, as a process has; stdout is no terminal."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stdin: bytes = b"") -> None:
+        self.out = io.TextIOWrapper(io.BytesIO(), write_through=True)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "stdout", self.out)
+
+    @property
+    def written(self) -> bytes:
+        return self.out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_pictures_through_pipes(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the picture is on stdout."""
+    output = tmp_path / "out.png"
+    flags = [str(tiny_bundle), "--steps", "1", "-p", "make it blue", "--device", "auto"]
+    streams = Streams(monkeypatch, picture.read_bytes())
+    assert cli.main([*flags, "-i", "-", "-i", str(picture), "-o", "-"]) == 0
+    assert cli.main([*flags, "-i", str(picture), "-i", str(picture), "-o", str(output), "--quiet"]) == 0
+    assert streams.written == output.read_bytes()
+
+
+def test_a_prompt_from_a_file_or_stdin(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, output = tmp_path / "prompt.txt", tmp_path / "out.png"
+    text.write_bytes("\ufeffmake it\nblüe \r\n\n".encode())
+    for source in (str(text), "-"):
+        Streams(monkeypatch, text.read_bytes())
+        assert cli.main([str(tiny_bundle), "--steps", "1", "--prompt-file", source, "-o", str(output)]) == 0
+        assert json.loads(open_picture(output).info["kontext"])["prompt"] == "make it\nblüe "
+
+
+def test_one_json_object(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.png"
+    words = command(
+        tiny_bundle, output, "-i", str(picture), "--seed", "random", "--num-images", "2", "--json"
+    )
+    assert cli.main([*words, "--size", "64x64", "-v"]) == 0
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)
+    assert said.keys() == {"pictures", "seconds", "warnings"}
+    first, second = said["pictures"]
+    assert first["path"] == str(tmp_path / "out-0.png")
+    assert first["seed"] + 1 == second["seed"] == second["metadata"]["seed"]
+    assert (first["size"], first["metadata"]) == (
+        [64, 64],
+        json.loads(open_picture(first["path"]).info["kontext"]),
+    )
+    assert list(said["seconds"]) == [
+        *("read", "load", "text_encoder", "text_encoder_2", "vae_encoder", "modulation", "transformer"),
+        *("vae_decoder", "write", "total"),
+    ]
+    assert all(seconds >= 0 for seconds in said["seconds"].values())
+    (warned,) = said["warnings"]
+    assert warned.startswith("the output of 64x64 has another aspect than the picture of 176x96")
+    assert f"warning: {warned}\n" in captured.err
+    assert f"seed {first['seed']}\n" in captured.err
+    assert "all networks: onnxruntime on cpu\n" in captured.err
+    assert "; total " in captured.err
+
+
+def test_random_seeds_differ() -> None:
+    seeds = {cli.parse_seed("random") for _ in range(8)}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 1 << 32 for seed in seeds)
+
+
+def test_without_metadata(tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    assert cli.main(command(tiny_bundle, output, "--no-metadata")) == 0
+    assert b"make it blue" not in output.read_bytes()
+    assert b"kontext" not in output.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "-", "--num-images", "2"], "-o - writes one picture: name a file for several"),
+        (["-o", "-", "--json"], "-o - and --json both write to stdout: only one of them can"),
+        (["-i", "-", "-i", "-", "-o", "x.png"], "-i - reads one picture from stdin: name the others"),
+        (["-i", "-", "-o", "x.png"], "stdin is not a PNG"),
+        (["--prompt-file", "-", "-o", "x.png"], "name either --prompt or --prompt-file"),
+    ],
+)
+def test_what_pipes_cannot_do(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no picture")))
+    assert message in refused(capsys, [str(tiny_bundle), "-p", "x", *words])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff", "is not UTF-8"),
+        (b"x" * ((1 << 20) + 1), "larger than 1 MiB"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_prompts_that_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes | None, message: str
+) -> None:
+    path = tmp_path / "prompt.txt"
+    if data is not None:
+        path.write_bytes(data)
+    assert message in refused(capsys, ["bundle", "--prompt-file", str(path), "-o", "x.png"])

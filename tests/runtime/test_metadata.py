@@ -136,6 +136,7 @@ def test_what_runs_the_networks() -> None:
         "backend": "torch",
         "device": "cpu",
         "options": {"cache": 0.1, "compute": "bf16"},
+        "loras": (),
     }
     assert running_with(OnnxRuntimeOptions(), "webgpu", OnCpu()).device == "webgpu"  # type: ignore[arg-type]
 

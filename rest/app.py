@@ -15,10 +15,12 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from ..runtime.server.contract import Limits
+from ..runtime.server_client import Edit
 from . import schema
 from .answers import Answers
 from .faults import LEFT, Fault
 from .fields import EditFields, read_fields
+from .masks import Masks
 from .readiness import Readiness
 from .requests import IMAGES, read_form, read_json
 
@@ -41,13 +43,20 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def make_app(
-    answers: Answers, readiness: Readiness, limits: Limits, metrics: Callable[[], bytes], *, keys: bool
+    answers: Answers,
+    readiness: Readiness,
+    masks: Masks,
+    limits: Limits,
+    metrics: Callable[[], bytes],
+    *,
+    keys: bool,
 ) -> FastAPI:
     """The application.
 
     Args:
         answers: to edits.
         readiness: of the engine.
+        masks: converts them.
         limits: of one request.
         metrics: the text of /metrics.
         keys: whether callers need a key, which the description then says; `guard` checks it.
@@ -61,7 +70,7 @@ def make_app(
         separate_input_output_schemas=False,
     )
     private = [Depends(HTTPBearer(auto_error=False))] if keys else []
-    add_edits(app, answers, limits, private)
+    add_edits(app, answers, masks, limits, private)
     add_operation(app, answers, readiness, metrics, private)
     add_page(app)
 
@@ -83,10 +92,8 @@ def make_app(
     return app
 
 
-def add_edits(app: FastAPI, answers: Answers, limits: Limits, private: list[Any]) -> None:
-    async def answer(request: Request, fields: EditFields, images: list[bytes], name: str) -> Response:
-        edit = fields.edit(images)
-
+def add_edits(app: FastAPI, answers: Answers, masks: Masks, limits: Limits, private: list[Any]) -> None:
+    async def answer(request: Request, fields: EditFields, edit: Edit, name: str) -> Response:
         def link(file: str) -> str:
             return str(request.url_for("picture", name=file))
 
@@ -113,7 +120,9 @@ def add_edits(app: FastAPI, answers: Answers, limits: Limits, private: list[Any]
                 param="image",
                 code="missing_required_parameter",
             )
-        return await answer(request, fields, images, "image_edit")
+        mask = None if "mask" not in files else await masks.white_where_holes_are(files["mask"][0])
+        init_image = files["init_image"][0] if "init_image" in files else None
+        return await answer(request, fields, fields.edit(images, mask, init_image), "image_edit")
 
     @app.post(
         "/v1/images/generations",
@@ -124,7 +133,7 @@ def add_edits(app: FastAPI, answers: Answers, limits: Limits, private: list[Any]
     )
     async def generations(request: Request) -> Response:
         fields = read_fields(await read_json(request), answers.engine.model, strict=True)
-        return await answer(request, fields, [], "image_generation")
+        return await answer(request, fields, fields.edit([]), "image_generation")
 
     @app.get(
         "/pictures/{name}",

@@ -151,14 +151,16 @@ def serve(arguments: argparse.Namespace, listener: socket.socket, keys: Keys | N
     from .guard import Bodies, Guard
     from .held import Held
     from .listening import make_server
+    from .masks import Masks
     from .readiness import Readiness
 
     log_to_stderr(logging.ERROR if arguments.quiet else logging.INFO)
     engine, metrics = open_engine(arguments, limits)
     answers = Answers(engine, metrics, Held(), arguments.max_wait)
+    masks = Masks(limits)
     readiness = Readiness(answers, patient=arguments.upstream is not None)
     faults: list[Fault] = []
-    app = make_app(answers, readiness, limits, metrics.text, keys=keys is not None)
+    app = make_app(answers, readiness, masks, limits, metrics.text, keys=keys is not None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -190,6 +192,7 @@ def serve(arguments: argparse.Namespace, listener: socket.socket, keys: Keys | N
         answers.cancel_all()
         raise KontextError(f"the first edit failed: {faults[0].message}")
     engine.close()
+    masks.close()
     return 0
 
 

@@ -45,6 +45,22 @@ class EditFields(BaseModel):
         max_length=20,
         description="what pictures are encoded at: auto, preferred, output or WIDTHxHEIGHT; auto",
     )
+    strength: float = Field(
+        1.0,
+        allow_inf_nan=False,
+        description="share of the steps that run, beginning from the picture with noise; 1: all, from noise",
+    )
+    mask_blur: int = Field(0, ge=0, le=100_000, description="radius of a blur of the mask, in its pixels")
+    paste_back: bool = Field(False, description="take the picture's own pixels outside the mask")
+    negative_prompt: str | None = Field(
+        None, max_length=16384, description="what the picture should not be; needs true_cfg"
+    )
+    true_cfg: float = Field(
+        1.0, allow_inf_nan=False, description="scale of the guidance away from negative_prompt; 1: none"
+    )
+    cfg_until: float = Field(
+        1.0, allow_inf_nan=False, description="share of the steps that true_cfg is for, from the first on"
+    )
     response_format: Literal["b64_json", "url"] = Field(
         "b64_json", description="pictures in the answer, or links to them that expire"
     )
@@ -63,8 +79,8 @@ class EditFields(BaseModel):
     moderation: Literal["auto"] = Field("auto", description="content filters are the deployer's")
     user: str | None = Field(None, max_length=512, description="taken and ignored")
 
-    def edit(self, images: list[bytes]) -> Edit:
-        """The edit of these pictures."""
+    def edit(self, images: list[bytes], mask: bytes | None = None, init_image: bytes | None = None) -> Edit:
+        """The edit of these pictures; the mask is white where to edit."""
         width, _, height = self.size.partition("x")
         return Edit(
             self.prompt,
@@ -75,6 +91,14 @@ class EditFields(BaseModel):
             (int(width), int(height)) if height else None,
             self.reference_method,
             self.reference_size,
+            mask,
+            self.mask_blur,
+            self.strength,
+            init_image,
+            self.paste_back,
+            self.negative_prompt,
+            self.true_cfg,
+            self.cfg_until,
         )
 
 

@@ -17,6 +17,8 @@ FIELD_BYTES = 64 << 10
 JSON_BYTES = 1 << 20
 IMAGES = ("image", "image[]")
 """Names of the fields with pictures; OpenAI's clients use the second one for several."""
+SINGLE = ("mask", "init_image")
+"""Names of the fields with one picture."""
 
 
 async def read_form(request: Request, limits: Limits) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
@@ -43,10 +45,12 @@ async def read_form(request: Request, limits: Limits) -> tuple[dict[str, Any], d
         else:
             texts[name] = value
     await form.close()
-    for name in files:
-        if name not in IMAGES:
+    for name, data in files.items():
+        if name not in (*IMAGES, *SINGLE):
             raise Fault(400, f"{name!r} is no field for a file", param=name, code="unknown_parameter")
-    for name in IMAGES:
+        if name in SINGLE and len(data) > 1:
+            raise Fault(400, f"{name} is given twice", param=name, code="invalid_value")
+    for name in (*IMAGES, *SINGLE):
         if name in texts:
             raise Fault(
                 400, f"{name} must be a file: send it with a filename", param=name, code="invalid_value"

@@ -90,6 +90,11 @@ def body(media_type: str, pictures: bool) -> dict[str, Any]:
         schema["properties"] |= {
             "image": {**file, "description": "the picture to edit: PNG, JPEG or WebP"},
             "image[]": {"type": "array", "items": file, "description": "several pictures"},
+            "mask": {
+                **file,
+                "description": "what is transparent in it is repainted; without transparency, what is white",
+            },
+            "init_image": {**file, "description": "the picture that is repainted; the first one"},
         }
         for each in schema["properties"].values():  # a form has no null: leave the field out
             if options := [option for option in each.get("anyOf", []) if option != {"type": "null"}]:

@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 from ..errors import KontextError
 from .images import Size
@@ -23,8 +23,12 @@ MAX_BLUR = 1000
 """Pixels; a picture of 1 megapixel has 1000 a side."""
 
 
-def to_grey(mask: Image.Image) -> Image.Image:
+def to_grey(mask: Image.Image, *, holes: bool = False) -> Image.Image:
     """A mask of any mode, turned as its EXIF data says, as 8-bit grey. Colour profiles do not count.
+
+    Args:
+        mask: the picture.
+        holes: of a mask with transparency, what is transparent is repainted, as OpenAI's API has it.
 
     Warns:
         UserWarning: it looks like the picture itself with a hole in it, which other tools repaint and this keeps.
@@ -45,6 +49,8 @@ def to_grey(mask: Image.Image) -> Image.Image:
         if mask.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in mask.info:
             alpha = mask.convert("LA" if mask.mode == "La" else "RGBA").getchannel("A")
             if alpha.getextrema() != (255, 255):
+                if holes:
+                    return ImageChops.invert(alpha)
                 warn_of_holes(mask.convert("L"), alpha)
                 return alpha
         return mask.convert("L")

@@ -62,8 +62,10 @@ class Decoders:
         max_pixels: int,
         reduce: bool,
         mask: bool = False,
+        holes: bool = False,
     ) -> Decoded:
-        """A picture's file decoded, as `images.read_picture` and `rgb.upright_rgb` do it, or `masks.to_grey` a mask's.
+        """A picture's file decoded, as `images.read_picture` and `rgb.upright_rgb` do it, or `masks.to_grey` a mask's
+        (there is `holes` explained).
 
         Raises:
             KontextError: as theirs; or decoding takes too long, or ends the process.
@@ -81,6 +83,7 @@ class Decoders:
                 max_pixels=max_pixels,
                 reduce=reduce,
                 mask=mask,
+                holes=holes,
             )
         finally:
             if process is not None and not process.works():

@@ -50,7 +50,10 @@ def decode(file: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]
                 max_pixels=request["max_pixels"],
                 reduce=request["reduce"],
             )
-            picture = to_grey(picture) if request["mask"] else upright_rgb(picture)
+            if request["mask"]:
+                picture = to_grey(picture, holes=request["holes"])
+            else:
+                picture = upright_rgb(picture)
             pixels = picture.tobytes()
     except KontextError as error:
         return {"error": str(error)}, b""

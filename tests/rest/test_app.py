@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from kontext.runtime import Pipeline
 
@@ -63,6 +63,25 @@ def test_several_files_and_pictures(client: Any, pipeline: Pipeline) -> None:
     assert isinstance(expected, list)
     assert [item.seed for item in answer.data] == [5, 6]
     assert all(np.array_equal(decoded(item), one) for item, one in zip(answer.data, expected, strict=True))
+
+
+def test_masks_have_holes(client: Any, pipeline: Pipeline) -> None:
+    """What is transparent is repainted, as OpenAI documents it; of a mask without transparency, what is white."""
+    data, white = png(), Image.new("L", (48, 32))
+    white.paste(255, (0, 0, 24, 32))
+    holes = reference(data).convert("RGBA")
+    holes.putalpha(ImageChops.invert(white))
+    expected = pipeline.edit(reference(data), EDIT["prompt"], steps=2, seed=5, mask=white)
+    assert not np.array_equal(expected, pipeline.edit(reference(data), EDIT["prompt"], steps=2, seed=5))
+    for mask in (holes, white):
+        file = io.BytesIO()
+        mask.save(file, "PNG")
+        answer = client.images.edit(image=named(data), mask=named(file.getvalue()), **EDIT)
+        assert np.array_equal(decoded(answer.data[0]), expected)
+    options = {"strength": 0.5, "negative_prompt": "blue", "true_cfg": 2.0}
+    answer = client.images.edit(image=named(data), prompt="x", extra_body={"steps": 4, **options})
+    expected = pipeline.edit(reference(data), "x", steps=4, **options)
+    assert np.array_equal(decoded(answer.data[0]), expected)
 
 
 def test_generations_and_models(client: Any, pipeline: Pipeline) -> None:
@@ -136,6 +155,10 @@ BAD: list[tuple[dict[str, Any], list[tuple[str, bytes]], str | None, str]] = [
     ({"prompt": "x", "background": "transparent"}, [("image", png())], "background", "'auto' or 'opaque'"),
     ({"prompt": "x", "reference_method": "side"}, [("image", png())], None, "index, offset or stitch"),
     ({"prompt": "x", "reference_size": "side"}, [("image", png())], None, "the reference size must be"),
+    ({"prompt": "x"}, [("image", png()), ("mask", b"GIF89a")], "mask", "mask is a GIF picture"),
+    ({"prompt": "x"}, [("image", png()), *[("mask", png())] * 2], "mask", "mask is given twice"),
+    ({"prompt": "x", "strength": 2}, [("image", png())], None, "strength must be"),
+    ({"prompt": "x", "true_cfg": "inf"}, [("image", png())], "true_cfg", "finite number"),
     ({"prompt": "x", "colour": "red"}, [("image", png())], "colour", "'colour' is no field of this request"),
 ]
 

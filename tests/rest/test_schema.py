@@ -21,7 +21,7 @@ CHECKS = (
 
 
 def test_the_server_is_what_its_description_says(rest: Served, tmp_path: Path) -> None:
-    """Edits among it, of a few steps: `--max-examples` by hand goes further."""
+    """Edits among it, of a few steps. All phases and more examples by hand, as docs/rest.md says."""
     schema = rest.send("GET", "/openapi.json")[1]
     assert set(schema["paths"]) >= {"/v1/images/edits", "/v1/images/generations", "/v1/models", "/metrics"}
     for path in ("/v1/images/edits", "/v1/images/generations"):
@@ -32,7 +32,18 @@ def test_the_server_is_what_its_description_says(rest: Served, tmp_path: Path) -
     description.write_text(json.dumps(schema))
     words = [sys.executable, "-m", "schemathesis.cli", "run", str(description), "--url", rest.url]
     done = subprocess.run(
-        [*words, "--checks", ",".join(CHECKS), "--max-examples", "3", "--seed", "1", "--no-color"],
+        [
+            *words,
+            "--checks",
+            ",".join(CHECKS),
+            "--phases",
+            "fuzzing",
+            "--max-examples",
+            "10",
+            "--seed",
+            "1",
+            "--no-color",
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,

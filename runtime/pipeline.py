@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from .bundle_files import file_digest
 from .digest import check_digest
 from .edit_metadata import edit_metadata
 from .embedding_cache import DEFAULT_BYTES, PROMPT, EmbeddingCache, prompt_key, reference_key
+from .graph_outputs import check_finite, take
 from .images import Size, to_array, to_pictures
 from .inpainting import Repaint, Repainting, RepaintOptions
 from .lora import changes, open_loras
@@ -37,8 +38,6 @@ from .tokens import pack, positions, rope_tables, unpack
 from .true_cfg import CfgOptions
 
 if TYPE_CHECKING:
-    from types import EllipsisType
-
     from typing_extensions import TypedDict, Unpack
 
     from .backends.choose import Choice
@@ -389,15 +388,11 @@ class Pipeline:
             reference = np.concatenate([reference, reference])
         text = np.concatenate([texts[prompt][1] for prompt in prompts])
         modulations = self.modulations(timesteps(times[:-1]), request.guidance, prompts, texts)
-        side = 2 * latent.downscale  # of a token, in pixels
-        placed = rows[0].references
-        sizes = [rows[0].size, *(each.size for each in placed)]
-        grids = [(height // side, width // side) for width, height in sizes]
-        places = [each.place for each in placed]
-        origins = [(0, 0, 0), *((image, top // side, left // side) for image, top, left in places)]
+        grids, origins = rows[0].token_grids(2 * latent.downscale)
         transformer = self.bundle.transformer
         ids = positions(text.shape[1], grids, origins)
         cos, sin = rope_tables(ids, transformer.axes_dim, transformer.theta)
+        # Rows of each step's batch: all of them as long as it is guided, then the first half.
         counts = [2 * len(rows) if step < guided else len(rows) for step in range(request.run_steps)]
         held = {
             count: self.backend.hold(
@@ -522,40 +517,6 @@ def running_with(options: BackendOptions, device: str, backend: Backend) -> Runn
         each.name: value for each in fields(options) if (value := getattr(options, each.name)) != each.default
     }
     return Running(options.name, found if device == AUTO and found in options.devices else device, changed)
-
-
-def take(
-    outputs: Mapping[str, Array], graph: str, name: str, shape: Sequence[int | EllipsisType | None]
-) -> Array:
-    """A graph's output.
-
-    Args:
-        outputs: of a run.
-        graph, name: which one.
-        shape: what it must have; None is any size, and `...` at the end any further dimensions.
-
-    Raises:
-        ComputationError: it is missing, or no float32 array of this shape: what ran is another model's graph.
-    """
-    found = outputs.get(name)
-    if found is not None and found.dtype == np.float32:
-        actual = found.shape
-        if shape[-1] is ...:
-            actual, shape = actual[: len(shape) - 1], shape[:-1]
-        if len(actual) == len(shape) and all(
-            wanted in (None, size) for wanted, size in zip(shape, actual, strict=True)
-        ):
-            return found
-    what = "is missing" if found is None else f"has the shape {list(found.shape)} and the type {found.dtype}"
-    raise ComputationError(f"{graph} is not a graph of this format: its output {name} {what}")
-
-
-def check_finite(graph: str, values: Array) -> None:
-    """Raises ComputationError if a graph's output holds NaN or infinity, which later graphs and `to_pictures` hide."""
-    if not np.isfinite(values).all():
-        raise ComputationError(
-            f"the output of {graph} is not finite: its weights are damaged, or its number format is too narrow"
-        )
 
 
 def is_false(answer: object) -> bool:

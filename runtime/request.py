@@ -55,6 +55,14 @@ class Row:
             *(each for reference in self.references for each in (reference.size, reference.place)),
         )
 
+    def token_grids(self, side: int) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
+        """(rows, columns) of the output and of each reference in tokens of `side` pixels, and the position (image, row,
+        column) of the first token of each."""
+        sizes = [self.size, *(each.size for each in self.references)]
+        places = [each.place for each in self.references]
+        grids = [(height // side, width // side) for width, height in sizes]
+        return grids, [(0, 0, 0), *((image, top // side, left // side) for image, top, left in places)]
+
     @property
     def encoded(self) -> tuple[Reference | Repaint, ...]:
         """All that is encoded."""

@@ -9,7 +9,6 @@ import re
 import select
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 
 from .errors import KontextError, one_line
 from .installation import DISTRIBUTION, VERSION, missing_library
+from .interrupts import Terminated, interrupt_in, interrupts
 
 MISSING = gettext("the following arguments are required: %s").partition("%s")[0]
 """How argparse begins its message about missing arguments."""
@@ -36,10 +36,6 @@ HUB_URL = re.compile(
 
 class MissingArguments(KontextError):
     """Required arguments are missing."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as from a scheduler or a container's engine: what Ctrl-C cleans up is cleaned up."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -213,7 +209,7 @@ def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], st
 
 def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[], str]) -> int:
     try:
-        with warnings.catch_warnings(), termination():
+        with warnings.catch_warnings(), interrupts():
             warnings.showwarning = show_warning
             return work() or 0
     except KontextError as error:
@@ -248,29 +244,6 @@ def interrupted(interrupt: KeyboardInterrupt, more: str) -> int:
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
-@contextlib.contextmanager
-def termination() -> Iterator[None]:
-    """A context in which the first SIGTERM raises `Terminated` in the main thread, and a second one ends the process.
-
-    Without that, the first would end it with its temporary folders, and what it wrote for a next run, left as they
-    are. A SIGTERM that was ignored before stays ignored.
-    """
-    before = signal.getsignal(signal.SIGTERM)
-    if before != signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def terminate(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise Terminated
-
-
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Replaces `warnings.showwarning`: one line, without the place in the code."""
     print(f"warning: {one_line(str(message))}", file=sys.stderr)
@@ -298,13 +271,3 @@ def flush_stdout() -> bool:
         os.close(null)
         return False
     return True
-
-
-def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C or SIGTERM that is behind an error: libraries that are loading turn it into an ImportError or a
-    RecursionError."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return error
-        error = error.__cause__ or error.__context__
-    return None

@@ -10,6 +10,9 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-
 """Characters that act on a terminal or a text instead of being seen: control characters, separators of lines, and those
 that turn the direction of writing. Python's `isprintable` also refuses spaces and letters that names of files have."""
 
+MOST_CHARACTERS = 2000
+"""Of a message, which may quote a file."""
+
 
 class KontextError(Exception):
     """Bad input: what is wrong, where, and what would be right. Commands print it on one line and exit with 2.
@@ -23,7 +26,9 @@ class KontextError(Exception):
 
 def one_line(text: str) -> str:
     """Text without `CONTROL` characters: spaces for those that separate, and Python's escapes, such as \\x1b, for the
-    others."""
+    others. Of a long text, its beginning and its end."""
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[: MOST_CHARACTERS - MOST_CHARACTERS // 4]} … {text[-MOST_CHARACTERS // 4 :]}"
     return CONTROL.sub(lambda found: " " if found[0].isspace() else ascii(found[0])[1:-1], text)
 
 

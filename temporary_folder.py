@@ -26,22 +26,19 @@ def temporary_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]
     """
     parent = Path(tempfile.gettempdir()) if parent is None else parent
     remove_abandoned(parent)
-    while True:
-        folder = parent / f"kontext-{purpose}-{secrets.token_hex(8)}"
-        folder.mkdir(mode=0o700)
-        try:
-            held = lock(folder)
-            break
-        except (BlockingIOError, FileNotFoundError):
-            continue  # another process took it for abandoned before it was locked
-        except OSError:  # this file system locks no folders: nobody will take it for abandoned
-            held = contextlib.ExitStack()
-            break
-    try:
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = parent / f"kontext-{purpose}-{secrets.token_hex(8)}"
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            try:
+                stack.enter_context(lock(folder))
+                break
+            except (BlockingIOError, FileNotFoundError):
+                continue  # another process took it for abandoned before it was locked
+            except OSError:  # this file system locks no folders: nobody will take it for abandoned
+                break
         yield folder
-    finally:
-        with held:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(parent: Path) -> None:

@@ -21,7 +21,7 @@ from ..errors import KontextError
 from ..regular_files import open_regular
 from ..safetensors_header import TensorEntry, read_header
 from .lora_slots import INPUTS, LoraSlots
-from .request import checked_number
+from .number_checks import checked_scale
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -141,7 +141,7 @@ def open_loras(bundle: Bundle, loras: Sequence[tuple[Path, float]]) -> dict[str,
             )
         return {}
     for path, weight in loras:
-        checked_number(weight, f"the weight of {path}")
+        checked_scale(weight, f"the weight of {path}")
     opened = [(Lora.open(path, bundle.lora_slots), float(weight)) for path, weight in loras]
     return lora_inputs(bundle.lora_slots, opened)
 

@@ -13,6 +13,17 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+SCALE_LIMIT = 1000.0
+"""Of guidance, true CFG and a LoRA's weight, far beyond what makes pictures: larger ones end in infinities."""
+
+
+def checked_scale(value: object, name: str, least: float = -SCALE_LIMIT) -> float:
+    """A number from `least` to `SCALE_LIMIT`. Raises KontextError, which calls it `name`, for anything else."""
+    if not is_number(value) or not least <= value <= SCALE_LIMIT:
+        raise KontextError(f"{name} must be a number from {least:g} to {SCALE_LIMIT:g}, not {value!r}")
+    return float(value)
+
+
 def checked_share(value: object, name: str) -> float:
     """A share above 0, at most 1. Raises KontextError, which calls it `name`, for anything else."""
     if not is_number(value) or not 0 < value <= 1:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..errors import KontextError
 from .images import Size, preferred_size
 from .inpainting import Repaint, RepaintOptions, Repaints, skipped_steps
 from .noise import check_seed
+from .number_checks import checked_scale
 from .reference_options import ReferenceSize
 from .references import Place, Reference, checked_method, checked_rule, place_references
 from .rgb import upright_rgb
@@ -125,7 +125,7 @@ def build_request(
     """
     steps = whole(settings.steps if steps is None else steps, "steps")
     num_images = whole(num_images, "num_images")
-    guidance = checked_number(settings.guidance if guidance is None else guidance, "guidance")
+    guidance = checked_scale(settings.guidance if guidance is None else guidance, "guidance")
     prompts = prompts_of(prompt)
     seeds = seeds_of(seed, len(prompts) * num_images)
     if size is not None:
@@ -175,12 +175,6 @@ def whole(value: object, name: str) -> int:
     if not isinstance(value, Integral) or int(value) < 1:
         raise KontextError(f"{name} must be a whole number of 1 or more, not {value!r}")
     return int(value)
-
-
-def checked_number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise KontextError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
 
 
 def prompts_of(prompt: object) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import KontextError
-from .number_checks import checked_share, is_number
+from .number_checks import checked_scale, checked_share
 
 Array = NDArray[np.float32]
 
@@ -53,9 +53,7 @@ def read_cfg(options: CfgOptions, prompts: int) -> tuple[TrueCfg | None, list[st
     Raises:
         KontextError: a value out of range, or of another kind.
     """
-    scale, given = options.true_cfg, options.negative_prompt
-    if not is_number(scale) or not 1 <= scale < math.inf:
-        raise KontextError(f"true_cfg must be 1 (none) or more, not {scale!r}")
+    given, scale = options.negative_prompt, checked_scale(options.true_cfg, "true_cfg", least=1)
     until = checked_share(options.cfg_until, "cfg_until")
     negatives = negatives_of(given, prompts)
     if negatives is not None and scale > 1:

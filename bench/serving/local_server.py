@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
             f'  kontext-edit --server {server.http} -i in.png --prompt "make the circle red" -o out.png',
             flush=True,
         )
-        signal.pause()
+        code = server.wait()
+        raise KontextError(f"the server has ended with code {code}: what it printed says why")
 
 
 class LocalServer:
@@ -104,14 +105,16 @@ class LocalServer:
         self.environment = environment
         self.backends = (backends or environment / "backends").resolve()
         self.stack = contextlib.ExitStack()
-        self.scratch = self.stack.enter_context(temporary_folder("server"))
-        self.log = self.scratch / "log" if log is None else log.absolute()
+        self.given_log = log
         self.http = self.grpc = self.metrics = self.health = ""
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalServer:
         """Raises KontextError, with the log's last error, if the server does not start."""
         try:
+            self.scratch = self.stack.enter_context(temporary_folder("server"))
+            self.stack.callback(remove_shared_memory, self.scratch.name)
+            self.log = self.scratch / "log" if self.given_log is None else self.given_log.absolute()
             self.start()
         except BaseException:
             self.stop()
@@ -164,6 +167,11 @@ class LocalServer:
                 raise KontextError(f"the server did not start: {self.last_error()}")
             time.sleep(0.1)
 
+    def wait(self) -> int:
+        """Waits until the server ends by itself; its exit code."""
+        assert self.process is not None
+        return self.process.wait()
+
     def last_error(self) -> str:
         """The log's last error, else its last line."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
@@ -182,9 +190,13 @@ class LocalServer:
                 os.killpg(self.process.pid, signal.SIGKILL)  # what is left of its process group
             self.process.wait()
             self.process = None
-        for left in Path("/dev/shm").glob(f"{self.scratch.name}*"):
-            left.unlink(missing_ok=True)
         self.stack.close()
+
+
+def remove_shared_memory(prefix: str) -> None:
+    """Removes what killed model processes have left."""
+    for left in Path("/dev/shm").glob(f"{prefix}*"):
+        left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ...command import fail, interrupt_in, local_path
+from ...command import fail, local_path
 from ...errors import KontextError
+from ...interrupts import interrupt_in
 
 SUMMARY = "say what a file is and how large its export would be"
 DESCRIPTION = "Says what weight files are and how large their exports would be; reads only their headers."

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, get_args
 
-from ...command import interrupt_in
 from ...errors import BundleError, KontextError
 from ...installation import install_command
+from ...interrupts import interrupt_in
 from .options import (
     AUTO,
     BACKENDS,

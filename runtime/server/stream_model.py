@@ -202,11 +202,22 @@ class Response:
     def end(self, outcome: str, message: str = "") -> None:
         seconds = time.monotonic() - self.started
         self.metrics.edit(outcome, seconds)
-        line = f"edit id={self.id or '-'} outcome={outcome} seconds={seconds:.3f}"
+        line = f"edit id={loggable(self.id)} outcome={outcome} seconds={seconds:.3f}"
         if outcome == "failed":
             pb_utils.Logger.log_error(f"{line} error={message!r}")
         else:
             pb_utils.Logger.log_info(line)
+
+
+PLAIN_ID = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)
+
+
+def loggable(request_id: str) -> str:
+    """A caller's id for the log: as it is if it is a plain word, else quoted and cut, so that it can be taken for no
+    other field; "-" for none."""
+    if not request_id:
+        return "-"
+    return request_id if PLAIN_ID.fullmatch(request_id) else json.dumps(request_id[:100])
 
 
 def cancel_file(path: str) -> Path | None:

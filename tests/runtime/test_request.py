@@ -109,7 +109,7 @@ def test_the_last_seed_counts_too() -> None:
         ({"steps": 0}, "steps must be a whole number of 1 or more, not 0"),
         ({"steps": 1.0}, "steps must be a whole number"),
         ({"num_images": 0}, "num_images must be a whole number"),
-        ({"guidance": float("inf")}, "guidance must be a finite number, not inf"),
+        ({"guidance": float("inf")}, "guidance must be a number from -1000 to 1000, not inf"),
         ({"prompt": []}, "at least one prompt"),
         (
             {"prompt": ["a"], "image": [SQUARE, SQUARE]},
@@ -144,7 +144,7 @@ def test_a_seed_for_each_picture() -> None:
         ({"prompt": None}, "prompt must be a text, or a list of texts, not None"),
         ({"prompt": [None]}, "each prompt must be a text, not None"),
         ({"prompt": b"x"}, "prompt must be a text, or a list of texts, not b'x'"),
-        ({"guidance": "2"}, "guidance must be a finite number, not '2'"),
+        ({"guidance": "2"}, "guidance must be a number from -1000 to 1000, not '2'"),
         (
             {"size": "128x128"},
             r"size must be \(width, height\) in pixels, such as \(1024, 768\), not '128x128'",

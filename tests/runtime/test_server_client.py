@@ -304,7 +304,10 @@ def test_pictures_that_are_too_large_are_sent_smaller(url: str) -> None:
         ([], "name either a BUNDLE or a --server"),
         (["--server", "http://127.0.0.1:9", "--steps", str(2**31)], f"steps {2**31} is out of range"),
         (["--server", "http://127.0.0.1:9", "--seed", "-1"], "a seed is a whole number"),
-        (["--server", "http://127.0.0.1:9", "--guidance", "inf"], "guidance must be a finite number"),
+        (
+            ["--server", "http://127.0.0.1:9", "--guidance", "inf"],
+            "guidance must be a finite number",
+        ),
         (["--server", "http://127.0.0.1:9", "-i", "nowhere.png"], "nowhere.png does not exist"),
         (
             ["--server", "http://127.0.0.1:9", "-i", __file__],

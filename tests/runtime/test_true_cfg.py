@@ -141,11 +141,11 @@ def test_every_backend_runs_both_passes(pipe: Pipeline, tiny_bundle: Path, backe
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"true_cfg": 0.5}, "true_cfg must be 1 (none) or more, not 0.5"),
-        ({"true_cfg": float("inf")}, "true_cfg must be 1"),
-        ({"true_cfg": float("nan")}, "true_cfg must be 1"),
-        ({"true_cfg": "4"}, "true_cfg must be 1 (none) or more, not '4'"),
-        ({"true_cfg": True}, "true_cfg must be 1"),
+        ({"true_cfg": 0.5}, "true_cfg must be a number from 1 to 1000, not 0.5"),
+        ({"true_cfg": float("inf")}, "true_cfg must be a number from 1"),
+        ({"true_cfg": float("nan")}, "true_cfg must be a number from 1"),
+        ({"true_cfg": "4"}, "true_cfg must be a number from 1 to 1000, not '4'"),
+        ({"true_cfg": True}, "true_cfg must be a number from 1"),
         ({"cfg_until": 0}, "cfg_until must be above 0 and at most 1, not 0"),
         ({"cfg_until": 1.5}, "cfg_until must be above 0 and at most 1"),
         ({"negative_prompt": b"x"}, "negative_prompt must be a text, or a list of texts, not b'x'"),

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <sstream>
 
+#include "manifest_ranges.hpp"
 #include "resize.hpp"
 
 namespace kontext {
@@ -53,7 +54,9 @@ Request build_request(const SamplerSettings& settings, const std::vector<Edit>& 
         throw Error("steps must be a whole number of 1 or more, not " + std::to_string(request.steps));
     if (num_images < 1)
         throw Error("num_images must be a whole number of 1 or more, not " + std::to_string(num_images));
-    if (!std::isfinite(request.guidance)) throw Error("guidance must be a finite number");
+    const auto [least, most] = ranges().at("guidance");
+    if (!(least <= request.guidance && request.guidance <= most))  // nor NaN
+        throw Error("guidance must be a number from -1000 to 1000");
     if (edits.empty()) throw Error("there are no edits: give at least one prompt");
     const std::size_t count = edits.size() * static_cast<std::size_t>(num_images);
     if (count > max_rows) throw Error(std::to_string(count) + " pictures in one call are too many");

@@ -298,7 +298,7 @@ def test_version(cpp: CppBuild) -> None:
     [
         (["--steps", "0"], "--steps must be 1 or more"),
         (["--steps", "four"], "invalid int value: 'four'"),
-        (["--guidance", "nan"], "guidance must be a finite number"),
+        (["--guidance", "nan"], "guidance must be a number from -1000 to 1000"),
         (["--guidance", "much"], "invalid float value"),
         (["--seed", "-1"], "a seed is a whole number"),
         (["--seed", "18446744073709551616"], "a seed is a whole number"),

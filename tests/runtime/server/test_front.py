@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -369,17 +368,22 @@ def test_a_server_that_is_away_is_503(server: Any, front: Front, tmp_path: Path)
             assert (status, "try again" in json.loads(answer)["error"]) == (503, True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_its_own_folder_goes_with_it(server: Any, front: Front, tmp_path: Path, number: int) -> None:
-    alone = Front(server.models.parent, server, tmp_path, STATE="", TMPDIR=str(tmp_path / "t"))
-    (tmp_path / "t").mkdir()
-    with alone:
-        (folder,) = (tmp_path / "t").iterdir()
-        workers = (folder / "nginx.pid").read_text()
-        alone.process.send_signal(number)
-        assert alone.process.wait(60) == 0
-        assert not folder.exists()
-        assert not Path(f"/proc/{workers.strip()}").exists()
+def test_its_own_folder_is_the_same_each_time(server: Any, front: Front, tmp_path: Path) -> None:
+    """One for this user and port, so that starts leave no more and more of them."""
+    temporary = tmp_path / "t"
+    temporary.mkdir()
+    alone = Front(server.models.parent, server, tmp_path, STATE="", TMPDIR=str(temporary))
+    for _ in range(2):
+        with alone:
+            (folder,) = temporary.iterdir()
+            assert (folder / "nginx.pid").read_text().strip() == str(
+                alone.process.pid
+            )  # no shell is left between
+    assert list(temporary.iterdir()) == [folder]
+    folder.rename(temporary / "elsewhere")
+    folder.symlink_to(temporary / "elsewhere")
+    done = subprocess.run(["sh", alone.start], env=alone.environment, capture_output=True, text=True)
+    assert (done.returncode, "is another user's: name a folder of yours as STATE" in done.stderr) == (2, True)
 
 
 def test_half_a_request_holds_nobody(front: Front) -> None:

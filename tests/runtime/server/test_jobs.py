@@ -224,7 +224,7 @@ def test_warnings_are_of_the_prompt(pipe: Pipeline) -> None:
         ({"PROMPT": np.array([[1]], np.int32)}, "PROMPT must be BYTES, not int32"),
         ({"STEPS": np.array([[2]], np.int64)}, "STEPS must be INT32, not int64"),
         ({"STEPS": np.zeros((1, 0), np.int32)}, "STEPS must have the shape"),
-        ({"GUIDANCE": np.array([[np.nan]], np.float32)}, "guidance must be a finite number"),
+        ({"GUIDANCE": np.array([[np.nan]], np.float32)}, "guidance must be a number from -1000 to 1000"),
         ({"SIZE": np.array([[64, 64, 64]], np.int32)}, r"SIZE must have the shape \[1, 2\]"),
         ({"IMAGES": strings(b"\x89PNG nothing")}, r"IMAGES\[0\] is not a PNG, JPEG or WebP picture"),
         ({"IMAGES": strings(b"GIF89a")}, r"IMAGES\[0\] is neither"),
@@ -355,7 +355,7 @@ def test_true_cfg_is_twice_the_work_and_strength_less(pipe: Pipeline) -> None:
         ({"PASTE_BACK": one(1, np.int32)}, "PASTE_BACK must be BOOL, not int32"),
         ({"NEGATIVE_PROMPT": strings(b"\xff")}, "NEGATIVE_PROMPT is not UTF-8"),
         ({"NEGATIVE_PROMPT": strings(b"x" * 20_000)}, "NEGATIVE_PROMPT has 20000 bytes; at most 16384"),
-        ({"TRUE_CFG": one(np.nan, np.float32)}, r"true_cfg must be 1 \(none\) or more, not nan"),
+        ({"TRUE_CFG": one(np.nan, np.float32)}, "true_cfg must be a number from 1 to 1000, not nan"),
         ({"CFG_UNTIL": one(0, np.float64)}, "cfg_until must be above 0 and at most 1, not 0"),
     ],
 )

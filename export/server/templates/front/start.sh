@@ -9,14 +9,20 @@
 #   EDITS      requests of one address at a time (32), ALL_EDITS of all addresses (512)
 #   SILENCE   longest silence of the server during a request, with the queue (1800)
 #   PROXIES    addresses of load balancers whose X-Forwarded-For names the caller, such as 10.0.0.0/8
-#   STATE      a folder for nginx's own files (a new one)
+#   STATE      a folder for nginx's own files (one for this user and port in TMPDIR)
 set -eu
 front=$$(cd "$$(dirname "$$0")" && pwd)
-state=$${STATE:-}
-made=
-[ -n "$$state" ] || { made=$$(mktemp -d) && chmod 755 "$$made" && state=$$made; } # the workers are another user
+port=$$(printf %s "$${LISTEN:-8080}" | tr -c '[:alnum:]' _)
+state=$${STATE:-$${TMPDIR:-/tmp}/kontext-front-$$(id -u)-$$port}
 tls=$${TLS:-/etc/kontext/tls}
 mkdir -p "$$state"
+if [ -z "$${STATE:-}" ]; then # where others may write: it must not be theirs
+  if [ -L "$$state" ] || [ ! -O "$$state" ]; then
+    echo "error: $$state is another user's: name a folder of yours as STATE" >&2
+    exit 2
+  fi
+  chmod 755 "$$state" # nginx's workers are another user
+fi
 listen="listen $${LISTEN:-8080};"
 if [ -e "$$tls/tls.crt" ]; then
   listen="listen $${LISTEN:-8080} ssl; ssl_certificate $$tls/tls.crt; ssl_certificate_key $$tls/tls.key;"
@@ -32,13 +38,4 @@ sed -e "s|@SERVER@|$${SERVER:-127.0.0.1:8000}|" -e "s|@HEALTH@|$${HEALTH:-127.0.
   -e "s|@MOST_BODY@|$${MOST_BODY:-4m}|" -e "s|@REQUESTS@|$${REQUESTS:-10}|" -e "s|@BURST@|$${BURST:-40}|" \
   -e "s|@EDITS@|$${EDITS:-32}|" -e "s|@ALL_EDITS@|$${ALL_EDITS:-512}|" -e "s|@SECONDS@|$${SILENCE:-1800}|" \
   -e "s|@STATE@|$$state|g" -e "s|@FRONT@|$$front|" "$$front/nginx.conf" >"$$state/nginx.conf"
-[ -n "$$made" ] || exec nginx -c "$$state/nginx.conf" -g "daemon off;"
-nginx -c "$$state/nginx.conf" -g "daemon off;" &
-trap 'kill -TERM $$! 2>/dev/null || :' INT TERM
-trap 'kill -QUIT $$! 2>/dev/null || :' QUIT
-while :; do # a signal ends wait, not yet nginx
-  wait $$! && code=0 || code=$$?
-  kill -0 $$! 2>/dev/null || break
-done
-rm -rf "$$made"
-exit "$$code"
+exec nginx -c "$$state/nginx.conf" -g "daemon off;"

@@ -34,6 +34,7 @@ from .metrics import Metrics
 from .outcomes import explain
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+PLAIN_ID = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)
 
 
 class StreamModel:
@@ -207,9 +208,6 @@ class Response:
             pb_utils.Logger.log_error(f"{line} error={message!r}")
         else:
             pb_utils.Logger.log_info(line)
-
-
-PLAIN_ID = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)
 
 
 def loggable(request_id: str) -> str:

@@ -45,3 +45,18 @@ def test_graphs_in_the_server_are_the_bundle_s(stream_model: Any, tiny_bundle: P
             stream_model.check_models(bundle, tmp_path, weights=False)
     with pytest.raises(KontextError, match=r"is not .*vae_decoder\.onnx"):
         stream_model.check_models(bundle, tmp_path, weights=False)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "logged"),
+    [
+        ("", "-"),
+        ("unary-grpc:7/a.b@c", "unary-grpc:7/a.b@c"),
+        ("x outcome=failed", '"x outcome=failed"'),
+        ('"\n\x1b[2J', '"\\"\\n\\u001b[2J"'),
+        ("é", '"\\u00e9"'),
+        ("x" * 200, f'"{"x" * 100}"'),
+    ],
+)
+def test_an_id_is_no_other_field_of_the_log(stream_model: Any, request_id: str, logged: str) -> None:
+    assert stream_model.loggable(request_id) == logged

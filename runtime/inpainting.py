@@ -89,6 +89,8 @@ class Repaints:
 
     def __init__(self, options: RepaintOptions, settings: SamplerEntry) -> None:
         options.check()
+        # numpy's numbers are taken too, but not by Pillow or JSON.
+        options = replace(options, mask_blur=int(options.mask_blur), strength=float(options.strength))
         self.options, self.settings = options, settings
         grey = None if options.mask is None else to_grey(options.mask)
         self.mask = None if grey is None else blurred(grey, options.mask_blur)

@@ -258,6 +258,18 @@ def test_a_filter_sees_the_picture_that_is_repainted(pipe: Pipeline) -> None:
     assert seen == [[(128, 128), (64, 64)], [(64, 64)]]
 
 
+def test_numpys_numbers_are_numbers(pipe: Pipeline) -> None:
+    options: dict[str, Any] = {
+        "strength": np.float32(0.5),
+        "mask_blur": np.int64(2),
+        "true_cfg": np.float32(2),
+    }
+    options |= {"cfg_until": np.float64(1), "negative_prompt": "x", "mask": MASK}
+    made = edit(pipe, picture(128, 128), steps=2, **options)
+    plain = {name: each.item() if isinstance(each, np.generic) else each for name, each in options.items()}
+    assert np.array_equal(np.asarray(made), np.asarray(edit(pipe, picture(128, 128), steps=2, **plain)))
+
+
 MASK = ellipse(128, 128)
 
 

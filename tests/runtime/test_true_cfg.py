@@ -13,6 +13,7 @@ from kontext.decibels import psnr
 from kontext.errors import KontextError
 from kontext.runtime import Pipeline
 from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
+from kontext.runtime.tokens import pack
 from kontext.runtime.true_cfg import TrueCfg
 
 PROMPT, NEGATIVE = "make the red circle blue", "a yellow star"
@@ -88,18 +89,37 @@ def test_both_passes_are_one_batch_and_only_where_they_are_wanted(pipe: Pipeline
     assert recorder.runs == [*texts, ("vae_encoder", 1), ("modulation", 8), *steps, ("vae_decoder", 1)]
 
 
-def test_the_first_steps_have_it(pipe: Pipeline) -> None:
-    """Up to there the latents are those with it all along, and from there on an ordinary edit's."""
-    image, options = picture(128, 128), {"negative_prompt": NEGATIVE, "true_cfg": 4.0}
+def test_the_first_steps_have_it(pipe: Pipeline, reference: Any) -> None:
+    """Up to there the latents are those with it all along; from there on the edit is diffusers' without it, which
+    begins at those latents and that time."""
+    import torch
 
-    def latents(**more: Any) -> list[np.ndarray]:
+    image, options = picture(128, 128), {"negative_prompt": NEGATIVE, "true_cfg": 4.0, "guidance": 3.0}
+
+    def latents(**more: Any) -> tuple[list[np.ndarray], Image.Image]:
         seen: list[np.ndarray] = []
-        pipe.edit(image, PROMPT, steps=4, callback=lambda _step, _steps, x: seen.append(x), **options, **more)
-        return seen
+        made = pipe.edit(
+            image, PROMPT, steps=4, callback=lambda _step, _steps, x: seen.append(x), **options, **more
+        )
+        return seen, made
 
-    whole, half = latents(), latents(cfg_until=0.5)
+    whole, _ = latents()
+    half, made = latents(cfg_until=0.5)
     assert np.allclose(whole[1], half[1], atol=1e-4)
-    assert np.abs(whole[2] - half[2]).max() > 0.01
+    theirs = reference(
+        image=image,
+        prompt=PROMPT,
+        sigmas=[0.5, 0.25],  # the last two of four, before they are shifted
+        num_inference_steps=2,
+        latents=torch.from_numpy(pack(half[1])),
+        guidance_scale=3.0,
+        width=128,
+        height=128,
+        max_area=128 * 128,
+        max_sequence_length=24,
+        _auto_resize=False,
+    ).images[0]
+    assert psnr(made, theirs) >= 50
 
 
 @pytest.mark.parametrize(

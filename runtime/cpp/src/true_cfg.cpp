@@ -6,6 +6,11 @@
 #include "number_checks.hpp"
 
 namespace kontext {
+namespace {
+
+constexpr double largest_scale = 1000;  // as Python's SCALE_LIMIT
+
+}  // namespace
 
 int TrueCfg::guided(int steps) const { return std::max(1, static_cast<int>(std::floor(steps * until + 0.5))); }
 
@@ -21,7 +26,8 @@ Floats TrueCfg::combine(const Floats& velocity) const {
 
 std::optional<TrueCfg> read_cfg(const EditOptions& options, std::vector<std::string>& notes) {
     const double scale = options.true_cfg;
-    if (!(scale >= 1) || !std::isfinite(scale)) throw Error("true_cfg must be 1 (none) or more, not " + shown(scale));
+    if (!(scale >= 1 && scale <= largest_scale))  // nor NaN
+        throw Error("true_cfg must be a number from 1 to " + shown(largest_scale) + ", not " + shown(scale));
     check_share(options.cfg_until, "cfg_until");
     if (options.negative_prompt && scale > 1) return TrueCfg{scale, options.cfg_until};
     if (options.negative_prompt) notes.push_back("negative_prompt has no effect without a true_cfg above 1, such as 4");

@@ -144,8 +144,8 @@ def test_pictures_and_warnings_are_pythons(
         ),
         (["--paste-back"], "paste_back needs a mask"),
         (["--init-image", "mask.png"], "init_image needs a mask, or a strength below 1"),
-        (["--true-cfg", "0.5"], "true_cfg must be 1 (none) or more, not 0.5"),
-        (["--true-cfg", "inf"], "true_cfg must be 1 (none) or more, not inf"),
+        (["--true-cfg", "0.5"], "true_cfg must be a number from 1 to 1000, not 0.5"),
+        (["--true-cfg", "inf"], "true_cfg must be a number from 1 to 1000, not inf"),
         (["--cfg-until", "1.5"], "cfg_until must be above 0 and at most 1, not 1.5"),
     ],
 )

@@ -314,6 +314,7 @@ def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path, picture: P
         "errors",
         "files",
         "installation",
+        "interrupts",
         "regular_files",
         "runtime",
         "safetensors_header",

@@ -283,7 +283,7 @@ def edit_locally(arguments: argparse.Namespace, report: Report) -> list[Image.Im
     )
     if arguments.like is not None:
         arguments.like.check_bundle(pipe.bundle.name, pipe.bundle.digest)
-        arguments.like.check_loras(running.loras)
+        arguments.like.check_loras(pipe.loras.loaded)
     if pipe.choice is not None and shows_progress(arguments):
         report.say(str(pipe.choice))
     elif pipe.choice is not None:

@@ -16,9 +16,9 @@ from .bundle import Bundle
 from .metadata import FORMAT, PictureDigest, Running
 from .request import Request, Row
 
-NOT_RECORDED = ("rows", "references", "repaint", "cfg", "skipped")
+NOT_RECORDED = ("rows", "references", "repaint", "cfg", "skipped", "loras")
 """Fields that others give again: `references` are what `pictures` are encoded as, `strength` says what is skipped, and
-the fields of `repaint` and `cfg` are recorded themselves."""
+the fields of `repaint` and `cfg` are recorded themselves, LoRAs under `running`."""
 
 RENAMED = {
     "pictures": "references",

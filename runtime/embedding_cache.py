@@ -62,11 +62,6 @@ class EmbeddingCache:
             _, oldest = self.entries.popitem(last=False)
             self.used -= sum(each.nbytes for each in oldest)
 
-    def forget(self, kind: str) -> None:
-        """Drops all entries of a kind, which the encoder would give differently now."""
-        for key in [key for key in self.entries if key[0] == kind]:
-            self.used -= sum(each.nbytes for each in self.entries.pop(key))
-
 
 def checked_bytes(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
@@ -74,9 +69,10 @@ def checked_bytes(value: object) -> int:
     return int(value)
 
 
-def prompt_key(*token_ids: NDArray[np.int64]) -> Key:
-    """Of a prompt's token ids, [1, max_length] of each encoder: prompts with the same ids are the same."""
-    digest = hashlib.sha256()
+def prompt_key(*token_ids: NDArray[np.int64], salt: bytes = b"") -> Key:
+    """Of a prompt's token ids, [1, max_length] of each encoder: prompts with the same ids are the same. `salt` tells
+    apart what changes the encoders."""
+    digest = hashlib.sha256(salt)
     for ids in token_ids:
         digest.update(ids.tobytes())
     return PROMPT, digest.digest()

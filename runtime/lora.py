@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from ..errors import KontextError
 from ..regular_files import open_regular
 from ..safetensors_header import TensorEntry, read_header
+from .bundle_files import file_digest
 from .lora_slots import INPUTS, LoraSlots
+from .metadata import LoadedLora
 from .number_checks import checked_scale
 
 if TYPE_CHECKING:
@@ -119,31 +121,50 @@ def parse_lora(text: str) -> tuple[Path, float]:
     return Path(file), weight
 
 
-def no_loras(slots: LoraSlots) -> dict[str, dict[str, Array]]:
-    """Graph → its inputs without LoRAs."""
-    return {
-        graph: {name: np.zeros((count, 0), np.float32) for name, count in zip(INPUTS, rows, strict=True)}
-        for graph, rows in slots.rows.items()
-    }
+@dataclass(frozen=True)
+class Loras:
+    """The LoRAs of an edit: equal where the files and weights are."""
+
+    loaded: tuple[LoadedLora, ...] = ()
+    inputs: Mapping[str, Mapping[str, Array]] = field(default_factory=dict, compare=False, repr=False)
+    """Graph → its inputs `lora_down` and `lora_up`; empty for a bundle without slots."""
+
+    def salt(self, graph: str) -> bytes:
+        """What tells a graph's outputs from those with other LoRAs; empty if none changes it."""
+        inputs = self.inputs.get(graph)
+        return repr(self.loaded).encode() if inputs and inputs["lora_up"].shape[1] else b""
 
 
-def changes(inputs: Mapping[str, Mapping[str, Array]], graph: str) -> bool:
-    """Whether LoRAs' inputs change what a graph computes."""
-    return graph in inputs and inputs[graph]["lora_up"].shape[1] > 0
+NO_LORAS = Loras()
 
 
-def open_loras(bundle: Bundle, loras: Sequence[tuple[Path, float]]) -> dict[str, dict[str, Array]]:
-    """As `lora_inputs`, of files for a bundle. Raises KontextError also if it has no slots."""
+def file_version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written anew; None if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def open_loras(bundle: Bundle, loras: Sequence[tuple[Path, float]]) -> Loras:
+    """Files, with their weights, for a bundle.
+
+    Raises:
+        KontextError: the bundle has no slots or too few, or a file is not ready for it.
+    """
     if bundle.lora_slots is None:
         if loras:
             raise KontextError(
                 f"{bundle.folder} takes no LoRAs: export it with --lora-slots RANK, or with the LoRA (--lora)"
             )
-        return {}
-    for path, weight in loras:
-        checked_scale(weight, f"the weight of {path}")
-    opened = [(Lora.open(path, bundle.lora_slots), float(weight)) for path, weight in loras]
-    return lora_inputs(bundle.lora_slots, opened)
+        return Loras()
+    opened = [
+        (Lora.open(path, bundle.lora_slots), checked_scale(weight, f"the weight of {path}"))
+        for path, weight in loras
+    ]
+    loaded = [LoadedLora(lora.path.name, file_digest(lora.path), weight) for lora, weight in opened]
+    return Loras(tuple(loaded), lora_inputs(bundle.lora_slots, opened))
 
 
 def lora_inputs(slots: LoraSlots, loras: Sequence[tuple[Lora, float]]) -> dict[str, dict[str, Array]]:
@@ -159,13 +180,14 @@ def lora_inputs(slots: LoraSlots, loras: Sequence[tuple[Lora, float]]) -> dict[s
             f"the bundle has slots of rank {slots.max_rank} for all LoRAs together, and {listed} need {total}: "
             "`kontext-export lora --rank` makes smaller ones, or export with more --lora-slots"
         )
-    result = no_loras(slots)
-    for graph, inputs in result.items():
-        for name in INPUTS:
-            parts = [inputs[name]]
+    result: dict[str, dict[str, Array]] = {}
+    for graph, rows in slots.rows.items():
+        result[graph] = {}
+        for name, count in zip(INPUTS, rows, strict=True):
+            parts: list[Array] = [np.zeros((count, 0), np.float32)]
             for lora, weight in loras:
                 values = lora.read(graph, name)
                 if values is not None:
                     parts.append(values * np.float32(weight) if name == "lora_up" else values)
-            inputs[name] = np.concatenate(parts, axis=1)
+            result[graph][name] = np.concatenate(parts, axis=1)
     return result

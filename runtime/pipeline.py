@@ -19,16 +19,15 @@ from .backends.options import AUTO, BackendOptions
 from .backends.protocol import Backend, SamplerStep
 from .backends.select import find_options, open_backend, open_fastest
 from .bundle import OUTPUTS, Bundle
-from .bundle_files import file_digest
 from .digest import check_digest
 from .edit_metadata import edit_metadata
-from .embedding_cache import DEFAULT_BYTES, PROMPT, EmbeddingCache, prompt_key, reference_key
+from .embedding_cache import DEFAULT_BYTES, EmbeddingCache, prompt_key, reference_key
 from .graph_outputs import check_finite, take
 from .images import Size, to_array, to_pictures
 from .inpainting import Repaint, Repainting, RepaintOptions
-from .lora import changes, open_loras
+from .lora import NO_LORAS, Loras, file_version, open_loras
 from .masks import note_of
-from .metadata import KEY, LoadedLora, PictureDigest, Running
+from .metadata import KEY, PictureDigest, Running
 from .reference_options import ReferenceSize
 from .references import Reference
 from .request import Images, Request, Row, build_request
@@ -60,10 +59,14 @@ if TYPE_CHECKING:
         true_cfg: float
         cfg_until: float
         callback: StepCallback | None
+        loras: LoraFiles | None
         progress: bool
 
 
 Array = NDArray[np.float32]
+LoraFiles = Sequence[str | Path | tuple[str | Path, float]]
+"""Files that `kontext-export lora` has made ready, each alone or with its weight, 1 by default."""
+
 StepCallback = Callable[[int, int, Array], object]
 """Called with (steps done, steps in all, latents [batch, channels, h, w]) after each step; returning False stops the
 edit."""
@@ -102,7 +105,9 @@ class Pipeline:
         self.embeddings = EmbeddingCache(embedding_cache)
         self.clip = PromptTokenizer(bundle.tokenizers["clip"], "CLIP", bundle.content)
         self.t5 = PromptTokenizer(bundle.tokenizers["t5"], "T5", bundle.content)
-        self.lora_inputs = open_loras(bundle, [])
+        self.loras = self.latest_loras = open_loras(bundle, [])
+        self.lora_versions: Sequence[tuple[Path, float, object]] = []
+        """File, weight and the file's version of each of `latest_loras`."""
 
     @classmethod
     def load(
@@ -219,6 +224,7 @@ class Pipeline:
         negative_prompt: str | Sequence[str] | None = None,
         true_cfg: float = 1.0,
         cfg_until: float = 1.0,
+        loras: LoraFiles | None = None,
         callback: StepCallback | None = None,
         progress: bool = False,
     ) -> Image.Image | list[Image.Image]:
@@ -252,6 +258,7 @@ class Pipeline:
             negative_prompt: what the picture should not be; a list with one for each prompt, or one for all.
             true_cfg: the scale of classifier-free guidance with it, above 1. Steps with it take twice the time.
             cfg_until: the share of the steps that have it, from the first on.
+            loras: those of this edit; None: those of `load_loras`.
             callback: called after each step with (steps done, steps in all, latents [batch, channels, h, w], fp32).
                 Steps count over all batches. False as its result stops the edit; None and other results do not.
             progress: show a bar on stderr.
@@ -280,6 +287,7 @@ class Pipeline:
             reference_size=reference_size,
             repaint=RepaintOptions(mask, mask_blur, strength, init_image, paste_back),
             cfg=CfgOptions(negative_prompt, true_cfg, cfg_until),
+            loras=self.loras if loras is None else self.find_loras(loras),
         )
         self.warn_of_masks(request)
         if self.input_filter is not None:
@@ -299,30 +307,32 @@ class Pipeline:
         for note in dict.fromkeys(filter(None, notes)):
             warnings.warn(note, stacklevel=3)
 
-    def load_loras(self, loras: Sequence[str | Path | tuple[str | Path, float]]) -> None:
-        """Uses these LoRAs in all further edits, in place of earlier ones; none for an empty list.
+    def load_loras(self, loras: LoraFiles) -> None:
+        """Uses these LoRAs in all further edits that name none, in place of earlier ones; none for an empty list.
 
         Args:
-            loras: files that `kontext-export lora` has made ready, each alone or with its weight; 1 by default.
+            loras: their files, as `LoraFiles`.
 
         Raises:
             KontextError: the bundle has no slots for LoRAs or too few, or a file is not ready for it.
         """
+        self.loras = self.find_loras(loras)
+
+    def find_loras(self, loras: LoraFiles) -> Loras:
+        """As `load_loras`, for one edit; the latest are kept in memory."""
         pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in loras]
-        before = self.lora_inputs
-        self.lora_inputs = open_loras(self.bundle, [(Path(path), weight) for path, weight in pairs])
-        loaded = (
-            LoadedLora(Path(path).name, file_digest(Path(path)), float(weight)) for path, weight in pairs
-        )
-        self.running = replace(self.running, loras=tuple(loaded))
-        if changes(before, "text_encoder") or changes(self.lora_inputs, "text_encoder"):
-            self.embeddings.forget(PROMPT)
+        files = [(Path(path), weight) for path, weight in pairs]
+        versions = [(*pair, file_version(pair[0])) for pair in files]
+        if self.lora_versions != versions:
+            self.latest_loras = open_loras(self.bundle, files)
+            self.lora_versions = versions
+        return self.latest_loras
 
     def make(self, request: Request, callback: StepCallback | None, progress: bool) -> list[Image.Image]:
         """The pictures of a request, in the order of its rows."""
         batches = request.batches()
         total = request.run_steps * len(batches)
-        texts = self.encode_prompts(request.rows)
+        texts = self.encode_prompts(request.rows, request.loras)
         references = self.encode_references(request.rows)
         pictures: dict[int, Image.Image] = {}
         with step_bar(total, progress) as advance:
@@ -342,8 +352,9 @@ class Pipeline:
                     repaint = request.rows[index].repaint
                     pictures[index] = picture if repaint is None else repaint.pasted(picture)
         digests: dict[int, PictureDigest] = {}
+        running = replace(self.running, loras=request.loras.loaded)
         for index, row in enumerate(request.rows):
-            made = edit_metadata(request, row, self.bundle, self.running, digests)
+            made = edit_metadata(request, row, self.bundle, running, digests)
             pictures[index].info = {KEY: made}  # what is pasted back brings the colour profile of its file
         return [pictures[index] for index in range(len(request.rows))]
 
@@ -359,7 +370,7 @@ class Pipeline:
 
         Args:
             rows: of the request, of one shape.
-            request: for its steps and guidance.
+            request: for its steps, guidance and LoRAs.
             texts, references: as `encode_prompts` and `encode_references` return them.
             on_step: called with (steps done, latents) after each step.
         """
@@ -387,7 +398,7 @@ class Pipeline:
             prompts += [row.negative or "" for row in rows]
             reference = np.concatenate([reference, reference])
         text = np.concatenate([texts[prompt][1] for prompt in prompts])
-        modulations = self.modulations(timesteps(times[:-1]), request.guidance, prompts, texts)
+        modulations = self.modulations(timesteps(times[:-1]), request.guidance, prompts, texts, request.loras)
         grids, origins = rows[0].token_grids(2 * latent.downscale)
         transformer = self.bundle.transformer
         ids = positions(text.shape[1], grids, origins)
@@ -400,7 +411,7 @@ class Pipeline:
             )
             for count in dict.fromkeys(counts)
         }
-        loras = self.backend.hold(self.lora_inputs.get("transformer", {}))
+        held_loras = self.backend.hold(request.loras.inputs.get("transformer", {}))
         held_modulations = [
             self.backend.hold({name: each[step][:count] for name, each in modulations.items()})
             for step, count in enumerate(counts)
@@ -408,7 +419,7 @@ class Pipeline:
 
         def velocity(step: int, x: Array) -> Array:
             target = x if step >= guided else np.concatenate([x, x])
-            inputs = {"target": target, **held[counts[step]], **loras, **held_modulations[step]}
+            inputs = {"target": target, **held[counts[step]], **held_loras, **held_modulations[step]}
             outputs = self.backend.run("transformer", inputs, SamplerStep(step, request.run_steps))
             result = take(outputs, "transformer", "velocity", target.shape)
             return result if request.cfg is None or step >= guided else request.cfg.combine(result)
@@ -419,7 +430,7 @@ class Pipeline:
         check_finite("transformer", target)
         return unpack(target, h, w)
 
-    def encode_prompts(self, rows: Sequence[Row]) -> dict[str, tuple[Array, Array]]:
+    def encode_prompts(self, rows: Sequence[Row], loras: Loras = NO_LORAS) -> dict[str, tuple[Array, Array]]:
         """Pooled vector [1, pooled_dim] and sequence [1, text_tokens, text_dim] of each prompt, negative ones too.
 
         Prompts are encoded one by one: in a batch, the last bits of one may depend on the others.
@@ -427,11 +438,12 @@ class Pipeline:
         sizes = self.bundle.transformer
         given = [prompt for row in rows for prompt in (row.prompt, row.negative) if prompt is not None]
         ids = {prompt: (self.clip([prompt]), self.t5([prompt])) for prompt in dict.fromkeys(given)}
-        keys = {prompt: prompt_key(*each) for prompt, each in ids.items()}
+        salt = loras.salt("text_encoder")
+        keys = {prompt: prompt_key(*each, salt=salt) for prompt, each in ids.items()}
         encoded = {each: self.embeddings.find(each) for each in dict.fromkeys(keys.values())}
         missing = {keys[prompt]: each for prompt, each in ids.items() if encoded[keys[prompt]] is None}
-        clip = self.stage("text_encoder", [{"input_ids": each} for each, _ in missing.values()])
-        t5 = self.stage("text_encoder_2", [{"input_ids": each} for _, each in missing.values()])
+        clip = self.stage("text_encoder", [{"input_ids": each} for each, _ in missing.values()], loras)
+        t5 = self.stage("text_encoder_2", [{"input_ids": each} for _, each in missing.values()], loras)
         for each, pooled, text in zip(missing, clip, t5, strict=True):
             encoded[each] = made = (
                 take(pooled, "text_encoder", "pooled", (1, sizes.pooled_dim)),
@@ -468,7 +480,12 @@ class Pipeline:
         return tokens
 
     def modulations(
-        self, times: Array, guidance: float, rows: Sequence[str], texts: dict[str, tuple[Array, Array]]
+        self,
+        times: Array,
+        guidance: float,
+        rows: Sequence[str],
+        texts: dict[str, tuple[Array, Array]],
+        loras: Loras,
     ) -> dict[str, Array]:
         """The modulations of all steps, computed in one batch, for rows with these prompts: name → [steps, rows, …]."""
         prompts = list(dict.fromkeys(rows))
@@ -479,7 +496,7 @@ class Pipeline:
             "guidance": np.full(steps * count, guidance, np.float32),
             "pooled": np.tile(pooled, (steps, 1)),
         }
-        (outputs,) = self.stage("modulation", [inputs])
+        (outputs,) = self.stage("modulation", [inputs], loras)
         for name in OUTPUTS["modulation"]:
             take(outputs, "modulation", name, (steps * count, ...))
         chosen = [prompts.index(prompt) for prompt in rows]
@@ -499,10 +516,10 @@ class Pipeline:
             self.backend.release("vae_decoder")
         return pictures
 
-    def stage(self, graph: str, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def stage(self, graph: str, inputs: Sequence[dict[str, Any]], loras: Loras) -> list[dict[str, Any]]:
         """Runs a graph once for each of `inputs`; the edit does not need it again."""
-        loras = self.lora_inputs.get(graph, {})
-        outputs = [self.backend.run(graph, each | loras) for each in inputs]
+        more = loras.inputs.get(graph, {})
+        outputs = [self.backend.run(graph, {**each, **more}) for each in inputs]
         if self.low_memory:
             self.backend.release(graph)
         for values in (values for each in outputs for values in each.values()):

@@ -14,6 +14,7 @@ from PIL import Image
 from ..errors import KontextError
 from .images import Size, preferred_size
 from .inpainting import Repaint, RepaintOptions, Repaints, skipped_steps
+from .lora import NO_LORAS, Loras
 from .noise import check_seed
 from .number_checks import checked_scale
 from .reference_options import ReferenceSize
@@ -86,6 +87,7 @@ class Request:
     skipped: int = 0
     """How many of the first steps are left out."""
     cfg: TrueCfg | None = None
+    loras: Loras = NO_LORAS
 
     @property
     def run_steps(self) -> int:
@@ -118,6 +120,7 @@ def build_request(
     reference_size: ReferenceSize = "auto",
     repaint: RepaintOptions | None = None,
     cfg: CfgOptions | None = None,
+    loras: Loras = NO_LORAS,
 ) -> Request:
     """The request that these arguments of `Pipeline.edit` make; warns of pictures that will not look as given.
 
@@ -168,7 +171,7 @@ def build_request(
             )
     for note in warned:
         warnings.warn(note, stacklevel=3)
-    return Request(tuple(rows), steps, guidance, skipped, true_cfg)
+    return Request(tuple(rows), steps, guidance, skipped, true_cfg, loras)
 
 
 def whole(value: object, name: str) -> int:

@@ -91,6 +91,12 @@ def parser() -> Parser:
         metavar="FILE",
         help="Python file with the content filters input_filter and output_filter",
     )
+    result.add_argument(
+        "--loras",
+        type=local_path,
+        metavar="FOLDER",
+        help="LoRAs that `kontext-export lora` has made ready, for requests to name (a bundle with --lora-slots)",
+    )
     add_backend_flags(result)
     result.add_argument("--quiet", action="store_true", help="log errors only")
     return result
@@ -104,7 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise KontextError(f"--{name.replace('_', '-')} must be from 0 to 86400 seconds")
     limits = replace(Limits(), **dict(arguments.limit))
     if arguments.upstream is not None:
-        refuse_local_flags(arguments, "--upstream", ("--filters", arguments.filters))
+        own = {"--filters": arguments.filters, "--loras": arguments.loras, "--lora": arguments.lora or None}
+        refuse_local_flags(arguments, "--upstream", *own.items())
     # Errors that need no library, then those that need no model.
     from .keys import read_keys
 
@@ -141,7 +148,7 @@ def open_engine(arguments: argparse.Namespace, limits: Limits) -> tuple[Engine, 
     if pipe.choice is not None:
         print(pipe.choice, file=sys.stderr)
     metrics = Metrics(pipe.bundle.name)
-    return Local(pipe, limits, metrics), metrics
+    return Local(pipe, limits, metrics, arguments.loras), metrics
 
 
 def serve(arguments: argparse.Namespace, listener: socket.socket, keys: Keys | None, limits: Limits) -> int:

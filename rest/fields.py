@@ -61,6 +61,11 @@ class EditFields(BaseModel):
     cfg_until: float = Field(
         1.0, allow_inf_nan=False, description="share of the steps that true_cfg is for, from the first on"
     )
+    loras: str = Field(
+        "",
+        max_length=1000,
+        description="LoRAs of the server's folder, NAME or NAME:WEIGHT, with commas between",
+    )
     response_format: Literal["b64_json", "url"] = Field(
         "b64_json", description="pictures in the answer, or links to them that expire"
     )
@@ -99,6 +104,7 @@ class EditFields(BaseModel):
             self.negative_prompt,
             self.true_cfg,
             self.cfg_until,
+            [each.strip() for each in self.loras.split(",") if each.strip()],
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..runtime.pipeline import Pipeline
 from ..runtime.server import jobs
 from ..runtime.server.contract import Limits
@@ -17,9 +19,11 @@ class Local:
     Raises ComputationError if no process can be started to decode pictures.
     """
 
-    def __init__(self, pipe: Pipeline, limits: Limits, counters: Counters) -> None:
+    def __init__(
+        self, pipe: Pipeline, limits: Limits, counters: Counters, lora_folder: Path | None = None
+    ) -> None:
         self.model = pipe.bundle.name
-        self.desk = Desk(pipe, limits, default_batch(pipe.bundle), counters)
+        self.desk = Desk(pipe, limits, default_batch(pipe.bundle), counters, lora_folder)
 
     def submit(self, edit: Edit, callers: list[Caller]) -> None:
         arrays = edit.arrays()

@@ -108,7 +108,8 @@ def add_backend_flags(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="FILE[:WEIGHT]",
-        help="a LoRA that `kontext-export lora` has made ready, for bundles exported with --lora-slots; repeatable",
+        help="a LoRA that `kontext-export lora` has made ready, for bundles exported with --lora-slots (with --server: "
+        "the name of one there); repeatable",
     )
     parser.add_argument("--device", choices=DEVICES, help="where to run (default: auto)")
     parser.add_argument(

@@ -398,6 +398,7 @@ def edit_on_server(arguments: argparse.Namespace, report: Report) -> list[Image.
             arguments.size,
             arguments.reference_method,
             None if arguments.reference_size == "auto" else arguments.reference_size,
+            loras=arguments.lora,
             **repaint,
         )
         for index in range(arguments.num_images)
@@ -426,7 +427,6 @@ def refuse_local_flags(arguments: argparse.Namespace, server: str, *more: tuple[
     `server`: what runs there was decided there."""
     local = [
         *more,
-        ("--lora", arguments.lora or None),
         ("--device", arguments.device),
         ("--backend", arguments.backend),
         ("--verify", arguments.verify or None),

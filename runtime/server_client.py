@@ -91,6 +91,8 @@ class Edit:
     negative_prompt: str | None = None
     true_cfg: float = 1.0
     cfg_until: float = 1.0
+    loras: Sequence[str] = ()
+    """Each NAME or NAME:WEIGHT, of the server's folder."""
 
     def values(self) -> dict[str, list[Any]]:
         """Tensor name → values, without those that the bundle's defaults fill in.
@@ -127,6 +129,7 @@ class Edit:
             contract.SIZE.name: None if self.size is None else list(self.size),
             **{name: None if word is None else [word.encode()] for name, word in words.items()},
             **self.added(),
+            contract.LORAS.name: [each.encode() for each in self.loras] or None,
         }
         return {name: value for name, value in given.items() if value is not None}
 

@@ -97,6 +97,25 @@ def untraced() -> Callable[[Path], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
+def slots_bundle(
+    shared_folder: Path,
+    tiny_checkpoint: Path,
+    tiny_bundle: Path,
+    untraced: Callable[[Path], AbstractContextManager[None]],
+) -> Path:
+    """The fp32 export of `tiny_checkpoint` with slots for LoRAs of rank 64. Do not change it: copy it."""
+
+    def make(folder: Path) -> None:
+        from kontext.export.cli.main import main
+
+        with untraced(tiny_bundle):
+            words = [tiny_checkpoint, "-o", folder, "--fp32", "--lora-slots", 64, "--quiet"]
+            assert main([str(word) for word in words]) == 0
+
+    return once(shared_folder / "bundle-slots", make)
+
+
+@pytest.fixture(scope="session")
 def embedded(shared_folder: Path) -> dict[str, Path]:
     """The embedded model in three formats. Do not change them: copy them."""
     pytest.importorskip("torch")

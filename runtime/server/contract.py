@@ -107,7 +107,14 @@ TRUE_CFG = Tensor(
 CFG_UNTIL = Tensor(
     "CFG_UNTIL", "FP64", (1,), "share of the steps that TRUE_CFG is for, from the first on; 1", optional=True
 )
-ADDED = (MASK, MASK_BLUR, STRENGTH, INIT_IMAGE, PASTE_BACK, NEGATIVE_PROMPT, TRUE_CFG, CFG_UNTIL)
+LORAS = Tensor(
+    "LORAS",
+    "BYTES",
+    (-1,),
+    "LoRAs of the server's folder that change the edit, each NAME or NAME:WEIGHT; none",
+    optional=True,
+)
+ADDED = (MASK, MASK_BLUR, STRENGTH, INIT_IMAGE, PASTE_BACK, NEGATIVE_PROMPT, TRUE_CFG, CFG_UNTIL, LORAS)
 """Inputs that servers of earlier versions do not know. Over HTTP those take them for parameters, and ignore them."""
 
 INPUTS = (PROMPT, IMAGES, STEPS, GUIDANCE, SEED, SIZE, REFERENCE_METHOD, REFERENCE_SIZE, *ADDED)

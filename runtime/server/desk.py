@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import Cancelled
@@ -58,15 +59,24 @@ class Desk:
         limits: of one request, and of how many wait.
         largest: most pictures in a batch.
         counters: the metrics.
+        lora_folder: where the LoRAs are that requests may name; None: they may name none.
 
     Raises:
         ComputationError: no process can be started to decode pictures.
     """
 
-    def __init__(self, pipe: Pipeline, limits: Limits, largest: int, counters: Counters) -> None:
+    def __init__(
+        self,
+        pipe: Pipeline,
+        limits: Limits,
+        largest: int,
+        counters: Counters,
+        lora_folder: Path | None = None,
+    ) -> None:
         self.pipe = pipe
         self.limits = limits
         self.counters = counters
+        self.lora_folder = lora_folder
         self.readers = [ThreadPoolExecutor(DECODED_AHEAD) for _ in range(2)]
         """For requests that are not long, and for those that are: neither kind waits for the other's."""
         self.decoders = Decoders(seconds=limits.max_decode_seconds)
@@ -135,7 +145,7 @@ class Desk:
         try:
             if isinstance(decoded, Exception):
                 raise decoded
-            request, warnings = jobs.read_request(self.pipe, self.limits, arrays, decoded)
+            request, warnings = jobs.read_request(self.pipe, self.limits, arrays, decoded, self.lora_folder)
             (row,) = request.rows
             check_seed(row.seed + len(listeners) - 1)
         except Exception as error:

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,11 +20,13 @@ from PIL import Image
 from ...errors import KontextError
 from ..images import png_file
 from ..inpainting import RepaintOptions
+from ..lora import Loras
 from ..pipeline import Pipeline, check_filtered
 from ..request import Request, build_request
 from ..true_cfg import CfgOptions
 from . import contract
 from .contract import Limits
+from .loras import requested_loras
 from .pictures import Pictures, read_pictures, read_word
 
 Array = NDArray[Any]
@@ -103,6 +106,7 @@ def read_request(
     limits: Limits,
     arrays: Mapping[str, Array],
     decoded: Pictures | None = None,
+    lora_folder: Path | None = None,
 ) -> tuple[Request, list[str]]:
     """The edit that a request's arrays describe, and warnings for the caller.
 
@@ -111,6 +115,7 @@ def read_request(
         limits: of one request.
         arrays: name → array of `contract.INPUTS`, with the batch dimension; bytes as objects.
         decoded: its pictures, as `pictures.read_pictures` returns them; None: it is called here.
+        lora_folder: where the LoRAs are that it may name; None: it may name none.
 
     Raises:
         KontextError: an input is wrong; says which, and what would be right.
@@ -121,7 +126,7 @@ def read_request(
     prompt = read_prompt(arrays, contract.PROMPT, limits) or ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        request = build(pipe, limits, arrays, prompt, decoded)
+        request = build(pipe, limits, arrays, prompt, decoded, lora_folder)
         pipe.warn_of_masks(request)
         for text in (prompt, request.rows[0].negative or ""):
             pipe.clip([text])
@@ -133,7 +138,12 @@ def read_request(
 
 
 def build(
-    pipe: Pipeline, limits: Limits, arrays: Mapping[str, Array], prompt: str, pictures: Pictures
+    pipe: Pipeline,
+    limits: Limits,
+    arrays: Mapping[str, Array],
+    prompt: str,
+    pictures: Pictures,
+    lora_folder: Path | None,
 ) -> Request:
     """The request of arrays whose types and shapes are checked."""
     numbers = [each.name for each in contract.INPUTS if each.datatype != "BYTES"]
@@ -158,6 +168,7 @@ def build(
             values.get("TRUE_CFG", [1.0])[0],
             values.get("CFG_UNTIL", [1.0])[0],
         ),
+        loras=read_loras(pipe, arrays, lora_folder),
     )
     all_encoded = sum(math.prod(each.size) for each in request.rows[0].encoded)
     if all_encoded > limits.max_megapixels * 1_000_000:
@@ -182,6 +193,13 @@ def build(
             "references"
         )
     return request
+
+
+def read_loras(pipe: Pipeline, arrays: Mapping[str, Array], folder: Path | None) -> Loras:
+    """The LoRAs that a request names; those of the pipeline if it names none."""
+    if contract.LORAS.name not in arrays:
+        return pipe.loras
+    return pipe.find_loras(requested_loras(folder, arrays[contract.LORAS.name].ravel().tolist()))
 
 
 def read_repaint(values: Mapping[str, list[Any]], pictures: Pictures) -> RepaintOptions:

@@ -33,6 +33,9 @@ from .graphs import ServerGraphs
 from .metrics import Metrics
 from .outcomes import explain
 
+LORAS_FOLDER = "loras"
+"""Of the model's folder in the repository: who runs the server puts files of `kontext-export lora` there."""
+
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 PLAIN_ID = re.compile(r"[\w.:/@+-]{1,100}", re.ASCII)
 
@@ -53,7 +56,8 @@ class StreamModel:
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         try:
             self.pipe = load_pipeline(folder, parameters, args, input_filter, output_filter)
-            self.desk = Desk(self.pipe, self.limits, self.largest, self.metrics)
+            loras = Path(args["model_repository"]) / LORAS_FOLDER
+            self.desk = Desk(self.pipe, self.limits, self.largest, self.metrics, loras)
         except KontextError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 

@@ -256,7 +256,7 @@ class Pipeline:
             paste_back: take the picture's own pixels where the blurred mask is black, and mix where it is grey.
                 Without it they are those that the autoencoder makes of it.
             negative_prompt: what the picture should not be; a list with one for each prompt, or one for all.
-            true_cfg: the scale of classifier-free guidance with it, above 1. Steps with it take twice the time.
+            true_cfg: the scale of classifier-free guidance with it, above 1. Steps with it are twice the work.
             cfg_until: the share of the steps that have it, from the first on.
             loras: those of this edit; None: those of `load_loras`.
             callback: called after each step with (steps done, steps in all, latents [batch, channels, h, w], fp32).

@@ -44,7 +44,7 @@ def add_repaint_flags(parser: Parser) -> None:
         type=float,
         default=1.0,
         metavar="SCALE",
-        help="scale of the guidance away from --negative-prompt, such as 4; its steps take twice the time (default: 1, "
+        help="scale of the guidance away from --negative-prompt, such as 4; its steps are twice the work (default: 1, "
         "none)",
     )
     parser.add_argument(

@@ -31,7 +31,7 @@ Edits a picture with a bundle that kontext-export wrote.
   --paste-back         take the picture's own pixels outside the blurred mask, not the autoencoder's
   --negative-prompt TEXT
                        what the picture should not be; needs --true-cfg
-  --true-cfg SCALE     scale of the guidance away from --negative-prompt, such as 4; its steps take twice the time
+  --true-cfg SCALE     scale of the guidance away from --negative-prompt, such as 4; its steps are twice the work
                        (default: 1, none)
   --cfg-until SHARE    only guide so in this share of the steps, from the first on (default: 1)
   --num-images N       pictures to make, with consecutive seeds, as FILE-0, FILE-1, ... (default: 1)

@@ -119,7 +119,7 @@ struct EditOptions {
 
     // True classifier-free guidance away from a prompt (UTF-8), which may be empty; without one it has no effect.
     std::optional<std::string> negative_prompt;
-    double true_cfg = 1;   // its scale, above 1; steps with it take twice the time
+    double true_cfg = 1;   // its scale, above 1; steps with it are twice the work
     double cfg_until = 1;  // the share of the steps that have it, from the first on
 
     std::function<bool(const Progress&)> progress;  // false stops the edit

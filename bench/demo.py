@@ -28,7 +28,8 @@ Next:
   {bin}kontext-edit {bundle} -i {folder}/scene.png --prompt "{prompt}" -o out.png
   {bin}kontext-edit {bundle} -i your-photograph.jpg --prompt "make it night" --steps 4 -o out.png
   {bin}kontext-bench latency {bundle}
-  {bin}kontext-export --help      (a FLUX.1 Kontext diffusers folder in place of the embedded model)"""
+  {bin}kontext-export --help      (a FLUX.1 Kontext diffusers folder in place of the embedded model)
+  {bin}kontext-serve {bundle}      (edit in your browser, at http://127.0.0.1:8080)"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -95,6 +95,7 @@ CROSS_CUTTING = {
     "install/test_install": "the built distributions, in fresh environments",
     "kernels/test_tiles": "the tiles of every kernel",
     "model/test_fuzz_readers": "every reader, on damaged files",
+    "rest/test_page": "the page in a real Chromium",
     "runtime/cpp/test_batches": "several pictures at once, content filters and JPEG files in C++",
     "runtime/cpp/test_devices": "devices of the C++ runtime",
     "runtime/cpp/test_embedding": "the installed C++ library in another project",

@@ -31,6 +31,7 @@ NO_LIBRARIES = {
     "uv",
     "build",
     "hypothesis",
+    "axe-selenium-python",
     "mypy",
     "openai",
     "schemathesis",

@@ -21,7 +21,7 @@ CHECKS = (
 
 
 def test_the_server_is_what_its_description_says(rest: Served, tmp_path: Path) -> None:
-    """Edits among it, of a few steps. All phases and more examples by hand, as docs/rest.md says."""
+    """Edits among it, of a few steps."""
     schema = rest.send("GET", "/openapi.json")[1]
     assert set(schema["paths"]) >= {"/v1/images/edits", "/v1/images/generations", "/v1/models", "/metrics"}
     for path in ("/v1/images/edits", "/v1/images/generations"):

@@ -177,12 +177,12 @@ def resolved(value: Any, folder: Path) -> Any:
     return folder / value if isinstance(value, Path) else value
 
 
-def job_digest(job: Job, bundle: str, files: Mapping[Path, str]) -> str:
-    """What a result depends on: the SHA-256 of the bundle's digest, the job's name and options, and its pictures.
+def job_digest(job: Job, model: str, files: Mapping[Path, str]) -> str:
+    """What a result depends on: the SHA-256 of the model, the job's name and options, and its pictures.
 
     Args:
         job: of a row that could be read, or not.
-        bundle: digest of the bundle.
+        model: the digests of the bundle and its LoRAs, in one text.
         files: SHA-256 of the files that its options name, "" of one that cannot be read.
     """
 
@@ -199,7 +199,7 @@ def job_digest(job: Job, bundle: str, files: Mapping[Path, str]) -> str:
             for name, value in vars(job.options).items()
             if value != row_parser().get_default(name)
         }
-    text = json.dumps([1, bundle, job.id, job.name, content], sort_keys=True)
+    text = json.dumps([1, model, job.id, job.name, content], sort_keys=True)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 

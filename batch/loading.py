@@ -48,14 +48,14 @@ class Loaded:
 class Loader:
     """Loads jobs with `decoders`; `is_made` says by key and digest which ones need no pictures."""
 
-    bundle: str
-    """Its digest."""
+    model: str
+    """What edits them, as `job_digest` takes it."""
     decoders: Decoders
     is_made: Callable[[Job, str], bool]
 
     def load(self, job: Job) -> Loaded:
         if job.options is None:
-            digest = job_digest(job, self.bundle, {})
+            digest = job_digest(job, self.model, {})
             return Loaded(job, digest, error=job.fault, made=self.is_made(job, digest))
         files: dict[Path, bytes] = {}
         digests: dict[Path, str] = {}
@@ -66,7 +66,7 @@ class Loader:
                 digests[path] = hashlib.sha256(files[path]).hexdigest()
             except KontextError as fault:
                 digests[path], error = "", error or str(fault)
-        digest = job_digest(job, self.bundle, digests)
+        digest = job_digest(job, self.model, digests)
         made = self.is_made(job, digest)
         if error or made:
             return Loaded(job, digest, error=error, made=made)

@@ -90,7 +90,7 @@ def run_jobs(
         decoders = Decoders(READERS, SECONDS)
         try:
             loader = Loader(
-                pipe.bundle.digest, decoders, lambda job, digest: journal.made(job.key, digest) is not None
+                model_of(pipe), decoders, lambda job, digest: journal.made(job.key, digest) is not None
             )
             loaded = loaded_ahead(loader.load, jobs, ahead=READERS + 2 * most)
             for result in edit_all(pipe, to_edit(loaded, journal, writer, progress), most):
@@ -98,6 +98,11 @@ def run_jobs(
                 progress.finish(result)
         finally:
             decoders.close()
+
+
+def model_of(pipe: Pipeline) -> str:
+    """What every picture of a run depends on: the bundle's digest, and its LoRAs."""
+    return " ".join([pipe.bundle.digest, *(f"{each.sha256}:{each.weight!r}" for each in pipe.loras.loaded)])
 
 
 def to_edit(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from kontext.batch import cli
 from kontext.batch.journal import RESULTS
@@ -208,3 +209,26 @@ def test_what_is_refused_before_anything_is_made(
     assert message in said
     assert said.count("\n") == 1
     assert os.listdir(tmp_path) == ["jobs.jsonl"]
+
+
+def test_other_loras_make_other_pictures(slots_bundle: Path, pictures: Path) -> None:
+    """A run with another --lora makes all jobs again; with the same one none."""
+    from kontext.runtime.bundle import Bundle
+
+    slots = Bundle.open(slots_bundle).lora_slots
+    assert slots is not None
+    factors = (np.full((rows, 1), 0.05, np.float32) for rows in slots.rows["transformer"])
+    tensors = dict(zip(("transformer.lora_down", "transformer.lora_up"), factors, strict=True))
+    metadata = {"format": "kontext-lora", "version": "1", "layout": slots.layout}
+    save_file(tensors, pictures / "lora.safetensors", metadata)
+    jobs = write_jobs(pictures, [{"id": "a", "prompt": "x", "size": "64x64", "steps": 1}])
+    words = [str(slots_bundle), jobs, "-o", str(pictures / "out"), "--device", "cpu", "--quiet"]
+    seen = []
+    for loras in ([], ["0.5"], ["0.5"], ["1"], []):
+        flags = [word for weight in loras for word in ("--lora", f"{pictures / 'lora.safetensors'}:{weight}")]
+        assert cli.main([*words, *flags]) == 0
+        (line,) = results(pictures / "out")
+        seen.append((line["digest"], (pictures / "out" / line["path"]).read_bytes()))
+    assert len(set(seen)) == 3
+    assert seen[0] == seen[4]
+    assert seen[1] == seen[2]

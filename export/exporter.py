@@ -44,6 +44,7 @@ from .bundle.manifest import (
     weights_file,
 )
 from .bundle.output_folder import check_free, locked_output, partial_folder, publish
+from .bundle.preview_colours import preview_colours
 from .bundle.tokenizer_files import TokenizerFile, read_tokenizers
 from .calibration.calibrate import calibrate
 from .calibration.samples import Samples
@@ -163,6 +164,7 @@ def export(
             calibration=layout.statistics.about,
             plan=plan,
             links=linked_files(checkpoint, layout, progress),
+            preview=preview_colours(checkpoint),
             reference_method=reference_method,
             lora_slots=slots.manifest_entry(checkpoint.config, lora_slots) if lora_slots else None,
         )

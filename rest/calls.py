@@ -70,6 +70,7 @@ class Caller:
         self.counters = counters
         self.started = time.monotonic()
         self.warnings: list[str] = []
+        self.on_preview: Callable[[Image.Image], object] | None = None
         self.on_cancel: Callable[[], object] = lambda: None
         """Called from the coroutine when the edit is to stop."""
 

@@ -14,7 +14,7 @@ from ..regular_files import read_regular
 from .user_config import config_file, read_config
 
 ONE_RUN = (
-    *("image", "prompt", "prompt_file", "output", "like", "mask", "init_image", "json", "verbose"),
+    *("image", "prompt", "prompt_file", "output", "like", "mask", "init_image", "preview", "json", "verbose"),
     *("config", "print_completion", "lora"),
 )
 """Destinations that the user's file cannot set."""

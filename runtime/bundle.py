@@ -32,6 +32,7 @@ from .fields import Fields, refuse_control
 from .graph_file import MAX_GRAPH_BYTES, RANKS, check_graph
 from .links import LinkEntry, check_links, read_links, refuse_foreign, verify_links
 from .lora_slots import LoraSlots, read_slots
+from .preview_entry import PreviewEntry, read_preview
 from .sampler_entry import SamplerEntry, read_sampler
 
 FORMAT_VERSION = 1
@@ -107,6 +108,7 @@ class Bundle:
     digest: str = ""
     """What pins the bundle, as `digest_of` gives it."""
     lora_slots: LoraSlots | None = None
+    preview: PreviewEntry | None = None
     """What LoRAs an edit may bring; None: none."""
     allow_links: bool = False
     """Links hold although this user has not exported the bundle."""
@@ -164,6 +166,7 @@ class Bundle:
             links=read_links(root, folder),
             manifest=root.data,
             lora_slots=read_slots(root, names),
+            preview=read_preview(root, model.group("autoencoder").whole("latent_channels")),
         )
         check_consistency(bundle)
         return bundle

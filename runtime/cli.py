@@ -11,6 +11,7 @@ import secrets
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from .like import Like
     from .pipeline import Pipeline
 
+
+PREVIEW_SCALE = 8
+"""A preview has a pixel for a latent; FLUX.1's autoencoder makes 8x8 pixels of one."""
 
 MAX_IMAGES = 1000
 """Pictures of one command; they are all in memory before the first is written."""
@@ -93,6 +97,12 @@ def parser() -> Parser:
     )
     add_backend_flags(result)
     add_metadata_flag(result)
+    result.add_argument(
+        "--preview",
+        type=Path,
+        metavar="FILE",
+        help="after each step, write what the picture would become there, in rough colours",
+    )
     result.add_argument(
         "--no-config",
         dest="config",
@@ -227,7 +237,9 @@ def run(words: Sequence[str]) -> None:
     from .picture_limits import MAX_BYTES
 
     paths = output_paths(arguments.output, arguments.num_images)
-    for path in () if to_stdout else paths:
+    if arguments.preview in paths:
+        raise KontextError(f"--preview and -o both name {arguments.preview}: only one of them can")
+    for path in filter(None, (arguments.preview, *(() if to_stdout else paths))):
         check_writable(path)
     arguments.stdin = sys.stdin.buffer.read(MAX_BYTES + 1) if Path(STDIN) in arguments.image else b""
     report = Report(arguments.json, arguments.verbose, arguments.quiet, stdout_is_taken=to_stdout)
@@ -269,6 +281,7 @@ def shows_progress(arguments: argparse.Namespace) -> bool:
 def edit_locally(arguments: argparse.Namespace, report: Report) -> list[Image.Image]:
     """The pictures, made from the bundle at `arguments.bundle`."""
     from .backends.timed import TimedBackend
+    from .preview import check_previews
 
     backend = backend_options(arguments)  # a flag that is wrong is found before pictures are read
     with report.stage("read"):
@@ -288,17 +301,32 @@ def edit_locally(arguments: argparse.Namespace, report: Report) -> list[Image.Im
         report.say(str(pipe.choice))
     elif pipe.choice is not None:
         report.notes.append(str(pipe.choice))
+    if arguments.preview is not None:
+        check_previews(pipe.bundle)
     running_backend, pipe.backend = pipe.backend, TimedBackend(pipe.backend, report.seconds)
     pictures = pipe.edit(
         [images],
         [arguments.prompt],
         num_images=arguments.num_images,
         progress=shows_progress(arguments),
+        callback=None
+        if arguments.preview is None
+        else lambda *_: show_preview(pipe.previews()[0], arguments.preview),
         **edit,
     )
     if approximated := getattr(running_backend, "approximated", ""):  # the torch backend has it
         report.notes.append(f"approximated: {approximated}")
     return pictures
+
+
+def show_preview(preview: Image.Image, path: Path) -> None:
+    """Writes a preview in about the picture's size."""
+    from PIL.Image import Resampling
+
+    from .images import save_picture
+
+    size = preview.width * PREVIEW_SCALE, preview.height * PREVIEW_SCALE
+    save_picture(preview.resize(size, Resampling.BICUBIC), path, metadata=False)
 
 
 def read_inputs(arguments: argparse.Namespace) -> tuple[list[Image.Image], dict[str, Any]]:
@@ -403,6 +431,8 @@ def edit_on_server(arguments: argparse.Namespace, report: Report) -> list[Image.
         )
         for index in range(arguments.num_images)
     ]
+    if arguments.preview is not None:
+        edits[0] = replace(edits[0], on_preview=lambda preview: show_preview(preview, arguments.preview))
     client = connect(arguments.server)
     with tqdm(unit="step", disable=not shows_progress(arguments)) as bar:
 

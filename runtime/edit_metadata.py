@@ -12,6 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ..installation import VERSION
+from .backends.options import AUTO, BackendOptions
+from .backends.protocol import Backend
 from .bundle import Bundle
 from .metadata import FORMAT, PictureDigest, Running
 from .request import Request, Row
@@ -84,3 +86,12 @@ def fused_loras(bundle: Bundle) -> list[dict[str, Any]]:
         for file, weight in named
         if isinstance(file, str) and isinstance(weight, (int, float))
     ]
+
+
+def running_with(options: BackendOptions, device: str, backend: Backend) -> Running:
+    """What `backend` is to name it again; `device` may be "auto", and is then the one that the backend took."""
+    found = str(getattr(backend, "device", device)).lower()
+    changed = {
+        each.name: value for each in fields(options) if (value := getattr(options, each.name)) != each.default
+    }
+    return Running(options.name, found if device == AUTO and found in options.devices else device, changed)

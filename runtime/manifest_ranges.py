@@ -29,6 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "preferred_sizes": (1, 4096),
     "shift": (0, 1000),
     "terminal": (0, 1),
+    "preview": (-1000, 1000),
     # graphs and tokenizers
     "opset": (1, 1000),
     "max_rank": (1, 1024),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -20,7 +20,7 @@ from .backends.protocol import Backend, SamplerStep
 from .backends.select import find_options, open_backend, open_fastest
 from .bundle import OUTPUTS, Bundle
 from .digest import check_digest
-from .edit_metadata import edit_metadata
+from .edit_metadata import edit_metadata, running_with
 from .embedding_cache import DEFAULT_BYTES, EmbeddingCache, prompt_key, reference_key
 from .graph_outputs import check_finite, take
 from .images import Size, to_array, to_pictures
@@ -28,10 +28,11 @@ from .inpainting import Repaint, Repainting, RepaintOptions
 from .lora import NO_LORAS, Loras, file_version, open_loras
 from .masks import note_of
 from .metadata import KEY, PictureDigest, Running
+from .preview import draw_latents
 from .reference_options import ReferenceSize
 from .references import Reference
 from .request import Images, Request, Row, build_request
-from .sampler import euler, schedule, timesteps
+from .sampler import destination, euler, schedule, timesteps
 from .tokenizer import PromptTokenizer
 from .tokens import pack, positions, rope_tables, unpack
 from .true_cfg import CfgOptions
@@ -108,6 +109,8 @@ class Pipeline:
         self.loras = self.latest_loras = open_loras(bundle, [])
         self.lora_versions: Sequence[tuple[Path, float, object]] = []
         """File, weight and the file's version of each of `latest_loras`."""
+        self.estimate: Callable[[], Array] | None = None
+        """During an edit: the latents that the last step's velocity leads to."""
 
     @classmethod
     def load(
@@ -328,6 +331,17 @@ class Pipeline:
             self.lora_versions = versions
         return self.latest_loras
 
+    def previews(self) -> list[Image.Image]:
+        """What the pictures that are being sampled would become by the last step's direction, an eighth of their size
+        (`bundle.autoencoder.downscale`), in the rough colours of `preview`. For an edit's callback.
+
+        Raises:
+            KontextError: no edit is running, or the bundle was exported before previews were.
+        """
+        if self.estimate is None:
+            raise KontextError("there is a preview only while an edit runs: call previews() in its callback")
+        return draw_latents(self.bundle, self.estimate())
+
     def make(self, request: Request, callback: StepCallback | None, progress: bool) -> list[Image.Image]:
         """The pictures of a request, in the order of its rows."""
         batches = request.batches()
@@ -351,6 +365,7 @@ class Pipeline:
                 for index, picture in zip(batch, self.decode(latents), strict=True):
                     repaint = request.rows[index].repaint
                     pictures[index] = picture if repaint is None else repaint.pasted(picture)
+        self.estimate = None
         digests: dict[int, PictureDigest] = {}
         running = replace(self.running, loras=request.loras.loaded)
         for index, row in enumerate(request.rows):
@@ -422,7 +437,9 @@ class Pipeline:
             inputs = {"target": target, **held[counts[step]], **held_loras, **held_modulations[step]}
             outputs = self.backend.run("transformer", inputs, SamplerStep(step, request.run_steps))
             result = take(outputs, "transformer", "velocity", target.shape)
-            return result if request.cfg is None or step >= guided else request.cfg.combine(result)
+            result = result if request.cfg is None or step >= guided else request.cfg.combine(result)
+            self.estimate = lambda: unpack(destination(x, times[step], result, keep), h, w)
+            return result
 
         target = euler(start, times, velocity, lambda step, x: on_step(step, unpack(x, h, w)), keep)
         if self.low_memory:
@@ -525,15 +542,6 @@ class Pipeline:
         for values in (values for each in outputs for values in each.values()):
             check_finite(graph, values)
         return outputs
-
-
-def running_with(options: BackendOptions, device: str, backend: Backend) -> Running:
-    """What `backend` is to name it again; `device` may be "auto", and is then the one that the backend took."""
-    found = str(getattr(backend, "device", device)).lower()
-    changed = {
-        each.name: value for each in fields(options) if (value := getattr(options, each.name)) != each.default
-    }
-    return Running(options.name, found if device == AUTO and found in options.devices else device, changed)
 
 
 def is_false(answer: object) -> bool:

@@ -93,6 +93,18 @@ class Edit:
     cfg_until: float = 1.0
     loras: Sequence[str] = ()
     """Each NAME or NAME:WEIGHT, of the server's folder."""
+    on_preview: Callable[[Image.Image], object] | None = None
+    """Called after each step, before the client's `progress`, with what the picture would become."""
+
+    @property
+    def parameters(self) -> dict[str, bool]:
+        """Of the request, beside `base64`."""
+        return {} if self.on_preview is None else {contract.PREVIEWS: True}
+
+    def show_preview(self, file: bytes) -> None:
+        """Passes a preview of the server's on."""
+        if self.on_preview is not None:
+            self.on_preview(read_picture(io.BytesIO(file), "the server's preview", formats=("JPEG",)))
 
     def values(self) -> dict[str, list[Any]]:
         """Tensor name → values, without those that the bundle's defaults fill in.
@@ -355,7 +367,7 @@ class HttpClient(Patient):
         self.open: set[socket.socket] = set()
 
     def try_edit(self, edit: Edit, progress: Progress | None) -> Answer:
-        body: dict[str, Any] = {"parameters": {contract.BASE64: True}}
+        body: dict[str, Any] = {"parameters": {contract.BASE64: True, **edit.parameters}}
         for name, values in edit.values().items():
             if name in PICTURES:
                 values = [base64.b64encode(image) for image in values]
@@ -368,11 +380,10 @@ class HttpClient(Patient):
                     raise refusal(str(event["error"]))
                 if contract.IMAGE.name in event:
                     warned = event.get(contract.WARNINGS.name, [])
-                    try:
-                        image = base64.b64decode(event[contract.IMAGE.name], validate=True)
-                    except (ValueError, TypeError):
-                        raise KontextError(f"{self.address} sent a picture that is not base64") from None
+                    image = self.decode(event[contract.IMAGE.name])
                     return read_answer(image, [warned] if isinstance(warned, str) else warned)
+                if contract.PREVIEW.name in event:
+                    edit.show_preview(self.decode(event[contract.PREVIEW.name]))
                 if progress is not None and contract.DONE.name in event:
                     progress(int(event[contract.DONE.name]), int(event[contract.TOTAL.name]))
         except (TimeoutError, ssl.SSLError) as error:
@@ -409,6 +420,13 @@ class HttpClient(Patient):
             raise KontextError(
                 f"{self.address} does not say which inputs it takes: {status(response)}{said(data)}"
             ) from None
+
+    def decode(self, text: Any) -> bytes:
+        """A picture's file of its base64."""
+        try:
+            return base64.b64decode(text, validate=True)
+        except (ValueError, TypeError):
+            raise KontextError(f"{self.address} sent a picture that is not base64") from None
 
     def events(self, body: bytes) -> Iterator[dict[str, Any]]:
         """Yields the responses to one request as they arrive."""
@@ -508,7 +526,8 @@ class GrpcClient(Patient):
         try:
             self.check_inputs(edit)
             client.start_stream(callback=lambda result, error: received.put((result, error)))
-            client.async_stream_infer(contract.STREAM, inputs, parameters={contract.BASE64: False})
+            parameters = {contract.BASE64: False, **edit.parameters}
+            client.async_stream_infer(contract.STREAM, inputs, parameters=parameters)
             while True:
                 result, error = received.get(timeout=SILENCE_SECONDS)
                 if error is not None:
@@ -518,6 +537,9 @@ class GrpcClient(Patient):
                 if image is not None:
                     warned = result.as_numpy(contract.WARNINGS.name)
                     return read_answer(image.flat[0], [] if warned is None else warned.ravel().tolist())
+                preview = result.as_numpy(contract.PREVIEW.name)
+                if preview is not None:
+                    edit.show_preview(preview.flat[0])
                 step, total = (result.as_numpy(each.name) for each in (contract.DONE, contract.TOTAL))
                 if progress is not None and step is not None and total is not None:
                     progress(int(step.flat[0]), int(total.flat[0]))

@@ -45,6 +45,7 @@ def build_manifest(
     calibration: Mapping[str, object] | None = None,
     plan: Mapping[str, object] | None = None,
     links: Mapping[str, object] | None = None,
+    preview: Mapping[str, object] | None = None,
     reference_method: str | None = None,
     lora_slots: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
@@ -58,6 +59,7 @@ def build_manifest(
         calibration: what weights were calibrated on.
         plan: the memory plan that `recipe` comes from.
         links: the user's files that graphs take weights from.
+        preview: the colours of previews.
         reference_method: how edits place several references; None: `default_reference_method`.
         lora_slots: what LoRAs an edit may bring; None: none.
     """
@@ -107,6 +109,7 @@ def build_manifest(
         **({"calibration": calibration} if calibration else {}),
         **({"plan": plan} if plan is not None else {}),
         **({"links": links} if links else {}),
+        **({"preview": preview} if preview is not None else {}),
         **({"lora_slots": lora_slots} if lora_slots else {}),
     }
 

@@ -19,7 +19,7 @@ BYTES = {"BOOL": 1, "INT32": 4, "FP32": 4, "UINT64": 8, "FP64": 8}
 
 def contract_table(limits: Limits) -> str:
     """contract.lua: tensors and parameters that callers may send, as check.lua reads them."""
-    own = dict.fromkeys((contract.BASE64, contract.METADATA, contract.PROGRESS), "true")
+    own = dict.fromkeys((contract.BASE64, contract.METADATA, contract.PREVIEWS, contract.PROGRESS), "true")
     outputs = sorted({each.name for listed in contract.OUTPUTS.values() for each in listed})
     table: dict[str, Tree] = {
         "inputs": {each.name: input_table(each, limits) for each in contract.INPUTS},

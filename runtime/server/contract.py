@@ -125,15 +125,24 @@ IMAGE = Tensor("IMAGE", "BYTES", (1,), "the edited picture, a PNG file")
 WARNINGS = Tensor(
     "WARNINGS", "BYTES", (-1,), "what the user should know, such as how much of the prompt was cut"
 )
+PREVIEW = Tensor(
+    "PREVIEW",
+    "BYTES",
+    (1,),
+    "with each step, if the parameter `preview` is true: what the picture would become, as a small JPEG file",
+)
 DONE = Tensor("STEP", "INT32", (1,), "steps done")
 TOTAL = Tensor("TOTAL", "INT32", (1,), "steps in all")
-OUTPUTS = {UNARY: (IMAGE, WARNINGS), STREAM: (DONE, TOTAL, IMAGE, WARNINGS)}
+OUTPUTS = {UNARY: (IMAGE, WARNINGS), STREAM: (DONE, TOTAL, PREVIEW, IMAGE, WARNINGS)}
 
 BASE64 = "base64"
 """Request parameter: whether to get IMAGE in base64. Without it, unless a reference came as the bytes of a file."""
 
 PROGRESS = "progress"
 """Request parameter of STREAM: false to get the picture only."""
+
+PREVIEWS = "preview"
+"""Request parameter of STREAM: true to get PREVIEW with each step."""
 
 METADATA = "metadata"
 """Request parameter: false for an IMAGE without what made it, which is in its chunks otherwise (`picture_metadata`)."""

@@ -15,10 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+
 from ...errors import Cancelled
 from ..bundle import Bundle
 from ..noise import check_seed
 from ..pipeline import Pipeline
+from ..preview import check_previews
 from . import jobs, pictures
 from .contract import Limits
 from .decoding import Decoders
@@ -46,6 +49,8 @@ class Listener(jobs.Listener, Protocol):
     """`time.monotonic()` of the request's arrival."""
     warnings: list[str]
     """Set before the edit begins."""
+    on_preview: Callable[[Image.Image], object] | None
+    """As `jobs.Job` has it; None: without previews."""
 
     def begin(self) -> None:
         """The edit no longer waits: it begins, or has failed."""
@@ -148,6 +153,8 @@ class Desk:
             request, warnings = jobs.read_request(self.pipe, self.limits, arrays, decoded, self.lora_folder)
             (row,) = request.rows
             check_seed(row.seed + len(listeners) - 1)
+            if any(each.on_preview is not None for each in listeners):
+                check_previews(self.pipe.bundle)
         except Exception as error:
             for each in listeners:
                 each.fail(None if isinstance(error, Cancelled) else error)
@@ -160,7 +167,9 @@ class Desk:
             def done(each: Listener = each) -> None:
                 leave(each)
 
-            self.turns.add(jobs.Job(one, each, arrived=each.started, long=long, leave=done))
+            self.turns.add(
+                jobs.Job(one, each, arrived=each.started, long=long, on_preview=each.on_preview, leave=done)
+            )
 
     def run(self, batch: list[jobs.Job], after_step: Callable[[], None]) -> None:
         self.counters.batch(len(batch))

@@ -5,6 +5,7 @@ This module does not depend on the server: `stream_model` passes in arrays and l
 
 from __future__ import annotations
 
+import io
 import math
 import time
 import warnings
@@ -76,6 +77,9 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     long: bool = False
     """Whether it is more work than an edit with the bundle's defaults."""
+    on_preview: Callable[[Image.Image], object] | None = None
+    """Called after each step, before the listener's `progress`, with what the picture would become
+    (`Pipeline.previews`)."""
     leave: Callable[[], object] = lambda: None
     """Called once, when it no longer waits for its batch to begin."""
 
@@ -296,7 +300,12 @@ def run_jobs(
         on_rows(len(jobs))
         for job in jobs:
             job.close_if_cancelled()
+        wanted = any(job.open and job.on_preview is not None for job in jobs)
+        previews = pipe.previews() if wanted else [None] * len(jobs)
+        for job, preview in zip(jobs, previews, strict=True):
             if job.open:
+                if job.on_preview is not None and preview is not None:
+                    job.on_preview(preview)
                 job.listener.progress(step, total)
         if step < total and time.monotonic() - began > max_seconds:
             for job in jobs:
@@ -351,6 +360,13 @@ class as_refusal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KontextError):
             raise Refused(str(error)) from None
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    """A preview's JPEG file."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def png(picture: Image.Image, *, metadata: bool = True) -> bytes:

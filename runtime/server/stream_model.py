@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,10 @@ class Response:
         self.asked_base64 = parameters.get(contract.BASE64)
         self.base64 = True
         self.shows_progress = parameters.get(contract.PROGRESS) is not False
+        wanted = self.shows_progress and parameters.get(contract.PREVIEWS) is True
+        self.on_preview: Callable[[Image.Image], object] | None = self.keep_preview if wanted else None
+        self.preview: list[Any] = []
+        """The tensor of the last one, which goes with the next step."""
         self.metadata = parameters.get(contract.METADATA) is not False
         self.probe = parameters.get(contract.PROBE) is True
         self.cancel_file = cancel_file(str(parameters.get(contract.CANCEL_FILE, "")))
@@ -174,7 +178,11 @@ class Response:
 
     def progress(self, step: int, total: int) -> None:
         if self.shows_progress:
-            self.sender.send(pb_utils.InferenceResponse(count(step, total)))
+            self.sender.send(pb_utils.InferenceResponse([*count(step, total), *self.preview]))
+
+    def keep_preview(self, picture: Image.Image) -> None:
+        file = jobs.jpeg(picture)
+        self.preview = [strings(contract.PREVIEW.name, [base64.b64encode(file) if self.base64 else file])]
 
     def finish(self, picture: Image.Image) -> None:
         file = jobs.png(picture, metadata=self.metadata)

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from kontext.errors import KontextError
 from kontext.runtime import Pipeline, TorchOptions
 from kontext.runtime.backends.options import OnnxRuntimeOptions
+from kontext.runtime.edit_metadata import running_with
 from kontext.runtime.metadata import (
     KEY,
     PICTURES,
@@ -25,7 +26,6 @@ from kontext.runtime.metadata import (
     metadata_json,
     read_metadata,
 )
-from kontext.runtime.pipeline import running_with
 
 from .given_metadata import GIVEN
 
@@ -67,6 +67,7 @@ def test_every_option_of_an_edit_is_recorded_and_makes_it_again(pipe: Pipeline) 
     }
     options = set(inspect.signature(Pipeline.edit).parameters) - {
         "self",
+        "loras",  # recorded by what `running` says, and given again as files
         "callback",
         "progress",
         "num_images",

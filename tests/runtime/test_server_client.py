@@ -217,6 +217,19 @@ def test_what_made_a_picture_comes_with_it(url: str) -> None:
     assert answer(None).warnings == ()
 
 
+def test_previews_come_with_the_steps(url: str) -> None:
+    preview = base64.b64encode(png("green", "JPEG")).decode()
+    Fake.answers = [(200, [{"STEP": 1, "TOTAL": 2, "PREVIEW": preview}, {"STEP": 2, "TOTAL": 2}, done()])]
+    seen: list[Any] = []
+    connect(url).edit(Edit("x", on_preview=seen.append), lambda step, _: seen.append(step))
+    assert [each if isinstance(each, int) else each.size for each in seen] == [(32, 16), 1, 2]
+    ((_, sent),) = Fake.asked
+    assert sent["parameters"] == {"base64": True, "preview": True}
+    Fake.answers = [(200, [{"STEP": 1, "TOTAL": 2, "PREVIEW": base64.b64encode(b"BM").decode()}])]
+    with pytest.raises(KontextError, match="the server's preview is a BMP picture, not a JPEG picture"):
+        connect(url).edit(Edit("x", on_preview=seen.append))
+
+
 def test_several_pictures_are_asked_for_at_once(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,24 @@ void read_transformer(const Fields& entry, Bundle& bundle) {
     bundle.pooled_dim = entry.small("pooled_dim");
 }
 
+// The colours of previews, which this runtime does not draw. Throws Error as the Python one does.
+void check_preview(const Fields& entry, int channels) {
+    const std::pair<double, double> range = ranges().at("preview");
+    const auto good = [&](const Json& each) {
+        return each.is_number() && each.get<double>() >= range.first && each.get<double>() <= range.second;
+    };
+    const auto colour = [&](const Json& value) {
+        return value.is_array() && value.size() == 3 && std::all_of(value.begin(), value.end(), good);
+    };
+    const Json& factors = entry.get("factors");
+    if (!factors.is_array() || factors.size() != static_cast<std::size_t>(channels))
+        throw entry.error("factors",
+                          "must be a list of " + std::to_string(channels) + " colours, one for each latent channel");
+    if (!std::all_of(factors.begin(), factors.end(), colour))
+        throw entry.error("factors", "each must be 3 numbers from -1000 to 1000");
+    if (!colour(entry.get("bias"))) throw entry.error("bias", "must be 3 numbers from -1000 to 1000");
+}
+
 SigmaSettings read_sigmas(const Fields& entry) {
     const auto choice = [&](const char* name, std::initializer_list<const char*> choices) {
         const std::string value = entry.text(name);
@@ -243,6 +261,7 @@ Bundle Bundle::open(const fs::path& folder, const std::string& digest, bool allo
     bundle.latent_channels = model.group("autoencoder").small("latent_channels");
     bundle.downscale = model.group("autoencoder").small("downscale");
     bundle.sampler = read_sampler(root.group("sampler"));
+    if (manifest.contains("preview")) check_preview(root.group("preview"), bundle.latent_channels);
     for (const char* name : graph_names) {
         const Fields entry = graphs.group(name);
         entry.whole("opset");

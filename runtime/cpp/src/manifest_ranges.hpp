@@ -31,6 +31,7 @@ inline const std::map<std::string, std::pair<double, double>>& ranges() {
         {"preferred_sizes", {1, 4096}},
         {"shift", {0, 1000}},
         {"terminal", {0, 1}},
+        {"preview", {-1000, 1000}},
         {"opset", {1, 1000}},
         {"max_rank", {1, 1024}},
         {"max_length", {2, 4096}},

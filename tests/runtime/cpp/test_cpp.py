@@ -593,6 +593,13 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (edited(sampler__preferred_sizes=[]), "must be a list of at most 1000 sizes"),
     (edited(sampler__guidance="much"), "must be a number"),
     (edited(sampler__sigmas={}), "time_shift is missing"),
+    (edited(preview=[]), "preview must be an object"),
+    (edited(preview={"factors": [[0, 0, 0]]}), "preview.factors must be a list of 16 colours"),
+    (
+        edited(preview={"factors": [[0, 0, "x"]] * 16}),
+        "preview.factors each must be 3 numbers from -1000 to 1000",
+    ),
+    (edited(preview={"factors": [[0, 0, 0]] * 16, "bias": [0, 0, 2000]}), "preview.bias must be 3 numbers"),
     (
         edited(sampler__sigmas=SIGMAS | {"spacing": "even"}),
         "must be one of uniform, karras, exponential, beta",

@@ -27,6 +27,7 @@ class Caller:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.warnings: list[str] = []
+        self.on_preview = None
         self.result: Any = None
         self.ended = threading.Event()
 

@@ -407,6 +407,18 @@ def test_the_answer_says_what_made_the_picture(pipe: Pipeline) -> None:
         assert b"make it blue" not in jobs.png(asked.listener.picture, metadata=False)
 
 
+def test_previews_are_made_for_those_who_ask(pipe: Pipeline) -> None:
+    first, second = job(pipe), job(pipe, SEED=np.array([[1]], np.uint64))
+    seen: list[Image.Image] = []
+    second.on_preview = seen.append
+    run(pipe, first, second)
+    here: list[Image.Image] = []
+    pipe.edit(None, "make it blue", steps=2, seed=1, callback=lambda *_: here.extend(pipe.previews()))
+    assert [each.tobytes() for each in seen] == [each.tobytes() for each in here]
+    with Image.open(io.BytesIO(jobs.jpeg(seen[0]))) as picture:
+        assert (picture.format, picture.size) == ("JPEG", seen[0].size)
+
+
 def test_the_plain_model_has_a_part_of_the_streams_outputs() -> None:
     assert set(contract.OUTPUTS[contract.UNARY]) < set(contract.OUTPUTS[contract.STREAM])
 

@@ -89,9 +89,13 @@ def test_a_stream_shows_each_step_and_then_the_picture(
     server: Any, local: Pipeline, pictures: list[Path]
 ) -> None:
     seen: list[tuple[int, int]] = []
-    asked = Edit("make it blue", [picture_file(pictures[1])], steps=4, seed=2**64 - 1)
+    previews: list[Image.Image] = []
+    asked = Edit(
+        "make it blue", [picture_file(pictures[1])], steps=4, seed=2**64 - 1, on_preview=previews.append
+    )
     answer = connect(server.http).edit(asked, lambda step, total: seen.append((step, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [each.size for each in previews] == [tuple(side // 8 for side in answer.picture.size)] * 4
     expected = local.edit(Image.open(pictures[1]), "make it blue", steps=4, seed=2**64 - 1)
     assert np.array_equal(pixels(answer.picture), pixels(expected))
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from ..errors import KontextError
 from ..runtime.server.measures import Counters
 from ..runtime.server_client import Edit
-from .calls import Call, Done, Engine, Event, Step
+from .calls import Call, Done, Engine, Event, Preview, Step
 from .faults import RETRY_AFTER, Fault, fault_of, outcome_of
 from .fields import EditFields
 from .held import Held
@@ -49,7 +50,7 @@ class Answers:
             call.cancel()
 
     async def events(
-        self, edit: Edit, pictures: int, max_wait: float | None = None
+        self, edit: Edit, pictures: int, *, max_wait: float | None = None, previews: bool = False
     ) -> AsyncGenerator[Event | None, None]:
         """What happens to an edit until all its pictures are done; None if nothing has for BEAT_SECONDS.
 
@@ -57,7 +58,7 @@ class Answers:
         if the edit fails, cannot be taken, or waits too long.
         """
         max_wait = self.max_wait if max_wait is None else max_wait
-        call = Call(pictures, self.counters)
+        call = Call(pictures, self.counters, previews)
         self.calls.add(call)
         try:
             try:
@@ -118,14 +119,36 @@ class Answers:
         self, fields: EditFields, edit: Edit, link: Callable[[str], str], name: str
     ) -> AsyncGenerator[bytes, None]:
         """The same as server-sent events; `name` is image_edit or image_generation. A fault is an event too."""
+        previews: dict[int, str] = {}
+        partial: Counter[int] = Counter()
+        wanted = fields.partial_images > 0
         try:
-            async with aclosing(self.events(edit, fields.n)) as events:
+            async with aclosing(self.events(edit, fields.n, previews=wanted)) as events:
                 async for event in events:
                     if event is None:
                         yield b": waiting\n\n"
-                    elif isinstance(event, Step) and fields.progress:
-                        step = {"index": event.number, "step": event.step, "steps": event.steps}
-                        yield sent("kontext.progress", step)
+                    elif isinstance(event, Preview):
+                        file = encode(event.picture, fields.output_format, None, metadata=False)
+                        previews[event.number] = base64.b64encode(file).decode()
+                    elif isinstance(event, Step):
+                        if fields.progress:
+                            step = {"index": event.number, "step": event.step, "steps": event.steps}
+                            yield sent("kontext.progress", step)
+                        if event.number in previews and is_due(event, fields.partial_images):
+                            yield sent(
+                                f"{name}.partial_image",
+                                {
+                                    "b64_json": previews[event.number],
+                                    "partial_image_index": partial[event.number],
+                                    "created_at": int(time.time()),
+                                    "background": "opaque",
+                                    "output_format": fields.output_format,
+                                    "quality": "auto",
+                                    "size": fields.size,
+                                    "index": event.number,
+                                },
+                            )
+                            partial[event.number] += 1
                     elif isinstance(event, Done):
                         yield sent(
                             f"{name}.completed",
@@ -157,6 +180,12 @@ class Answers:
             return {"b64_json": base64.b64encode(file).decode()}
         suffix = fields.output_format
         return {"url": link(self.held.put(file, MEDIA_TYPES[suffix], suffix))}
+
+
+def is_due(step: Step, count: int) -> bool:
+    """Whether one of `count` partial pictures goes with a step: they are spread over the edit, none with its end."""
+    parts = count + 1
+    return step.step < step.steps and step.step * parts // step.steps > (step.step - 1) * parts // step.steps
 
 
 def spelled(done: Done) -> str:

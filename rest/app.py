@@ -181,17 +181,21 @@ def add_operation(
 ) -> None:
     created = int(time.time())
 
+    def described() -> schema.Model:
+        engine = answers.engine
+        return schema.Model(id=engine.model, created=created, previews=engine.previews)
+
     @app.get("/v1/models", dependencies=private, responses=schema.errors(401))
     async def models() -> schema.Models:
         """The one model that is served."""
-        return schema.Models(data=[schema.Model(id=answers.engine.model, created=created)])
+        return schema.Models(data=[described()])
 
     @app.get("/v1/models/{name}", dependencies=private, responses=schema.errors(401, 404))
     async def model(name: str) -> schema.Model:
         """The model of this name."""
         if name != answers.engine.model:
             raise Fault(404, f"there is no model {name!r} here", param="model", code="model_not_found")
-        return schema.Model(id=name, created=created)
+        return described()
 
     @app.get("/health/live")
     async def live() -> schema.Health:

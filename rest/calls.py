@@ -25,6 +25,8 @@ class Engine(Protocol):
 
     model: str
     """The model's id for callers."""
+    previews: bool
+    """Whether it is known to make previews."""
 
     def submit(self, edit: Edit, callers: list[Caller]) -> None:
         """Takes an edit in: a picture for each caller, the seeds counted up from the edit's.
@@ -52,25 +54,33 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What a picture would become; before the step that it belongs to."""
+
+    number: int
+    picture: Image.Image
+
+
+@dataclass(frozen=True)
 class Done:
     number: int
     picture: Image.Image
     warnings: tuple[str, ...]
 
 
-Event: TypeAlias = "Begun | Step | Done | Fault"
+Event: TypeAlias = "Begun | Step | Preview | Done | Fault"
 
 
 class Caller:
     """The listener of one picture's edit (`desk.Listener`)."""
 
-    def __init__(self, call: Call, number: int, counters: Counters) -> None:
+    def __init__(self, call: Call, number: int, counters: Counters, previews: bool) -> None:
         self.call = call
         self.number = number
         self.counters = counters
         self.started = time.monotonic()
         self.warnings: list[str] = []
-        self.on_preview: Callable[[Image.Image], object] | None = None
+        self.on_preview: Callable[[Image.Image], object] | None = self.preview if previews else None
         self.on_cancel: Callable[[], object] = lambda: None
         """Called from the coroutine when the edit is to stop."""
 
@@ -82,6 +92,9 @@ class Caller:
 
     def progress(self, step: int, total: int) -> None:
         self.call.say(Step(self.number, step, total))
+
+    def preview(self, picture: Image.Image) -> None:
+        self.call.say(Preview(self.number, picture))
 
     def finish(self, picture: Image.Image) -> None:
         self.count("ok")
@@ -104,13 +117,13 @@ class Caller:
 class Call:
     """The events of one request; made inside its coroutine."""
 
-    def __init__(self, pictures: int, counters: Counters) -> None:
+    def __init__(self, pictures: int, counters: Counters, previews: bool) -> None:
         self.loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.cancelled = threading.Event()
         self.closing = False
         """Whether the server cancels it, and not its caller."""
-        self.callers = [Caller(self, number, counters) for number in range(pictures)]
+        self.callers = [Caller(self, number, counters, previews) for number in range(pictures)]
 
     def say(self, event: Event) -> None:
         """From any thread. A loop that is closed has nobody who listens."""

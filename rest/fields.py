@@ -14,6 +14,9 @@ from .faults import Fault
 MOST_PICTURES = 10
 """Of one request, as for OpenAI."""
 
+MOST_PARTIAL = 100
+"""OpenAI has 3."""
+
 SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
 
 
@@ -76,7 +79,10 @@ class EditFields(BaseModel):
     stream: bool = Field(False, description="server-sent events instead of one answer")
     progress: bool = Field(False, description="with stream: an event kontext.progress after each step")
     partial_images: int = Field(
-        0, ge=0, le=3, description="with stream: previews; this server makes none, so 0 alone is taken"
+        0,
+        ge=0,
+        le=MOST_PARTIAL,
+        description="with stream: so many previews of each picture, an eighth of its size",
     )
     metadata: bool = Field(True, description="prompt, seed and other settings in the picture's file")
     background: Literal["auto", "opaque"] = Field("auto", description="pictures are opaque here")
@@ -130,13 +136,8 @@ def read_fields(values: dict[str, Any], model: str, *, strict: bool) -> EditFiel
             param="model",
             code="model_not_found",
         )
-    if fields.partial_images:
-        raise Fault(
-            400,
-            "partial_images must be 0: this server makes no previews yet; progress=true sends an event a step",
-            param="partial_images",
-            code="unsupported_value",
-        )
+    if fields.partial_images and not fields.stream:
+        raise Fault(400, "partial_images need stream=true", param="partial_images", code="invalid_value")
     if fields.output_compression is not None and fields.output_format == "png":
         raise Fault(
             400,

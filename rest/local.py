@@ -23,6 +23,7 @@ class Local:
         self, pipe: Pipeline, limits: Limits, counters: Counters, lora_folder: Path | None = None
     ) -> None:
         self.model = pipe.bundle.name
+        self.previews = pipe.bundle.preview is not None
         self.desk = Desk(pipe, limits, default_batch(pipe.bundle), counters, lora_folder)
 
     def submit(self, edit: Edit, callers: list[Caller]) -> None:

@@ -31,6 +31,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["kontext-export"] = "kontext-export"
+    previews: bool
+    """Whether `partial_images` are known to be made."""
 
 
 class Models(BaseModel):

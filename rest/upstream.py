@@ -27,6 +27,8 @@ class Upstream:
     """
 
     model = contract.UNARY
+    previews = False
+    """The server makes them if its bundle has their colours, which it does not tell."""
 
     def __init__(self, url: str, limits: contract.Limits, counters: Counters) -> None:
         server_client.connect(url).close()
@@ -52,7 +54,9 @@ class Upstream:
             self.taken += len(callers)
         for number, caller in enumerate(callers):
             self.counters.queued(1)
-            self.pool.submit(self.run, replace(edit, seed=edit.seed + number), caller)
+            self.pool.submit(
+                self.run, replace(edit, seed=edit.seed + number, on_preview=caller.on_preview), caller
+            )
 
     def run(self, edit: Edit, caller: Caller) -> None:
         """Answers one caller; in a thread of the pool."""

@@ -4,9 +4,10 @@
 const at = (id) => document.getElementById(id);
 const SENT = ["image/png", "image/jpeg", "image/webp"]; // what the server reads; the rest is converted
 const MOST_ENTRIES = 24;
+const PREVIEWS = 30; // of an edit, at most one for each step
 const MASK_SIDE = 1024; // pixels of a mask's longer side at most; the server fits it to the picture
 
-const state = { pictures: [], strokes: [], stroke: null, cursor: null, running: null, result: null };
+const state = { pictures: [], strokes: [], stroke: null, cursor: null, running: null, result: null, previews: false };
 
 // -- what the user is told --
 
@@ -42,6 +43,7 @@ async function look() {
       return;
     }
     const { data } = await models.json();
+    state.previews = data[0].previews;
     const { problem } = await (await fetch("/health/ready")).json();
     server.className = problem ? "" : "ready";
     server.textContent = problem ? `${data[0].id}: ${problem}` : data[0].id;
@@ -208,7 +210,7 @@ function options() {
 }
 
 async function request(found, signal) {
-  const streamed = { ...found, stream: true, progress: true };
+  const streamed = { ...found, stream: true, progress: true, partial_images: state.previews ? PREVIEWS : 0 };
   if (!state.pictures.length) {
     const typed = Object.entries(streamed).map(([name, value]) =>
       [name, ["prompt", "negative_prompt", "size"].includes(name) || value === true ? value : Number(value)]);
@@ -258,6 +260,9 @@ async function edit() {
         at("progress").max = event.steps;
         at("progress").value = event.step;
         at("progress-text").textContent = `step ${event.step} of ${event.steps}`;
+      } else if (event.type.endsWith(".partial_image")) {
+        at("preview").src = `data:image/png;base64,${event.b64_json}`;
+        at("preview").hidden = false;
       } else if (event.b64_json) {
         finished = event;
       }
@@ -290,6 +295,7 @@ function showRunning(on) {
   at("running").hidden = at("cancel").hidden = !on;
   at("run").disabled = on;
   at("run").textContent = on ? "Editing…" : "Edit";
+  at("preview").hidden = true;
   at("progress").removeAttribute("value");
   at("progress-text").textContent = on ? "waiting for its turn" : "";
   if (on) at("cancel").focus();

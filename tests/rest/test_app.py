@@ -112,6 +112,20 @@ def test_streams(client: Any, rest: Served, pipeline: Pipeline) -> None:
     assert [each["step"] for each in events[:3]] == [1, 2, 3]
 
 
+def test_partial_images(client: Any, pipeline: Pipeline) -> None:
+    """They are the pipeline's previews, of steps that are spread over the edit."""
+    data, expected = png(), []
+    pipeline.edit(reference(data), "x", steps=8, callback=lambda *_: expected.append(pipeline.previews()[0]))
+    extra = {"steps": 8}
+    events = list(
+        client.images.edit(image=named(data), prompt="x", stream=True, partial_images=3, extra_body=extra)
+    )
+    assert [each.type for each in events] == [*["image_edit.partial_image"] * 3, "image_edit.completed"]
+    assert [each.partial_image_index for each in events[:3]] == [0, 1, 2]
+    for event, step in zip(events, (2, 4, 6), strict=False):
+        assert np.array_equal(decoded(event), expected[step - 1])
+
+
 def test_formats_and_links(client: Any, rest: Served) -> None:
     for kind, magic in (("jpeg", b"\xff\xd8"), ("webp", b"RIFF"), ("png", b"\x89PNG")):
         answer = client.images.edit(image=named(png()), output_format=kind, response_format="url", **EDIT)
@@ -151,7 +165,7 @@ BAD: list[tuple[dict[str, Any], list[tuple[str, bytes]], str | None, str]] = [
     ({"prompt": "x", "seed": 2**64 - 1, "n": 2}, [("image", png())], None, "a seed is a whole number"),
     ({"prompt": "x", "response_format": "gif"}, [("image", png())], "response_format", "'b64_json' or 'url'"),
     ({"prompt": "x", "output_compression": 5}, [("image", png())], "output_compression", "PNG loses"),
-    ({"prompt": "x", "partial_images": 2}, [("image", png())], "partial_images", "makes no previews"),
+    ({"prompt": "x", "partial_images": 2}, [("image", png())], "partial_images", "need stream=true"),
     ({"prompt": "x", "background": "transparent"}, [("image", png())], "background", "'auto' or 'opaque'"),
     ({"prompt": "x", "reference_method": "side"}, [("image", png())], None, "index, offset or stitch"),
     ({"prompt": "x", "reference_size": "side"}, [("image", png())], None, "the reference size must be"),

@@ -171,6 +171,7 @@ def test_cancelling(page: Page, picture: Path) -> None:
     page.upload(picture)
     page.run("make it red", 200)
     page.until(lambda: "of 200" in page.at("progress-text").text)
+    page.until(lambda: page.at("preview").is_displayed())
     page.browser.switch_to.active_element.send_keys(Keys.ENTER)  # on the button, which has the focus
     page.until(lambda: not page.at("running").is_displayed())
     page.server.until(lambda: page.server.metric(cancelled) == before + 1)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..command import Parser, local_path, run_command
 from ..errors import KontextError
@@ -21,6 +22,11 @@ from ..runtime.cli import (
 from .jobs import Job, columns, make_jobs
 from .journal import RESULTS
 from .rows import read_rows
+
+if TYPE_CHECKING:
+    from ..runtime.backends.options import BackendOptions
+    from .ray_cluster import RayEdits
+    from .run import LocalEdits
 
 GOES_ON = "; the same command goes on where it stopped"
 
@@ -64,6 +70,24 @@ def parser() -> Parser:
         action="store_true",
         help="load each network anew for every edit and drop it after its part, for bundles that do not fit as a whole",
     )
+    result.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="let workers of a Ray cluster edit: local starts one here, auto finds one, HOST:PORT names its head; the "
+        "bundle and the pictures must be at the same paths on all its machines",
+    )
+    result.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="with --ray: workers, each with a GPU or --cpus-per-worker (default: as many as there is room for)",
+    )
+    result.add_argument(
+        "--cpus-per-worker",
+        type=int,
+        metavar="N",
+        help="with --ray: processor cores of a worker (default: 1)",
+    )
     result.add_argument("-p", "--prompt", help="the instruction of rows without their own")
     add_edit_flags(result)
     add_backend_flags(result)
@@ -76,23 +100,47 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; 1 if jobs have failed."""
     if arguments.batch_size < 1:
         raise KontextError(f"--batch-size must be 1 or more, not {arguments.batch_size}")
+    for name in ("workers", "cpus_per_worker"):
+        flag, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
+        if value is not None and arguments.ray is None:
+            raise KontextError(f"{flag} needs --ray")
+        if value is not None and value < 1:
+            raise KontextError(f"{flag} must be 1 or more, not {value}")
     backend = backend_options(arguments)
     jobs = read_jobs(arguments)
     from .run import Progress, run_jobs
 
-    pipe = open_pipeline(arguments, backend, low_memory=arguments.low_memory)
     progress = Progress(len(jobs), show=shows_progress(arguments))
-    run_jobs(
-        pipe,
-        jobs,
-        arguments.output,
-        progress,
-        most=arguments.batch_size,
-        retry=arguments.retry_failed,
-        metadata=arguments.metadata,
-    )
+    with opened_edits(arguments, backend) as edits:
+        run_jobs(
+            edits,
+            jobs,
+            arguments.output,
+            progress,
+            retry=arguments.retry_failed,
+            metadata=arguments.metadata,
+        )
     progress.report(arguments.output, quiet=arguments.quiet)
     return 1 if progress.failed else 0
+
+
+def opened_edits(arguments: argparse.Namespace, backend: BackendOptions | str) -> LocalEdits | RayEdits:
+    """What runs the edits: a pipeline here, or workers of Ray."""
+    if arguments.ray is None:
+        from .run import LocalEdits
+
+        pipe = open_pipeline(arguments, backend, low_memory=arguments.low_memory)
+        return LocalEdits(pipe, arguments.batch_size)
+    from ..runtime.bundle import Bundle
+    from ..runtime.lora import open_loras, parse_lora
+    from .ray_cluster import RayEdits
+    from .run import model_of
+
+    arguments.bundle = arguments.bundle.absolute()  # workers have working directories of their own
+    bundle = Bundle.open(arguments.bundle, digest=arguments.require_digest, allow_links=arguments.allow_links)
+    loras = [(path.absolute(), weight) for path, weight in map(parse_lora, arguments.lora)]
+    arguments.lora = [f"{path}:{weight!r}" for path, weight in loras]
+    return RayEdits(arguments, model_of(bundle, open_loras(bundle, loras)))
 
 
 def read_jobs(arguments: argparse.Namespace) -> list[Job]:
@@ -103,9 +151,14 @@ def read_jobs(arguments: argparse.Namespace) -> list[Job]:
             raise KontextError(f"{path} is a folder of pictures: say by --prompt what to do with them")
         if arguments.output.exists() and os.path.samefile(path, arguments.output):
             raise KontextError(f"{path} holds the pictures to edit: name another folder for the results")
-    defaults = {name: getattr(arguments, name) for name in columns() if name in vars(arguments)}
+    path = path.absolute()
+    defaults = {name: absolute(getattr(arguments, name)) for name in columns() if name in vars(arguments)}
     del defaults["output"]
     return make_jobs(read_rows(path, columns()), path if path.is_dir() else path.parent, defaults)
+
+
+def absolute(value: Any) -> Any:
+    return value.absolute() if isinstance(value, Path) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,8 +10,9 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -44,45 +45,47 @@ class Loaded:
     """An earlier run has edited it, or failed to."""
 
 
-@dataclass
-class Loader:
-    """Loads jobs with `decoders`; `is_made` says by key and digest which ones need no pictures."""
+Given = TypeVar("Given")
 
-    model: str
-    """What edits them, as `job_digest` takes it."""
-    decoders: Decoders
-    is_made: Callable[[Job, str], bool]
+IsMade = Callable[[str], bool]
+"""Says by a job's digest whether an earlier run has edited it, or failed to."""
 
-    def load(self, job: Job) -> Loaded:
-        if job.options is None:
-            digest = job_digest(job, self.model, {})
-            return Loaded(job, digest, error=job.fault, made=self.is_made(job, digest))
-        files: dict[Path, bytes] = {}
-        digests: dict[Path, str] = {}
-        error = ""
-        for path in dict.fromkeys(files_of(job.options)):
-            try:
-                files[path] = read_file(path)
-                digests[path] = hashlib.sha256(files[path]).hexdigest()
-            except KontextError as fault:
-                digests[path], error = "", error or str(fault)
-        digest = job_digest(job, self.model, digests)
-        made = self.is_made(job, digest)
-        if error or made:
-            return Loaded(job, digest, error=error, made=made)
-        return self.decode(job, digest, files)
 
-    def decode(self, job: Job, digest: str, files: Mapping[Path, bytes]) -> Loaded:
-        assert job.options is not None
+def read_job(job: Job, model: str, is_made: IsMade) -> tuple[Loaded, dict[Path, bytes] | None]:
+    """A job without its pictures, and the files that they are in; no files if there is nothing to edit.
+
+    Args:
+        job: to read the files of.
+        model: what edits it, as `job_digest` takes it.
+        is_made: tells which jobs are made.
+    """
+    files: dict[Path, bytes] = {}
+    digests: dict[Path, str] = {}
+    error = job.fault
+    for path in dict.fromkeys([] if job.options is None else files_of(job.options)):
         try:
-            decoded = [
-                self.decoders.decode(files[path], str(path), FORMATS, MAX_PIXELS, reduces(job.options))
-                for path in job.options.image
-            ]
-        except KontextError as error:
-            return Loaded(job, digest, error=str(error))
-        notes = dict.fromkeys(note for each in decoded for note in each.warnings)
-        return Loaded(job, digest, tuple(each.picture for each in decoded), tuple(notes))
+            files[path] = read_file(path)
+            digests[path] = hashlib.sha256(files[path]).hexdigest()
+        except KontextError as fault:
+            digests[path], error = "", error or str(fault)
+    digest = job_digest(job, model, digests)
+    loaded = Loaded(job, digest, error=error, made=is_made(digest))
+    return loaded, None if error or loaded.made else files
+
+
+def decode_job(loaded: Loaded, files: Mapping[Path, bytes], decoders: Decoders) -> Loaded:
+    """The job with its pictures, or the reason why there are none."""
+    options = loaded.job.options
+    assert options is not None
+    try:
+        decoded = [
+            decoders.decode(files[path], str(path), FORMATS, MAX_PIXELS, reduces(options))
+            for path in options.image
+        ]
+    except KontextError as error:
+        return replace(loaded, error=str(error))
+    notes = dict.fromkeys(note for each in decoded for note in each.warnings)
+    return replace(loaded, pictures=tuple(each.picture for each in decoded), warnings=tuple(notes))
 
 
 def read_file(path: Path) -> bytes:
@@ -95,7 +98,7 @@ def read_file(path: Path) -> bytes:
         raise KontextError(f"{path} cannot be read as a picture: {error.strerror or error}") from None
 
 
-def loaded_ahead(load: Callable[[Job], Loaded], jobs: Iterable[Job], ahead: int) -> Iterator[Loaded]:
+def loaded_ahead(load: Callable[[Given], Loaded], jobs: Iterable[Given], ahead: int) -> Iterator[Loaded]:
     """The jobs in order, with the next `ahead` ones loaded, or being loaded, meanwhile."""
     waiting: deque[Future[Loaded]] = deque()
     pool = ThreadPoolExecutor(READERS)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tqdm import tqdm
 
+from ..runtime.bundle import Bundle
+from ..runtime.lora import Loras
 from ..runtime.pipeline import Pipeline
 from ..runtime.server.decoding import Decoders
 from .editing import Result, edit_all
 from .jobs import Job
 from .journal import RESULTS, Journal
-from .loading import READERS, SECONDS, Loaded, Loader, loaded_ahead
+from .loading import READERS, SECONDS, IsMade, Loaded, decode_job, loaded_ahead, read_job
 from .results import Writer
 
 SHOWN = 20
@@ -60,24 +63,57 @@ class Progress:
             print(f"{len(self.failed)} failed; --retry-failed runs them again", file=sys.stderr)
 
 
+class Edits(Protocol):
+    """What edits jobs: a pipeline here, or workers elsewhere."""
+
+    ahead: int
+    """Jobs to load before they are edited."""
+
+    def load(self, job: Job, is_made: IsMade) -> Loaded:
+        """A job as `edit` takes it. It runs in threads and must not warn."""
+
+    def edit(self, jobs: Iterator[Loaded]) -> Iterator[Result]:
+        """What becomes of jobs, in the order in which they finish. Raises KontextError if no job can succeed."""
+
+
+class LocalEdits:
+    """Edits with a pipeline, up to `most` jobs together. A context, which ends the processes that decode pictures."""
+
+    def __init__(self, pipe: Pipeline, most: int) -> None:
+        self.pipe, self.most, self.model = pipe, most, model_of(pipe.bundle, pipe.loras)
+        self.ahead = READERS + 2 * most
+        self.decoders = Decoders(READERS, SECONDS)
+
+    def load(self, job: Job, is_made: IsMade) -> Loaded:
+        loaded, files = read_job(job, self.model, is_made)
+        return decode_job(loaded, files, self.decoders) if files is not None else loaded
+
+    def edit(self, jobs: Iterable[Loaded]) -> Iterator[Result]:
+        return edit_all(self.pipe, jobs, self.most)
+
+    def __enter__(self) -> LocalEdits:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.decoders.close()
+
+
 def run_jobs(
-    pipe: Pipeline,
+    edits: Edits,
     jobs: Sequence[Job],
     folder: Path,
     progress: Progress,
     *,
-    most: int,
     retry: bool,
     metadata: bool,
 ) -> None:
     """Runs the jobs that are left.
 
     Args:
-        pipe: runs the edits.
+        edits: runs them.
         jobs: of one list.
         folder: for the results.
         progress: is told what becomes of each job.
-        most: pictures in a batch.
         retry: run failed jobs again.
         metadata: write into each picture's file what made it.
 
@@ -87,22 +123,19 @@ def run_jobs(
     with Journal.open(folder) as journal, Writer(journal, metadata=metadata) as writer:
         if retry:
             journal.forget(journal.failed())
-        decoders = Decoders(READERS, SECONDS)
-        try:
-            loader = Loader(
-                model_of(pipe), decoders, lambda job, digest: journal.made(job.key, digest) is not None
-            )
-            loaded = loaded_ahead(loader.load, jobs, ahead=READERS + 2 * most)
-            for result in edit_all(pipe, to_edit(loaded, journal, writer, progress), most):
-                writer.put(result)
-                progress.finish(result)
-        finally:
-            decoders.close()
+
+        def load(job: Job) -> Loaded:
+            return edits.load(job, lambda digest: journal.made(job.key, digest) is not None)
+
+        loaded = loaded_ahead(load, jobs, edits.ahead)
+        for result in edits.edit(to_edit(loaded, journal, writer, progress)):
+            writer.put(result)
+            progress.finish(result)
 
 
-def model_of(pipe: Pipeline) -> str:
+def model_of(bundle: Bundle, loras: Loras) -> str:
     """What every picture of a run depends on: the bundle's digest, and its LoRAs."""
-    return " ".join([pipe.bundle.digest, *(f"{each.sha256}:{each.weight!r}" for each in pipe.loras.loaded)])
+    return " ".join([bundle.digest, *(f"{each.sha256}:{each.weight!r}" for each in loras.loaded)])
 
 
 def to_edit(

@@ -125,8 +125,8 @@ def whole(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
-def until(true: Callable[[], bool]) -> None:
-    for _ in range(6000):
+def until(true: Callable[[], bool], seconds: int = 180) -> None:
+    for _ in range(100 * seconds):
         if true():
             return
         time.sleep(0.01)

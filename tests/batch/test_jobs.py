@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from kontext.batch.jobs import Job, columns, files_of, job_digest, make_jobs
 from kontext.batch.rows import Row
-from kontext.runtime import cli
+from kontext.runtime import Pipeline, cli
 
 
 def jobs_of(*rows: dict[str, Any], **defaults: Any) -> list[Job]:
@@ -19,21 +20,11 @@ def jobs_of(*rows: dict[str, Any], **defaults: Any) -> list[Job]:
     )
 
 
-def test_every_flag_of_an_edit_is_a_column() -> None:
-    """Beside those that say where to run and where to write; a new flag in the wrong place fails here."""
-    flags = {action.dest for action in cli.parser()._actions} - {"help", "==SUPPRESS=="}
-    elsewhere = {
-        "bundle",
-        "server",
-        "output",
-        "num_images",
-        "quiet",
-        "device",
-        "backend",
-        "verify",
-        "metadata",
-    } | {*("require_digest", "allow_links", *(each.field for each in cli.OPTION_FLAGS))}
-    assert set(columns()) - {"id", "output"} == flags - elsewhere
+def test_every_option_of_an_edit_is_a_column() -> None:
+    """What `Pipeline.edit` takes and `kontext-edit` has a flag for, but for several pictures of one edit."""
+    flags = {action.dest for action in cli.parser()._actions}
+    options = set(inspect.signature(Pipeline.edit).parameters) & flags
+    assert set(columns()) - {"id", "output"} == options - {"num_images"}
 
 
 def test_values_of_all_kinds_are_those_of_the_command_line() -> None:

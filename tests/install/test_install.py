@@ -223,7 +223,7 @@ def test_further_extras(wheel: Path, exporting: Environment, bundle: Path, clone
     exporting.python("import tensorrt_rtx; tensorrt_rtx.Logger")
     exporting.install(wheel, "export,bench")
     exporting.install(wheel, "all")
-    exporting.python("import openvino, tritonclient.grpc, triton, diffusers, pyarrow.parquet")
+    exporting.python("import openvino, tritonclient.grpc, triton, diffusers, pyarrow.parquet, ray")
     exporting.succeed("kontext-edit", bundle, *EDIT)
     benches = re.findall(r"^    (\S+) ", exporting.succeed("kontext-bench", "--help"), re.MULTILINE)
     for name in benches:
@@ -247,7 +247,7 @@ def test_the_oldest_versions(wheel: Path, fresh: Fresh, bundle: Path, picture: n
     oldest = [requirement for extra in extras for requirement in EXTRAS[extra]]
     environment = fresh(pythons()[min(pythons())])
     environment.install(wheel, "cpu", *lower_bounds([*REQUIREMENTS, *oldest]), constraints=None)
-    environment.python("import tritonclient.grpc, pyarrow.parquet, kontext.rest.app")
+    environment.python("import tritonclient.grpc, pyarrow.parquet, ray, kontext.rest.app")
     for device in ("cpu", "openvino"):
         assert decibels(edit(environment, bundle, "--device", device), picture) > 40, device
 

@@ -73,12 +73,18 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error, "description": meanings[status]} for status in statuses}
 
 
+EVENT = {
+    "type": "object",
+    "description": "One event; its data is JSON",
+    "required": ["event", "data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 EDIT_ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 EDITED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ImagesResponse,
         "description": "The pictures; with stream, server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     },
     **EDIT_ERRORS,
 }

@@ -195,7 +195,7 @@ function paintByKey(event) {
 function options() {
   const value = (id) => at(id).value.trim();
   const found = { prompt: value("prompt"), seed: value("seed"), size: value("size") };
-  for (const [name, id] of [["steps", "steps"], ["guidance", "guidance"], ["negative_prompt", "negative"]]) {
+  for (const [name, id] of [["steps", "steps"], ["guidance", "guidance"], ["loras", "loras"], ["negative_prompt", "negative"]]) {
     if (value(id)) found[name] = value(id);
   }
   if (value("true-cfg") !== "1") found.true_cfg = value("true-cfg");
@@ -213,7 +213,7 @@ async function request(found, signal) {
   const streamed = { ...found, stream: true, progress: true, partial_images: state.previews ? PREVIEWS : 0 };
   if (!state.pictures.length) {
     const typed = Object.entries(streamed).map(([name, value]) =>
-      [name, ["prompt", "negative_prompt", "size"].includes(name) || value === true ? value : Number(value)]);
+      [name, ["prompt", "negative_prompt", "size", "loras"].includes(name) || value === true ? value : Number(value)]);
     return fetch("/v1/images/generations", {
       method: "POST", signal, body: JSON.stringify(Object.fromEntries(typed)),
       headers: { "Content-Type": "application/json", ...headers() },
@@ -367,7 +367,7 @@ async function showHistory() {
 
 async function restore(entry) {
   const found = entry.options;
-  const fields = { prompt: "prompt", seed: "seed", size: "size", steps: "steps", guidance: "guidance", negative: "negative_prompt" };
+  const fields = { prompt: "prompt", seed: "seed", size: "size", steps: "steps", guidance: "guidance", loras: "loras", negative: "negative_prompt" };
   for (const [id, name] of Object.entries(fields)) at(id).value = found[name] ?? "";
   at("true-cfg").value = found.true_cfg ?? 1;
   at("strength").value = found.strength ?? 1;

@@ -27,6 +27,9 @@ MISSING = gettext("the following arguments are required: %s").partition("%s")[0]
 URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:[^,/]*(?:/[^,]*)?,", re.IGNORECASE)
 """Not C:\\, nor C://."""
 
+MOST_NAME, MOST_PATH = 255, 4095
+"""Bytes of a file's name, and of a path, on Linux."""
+
 HUB_URL = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?P<id>[\w.-]+/[\w.-]+)"
     r"(?:/(?:resolve|blob)/[^/]+/(?P<file>[^?#]+))?",
@@ -162,9 +165,13 @@ def local_name(text: str, hub: bool = False, advice: str = "download it first") 
         advice: what to do with a URL that nothing better is known for.
 
     Raises:
-        ArgumentTypeError: it is one; argparse adds the flag.
+        ArgumentTypeError: it is one, or no file can have this name; argparse adds the flag.
     """
     if not URL.match(text):
+        if max(map(len, os.fsencode(text).split(os.fsencode(os.sep)))) > MOST_NAME or len(text) > MOST_PATH:
+            raise argparse.ArgumentTypeError(
+                f"takes files of this machine, whose names are shorter than {text[:40]}…"
+            )
         return text
     shown = text if len(text) <= 200 else f"{text[:40]}…"
     if text.lower().startswith("data:"):
@@ -201,7 +208,8 @@ def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], st
             caused do not.
     """
     try:
-        code = run_and_report(work, after_interrupt)
+        with interrupts():  # around what is printed too: a second Ctrl-C then ends the process at once
+            code = run_and_report(work, after_interrupt)
     finally:
         written = flush_stdout()
     return code if written else code or 1
@@ -209,7 +217,7 @@ def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], st
 
 def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[], str]) -> int:
     try:
-        with warnings.catch_warnings(), interrupts():
+        with warnings.catch_warnings():
             warnings.showwarning = show_warning
             return work() or 0
     except KontextError as error:

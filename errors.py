@@ -27,9 +27,16 @@ class KontextError(Exception):
 def one_line(text: str) -> str:
     """Text without `CONTROL` characters: spaces for those that separate, and Python's escapes, such as \\x1b, for the
     others. Of a long text, its beginning and its end."""
-    if len(text) > MOST_CHARACTERS:
-        text = f"{text[: MOST_CHARACTERS - MOST_CHARACTERS // 4]} … {text[-MOST_CHARACTERS // 4 :]}"
-    return CONTROL.sub(lambda found: " " if found[0].isspace() else ascii(found[0])[1:-1], text)
+    shown = CONTROL.sub(lambda found: " " if found[0].isspace() else ascii(found[0])[1:-1], cut(text))
+    return cut(shown)  # escapes are longer than what they stand for
+
+
+def cut(text: str) -> str:
+    """The beginning and the end of a text of more than `MOST_CHARACTERS`."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    end = MOST_CHARACTERS // 4
+    return f"{text[: MOST_CHARACTERS - end - 3]} … {text[-end:]}"
 
 
 class ComputationError(KontextError):

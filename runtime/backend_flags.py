@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..command import Parser
+from ..command import Parser, local_name
 from ..errors import KontextError
 from . import units
 from .backends.options import (
@@ -105,6 +105,7 @@ def add_backend_flags(parser: Parser) -> None:
     """Adds the flags about what runs a bundle, with which LoRAs, and which bundles are run."""
     parser.add_argument(
         "--lora",
+        type=local_name,
         action="append",
         default=[],
         metavar="FILE[:WEIGHT]",

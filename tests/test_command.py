@@ -356,3 +356,28 @@ def test_what_is_on_a_command_line() -> None:
     assert list(parser.flags()) == ["path", "level", "add"]
     with pytest.raises(KontextError, match="unrecognized arguments: --lvel"):
         parser.given(["--lvel", "1"])
+
+
+@pytest.mark.parametrize("text", ["a" * 256, f"b/{'a' * 256}/c", "é" * 128, "a/" * 2048])
+def test_names_that_no_file_can_have(text: str) -> None:
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="takes files of this machine, whose names are shorter than"
+    ):
+        local_path(text)
+
+
+def test_a_second_control_c_while_the_first_is_reported_ends_the_process() -> None:
+    code = (
+        "import signal, sys; from kontext.command import run_command\n"
+        "def work():\n    signal.raise_signal(signal.SIGINT)\n"
+        "def after():\n    signal.raise_signal(signal.SIGINT)\n    return 'x'\n"
+        "sys.exit(run_command(work, after))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

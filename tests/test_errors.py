@@ -23,6 +23,15 @@ def test_what_acts_on_a_terminal_is_shown(text: str, shown: str) -> None:
     assert one_line(text) == str(KontextError(text)) == shown
 
 
+@pytest.mark.parametrize("text", ["a" * 5000, "\u202e" * 5000, "\n" * 5000, "a" * 1000 + "\x1b" * 999])
+def test_a_long_message_keeps_its_beginning_and_its_end(text: str) -> None:
+    shown = one_line(f"first {text} last")
+    assert len(shown) <= 2000
+    assert shown.startswith("first ")
+    assert shown.endswith(" last")
+    assert " … " in shown
+
+
 def test_unicode_says_what_a_control_character_is() -> None:
     """The oracle is Unicode's own table: control characters and separators of lines and paragraphs."""
     every = map(chr, range(0x110000))

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     for port in ports:
         check_free(port)
     make_environment()
-    with LocalServer(models, log=Path("/dev/stderr"), ports=ports) as server:
+    with LocalServer(models, log=2, ports=ports) as server:
         print(
             f"serving at {server.http} and {server.grpc}, metrics at {server.metrics}; Ctrl-C stops it. Next:\n"
             f'  kontext-edit --server {server.http} -i in.png --prompt "make the circle red" -o out.png',
@@ -86,7 +86,7 @@ class LocalServer:
     Args:
         models: the folder of models.
         environment: where the server is installed.
-        log: where its output goes; None for a temporary file.
+        log: where its output goes: a file, or an open descriptor; None for a temporary file.
         backends: a folder of backends in place of the environment's Python backend.
         ports: of HTTP, gRPC, metrics and the supervisor's probes; None: any that are free.
     """
@@ -96,7 +96,7 @@ class LocalServer:
         models: Path,
         *,
         environment: Path = ENVIRONMENT,
-        log: Path | None = None,
+        log: Path | int | None = None,
         backends: Path | None = None,
         ports: Sequence[int] | None = None,
     ) -> None:
@@ -114,7 +114,7 @@ class LocalServer:
         try:
             self.scratch = self.stack.enter_context(temporary_folder("server"))
             self.stack.callback(remove_shared_memory, self.scratch.name)
-            self.log = self.scratch / "log" if self.given_log is None else self.given_log.absolute()
+            self.log = self.given_log.absolute() if isinstance(self.given_log, Path) else self.scratch / "log"
             self.start()
         except BaseException:
             self.stop()
@@ -148,7 +148,8 @@ class LocalServer:
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(self.scratch),
         }
-        with self.log.open("ab") as log:
+        # A descriptor is passed on, not opened again: two positions in one file would overwrite each other.
+        with open(os.dup(self.given_log) if isinstance(self.given_log, int) else self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command,
                 env=environment,

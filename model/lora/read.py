@@ -26,6 +26,9 @@ from .settings import CONFIG_NAME, FileSettings, read_settings
 from .targets import PREFIXES, module_tables
 from .update import Update
 
+MOST_WEIGHT = 1000
+"""Far beyond what makes pictures: larger ones end in infinities."""
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -68,6 +71,8 @@ def parse_lora_flag(text: str) -> tuple[Path, float]:
         weight = float(number)
     except ValueError:
         weight = math.nan
+    if file and abs(weight) > MOST_WEIGHT:
+        raise KontextError(f"--lora {text}: a weight is a number from -{MOST_WEIGHT} to {MOST_WEIGHT}")
     if not file or not math.isfinite(weight):
         raise KontextError(
             f"--lora {text}: {number!r} is not a weight: write FILE or FILE:WEIGHT, as in style.safetensors:0.8"

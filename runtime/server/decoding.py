@@ -106,7 +106,12 @@ class Process:
         command = code_command(CODE, *(place for place in sys.path if os.path.isabs(place)))
         command[0] = interpreter()
         try:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for its parent, with which it ends
+            )
         except OSError as error:
             raise ComputationError(f"no process can be started to decode pictures: {error}") from None
 

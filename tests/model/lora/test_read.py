@@ -371,3 +371,10 @@ def test_weights_that_are_none(text: str) -> None:
 def test_requests_without_a_file(text: str) -> None:
     with pytest.raises(KontextError, match="names no file"):
         parse_lora_flag(text)
+
+
+@pytest.mark.parametrize("weight", ["1001", "-1e39", "inf"])
+def test_a_weight_that_makes_no_picture(weight: str) -> None:
+    """1e39 was a traceback of PyTorch, which adds in fp32."""
+    with pytest.raises(KontextError, match="a weight is a number from -1000 to 1000"):
+        parse_lora_flag(f"style.safetensors:{weight}")

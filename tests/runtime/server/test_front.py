@@ -380,10 +380,32 @@ def test_its_own_folder_is_the_same_each_time(server: Any, front: Front, tmp_pat
                 alone.process.pid
             )  # no shell is left between
     assert list(temporary.iterdir()) == [folder]
+    with alone:
+        assert "another front runs with" in refused(alone)
+    folder.chmod(0o777)
+    assert "others can write to it: name a folder of yours as STATE" in refused(alone)
+    folder.chmod(0o755)
     folder.rename(temporary / "elsewhere")
     folder.symlink_to(temporary / "elsewhere")
-    done = subprocess.run(["sh", alone.start], env=alone.environment, capture_output=True, text=True)
-    assert (done.returncode, "is another user's: name a folder of yours as STATE" in done.stderr) == (2, True)
+    assert "is a link" in refused(alone)
+    folder.unlink()
+    folder.touch()
+    assert "cannot be made: name a folder as STATE" in refused(alone)
+
+
+@pytest.mark.parametrize("name", ["a b", "a&b", "a|b", "a;b", "a'b"])
+def test_names_that_nginx_would_read_otherwise(server: Any, front: Front, tmp_path: Path, name: str) -> None:
+    alone = Front(server.models.parent, server, tmp_path, STATE=str(tmp_path / name))
+    assert "only letters, digits and" in refused(alone)
+
+
+def refused(front: Front) -> str:
+    """What a start says that ends at once."""
+    done = subprocess.run(
+        ["sh", front.start], env=front.environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    return done.stderr
 
 
 def test_half_a_request_holds_nobody(front: Front) -> None:

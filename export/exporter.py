@@ -164,7 +164,7 @@ def export(
             calibration=layout.statistics.about,
             plan=plan,
             links=linked_files(checkpoint, layout, progress),
-            preview=preview_colours(checkpoint),
+            preview=functools.cache(functools.partial(preview_colours, checkpoint)),
             reference_method=reference_method,
             lora_slots=slots.manifest_entry(checkpoint.config, lora_slots) if lora_slots else None,
         )

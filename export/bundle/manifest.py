@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ...bundle_folder import FORMAT
 from ...errors import CONTROL
@@ -45,7 +45,7 @@ def build_manifest(
     calibration: Mapping[str, object] | None = None,
     plan: Mapping[str, object] | None = None,
     links: Mapping[str, object] | None = None,
-    preview: Mapping[str, object] | None = None,
+    preview: Callable[[], Mapping[str, object]] | None = None,
     reference_method: str | None = None,
     lora_slots: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
@@ -59,7 +59,7 @@ def build_manifest(
         calibration: what weights were calibrated on.
         plan: the memory plan that `recipe` comes from.
         links: the user's files that graphs take weights from.
-        preview: the colours of previews.
+        preview: gives the colours of previews, which takes seconds: called only where a manifest is made.
         reference_method: how edits place several references; None: `default_reference_method`.
         lora_slots: what LoRAs an edit may bring; None: none.
     """
@@ -109,7 +109,7 @@ def build_manifest(
         **({"calibration": calibration} if calibration else {}),
         **({"plan": plan} if plan is not None else {}),
         **({"links": links} if links else {}),
-        **({"preview": preview} if preview is not None else {}),
+        **({"preview": preview()} if preview is not None else {}),
         **({"lora_slots": lora_slots} if lora_slots else {}),
     }
 

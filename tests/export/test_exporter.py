@@ -7,10 +7,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -64,6 +65,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(TensorInfo, "read", read)
     return names
+
+
+def but_for_previews(reads: Sequence[str]) -> list[str]:
+    """Without the weights of the autoencoder's encoder, which runs when the manifest is made."""
+    return [name for name in reads if not re.match(r"encoder\.(?!block\.)", name)]
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, network: str, weight: str, fault: BaseException) -> None:
@@ -189,7 +195,7 @@ def test_nothing_is_lost_when_the_output_is_taken_meanwhile(
     assert "give --force" in error(capsys)
     reads.clear()
     assert export(tiny_checkpoint, "-o", tmp_path / "out", "--force") == 0
-    assert reads == []
+    assert but_for_previews(reads) == []
     assert contents(tmp_path / "out") == contents(tiny_bundle)
 
 
@@ -270,7 +276,7 @@ def test_ctrl_c_while_tracing(
         assert export(tiny_checkpoint, "-o", tmp_path / "out") == 130
     reads.clear()
     assert export(tiny_checkpoint, "-o", tmp_path / "out") == 0
-    assert reads == []
+    assert but_for_previews(reads) == []
     assert contents(tmp_path / "out") == contents(tiny_bundle)
 
 

@@ -59,7 +59,11 @@ class EditFields(BaseModel):
         None, max_length=16384, description="what the picture should not be; needs true_cfg"
     )
     true_cfg: float = Field(
-        1.0, allow_inf_nan=False, description="scale of the guidance away from negative_prompt; 1: none"
+        1.0,
+        allow_inf_nan=False,
+        ge=-1e6,
+        le=1e6,
+        description="scale of the guidance away from negative_prompt; 1: none",
     )
     cfg_until: float = Field(
         1.0, allow_inf_nan=False, description="share of the steps that true_cfg is for, from the first on"

@@ -205,12 +205,13 @@ class Body:
 
     async def drain(self) -> None:
         """Reads what is left of a body that was refused, for a moment: callers who still send would miss the answer."""
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while not self.complete and (left := deadline - time.monotonic()) > 0:
+        deadline, most = time.monotonic() + DRAIN_SECONDS, self.bodies.most_of_one
+        while not self.complete and most > 0 and (left := deadline - time.monotonic()) > 0:
             try:
                 message = await asyncio.wait_for(self.whole(), left)
             except asyncio.TimeoutError:
                 return
+            most -= len(message.get("body", b""))
             self.complete = message["type"] != "http.request" or not message.get("more_body", False)
 
     def release(self) -> None:

@@ -131,14 +131,15 @@ def opened_edits(arguments: argparse.Namespace, backend: BackendOptions | str) -
 
         pipe = open_pipeline(arguments, backend, low_memory=arguments.low_memory)
         return LocalEdits(pipe, arguments.batch_size)
+    from ..lora_flag import parse_lora_flag
     from ..runtime.bundle import Bundle
-    from ..runtime.lora import open_loras, parse_lora
+    from ..runtime.lora import open_loras
     from .ray_cluster import RayEdits
     from .run import model_of
 
     arguments.bundle = arguments.bundle.absolute()  # workers have working directories of their own
     bundle = Bundle.open(arguments.bundle, digest=arguments.require_digest, allow_links=arguments.allow_links)
-    loras = [(path.absolute(), weight) for path, weight in map(parse_lora, arguments.lora)]
+    loras = [(path.absolute(), weight) for path, weight in map(parse_lora_flag, arguments.lora)]
     arguments.lora = [f"{path}:{weight!r}" for path, weight in loras]
     return RayEdits(arguments, model_of(bundle, open_loras(bundle, loras)))
 

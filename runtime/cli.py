@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..command import Parser, local_path, run_command
 from ..errors import KontextError
+from ..lora_flag import parse_lora_flag
 from .arguments import STDIN, read_arguments
 from .backend_flags import OPTION_FLAGS, RUN_BY, add_backend_flags, backend_options
 from .backends.options import AUTO, BackendOptions
@@ -386,7 +387,6 @@ def others_than(
 def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, **options: Any) -> Pipeline:
     """A pipeline with the bundle and the flags of `add_backend_flags`; `options` are others of `Pipeline.load`."""
     from .bundle import Bundle
-    from .lora import parse_lora
     from .pipeline import Pipeline
 
     device, pinned = arguments.device or AUTO, arguments.require_digest
@@ -396,7 +396,7 @@ def open_pipeline(arguments: argparse.Namespace, backend: BackendOptions | str, 
     if arguments.verify or pinned is not None:
         verify(bundle, shows_progress(arguments), compiled=arguments.verify)
     pipeline = Pipeline.load(bundle, device=device, backend=backend, **options)
-    pipeline.load_loras([parse_lora(text) for text in arguments.lora])
+    pipeline.load_loras([parse_lora_flag(text) for text in arguments.lora])
     return pipeline
 
 

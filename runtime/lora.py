@@ -7,8 +7,6 @@ slots.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,21 +102,6 @@ class Lora:
 def is_ready(path: Path) -> bool:
     """Whether a safetensors file is a LoRA that was made ready."""
     return path.suffix == ".safetensors" and read_header(path).metadata.get("format") == FORMAT
-
-
-def parse_lora(text: str) -> tuple[Path, float]:
-    """FILE[:weight] → file and weight, 1 by default. Raises KontextError if the weight is no finite number."""
-    file, colon, number = text.rpartition(":")
-    if not colon or Path(text).exists() or number.lower().endswith(".safetensors"):
-        return Path(text), 1.0
-    weight = (
-        float(number)
-        if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", number, re.IGNORECASE)
-        else math.nan
-    )
-    if not file or not math.isfinite(weight):
-        raise KontextError(f"--lora {text}: write FILE or FILE:WEIGHT, as in style.safetensors:0.8")
-    return Path(file), weight
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from numbers import Real
 from typing import TypeGuard
 
 from ..errors import KontextError
+from .manifest_ranges import RANGES
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -13,8 +14,8 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-SCALE_LIMIT = 1000.0
-"""Of guidance, true CFG and a LoRA's weight, far beyond what makes pictures: larger ones end in infinities."""
+SCALE_LIMIT = RANGES["guidance"][1]
+"""Of true CFG and a LoRA's weight too, far beyond what makes pictures: larger ones end in infinities."""
 
 
 def checked_scale(value: object, name: str, least: float = -SCALE_LIMIT) -> float:

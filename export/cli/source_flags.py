@@ -86,8 +86,8 @@ def origin_of(options: argparse.Namespace) -> Origin:
     Raises:
         KontextError: a download failed, a LoRA's weight is no number, or there is no embedded model to fall back on.
     """
+    from ...lora_flag import parse_lora_flag
     from ...model.checkpoint import Origin
-    from ...model.lora.read import parse_lora_flag
 
     model = options.model
     if model is None:

@@ -8,12 +8,12 @@ for update in updates["transformer"].get("img_in.weight", []):
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import KontextError
+from ...lora_flag import PICKLES
 from ..config import KontextConfig
 from ..few_steps import FewSteps, guess_steps, unclear_steps
 from ..networks import NetworkShapes
@@ -25,11 +25,6 @@ from .names import split_name
 from .settings import CONFIG_NAME, FileSettings, read_settings
 from .targets import PREFIXES, module_tables
 from .update import Update
-
-MOST_WEIGHT = 1000
-"""Far beyond what makes pictures: larger ones end in infinities."""
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What PEFT and diffusers write into a folder."""
@@ -55,31 +50,6 @@ class LoraFile:
     def name(self) -> str:
         """As it is recorded and printed."""
         return source_name(self.path)
-
-
-def parse_lora_flag(text: str) -> tuple[Path, float]:
-    """FILE[:weight] or FOLDER[:weight] → file and weight, 1 by default; a file's name may contain colons too.
-
-    Raises:
-        KontextError: the weight is not a number, or there is no file name.
-    """
-    file, colon, number = text.rpartition(":")
-    # Text that ends like a file name is not a weight: C:\style.safetensors, a:b.safetensors.
-    if not colon or Path(text).exists() or number.lower().endswith((".safetensors", *PICKLES)):
-        file, number = text, "1"
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if file and MOST_WEIGHT < abs(weight) < math.inf:
-        raise KontextError(f"--lora {text}: a weight is a number from -{MOST_WEIGHT} to {MOST_WEIGHT}")
-    if not file or not math.isfinite(weight):
-        raise KontextError(
-            f"--lora {text}: {number!r} is not a weight: write FILE or FILE:WEIGHT, as in style.safetensors:0.8"
-            if file
-            else f"--lora {text!r} names no file: write FILE or FILE:WEIGHT, as in style.safetensors:0.8"
-        )
-    return Path(file), weight
 
 
 def read_loras(

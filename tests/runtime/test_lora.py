@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from kontext.errors import KontextError
 from kontext.runtime import Pipeline
-from kontext.runtime.lora import Lora, is_ready, lora_inputs, parse_lora
+from kontext.runtime.lora import Lora, is_ready, lora_inputs
 from kontext.runtime.lora_slots import LoraSlots
 
 SLOTS = LoraSlots(4, {"transformer": (6, 8), "modulation": (3, 5)}, "a layout")
@@ -39,27 +39,6 @@ def test_loras_stand_side_by_side_and_weights_multiply_the_outputs(tmp_path: Pat
     assert inputs["transformer"]["lora_down"].shape == (6, 3)
     assert inputs["modulation"]["lora_up"].shape == (5, 1)  # the other does not change it
     assert lora_inputs(SLOTS, [])["modulation"]["lora_down"].shape == (3, 0)
-
-
-@pytest.mark.parametrize(
-    ("text", "pair"),
-    [
-        ("a.safetensors", ("a.safetensors", 1.0)),
-        ("a.safetensors:0.8", ("a.safetensors", 0.8)),
-        ("C:\\a.safetensors", ("C:\\a.safetensors", 1.0)),
-        ("b:c.safetensors:-1e-1", ("b:c.safetensors", -0.1)),
-    ],
-)
-def test_a_file_and_its_weight(text: str, pair: tuple[str, float]) -> None:
-    assert parse_lora(text) == (Path(pair[0]), pair[1])
-
-
-@pytest.mark.parametrize(
-    "text", ["a.safetensors:", "a.safetensors:x", "a.safetensors:nan", "a.safetensors:inf", ":1"]
-)
-def test_a_weight_that_is_no_number(text: str) -> None:
-    with pytest.raises(KontextError, match="write FILE or FILE:WEIGHT"):
-        parse_lora(text)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {

@@ -17,6 +17,7 @@ from .config import (
     LARGEST_SIZE,
     MOST_BLOCKS,
     MOST_LEVELS,
+    MOST_RESNETS,
     MOST_TOKENS,
     AutoencoderConfig,
     ClipConfig,
@@ -227,7 +228,7 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
         )
     config = AutoencoderConfig(
         block_channels=channels,
-        layers_per_block=fields.integer("layers_per_block", 1, MOST_BLOCKS),
+        layers_per_block=fields.integer("layers_per_block", 1, MOST_RESNETS),
         latent_channels=fields.integer("latent_channels", 4),
         norm_groups=groups,
         scaling_factor=fields.number("scaling_factor", 0.18215),

@@ -32,6 +32,7 @@ def test_a_config_survives_json(name: str) -> None:
         ("transformer", "guidance_embed", 1),
         ("transformer", "axes_dim", 8),
         ("transformer", "theta", float("inf")),
+        ("autoencoder", "layers_per_block", 33),
         ("autoencoder", "block_channels", []),
         ("autoencoder", "block_channels", [32] * 10),
         ("autoencoder", "block_channels", [32, "64"]),

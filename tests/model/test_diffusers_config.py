@@ -137,7 +137,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "more layers than any model": (
         lambda f: edit_json(f / "text_encoder/config.json", num_hidden_layers=65_536),
-        "num_hidden_layers is 65536, expected a whole number from 1 to 1000",
+        "num_hidden_layers is 65536, expected a whole number from 1 to 256",
+    ),
+    "more layers than any autoencoder": (
+        lambda f: edit_json(f / "vae/config.json", layers_per_block=33),
+        "layers_per_block is 33, expected a whole number from 1 to 32",
     ),
     "more levels than any autoencoder": (
         lambda f: edit_json(f / "vae/config.json", block_out_channels=[32] * 10),

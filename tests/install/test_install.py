@@ -201,6 +201,24 @@ def test_rest(wheel: Path, fresh: Fresh, bundle: Path) -> None:
     assert "lets other machines in" in said
 
 
+def test_batch(wheel: Path, fresh: Fresh, bundle: Path) -> None:
+    environment = fresh()
+    environment.install(wheel, "cpu")
+    jobs = environment.scratch / "jobs.parquet"
+    jobs.touch()
+    said = environment.refuse("kontext-batch", bundle, jobs, "-o", "out")
+    assert "pyarrow" in said
+    assert "kontext-export[batch]" in said
+    environment.install(wheel, "cpu,batch")
+    row = "{'prompt': ['a red circle'], 'size': ['64x64'], 'steps': [1]}"
+    environment.python(
+        f"import pyarrow as p, pyarrow.parquet as q; q.write_table(p.table({row}), {str(jobs)!r})"
+    )
+    environment.succeed("kontext-batch", bundle, jobs, "-o", "out", "--device", "cpu", "--quiet")
+    assert len(list((environment.scratch / "out").glob("*.png"))) == 1
+    assert "no Ray" in environment.refuse("kontext-batch", bundle, jobs, "-o", "out", "--ray", "127.0.0.1:1")
+
+
 def test_torch(wheel: Path, fresh: Fresh, bundle: Path, picture: np.ndarray) -> None:
     """The torch backend needs neither ONNX Runtime nor the exporter's libraries."""
     environment = fresh()

@@ -168,7 +168,8 @@ def local_name(text: str, hub: bool = False, advice: str = "download it first") 
         ArgumentTypeError: it is one, or no file can have this name; argparse adds the flag.
     """
     if not URL.match(text):
-        if max(map(len, os.fsencode(text).split(os.fsencode(os.sep)))) > MOST_NAME or len(text) > MOST_PATH:
+        path = os.fsencode(text)
+        if len(path) > MOST_PATH or max(map(len, path.split(os.fsencode(os.sep)))) > MOST_NAME:
             raise argparse.ArgumentTypeError(
                 f"takes files of this machine, whose names are shorter than {text[:40]}…"
             )

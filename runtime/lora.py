@@ -141,7 +141,7 @@ def open_loras(bundle: Bundle, loras: Sequence[tuple[Path, float]]) -> Loras:
             raise KontextError(
                 f"{bundle.folder} takes no LoRAs: export it with --lora-slots RANK, or with the LoRA (--lora)"
             )
-        return Loras()
+        return NO_LORAS
     opened = [
         (Lora.open(path, bundle.lora_slots), checked_scale(weight, f"the weight of {path}"))
         for path, weight in loras

@@ -315,6 +315,7 @@ def test_an_edit_loads_none_of_the_heavy_libraries(tiny_bundle: Path, picture: P
         "files",
         "installation",
         "interrupts",
+        "lora_flag",
         "regular_files",
         "runtime",
         "safetensors_header",

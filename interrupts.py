@@ -6,7 +6,6 @@ that comes then is raised again a moment later.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import signal
 import sys
@@ -45,7 +44,7 @@ def interrupts() -> Iterator[None]:
             hook(dropped)
             return
         number = next(number for number, each in KINDS.items() if kind is each)
-        threading.Timer(AGAIN_SECONDS, _thread.interrupt_main, [number]).start()
+        threading.Timer(AGAIN_SECONDS, send_to_main_thread, [number]).start()
 
     try:
         for number in own:
@@ -56,6 +55,16 @@ def interrupts() -> Iterator[None]:
         sys.unraisablehook = hook
         for number in own:
             signal.signal(number, USUAL[number])
+
+
+def send_to_main_thread(number: int) -> None:
+    """Sends it a signal, which also ends what it waits for."""
+    if sys.platform == "win32":
+        signal.raise_signal(number)
+    else:
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, number)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

@@ -56,7 +56,7 @@ def test_an_interrupt_in_a_callback_of_python_is_not_lost(where: str, number: in
         "    global armed, thing\n"
         "    with temporary_folder('test', Path(sys.argv[1])):\n"
         f"        {trigger}"
-        "        time.sleep(30)\n"
+        "        time.sleep(300)\n"
         "sys.exit(run_command(work))\n"
     )
     done = run(code, str(tmp_path))

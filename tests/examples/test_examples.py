@@ -124,8 +124,8 @@ def test_cpp(bundle: Path, tmp_path: Path) -> None:
     if not (sdk / "lib").exists():
         pytest.skip("needs ONNX Runtime's SDK in build/onnxruntime-sdk: `make sdk`")
     configure = ["cmake", "-S", str(EXAMPLES / "cpp"), "-B", str(tmp_path / "build")]
-    # One translation unit, little optimized, builds in half the time.
-    configure += [f"-DONNXRUNTIME_ROOT={sdk}", "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
+    # One translation unit, not optimized, builds in a third of the time.
+    configure += [f"-DONNXRUNTIME_ROOT={sdk}", "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O0"]
     done = subprocess.run(configure, capture_output=True, text=True)
     if missing := re.search(r"Could NOT find (?:PNG|JPEG|nlohmann_json)", done.stderr):
         pytest.skip(f"CMake: {missing[0]}")

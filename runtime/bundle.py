@@ -292,9 +292,10 @@ def check_format(root: Fields, folder: Path) -> None:
     if root.data.get("format") != FORMAT:
         raise KontextError(f"{folder} is not a bundle: {MANIFEST_NAME} does not say {FORMAT!r}")
     version = root.whole("format_version")
-    if version not in (FORMAT_VERSION, LORA_VERSION):
-        advice = "update kontext-export" if version > LORA_VERSION else "export the model again"
-        raise KontextError(f"{folder} has bundle format {version}, this reads {FORMAT_VERSION}: {advice}")
+    if version > LORA_VERSION:
+        raise KontextError(
+            f"{folder} has bundle format {version}, this reads up to {LORA_VERSION}: update kontext-export"
+        )
 
 
 def read_graph(entry: Fields, folder: Path, files: Mapping[str, FileEntry]) -> GraphEntry:

@@ -327,7 +327,7 @@ def show_preview(preview: Image.Image, path: Path) -> None:
     from .images import save_picture
 
     size = preview.width * PREVIEW_SCALE, preview.height * PREVIEW_SCALE
-    save_picture(preview.resize(size, Resampling.BICUBIC), path, metadata=False)
+    save_picture(preview.resize(size, Resampling.LANCZOS), path, metadata=False)
 
 
 def read_inputs(arguments: argparse.Namespace) -> tuple[list[Image.Image], dict[str, Any]]:

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,34 @@ def lora(base: Path, scratch: Path) -> Reader:
     return Reader(make, read)
 
 
+def ready_lora(_base: Path, scratch: Path) -> Reader:
+    """A LoRA that was made ready for bundles, and the inputs that it becomes."""
+    from kontext.runtime.lora import Lora, lora_inputs
+    from kontext.runtime.lora_slots import LoraSlots
+
+    slots = LoraSlots(8, {"transformer": (6, 8), "modulation": (3, 5)}, "a layout")
+    healthy, path = ready_lora_bytes(slots.rows, slots.layout), scratch / "x.safetensors"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        lora_inputs(slots, [(Lora.open(path, slots), 0.5)])
+
+    return Reader(lambda source: damaged_safetensors(healthy, source), read)
+
+
+def ready_lora_bytes(rows: Mapping[str, tuple[int, int]], layout: str) -> bytes:
+    """A healthy file of rank 2."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    tensors = {
+        f"{graph}.{name}": np.ones((count, 2), np.float32)
+        for graph, counts in rows.items()
+        for name, count in zip(("lora_down", "lora_up"), counts, strict=True)
+    }
+    return save(tensors, {"format": "kontext-lora", "version": "1", "layout": layout, "source": "style"})
+
+
 def checkpoint(base: Path, scratch: Path) -> Reader:
     """The JSON files of a diffusers folder, and CLIP's merges."""
     from kontext.export.bundle.tokenizer_files import read_tokenizers
@@ -274,5 +302,6 @@ READERS: dict[str, Callable[[Path, Path], Reader]] = {
     "safetensors": functools.partial(weights, "safetensors"),
     "gguf": functools.partial(weights, "gguf"),
     "lora": lora,
+    "ready_lora": ready_lora,
     "checkpoint": checkpoint,
 }

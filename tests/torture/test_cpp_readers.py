@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from .readers import ready_lora_bytes
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "runtime" / "cpp"
 JSON = ROOT / "build" / "onnxruntime-sdk" / "include"
@@ -23,9 +25,11 @@ PARTS = (
         "bundle_files",
         "graph_file",
         "links",
+        "loras",
         "normalizers",
         "pre_tokenizers",
         "regular_file",
+        "safetensors_header",
         "sampling",
         "sha256",
         "sigmas",
@@ -34,10 +38,14 @@ PARTS = (
 )
 """The sources that the readers are in; none of them needs ONNX Runtime."""
 
+ROWS = {"modulation": (3, 5), "transformer": (6, 8)}
+"""Of the slots for LoRAs in `fuzz.cpp`."""
+
 HEALTHY = {
     "graph": ("text_encoder.onnx", "modulation.onnx"),
     "manifest": ("manifest.json",),
     "tokenizer": ("tokenizers/clip.json", "tokenizers/t5.json"),
+    "lora": (),
 }
 """Reader → files of a bundle to begin with."""
 
@@ -69,6 +77,8 @@ def test_cpp(reader: str, inputs: range, kept: Path, fuzzer: Path, tiny_bundle: 
     shutil.copytree(tiny_bundle, folder)
     for name in HEALTHY[reader]:
         shutil.copy(tiny_bundle / name, corpus)
+    if reader == "lora":
+        (corpus / "x.safetensors").write_bytes(ready_lora_bytes(ROWS, "a layout"))
     words = [
         *(fuzzer, f"-runs={len(inputs)}", f"-seed={inputs.start + 1}", "-max_len=100000", "-timeout=10"),
         *("-rss_limit_mb=2560", "-print_final_stats=1", f"-artifact_prefix={kept}/cpp-{reader}-", corpus),

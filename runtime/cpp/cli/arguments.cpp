@@ -1,6 +1,9 @@
 #include "arguments.hpp"
 
+#include <algorithm>
+#include <cctype>
 #include <charconv>
+#include <cmath>
 
 using kontext::Error;
 
@@ -34,6 +37,9 @@ Edits a picture with a bundle that kontext-export wrote.
   --true-cfg SCALE     scale of the guidance away from --negative-prompt, such as 4; its steps are twice the work
                        (default: 1, none)
   --cfg-until SHARE    only guide so in this share of the steps, from the first on (default: 1)
+  --lora FILE[:WEIGHT] a LoRA that `kontext-export lora` has made ready, for bundles exported with --lora-slots; repeat it
+                       for several (weight: 1)
+  --preview FILE       after each step, write what the picture would become there, in rough colours
   --num-images N       pictures to make, with consecutive seeds, as FILE-0, FILE-1, ... (default: 1)
   --device DEVICE      where to run: auto, cpu, cuda, nv-rtx, webgpu, migraphx, openvino, openvino:cpu, openvino:gpu or
                        openvino:npu (default: auto, the fastest that works)
@@ -55,6 +61,7 @@ Edits a picture with a bundle that kontext-export wrote.
 
 namespace {
 
+constexpr double most_weight = 1000;  // of a LoRA; larger ones end in infinities
 constexpr int max_images = 1000;  // they are all in memory before the first is written
 
 template <typename Number>
@@ -99,6 +106,30 @@ int count_of_images(const std::string& flag, const std::string& text) {
     return value;
 }
 
+// FILE or FILE:WEIGHT, as lora_flag.py; a file's name may contain colons too.
+kontext::Lora lora(const std::string& text) {
+    std::size_t colon = text.rfind(':');
+    std::string ending = colon == std::string::npos ? "" : text.substr(colon + 1);
+    std::transform(ending.begin(), ending.end(), ending.begin(), [](unsigned char c) { return std::tolower(c); });
+    for (const std::string file : {".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
+        if (ending.size() >= file.size() && ending.compare(ending.size() - file.size(), file.size(), file) == 0)
+            colon = std::string::npos;
+    if (std::error_code code; std::filesystem::exists(text, code)) colon = std::string::npos;
+    kontext::Lora result{text.substr(0, colon)};
+    double& weight = result.weight;
+    const std::string number = colon == std::string::npos ? "1" : text.substr(colon + 1);
+    const char* end = number.data() + number.size();
+    const auto read = std::from_chars(number.data(), end, weight);
+    constexpr const char* form = "write FILE or FILE:WEIGHT, as in style.safetensors:0.8";
+    if (result.path.empty()) throw Error("--lora '" + text.substr(0, 80) + "' names no file: " + form);
+    const bool is_number = read.ec == std::errc() && read.ptr == end && std::isfinite(weight);
+    const std::string where = "--lora " + text.substr(0, 400) + ": ";
+    if (!is_number) throw Error(where + "'" + number.substr(0, 80) + "' is not a weight: " + form);
+    if (std::abs(weight) > most_weight)
+        throw Error(where + "a weight is a number from -1000 to 1000");
+    return result;
+}
+
 // Stores the value of a flag. Returns false if the flag is not known.
 bool take(Arguments& into, const std::string& flag, const std::string& value) {
     if (flag == "-i" || flag == "--image") into.images.emplace_back(value);
@@ -117,6 +148,8 @@ bool take(Arguments& into, const std::string& flag, const std::string& value) {
     else if (flag == "--negative-prompt") into.edit.negative_prompt = value;
     else if (flag == "--true-cfg") into.edit.true_cfg = number<double>(flag, value, "float");
     else if (flag == "--cfg-until") into.edit.cfg_until = number<double>(flag, value, "float");
+    else if (flag == "--lora") into.loras.push_back(lora(value));
+    else if (flag == "--preview") into.preview = value;
     else if (flag == "--num-images") into.num_images = count_of_images(flag, value);
     else if (flag == "--device") into.load.device = value;
     else if (flag == "--provider") into.load.provider = value;
@@ -134,7 +167,7 @@ Arguments parse(const std::vector<std::string>& words) {
     const std::string with_values =
         " -i --image -p --prompt -o --output --steps --guidance --seed --size --reference-method --reference-size "
         "--mask --mask-blur --strength --init-image --negative-prompt --true-cfg --cfg-until "
-        "--num-images --device --provider --compute --threads --require-digest ";
+        "--lora --preview --num-images --device --provider --compute --threads --require-digest ";
     Arguments result;
     result.load.low_memory = true;  // one edit uses each network in one part only
     bool has_prompt = false;

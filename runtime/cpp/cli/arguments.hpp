@@ -9,7 +9,8 @@
 struct Arguments {
     std::filesystem::path bundle, output;
     std::vector<std::filesystem::path> images;
-    std::filesystem::path mask, init_image;  // empty: none
+    std::filesystem::path mask, init_image, preview;  // empty: none
+    std::vector<kontext::Lora> loras;
     std::string prompt;
     int num_images = 1;
     kontext::LoadOptions load;

@@ -15,6 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int preview_scale = 8;  // a preview has a pixel for a latent; FLUX.1's autoencoder makes 8x8 pixels of one
+
 // Ctrl-C ends the program immediately, except while the picture is being written.
 std::mutex writing;
 
@@ -59,7 +61,12 @@ void show_devices(const std::string& provider) {
 
 void run(Arguments& arguments) {
     const std::vector<fs::path> paths = output_paths(arguments.output, arguments.num_images);
-    for (const fs::path& path : paths) kontext::check_writable(path);
+    for (const fs::path& path : paths) {
+        if (path == arguments.preview)
+            throw kontext::Error("--preview and -o both name " + path.string() + ": only one of them can");
+        kontext::check_writable(path);
+    }
+    if (!arguments.preview.empty()) kontext::check_writable(arguments.preview);
     kontext::Edit edit{{}, arguments.prompt};
     const std::string& rule = arguments.edit.reference_size;  // in pixels, it has digits
     const bool reduce = !arguments.edit.size && arguments.edit.reference_method != "stitch" &&
@@ -72,14 +79,18 @@ void run(Arguments& arguments) {
     if (shown && (arguments.load.verify || !arguments.load.require_digest.empty()))
         std::cerr << "comparing the bundle's files with their SHA-256\n";
     kontext::Pipeline pipeline(arguments.bundle, arguments.load);
+    pipeline.load_loras(arguments.loras);
     const std::string choice = pipeline.choice().empty() ? "" : "running with " + pipeline.choice() + "\n";
-    if (shown) {
-        std::cout << choice << std::flush;
-        arguments.edit.progress = [](const kontext::Progress& at) {
-            show(at.step, at.steps);
+    if (shown) std::cout << choice << std::flush;
+    if (shown || !arguments.preview.empty())
+        arguments.edit.progress = [&](const kontext::Progress& at) {
+            if (shown) show(at.step, at.steps);
+            if (!arguments.preview.empty()) {
+                const std::lock_guard<std::mutex> lock(writing);
+                kontext::write_picture(pipeline.previews(preview_scale)[0], arguments.preview);
+            }
             return true;
         };
-    }
     const std::vector<kontext::Picture> pictures =
         pipeline.edit_all({std::move(edit)}, arguments.num_images, arguments.edit);
     if (!arguments.quiet && !shown) std::cout << choice;

@@ -19,7 +19,8 @@ using Json = nlohmann::json;
 
 constexpr const char* manifest_name = "manifest.json";
 constexpr const char* format_name = "kontext-bundle";
-constexpr std::int64_t format_version = 1;
+constexpr std::int64_t lora_version = 2;  // of bundles with `lora_slots`; 1 of others
+constexpr std::int64_t most_rows = std::int64_t{1} << 26;
 constexpr std::size_t max_manifest_bytes = 16u << 20;
 constexpr const char* graph_names[] = {"text_encoder", "text_encoder_2", "vae_encoder",
                                        "vae_decoder",  "modulation",     "transformer"};
@@ -81,10 +82,9 @@ void check_format(const Fields& root, const fs::path& folder) {
     if (found == root.data.end() || *found != format_name)
         throw Error(folder.string() + " is not a bundle: " + manifest_name + " does not say '" + format_name + "'");
     const std::int64_t version = root.whole("format_version");
-    if (version != format_version)
-        throw Error(folder.string() + " has bundle format " + std::to_string(version) + ", this reads " +
-                    std::to_string(format_version) + ": " +
-                    (version > format_version ? "update libkontext" : "export the model again"));
+    if (version > lora_version)
+        throw Error(folder.string() + " has bundle format " + std::to_string(version) + ", this reads up to " +
+                    std::to_string(lora_version) + ": update libkontext");
 }
 
 // The path in field `name`. Throws Error unless it is one of `files`.
@@ -118,22 +118,24 @@ void read_transformer(const Fields& entry, Bundle& bundle) {
     bundle.pooled_dim = entry.small("pooled_dim");
 }
 
-// The colours of previews, which this runtime does not draw. Throws Error as the Python one does.
-void check_preview(const Fields& entry, int channels) {
+PreviewColours read_preview(const Fields& entry, int channels) {
     const std::pair<double, double> range = ranges().at("preview");
     const auto good = [&](const Json& each) {
         return each.is_number() && each.get<double>() >= range.first && each.get<double>() <= range.second;
     };
-    const auto colour = [&](const Json& value) {
-        return value.is_array() && value.size() == 3 && std::all_of(value.begin(), value.end(), good);
+    const auto colour = [&](const Json& value, const std::string& name, const char* which) {
+        if (!value.is_array() || value.size() != 3 || !std::all_of(value.begin(), value.end(), good))
+            throw entry.error(name, std::string(which) + "must be 3 numbers from -1000 to 1000");
+        return std::array<float, 3>{value[0], value[1], value[2]};
     };
     const Json& factors = entry.get("factors");
     if (!factors.is_array() || factors.size() != static_cast<std::size_t>(channels))
         throw entry.error("factors",
                           "must be a list of " + std::to_string(channels) + " colours, one for each latent channel");
-    if (!std::all_of(factors.begin(), factors.end(), colour))
-        throw entry.error("factors", "each must be 3 numbers from -1000 to 1000");
-    if (!colour(entry.get("bias"))) throw entry.error("bias", "must be 3 numbers from -1000 to 1000");
+    PreviewColours result;
+    for (const Json& each : factors) result.factors.push_back(colour(each, "factors", "each "));
+    result.bias = colour(entry.get("bias"), "bias", "");
+    return result;
 }
 
 SigmaSettings read_sigmas(const Fields& entry) {
@@ -214,6 +216,21 @@ void read_precision(const Json& manifest, Bundle& bundle) {
     bundle.planned = manifest.contains("plan");
 }
 
+LoraSlots read_slots(const Fields& entry, const Bundle& bundle) {
+    const Fields rows = entry.group("rows");
+    LoraSlots result{entry.whole("max_rank"), {}, entry.text("layout")};
+    for (const auto& [graph, pair] : rows.data.items()) {
+        if (bundle.graphs.count(graph) == 0) throw rows.error(graph, "is not one of the bundle's graphs");
+        const auto good = [](const Json& each) {
+            return each.is_number_unsigned() && each >= 1 && each.get<std::uint64_t>() <= std::uint64_t{most_rows};
+        };
+        if (!pair.is_array() || pair.size() != 2 || !std::all_of(pair.begin(), pair.end(), good))
+            throw rows.error(graph, "must be 2 whole numbers from 1 to " + std::to_string(most_rows));
+        result.rows[graph] = {pair[0], pair[1]};
+    }
+    return result;
+}
+
 // Checks what concerns several fields.
 void check_consistency(const Bundle& bundle) {
     const std::string where = (bundle.folder / manifest_name).string();
@@ -261,7 +278,7 @@ Bundle Bundle::open(const fs::path& folder, const std::string& digest, bool allo
     bundle.latent_channels = model.group("autoencoder").small("latent_channels");
     bundle.downscale = model.group("autoencoder").small("downscale");
     bundle.sampler = read_sampler(root.group("sampler"));
-    if (manifest.contains("preview")) check_preview(root.group("preview"), bundle.latent_channels);
+    if (manifest.contains("preview")) bundle.preview = read_preview(root.group("preview"), bundle.latent_channels);
     for (const char* name : graph_names) {
         const Fields entry = graphs.group(name);
         entry.whole("opset");
@@ -273,6 +290,7 @@ Bundle Bundle::open(const fs::path& folder, const std::string& digest, bool allo
                                    static_cast<std::size_t>(entry.whole("max_length")), entry.whole("pad_id")};
         entry.whole("eos_id");
     }
+    if (manifest.contains("lora_slots")) bundle.lora_slots = read_slots(root.group("lora_slots"), bundle);
     bundle.links = read_links(root, folder);
     read_precision(manifest, bundle);
     check_consistency(bundle);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -46,6 +47,19 @@ struct SamplerSettings {
 
 bool is_reference_method(const std::string& name);
 
+// A linear map from latents to red, green and blue in [-1, 1], for previews.
+struct PreviewColours {
+    std::vector<std::array<float, 3>> factors;  // of each latent channel
+    std::array<float, 3> bias;
+};
+
+// What LoRAs an edit may bring.
+struct LoraSlots {
+    std::int64_t max_rank;                                     // of all together
+    std::map<std::string, std::array<std::int64_t, 2>> rows;  // graph → rows of its inputs `lora_down` and `lora_up`
+    std::string layout;                                        // what a file must have been made for
+};
+
 struct Bundle {
     fs::path folder;
     int in_channels, head_dim, text_dim, pooled_dim;  // of the transformer
@@ -61,6 +75,8 @@ struct Bundle {
     std::set<std::string> weight_formats;         // of layers, such as int4
     std::set<std::string> input_formats;          // that linears' inputs are rounded to; "static int8"
     bool planned;                                 // made to fit a memory budget
+    std::optional<PreviewColours> preview;        // none: the bundle was exported before they were recorded
+    std::optional<LoraSlots> lora_slots;          // none: only LoRAs that the export has fused
     std::string digest;                           // what pins the bundle: sha256: and the manifest's SHA-256
     bool allow_links;                             // links hold although this user has not exported the bundle
 

@@ -52,6 +52,16 @@ kontext_image image_of(const kontext::Picture& picture) {
     return {picture.size.width, picture.size.height, rgb};
 }
 
+std::vector<kontext::Lora> loras_of(const kontext_lora* loras, std::size_t count) {
+    require(loras != nullptr || count == 0, "loras");
+    std::vector<kontext::Lora> result;
+    for (std::size_t i = 0; i < count; ++i) {
+        require(loras[i].path != nullptr, "path");
+        result.push_back({loras[i].path, loras[i].weight});
+    }
+    return result;
+}
+
 kontext::EditOptions options_of(const kontext_edit_options& from) {
     kontext::EditOptions options;
     if (from.steps != 0) options.steps = from.steps;
@@ -68,6 +78,7 @@ kontext::EditOptions options_of(const kontext_edit_options& from) {
     if (from.negative_prompt != nullptr) options.negative_prompt = from.negative_prompt;
     if (from.true_cfg != 0) options.true_cfg = from.true_cfg;
     if (from.cfg_until != 0) options.cfg_until = from.cfg_until;
+    if (from.loras != nullptr || from.lora_count != 0) options.loras = loras_of(from.loras, from.lora_count);
     if (from.progress != nullptr)
         options.progress = [call = from.progress, user = from.user](const kontext::Progress& at) {
             return call(user, at.step, at.steps, at.latents, at.extents.data()) == 0;
@@ -137,6 +148,13 @@ kontext_status kontext_load(const char* bundle, const kontext_load_options* opti
 
 void kontext_free(kontext_pipeline* pipeline) { delete pipeline; }
 
+kontext_status kontext_load_loras(kontext_pipeline* pipeline, const kontext_lora* loras, size_t count) {
+    return guarded([&] {
+        require(pipeline != nullptr, "pipeline");
+        pipeline->pipeline.load_loras(loras_of(loras, count));
+    });
+}
+
 kontext_status kontext_edit(kontext_pipeline* pipeline, const char* prompt, const kontext_edit_options* options,
                             kontext_image* image) {
     return guarded([&] {
@@ -180,6 +198,19 @@ kontext_status kontext_list_devices(const char* provider, kontext_device_found f
         const auto given = [](const std::string& text) { return text.empty() ? nullptr : text.c_str(); };
         for (const kontext::DeviceInfo& each : kontext::list_devices(provider != nullptr ? provider : ""))
             found(user, given(each.device), given(each.provider), each.description.c_str());
+    });
+}
+
+kontext_status kontext_preview(kontext_pipeline* pipeline, size_t index, int32_t enlarge, kontext_image* image) {
+    return guarded([&] {
+        require(image != nullptr, "image");
+        *image = {};
+        require(pipeline != nullptr, "pipeline");
+        const auto pictures = pipeline->pipeline.previews(enlarge);
+        if (index >= pictures.size())
+            throw kontext::Error("there is no picture " + std::to_string(index) + " of " +
+                                 std::to_string(pictures.size()));
+        *image = image_of(pictures[index]);
     });
 }
 

@@ -20,6 +20,13 @@ inline std::string reason(const nlohmann::json::exception& error) {
     return text.substr(text.find(' ') + 1);  // after "[json.exception.…]"
 }
 
+// A text that a file's author chose, in a message: ASCII alone, and not all of a long one.
+inline std::string in_quotes(const std::string& text) {
+    const std::string escaped =
+        nlohmann::json(text.substr(0, 80)).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+    return "'" + escaped.substr(1, escaped.size() - 2) + "'";
+}
+
 class Fields {
 public:
     Fields(const nlohmann::json& object, std::string where) : data(object), where(std::move(where)) {}

@@ -8,7 +8,9 @@
 #include "devices.hpp"
 #include "inpainting.hpp"
 #include "kontext/kontext.hpp"
+#include "loras.hpp"
 #include "masks.hpp"
+#include "preview.hpp"
 #include "regular_file.hpp"
 #include "request.hpp"
 #include "resize.hpp"
@@ -19,6 +21,7 @@ namespace kontext {
 namespace {
 
 constexpr std::uint64_t large_weights = std::uint64_t{2} << 30;
+constexpr int max_enlarge = 16;
 
 // An output of a graph, checked to have this shape (-1 is any size) and to be finite: later graphs and to_picture hide
 // NaN.
@@ -72,6 +75,9 @@ struct Pipeline::State {
     Tokenizer clip, t5;
     Opened opened;
     Backend* backend;
+    LoraCache lora_cache;
+    std::shared_ptr<const Loras> loras;  // of edits that name none
+    std::function<Tensor()> estimate;    // latents that the last step's direction leads to; empty but in a callback
 
     State(const fs::path& folder, const LoadOptions& options)
         : bundle(Bundle::open(folder, options.require_digest, options.allow_links)),
@@ -81,7 +87,9 @@ struct Pipeline::State {
           clip(tokenizer("clip")),
           t5(tokenizer("t5")),
           opened(open_backend(bundle, options, low_memory)),
-          backend(opened.backend.get()) {
+          backend(opened.backend.get()),
+          lora_cache(bundle),
+          loras(lora_cache.find({})) {
         if (options.verify || !options.require_digest.empty()) bundle.verify(options.verify);
         for (const auto& [name, tokenizer] : {std::pair{"clip", &clip}, std::pair{"t5", &t5}}) {
             const TokenizerEntry& entry = bundle.tokenizers.at(name);
@@ -97,7 +105,8 @@ struct Pipeline::State {
     }
 
     // Runs a graph that the edit does not need again.
-    Outputs last(const std::string& graph, const Inputs& inputs) {
+    Outputs last(const std::string& graph, Inputs inputs, const Loras& used) {
+        inputs.merge(used.inputs(graph));
         Outputs outputs = backend->run(graph, inputs);
         if (low_memory) backend->release(graph);
         return outputs;
@@ -127,16 +136,17 @@ struct Pipeline::State {
         backend->warning = chosen.warning;
         if (!opened.warning.empty() && chosen.warning) chosen.warning(std::exchange(opened.warning, ""));
         const Request request = build_request(bundle.sampler, edits, num_images, chosen);
+        const std::shared_ptr<const Loras> used = chosen.loras ? lora_cache.find(*chosen.loras) : loras;
         warn_of_masks(request, chosen);
         if (options.input_filter)
             for (const Edit& each : edits) options.input_filter(seen(each, chosen), each.prompt);
         const auto batches = request.batches();
-        const Conditions conditions = encode(request, chosen);
+        const Conditions conditions = encode(request, chosen, *used);
         std::vector<Picture> pictures(request.rows.size());
         for (std::size_t number = 0; number < batches.size(); ++number) {
             std::vector<Row> rows;
             for (std::size_t index : batches[number]) rows.push_back(request.rows[index]);
-            const Tensor latents = sample(rows, request, conditions, chosen, number, batches.size());
+            const Tensor latents = sample(rows, request, conditions, chosen, *used, number, batches.size());
             for (std::size_t i = 0; i < rows.size(); ++i) {
                 Picture& picture = pictures[batches[number][i]] = decode(latents, i, rows[i].size);
                 if (rows[i].repaint) picture = pasted(*rows[i].repaint, std::move(picture));
@@ -166,7 +176,7 @@ struct Pipeline::State {
         return pictures;
     }
 
-    Conditions encode(const Request& request, const EditOptions& chosen) {
+    Conditions encode(const Request& request, const EditOptions& chosen, const Loras& used) {
         Conditions result;
         for (const Row& row : request.rows) {
             result.prompts.add(row.edit->prompt);
@@ -178,10 +188,11 @@ struct Pipeline::State {
         const Ids t5_ids = tokenize(t5, t5_entry, "T5", texts, chosen);
         const std::int64_t count = extent(texts.size());
         result.pooled =
-            take(last("text_encoder", {{"input_ids", view(clip_ids, {count, extent(clip_entry.max_length)})}}),
+            take(last("text_encoder", {{"input_ids", view(clip_ids, {count, extent(clip_entry.max_length)})}}, used),
                  "text_encoder", "pooled", {count, bundle.pooled_dim});
-        result.text = take(last("text_encoder_2", {{"input_ids", view(t5_ids, {count, extent(t5_entry.max_length)})}}),
-                           "text_encoder_2", "text", {count, -1, bundle.text_dim});
+        result.text =
+            take(last("text_encoder_2", {{"input_ids", view(t5_ids, {count, extent(t5_entry.max_length)})}}, used),
+                 "text_encoder_2", "text", {count, -1, bundle.text_dim});
         for (const Row& row : request.rows) {
             std::vector<Reference> encoded = row.references;
             if (row.repaint) encoded.push_back(row.repaint->original);
@@ -204,7 +215,8 @@ struct Pipeline::State {
     }
 
     // The modulations of all steps of `prompts`, in one batch: [steps * prompts, …] each.
-    Outputs modulations(const Floats& times, double strength, const Floats& pooled, std::size_t prompts) {
+    Outputs modulations(const Floats& times, double strength, const Floats& pooled, std::size_t prompts,
+                        const Loras& used) {
         const std::size_t steps = times.size() - 1, count = steps * prompts;
         Floats timesteps, guidance(count, static_cast<float>(strength)), rows;
         for (std::size_t i = 0; i < steps; ++i) {
@@ -213,7 +225,8 @@ struct Pipeline::State {
         }
         Outputs outputs = last("modulation", {{"timestep", view(timesteps, {extent(count)})},
                                               {"guidance", view(guidance, {extent(count)})},
-                                              {"pooled", view(rows, {extent(count), bundle.pooled_dim})}});
+                                              {"pooled", view(rows, {extent(count), bundle.pooled_dim})}},
+                               used);
         for (const auto& [name, value] : outputs)
             if (value.shape.empty() || value.shape[0] != extent(count))
                 throw Error("modulation is not a graph of this format: its output " + name + " has another shape");
@@ -224,7 +237,7 @@ struct Pipeline::State {
     // x += (t_next - t) * v. They are batch `number` of `batches`. The first steps of true CFG run all rows a second time,
     // with the negative prompt.
     Tensor sample(const std::vector<Row>& rows, const Request& request, const Conditions& conditions,
-                  const EditOptions& chosen, std::size_t number, std::size_t batches) {
+                  const EditOptions& chosen, const Loras& used, std::size_t number, std::size_t batches) {
         const Grid shape = grid(rows[0].size);
         const std::size_t count = rows.size(), steps = static_cast<std::size_t>(request.steps - request.skipped);
         const std::size_t guided = request.cfg ? static_cast<std::size_t>(request.cfg->guided(int(steps))) : 0;
@@ -262,7 +275,7 @@ struct Pipeline::State {
         Floats times = schedule(request.steps, static_cast<int>(tokens), bundle.sampler);
         times.erase(times.begin(), times.begin() + request.skipped);
         if (rows[0].repaint) target = repainting.noised(times[0]);
-        const Outputs modulations = this->modulations(times, request.guidance, pooled, prompts.texts.size());
+        const Outputs modulations = this->modulations(times, request.guidance, pooled, prompts.texts.size(), used);
         std::vector<PlacedGrid> grids = {{shape, 0, 0, 0}};
         for (const Reference& each : rows[0].references) {
             const int side = 2 * bundle.downscale;  // of a token, in pixels
@@ -272,7 +285,8 @@ struct Pipeline::State {
         const auto [cos, sin] = rope_tables(static_cast<int>(text_tokens), grids, bundle);
         const std::int64_t sequence = extent(cos.size()) / half;
         const std::size_t parts = steps * prompts.texts.size();
-        Inputs shared;
+        Inputs shared, held_loras = used.inputs("transformer");
+        backend->hold(held_loras);
         for (std::size_t step = 0; step < steps; ++step) {
             const std::size_t batch = step < guided ? 2 * count : count;
             if (step == 0 || step == guided) {
@@ -282,9 +296,11 @@ struct Pipeline::State {
                           {"rope_sin", view(sin, {sequence, half})}};
                 backend->hold(shared);
             }
-            Floats given = target;
-            if (step < guided) given.insert(given.end(), target.begin(), target.end());
+            const Floats start = target;
+            Floats given = start;
+            if (step < guided) given.insert(given.end(), start.begin(), start.end());
             Inputs inputs = shared;
+            inputs.insert(held_loras.begin(), held_loras.end());
             inputs["target"] = view(given, {extent(batch), tokens, channels});
             std::map<std::string, Floats> chunks;
             for (const auto& [name, value] : modulations) {
@@ -303,8 +319,14 @@ struct Pipeline::State {
             for (std::size_t i = 0; i < target.size(); ++i) target[i] += interval * velocity[i];
             if (rows[0].repaint) repainting.keep(times[step + 1], target);
             backend->check_stopped();
-            if (chosen.progress)
-                tell(chosen, number * steps + step + 1, batches * steps, unpacked(target, count, shape));
+            if (!chosen.progress) continue;
+            const auto destination = [&] {
+                Floats end(start.size());
+                for (std::size_t i = 0; i < end.size(); ++i) end[i] = start[i] - times[step] * velocity[i];
+                if (rows[0].repaint) repainting.keep(0, end);
+                return unpacked(end, count, shape);
+            };
+            tell(chosen, number * steps + step + 1, batches * steps, unpacked(target, count, shape), destination);
         }
         if (low_memory) backend->release("transformer");
         return unpacked(target, count, shape);
@@ -322,10 +344,35 @@ struct Pipeline::State {
         return result;
     }
 
-    static void tell(const EditOptions& chosen, std::size_t step, std::size_t steps, const Tensor& latents) {
+    // Calls the progress callback, in which previews are drawn of `destination`.
+    void tell(const EditOptions& chosen, std::size_t step, std::size_t steps, const Tensor& latents,
+              const std::function<Tensor()>& destination) {
+        estimate = destination;
+        const struct Ended {
+            std::function<Tensor()>& estimate;
+            ~Ended() { estimate = nullptr; }
+        } ended{estimate};
         Progress progress{static_cast<int>(step), static_cast<int>(steps), latents.data.data(), {}};
         std::copy(latents.shape.begin(), latents.shape.end(), progress.extents.begin());
         if (!chosen.progress(progress)) throw Cancelled("the edit was cancelled");
+    }
+
+    std::vector<Picture> previews(int enlarge) const {
+        if (!estimate) throw Error("there is a preview only while an edit runs: ask for it in its progress callback");
+        if (enlarge < 1 || enlarge > max_enlarge)
+            throw Error("a preview is enlarged by 1 to " + std::to_string(max_enlarge) + ", not " +
+                        std::to_string(enlarge));
+        const Tensor latents = estimate();
+        const Size size{static_cast<int>(latents.shape[3]), static_cast<int>(latents.shape[2])};
+        const auto count = static_cast<std::size_t>(latents.shape[0]);
+        std::vector<Picture> result;
+        for (std::size_t i = 0; i < count; ++i) {
+            Floats part;
+            append_part(part, latents.data, i, count);
+            const Picture picture = draw_latents(bundle, part, size);
+            result.push_back(resize(picture, {enlarge * size.width, enlarge * size.height}));
+        }
+        return result;
     }
 
     // The picture of row `index`, decoded alone: a batch takes more memory, not less time.
@@ -353,6 +400,10 @@ Picture Pipeline::edit(const std::vector<Picture>& references, std::string_view 
 std::vector<Picture> Pipeline::edit_all(const std::vector<Edit>& edits, int num_images, const EditOptions& options) {
     return state->edit(edits, num_images, options);
 }
+
+void Pipeline::load_loras(const std::vector<Lora>& loras) { state->loras = state->lora_cache.find(loras); }
+
+std::vector<Picture> Pipeline::previews(int enlarge) const { return state->previews(enlarge); }
 
 std::string Pipeline::choice() const { return state->opened.choice; }
 

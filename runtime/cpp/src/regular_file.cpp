@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -52,6 +54,11 @@ RegularFile::RegularFile(const std::filesystem::path& path)
 
 RegularFile::~RegularFile() { ::close(descriptor); }
 
+void RegularFile::seek(std::uint64_t start) const {
+    if (::lseek(descriptor, static_cast<off_t>(start), SEEK_SET) < 0)
+        throw Error("cannot read " + path.string() + ": " + std::strerror(errno));
+}
+
 std::string RegularFile::read(std::size_t most) const {
     std::string data;
     while (data.size() < most) {
@@ -73,13 +80,24 @@ std::string read_regular(const std::filesystem::path& path, std::size_t most, co
     return data;
 }
 
-nlohmann::json parse_json(const std::string& text, const std::filesystem::path& path) {
+nlohmann::json parse_json(const std::string& text, const std::filesystem::path& path, const std::string& fault,
+                          bool unique_names) {
+    const std::string start = path.string() + " " + fault + ": ";
     if (count_values(text) > max_json_values)
-        throw Error(path.string() + " is not JSON: it has more than " + std::to_string(max_json_values) + " values");
+        throw Error(start + "it has more than " + std::to_string(max_json_values) + " values");
+    using Json = nlohmann::json;
+    std::vector<std::set<std::string>> names;  // of the objects that are being read
+    const auto check_names = [&](int, Json::parse_event_t event, Json& value) {
+        if (event == Json::parse_event_t::object_start) names.emplace_back();
+        if (event == Json::parse_event_t::object_end) names.pop_back();
+        if (event == Json::parse_event_t::key && !names.back().insert(value.get<std::string>()).second)
+            throw Error(start + "a name appears twice");
+        return true;
+    };
     try {
-        return nlohmann::json::parse(text);
-    } catch (const nlohmann::json::exception& error) {
-        throw Error(path.string() + " is not JSON: " + reason(error));
+        return unique_names ? Json::parse(text, check_names) : Json::parse(text);
+    } catch (const Json::exception& error) {
+        throw Error(start + reason(error));
     }
 }
 

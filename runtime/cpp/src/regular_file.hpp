@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <string>
 
@@ -22,6 +23,9 @@ public:
     // Up to `most` further bytes, fewer at the end. Throws Error.
     std::string read(std::size_t most) const;
 
+    // Reads on from this byte. Throws Error.
+    void seek(std::uint64_t start) const;
+
     const std::filesystem::path path;
     int descriptor;
     std::size_t size;  // when it was opened
@@ -33,7 +37,10 @@ std::string read_regular(const std::filesystem::path& path, std::size_t most, co
 constexpr std::size_t max_json_bytes = 32u << 20;
 constexpr std::size_t max_json_values = 1'000'000;
 
-// The value of JSON of at most `max_json_values` values, counted before any is built. Throws Error, with `path`.
-nlohmann::json parse_json(const std::string& text, const std::filesystem::path& path);
+// The value of JSON of at most `max_json_values` values, counted before any is built. Throws Error, in which the file at
+// `path` "is not JSON", or what `fault` says. With `unique_names`, an object with a name twice is one: the last is taken
+// otherwise.
+nlohmann::json parse_json(const std::string& text, const std::filesystem::path& path,
+                          const std::string& fault = "is not JSON", bool unique_names = false);
 
 }  // namespace kontext

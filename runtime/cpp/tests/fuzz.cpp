@@ -8,6 +8,7 @@
 
 #include "bundle.hpp"
 #include "graph_file.hpp"
+#include "loras.hpp"
 #include "sampling.hpp"
 #include "tokenizer.hpp"
 
@@ -45,6 +46,12 @@ void read_tokenizer(const fs::path& folder, const std::string& data) {
     }
 }
 
+void read_lora(const fs::path& folder, const std::string& data) {
+    Bundle bundle{};
+    bundle.lora_slots = LoraSlots{8, {{"modulation", {3, 5}}, {"transformer", {6, 8}}}, "a layout"};
+    Loras(bundle, {{written(folder / "x.safetensors", data), 0.5}});
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -55,6 +62,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         if (reader == "manifest") read_manifest(folder, text);
         if (reader == "graph") read_graph(folder, text);
         if (reader == "tokenizer") read_tokenizer(folder, text);
+        if (reader == "lora") read_lora(folder, text);
     } catch (const Error& error) {
         if (std::string(error.what()).find('\n') != std::string::npos) std::abort();  // an error is one line
     }

@@ -47,6 +47,10 @@ class CLoadOptions(ctypes.Structure):
     ]
 
 
+class CLora(ctypes.Structure):
+    _fields_ = [("path", ctypes.c_char_p), ("weight", ctypes.c_double)]
+
+
 class CEditOptions(ctypes.Structure):
     _fields_ = [
         ("references", ctypes.POINTER(CImage)),
@@ -70,6 +74,8 @@ class CEditOptions(ctypes.Structure):
         ("negative_prompt", ctypes.c_char_p),
         ("true_cfg", ctypes.c_double),
         ("cfg_until", ctypes.c_double),
+        ("loras", ctypes.POINTER(CLora)),
+        ("lora_count", ctypes.c_size_t),
     ]
 
 

@@ -581,7 +581,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "manifest.json").write_text("[]"), "is not a JSON object"),
     (lambda folder: (folder / "manifest.json").write_text("{}"), "is not a bundle"),
     (lambda folder: (folder / "manifest.json").unlink(), "is not a bundle"),
-    (edited(format_version=2), "update"),
+    (edited(format_version=3), "update"),
     (edited(format_version="1"), "format_version must be a whole number"),
     (edited(graphs__transformer=...), "graphs.transformer is missing"),
     (edited(graphs__transformer__file="../x.onnx"), "is not a path inside the bundle"),

@@ -63,6 +63,12 @@ typedef int (*kontext_progress)(void* user, int32_t step, int32_t steps, const f
 /* Called if a prompt is truncated, a picture will not look as given, or no GPU could be used. */
 typedef void (*kontext_warning)(void* user, const char* message);
 
+/* A LoRA that `kontext-export lora` has made ready, for bundles exported with --lora-slots. */
+typedef struct kontext_lora {
+    const char* path;
+    double weight; /* multiplies what it changes; 1 is usual */
+} kontext_lora;
+
 typedef struct kontext_edit_options {
     const kontext_image* references; /* may be NULL: draw from the prompt alone */
     size_t reference_count;
@@ -85,12 +91,17 @@ typedef struct kontext_edit_options {
     const char* negative_prompt;     /* UTF-8, may be empty; NULL: none */
     double true_cfg;                 /* scale of the guidance away from it, above 1; 0: none */
     double cfg_until;                /* the share of the steps that have it, from the first on; 0: all */
+    const kontext_lora* loras;       /* those of this edit; NULL: those of kontext_load_loras */
+    size_t lora_count;
 } kontext_edit_options;
 
 /* Opens a bundle; `options` may be NULL. Free the pipeline with kontext_free. */
 KONTEXT_API kontext_status kontext_load(const char* bundle, const kontext_load_options* options,
                                         kontext_pipeline** pipeline);
 KONTEXT_API void kontext_free(kontext_pipeline* pipeline);
+
+/* Uses these LoRAs in all further edits that name none, in place of earlier ones; `loras` may be NULL for none. */
+KONTEXT_API kontext_status kontext_load_loras(kontext_pipeline* pipeline, const kontext_lora* loras, size_t count);
 
 /* Edits as the prompt (UTF-8) says; `options` may be NULL. Free `image` with kontext_image_free. */
 KONTEXT_API kontext_status kontext_edit(kontext_pipeline* pipeline, const char* prompt,
@@ -108,6 +119,12 @@ typedef struct kontext_batch_entry {
 KONTEXT_API kontext_status kontext_edit_all(kontext_pipeline* pipeline, const kontext_batch_entry* entries,
                                             size_t count, int32_t num_images, const kontext_edit_options* options,
                                             kontext_image* images);
+
+/* What picture `index` of those being sampled would become by the last step's direction, in rough colours: a pixel for
+ * each latent (FLUX.1's are 8 by 8 pixels), sides `enlarge` times that, from 1 to 16. Only in an edit's progress
+ * callback. Free `image` with kontext_image_free. */
+KONTEXT_API kontext_status kontext_preview(kontext_pipeline* pipeline, size_t index, int32_t enlarge,
+                                           kontext_image* image);
 
 /* Stops the running edit, from any thread, also in the middle of a step. */
 KONTEXT_API void kontext_cancel(kontext_pipeline* pipeline);

@@ -100,6 +100,12 @@ struct Progress {
     std::array<std::size_t, 4> extents;  // pictures of this batch, channels, height, width
 };
 
+// A LoRA that `kontext-export lora` has made ready, for bundles exported with --lora-slots.
+struct Lora {
+    std::filesystem::path path;
+    double weight = 1;
+};
+
 struct EditOptions {
     std::optional<int> steps;                       // unset: the bundle's default
     std::optional<double> guidance;                 // likewise
@@ -121,6 +127,8 @@ struct EditOptions {
     std::optional<std::string> negative_prompt;
     double true_cfg = 1;   // its scale, above 1; steps with it are twice the work
     double cfg_until = 1;  // the share of the steps that have it, from the first on
+
+    std::optional<std::vector<Lora>> loras;  // those of this edit; unset: those of Pipeline::load_loras
 
     std::function<bool(const Progress&)> progress;  // false stops the edit
     // Called if a prompt is truncated, a picture will not look as given, or no GPU could be used.
@@ -147,6 +155,14 @@ public:
     // `num_images` pictures for each of several edits, edit by edit. The first has `options.seed`, each further one the
     // next seed, and each is the picture that its seed gives alone. Rows of one shape are sampled together.
     std::vector<Picture> edit_all(const std::vector<Edit>& edits, int num_images = 1, const EditOptions& options = {});
+
+    // Uses these LoRAs in all further edits that name none, in place of earlier ones. The latest are kept in memory.
+    void load_loras(const std::vector<Lora>& loras);
+
+    // What the pictures that are being sampled would become by the last step's direction, in rough colours: a pixel for
+    // each latent (FLUX.1's are 8 by 8 pixels), sides `enlarge` times that. Only in an edit's progress callback. Throws
+    // Error if the bundle was exported before previews were.
+    std::vector<Picture> previews(int enlarge = 1) const;
 
     // What the device "auto" took, such as "ONNX Runtime on the CPU"; empty if the device was named.
     std::string choice() const;

@@ -101,6 +101,8 @@ CROSS_CUTTING = {
     "runtime/cpp/test_batches": "several pictures at once, content filters and JPEG files in C++",
     "runtime/cpp/test_devices": "devices of the C++ runtime",
     "runtime/cpp/test_embedding": "the installed C++ library in another project",
+    "runtime/cpp/test_loras": "LoRAs at run time in C++ and C",
+    "runtime/cpp/test_previews": "previews in C++ and C",
     "runtime/cpp/test_references": "places, canvases, sizes and warnings of references in C++",
     "runtime/cpp/test_repainting": "masks, strength and negative prompts in C++ and C",
     "runtime/cpp/test_tokenizer": "token ids of the C++ runtime",

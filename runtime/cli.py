@@ -448,7 +448,7 @@ def edit_on_server(arguments: argparse.Namespace, report: Report) -> list[Image.
     made = pictures[0].info.get(KEY)
     report.detail(f"server {arguments.server}" + (f": {made['bundle']}, {made['running']}" if made else ""))
     if made is not None and arguments.like is not None:
-        arguments.like.check_bundle(made["bundle"]["name"], made["bundle"]["digest"])
+        arguments.like.check_answer(made)
     return pictures
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import KontextError
 from ..installation import DISTRIBUTION, VERSION
 from .backends.options import BACKENDS, DEVICES
-from .metadata import LoadedLora, Metadata, PictureDigest, read_metadata
+from .metadata import LoadedLora, Metadata, PictureDigest, loras, read_metadata
 from .references import shown
 
 if TYPE_CHECKING:
@@ -104,6 +104,11 @@ class Like:
             )
         if self.made.version != VERSION:
             self.warn(f"by {DISTRIBUTION} {self.made.version}, and this is {VERSION}: the picture may differ")
+
+    def check_answer(self, made: Mapping[str, Any]) -> None:
+        """As `check_bundle` and `check_loras`, by the metadata of a picture that a server has made."""
+        self.check_bundle(made["bundle"]["name"], made["bundle"]["digest"])
+        self.check_loras(loras(made["running"].get("loras", [])))
 
     def warn(self, what: str) -> None:
         warnings.warn(f"{self.path} was made {what}", stacklevel=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -227,3 +228,20 @@ def test_loras_are_given_again(edit: Edit) -> None:
     like.check_loras([LoadedLora("renamed.safetensors", "ab", 0.8)])
     with pytest.warns(UserWarning, match=r"strange.png was made with other LoRAs \(style.safetensors:0.8\)"):
         like.check_loras([LoadedLora("style.safetensors", "ab", 0.7)])
+
+
+def test_a_server_s_answer_is_compared(folder: Path) -> None:
+    style = {"file": "style.safetensors", "sha256": "ab", "weight": 0.8}
+    forged(running=GIVEN["running"] | {"loras": [style]})
+    like = read_like(Path("strange.png"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        like.check_answer(GIVEN | {"running": GIVEN["running"] | {"loras": [style]}})
+    for loras in ([style | {"sha256": "cd"}], []):
+        with pytest.warns(UserWarning, match=r"with other LoRAs \(style.safetensors:0.8\)"):
+            like.check_answer(GIVEN | {"running": GIVEN["running"] | {"loras": loras}})
+    with pytest.warns(UserWarning, match="with other LoRAs"):
+        like.check_answer(GIVEN)
+    other = GIVEN["bundle"] | {"digest": "sha256:" + "0" * 64}
+    with pytest.warns(UserWarning, match="with another bundle"):
+        like.check_answer(GIVEN | {"bundle": other, "running": GIVEN["running"] | {"loras": [style]}})

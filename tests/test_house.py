@@ -52,9 +52,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "export.weights": ("model", "quant"),
     "export.graph": ("export.weights", "model", "quant", "runtime"),
     "export.bundle": ("export.graph", "model", "quant", "runtime"),
+    "export.edit_sets": ("runtime",),
     # Calibration runs edits, for the embedded model on scenes of its own.
     "export.calibration": (
-        *("export.progress", "export.graph", "export.bundle"),
+        *("export.progress", "export.graph", "export.bundle", "export.edit_sets"),
         *("model", "quant", "runtime", "tiny"),
     ),
     "export.lora": ("export.progress", "model", "quant", "runtime"),

@@ -84,7 +84,7 @@ def read_layout(path: Path) -> Samples | None:
 
 
 def read_list(path: Path, name: str = "") -> Samples:
-    """A line of JSON for each edit: the picture's file beside the list, the instruction, perhaps a key and a category."""
+    """A line of JSON for each edit: the picture's file beside the list, the instruction, perhaps key and category."""
     samples: list[Sample] = []
     skipped: list[str] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):

@@ -181,17 +181,15 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     to_parquet(image_feature(datasets, ("input_image", "input_image_raw"), data), tmp_path)
     samples = read_edit_set(tmp_path, "all").checked()
     assert [sample.key for sample in samples.samples] == ["b2"]
-    assert samples.skipped == [
-        "train-00000-of-00001.parquet, row 1: its instruction is empty",
-        "b: input_image_raw in row 2 of train-00000-of-00001.parquet is not a PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or HEIC picture",
-    ] or samples.skipped[1].startswith("b: input_image_raw in row 2 of train-00000-of-00001.parquet")
+    assert samples.skipped[0] == "train-00000-of-00001.parquet, row 1: its instruction is empty"
+    assert samples.skipped[1].startswith(
+        "b: input_image_raw in row 2 of train-00000-of-00001.parquet is not a PNG"
+    )
 
 
 def test_a_table_of_other_things(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "x.parquet")
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "x.parquet")
     with pytest.raises(KontextError, match="is not a table of edits: it has the columns a"):
         read_edit_set(tmp_path)
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing PAR1")

@@ -155,7 +155,7 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     [
         (["-o", "no/such/folder/report.json"], "no/such/folder is not a folder: make it first"),
         (["-o", "report.json", "--formats", "int9"], "'int9' is not a number format"),
-        (["-o", "report.json", "--calibrate", "no/such"], "no/such is not a folder of pictures"),
+        (["-o", "report.json", "--calibrate", "no/such"], "no/such does not exist"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -58,8 +58,9 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=local_name,
         metavar="DIR",
-        help="calibrate quantization on the edits in DIR, each NAME.png with its instruction in NAME.txt, or a published "
-        "set such as KontextBench (docs/benchmarks.md); none: round every weight to the nearest (default: built-in scenes for the embedded model, none for others)",
+        help="calibrate quantization on the edits in DIR, each NAME.png with its instruction in NAME.txt, or a "
+        "published set such as KontextBench (docs/benchmarks.md); none: round every weight to the nearest (default: "
+        "built-in scenes for the embedded model, none for others)",
     )
     formats.add_argument(
         "--weight-only",

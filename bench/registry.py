@@ -57,6 +57,7 @@ SUBCOMMANDS = (
     Entry("coldstart", "process start to PNG, beside a diffusers script", "coldstart"),
     Entry("export", "export time, peak memory and bundle size by format", "exporting"),
     Entry("edits", "success rate of edits on held-out scenes", "edits"),
+    Entry("set-pictures", "the pictures of a data set, for its own scorer", "set_pictures", measures=False),
     Entry("fidelity", "error of quantized bundles, and of other libraries", "fidelity.benchmark"),
     Entry("methods", "error of each quantization method", "fidelity.methods"),
     Entry("approximations", "error of --cache and --reuse-reference", "fidelity.approximations"),

@@ -23,8 +23,7 @@ from ...runtime.backends.options import TorchOptions
 from ...runtime.bundle import Bundle
 from ...runtime.pipeline import Pipeline
 from ...temporary_folder import temporary_folder
-from ...tiny.edits import KINDS, Edit
-from ..edits import held_out
+from ..cases import Case, scene_cases
 from ..flags import at_least
 from ..machine import describe_machine, machine_line
 from ..report import Table, finish
@@ -100,7 +99,7 @@ def measure_approximations(
                 progress=progress,
             )
     opened = Bundle.open(bundle)
-    edits = [edit for kind in KINDS for edit in held_out(kind, count, seed)]
+    edits = scene_cases(count, seed)
     with tqdm(total=len(edits) * (1 + len(settings)), unit="edit", disable=not progress) as bar:
         exact = run_all(opened, Setting(), edits, steps, seed, bar)
         entries = []
@@ -133,7 +132,7 @@ class SettingRuns:
 
 
 def run_all(
-    bundle: Bundle, setting: Setting, edits: Sequence[Edit], steps: int, seed: int, bar: Any
+    bundle: Bundle, setting: Setting, edits: Sequence[Case], steps: int, seed: int, bar: Any
 ) -> SettingRuns:
     # Imported here so that tables can be made without PyTorch.
     from ...runtime.backends.torch.backend import TorchBackend

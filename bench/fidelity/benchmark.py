@@ -28,15 +28,14 @@ from ...errors import KontextError
 from ...export.calibration.teacher_forcing import Array, Recorder, TeacherForced
 from ...runtime import Pipeline
 from ...runtime.bundle import Bundle
-from ...tiny.edits import KINDS, Edit
-from ..edits import held_out
+from ..cases import Case, data_cases, scene_cases, success_rate
 from ..flags import at_least
 from ..machine import describe_machine
 from ..report import finish
 from . import bits_per_weight, peers
 from .edit_runs import EditRun, run_edit
 from .picture_metrics import METRICS, Compare, available_metrics
-from .tables import absences, detail_tables, footer, tables
+from .tables import absences, categories_table, detail_tables, footer, tables
 
 __all__ = ["add_flags", "footer", "measure_fidelity", "run", "tables"]
 
@@ -53,11 +52,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "that are installed (none)",
     )
     parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
-    parser.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="a local copy of KontextBench, GEdit-Bench, ImgEdit, MagicBrush or Emu Edit, or a folder of one's own "
+        "(docs/benchmarks.md); without it, held-out scenes of the embedded model",
+    )
+    parser.add_argument("--language", default="en", help="of a set's instructions; all for all (en)")
+    parser.add_argument(
+        "-n", "--count", type=int, help="edits of each kind of scene (2), or edits of the set in all (100)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the scenes, the set's share and the noise (0)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.count is None:
+        arguments.count = 100 if arguments.data else 2
     at_least(arguments, steps=1, count=1)
     names = peers.parse_peers(arguments.peers)
     missing = {name: why for name in names if (why := peers.why_unavailable(name)) is not None}
@@ -65,42 +78,51 @@ def run(arguments: argparse.Namespace) -> None:
         raise KontextError("; ".join(missing.values()))
     for why in missing.values():
         print(f"skipped: {why}", file=sys.stderr)
+    if arguments.data:
+        cases = data_cases(arguments.data, arguments.count, arguments.seed, arguments.language)
+    else:
+        cases = scene_cases(arguments.count, arguments.seed)
     result = measure_fidelity(
         arguments.reference,
         arguments.bundles,
+        cases,
+        data=arguments.data.name if arguments.data else None,
         steps=arguments.steps,
-        count=arguments.count,
         seed=arguments.seed,
         peer_names=[name for name in names if name not in missing],
         progress=sys.stderr.isatty(),
     )
     for line in absences(result):
         print(line)
-    finish(result, [*tables(result), *detail_tables(result)], footer(result), arguments.json)
+    finish(
+        result,
+        [*tables(result), *detail_tables(result), categories_table(result)],
+        footer(result),
+        arguments.json,
+    )
 
 
 @dataclass
 class ReferenceRun:
     """One edit by the reference; `velocities` are those of all steps."""
 
-    edit: Edit
+    case: Case
     seed: int
     run: EditRun
     velocities: list[Array]
 
 
 def reference_runs(
-    pipe: Pipeline, steps: int, count: int, seed: int, done: Callable[[], object]
+    pipe: Pipeline, cases: Sequence[Case], steps: int, seed: int, done: Callable[[], object]
 ) -> list[ReferenceRun]:
-    """Runs `count` held-out edits of each kind; `done` is called after each."""
+    """Runs all edits, the first with `seed`, each further one with the next; `done` is called after each."""
     result: list[ReferenceRun] = []
     backend = pipe.backend
-    edits = [edit for kind in KINDS for edit in held_out(kind, count, seed)]
-    for number, edit in enumerate(edits):
+    for number, case in enumerate(cases):
         recorder = Recorder(backend)
         pipe.backend = recorder
-        free = run_edit(pipe, edit, steps, seed + number)
-        result.append(ReferenceRun(edit, seed + number, free, recorder.velocities))
+        free = run_edit(pipe, case, steps, seed + number)
+        result.append(ReferenceRun(case, seed + number, free, recorder.velocities))
         done()
     pipe.backend = backend
     return result
@@ -128,9 +150,9 @@ def compare(
     steps = len(references[0].velocities)
     noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     each: dict[str, list[float]] = {name: [] for name in metrics}
-    successes: list[bool] = []
+    successes: list[bool | None] = []
     for known in references:
-        found = run_edit(pipe, known.edit, steps, known.seed)
+        found = run_edit(pipe, known.case, steps, known.seed)
         successes.append(found.success)
         for name, metric in metrics.items():
             each[name].append(metric(found.picture, known.run.picture))
@@ -139,12 +161,12 @@ def compare(
             distances[step] += np.sqrt(apart / whole) / len(references)
         forced = TeacherForced(backend, known.velocities)
         pipe.backend = forced
-        run_edit(pipe, known.edit, steps, known.seed)
+        run_edit(pipe, known.case, steps, known.seed)
         pipe.backend = backend
         noise += list(forced.noise.values())
         signal += list(forced.signal.values())
         done()
-    expected = [known.run.success for known in references]
+    expected, rate = success_rate([known.run.success for known in references]), success_rate(successes)
     result = {
         **compared.about,
         "bits_per_weight": rounded(compared.layer_bits, 3),
@@ -152,7 +174,7 @@ def compare(
         "velocity_snr": round(decibels(signal.sum(), noise.sum()), 2),
         "velocity_snr_steps": [round(decibels(*pair), 2) for pair in zip(signal, noise, strict=True)],
         "latent_distance_steps": [round(float(distance), 6) for distance in distances],
-        "lost_edits": round((sum(expected) - sum(successes)) / len(references), 4),
+        "lost_edits": None if expected is None or rate is None else round(expected - rate, 4),
         "success_each": successes,
     }
     for name, values in each.items():
@@ -169,14 +191,15 @@ def rounded(value: float | None, digits: int) -> float | None:
 def measure_fidelity(
     reference: Path,
     bundles: Sequence[Path],
+    cases: Sequence[Case],
     *,
     steps: int,
-    count: int,
     seed: int,
+    data: str | None = None,
     peer_names: Sequence[str] = (),
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Runs `count` held-out edits of each kind through the reference, every bundle, and every peer.
+    """Makes all edits with the reference, every bundle, and every peer; `data` names the set that they are of.
 
     Raises:
         KontextError: a bundle is of another model, two bundles have the same name, or a peer cannot quantize a layer.
@@ -190,9 +213,9 @@ def measure_fidelity(
         )
     metrics, absent = available_metrics()
     entries: dict[str, dict[str, Any]] = {"bundles": {}, "peers": {}}
-    runs = (1 + len(opened) + len(peer_names)) * len(KINDS) * count
+    runs = (1 + len(opened) + len(peer_names)) * len(cases)
     with tqdm(total=runs, desc="edits", unit="edit", disable=not progress) as bar:
-        references = reference_runs(teacher, steps, count, seed, bar.update)
+        references = reference_runs(teacher, cases, steps, seed, bar.update)
         # One at a time: a peer's bundle is as large as the reference.
         for name, bundle in opened.items():
             entries["bundles"][name] = compare(
@@ -207,12 +230,14 @@ def measure_fidelity(
         "model": teacher.bundle.name,
         "reference": {
             "name": reference.name,
-            "success": round(sum(successes) / len(successes), 4),
+            "success": success_rate(successes),
             "success_each": successes,
         },
         "steps": steps,
         "edits": len(references),
-        "kinds": [known.edit.kind for known in references],
+        "data": data,
+        "keys": [case.key for case in cases],
+        "kinds": [case.category for case in cases],
         "seed": seed,
         **entries,
         "absent_measures": absent,

@@ -1,4 +1,4 @@
-"""Runs of held-out edits, judged."""
+"""Runs of edits, judged where they can be."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ...runtime import Pipeline
-from ...tiny.edits import Edit
-from ...tiny.judge import judge
-from ...tiny.scenes import render
+from ..cases import Case
 
 Array = NDArray[Any]
 
 
 @dataclass
 class EditRun:
-    """One edit by one bundle: the picture, the latents after each step, and the judge's verdict."""
+    """One edit by one bundle: the picture, the latents after each step, and the judge's verdict, if there is one."""
 
     picture: PIL.Image.Image
     latents: list[Array]
-    success: bool
+    success: bool | None
 
 
-def run_edit(pipe: Pipeline, edit: Edit, steps: int, seed: int) -> EditRun:
+def run_edit(pipe: Pipeline, case: Case, steps: int, seed: int) -> EditRun:
     latents: list[Array] = []
-    source = None if edit.source is None else PIL.Image.fromarray(render(edit.source))
     picture = pipe.edit(
-        source, edit.prompt, steps=steps, seed=seed, callback=lambda _step, _total, x: latents.append(x)
+        case.picture(),
+        case.prompt,
+        steps=steps,
+        seed=seed,
+        callback=lambda _step, _total, x: latents.append(x),
     )
-    return EditRun(picture, latents, bool(judge(picture, edit).success))
+    return EditRun(picture, latents, case.accepts(picture) if case.accepts else None)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ...errors import KontextError
 from ...temporary_folder import temporary_folder
+from ..cases import scene_cases
 from ..flags import at_least
 from ..report import Table, finish
 from . import tables as fidelity_tables
@@ -69,7 +70,7 @@ def measure_methods(steps: int, count: int, seed: int, progress: bool) -> dict[s
                 raise KontextError(f"the export {key} failed")
         bundles = [folder / key for key in VARIANTS]
         result = measure_fidelity(
-            folder / "fp32", bundles, steps=steps, count=count, seed=seed, progress=progress
+            folder / "fp32", bundles, scene_cases(count, seed), steps=steps, seed=seed, progress=progress
         )
     return result | {"what": "methods"}
 

@@ -61,7 +61,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{entry['velocity_snr']:.1f}",
             f"{min(entry['velocity_snr_steps']):.1f}",
             *(number(entry[each], METRICS[each].digits) for each in shown),
-            f"{100 * entry['lost_edits']:+.1f}",
+            "-" if entry["lost_edits"] is None else f"{100 * entry['lost_edits']:+.1f}",
         ]
         for name, entry in entries(result).items()
     ]
@@ -92,6 +92,23 @@ def detail_tables(result: dict[str, Any]) -> list[Table]:
     return [Table(header, rows), steps_table(result)]
 
 
+def categories_table(result: dict[str, Any]) -> Table:
+    """The pictures' PSNR in each category of edits, by its mean."""
+    kinds = result["kinds"]
+    names = titles(result)
+    rows = []
+    for kind in dict.fromkeys(kinds):
+        places = [place for place, each in enumerate(kinds) if each == kind]
+        means = [
+            sum(entry["psnr_each"][place] for place in places) / len(places)
+            for entry in entries(result).values()
+        ]
+        rows.append(
+            [kind or "all", str(len(places)), *(number(mean, METRICS["psnr"].digits) for mean in means)]
+        )
+    return Table(["PSNR [dB] of edits", "edits", *(names[name] for name in entries(result))], rows)
+
+
 def steps_table(result: dict[str, Any]) -> Table:
     """Velocity SNR and the latents' distance at five steps of the trajectory."""
     last = result["steps"] - 1
@@ -111,10 +128,12 @@ def steps_table(result: dict[str, Any]) -> Table:
 
 
 def footer(result: dict[str, Any]) -> str:
-    success = result["reference"]["success"]
+    success, data = result["reference"]["success"], result.get("data")
+    kind = f"edits of {data}" if data else "held-out edits"
+    judged = "" if success is None else f", which succeeds in {success:.0%} of them"
     about = (
-        f"{result['model']}, {result['edits']} held-out edits at {result['steps']} steps against "
-        f"{result['reference']['name']}, which succeeds in {success:.0%} of them. Bits are of the quantized layers of "
+        f"{result['model']}, {result['edits']} {kind} at {result['steps']} steps against "
+        f"{result['reference']['name']}{judged}. Bits are of the quantized layers of "
         "the transformer and its modulation, scales and branches included."
     )
     libraries = sorted({entry["library"] for entry in result.get("peers", {}).values()})

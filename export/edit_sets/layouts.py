@@ -21,6 +21,9 @@ from ...regular_files import parse_json, read_regular
 from .samples import Sample, Samples
 from .tables import SUFFIXES, Cell, Table, open_table
 
+GEDIT, IMGEDIT = "GEdit-Bench", "ImgEdit"
+"""Sets whose scorers look for pictures at places of their own."""
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 LIST = "metadata.jsonl"
@@ -161,11 +164,11 @@ def read_imgedit(path: Path) -> Samples:
             continue
         found = next((root / file for root in roots if (root / file).is_file()), path.parent / file)
         add(Sample(prompt, found, key=key, category=category), f"{path.name}, {key}", samples, skipped)
-    return Samples("ImgEdit", samples, skipped)
+    return Samples(IMGEDIT, samples, skipped)
 
 
-IMGEDIT = "basic_edit.json"
-IMGEDIT_PLACES = (IMGEDIT, f"eval_prompts/{IMGEDIT}", f"Benchmark/{IMGEDIT}", f"singleturn/{IMGEDIT}")
+IMGEDIT_FILE = "basic_edit.json"
+IMGEDIT_PLACES = [folder + IMGEDIT_FILE for folder in ("", "eval_prompts/", "Benchmark/", "singleturn/")]
 PICTURE_FOLDERS = (".", "singleturn", "Benchmark/singleturn")
 
 
@@ -264,7 +267,7 @@ def own_layout(file: str, prompt: str) -> TableLayout:
 
 TABLE_LAYOUTS = (
     TableLayout(
-        "GEdit-Bench",
+        GEDIT,
         {"key", "task_type", "instruction", "instruction_language", "input_image"},
         {"key", "task_type", "instruction", "instruction_language"},
         gedit_sample,

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from kontext.bench import cli
+from kontext.bench.cases import scene_cases
 from kontext.bench.fidelity import picture_metrics
 from kontext.bench.fidelity.benchmark import measure_fidelity
 
@@ -19,7 +21,7 @@ from kontext.bench.fidelity.benchmark import measure_fidelity
 def test_fewer_bits_lose_more(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("flip", "ssimulacra2", "lpips", "clip", "dino"):  # those have tests of their own
         monkeypatch.delitem(picture_metrics.METRICS, name)
-    result = measure_fidelity(bundles["fp32"], list(bundles.values()), steps=2, count=1, seed=0)
+    result = measure_fidelity(bundles["fp32"], list(bundles.values()), scene_cases(1, 0), steps=2, seed=0)
     same, fp8, int8, int4 = (result["bundles"][path.name] for path in bundles.values())
     assert same["velocity_snr"] == 200
     assert same["psnr"] == 100
@@ -55,9 +57,43 @@ def test_the_command_with_peers(
     assert four["library"].startswith("gguf ")
 
 
+def test_the_command_on_a_data_set(
+    bundles: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("flip", "ssimulacra2", "lpips", "clip", "dino"):
+        monkeypatch.delitem(picture_metrics.METRICS, name)
+    for number in range(6):
+        Image.new("RGB", (64, 64), (40 * number, 9, 9)).save(tmp_path / f"{number}.png")
+    lines = [
+        {"file_name": f"{n}.png", "prompt": "make it blue", "category": "abc"[n // 2], "key": f"k{n}"}
+        for n in range(6)
+    ]
+    (tmp_path / "5.png").write_bytes(b"no picture")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, [*lines, {}])))
+    output = tmp_path / "out.json"
+    words = ["fidelity", str(bundles["int8"]), "--reference", str(bundles["fp32"]), "--steps", "1"]
+    assert cli.main([*words, "--data", str(tmp_path), "-n", "6", "--json", str(output)]) == 0
+    shown, said = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in said.splitlines()] == ["skipped"] * 2
+    result = json.loads(output.read_text())
+    assert result["keys"] == ["k0", "k1", "k2", "k3", "k4"]
+    assert result["kinds"] == ["a", "a", "b", "b", "c"]
+    assert result["reference"]["success"] is None
+    entry = result["bundles"]["int8"]
+    assert entry["lost_edits"] is None
+    assert 20 < entry["velocity_snr"] < 60
+    (table,) = [part for part in shown.split("\n\n") if part.startswith("PSNR [dB] of edits")]
+    assert [line.split()[:2] for line in table.splitlines()[2:]] == [["a", "2"], ["b", "2"], ["c", "1"]]
+    assert f"5 edits of {tmp_path.name} at 1 steps against {bundles['fp32'].name}. Bits" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["int4", "--reference", "fp32", "--data", "no/such"], "no/such does not exist"),
         (["int4", "--reference", "fp8"], "is quantized: export the reference with --fp32 only"),
         (["int4", "int4", "--reference", "fp32"], "two bundles are named int4"),
         (["fp32", "--reference", "fp32", "--peers", "gguf-q8_0"], "--peers needs a quantized bundle"),

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from kontext.bench.edits import held_out
+from kontext.bench.cases import scene_cases
 from kontext.bench.fidelity.edit_runs import run_edit
 from kontext.export.calibration.teacher_forcing import Recorder, TeacherForced
 from kontext.runtime import Pipeline
@@ -18,7 +18,7 @@ from kontext.runtime import Pipeline
 
 def test_forced_steps_start_where_the_reference_was(bundles: dict[str, Path]) -> None:
     teacher, student = Pipeline.load(bundles["fp32"]), Pipeline.load(bundles["int4"])
-    (edit,) = held_out("recolour", 1, 0)
+    edit = next(case for case in scene_cases(1, 0) if case.category == "recolour")
     recorder = Recorder(teacher.backend)
     teacher.backend = recorder
     expected = run_edit(teacher, edit, 3, 0)

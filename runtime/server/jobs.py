@@ -203,7 +203,11 @@ def read_loras(pipe: Pipeline, arrays: Mapping[str, Array], folder: Path | None)
     """The LoRAs that a request names; those of the pipeline if it names none."""
     if contract.LORAS.name not in arrays:
         return pipe.loras
-    return pipe.find_loras(requested_loras(folder, arrays[contract.LORAS.name].ravel().tolist()))
+    named = requested_loras(folder, arrays[contract.LORAS.name].ravel().tolist())
+    try:
+        return pipe.find_loras(named)
+    except KontextError as error:  # callers know the names of files, and not where they are
+        raise KontextError(str(error).replace(f"{folder}/", "")) from None
 
 
 def read_repaint(values: Mapping[str, list[Any]], pictures: Pictures) -> RepaintOptions:

@@ -22,12 +22,20 @@ LONG = Edit("draw a circle", steps=200, size=(512, 512))
 
 
 def edit(url: str, picture: str, steps: str, seed: str, output: str) -> dict[str, Any]:
-    """Through the project's client: the steps that it saw, and the picture."""
+    """Through the project's client: the steps that it saw, the sizes of their previews, and the picture."""
     seen: list[tuple[int, int]] = []
-    asked = Edit("make it blue", [picture_file(Path(picture))], int(steps), None, int(seed))
+    previews: list[tuple[int, int]] = []
+    asked = Edit(
+        "make it blue",
+        [picture_file(Path(picture))],
+        int(steps),
+        None,
+        int(seed),
+        on_preview=lambda preview: previews.append(preview.size),
+    )
     answer = connect(url).edit(asked, lambda step, total: seen.append((step, total)))
     answer.picture.save(output)
-    return {"seen": seen}
+    return {"seen": seen, "previews": previews}
 
 
 def repaint(url: str, picture: str, mask: str, output: str) -> dict[str, Any]:

@@ -103,8 +103,9 @@ def test_a_stream_shows_each_step_and_then_the_picture(
 def test_grpc_gives_the_same(server: Any, local: Pipeline, pictures: list[Path], tmp_path: Path) -> None:
     expected = pixels(local.edit(Image.open(pictures[0]), "make it blue", steps=3, seed=5))
     streamed, unary = tmp_path / "streamed.png", tmp_path / "unary.png"
-    seen = server.call_grpc("edit", str(pictures[0]), "3", "5", str(streamed))["seen"]
-    assert seen == [[1, 3], [2, 3], [3, 3]]
+    told = server.call_grpc("edit", str(pictures[0]), "3", "5", str(streamed))
+    assert told["seen"] == [[1, 3], [2, 3], [3, 3]]
+    assert told["previews"] == [[side // 8 for side in expected.shape[1::-1]]] * 3
     assert np.array_equal(pixels(streamed), expected)
     assert server.call_grpc("unary", str(pictures[0]), "3", "5", str(unary))["id"] == "unary-grpc"
     assert np.array_equal(pixels(unary), expected)

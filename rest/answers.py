@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
@@ -18,7 +17,7 @@ from .calls import Call, Done, Engine, Event, Preview, Step
 from .faults import RETRY_AFTER, Fault, fault_of, outcome_of
 from .fields import EditFields
 from .held import Held
-from .pictures import MEDIA_TYPES, encode
+from .pictures import MEDIA_TYPES, Base64, encode, json_bytes
 
 BEAT_SECONDS = 15.0
 """Between two signs of life in a stream; proxies cut silent connections after 30 s and more."""
@@ -92,8 +91,8 @@ class Answers:
             self.calls.discard(call)
             call.cancel()
 
-    async def once(self, fields: EditFields, edit: Edit, link: Callable[[str], str]) -> dict[str, Any]:
-        """The answer with all pictures. Raises Fault."""
+    async def once(self, fields: EditFields, edit: Edit, link: Callable[[str], str]) -> bytes:
+        """The answer with all pictures, in JSON. Raises Fault."""
         items: dict[int, dict[str, Any]] = {}
         warnings: list[str] = []
         size = fields.size
@@ -106,20 +105,22 @@ class Answers:
                     }
                     warnings += event.warnings
                     size = spelled(event)
-        return {
-            "created": int(time.time()),
-            "data": [items[number] for number in sorted(items)],
-            "background": "opaque",
-            "output_format": fields.output_format,
-            "size": size,
-            "warnings": list(dict.fromkeys(warnings)),
-        }
+        return json_bytes(
+            {
+                "created": int(time.time()),
+                "data": [items[number] for number in sorted(items)],
+                "background": "opaque",
+                "output_format": fields.output_format,
+                "size": size,
+                "warnings": list(dict.fromkeys(warnings)),
+            }
+        )
 
     async def stream(
         self, fields: EditFields, edit: Edit, link: Callable[[str], str], name: str
     ) -> AsyncGenerator[bytes, None]:
         """The same as server-sent events; `name` is image_edit or image_generation. A fault is an event too."""
-        previews: dict[int, str] = {}
+        previews: dict[int, Base64] = {}
         partial: Counter[int] = Counter()
         wanted = fields.partial_images > 0
         try:
@@ -129,7 +130,7 @@ class Answers:
                         yield b": waiting\n\n"
                     elif isinstance(event, Preview):
                         file = encode(event.picture, fields.output_format, None, metadata=False)
-                        previews[event.number] = base64.b64encode(file).decode()
+                        previews[event.number] = Base64(base64.b64encode(file))
                     elif isinstance(event, Step):
                         if fields.progress:
                             step = {"index": event.number, "step": event.step, "steps": event.steps}
@@ -167,19 +168,20 @@ class Answers:
         except Fault as fault:
             yield sent("error", fault.body())
 
-    async def picture(self, fields: EditFields, done: Done, link: Callable[[str], str]) -> dict[str, str]:
+    async def picture(self, fields: EditFields, done: Done, link: Callable[[str], str]) -> dict[str, Any]:
         """{"b64_json": …} or {"url": …} of a picture."""
-        file = await asyncio.to_thread(
-            encode,
-            done.picture,
-            fields.output_format,
-            fields.output_compression,
-            metadata=fields.metadata,
-        )
-        if fields.response_format == "b64_json":
-            return {"b64_json": base64.b64encode(file).decode()}
+
+        def work() -> bytes | Base64:
+            file = encode(
+                done.picture, fields.output_format, fields.output_compression, metadata=fields.metadata
+            )
+            return Base64(base64.b64encode(file)) if fields.response_format == "b64_json" else file
+
+        made = await asyncio.to_thread(work)
+        if isinstance(made, Base64):
+            return {"b64_json": made}
         suffix = fields.output_format
-        return {"url": link(self.held.put(file, MEDIA_TYPES[suffix], suffix))}
+        return {"url": link(self.held.put(made, MEDIA_TYPES[suffix], suffix))}
 
 
 def is_due(step: Step, count: int) -> bool:
@@ -194,4 +196,4 @@ def spelled(done: Done) -> str:
 
 def sent(name: str, data: dict[str, Any]) -> bytes:
     """An event in its wire format."""
-    return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), json_bytes({"type": name, **data}))

@@ -100,7 +100,8 @@ def add_edits(app: FastAPI, answers: Answers, masks: Masks, limits: Limits, priv
         if fields.stream:
             events = answers.stream(fields, edit, link, name)
             return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
-        return JSONResponse(await while_there(request, answers.once(fields, edit, link)))
+        content = await while_there(request, answers.once(fields, edit, link))
+        return Response(content, media_type="application/json")
 
     @app.post(
         "/v1/images/edits",
@@ -151,7 +152,7 @@ def add_edits(app: FastAPI, answers: Answers, masks: Masks, limits: Limits, priv
         return Response(file.data, media_type=file.media_type, headers={"Cache-Control": "private, no-store"})
 
 
-async def while_there(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+async def while_there(request: Request, work: Coroutine[Any, Any, bytes]) -> bytes:
     """The result of `work`, which is cancelled when the caller leaves. Raises Fault then."""
 
     async def until_gone() -> None:

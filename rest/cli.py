@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from .keys import Keys
     from .metrics import Metrics
 
-BODY_BYTES = 64 << 20
-"""Of one request: eight pictures of 8 MB."""
-BODIES_BYTES = 1 << 30
-"""Of all requests that are not answered."""
-
 
 def parser() -> Parser:
     result = Parser(
@@ -153,21 +148,24 @@ def open_engine(arguments: argparse.Namespace, limits: Limits) -> tuple[Engine, 
 
 def serve(arguments: argparse.Namespace, listener: socket.socket, keys: Keys | None, limits: Limits) -> int:
     """Serves until a signal. Raises KontextError if the engine cannot be opened, or the first edit fails."""
-    from .answers import Answers
-    from .app import make_app
-    from .guard import Bodies, Guard
-    from .held import Held
     from .listening import make_server
-    from .masks import Masks
-    from .readiness import Readiness
+    from .service import make_service
 
     log_to_stderr(logging.ERROR if arguments.quiet else logging.INFO)
     engine, metrics = open_engine(arguments, limits)
-    answers = Answers(engine, metrics, Held(), arguments.max_wait)
-    masks = Masks(limits)
-    readiness = Readiness(answers, patient=arguments.upstream is not None)
+    hosts = None
+    if keys is None and not arguments.insecure:
+        hosts = frozenset({"localhost", "127.0.0.1", "::1", arguments.host.lower()})
+    service = make_service(
+        engine,
+        metrics,
+        limits,
+        max_wait=arguments.max_wait,
+        keys=keys,
+        hosts=hosts,
+        patient=arguments.upstream is not None,
+    )
     faults: list[Fault] = []
-    app = make_app(answers, readiness, masks, limits, metrics.text, keys=keys is not None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -179,27 +177,22 @@ def serve(arguments: argparse.Namespace, listener: socket.socket, keys: Keys | N
         from .faults import Fault
 
         try:
-            await readiness.run()
+            await service.readiness.run()
         except Fault as fault:
             faults.append(fault)
             server.should_exit = True
 
-    app.router.lifespan_context = lifespan
-    hosts = None
-    if keys is None and not arguments.insecure:
-        hosts = frozenset({"localhost", "127.0.0.1", "::1", arguments.host.lower()})
-    guard = Guard(app, keys=keys, hosts=hosts, bodies=Bodies(BODY_BYTES, BODIES_BYTES), metrics=metrics)
-    server = make_server(guard, arguments.grace, answers.cancel_all)
+    service.app.router.lifespan_context = lifespan
+    server = make_server(service.guard, arguments.grace, service.answers.cancel_all)
     raise_file_limit()
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"{engine.model}: http://{shown}:{port}", flush=True)
     server.run(sockets=[listener])
     if faults:
-        answers.cancel_all()
+        service.answers.cancel_all()
         raise KontextError(f"the first edit failed: {faults[0].message}")
-    engine.close()
-    masks.close()
+    service.close()
     return 0
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import aclosing
 from typing import Any
 
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from ..runtime.server.contract import Limits
@@ -21,6 +22,14 @@ SINGLE = ("mask", "init_image")
 """Names of the fields with one picture."""
 
 
+class FormParser(MultiPartParser):
+    """Keeps files in memory, whose size `guard` limits. Starlette's own writes those above 1 MB to the disk, each
+    64 KB of them in another thread: 24 ms instead of 6 for 8 MB."""
+
+    spool_max_size = 0
+    """No limit."""
+
+
 async def read_form(request: Request, limits: Limits) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
     """The texts of a multipart form by name, and its files by name. Raises Fault."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
@@ -28,11 +37,16 @@ async def read_form(request: Request, limits: Limits) -> tuple[dict[str, Any], d
             415, "send the edit as multipart/form-data, its pictures as files", code="unsupported_media_type"
         )
     try:
-        form = await request.form(
-            max_files=limits.max_references + 2, max_fields=MOST_FIELDS, max_part_size=FIELD_BYTES
-        )
-    except HTTPException as error:
-        raise Fault(400, f"the form cannot be read: {error.detail}", code="invalid_form") from None
+        async with aclosing(request.stream()) as stream:
+            form = await FormParser(
+                request.headers,
+                stream,
+                max_files=limits.max_references + 2,
+                max_fields=MOST_FIELDS,
+                max_part_size=FIELD_BYTES,
+            ).parse()
+    except MultiPartException as error:
+        raise Fault(400, f"the form cannot be read: {error.message}", code="invalid_form") from None
     except (ValueError, LookupError, UnicodeError) as error:  # of a charset that the form names
         raise Fault(400, f"the form cannot be read: {error}", code="invalid_form") from None
     texts: dict[str, Any] = {}

@@ -111,7 +111,8 @@ bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
 	-$(BIN)/kontext-bench serve && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
-		--json bench/results/serving.json
+		--json bench/results/serving.json && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 --rest \
+		--concurrency 1,2,4 --json bench/results/rest.json
 	$(MAKE) fidelity
 
 # Installed after latencies are measured: diffusers imports torchao if it is installed, which slows its start.

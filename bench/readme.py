@@ -22,6 +22,7 @@ from .registry import Benchmark, Result
 from .report import Table, replace_section
 from .serving import benchmark as serving
 from .serving import plot as serving_plot
+from .serving import rest as serving_rest
 
 
 class Content(NamedTuple):
@@ -83,6 +84,7 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
         ],
         "fullsize-edit": of("fullsize_edit.json", fullsize_edit),
     },
+    "docs/rest.md": {"rest": [Content("rest.json", serving_rest.tables, serving_rest.footer)]},
     "docs/devices.md": {"placement": of("placement.json", placement)},
     "docs/kernels.md": {"vram-fit": of("vram_fit.json", vram_fit)},
 }

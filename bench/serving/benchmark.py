@@ -1,35 +1,27 @@
-"""Load on a server: concurrent callers in a closed loop, each sending its next edit when its last one is answered.
-
-Throughput and latency percentiles against the number of callers, as Triton's perf_analyzer reports them.
-"""
+"""`kontext-bench serving`: throughput and latency percentiles of a server against the number of callers, as Triton's
+perf_analyzer reports them; with --rest, what `kontext-serve` adds (`rest`)."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import itertools
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import KontextError
 from ...runtime.cli import parse_width_height
-from ...runtime.images import read_picture
 from ...runtime.sent_pictures import picture_file
-from ...runtime.server_client import Client, Edit
+from ...runtime.server_client import Edit
 from ..flags import at_least, parse_counts
 from ..inputs import picture_and_prompt
-from ..machine import describe_machine, machine_line
+from ..machine import machine_line
 from ..report import Table, finish, milliseconds
+from . import rest
+from .load import PERCENTILES, measure_load
 from .local_server import connected
 from .plot import draw_load
 
-PERCENTILES = (50, 95, 99)
 SCENE = (128, 128)
 """(width, height) of the generated scene."""
 
@@ -56,12 +48,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="send the same prompt and picture in all edits, which the server encodes once (each has its own)",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result into FILE, as SVG")
+    parser.add_argument(
+        "--rest",
+        action="store_true",
+        help="measure kontext-serve beside Triton Inference Server, and what it adds (needs a BUNDLE)",
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=100, help="with --rest: rounds of what is made in turn (100)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    at_least(arguments, requests=1, steps=1)
+    at_least(arguments, requests=1, steps=1, repeat=1)
     concurrency = parse_counts(arguments.concurrency, "--concurrency")
     edit = make_edit(arguments.image, arguments.prompt, arguments.steps, arguments.size)
+    if arguments.rest:
+        run_rest(arguments, edit, concurrency)
+        return
     with connected(arguments.server) as (client, local):
         result = measure_load(client, edit, concurrency, requests=arguments.requests, same=arguments.same)
     result["local"] = local
@@ -70,51 +73,21 @@ def run(arguments: argparse.Namespace) -> None:
     finish(result, tables(result), footer(result), arguments.json)
 
 
-def measure_load(
-    client: Client,
-    edit: Edit,
-    concurrency: Sequence[int],
-    *,
-    requests: int,
-    warmup: int = 1,
-    same: bool = False,
-) -> dict[str, Any]:
-    """Sends `requests` edits at each concurrency, after `warmup` edits that do not count.
-
-    Every edit has a seed of its own and, unless `same`, a prompt and pictures of its own, so that the server finds
-    nothing of it in a cache.
-
-    Raises:
-        KontextError: an edit failed; a measurement with failed edits would be meaningless.
-    """
-    numbers = itertools.count()
-
-    def prepared(count: int) -> list[Edit]:
-        return [numbered(edit, number, same) for number in itertools.islice(numbers, count)]
-
-    for each in prepared(warmup):
-        client.edit(each)
-    levels = []
-    for callers in concurrency:
-        seconds, latencies = closed_loop(client, prepared(max(requests, callers)), callers)
-        levels.append(
-            {
-                "concurrency": callers,
-                "requests": len(latencies),
-                "per_second": round(len(latencies) / seconds, 4),
-                **{f"p{p}": round(float(np.percentile(latencies, p)), 6) for p in PERCENTILES},
-            }
-        )
-    return {
-        "what": "serving",
-        "prompt": edit.prompt,
-        "references": len(edit.images),
-        "steps": edit.steps,
-        "size": edit.size,
-        "same": same,
-        "levels": levels,
-        "machine": describe_machine(),
-    }
+def run_rest(arguments: argparse.Namespace, edit: Edit, concurrency: list[int]) -> None:
+    if "://" in arguments.server:
+        raise KontextError("--rest starts its servers itself: name a BUNDLE instead of a URL")
+    for flag in ("same", "plot"):
+        if getattr(arguments, flag):
+            raise KontextError(f"--{flag} does not go with --rest")
+    result = rest.measure_rest(
+        Path(arguments.server),
+        edit,
+        concurrency,
+        requests=arguments.requests,
+        repeat=arguments.repeat,
+        progress=sys.stderr.isatty(),
+    )
+    finish(result, rest.tables(result), rest.footer(result), arguments.json)
 
 
 def make_edit(image: Path | None, prompt: str | None, steps: int, size: tuple[int, int] | None) -> Edit:
@@ -125,59 +98,6 @@ def make_edit(image: Path | None, prompt: str | None, steps: int, size: tuple[in
     file = io.BytesIO()
     picture.save(file, "PNG")
     return Edit(words, [file.getvalue()], steps, size=size)
-
-
-def numbered(edit: Edit, number: int, same: bool) -> Edit:
-    """The edit with the seed `number`, which unless `same` is also in its prompt and in a pixel of each picture."""
-    if same:
-        return replace(edit, seed=number)
-    images = [marked(image, number) for image in edit.images]
-    return replace(edit, prompt=f"{number}: {edit.prompt}", images=images, seed=number)
-
-
-def marked(image: bytes, number: int) -> bytes:
-    """A picture's file as PNG with `number` in its first pixel."""
-    picture, file = read_picture(io.BytesIO(image), "the picture").convert("RGB"), io.BytesIO()
-    picture.putpixel((0, 0), tuple(number.to_bytes(3, "little")))
-    picture.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def closed_loop(client: Client, edits: Sequence[Edit], callers: int) -> tuple[float, list[float]]:
-    """(seconds for all edits, seconds of each)."""
-    left, lock = iter(edits), threading.Lock()
-    latencies: list[float] = []
-    faults: list[BaseException] = []
-
-    def call() -> None:
-        while not faults:
-            with lock:
-                edit = next(left, None)
-            if edit is None:
-                return
-            begin = time.perf_counter()
-            try:
-                client.edit(edit)
-            except BaseException as fault:
-                faults.append(fault)
-                return
-            latencies.append(time.perf_counter() - begin)
-
-    threads = [threading.Thread(target=call, daemon=True) for _ in range(callers)]
-    begin = time.perf_counter()
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except KeyboardInterrupt:
-        client.close()
-        raise
-    seconds = time.perf_counter() - begin
-    if faults:
-        fault = faults[0]
-        raise fault if isinstance(fault, KontextError) else KontextError(f"a caller failed: {fault!r}")
-    return seconds, latencies
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

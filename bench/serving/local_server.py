@@ -210,14 +210,21 @@ def connected(server: str) -> Iterator[tuple[Client, bool]]:
     if "://" in server:
         yield connect(server), False
         return
+    with serving(Path(server)) as running:
+        yield connect(running.http), True
+
+
+@contextlib.contextmanager
+def serving(bundle: Path) -> Iterator[LocalServer]:
+    """A server started over a bundle's folder. Raises KontextError if it is none, or no server is installed here."""
     from ...export.server.repository import Settings, write_repository
 
     if not is_ready():
         raise KontextError("no server is installed here: run `make server`, or give the URL of one")
     with temporary_folder("repository", ENVIRONMENT) as folder:  # likely the bundle's disk: files are linked
-        repository = write_repository(Path(server), Path(folder) / "repository", Settings())
+        repository = write_repository(bundle, Path(folder) / "repository", Settings())
         with LocalServer(repository / "models") as running:
-            yield connect(running.http), True
+            yield running
 
 
 def free_ports(count: int) -> list[int]:

@@ -20,7 +20,7 @@ help:
 	@echo "make lock      pin the packages of the server's image, with their hashes, to the newest that are allowed"
 	@echo "make server    install NVIDIA Triton Inference Server in build/server, for tests and benchmarks of serving"
 	@echo "make sdk       ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
-	@echo "make bench     measure latency, cold start, export, serving and fidelity; updates bench/results/ and docs/"
+	@echo "make bench     measure latency, cold start, export, lists of jobs, serving and fidelity; updates bench/results/ and docs/"
 	@echo "make fidelity  only the fidelity part of it: ours, other libraries' quantization, speed of quantized steps"
 	@echo "make edits     measure the success of each kind of edit at 28 and 4 steps; updates bench/results/ and docs/"
 	@echo "make fullsize  measure the export at FLUX.1 Kontext's full size (70 GB of disk); updates bench/results/ and docs/"
@@ -106,10 +106,16 @@ build/kontext-tiny-%: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
 	$(BIN)/kontext-export --$* --output $@ --force
 	@touch $@
 
-bench: $(VENV)/.kontext-demo $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
+# Ray, for lists of jobs.
+$(VENV)/.kontext-batch: $(VENV)/.kontext-demo
+	$(PIP) --editable '.[cpu,export,bench,rest,batch]'
+	@touch $@
+
+bench: $(VENV)/.kontext-batch $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4)
 	$(BIN)/kontext-bench export --json bench/results/export.json
 	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers --json bench/results/latency.json
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
+	$(BIN)/kontext-bench batch build/kontext-tiny-fp32 --json bench/results/batch.json
 	-$(BIN)/kontext-bench serve && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
 		--json bench/results/serving.json && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 --rest \
 		--concurrency 1,2,4 --json bench/results/rest.json

@@ -15,6 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -122,19 +123,23 @@ class RayEdits:
             return max(1, int(found.get("GPU", 0)))
         return max(1, int(found.get("CPU", 0)) // self.share.cpus)
 
+    @cached_property
+    def workers(self) -> list[Any]:
+        """The actors, which Ray begins to start when they are first asked for."""
+        actor = self.ray.remote(Worker).options(
+            num_cpus=self.share.cpus, num_gpus=self.share.gpus, max_restarts=-1, max_task_retries=TRIES - 1
+        )
+        return [actor.remote(self.arguments, self.share) for _ in range(self.count)]
+
     def load(self, job: Job, is_made: IsMade) -> Loaded:
         return read_job(job, self.model, is_made)[0]  # a worker reads the pictures
 
     def edit(self, jobs: Iterator[Loaded]) -> Iterator[Result]:
         from ray.exceptions import RayActorError, RayTaskError
 
-        actor = self.ray.remote(Worker).options(
-            num_cpus=self.share.cpus, num_gpus=self.share.gpus, max_restarts=-1, max_task_retries=TRIES - 1
-        )
-        workers = [actor.remote(self.arguments, self.share) for _ in range(self.count)]
         again: deque[list[Loaded]] = deque()
         running: dict[Any, tuple[Any, list[Loaded]]] = {
-            worker.process.remote(): (worker, []) for worker in workers for _ in range(IN_FLIGHT)
+            worker.process.remote(): (worker, []) for worker in self.workers for _ in range(IN_FLIGHT)
         }
         left = True
         # A worker that has no place yet, and may never have, is not waited for once all jobs are done.

@@ -55,7 +55,8 @@ def at_least(arguments: argparse.Namespace, **least: int) -> None:
     """Raises KontextError if a flag's number is below the smallest allowed one: `at_least(arguments, steps=1)`."""
     for name, smallest in least.items():
         if getattr(arguments, name) < smallest:
-            raise KontextError(f"--{name} must be at least {smallest}, not {getattr(arguments, name)}")
+            flag = f"--{name.replace('_', '-')}"
+            raise KontextError(f"{flag} must be at least {smallest}, not {getattr(arguments, name)}")
 
 
 def parse_counts(text: str, flag: str) -> list[int]:

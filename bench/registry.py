@@ -63,6 +63,7 @@ SUBCOMMANDS = (
     Entry("approximations", "error of --cache and --reuse-reference", "fidelity.approximations"),
     Entry("quantspeed", "step time and memory of quantized bundles", "quantspeed.benchmark"),
     Entry("serving", "throughput and latency of a server under load", "serving.benchmark"),
+    Entry("batch", "kontext-batch beside the bare step, and its workers", "batch.benchmark"),
     Entry("fullsize", "export at FLUX.1 Kontext's size (70 GB of disk)", "fullsize.benchmark"),
     Entry("fullsize-edit", "a whole edit on a CPU, stage by stage", "fullsize.edit"),
     Entry("engines", "TensorRT builds at full size, without a GPU", "fullsize.engines"),

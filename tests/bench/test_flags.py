@@ -27,6 +27,8 @@ def test_least_values() -> None:
     at_least(argparse.Namespace(steps=1), steps=1)
     with pytest.raises(KontextError, match="--steps must be at least 2, not 1"):
         at_least(argparse.Namespace(steps=1), steps=2)
+    with pytest.raises(KontextError, match="--batch-size must be at least 1, not 0"):
+        at_least(argparse.Namespace(batch_size=0), batch_size=1)
 
 
 def test_settings_of_an_edit() -> None:

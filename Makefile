@@ -139,6 +139,7 @@ fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
 	$(BIN)/kontext-bench methods --json bench/results/methods.json
 	$(BIN)/kontext-bench approximations build/kontext-tiny-fp32 --json bench/results/approximations.json
 	$(BIN)/kontext-bench quantspeed --json bench/results/quantspeed.json
+	$(BIN)/kontext-bench loras --json bench/results/loras.json
 	$(BIN)/kontext-bench readme
 
 edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32

@@ -16,6 +16,7 @@ from .fidelity import plot as fidelity_plot
 from .fidelity import tables as fidelity_tables
 from .fullsize import benchmark as fullsize
 from .fullsize import edit as fullsize_edit
+from .loras import benchmark as loras
 from .memory import plans, predicted, vram_fit
 from .quantspeed import benchmark as quantspeed
 from .registry import Benchmark, Result
@@ -53,6 +54,7 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
         ],
         "fidelity": of("fidelity.json", fidelity),
         "quantspeed": of("quantspeed.json", quantspeed),
+        "loras": of("loras.json", loras),
         "fullsize": of("fullsize.json", fullsize),
         "serving": [
             *of("serving.json", serving),

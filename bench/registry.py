@@ -62,6 +62,7 @@ SUBCOMMANDS = (
     Entry("methods", "error of each quantization method", "fidelity.methods"),
     Entry("approximations", "error of --cache and --reuse-reference", "fidelity.approximations"),
     Entry("quantspeed", "step time and memory of quantized bundles", "quantspeed.benchmark"),
+    Entry("loras", "LoRAs at run time: a step with them, and changing them", "loras.benchmark"),
     Entry("serving", "throughput and latency of a server under load", "serving.benchmark"),
     Entry("batch", "kontext-batch beside the bare step, and its workers", "batch.benchmark"),
     Entry("fullsize", "export at FLUX.1 Kontext's size (70 GB of disk)", "fullsize.benchmark"),

@@ -81,15 +81,16 @@ def run(arguments: argparse.Namespace) -> None:
     finish(result, tables(result), footer(result), arguments.json)
 
 
-def config_of(hidden: int) -> KontextConfig:
-    """FLUX's proportions (heads of 128) at another width, 2 + 4 blocks; the other networks are the embedded model's."""
+def config_of(hidden: int, blocks: tuple[int, int] = (2, 4)) -> KontextConfig:
+    """FLUX's proportions (heads of 128) at another width and depth; the other networks are the embedded model's."""
     if hidden % 128:
         raise KontextError(f"--hidden must be a multiple of 128, the size of a head, not {hidden}")
+    double, single = blocks
     transformer = TransformerConfig(
         hidden_size=hidden,
         num_heads=hidden // 128,
-        num_double_blocks=2,
-        num_single_blocks=4,
+        num_double_blocks=double,
+        num_single_blocks=single,
         text_dim=TINY.transformer.text_dim,
         pooled_dim=TINY.transformer.pooled_dim,
     )

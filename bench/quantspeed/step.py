@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from ...child_process import protect_libraries
 from ..machine import usable_cores
 from ..openvino_sides import OPENVINO
+
+if TYPE_CHECKING:
+    from ...runtime import Pipeline
+    from ...runtime.lora import Loras
 
 Array = NDArray[np.float32]
 
@@ -46,28 +50,52 @@ def step_inputs(tokens: int, channels: int, text: tuple[int, int], pooled: int) 
 
 
 def bundle_step(folder: Path, tokens: int, side: str = "onnxruntime") -> Callable[[], Array]:
-    """A step of a bundle's transformer in one of `SIDES`; modulation is computed before, once, as the sampler does."""
+    """A step of a bundle's transformer in one of `SIDES`."""
+    pipe = open_side(folder, side)
+    return transformer_step(pipe, tokens, pipe.loras)
+
+
+def open_side(folder: Path, side: str) -> Pipeline:
+    """A bundle, to be run by one of `SIDES`."""
     from ...runtime import OpenVINOOptions, Pipeline
-    from ...runtime.tokens import positions, rope_tables
 
     backend = "onnxruntime" if side == "onnxruntime" else OpenVINOOptions(compute=OPENVINO[side])
-    pipe = Pipeline.load(folder, device="cpu", backend=backend, low_memory=False)
-    model, sizes = pipe.bundle.transformer, pipe.bundle.manifest["model"]
-    text = (sizes["text_encoder_2"]["max_length"], model.text_dim)
-    given = step_inputs(tokens, model.in_channels, text, model.pooled_dim)
-    times, guidance = np.array([TIME], np.float32), np.array([GUIDANCE], np.float32)
-    modulation = pipe.backend.run(
-        "modulation", {"timestep": times, "guidance": guidance, "pooled": given.pop("pooled")}
-    )
-    pipe.backend.release("modulation")
-    cos, sin = rope_tables(positions(text[0], [grid(tokens)] * 2), model.axes_dim, model.theta)
-    given |= {"rope_cos": cos, "rope_sin": sin, **modulation}
+    return Pipeline.load(folder, device="cpu", backend=backend, low_memory=False)
+
+
+def transformer_step(pipe: Pipeline, tokens: int, loras: Loras) -> Callable[[], Array]:
+    """A step of a pipeline's transformer with LoRAs."""
+    given = transformer_inputs(pipe, tokens, loras)
 
     def step() -> Array:
         velocity: Array = pipe.backend.run("transformer", given)["velocity"]
         return velocity
 
     return step
+
+
+def transformer_inputs(pipe: Pipeline, tokens: int, loras: Loras) -> dict[str, Array]:
+    """The inputs of a step with LoRAs; modulation is computed before, once, as the sampler does."""
+    from ...runtime.tokens import positions, rope_tables
+
+    model, sizes = pipe.bundle.transformer, pipe.bundle.manifest["model"]
+    text = (sizes["text_encoder_2"]["max_length"], model.text_dim)
+    given = step_inputs(tokens, model.in_channels, text, model.pooled_dim)
+    conditioning = {
+        "timestep": np.array([TIME], np.float32),
+        "guidance": np.array([GUIDANCE], np.float32),
+        "pooled": given.pop("pooled"),
+    }
+    modulation = pipe.backend.run("modulation", {**conditioning, **loras.inputs.get("modulation", {})})
+    pipe.backend.release("modulation")
+    cos, sin = rope_tables(positions(text[0], [grid(tokens)] * 2), model.axes_dim, model.theta)
+    return {
+        **given,
+        "rope_cos": cos,
+        "rope_sin": sin,
+        **modulation,
+        **loras.inputs.get("transformer", {}),
+    }
 
 
 def diffusers_step(checkpoint: Path, tokens: int, *, compiled: bool = False) -> Callable[[], Array]:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...model.lora_slots import Slot, Slots, row_counts
-from .quantized_linear import Linear, add_after
+from .quantized_linear import Linear, add_to
 
 RANK = "lora_rank"
 """The dimension of both inputs that varies."""
@@ -46,7 +46,11 @@ def graph_input(graph: ir.Graph, name: str, rows: int) -> ir.Value:
 
 
 def add_branches(linear: Linear, down: ir.Value, up: ir.Value, slots: Sequence[Slot]) -> None:
-    """Adds the branches of a linear's slots, side by side."""
+    """Adds the branches of a linear's slots.
+
+    They are added before the bias, which runtimes fuse with what follows. Where the graph splits the output into q, k
+    and v, they are added behind the Split: a Concat of the branches would be one more pass over the output.
+    """
     x = linear.node.inputs[0]
     assert x is not None
     parts = []
@@ -54,7 +58,47 @@ def add_branches(linear: Linear, down: ir.Value, up: ir.Value, slots: Sequence[S
         inner = linear.before("MatMul", [x, take_rows(linear, down, slot.down)])
         turned = linear.before("Transpose", [take_rows(linear, up, slot.up)], perm=[1, 0])
         parts.append(linear.before("MatMul", [inner, turned]))
-    add_after(linear, parts[0] if len(parts) == 1 else linear.before("Concat", parts, axis=-1))
+    product = linear.node.outputs[0]
+    bias = only_user(product, "Add")
+    widths = [slot.weight.stop - slot.weight.start for slot in slots]
+    outputs = (
+        split_outputs(product if bias is None else bias.outputs[0], widths) if len(slots) > 1 else [product]
+    )
+    if outputs is None:
+        outputs, parts = [product], [linear.before("Concat", parts, axis=-1)]
+    for output, part in zip(outputs, parts, strict=True):
+        add_to(linear, output, part)
+
+
+def split_outputs(value: ir.Value, widths: Sequence[int]) -> list[ir.Value] | None:
+    """What the graph splits a value's last axis into, if that is into these widths, by one Split or by several."""
+    if len(widths) == 1:
+        return [value]
+    split = only_user(value, "Split")
+    if (
+        split is None
+        or value.shape is None
+        or split.attributes.get_int("axis", 0) not in (-1, len(value.shape) - 1)
+    ):
+        return None
+    found: list[ir.Value] = []
+    rest = list(widths)
+    for output in split.outputs:
+        width = None if output.shape is None else output.shape[-1]
+        own: list[int] = []
+        while rest and isinstance(width, int) and sum(own) < width:
+            own.append(rest.pop(0))
+        below = split_outputs(output, own) if own and sum(own) == width else None
+        if below is None:
+            return None
+        found += below
+    return None if rest else found
+
+
+def only_user(value: ir.Value, operator: str) -> ir.Node | None:
+    """The one node that uses a value, if it is an `operator`."""
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == operator else None
 
 
 def take_rows(linear: Linear, source: ir.Value, rows: slice) -> ir.Value:

@@ -338,10 +338,16 @@ def add_branch(linear: Linear, x: ir.Value, tensors: Tensors) -> None:
 
 def add_after(linear: Linear, addend: ir.Value) -> None:
     """Adds to the linear's output."""
-    result = linear.node.outputs[0]
+    add_to(linear, linear.node.outputs[0], addend)
+
+
+def add_to(linear: Linear, result: ir.Value, addend: ir.Value) -> None:
+    """Adds to what a node of the graph computes from the linear's output."""
+    node = result.producer()
+    assert node is not None
     total = ir.node("Add", [result, addend])
     linear.name_node(total)
     total.outputs[0].shape, total.outputs[0].type = result.shape, result.type
     ir.convenience.replace_all_uses_with(result, total.outputs[0])
     total.replace_input_with(0, result)
-    linear.graph.insert_after(linear.node, total)
+    linear.graph.insert_after(node, total)

@@ -7,6 +7,7 @@ slots.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from ..errors import KontextError
 from ..regular_files import open_regular
 from ..safetensors_header import TensorEntry, read_header
-from .bundle_files import file_digest
 from .lora_slots import INPUTS, LoraSlots
 from .metadata import LoadedLora
 from .number_checks import checked_scale
@@ -30,6 +30,9 @@ Array = NDArray[np.float32]
 
 FORMAT, VERSION = "kontext-lora", "1"
 """Of the files' metadata."""
+
+BLOCK = 1 << 20
+"""Bytes that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -76,27 +79,49 @@ class Lora:
         rank = max(each for found in ranks.values() for each in found)
         return cls(path, header.tensors, rank, str(header.metadata.get("source", "?")))
 
-    def read(self, graph: str, name: str) -> Array | None:
-        """An input of a graph [rows, rank]; None if the LoRA does not change the graph.
+    def columns(self, graph: str) -> int:
+        """Its share of the rank of a graph's inputs; 0 if it does not change the graph."""
+        tensor = self.tensors.get(f"{graph}.{INPUTS[0]}")
+        return 0 if tensor is None else tensor.shape[1]
+
+    def read(self, places: Mapping[str, Array], weight: float) -> str:
+        """Reads the file once, block by block, and returns its SHA-256 in hexadecimal.
+
+        Args:
+            places: name of each tensor → where it goes [rows, rank].
+            weight: multiplies `lora_up`.
 
         Raises:
             KontextError: it cannot be read, or holds NaN or infinity.
         """
-        tensor = self.tensors.get(f"{graph}.{name}")
-        if tensor is None:
-            return None
+        digest = hashlib.sha256()
         try:
             with open_regular(self.path) as file:
-                file.seek(tensor.start)
-                data = file.read(tensor.size)
+
+                def read(size: int) -> bytes:
+                    block = file.read(size)
+                    if len(block) != size:
+                        raise KontextError(f"{self.path} is truncated")
+                    digest.update(block)
+                    return block
+
+                tensors = sorted(self.tensors.values(), key=lambda tensor: tensor.start)  # without gaps
+                read(tensors[0].start)
+                for tensor in tensors:
+                    factor = np.float32(weight if tensor.name.endswith(INPUTS[1]) else 1)
+                    rows, rank = tensor.shape
+                    count = max(1, BLOCK // max(1, 4 * rank))
+                    for row in range(0, rows, count):
+                        part = places[tensor.name][row : row + count]
+                        values = np.frombuffer(read(4 * part.size), "<f4").reshape(part.shape)
+                        if not np.isfinite(values).all():
+                            raise KontextError(
+                                f"{self.path}: {tensor.name} holds NaN or infinity: the file is damaged"
+                            )
+                        np.multiply(values, factor, out=part)
         except OSError as error:
             raise KontextError(f"cannot read {self.path}: {error.strerror}") from None
-        if len(data) != tensor.size:
-            raise KontextError(f"{self.path} is truncated")
-        values = np.frombuffer(data, "<f4").reshape(tensor.shape)
-        if not np.isfinite(values).all():
-            raise KontextError(f"{self.path}: {tensor.name} holds NaN or infinity: the file is damaged")
-        return values
+        return digest.hexdigest()
 
 
 def is_ready(path: Path) -> bool:
@@ -146,12 +171,18 @@ def open_loras(bundle: Bundle, loras: Sequence[tuple[Path, float]]) -> Loras:
         (Lora.open(path, bundle.lora_slots), checked_scale(weight, f"the weight of {path}"))
         for path, weight in loras
     ]
-    loaded = [LoadedLora(lora.path.name, file_digest(lora.path), weight) for lora, weight in opened]
-    return Loras(tuple(loaded), lora_inputs(bundle.lora_slots, opened))
+    inputs, digests = read_loras(bundle.lora_slots, opened)
+    loaded = [
+        LoadedLora(lora.path.name, digest, weight)
+        for (lora, weight), digest in zip(opened, digests, strict=True)
+    ]
+    return Loras(tuple(loaded), inputs)
 
 
-def lora_inputs(slots: LoraSlots, loras: Sequence[tuple[Lora, float]]) -> dict[str, dict[str, Array]]:
-    """Graph → its inputs for LoRAs and their weights, side by side.
+def read_loras(
+    slots: LoraSlots, loras: Sequence[tuple[Lora, float]]
+) -> tuple[dict[str, dict[str, Array]], list[str]]:
+    """Graph → its inputs for LoRAs and their weights, side by side; and each file's SHA-256 in hexadecimal.
 
     Raises:
         KontextError: their ranks add up to more than the slots', or one cannot be read.
@@ -163,14 +194,18 @@ def lora_inputs(slots: LoraSlots, loras: Sequence[tuple[Lora, float]]) -> dict[s
             f"the bundle has slots of rank {slots.max_rank} for all LoRAs together, and {listed} need {total}: "
             "`kontext-export lora --rank` makes smaller ones, or export with more --lora-slots"
         )
-    result: dict[str, dict[str, Array]] = {}
+    inputs: dict[str, dict[str, Array]] = {}
     for graph, rows in slots.rows.items():
-        result[graph] = {}
-        for name, count in zip(INPUTS, rows, strict=True):
-            parts: list[Array] = [np.zeros((count, 0), np.float32)]
-            for lora, weight in loras:
-                values = lora.read(graph, name)
-                if values is not None:
-                    parts.append(values * np.float32(weight) if name == "lora_up" else values)
-            result[graph][name] = np.concatenate(parts, axis=1)
-    return result
+        rank = sum(lora.columns(graph) for lora, _ in loras)
+        inputs[graph] = {
+            name: np.empty((count, rank), np.float32) for name, count in zip(INPUTS, rows, strict=True)
+        }
+    digests = []
+    filled = dict.fromkeys(inputs, 0)
+    for lora, weight in loras:
+        places: dict[str, Array] = {}
+        for graph, start in filled.items():
+            filled[graph] = stop = start + lora.columns(graph)
+            places |= {f"{graph}.{name}": each[:, start:stop] for name, each in inputs[graph].items()}
+        digests.append(lora.read(places, weight))
+    return inputs, digests

@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from kontext.errors import KontextError
+from kontext.regular_files import open_regular
 from kontext.runtime import Pipeline
-from kontext.runtime.lora import Lora, is_ready, lora_inputs
+from kontext.runtime.bundle_files import file_digest
+from kontext.runtime.lora import Lora, is_ready, read_loras
 from kontext.runtime.lora_slots import LoraSlots
 
 SLOTS = LoraSlots(4, {"transformer": (6, 8), "modulation": (3, 5)}, "a layout")
@@ -33,12 +35,38 @@ def write(path: Path, held: Tensors, **metadata: str) -> Path:
 def test_loras_stand_side_by_side_and_weights_multiply_the_outputs(tmp_path: Path) -> None:
     one = Lora.open(write(tmp_path / "a.safetensors", tensors(2)), SLOTS)
     two = Lora.open(write(tmp_path / "b.safetensors", tensors(1) | tensors(1, "modulation")), SLOTS)
-    inputs = lora_inputs(SLOTS, [(one, 0.5), (two, -2.0)])
+    inputs, digests = read_loras(SLOTS, [(one, 0.5), (two, -2.0)])
     expected = tensors(2)["transformer.lora_up"] * 0.5, tensors(1)["transformer.lora_up"] * -2
     assert np.array_equal(inputs["transformer"]["lora_up"], np.concatenate(expected, 1))
     assert inputs["transformer"]["lora_down"].shape == (6, 3)
     assert inputs["modulation"]["lora_up"].shape == (5, 1)  # the other does not change it
-    assert lora_inputs(SLOTS, [])["modulation"]["lora_down"].shape == (3, 0)
+    assert digests == [file_digest(one.path), file_digest(two.path)]
+    assert read_loras(SLOTS, [])[0]["modulation"]["lora_down"].shape == (3, 0)
+
+
+def test_a_file_is_read_in_blocks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one row, and of a row and a half's bytes."""
+    path = write(tmp_path / "a.safetensors", tensors(3) | tensors(2, "modulation"))
+    lora = Lora.open(path, SLOTS)
+    opened = []
+    monkeypatch.setattr(
+        "kontext.runtime.lora.open_regular", lambda path: (opened.append(path), open_regular(path))[1]
+    )
+    for size in (4, 18):
+        monkeypatch.setattr("kontext.runtime.lora.BLOCK", size)
+        inputs, digests = read_loras(SLOTS, [(lora, 1.0)])
+        assert np.array_equal(inputs["transformer"]["lora_down"], tensors(3)["transformer.lora_down"])
+        assert np.array_equal(inputs["modulation"]["lora_up"], tensors(2, "modulation")["modulation.lora_up"])
+        assert digests == [file_digest(path)]
+    assert opened == [path, path]
+
+
+def test_a_file_that_was_cut_off_since(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", tensors())
+    lora = Lora.open(path, SLOTS)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(KontextError, match="is truncated"):
+        read_loras(SLOTS, [(lora, 1.0)])
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -88,7 +116,7 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     held["transformer.lora_up"][3, 1] = np.nan
     lora = Lora.open(write(tmp_path / "a.safetensors", held), SLOTS)
     with pytest.raises(KontextError, match=r"transformer\.lora_up holds NaN or infinity"):
-        lora_inputs(SLOTS, [(lora, 1.0)])
+        read_loras(SLOTS, [(lora, 1.0)])
 
 
 def test_more_than_the_slots_hold(tmp_path: Path) -> None:
@@ -96,7 +124,7 @@ def test_more_than_the_slots_hold(tmp_path: Path) -> None:
     with pytest.raises(
         KontextError, match=r"rank 4 for all .* 2.safetensors \(2\) and 3.safetensors \(3\) need 5"
     ):
-        lora_inputs(SLOTS, loras)
+        read_loras(SLOTS, loras)
 
 
 def test_a_bundle_without_slots_takes_none(tiny_bundle: Path, tmp_path: Path) -> None:

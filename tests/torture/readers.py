@@ -241,7 +241,7 @@ def lora(base: Path, scratch: Path) -> Reader:
 
 def ready_lora(_base: Path, scratch: Path) -> Reader:
     """A LoRA that was made ready for bundles, and the inputs that it becomes."""
-    from kontext.runtime.lora import Lora, lora_inputs
+    from kontext.runtime.lora import Lora, read_loras
     from kontext.runtime.lora_slots import LoraSlots
 
     slots = LoraSlots(8, {"transformer": (6, 8), "modulation": (3, 5)}, "a layout")
@@ -249,7 +249,7 @@ def ready_lora(_base: Path, scratch: Path) -> Reader:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        lora_inputs(slots, [(Lora.open(path, slots), 0.5)])
+        read_loras(slots, [(Lora.open(path, slots), 0.5)])
 
     return Reader(lambda source: damaged_safetensors(healthy, source), read)
 

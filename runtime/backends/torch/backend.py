@@ -11,7 +11,7 @@ import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from traceback import clear_frames
 from typing import Any
 
@@ -41,9 +41,9 @@ from .approximations import ApproximateStep
 from .compile import check_compiler
 from .decode import decode_tiled
 from .linear import choose_activations
-from .loras import linear_branches
+from .loras import Branches, linear_branches, with_branch, with_branches
 from .memory import GraphedStep
-from .transformer import Step, choose_attention, read_weights
+from .transformer import Block, Step, choose_attention, read_weights
 from .weights import StoredLinear, WeightFile, each_tensor, place, read_network, to_device
 
 LoraInputs = tuple[NDArray[np.float32], ...]
@@ -58,13 +58,32 @@ class Network:
     """A network other than the transformer: its weights are in host memory, and on the device while it runs."""
 
     module: nn.Module
-    host: dict[str, Tensor | StoredLinear]
+    plain: dict[str, Tensor | StoredLinear]
+    """The weights without LoRAs."""
+    dtype: torch.dtype
+    branches: Branches = field(default_factory=dict)
+    host: dict[str, Tensor | StoredLinear] = field(init=False)
+    """The weights with LoRAs."""
     runs: int = 0
+
+    def __post_init__(self) -> None:
+        self.use(self.branches)
+
+    def use(self, branches: Branches) -> None:
+        """Puts LoRAs in the place of earlier ones."""
+        self.branches = branches
+        self.host = {name: self.changed(name) for name in self.plain}
+
+    def changed(self, name: str) -> Tensor | StoredLinear:
+        """A weight with its branch, if it has one."""
+        value = self.plain[name]
+        return value if isinstance(value, Tensor) else with_branch(name, value, self.branches, self.dtype)
 
     def lock_pages(self) -> None:
         """Moves the weights to page-locked memory, for faster transfers; worth the copy from the second run on."""
-        for name, value in self.host.items():  # one by one: only one of them exists twice at a time
-            self.host[name] = each_tensor(value, memory.page_locked_tensor)
+        for name, value in self.plain.items():  # one by one: only one of them exists twice at a time
+            self.plain[name] = each_tensor(value, memory.page_locked_tensor)
+            self.host[name] = self.changed(name)
 
 
 class TorchBackend:
@@ -152,9 +171,10 @@ class TorchBackend:
         self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None
     ) -> dict[str, NDArray[Any]]:
         """As `Backend.run`."""
-        self.use_loras(graph, inputs)
+        loras = tuple(inputs[name] for name in LORA_INPUTS if name in inputs and inputs[name].shape[1])
         inputs = {name: value for name, value in inputs.items() if name not in LORA_INPUTS}
         with self.memory_errors(graph, inputs):
+            self.use_loras(graph, loras)
             tensors = {name: self.tensor(graph, name, value) for name, value in inputs.items()}
             if graph == "transformer":
                 outputs: tuple[Tensor, ...] = (self.run_transformer(tensors, step),)
@@ -173,19 +193,23 @@ class TorchBackend:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def use_loras(self, graph: str, inputs: Mapping[str, Any]) -> None:
-        """Reads a network again if it gets other LoRAs than at its last run."""
-        given = tuple(inputs[name] for name in LORA_INPUTS if name in inputs and inputs[name].shape[1])
+    def use_loras(self, graph: str, given: LoraInputs) -> None:
+        """Changes the branches of a network if it gets other LoRAs than at its last run."""
         before = self.loras.get(graph, ())
-        if len(given) != len(before) or any(now is not then for now, then in zip(given, before, strict=True)):
-            self.loras[graph] = given
-            self.release(graph)
+        if len(given) == len(before) and all(now is then for now, then in zip(given, before, strict=True)):
+            return
+        self.loras[graph] = given
+        if graph == "transformer" and self.transformer is not None:
+            self.transformer.drop_graphs()  # they contain the addresses of the old branches
+            assert isinstance(self.transformer.step, Step)
+            self.arrange(self.transformer.step)
+        elif graph in self.networks:
+            self.networks[graph].use(self.branches(graph))
 
-    def open_weights(self, graph: str, device: torch.device, dtype: torch.dtype) -> WeightFile:
-        """A network's weights, with its LoRAs."""
+    def branches(self, graph: str) -> Branches:
+        """The branches of a network's LoRAs."""
         loras = self.loras.get(graph, ())
-        branches = linear_branches(graph, self.config, *loras) if loras else {}
-        return WeightFile(self.bundle.graphs[graph].weights, device, dtype, branches)
+        return linear_branches(graph, self.config, *loras) if loras else {}
 
     # -- the transformer --
 
@@ -202,22 +226,30 @@ class TorchBackend:
         dtype = self.dtype("transformer")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # otherwise weights would be scattered over blocks that earlier stages freed
-        file = self.open_weights("transformer", self.device, dtype)
+        file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
         activations = choose_activations(self.options.activations, file.formats(), self.device)
-        if self.options.offload:
-            weights = read_weights(
-                file, config, activations, lambda block: memory.page_locked(block, self.device)
-            )
-            blocks = memory.swapped([*weights.double, *weights.single], self.device)
-        else:
-            weights = read_weights(file, config, activations, lambda block: block)
-            blocks = memory.resident([*weights.double, *weights.single])
+        keep = self.to_host if self.options.offload else unchanged
+        weights = read_weights(file, config, activations, lambda block: each_tensor(block, keep))
+        blocks = memory.resident(())
         step = Step(config, weights, dtype, self.attention, blocks, self.options.compile)
+        self.arrange(step)
         graphs = self.options.graphs and not self.options.offload
         cache, reuse = self.options.cache, self.options.reuse_reference
         if cache is not None or reuse is not None:
             return ApproximateStep(step, self.device, graphs, cache, reuse, self.step_counts)
         return GraphedStep(step, self.device, graphs)
+
+    def arrange(self, step: Step) -> None:
+        """Gives a step its weights with the transformer's LoRAs, in the place of earlier ones."""
+        keep = self.to_host if self.options.offload else unchanged
+        weights = with_branches(step.plain, self.branches("transformer"), self.dtype("transformer"), keep)
+        blocks: list[Block] = [*weights.double, *weights.single]
+        step.weights = weights
+        step.blocks = memory.swapped(blocks, self.device) if self.options.offload else memory.resident(blocks)
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A copy in host memory, page-locked if the device is a GPU."""
+        return memory.page_locked(tensor, self.device)
 
     # -- the other networks --
 
@@ -229,8 +261,8 @@ class TorchBackend:
             manifest = self.bundle.folder / MANIFEST_NAME
             raise KontextError(f"{manifest}: model describes no {graph}: {error}") from None
         dtype = self.dtype(graph)
-        file = self.open_weights(graph, torch.device("cpu"), dtype)
-        return Network(module.eval(), read_network(module, file))
+        file = WeightFile(self.bundle.graphs[graph].weights, torch.device("cpu"), dtype)
+        return Network(module.eval(), read_network(module, file), dtype, self.branches(graph))
 
     def run_network(self, graph: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Runs a network with all its weights on the device if they fit, else with its linears' weights one by one.
@@ -327,6 +359,10 @@ def forget_frames(error: BaseException | None) -> None:
     while error is not None:
         clear_frames(error.__traceback__)
         error = error.__context__
+
+
+def unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def choose_device(device: str) -> torch.device:

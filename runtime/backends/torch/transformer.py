@@ -30,6 +30,9 @@ from .weights import WeightFile
 
 STREAMS = ("img", "txt")
 
+STREAM_LINEARS = {"qkv": "attn.qkv", "proj": "attn.proj", "mlp_in": "mlp.0", "mlp_out": "mlp.2"}
+"""Field of `Stream` → its linear's name in the bundle, behind the block's and the stream's."""
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -91,14 +94,20 @@ def read_weights(
         return KernelLinear.of(file.linear(name, rows, columns), activations)
 
     def stream(prefix: str, name: str) -> Stream:
-        attention = f"{prefix}.{name}_attn"
+        norms = f"{prefix}.{name}_attn.norm"
+        sizes = {
+            "qkv": (hidden, 3 * hidden),
+            "proj": (hidden, hidden),
+            "mlp_in": (hidden, mlp),
+            "mlp_out": (mlp, hidden),
+        }
+        linears = {
+            field: linear(f"{prefix}.{name}_{own}", *sizes[field]) for field, own in STREAM_LINEARS.items()
+        }
         return Stream(
-            qkv=linear(f"{attention}.qkv", hidden, 3 * hidden),
-            query_norm=file.read(f"{attention}.norm.query_norm.scale", (head_dim,)),
-            key_norm=file.read(f"{attention}.norm.key_norm.scale", (head_dim,)),
-            proj=linear(f"{attention}.proj", hidden, hidden),
-            mlp_in=linear(f"{prefix}.{name}_mlp.0", hidden, mlp),
-            mlp_out=linear(f"{prefix}.{name}_mlp.2", mlp, hidden),
+            **linears,
+            query_norm=file.read(f"{norms}.query_norm.scale", (head_dim,)),
+            key_norm=file.read(f"{norms}.key_norm.scale", (head_dim,)),
         )
 
     double: list[DoubleBlock] = []
@@ -192,7 +201,7 @@ class Step:
 
     Args:
         config: the transformer's sizes.
-        weights: as `read_weights` returns them.
+        weights: as `read_weights` returns them; `plain` stays them if others, with LoRAs, take their place.
         dtype: of activations that are not quantized.
         attention: "16-bit", "fp8" or "int8".
         blocks: (start, stop) → the blocks in that range, each on the device while its context is entered.
@@ -209,7 +218,7 @@ class Step:
         compiled: bool = False,
     ) -> None:
         self.config = config
-        self.weights = weights
+        self.plain = self.weights = weights
         self.dtype = dtype
         self.attention = attention
         self.blocks = blocks

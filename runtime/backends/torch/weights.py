@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -125,19 +124,11 @@ class WeightFile:
         path: the safetensors file.
         device: where tensors are read to.
         dtype: of weights that are not quantized, and of scales.
-        branches: weight → fp32 [in, rank] and [rank, out] of a LoRA that its linear gets.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        branches: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.path = path
         self.dtype = dtype
-        self.branches = branches
         try:
             open_regular(path).close()
             self.file = safe_open(str(path), framework="pt", device=str(device))
@@ -198,7 +189,7 @@ class WeightFile:
                 for suffix, dtype, shape in format.layout((inputs, outputs))
             )
             table, scale, zeros = format.kernel_operands(*scales)
-        stored = StoredLinear(
+        return StoredLinear(
             weight,
             self.bias(name, outputs, bias),
             scale,
@@ -211,8 +202,6 @@ class WeightFile:
             zeros,
             format is not None and format.transposed,
         )
-        branch = self.branches.get(key)
-        return stored if branch is None else stored.with_branch(*branch, self.dtype)
 
     def input_scale(self, key: str) -> Tensor | None:
         """The static scale of a weight's inputs, fp32 [1], if it has one."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from kontext.bench.quantspeed.step import transformer_inputs  # noqa: E402
 from kontext.model.config import KontextConfig, TransformerConfig  # noqa: E402
 from kontext.model.lora_slots import network_slots, row_counts  # noqa: E402
+from kontext.runtime import Pipeline, TorchOptions  # noqa: E402
+from kontext.runtime.backends.torch import weights  # noqa: E402
 from kontext.runtime.backends.torch.loras import linear_branches  # noqa: E402
 from kontext.runtime.backends.torch.weights import StoredLinear  # noqa: E402
+from kontext.runtime.lora import NO_LORAS, Loras  # noqa: E402
 
 CONFIG = KontextConfig(
     transformer=TransformerConfig(
@@ -57,3 +65,86 @@ def test_a_branch_takes_the_inputs_as_they_are(centred: bool, scaled: bool, bran
     before = linear.apply(x).double()
     after = linear.with_branch(down, up, torch.float32).apply(x).double()
     torch.testing.assert_close(after - before, x.double() @ down.double() @ up.double(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    slots_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A format's bundle with slots."""
+    pytest.importorskip("onnx")
+    from kontext.export.cli import main
+
+    made = {"fp32": slots_bundle}
+
+    def bundle(format: str) -> Path:
+        if format not in made:
+            made[format] = folder = tmp_path_factory.mktemp("slots") / format
+            words = [tiny_checkpoint, "-o", folder, "--fp32", f"--{format}", "--lora-slots", 8, "--quiet"]
+            assert main.main([str(word) for word in words]) == 0
+        return made[format]
+
+    return bundle
+
+
+def loras_of(pipe: Pipeline, seed: int, rank: int) -> Loras:
+    """Random LoRAs for every linear."""
+    assert pipe.bundle.lora_slots is not None
+    source = np.random.default_rng(seed)
+    inputs = {
+        graph: {
+            name: source.standard_normal((count, rank), dtype=np.float32) * np.float32(0.05)
+            for name, count in zip(("lora_down", "lora_up"), rows, strict=True)
+        }
+        for graph, rows in pipe.bundle.lora_slots.rows.items()
+    }
+    return Loras((), inputs)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("fp32", {}),
+        ("fp32", {"offload": True}),
+        ("fp32", {"cache": 0.1, "reuse_reference": 2}),
+        ("fp8", {"activations": "fp8"}),
+        ("int8", {"activations": "int8"}),
+        ("int4", {}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:--offload saves no memory on a CPU")
+def test_other_loras_change_the_branches_alone(
+    quantized: Callable[[str], Path],
+    format: str,
+    options: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The outputs are those of a new backend, to the bit, and no weights are read again."""
+    opened: list[Path] = []
+    opener = weights.safe_open
+
+    def counted(path: str, **more: object) -> object:
+        opened.append(Path(path))
+        return opener(path, **more)
+
+    monkeypatch.setattr(weights, "safe_open", counted)
+
+    def fresh() -> Pipeline:
+        backend = TorchOptions(**options)  # type: ignore[arg-type]
+        return Pipeline.load(quantized(format), device="cpu", backend=backend, low_memory=False)
+
+    kept = fresh()
+    monkeypatch.setattr(kept.backend, "release", lambda *graphs: None)
+    loras = [NO_LORAS, loras_of(kept, 1, 3), loras_of(kept, 2, 5), NO_LORAS]
+    found = []
+    for each in loras:
+        given = transformer_inputs(kept, 16, each)
+        found.append(kept.backend.run("transformer", given)["velocity"])
+    assert len(opened) == len(set(opened))
+    for each, velocity in zip(loras[:3], found[:3], strict=True):
+        new = fresh()
+        given = transformer_inputs(new, 16, each)
+        assert np.array_equal(new.backend.run("transformer", given)["velocity"], velocity)
+    assert np.array_equal(found[0], found[3])
+    assert not np.allclose(found[0], found[1], atol=1e-3)
+    assert not np.allclose(found[1], found[2], atol=1e-3)

@@ -1,4 +1,5 @@
-"""A real server over the random checkpoint's bundle, with a content filter, shared by the tests of this folder."""
+"""What the tests of this folder share: the random checkpoint's bundle as a pipeline, diffusers' pipeline of the same
+weights, and a real server with a content filter."""
 
 from __future__ import annotations
 
@@ -37,6 +38,20 @@ def input_filter(references, prompt):
 def output_filter(picture):
     return picture
 """
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Path) -> Any:
+    """diffusers' pipeline of the same weights."""
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = diffusers.FluxKontextPipeline.from_pretrained(tiny_checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.fixture(scope="session")

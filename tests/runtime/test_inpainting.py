@@ -16,13 +16,10 @@ from kontext.runtime import Pipeline
 from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
 from kontext.runtime.inpainting import skipped_steps
 
+from .drawings import smooth
+
 PROMPT = "make the red circle blue"
 SCENE = Path(__file__).parents[2] / "examples" / "pictures" / "recolour.png"
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def ellipse(width: int, height: int, mode: str = "L") -> Image.Image:
@@ -30,11 +27,6 @@ def ellipse(width: int, height: int, mode: str = "L") -> Image.Image:
     mask = Image.new(mode, (width, height))
     ImageDraw.Draw(mask).ellipse((width // 8, height // 4, width * 2 // 3, height * 7 // 8), fill="white")
     return mask
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +75,7 @@ def edit(
 def test_same_picture_as_diffusers(
     pipe: Pipeline, inpaint: Any, size: tuple[int, int], mask: Image.Image, strength: float
 ) -> None:
-    image = picture(*size)
+    image = smooth(*size)
     ours = edit(pipe, image, mask=mask, strength=strength)
     theirs = inpaint(image, mask, strength=strength, num_inference_steps=6)
     assert ours.size == theirs.size == size
@@ -96,7 +88,7 @@ def test_another_picture_is_repainted_than_the_reference(
     pipe: Pipeline, inpaint: Any, strength: float
 ) -> None:
     """diffusers' image and image_reference are `init_image` and `image`; the output's aspect is the former's."""
-    image, reference, mask = picture(176, 96), picture(96, 176, 3), ellipse(176, 96)
+    image, reference, mask = smooth(176, 96), smooth(96, 176, 3), ellipse(176, 96)
     ours = edit(pipe, reference, init_image=image, mask=mask, strength=strength, steps=5)
     theirs = inpaint(image, mask, image_reference=reference, strength=strength, num_inference_steps=5)
     assert ours.size == theirs.size == (176, 96)
@@ -104,7 +96,7 @@ def test_another_picture_is_repainted_than_the_reference(
 
 
 def test_with_a_negative_prompt(pipe: Pipeline, inpaint: Any) -> None:
-    image, mask = picture(128, 128), ellipse(128, 128)
+    image, mask = smooth(128, 128), ellipse(128, 128)
     ours = edit(pipe, image, mask=mask, strength=0.8, negative_prompt="a yellow star", true_cfg=3.0)
     theirs = inpaint(
         image,
@@ -118,7 +110,7 @@ def test_with_a_negative_prompt(pipe: Pipeline, inpaint: Any) -> None:
 
 
 def test_strength_without_a_mask_is_a_white_mask(pipe: Pipeline, inpaint: Any) -> None:
-    image = picture(128, 128)
+    image = smooth(128, 128)
     ours = edit(pipe, image, strength=0.4)
     theirs = inpaint(image, Image.new("L", (8, 8), 255), strength=0.4, num_inference_steps=6)
     assert psnr(ours, theirs) >= 50
@@ -127,7 +119,7 @@ def test_strength_without_a_mask_is_a_white_mask(pipe: Pipeline, inpaint: Any) -
 def test_a_blurred_mask_is_diffusers(pipe: Pipeline, inpaint: Any) -> None:
     from diffusers.image_processor import VaeImageProcessor
 
-    image, mask = picture(128, 128), ellipse(200, 200)
+    image, mask = smooth(128, 128), ellipse(200, 200)
     ours = edit(pipe, image, mask=mask, mask_blur=9)
     theirs = inpaint(image, VaeImageProcessor.blur(mask, 9), num_inference_steps=6)
     assert psnr(ours, theirs) >= 50
@@ -151,7 +143,7 @@ def test_steps_are_left_out_as_in_diffusers(tiny_checkpoint: Path, steps: int, s
 
 
 def test_outside_the_mask_the_latents_stay_and_pixels_are_pasted_back(pipe: Pipeline) -> None:
-    image, mask = picture(128, 128), Image.new("L", (128, 128))
+    image, mask = smooth(128, 128), Image.new("L", (128, 128))
     mask.paste(255, (0, 0, 32, 128))
     latents: list[np.ndarray] = []
     decoded = edit(pipe, image, mask=mask, callback=lambda _step, _steps, x: latents.append(x))
@@ -187,7 +179,7 @@ def test_outside_the_mask_the_picture_is_the_autoencoders(embedded: dict[str, Pa
 
 
 def test_pasting_back_is_feathered_by_the_blur(pipe: Pipeline) -> None:
-    image, mask = picture(128, 128), Image.new("L", (128, 128))
+    image, mask = smooth(128, 128), Image.new("L", (128, 128))
     mask.paste(255, (0, 0, 64, 128))
     decoded = edit(pipe, image, mask=mask, mask_blur=4, steps=2)
     pasted = edit(pipe, image, mask=mask, mask_blur=4, steps=2, paste_back=True)
@@ -200,7 +192,7 @@ def test_pasting_back_is_feathered_by_the_blur(pipe: Pipeline) -> None:
 
 def test_rows_of_a_batch_are_those_of_each_alone(pipe: Pipeline) -> None:
     """Several prompts, pictures of several sizes and seeds, all with one mask."""
-    images, mask = [picture(128, 128), picture(176, 96), picture(128, 128, 5)], ellipse(128, 128)
+    images, mask = [smooth(128, 128), smooth(176, 96), smooth(128, 128, 5)], ellipse(128, 128)
     options: dict[str, Any] = {"mask": mask, "strength": 0.7, "steps": 3, "paste_back": True}
     with pytest.warns(UserWarning, match="another aspect than the picture of 176x96"):
         batch = pipe.edit(images, ["x", "y", "z"], seed=3, num_images=2, **options)
@@ -212,7 +204,7 @@ def test_rows_of_a_batch_are_those_of_each_alone(pipe: Pipeline) -> None:
 
 
 def test_several_references_and_the_first_is_repainted(pipe: Pipeline) -> None:
-    first, second, mask = picture(128, 128), picture(96, 176, 2), ellipse(128, 128)
+    first, second, mask = smooth(128, 128), smooth(96, 176, 2), ellipse(128, 128)
     result = edit(pipe, [first, second], mask=mask, paste_back=True)
     kept = np.asarray(mask) == 0
     assert np.array_equal(np.asarray(result)[kept], np.asarray(first)[kept])
@@ -230,7 +222,7 @@ def test_only_the_steps_that_run_are_counted(pipe: Pipeline) -> None:
             return super().run(graph, inputs, step)
 
     spied = Pipeline(pipe.bundle, Spy(pipe.backend))
-    edit(spied, picture(128, 128), strength=0.5, callback=lambda step, total, _: seen.append((step, total)))
+    edit(spied, smooth(128, 128), strength=0.5, callback=lambda step, total, _: seen.append((step, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert steps == [SamplerStep(0, 3), SamplerStep(1, 3), SamplerStep(2, 3)]
 
@@ -243,7 +235,7 @@ def test_a_picture_that_is_reference_and_repainted_is_encoded_once(pipe: Pipelin
             graphs.append(graph)
             return super().run(graph, inputs, step)
 
-    edit(Pipeline(pipe.bundle, Spy(pipe.backend)), picture(128, 128), mask=ellipse(128, 128), steps=1)
+    edit(Pipeline(pipe.bundle, Spy(pipe.backend)), smooth(128, 128), mask=ellipse(128, 128), steps=1)
     assert graphs.count("vae_encoder") == 1
 
 
@@ -252,8 +244,8 @@ def test_a_filter_sees_the_picture_that_is_repainted(pipe: Pipeline) -> None:
     filtered = Pipeline(
         pipe.bundle, pipe.backend, input_filter=lambda images, _: seen.append([each.size for each in images])
     )
-    small = picture(64, 64)
-    edit(filtered, picture(128, 128), init_image=small, strength=0.5, steps=2)
+    small = smooth(64, 64)
+    edit(filtered, smooth(128, 128), init_image=small, strength=0.5, steps=2)
     edit(filtered, small, strength=0.5, steps=2)
     assert seen == [[(128, 128), (64, 64)], [(64, 64)]]
 
@@ -265,9 +257,9 @@ def test_numpys_numbers_are_numbers(pipe: Pipeline) -> None:
         "true_cfg": np.float32(2),
     }
     options |= {"cfg_until": np.float64(1), "negative_prompt": "x", "mask": MASK}
-    made = edit(pipe, picture(128, 128), steps=2, **options)
+    made = edit(pipe, smooth(128, 128), steps=2, **options)
     plain = {name: each.item() if isinstance(each, np.generic) else each for name, each in options.items()}
-    assert np.array_equal(np.asarray(made), np.asarray(edit(pipe, picture(128, 128), steps=2, **plain)))
+    assert np.array_equal(np.asarray(made), np.asarray(edit(pipe, smooth(128, 128), steps=2, **plain)))
 
 
 MASK = ellipse(128, 128)
@@ -297,7 +289,7 @@ MASK = ellipse(128, 128)
     ],
 )
 def test_refuses_what_makes_no_sense(pipe: Pipeline, options: dict[str, Any], message: str) -> None:
-    arguments = {"image": picture(128, 128), **options}
+    arguments = {"image": smooth(128, 128), **options}
     with pytest.raises(KontextError, match=message):
         pipe.edit(arguments.pop("image"), "x", steps=2, **arguments)
 
@@ -323,4 +315,4 @@ def small_dot() -> Image.Image:
 )
 def test_odd_masks_are_questioned(pipe: Pipeline, options: dict[str, Any], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
-        pipe.edit(picture(128, 128), "x", steps=1, **options)
+        pipe.edit(smooth(128, 128), "x", steps=1, **options)

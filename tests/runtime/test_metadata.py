@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,11 +30,6 @@ from .given_metadata import GIVEN
 
 # modules/infotext_utils.py of AUTOMATIC1111's stable-diffusion-webui: what it finds in the last line.
 A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, device="cpu")
 
 
 def drawn(width: int, height: int) -> Image.Image:

@@ -19,23 +19,7 @@ from kontext.runtime import Pipeline
 from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
 from kontext.runtime.tokens import positions, rope_tables
 
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_checkpoint: Path) -> Any:
-    diffusers = pytest.importorskip("diffusers")
-    pipeline = diffusers.FluxKontextPipeline.from_pretrained(tiny_checkpoint)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+from .drawings import smooth
 
 
 @pytest.mark.parametrize("size", [(128, 128), (176, 96), (80, 208)])
@@ -46,7 +30,7 @@ def test_same_picture_as_diffusers(
     import torch
 
     width, height = size
-    image = picture(width, height) if with_reference else None
+    image = smooth(width, height) if with_reference else None
     ours = pipe.edit(image, "make the red circle blue", steps=6, guidance=3.0, seed=7, size=size)
     theirs = reference(
         image=image,
@@ -73,7 +57,7 @@ def test_a_reference_at_the_outputs_size_gives_diffusers_picture(
     import torch
 
     assert size not in pipe.bundle.sampler.preferred_sizes
-    image = picture(4 * size[0], 4 * size[1])
+    image = smooth(4 * size[0], 4 * size[1])
     ours = pipe.edit(image, "make the red circle blue", steps=6, guidance=3.0, seed=7, size=size)
     theirs = reference(
         image=image.resize(size, Image.Resampling.LANCZOS),
@@ -99,7 +83,7 @@ def test_references_by_offset_have_image_index_1_and_stand_apart(pipe: Pipeline)
             tables.extend([arrays["rope_cos"]] if "rope_cos" in arrays else [])
             return super().hold(arrays)
 
-    pictures = [picture(128, 128), picture(96, 176)]
+    pictures = [smooth(128, 128), smooth(96, 176)]
     spied = Pipeline(pipe.bundle, Spy(pipe.backend))
     by_offset = spied.edit(pictures, "x", steps=1, reference_method="offset")
     grids, origins = [(8, 8), (8, 8), (11, 6)], [(0, 0, 0), (1, 0, 0), (1, 0, 8)]
@@ -109,7 +93,7 @@ def test_references_by_offset_have_image_index_1_and_stand_apart(pipe: Pipeline)
 
 
 def test_output_takes_the_aspect_of_the_reference(pipe: Pipeline) -> None:
-    result = pipe.edit(picture(400, 208), "x", steps=1)
+    result = pipe.edit(smooth(400, 208), "x", steps=1)
     assert isinstance(result, Image.Image)
     assert result.size in pipe.bundle.sampler.preferred_sizes
     assert abs(result.width / result.height - 400 / 208) < 0.3
@@ -122,7 +106,7 @@ def test_the_default_size_without_a_reference_is_square(pipe: Pipeline) -> None:
 
 
 def test_several_pictures_are_those_of_their_seeds(pipe: Pipeline) -> None:
-    image = picture(128, 128)
+    image = smooth(128, 128)
     several = pipe.edit(image, "x", steps=3, seed=5, num_images=3)
     assert isinstance(several, list)
     assert len(several) == 3
@@ -133,7 +117,7 @@ def test_several_pictures_are_those_of_their_seeds(pipe: Pipeline) -> None:
 
 
 def test_a_batch_is_its_edits_one_by_one(pipe: Pipeline) -> None:
-    images = [picture(128, 128, seed) for seed in (1, 2)]
+    images = [smooth(128, 128, seed) for seed in (1, 2)]
     prompts = ["make it blue", "add a star"]
     batch = pipe.edit(images, prompts, steps=3, seed=9)
     assert isinstance(batch, list)
@@ -145,10 +129,10 @@ def test_a_batch_is_its_edits_one_by_one(pipe: Pipeline) -> None:
 
 def test_a_batch_of_different_sizes_is_its_edits_one_by_one(pipe: Pipeline) -> None:
     images: list[Any] = [
-        picture(128, 128, 1),
-        picture(176, 96, 2),
+        smooth(128, 128, 1),
+        smooth(176, 96, 2),
         None,
-        [picture(128, 128, 3), picture(96, 176, 4)],
+        [smooth(128, 128, 3), smooth(96, 176, 4)],
     ]
     prompts = ["make it blue", "add a star", "draw a star", "make it blue"]
     seen: list[tuple[int, int, tuple[int, ...]]] = []
@@ -162,7 +146,7 @@ def test_a_batch_of_different_sizes_is_its_edits_one_by_one(pipe: Pipeline) -> N
 
 
 def test_one_picture_for_a_batch_of_prompts(pipe: Pipeline) -> None:
-    image = picture(128, 128)
+    image = smooth(128, 128)
     batch = pipe.edit(image, ["make it blue", "add a star"], steps=2, seed=3, num_images=2)
     assert len(batch) == 4  # prompt by prompt
     assert psnr(batch[2], pipe.edit(image, "add a star", steps=2, seed=5)) > 50
@@ -179,7 +163,7 @@ def test_the_order_of_references_and_their_own_sizes(pipe: Pipeline) -> None:
                 assert arrays["reference"].shape == (1, 64 + 6 * 11, 64)
             return super().hold(arrays)
 
-    Pipeline(pipe.bundle, Spy(pipe.backend)).edit([picture(128, 128), picture(96, 176)], "x", steps=1)
+    Pipeline(pipe.bundle, Spy(pipe.backend)).edit([smooth(128, 128), smooth(96, 176)], "x", steps=1)
     grids = [(8, 8), (8, 8), (11, 6)]  # the target's and the references' rows and columns of tokens
     expected, _ = rope_tables(positions(24, grids), (8, 12, 12), 10_000.0)
     (cos,) = tables
@@ -201,7 +185,7 @@ def test_output_that_is_not_finite_is_an_error(pipe: Pipeline, graph: str, value
             return outputs
 
     with pytest.raises(ComputationError, match=rf"the output of {graph} is not finite"):
-        Pipeline(pipe.bundle, Broken(pipe.backend)).edit(picture(128, 128), "x", steps=1)
+        Pipeline(pipe.bundle, Broken(pipe.backend)).edit(smooth(128, 128), "x", steps=1)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +216,7 @@ def test_output_of_another_shape_or_type_is_an_error(
             return outputs
 
     with pytest.raises(ComputationError, match=rf"{graph} is not a graph of this format: its output {name} "):
-        Pipeline(pipe.bundle, Broken(pipe.backend)).edit(picture(128, 128), "x", steps=1)
+        Pipeline(pipe.bundle, Broken(pipe.backend)).edit(smooth(128, 128), "x", steps=1)
 
 
 def test_a_nan_among_the_decoders_weights(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -270,7 +254,7 @@ def test_modulation_runs_once_and_only_the_transformer_every_step(tiny_bundle: P
             return super().run(graph, inputs, step)
 
     pipe.backend = Counted(pipe.backend)
-    images = [picture(128, 128), picture(176, 96)]
+    images = [smooth(128, 128), smooth(176, 96)]
     pipe.edit(images, ["x", "y"], steps=5, num_images=2)
     transformer = [("transformer", SamplerStep(index, 5)) for index in range(5)]
     a_size = [("modulation", None), *transformer, ("vae_decoder", None), ("vae_decoder", None)]
@@ -279,7 +263,7 @@ def test_modulation_runs_once_and_only_the_transformer_every_step(tiny_bundle: P
 
 
 def test_a_second_reference_counts(pipe: Pipeline) -> None:
-    one, two = picture(128, 128, 1), picture(96, 176, 2)
+    one, two = smooth(128, 128, 1), smooth(96, 176, 2)
     single = pipe.edit(one, "x", steps=2)
     both = pipe.edit([one, two], "x", steps=2)
     swapped = pipe.edit([two, one], "x", steps=2, size=(128, 128))
@@ -293,7 +277,7 @@ def test_a_second_reference_counts(pipe: Pipeline) -> None:
 
 def test_low_memory_changes_nothing_and_keeps_no_session(tiny_bundle: Path, pipe: Pipeline) -> None:
     frugal = Pipeline.load(tiny_bundle, device="cpu", low_memory=True)
-    image = picture(128, 128)
+    image = smooth(128, 128)
     one, other = frugal.edit(image, "x", steps=2), pipe.edit(image, "x", steps=2)
     assert np.array_equal(np.asarray(one), np.asarray(other))
     assert not frugal.backend.sessions  # type: ignore[attr-defined]
@@ -335,7 +319,7 @@ def test_filters_see_references_as_they_were_given(pipe: Pipeline) -> None:
     filtered = Pipeline(
         pipe.bundle, pipe.backend, input_filter=lambda images, _: seen.extend(each.size for each in images)
     )
-    filtered.edit([picture(64, 64), picture(48, 80)], "x", steps=1, reference_method="stitch")
+    filtered.edit([smooth(64, 64), smooth(48, 80)], "x", steps=1, reference_method="stitch")
     assert seen == [(64, 64), (48, 80)]
 
 
@@ -347,7 +331,7 @@ def test_filters_see_inputs_and_outputs(tiny_bundle: Path) -> None:
     black = Image.new("RGB", (8, 8))
     pipe = Pipeline.load(tiny_bundle, device="cpu", input_filter=refuse, output_filter=lambda _picture: black)
     with pytest.raises(KontextError, match="refused with 1"):
-        pipe.edit(picture(128, 128), "forbidden", steps=1)
+        pipe.edit(smooth(128, 128), "forbidden", steps=1)
     assert pipe.edit(None, "fine", steps=1) is black
 
 

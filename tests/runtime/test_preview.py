@@ -16,11 +16,6 @@ from kontext.runtime.images import open_picture
 from kontext.runtime.preview import draw_latents
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, device="cpu")
-
-
 def drawn() -> Image.Image:
     return Image.effect_mandelbrot((176, 96), (-2, -1.5, 1, 1.5), 50).convert("RGB")
 

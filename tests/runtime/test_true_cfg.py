@@ -16,25 +16,9 @@ from kontext.runtime.backends.protocol import ForwardingBackend, SamplerStep
 from kontext.runtime.tokens import pack
 from kontext.runtime.true_cfg import TrueCfg
 
+from .drawings import smooth
+
 PROMPT, NEGATIVE = "make the red circle blue", "a yellow star"
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_checkpoint: Path) -> Any:
-    diffusers = pytest.importorskip("diffusers")
-    pipeline = diffusers.FluxKontextPipeline.from_pretrained(tiny_checkpoint)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.mark.parametrize("negative", [NEGATIVE, ""])
@@ -45,7 +29,7 @@ def test_same_picture_as_diffusers(
     """`size` None: without a reference."""
     import torch
 
-    image = None if size is None else picture(*size)
+    image = None if size is None else smooth(*size)
     width, height = size or (128, 128)
     options: dict[str, Any] = {"negative_prompt": negative}
     ours = pipe.edit(image, PROMPT, steps=5, guidance=3.0, seed=7, true_cfg=scale, **options)
@@ -83,7 +67,7 @@ class Recorder(ForwardingBackend):
 def test_both_passes_are_one_batch_and_only_where_they_are_wanted(pipe: Pipeline) -> None:
     recorder = Recorder(pipe.backend)
     spied = Pipeline(pipe.bundle, recorder)
-    spied.edit(picture(128, 128), PROMPT, steps=4, negative_prompt=NEGATIVE, true_cfg=4, cfg_until=0.5)
+    spied.edit(smooth(128, 128), PROMPT, steps=4, negative_prompt=NEGATIVE, true_cfg=4, cfg_until=0.5)
     steps = [("transformer", rows) for rows in (2, 2, 1, 1)]
     texts = [("text_encoder", 1)] * 2 + [("text_encoder_2", 1)] * 2
     assert recorder.runs == [*texts, ("vae_encoder", 1), ("modulation", 8), *steps, ("vae_decoder", 1)]
@@ -94,7 +78,7 @@ def test_the_first_steps_have_it(pipe: Pipeline, reference: Any) -> None:
     begins at those latents and that time."""
     import torch
 
-    image, options = picture(128, 128), {"negative_prompt": NEGATIVE, "true_cfg": 4.0, "guidance": 3.0}
+    image, options = smooth(128, 128), {"negative_prompt": NEGATIVE, "true_cfg": 4.0, "guidance": 3.0}
 
     def latents(**more: Any) -> tuple[list[np.ndarray], Image.Image]:
         seen: list[np.ndarray] = []
@@ -132,7 +116,7 @@ def test_how_many_steps_have_it(steps: int, until: float, guided: int) -> None:
 
 def test_batches_with_a_negative_prompt_for_each(pipe: Pipeline) -> None:
     images, prompts, negatives = (
-        [picture(128, 128), picture(128, 128, 1), picture(176, 96)],
+        [smooth(128, 128), smooth(128, 128, 1), smooth(176, 96)],
         ["x", "y", "z"],
         ["a", "b", "a"],
     )
@@ -154,7 +138,7 @@ def test_every_backend_runs_both_passes(pipe: Pipeline, tiny_bundle: Path, backe
     other = Pipeline.load(tiny_bundle, device="openvino" if backend == "openvino" else "cpu", backend=backend)
     given: dict[str, Any] = {"negative_prompt": NEGATIVE, "true_cfg": 2.0, "cfg_until": 0.5}
     given |= {"mask": Image.linear_gradient("L"), "strength": 0.8, "steps": 5}
-    image = picture(128, 128)
+    image = smooth(128, 128)
     assert psnr(other.edit(image, PROMPT, **given), pipe.edit(image, PROMPT, **given)) > 50
 
 

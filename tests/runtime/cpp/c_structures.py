@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 OK, ERROR, CANCELLED = range(3)
 
@@ -85,3 +89,9 @@ class CEntry(ctypes.Structure):
         ("references", ctypes.POINTER(CImage)),
         ("reference_count", ctypes.c_size_t),
     ]
+
+
+def c_image(picture: Image.Image, kept: list[Any]) -> CImage:
+    """Its pixels are those in `kept`."""
+    kept.append(np.ascontiguousarray(picture.convert("RGB")))
+    return CImage(*picture.size, kept[-1].ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))

@@ -15,34 +15,18 @@ from PIL import Image
 from kontext.runtime import OnnxRuntimeOptions, Pipeline
 from kontext.runtime.cli import main
 
-from .c_structures import ERROR, OK, PROGRESS, CEditOptions, CEntry, CImage, CLoadOptions
+from ..drawings import left_half, smooth
+from .c_structures import ERROR, OK, PROGRESS, CEditOptions, CEntry, CImage, CLoadOptions, c_image
 
 if TYPE_CHECKING:
     from .conftest import CppBuild
-
-
-def drawing(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def left_half(width: int, height: int) -> Image.Image:
-    mask = Image.new("L", (width, height))
-    mask.paste(255, (0, 0, width // 2, height))
-    return mask
-
-
-def c_image(picture: Image.Image, kept: list[Any]) -> CImage:
-    """Its pixels are those in `kept`."""
-    kept.append(np.ascontiguousarray(picture.convert("RGB")))
-    return CImage(*picture.size, kept[-1].ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
 
 
 def test_the_programs_write_the_same(
     cpp: CppBuild, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    drawing(176, 96).save("in.png")
+    smooth(176, 96).save("in.png")
     common = ["-i", "in.png", "-p", "x", "--steps", "3", "--device", "cpu", "--num-images", "2", "--quiet"]
     assert main([str(tiny_bundle), *common, "-o", "python.png", "--preview", "python-preview.png"]) == 0
     done = cpp.run(tiny_bundle, *common, "-o", "cpp.png", "--preview", "cpp-preview.png")
@@ -56,7 +40,7 @@ def test_the_programs_write_the_same(
 def test_every_step_of_every_picture_in_c(c_api: ctypes.CDLL, tiny_bundle: Path) -> None:
     """Repainted, guided, and pictures of two sizes."""
     kept: list[Any] = []
-    images = [drawing(176, 96), drawing(128, 128, 1), drawing(176, 96, 2)]
+    images = [smooth(176, 96), smooth(128, 128, 1), smooth(176, 96, 2)]
     pipeline, chosen = ctypes.c_void_p(), CLoadOptions(threads=1)
     assert c_api.kontext_load(str(tiny_bundle).encode(), ctypes.byref(chosen), ctypes.byref(pipeline)) == OK
     seen: list[list[np.ndarray]] = []

@@ -15,7 +15,8 @@ from kontext.runtime import OnnxRuntimeOptions, Pipeline
 from kontext.runtime.cli import main
 from kontext.runtime.masks import blurred, to_grey
 
-from .c_structures import ERROR, OK, WARNING, CEditOptions, CEntry, CImage, CLoadOptions
+from ..drawings import left_half, smooth
+from .c_structures import ERROR, OK, WARNING, CEditOptions, CEntry, CImage, CLoadOptions, c_image
 
 if TYPE_CHECKING:
     from .conftest import CppBuild
@@ -24,17 +25,6 @@ if TYPE_CHECKING:
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, len(mode)), np.uint8)
     return Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
-
-
-def drawing(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def half(width: int, height: int) -> Image.Image:
-    mask = Image.new("L", (width, height))
-    mask.paste(255, (0, 0, width // 2, height))
-    return mask
 
 
 MASKS = {
@@ -104,14 +94,14 @@ def test_pictures_and_warnings_are_pythons(
     warned: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    drawing(176, 96).save("in.png")
-    drawing(128, 128, 1).save("other.png")
-    half(88, 48).save("mask.png")
-    half(50, 90).save("tall.png")
+    smooth(176, 96).save("in.png")
+    smooth(128, 128, 1).save("other.png")
+    left_half(88, 48).save("mask.png")
+    left_half(50, 90).save("tall.png")
     Image.new("L", (176, 96)).save("black.png")
     (dot := Image.new("L", (176, 96))).paste(255, (10, 10, 14, 14))
     dot.save("dot.png")
-    (alpha := noise(88, 48)).putalpha(half(88, 48))
+    (alpha := noise(88, 48)).putalpha(left_half(88, 48))
     alpha.save("alpha.png")
     common = ["--prompt", "make it blue", "--steps", "5", "--seed", "3", "--device", "cpu", *words]
     done = cpp.run(tiny_bundle, *common, "-o", "cpp.png")
@@ -123,7 +113,7 @@ def test_pictures_and_warnings_are_pythons(
         assert ours.size == theirs.size
         assert np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).max() <= 1
         if "--paste-back" in words:  # exactly the picture's, far from the blurred mask
-            assert np.array_equal(np.asarray(ours)[:, 130:], np.asarray(drawing(176, 96))[:, 130:])
+            assert np.array_equal(np.asarray(ours)[:, 130:], np.asarray(smooth(176, 96))[:, 130:])
 
 
 @pytest.mark.parametrize(
@@ -158,24 +148,18 @@ def test_what_can_go_wrong_is_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    half(88, 48).save("mask.png")
+    left_half(88, 48).save("mask.png")
     common = ["--prompt", "x", "--steps", "1", "--device", "cpu", "-o", "out.png"]
     assert message in cpp.refuse(tiny_bundle, *common, *words)
     assert not Path("out.png").exists()
 
 
-def c_image(picture: Image.Image, kept: list[Any]) -> CImage:
-    """Its pixels are those in `kept`."""
-    kept.append(np.ascontiguousarray(picture.convert("RGB")))
-    return CImage(*picture.size, kept[-1].ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
-
-
 def test_a_batch_in_c_is_pythons(c_api: ctypes.CDLL, tiny_bundle: Path, tmp_path: Path) -> None:
     """Rows of two sizes with one mask, and everything that repaints and guides."""
     kept: list[Any] = []
-    images = [drawing(176, 96), drawing(128, 128, 1), drawing(176, 96, 2)]
+    images = [smooth(176, 96), smooth(128, 128, 1), smooth(176, 96, 2)]
     prompts = ["make it blue", "a red circle", "add a star"]
-    (alpha := noise(64, 64)).putalpha(half(64, 64))
+    (alpha := noise(64, 64)).putalpha(left_half(64, 64))
     alpha.save(tmp_path / "mask.png")
     said: list[bytes] = []
     warning = WARNING(lambda _user, text: said.append(text))
@@ -210,7 +194,7 @@ def test_a_batch_in_c_is_pythons(c_api: ctypes.CDLL, tiny_bundle: Path, tmp_path
             steps=5,
             seed=4,
             num_images=2,
-            mask=half(64, 64),
+            mask=left_half(64, 64),
             mask_blur=3,
             strength=0.7,
             paste_back=True,

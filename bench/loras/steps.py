@@ -51,15 +51,19 @@ def step_times(
         f"two of rank {rank // 2}": halves,
     }
     bare = open_side(plain, side)
+    pipes = [first, bare]
     steps: dict[str, Callable[[], Array]] = {PLAIN: transformer_step(bare, tokens, bare.loras)}
     for name, files in cases.items():
         # OpenVINO compiles graphs of large bundles for the shapes of their inputs, and so for a rank.
         pipe = open_side(slots, side) if side in OPENVINO else first
+        pipes.append(pipe)
         loras = open_loras(pipe.bundle, [(file, 1.0) for file in files])
         steps[name] = transformer_step(pipe, tokens, loras)
     seconds = interleave(
         {name: partial(timed, step) for name, step in steps.items()}, repeat, warmup=warmup, done=done
     )
+    for pipe in pipes:  # the next side needs the memory
+        pipe.backend.release("transformer")
     base = np.array(seconds[PLAIN])
     return {
         name: {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def test_threads_are_the_cores_that_the_process_may_use(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)))
     assert backend_of(tiny_bundle).threads is None  # all of them: ONNX Runtime knows which are real
     assert backend_of(tiny_bundle, options=OnnxRuntimeOptions(threads=2)).threads == 2
+
+
+def test_threads_do_not_spin_after_a_run(tiny_bundle: Path) -> None:
+    """They would take the cores from the session of the next graph. Time of the processor, not of the clock."""
+    backend = backend_of(tiny_bundle, options=OnnxRuntimeOptions(threads=2))
+    backend.run("text_encoder", {"input_ids": np.ones((1, 77), np.int64)})
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.02
 
 
 def test_inputs_that_do_not_fit_are_one_line(tiny_bundle: Path) -> None:

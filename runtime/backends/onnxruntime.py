@@ -51,8 +51,8 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """Option of ONNX Runtime: where the files are that a graph given as bytes takes its weights from."""
 
 STOP_SPINNING = ("session.force_spinning_stop", "1")
-"""Option of ONNX Runtime, and its value. Without it a session's threads spin for 40 ms after a run, on the cores that the
-next graph's session wants: an edit of the embedded model in 4 steps takes three times as long."""
+"""Option of ONNX Runtime, and its value. Without it a session's threads spin for 40 ms after a run, on the cores that
+the next graph's session wants: an edit of the embedded model in 4 steps takes three times as long."""
 
 FATAL_ONLY = 4
 """Log level of ONNX Runtime: its errors are raised as exceptions and need not be logged too."""

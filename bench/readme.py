@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import KontextError
 from . import coldstart, edits, executors, exporting, latency, placement
+from .batch import benchmark as batch
 from .fidelity import approximations, methods
 from .fidelity import benchmark as fidelity
 from .fidelity import plot as fidelity_plot
@@ -56,6 +57,7 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
         "quantspeed": of("quantspeed.json", quantspeed),
         "loras": of("loras.json", loras),
         "fullsize": of("fullsize.json", fullsize),
+        "batch": of("batch.json", batch),
         "serving": [
             *of("serving.json", serving),
             Content("serving.json", lambda _: [], serving_plot.plot_link),

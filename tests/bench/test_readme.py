@@ -20,10 +20,8 @@ def test_documents_are_up_to_date(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     rewritten = readme.rewrite_documents(tmp_path, ROOT / "bench/results")
-    measured = {path.name for path in (ROOT / "bench/results").iterdir()}
     for name, sections in readme.DOCUMENTS.items():
-        filled = [each for each, contents in sections.items() if {one.file for one in contents} <= measured]
-        assert rewritten[tmp_path / name] == filled
+        assert rewritten[tmp_path / name] == list(sections)
         assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8"), (
             f"{name}: run `kontext-bench readme`"
         )

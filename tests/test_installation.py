@@ -30,6 +30,7 @@ NO_LIBRARIES = {
     "pip-audit",
     "uv",
     "build",
+    "datasets",
     "hypothesis",
     "axe-selenium-python",
     "mypy",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import KontextError
+from ..errors import KontextError, one_line
 from ..export.edit_sets.layouts import read_edit_set
 from ..tiny.edits import KINDS, Edit
 from ..tiny.judge import judge
@@ -54,7 +54,7 @@ def data_cases(path: Path, count: int, seed: int, language: str = "en") -> list[
     """
     found = read_edit_set(path, language).subset(count, seed).checked()
     for line in found.skipped:
-        print(f"skipped: {line}", file=sys.stderr)
+        print(f"skipped: {one_line(line)}", file=sys.stderr)
     if not found.samples:
         raise KontextError(f"{path} has no edits that can be used")
     return [Case(each.key, each.category, each.prompt, each.picture, None) for each in found.samples]

@@ -9,13 +9,19 @@ import PIL.Image
 
 from ..runtime.bundle import Bundle
 from ..runtime.images import open_picture
+from ..runtime.sizes import checked_size
 
 
 def output_size(bundle: Path, requested: tuple[int, int] | None) -> tuple[int, int]:
     """(width, height) of the output, and of the reference, so that no side has to resize it: `requested`, or the most
     square of the preferred sizes."""
-    preferred = Bundle.open(bundle).sampler.preferred_sizes
-    return requested or min(preferred, key=lambda size: abs(size[0] - size[1]))
+    sampler = Bundle.open(bundle).sampler
+    preferred = sampler.preferred_sizes
+    return (
+        checked_size(requested, sampler)
+        if requested
+        else min(preferred, key=lambda size: abs(size[0] - size[1]))
+    )
 
 
 def picture_and_prompt(

@@ -14,11 +14,13 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import KontextError
+from ..errors import KontextError, one_line
 from ..export.edit_sets.layouts import GEDIT, IMGEDIT, read_edit_set
 from ..export.edit_sets.samples import Sample
 from ..runtime import Pipeline
+from ..runtime.cli import parse_seed
 from ..runtime.images import save_picture
+from ..runtime.number_checks import checked_scale
 from .flags import at_least
 
 NAME = re.compile(r"[\w][\w .()+,-]{0,199}")
@@ -39,21 +41,34 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--count", type=int, help="edits, a share of each category (all)")
     parser.add_argument("--steps", type=int, help="sampler steps (the bundle's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (the bundle's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the share and of the noise (0)")
+    parser.add_argument("--seed", type=parse_seed, default=0, help="of the share and of the noise (0)")
     parser.add_argument("--device", default="auto", help="as for kontext-edit (auto)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.count is not None:
         at_least(arguments, count=1)
+    if arguments.steps is not None:
+        at_least(arguments, steps=1)
+    if arguments.guidance is not None:
+        checked_scale(arguments.guidance, "--guidance")
     found = read_edit_set(arguments.data, arguments.language)
     if arguments.count is not None:
         found = found.subset(arguments.count, arguments.seed)
+    if not found.samples:
+        more = f": {'; '.join(found.skipped[:3])}" if found.skipped else ""
+        raise KontextError(f"{arguments.data} has no edits that can be used{more}")
+    make_folder(arguments.output)
     skipped, made, there = list(found.skipped), 0, 0
+    taken: set[Path] = set()
     pipe = Pipeline.load(arguments.bundle, device=arguments.device)
     for index, sample in enumerate(tqdm(found.samples, unit="edit", disable=not sys.stderr.isatty())):
         try:
             result, source = places(found.name, sample, arguments.output)
+            own = {each for each in (result, source) if each is not None}
+            if not taken.isdisjoint(own):
+                raise KontextError("the set has another edit whose picture has that name")
+            taken |= own
             if result.exists() and (source is None or source.exists()):
                 there += 1
                 continue
@@ -72,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         except KontextError as error:
             skipped.append(f"{sample.key}: {error}")
     for line in skipped:
-        print(f"skipped: {line}", file=sys.stderr)
+        print(f"skipped: {one_line(line)}", file=sys.stderr)
     print(
         f"{made} edits of {found.name} in {arguments.output}"
         + (f", {there} were there" if there else "")
@@ -97,8 +112,12 @@ def places(name: str, sample: Sample, folder: Path) -> tuple[Path, Path | None]:
 
 
 def write(picture: Image.Image, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KontextError(f"cannot make {path.parent}: {error.strerror}") from None
+    make_folder(path.parent)
     save_picture(picture, path)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KontextError(f"cannot make {folder}: {error.strerror}") from None

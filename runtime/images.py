@@ -200,9 +200,9 @@ def check_format(path: Path) -> str:
 def check_writable(path: Path) -> None:
     """Raises KontextError if a picture could not be saved as `path`. Call it before the work, not after."""
     check_format(path)
-    if path.is_dir():
-        raise KontextError(f"{path} is a folder: name a file")
     try:
+        if path.is_dir():
+            raise KontextError(f"{path} is a folder: name a file")
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except FileNotFoundError:
         raise KontextError(f"{path.absolute().parent} does not exist: make the folder first") from None

@@ -23,6 +23,8 @@ from .speed import BARE, JOB, SEQUENCE, STAGES, load_pipeline, measure_speed
 
 LEFT_OUT = "--no-ray"
 
+MOST_EDITS = 10_000
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -47,7 +49,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    at_least(arguments, edits=1, steps=1, repeat=1, batch_size=1)
+    at_least(arguments, edits=1, steps=1, repeat=1, batch_size=1, seed=0)
+    if arguments.edits > MOST_EDITS:
+        raise KontextError(f"--edits may be at most {MOST_EDITS}, not {arguments.edits}")
     if arguments.edits % arguments.batch_size:
         raise KontextError(
             f"--edits must be a multiple of --batch-size, {arguments.batch_size}, not {arguments.edits}"

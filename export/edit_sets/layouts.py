@@ -19,7 +19,7 @@ from typing import Any
 from ...errors import KontextError
 from ...regular_files import parse_json, read_regular
 from .samples import Sample, Samples
-from .tables import SUFFIXES, Cell, Table, open_table
+from .tables import SUFFIXES, Cell, Table, is_file, open_table
 
 GEDIT, IMGEDIT = "GEdit-Bench", "ImgEdit"
 """Sets whose scorers look for pictures at places of their own."""
@@ -90,7 +90,9 @@ def read_list(path: Path, name: str = "") -> Samples:
     """A line of JSON for each edit: the picture's file beside the list, the instruction, perhaps key and category."""
     samples: list[Sample] = []
     skipped: list[str] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(
+        read_text(path).split("\n"), 1
+    ):  # strings may hold other separators of lines
         if not line.strip():
             continue
         try:
@@ -104,8 +106,8 @@ def read_list(path: Path, name: str = "") -> Samples:
         sample = Sample(
             prompt,
             path.parent / file,
-            key=str(entry.get("key", Path(file).stem)),
-            category=str(entry.get("category", "")),
+            key=text(entry.get("key")) or Path(file).stem,
+            category=text(entry.get("category")),
         )
         add(sample, f"{path.name}, line {number}", samples, skipped)
     return Samples(name or path.stem, samples, skipped)
@@ -120,8 +122,8 @@ def add(sample: Sample, where: str, samples: list[Sample], skipped: list[str]) -
     """Adds a sample to the one list, or what is wrong with it to the other."""
     if not sample.prompt.strip():
         skipped.append(f"{where}: its instruction is empty")
-    elif isinstance(sample.source, Path) and not sample.source.is_file():
-        skipped.append(f"{where}: {sample.source} is missing")
+    elif isinstance(sample.source, Path) and not is_file(sample.source):
+        skipped.append(f"{where}: {str(sample.source)[:200]} is missing")
     else:
         samples.append(sample)
 
@@ -162,7 +164,7 @@ def read_imgedit(path: Path) -> Samples:
         if not (isinstance(file, str) and isinstance(prompt, str) and isinstance(category, str)):
             skipped.append(f"{path.name}, {key}: expected id, prompt and edit_type")
             continue
-        found = next((root / file for root in roots if (root / file).is_file()), path.parent / file)
+        found = next((root / file for root in roots if is_file(root / file)), path.parent / file)
         add(Sample(prompt, found, key=key, category=category), f"{path.name}, {key}", samples, skipped)
     return Samples(IMGEDIT, samples, skipped)
 
@@ -206,8 +208,13 @@ def read_tables(paths: Sequence[Path], name: str) -> Samples:
             raise KontextError(f"{path} is not a table of edits: it has the columns {listed[:200]}")
         names = {column: table.values(column) for column in table.columns if column in layout.texts}
         for row in range(table.rows):
+            where = f"{path.name}, row {row + 1}"
+            prompts = {each: names[each][row] for each in PROMPTS if each in names}
+            if wrong := [each for each, value in prompts.items() if not isinstance(value, str | None)]:
+                skipped.append(f"{where}: its {wrong[0]} is no text")
+                continue
             texts = {column: text(values[row]) for column, values in names.items()}
-            add(layout.sample(table, row, texts), f"{path.name}, row {row + 1}", samples, skipped)
+            add(layout.sample(table, row, texts), where, samples, skipped)
     return Samples(layout.name if layout and layout.name else name, samples, skipped)
 
 
@@ -293,7 +300,7 @@ TABLE_LAYOUTS = (
 
 def read_text(path: Path) -> str:
     try:
-        return read_regular(path, MOST_BYTES, "a list of edits").decode()
+        return read_regular(path, MOST_BYTES, "a list of edits").decode("utf-8-sig")
     except OSError as error:
         raise KontextError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".parquet", ".arrow")
+
+DAMAGE = (ArithmeticError, LookupError, OSError, RuntimeError, SystemError, TypeError, ValueError)
+"""What pyarrow raises; its own exceptions are some of these."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class Cell:
             return value
         if isinstance(value, str) and value:
             path = self.table.path.parent / value
-            if path.is_file():
+            if is_file(path):
                 return path.read_bytes()
-            raise KontextError(f"{self}: its file {value} is missing")
+            raise KontextError(f"{self}: its file {value[:200]} is missing")
         raise KontextError(f"{self} is empty")
 
     def picture(self) -> Image.Image:
@@ -70,23 +74,24 @@ class Table:
         """A column of small values; None for each row if there is no such column."""
         if column not in self.columns:
             return [None] * self.rows
-        return [
-            value for number in range(len(self.groups)) for value in self.part(number, column).to_pylist()
-        ]
+        with self.errors(column):
+            parts = [self.read(number, column).to_pylist() for number in range(len(self.groups))]
+        return [value for part in parts for value in part]
 
     def value(self, row: int, column: str) -> Any:
         number = next(i for i, (first, count) in enumerate(self.groups) if first <= row < first + count)
-        if self.held[0] != (number, column):
-            self.held = (None, None)  # before there are two
-            self.held = (number, column), self.part(number, column)
-        return self.held[1][row - self.groups[number][0]].as_py()
+        with self.errors(column):
+            if self.held[0] != (number, column):
+                self.held = (None, None)  # before there are two
+                self.held = (number, column), self.read(number, column)
+            return self.held[1][row - self.groups[number][0]].as_py()
 
-    def part(self, number: int, column: str) -> pyarrow.ChunkedArray:
-        import pyarrow
-
+    @contextmanager
+    def errors(self, column: str) -> Iterator[None]:
+        """Makes KontextErrors of what reading damaged values raises, or values that Python has no type for."""
         try:
-            return self.read(number, column)
-        except (pyarrow.ArrowException, OSError) as error:
+            yield
+        except DAMAGE as error:
             raise KontextError(
                 f"{self.path}: its column {column} cannot be read: {one_line(error)}"
             ) from None
@@ -102,9 +107,12 @@ def open_table(path: Path) -> Table:
     import pyarrow
 
     try:
-        return open_parquet(path) if path.suffix == ".parquet" else open_arrow(path)
+        table = open_parquet(path) if path.suffix.lower() == ".parquet" else open_arrow(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise KontextError(f"{path} cannot be read: {one_line(error)}") from None
+    if len(set(table.columns)) < len(table.columns):
+        raise KontextError(f"{path} has two columns of one name: {', '.join(table.columns)[:200]}")
+    return table
 
 
 def open_parquet(path: Path) -> Table:
@@ -131,7 +139,16 @@ def open_arrow(path: Path) -> Table:
     except pyarrow.ArrowInvalid:
         mapped.seek(0)
         table = pyarrow.ipc.open_file(mapped).read_all()
+    table.validate(full=True)  # offsets that point outside of the file would end the process
     return Table(path, table.column_names, [(0, table.num_rows)], lambda _, column: table.column(column))
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; what no file system can have, such as a name of 300 letters, is not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def one_line(error: Exception) -> str:

@@ -84,9 +84,34 @@ def test_what_can_go_wrong_is_one_line(
     assert "--count must be at least 1" in capsys.readouterr().err
     drawn(0).save(tmp_path / "x.png")
     (tmp_path / "x.txt").write_text("add a hat")
+    for flags in (["--steps", "0"], ["--guidance", "nan"], ["--seed", "-1"], ["--seed", str(1 << 64)]):
+        assert main([*words, str(tmp_path), *flags]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "file").touch()
     words[3] = str(tmp_path / "file" / "out")
     assert main([*words, str(tmp_path), "--steps", "1", "--device", "cpu"]) == 2
-    said = capsys.readouterr()
-    assert "skipped: x: cannot make" in said.err
-    assert "0 edits" in said.out
+    assert capsys.readouterr().err.startswith("error: cannot make")
+    (tmp_path / "x.txt").write_text(" ")
+    assert main([*words, str(tmp_path)]) == 2
+    assert "has no edits that can be used: x.png: its instruction is empty" in capsys.readouterr().err
+
+
+def test_two_edits_of_one_name(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn(0).save(tmp_path / "x.png")
+    entries = [
+        {"file_name": "x.png", "prompt": f"p{n}", "key": key} for n, key in enumerate(["k", "k", "a\nb"])
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    words = [
+        "set-pictures",
+        str(tiny_bundle),
+        "--data",
+        str(tmp_path / "list.jsonl"),
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    assert main([*words, "--steps", "1", "--device", "cpu"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "skipped: k: the set has another edit whose picture has that name",
+        "skipped: a b: 'a\\nb' cannot be a file's name",
+    ]

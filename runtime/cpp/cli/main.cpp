@@ -17,13 +17,14 @@ namespace fs = std::filesystem;
 
 constexpr int preview_scale = 8;  // a preview has a pixel for a latent; FLUX.1's autoencoder makes 8x8 pixels of one
 
-// Ctrl-C ends the program immediately, except while the picture is being written.
+// Ctrl-C and SIGTERM end the program immediately, except while the picture is being written.
 std::mutex writing;
 
 void watch_for_interrupt() {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
     pthread_sigmask(SIG_BLOCK, &set, nullptr);  // inherited by every thread created later
     std::thread([set] {
         int signal = 0;
@@ -31,8 +32,9 @@ void watch_for_interrupt() {
         }
         const std::lock_guard<std::mutex> lock(writing);
         constexpr char text[] = "\ninterrupted\n";
-        if (::write(STDERR_FILENO, text, sizeof text - 1) < 0) std::_Exit(130);
-        std::_Exit(130);
+        const int code = 128 + signal;
+        if (::write(STDERR_FILENO, text, sizeof text - 1) < 0) std::_Exit(code);
+        std::_Exit(code);
     }).detach();
 }
 
@@ -62,7 +64,7 @@ void show_devices(const std::string& provider) {
 void run(Arguments& arguments) {
     const std::vector<fs::path> paths = output_paths(arguments.output, arguments.num_images);
     for (const fs::path& path : paths) {
-        if (path == arguments.preview)
+        if (!arguments.preview.empty() && fs::weakly_canonical(path) == fs::weakly_canonical(arguments.preview))
             throw kontext::Error("--preview and -o both name " + path.string() + ": only one of them can");
         kontext::check_writable(path);
     }
@@ -112,7 +114,7 @@ int failed(std::string text) {
 
 }  // namespace
 
-// Returns 0, 2 for an error that the user can fix, 130 after Ctrl-C.
+// Returns 0, 2 for an error that the user can fix, 130 after Ctrl-C, 143 after SIGTERM.
 int main(int count, char** words) {
     watch_for_interrupt();
     ::mallopt(M_MMAP_THRESHOLD, 1 << 20);  // freed tensors return to the system: runtime/glibc_malloc.py

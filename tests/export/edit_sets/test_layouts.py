@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,51 @@ def test_a_table_of_other_things(tmp_path: Path) -> None:
         read_edit_set(tmp_path)
 
 
+def test_damaged_and_odd_tables(tmp_path: Path) -> None:
+    """Offsets outside of the file ended the process with SIGBUS."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    good = pyarrow.table({"image": ["a.png"], "prompt": ["x"]})
+
+    def arrow(name: str, table: Any) -> Path:
+        with pyarrow.ipc.new_file(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+        return tmp_path / name
+
+    not_utf8 = pyarrow.StringArray.from_buffers(
+        1, pyarrow.array([0, 1], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"\xff")
+    )
+    twice = pyarrow.Table.from_arrays(
+        [good["image"], good["prompt"], good["prompt"]], ["image", "prompt", "prompt"]
+    )
+    bad = [
+        arrow("beyond.arrow", good.set_column(1, "prompt", pyarrow.array(["x" * 1234]))),
+        arrow("utf8.arrow", good.set_column(1, "prompt", not_utf8)),
+        arrow("twice.arrow", twice),
+    ]
+    data = bad[0].read_bytes()
+    before, offsets, after = data.rpartition(struct.pack("<ii", 0, 1234))  # the header has the length too
+    assert offsets
+    bad[0].write_bytes(before + struct.pack("<ii", 0, 1 << 30) + after)
+    parquet.write_table(good.set_column(1, "prompt", not_utf8), tmp_path / "utf8.parquet")
+    parquet.write_table(
+        good.append_column("key", pyarrow.array([1 << 62], pyarrow.duration("s"))), tmp_path / "key.PARQUET"
+    )
+    for path in [*bad, tmp_path / "utf8.parquet", tmp_path / "key.PARQUET"]:
+        with pytest.raises(KontextError, match=r"cannot be read|two columns of one name"):
+            read_edit_set(path)
+
+
+@pytest.mark.parametrize("prompt", [b"make it red", ["a"], {"a": 1}, 1])
+def test_instructions_are_text(tmp_path: Path, prompt: object) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(
+        pyarrow.table({"image": ["a.png"], "prompt": pyarrow.array([prompt])}), tmp_path / "x.parquet"
+    )
+    found = read_edit_set(tmp_path / "x.parquet")
+    assert found.samples == []
+    assert found.skipped == ["x.parquet, row 1: its prompt is no text"]
+
+
 # -- ImgEdit --
 
 
@@ -234,12 +280,14 @@ def test_lists_of_one_s_own(tmp_path: Path) -> None:
         "{",
         '{"image": "gone.png", "prompt": "x"}',
         '{"image": "a.png", "prompt": " "}',
+        json.dumps({"image": "x" * 300, "prompt": "x"}),
+        json.dumps({"image": "a.png", "prompt": "three\u2028lines", "key": None}, ensure_ascii=False),
     ]
-    (tmp_path / "edits.jsonl").write_text("\n".join(lines))
+    (tmp_path / "edits.jsonl").write_text("\ufeff" + "\n".join(lines))
     samples = read_edit_set(tmp_path / "edits.jsonl")
-    assert seen(samples) == [("a", "one", "", ""), ("5", "two", "", "")]
+    assert seen(samples) == [("a", "one", "", ""), ("5", "two", "", ""), ("a", "three\u2028lines", "", "")]
     assert [line.partition(":")[0] for line in samples.skipped] == [
-        f"edits.jsonl, line {number}" for number in (3, 4, 5, 6, 7)
+        f"edits.jsonl, line {number}" for number in (3, 4, 5, 6, 7, 8)
     ]
 
 

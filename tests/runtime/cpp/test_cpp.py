@@ -381,21 +381,26 @@ def test_required_arguments_and_folders_that_are_no_bundle(cpp: CppBuild, tmp_pa
     assert "required: BUNDLE" in refused(done)
 
 
-def test_control_c_leaves_nothing(cpp: CppBuild, tiny_bundle: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.png"
-    output.write_bytes(b"an older picture")
-    words = [cpp.edit, tiny_bundle, "--prompt", "x", "--size", "512x512", "--steps", "100000", "-o", output]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupts_leave_nothing(
+    cpp: CppBuild, tiny_bundle: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    output, preview = tmp_path / "out.png", tmp_path / "preview.png"
+    for path in (output, preview):
+        path.write_bytes(b"an older picture")
+    words = [cpp.edit, tiny_bundle, "--prompt", "x", "--size", "512x512", "--steps", "100000"]
+    words += ["-o", output, "--preview", preview]
     process = subprocess.Popen(
         list(map(str, words)), stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert errors == "\ninterrupted\n"
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert output.read_bytes() == b"an older picture"
-    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png", "preview.png"]
 
 
 # -- bad input, under the sanitizers --

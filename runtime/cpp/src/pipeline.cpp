@@ -297,11 +297,14 @@ struct Pipeline::State {
                 backend->hold(shared);
             }
             const Floats start = target;
-            Floats given = start;
-            if (step < guided) given.insert(given.end(), start.begin(), start.end());
+            Floats twice;  // for the prompt and the negative one
+            if (step < guided) {
+                twice = start;
+                twice.insert(twice.end(), start.begin(), start.end());
+            }
             Inputs inputs = shared;
             inputs.insert(held_loras.begin(), held_loras.end());
-            inputs["target"] = view(given, {extent(batch), tokens, channels});
+            inputs["target"] = view(step < guided ? twice : start, {extent(batch), tokens, channels});
             std::map<std::string, Floats> chunks;
             for (const auto& [name, value] : modulations) {
                 Floats& chunk = chunks[name];

@@ -47,7 +47,7 @@ from .bundle.output_folder import check_free, locked_output, partial_folder, pub
 from .bundle.preview_colours import preview_colours
 from .bundle.tokenizer_files import TokenizerFile, read_tokenizers
 from .calibration.calibrate import calibrate
-from .calibration.samples import Samples
+from .edit_sets.samples import Samples
 from .graph import bind_weights, interface
 from .graph.fp8_attention import quantize_attention
 from .graph.link_weights import (

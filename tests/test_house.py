@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "export.kernels": ("export.progress", "export.bundle", "kernels", "runtime"),
     "export.exporter": (
         *("export.progress", "export.weights", "export.graph", "export.bundle", "export.calibration"),
-        *("export.kernels", "model", "quant", "kernels", "runtime"),
+        *("export.edit_sets", "export.kernels", "model", "quant", "kernels", "runtime"),
     ),
     "export.engines": ("export.progress", "export.bundle", "quant.formats", "runtime"),
     "export.server": ("export.bundle", "runtime"),

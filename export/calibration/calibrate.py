@@ -26,8 +26,9 @@ from ...runtime.pipeline import Pipeline
 from ...temporary_folder import temporary_folder
 from ..bundle.manifest import build_manifest
 from ..bundle.tokenizer_files import TokenizerFile
+from ..edit_sets.samples import Samples
 from ..progress import Progress
-from .samples import Samples, batch_size, sample_requests
+from .samples import batch_size, sample_requests
 from .watched_networks import WatchedNetworks
 
 VERSION = 2

@@ -19,8 +19,6 @@ from ...tiny.scenes import render
 from ..edit_sets.layouts import read_edit_set
 from ..edit_sets.samples import Sample, Samples
 
-__all__ = ["Sample", "Samples", "batch_size", "read_samples", "sample_requests", "scene_samples"]
-
 MIN_SAMPLES = 4
 """Fewer samples would calibrate to single pictures."""
 

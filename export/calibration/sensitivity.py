@@ -40,9 +40,10 @@ from ...quant.statistics import Statistics
 from ...runtime.cache import cache_folder, is_cached
 from ...runtime.pipeline import Pipeline
 from ..bundle.tokenizer_files import TokenizerFile
+from ..edit_sets.samples import Samples
 from ..progress import Progress
 from .calibrate import calibrate, calibration_digest, outline_bundle
-from .samples import Samples, batch_size
+from .samples import batch_size
 from .trajectories import EditableNetworks, RecordedEdits, record_edits
 from .watched_networks import RESIDENT_BYTES, compute_dtype
 

@@ -16,7 +16,8 @@ from ...quant.statistics import Statistics
 from ...runtime.backends.protocol import Backend
 from ...runtime.pipeline import Pipeline
 from ...runtime.request import Request
-from .samples import Samples, sample_requests
+from ..edit_sets.samples import Samples
+from .samples import sample_requests
 from .teacher_forcing import Recorder, TeacherForced
 from .watched_networks import WatchedNetworks
 

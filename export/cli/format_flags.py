@@ -15,7 +15,7 @@ from ...quant.formats.fp8 import FP8
 if TYPE_CHECKING:
     from ...model.checkpoint import Checkpoint
     from ...quant.recipe import Recipe
-    from ..calibration.samples import Samples
+    from ..edit_sets.samples import Samples
 
 
 def add_format_flags(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ...errors import KontextError
+from ...errors import KontextError, one_line
 from ...runtime.images import read_picture
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Table:
             yield
         except DAMAGE as error:
             raise KontextError(
-                f"{self.path}: its column {column} cannot be read: {one_line(error)}"
+                f"{self.path}: its column {column} cannot be read: {one_line(str(error))[:200]}"
             ) from None
 
 
@@ -109,7 +109,7 @@ def open_table(path: Path) -> Table:
     try:
         table = open_parquet(path) if path.suffix.lower() == ".parquet" else open_arrow(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise KontextError(f"{path} cannot be read: {one_line(error)}") from None
+        raise KontextError(f"{path} cannot be read: {one_line(str(error))[:200]}") from None
     if len(set(table.columns)) < len(table.columns):
         raise KontextError(f"{path} has two columns of one name: {', '.join(table.columns)[:200]}")
     return table
@@ -149,7 +149,3 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export.bundle.tokenizer_files import read_tokenizers  # noqa: E402
 from kontext.export.calibration import calibrate, watched_networks  # noqa: E402
-from kontext.export.calibration.samples import Sample, Samples  # noqa: E402
+from kontext.export.edit_sets.samples import Sample, Samples  # noqa: E402
 from kontext.export.exporter import export  # noqa: E402
 from kontext.export.progress import Progress  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402

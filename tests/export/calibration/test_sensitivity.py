@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch")
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export.bundle.tokenizer_files import read_tokenizers  # noqa: E402
 from kontext.export.calibration import sensitivity, trajectories  # noqa: E402
-from kontext.export.calibration.samples import Sample, Samples  # noqa: E402
 from kontext.export.cli.main import main  # noqa: E402
 from kontext.export.cli.sensitivity_text import render_sensitivity  # noqa: E402
+from kontext.export.edit_sets.samples import Sample, Samples  # noqa: E402
 from kontext.export.progress import Progress  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, Origin  # noqa: E402
 from kontext.quant.options import parse_options  # noqa: E402

@@ -31,6 +31,7 @@ from ...runtime.bundle import Bundle
 from ..cases import Case, data_cases, scene_cases, success_rate
 from ..flags import at_least
 from ..machine import describe_machine
+from ..pictures import REFERENCE, SOURCE, PictureFolder
 from ..report import finish
 from . import bits_per_weight, peers
 from .edit_runs import EditRun, run_edit
@@ -66,6 +67,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the scenes, the set's share and the noise (0)"
     )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="write every edit's source and pictures into FOLDER, for kontext-bench report",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -82,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         cases = data_cases(arguments.data, arguments.count, arguments.seed, arguments.language)
     else:
         cases = scene_cases(arguments.count, arguments.seed)
+    pictures = PictureFolder.prepare(arguments.pictures) if arguments.pictures else None
     result = measure_fidelity(
         arguments.reference,
         arguments.bundles,
@@ -90,8 +98,11 @@ def run(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         seed=arguments.seed,
         peer_names=[name for name in names if name not in missing],
+        pictures=pictures,
         progress=sys.stderr.isatty(),
     )
+    if pictures is not None:
+        result["pictures"] = pictures.as_json(arguments.json)
     for line in absences(result):
         print(line)
     finish(
@@ -144,6 +155,7 @@ def compare(
     references: Sequence[ReferenceRun],
     metrics: Mapping[str, Compare],
     done: Callable[[], object],
+    pictures: PictureFolder | None,
 ) -> dict[str, Any]:
     """Runs one bundle along all reference runs; returns everything that is measured, as JSON."""
     pipe, backend = compared.pipe, compared.pipe.backend
@@ -151,9 +163,11 @@ def compare(
     noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     each: dict[str, list[float]] = {name: [] for name in metrics}
     successes: list[bool | None] = []
-    for known in references:
+    for number, known in enumerate(references):
         found = run_edit(pipe, known.case, steps, known.seed)
         successes.append(found.success)
+        if pictures is not None:
+            pictures.add(number, compared.name, found.picture)
         for name, metric in metrics.items():
             each[name].append(metric(found.picture, known.run.picture))
         for step, (ours, theirs) in enumerate(zip(found.latents, known.run.latents, strict=True)):
@@ -197,6 +211,7 @@ def measure_fidelity(
     seed: int,
     data: str | None = None,
     peer_names: Sequence[str] = (),
+    pictures: PictureFolder | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Makes all edits with the reference, every bundle, and every peer; `data` names the set that they are of.
@@ -216,14 +231,18 @@ def measure_fidelity(
     runs = (1 + len(opened) + len(peer_names)) * len(cases)
     with tqdm(total=runs, desc="edits", unit="edit", disable=not progress) as bar:
         references = reference_runs(teacher, cases, steps, seed, bar.update)
+        if pictures is not None:
+            for number, known in enumerate(references):
+                pictures.add(number, SOURCE, known.case.picture())
+                pictures.add(number, REFERENCE, known.run.picture)
         # One at a time: a peer's bundle is as large as the reference.
         for name, bundle in opened.items():
             entries["bundles"][name] = compare(
-                ours(name, bundle, teacher.bundle, layers), references, metrics, bar.update
+                ours(name, bundle, teacher.bundle, layers), references, metrics, bar.update, pictures
             )
         for name in peer_names:
             with theirs(name, teacher.bundle, layers) as compared:
-                entries["peers"][name] = compare(compared, references, metrics, bar.update)
+                entries["peers"][name] = compare(compared, references, metrics, bar.update, pictures)
     successes = [known.run.success for known in references]
     return {
         "what": "fidelity",
@@ -238,6 +257,7 @@ def measure_fidelity(
         "data": data,
         "keys": [case.key for case in cases],
         "kinds": [case.category for case in cases],
+        "prompts": [case.prompt for case in cases],
         "seed": seed,
         **entries,
         "absent_measures": absent,

@@ -16,6 +16,8 @@ from kontext.bench import cli
 from kontext.bench.cases import scene_cases
 from kontext.bench.fidelity import picture_metrics
 from kontext.bench.fidelity.benchmark import measure_fidelity
+from kontext.bench.pictures import read_named
+from kontext.decibels import psnr
 
 
 def test_fewer_bits_lose_more(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +77,7 @@ def test_the_command_on_a_data_set(
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, [*lines, {}])))
     output = tmp_path / "out.json"
     words = ["fidelity", str(bundles["int8"]), "--reference", str(bundles["fp32"]), "--steps", "1"]
+    words += ["--pictures", str(tmp_path / "pictures")]
     assert cli.main([*words, "--data", str(tmp_path), "-n", "6", "--json", str(output)]) == 0
     shown, said = capsys.readouterr()
     assert [line.partition(": ")[0] for line in said.splitlines()] == ["skipped"] * 2
@@ -82,7 +85,15 @@ def test_the_command_on_a_data_set(
     assert result["keys"] == ["k0", "k1", "k2", "k3", "k4"]
     assert result["kinds"] == ["a", "a", "b", "b", "c"]
     assert result["reference"]["success"] is None
+    assert result["prompts"] == ["make it blue"] * 5
     entry = result["bundles"]["int8"]
+    assert result["pictures"]["folder"] == "pictures"
+    for each, error in zip(result["pictures"]["edits"], entry["psnr_each"], strict=True):
+        assert read_named(tmp_path / "pictures", each["source"]).size == (64, 64)
+        ours, reference = (
+            read_named(tmp_path / "pictures", name) for name in (each["outputs"]["int8"], each["reference"])
+        )
+        assert psnr(ours, reference) == pytest.approx(error, abs=0.01)
     assert entry["lost_edits"] is None
     assert 20 < entry["velocity_snr"] < 60
     (table,) = [part for part in shown.split("\n\n") if part.startswith("PSNR [dB] of edits")]

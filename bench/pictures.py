@@ -1,0 +1,81 @@
+"""The pictures of a benchmark's edits, as PNG files in a folder, and how its result names them.
+
+FOLDER/source/0000.png is what the first edit started from, FOLDER/reference/0000.png the reference's picture of it, and
+FOLDER/outputs/NAME/0000.png that of each bundle or peer. An edit of text alone has no source.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import PIL.Image
+
+from ..errors import KontextError
+from ..runtime.images import open_picture, save_picture
+
+SOURCE, REFERENCE, OUTPUTS = "source", "reference", "outputs"
+
+
+@dataclass
+class PictureFolder:
+    """A folder that pictures are written to; `edits` has the names of those of each edit, as in the result."""
+
+    root: Path
+    edits: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def prepare(cls, root: Path) -> PictureFolder:
+        """Makes the folder, or takes one that holds pictures of an earlier run, which are replaced.
+
+        Raises:
+            KontextError: it cannot be made, or holds something else.
+        """
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            others = sorted({path.name for path in root.iterdir()} - {SOURCE, REFERENCE, OUTPUTS})
+        except OSError as fault:
+            raise KontextError(f"cannot make the folder {root}: {fault.strerror}") from None
+        if others:
+            raise KontextError(
+                f"{root} holds {others[0]}, which is no folder of pictures: name another folder"
+            )
+        return cls(root)
+
+    def add(self, number: int, kind: str, picture: PIL.Image.Image | None) -> None:
+        """Writes a picture of the edit `number`; `kind` is SOURCE, REFERENCE or the name of a bundle or peer."""
+        if picture is None:
+            return
+        whose = kind if kind in (SOURCE, REFERENCE) else f"{OUTPUTS}/{kind}"
+        name = f"{whose}/{number:04d}.png"
+        path = self.root / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise KontextError(f"cannot make the folder {path.parent}: {fault.strerror}") from None
+        save_picture(picture.convert("RGB"), path, metadata=False)
+        while len(self.edits) <= number:
+            self.edits.append({OUTPUTS: {}})
+        if whose == kind:
+            self.edits[number][kind] = name
+        else:
+            self.edits[number][OUTPUTS][kind] = name
+
+    def as_json(self, result_file: Path | None) -> dict[str, Any]:
+        """The names for the result: the folder's relative to that of `result_file`, the pictures' in the folder."""
+        start = Path() if result_file is None else result_file.parent
+        folder = Path(os.path.relpath(self.root.resolve(), start.resolve())).as_posix()
+        return {"folder": folder, "edits": self.edits}
+
+
+def read_named(folder: Path, name: Any) -> PIL.Image.Image:
+    """A picture that a result names, in RGB.
+
+    Raises:
+        KontextError: the name leads out of the folder, or there is no picture.
+    """
+    if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise KontextError(f"{name!r} is not the name of a picture in {folder}")
+    return open_picture(folder / name).convert("RGB")

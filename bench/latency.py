@@ -28,6 +28,8 @@ from .timing import Percentiles, StageTimer, interleave
 
 STAGES = ("text_encoder", "text_encoder_2", "vae_encoder", "modulation", "step", "vae_decoder", "edit")
 OURS, THEIRS = "kontext", "diffusers"
+SAMPLE_SECONDS = 0.01
+"""Between two readings of a process's memory."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +88,7 @@ def measure_latency(
         runs = interleave(sides, repeat, warmup=warmup, done=bar.update)
     with temporary_folder("latency") as folder:
         commands = edit_commands(bundle, checkpoint, Path(folder), picture, words, device=device, **settings)
-        peaks = [run_process(each).peak_bytes for each in commands.values()]
+        costs = [run_process(each, sample_seconds=SAMPLE_SECONDS) for each in commands.values()]
     result: dict[str, Any] = {
         "what": "latency",
         "model": pipe.bundle.manifest["model"]["name"],
@@ -94,7 +96,8 @@ def measure_latency(
         "device": device,
         **settings,
         "sides": {name: summarize([stages for stages, _ in each]) for name, each in runs.items()},
-        "peak_bytes": dict(zip(runs, peaks, strict=True)),
+        "peak_bytes": {name: cost.peak_bytes for name, cost in zip(runs, costs, strict=True)},
+        "memory": {name: cost.memory for name, cost in zip(runs, costs, strict=True)},
         "machine": describe_machine(),
     }
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Wall time and peak memory of a whole process, and how to start this package's own commands."""
+"""Wall time and memory of a whole process, at its peak and over time, and how to start this package's own commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..child_process import module_command
@@ -18,13 +18,27 @@ from ..temporary_folder import temporary_folder
 # over exec). So a bare interpreter of about 10 MB stands between this process, which may hold torch, and the child.
 _LAUNCHER = """
 import json, os, sys, time
+record, interval, command = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
+page, memory = os.sysconf("SC_PAGE_SIZE"), []
 start = time.perf_counter()
-pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
-_, status, usage = os.wait4(pid, 0)
+pid = os.posix_spawnp(command[0], command, os.environ)
+while interval > 0:
+    ended, status, usage = os.wait4(pid, os.WNOHANG)
+    if ended:
+        break
+    with open(f"/proc/{pid}/statm") as file:
+        memory.append((time.perf_counter() - start, int(file.read().split()[1]) * page))
+    time.sleep(interval)
+else:
+    _, status, usage = os.wait4(pid, 0)
 seconds = time.perf_counter() - start
-with open(sys.argv[1], "w") as file:
-    json.dump({"seconds": seconds, "peak": usage.ru_maxrss, "code": os.waitstatus_to_exitcode(status)}, file)
+code = os.waitstatus_to_exitcode(status)
+with open(record, "w") as file:
+    json.dump({"seconds": seconds, "peak": usage.ru_maxrss, "code": code, "memory": memory}, file)
 """
+
+MOST_SAMPLES = 240
+"""Of memory over time; of more, each run of neighbours becomes its largest."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +48,16 @@ class ProcessCost:
     seconds: float
     peak_bytes: int
     """Peak resident memory, pages of mapped files included."""
+    memory: list[tuple[float, int]] = field(default_factory=list)
+    """(seconds since the start, resident bytes), if it was asked for."""
 
 
-def run_process(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> ProcessCost:
+def run_process(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None, sample_seconds: float = 0
+) -> ProcessCost:
     """Runs `command` to its end and measures it; `environment` is added to this process's.
+
+    With `sample_seconds` its memory is read that often (Linux), and its end may be noticed as much later.
 
     Raises:
         KontextError: it failed; the message has its exit code and the last five lines of its output.
@@ -45,7 +65,7 @@ def run_process(command: Sequence[str], *, environment: Mapping[str, str] | None
     with temporary_folder("process") as folder:
         record = Path(folder) / "cost.json"
         finished = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(record), *command],
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(record), str(sample_seconds), *command],
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -58,7 +78,16 @@ def run_process(command: Sequence[str], *, environment: Mapping[str, str] | None
         tail = " | ".join(finished.stdout.strip().splitlines()[-5:])
         raise KontextError(f"`{' '.join(command)}` ended with code {cost['code']}: {tail}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return ProcessCost(seconds=cost["seconds"], peak_bytes=cost["peak"] * unit)
+    return ProcessCost(cost["seconds"], cost["peak"] * unit, thinned(cost["memory"]))
+
+
+def thinned(samples: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """At most MOST_SAMPLES of them: the largest of each run of neighbours."""
+    run = -(-len(samples) // MOST_SAMPLES) or 1
+    parts = (samples[start : start + run] for start in range(0, len(samples), run))
+    return [
+        (round(seconds, 3), size) for seconds, size in (max(part, key=lambda each: each[1]) for part in parts)
+    ]
 
 
 def own_command(script: str, module: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kontext.bench.process_cost import export_command, own_command, run_process, with_cache
+from kontext.bench.process_cost import export_command, own_command, run_process, thinned, with_cache
 from kontext.child_process import module_command
 from kontext.errors import KontextError
 
@@ -25,6 +25,24 @@ def test_peak_memory_is_the_childs_not_ours() -> None:
 def test_a_process_that_fails_is_an_error_with_its_last_words() -> None:
     with pytest.raises(KontextError, match="ended with code 3: no such bundle"):
         run_process([sys.executable, "-c", "print('no such bundle'); raise SystemExit(3)"])
+
+
+def test_memory_over_time() -> None:
+    """100 MiB appear while the process runs, and not at its start."""
+    code = "import time; time.sleep(.2); x = bytearray(b'1') * (100 * 2**20); time.sleep(.2)"
+    cost = run_process([sys.executable, "-S", "-c", code], sample_seconds=0.01)
+    seconds, sizes = zip(*cost.memory, strict=True)
+    assert list(seconds) == sorted(seconds)
+    assert seconds[-1] <= cost.seconds
+    assert min(sizes[:3]) + 90 * 2**20 < max(sizes) <= cost.peak_bytes + 2**20
+    assert run_process([sys.executable, "-S", "-c", "pass"]).memory == []
+
+
+def test_many_samples_become_fewer() -> None:
+    samples = [(n / 100, 5 if n == 700 else 1) for n in range(1000)]
+    found = thinned(samples)
+    assert len(found) == 200
+    assert (7.0, 5) in found
 
 
 def test_environment_reaches_the_process() -> None:

@@ -1,4 +1,4 @@
-"""The demo: one edit of every kind on scenes, one from text alone, two of a photograph, on a contact sheet."""
+"""The demo: one edit of every kind on scenes, one from text alone, two of a photograph, on a sheet and a page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -18,11 +19,17 @@ from ..tiny.contact import contact_sheet
 from ..tiny.edits import KINDS, sample_edit
 from ..tiny.scenes import render
 from .flags import at_least
+from .html_report.command import check_output, make_report
+from .machine import describe_machine
+from .pictures import OUTPUTS, SOURCE
+from .report import write_json, write_text
 
 PHOTOGRAPH_PROMPTS = ("make it night", "make it black and white")
 NEXT = """\
 {count} edits in {seconds:.0f} s ({steps} steps each). Before and after, side by side:
   {sheet}
+and on a page, with sliders:
+  {report}
 
 Next:
   {bin}kontext-edit {bundle} -i {folder}/scene.png --prompt "{prompt}" -o out.png
@@ -56,7 +63,7 @@ def photograph() -> PIL.Image.Image:
 
 
 def make_demo(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
-    """Writes `folder/contact-sheet.png` and a picture for each edit; returns what to print."""
+    """Writes `folder/contact-sheet.png`, `report.html` and the pictures of each edit; returns what to print."""
     rng = np.random.default_rng(seed)
     edits = [sample_edit(rng, split="test", kind=kind) for kind in (*KINDS, "draw")]
     work = [
@@ -64,8 +71,12 @@ def make_demo(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
         for edit in edits
     ]
     work += [(photograph(), prompt) for prompt in PHOTOGRAPH_PROMPTS]
+    kinds = [*(edit.kind for edit in edits), *("photograph" for _ in PHOTOGRAPH_PROMPTS)]
     pipe = Pipeline.load(bundle, device="cpu")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    report = folder / "report.html"
+    check_output(report, force=True)
+    named: list[dict[str, Any]] = []
     rows: list[tuple[PIL.Image.Image | None, PIL.Image.Image, str]] = []
     start = time.perf_counter()
     for index, (before, prompt) in enumerate(
@@ -73,7 +84,11 @@ def make_demo(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
     ):
         after = pipe.edit(before, prompt, steps=steps, seed=seed)
         assert isinstance(after, PIL.Image.Image)  # one prompt, one picture
+        named.append({OUTPUTS: {pipe.bundle.folder.name: f"edit-{index:02d}.png"}})
         after.save(folder / f"edit-{index:02d}.png")
+        if before is not None:
+            named[-1][SOURCE] = f"source-{index:02d}.png"
+            before.save(folder / named[-1][SOURCE])
         rows.append((before, after, prompt))
     seconds = time.perf_counter() - start
     sheet = folder / "contact-sheet.png"
@@ -81,17 +96,42 @@ def make_demo(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
     scene, prompt = work[0]
     assert scene is not None
     scene.save(folder / "scene.png")
+    result = folder / "demo.json"
+    write_json(
+        result,
+        {
+            "what": "demo",
+            "model": pipe.bundle.name,
+            "precision": pipe.bundle.manifest["precision"]["weights"],
+            "steps": steps,
+            "seed": seed,
+            "seconds": round(seconds, 3),
+            "kinds": kinds,
+            "prompts": [prompt for _, _, prompt in rows],
+            "pictures": {"folder": ".", "edits": named},
+            "machine": describe_machine(),
+        },
+    )
+    write_text(report, make_report([result]).html)
     script = Path(sys.executable).with_name("kontext-edit")
     return NEXT.format(
         count=len(rows),
         seconds=seconds,
         steps=steps,
         sheet=sheet,
+        report=report,
         bin="" if not script.is_file() else f"{shown(script.parent)}/",
         bundle=bundle,
         folder=folder,
         prompt=prompt,
     )
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise KontextError(f"cannot make the folder {folder}: {fault.strerror}") from None
 
 
 def shown(path: Path) -> Path:

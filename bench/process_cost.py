@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..child_process import module_command
 from ..errors import KontextError
@@ -73,7 +74,9 @@ def run_process(
             text=True,
             check=False,
         )
-        cost = json.loads(record.read_text()) if finished.returncode == 0 else {"code": finished.returncode}
+        cost: dict[str, Any] = {"code": finished.returncode}
+        if finished.returncode == 0:
+            cost = json.loads(record.read_text())
     if cost["code"] != 0:
         tail = " | ".join(finished.stdout.strip().splitlines()[-5:])
         raise KontextError(f"`{' '.join(command)}` ended with code {cost['code']}: {tail}")

@@ -75,6 +75,7 @@ SUBCOMMANDS = (
     Entry("gpu", "Triton kernels and the full-size step on a GPU", "gpu.benchmark"),
     Entry("demo", "make edits of all kinds and a contact sheet", "demo", False),
     Entry("references", "edits with two references by each method", "references", False),
+    Entry("report", "one HTML page of results and pictures", "html_report.command", False),
     Entry("readme", "rewrite the measured tables and plots of docs/", "readme", False),
     Entry("synthetic", "write a checkpoint of FLUX.1 Kontext's size", "fullsize.synthetic", False),
     Entry("serve", "run Triton Inference Server without a container", "serving.local_server", False),

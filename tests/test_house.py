@@ -89,6 +89,7 @@ MOST_LINES = 600
 
 CROSS_CUTTING = {
     "test_house": "the whole repository",
+    "bench/html_report/test_browser": "the report in a real Chromium",
     "export/bundle/test_kills": "what publishes, killed at its system calls, and two exports at once",
     "export/test_fp16_overflow": "fp16 where FLUX leaves its range, from checkpoint to picture",
     "export/test_max_sequence_length": "prompts of another length, from a checkpoint to latents",

@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constra
 .PHONY: help demo install sdk server test coverage test-install torture check audit sbom lock bench fidelity edits fullsize clean
 
 help:
-	@echo "make demo      install, export the embedded model with FP8 weights, edit, draw demo/contact-sheet.png"
+	@echo "make demo      install, export the embedded model with FP8 weights, edit, make demo/report.html"
 	@echo "make install   install everything that tests need into $(VENV)"
 	@echo "make check     ruff and mypy"
 	@echo "make test      all tests; those that need a GPU are skipped without one"

@@ -28,7 +28,9 @@ while interval > 0:
     if ended:
         break
     with open(f"/proc/{pid}/statm") as file:
-        memory.append((time.perf_counter() - start, int(file.read().split()[1]) * page))
+        size = int(file.read().split()[1]) * page
+    if size > 0:  # not just ended
+        memory.append((time.perf_counter() - start, size))
     time.sleep(interval)
 else:
     _, status, usage = os.wait4(pid, 0)

@@ -224,7 +224,5 @@ def number(metric: str, value: float) -> str:
 
 
 def verdict(accepted: bool, reference: bool | None) -> str:
-    said = "accepts it" if accepted else "refuses it"
-    if reference is None or reference == accepted:
-        return said
-    return f"{said}, not the reference's" if accepted else f"{said}; accepts the reference's"
+    said = "accepts" if accepted else "refuses"
+    return said if reference is None or reference == accepted else f"{said}, not the reference's"

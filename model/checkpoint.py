@@ -7,13 +7,11 @@ checkpoint.networks["transformer"].read("img_in.weight")
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..bundle_folder import refuse_bundle
 from ..errors import KontextError
@@ -44,6 +42,9 @@ from .stored_formats.module import INSTEAD
 from .stored_weight import StoredWeight
 from .tokenizer_config import check_tokenizer_config, prompt_tokens
 from .weight_files import open_weight_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NO_WEIGHTS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E8M0")
 """Number formats that no weight may have: integers, and powers of two."""
@@ -131,11 +132,13 @@ class NetworkWeights:
         return tensor
 
     def parameters(self) -> int:
-        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def widen_fp8(tensor: Tensor) -> Tensor:
     """FP8 as bf16, which represents all of its values; other formats unchanged."""
+    import torch
+
     return tensor.to(torch.bfloat16) if tensor.element_size() == 1 else tensor
 
 

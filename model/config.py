@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+TIME_CHANNELS = 256
+"""Width of the sinusoidal embedding of the timestep and of the guidance."""
+
 LARGEST_SIZE = 1 << 20
 """Far above any width or vocabulary of this family of models: a larger number means a damaged file."""
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..errors import KontextError
 from .component_files import shard_files, stem_of
@@ -19,6 +16,9 @@ from .layouts import ComponentWeights, network_sources
 from .networks import NETWORKS, weight_shapes
 from .stored_weight import StoredWeight
 from .weight_files import decoded, open_raw_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def open_component(
@@ -56,6 +56,8 @@ def save_diffusers(folder: Path, config: KontextConfig, weights: Mapping[str, Ma
     Raises:
         ValueError: a weight is missing, unknown, or has another shape than in `config`.
     """
+    from safetensors.torch import save_file
+
     components: dict[str, dict[str, Tensor]] = {}
     for name, component in NETWORKS.items():
         shapes = weight_shapes(name, config)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from .config import AutoencoderConfig, TransformerConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Join = Literal["rows", "swap_halves"]
 
@@ -30,6 +30,8 @@ class Source:
 
     def assemble(self, read: Callable[[str], Tensor]) -> Tensor:
         """The native tensor; `read` reads one tensor of the file."""
+        import torch
+
         tensor = (
             read(self.parts[0]) if len(self.parts) == 1 else torch.cat([read(part) for part in self.parts])
         )
@@ -44,6 +46,8 @@ class Source:
 
 
 def swap_halves(tensor: Tensor) -> Tensor:
+    import torch
+
     first, second = tensor.chunk(2)
     return torch.cat((second, first))
 

@@ -3,7 +3,7 @@
 The header is not parsed by `gguf.GGUFReader` (0.19), which trusts the file: it loops over any count, makes an array
 object for every element of every list, lets tensors overlap, reports damage as IndexError or ValueError, and maps the
 whole file, whose pages then count as this process's memory. Here nothing is read, allocated or looped over before its
-size has been checked. Block sizes and dequantization are the library's.
+size has been checked. Dequantization is the library's, which is imported, as PyTorch is, when a tensor is read.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -15,20 +15,19 @@ import math
 import os
 import struct
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import KontextError
 from ..installation import install_command
 from ..regular_files import open_regular
 from ..safetensors_header import check_layout, padded
-from .dtypes import TORCH_DTYPES
 from .safetensors_file import TensorInfo
+from .stored_dtypes import TORCH_NAMES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # fmt: off
 QUANTIZED = (
@@ -39,6 +38,21 @@ QUANTIZED = (
 # fmt: on
 """Formats that `gguf.quants.dequantize` converts to float32. Not NVFP4, whose weights also need a scale in another
 tensor."""
+
+# fmt: off
+KINDS = {
+    "F32": (0, 1, 4), "F16": (1, 1, 2), "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22),
+    "Q5_1": (7, 32, 24), "Q8_0": (8, 32, 34), "Q8_1": (9, 32, 40), "Q2_K": (10, 256, 84), "Q3_K": (11, 256, 110),
+    "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "Q8_K": (15, 256, 292),
+    "IQ2_XXS": (16, 256, 66), "IQ2_XS": (17, 256, 74), "IQ3_XXS": (18, 256, 98), "IQ1_S": (19, 256, 50),
+    "IQ4_NL": (20, 32, 18), "IQ3_S": (21, 256, 110), "IQ2_S": (22, 256, 82), "IQ4_XS": (23, 256, 136),
+    "I8": (24, 1, 1), "I16": (25, 1, 2), "I32": (26, 1, 4), "I64": (27, 1, 8), "F64": (28, 1, 8),
+    "IQ1_M": (29, 256, 56), "BF16": (30, 1, 2), "TQ1_0": (34, 256, 54), "TQ2_0": (35, 256, 66),
+    "MXFP4": (39, 32, 17), "NVFP4": (40, 64, 36), "Q1_0": (41, 128, 18),
+}
+# fmt: on
+"""Number format → its number in files, weights and bytes of a block: `gguf.GGML_QUANT_SIZES`, which takes 0.2 s to
+import."""
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Numeric types of metadata → struct's codes."""
@@ -90,11 +104,14 @@ class GgufTensor:
         Raises:
             KontextError: the file can no longer be read, or has become shorter.
         """
-        if self.dtype in TORCH_DTYPES:
+        if self.dtype in TORCH_NAMES:
             return TensorInfo(self.path, self.name, self.dtype, self.shape, self.start, self.stop).read()
-        gguf = gguf_library()
-        kind = gguf.GGMLQuantizationType[self.dtype]
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        import gguf
+        import numpy as np
+        import torch
+
+        number, block, block_bytes = KINDS[self.dtype]
+        kind = gguf.GGMLQuantizationType(number)
         result = torch.empty(math.prod(self.shape), dtype=torch.float32)
         weights = result.numpy()
         # As one row of many blocks, since blocks are stored one after the other whatever the shape: the library loops
@@ -133,7 +150,7 @@ def open_gguf(path: Path) -> GgufFile:
     Raises:
         KontextError: the file is missing, truncated or of an unsupported kind, or its header is damaged.
     """
-    gguf = gguf_library()
+    require_library()
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -141,7 +158,7 @@ def open_gguf(path: Path) -> GgufFile:
             num_tensors, num_metadata = header.counts()
             metadata = header.metadata(num_metadata)
             check_split(path, metadata)
-            tensors = [header.tensor(gguf) for _ in range(num_tensors)]
+            tensors = [header.tensor() for _ in range(num_tensors)]
     except FileNotFoundError:
         raise KontextError(f"{path} is missing") from None
     except OSError as error:
@@ -194,15 +211,10 @@ def t5_names(num_layers: int) -> dict[str, str]:
     return names
 
 
-def gguf_library() -> ModuleType:
-    """The package gguf, imported only when a GGUF file is read, since it is optional."""
-    try:
-        import gguf
-    except ImportError:
-        raise KontextError(
-            f"reading GGUF files needs the package gguf: {install_command('export')}"
-        ) from None
-    return gguf
+def require_library() -> None:
+    """Raises KontextError without the optional package gguf: better before an export than at its first weight."""
+    if find_spec("gguf") is None:
+        raise KontextError(f"reading GGUF files needs the package gguf: {install_command('export')}")
 
 
 class HeaderParser:
@@ -305,7 +317,7 @@ class HeaderParser:
             self.take(self.numbers("Q")[0])
         return None
 
-    def tensor(self, gguf: ModuleType) -> GgufTensor:
+    def tensor(self) -> GgufTensor:
         """The next tensor; its `start` and `stop` count from the end of the header, which is not known yet."""
         self.place = "a tensor"
         name = self.name()
@@ -315,13 +327,13 @@ class HeaderParser:
             raise self.damaged(f"{num_dims} dimensions")
         shape = self.numbers(f"{num_dims}Q")[::-1]  # the file has the innermost dimension first
         kind, start = self.numbers("IQ")
-        dtype = next((known.name for known in gguf.GGMLQuantizationType if known == kind), f"number {kind}")
-        if dtype not in TORCH_DTYPES and dtype not in QUANTIZED:
+        dtype = next((known for known, (number, *_) in KINDS.items() if number == kind), f"number {kind}")
+        if dtype not in TORCH_NAMES and dtype not in QUANTIZED:
             raise KontextError(
                 f"{self.path}: tensor {name!r} has the number format {dtype}, which is not supported: expected "
                 f"F32, F16, BF16 or one of {', '.join(QUANTIZED)}"
             )
-        block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+        _, block, block_bytes = KINDS[dtype]
         row = shape[-1] if shape else 1
         if 0 in shape or row % block:
             raise self.damaged(f"{list(shape)} in {dtype}, expected rows of whole blocks of {block}")

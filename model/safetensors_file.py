@@ -1,4 +1,5 @@
 """Reads the tensors of a safetensors file into PyTorch, one at a time, after its header has been checked in full.
+PyTorch is imported when the first is read.
 
 Plain reads instead of a memory map: mapped pages count as this process's memory, and a 24 GB file has many.
 """
@@ -8,15 +9,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..errors import KontextError
 from ..regular_files import open_regular
 from ..safetensors_header import read_header
-from .dtypes import TORCH_DTYPES
+from .stored_dtypes import TORCH_NAMES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNCACHED_BYTES = 1 << 20
 """Tensors of at least this size are dropped from the system's page cache after they are read: a checkpoint of 34 GB is
@@ -44,10 +45,28 @@ class TensorInfo:
         Raises:
             KontextError: the file can no longer be read, or has become shorter.
         """
+        import torch
+
+        from .dtypes import TORCH_DTYPES
+
         tensor = torch.empty(self.shape, dtype=TORCH_DTYPES[self.dtype])
         if not tensor.numel():
             return tensor
-        data = tensor.reshape(-1).view(torch.uint8).numpy().data
+        self.read_into(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return tensor
+
+    def read_bytes(self) -> bytes:
+        """The tensor as it is stored, without PyTorch: for small ones.
+
+        Raises:
+            KontextError: as `read`.
+        """
+        data = bytearray(self.size)
+        self.read_into(memoryview(data))
+        return bytes(data)
+
+    def read_into(self, data: memoryview) -> None:
+        """Fills `data`, of the tensor's size. Raises KontextError as `read`."""
         try:
             with open_regular(self.path) as file:
                 file.seek(self.start)
@@ -58,7 +77,6 @@ class TensorInfo:
             raise KontextError(f"cannot read {self.path}: {error.strerror}") from None
         if count != len(data):
             raise KontextError(f"{self.path} is truncated at tensor {self.name}: download it again")
-        return tensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     header = read_header(path)
     tensors = {}
     for entry in header.tensors.values():
-        if entry.dtype not in TORCH_DTYPES:
+        if entry.dtype not in TORCH_NAMES:
             raise KontextError(
                 f"{path}: tensor {entry.name!r} has the number format {entry.dtype}, which is not supported"
             )

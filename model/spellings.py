@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import KontextError
 from .safetensors_file import TensorInfo
 from .stored_weight import StoredWeight
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NORM = re.compile(r"((?:double|single)_blocks\.\d+\..*norm\.(?:query|key)_norm)\.weight")
 """Black Forest Labs' name ends in `.scale`. ComfyUI's ModelSave since February 2026, InvokeAI and forge write
@@ -94,6 +95,8 @@ class Stacked:
         return self.first.shape[0] + self.second.shape[0], *self.first.shape[1:]
 
     def read(self) -> Tensor:
+        import torch
+
         return torch.cat((self.first.read(), self.second.read()))
 
 

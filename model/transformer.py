@@ -13,11 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import TransformerConfig
+from .config import TIME_CHANNELS, TransformerConfig
 from .rope import rotate
-
-TIME_CHANNELS = 256
-"""Width of the sinusoidal embedding of the timestep and of the guidance."""
 
 
 def sinusoid(values: Tensor) -> Tensor:

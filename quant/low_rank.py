@@ -7,10 +7,10 @@ through the branch and the rest, which has fewer outliers, is quantized (SVDQuan
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from .gptq import DAMPING
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RANKS = (64, 32, 16)
 """Ranks to choose from, best first; multiples of the tensor cores' tile."""
@@ -36,6 +36,8 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     The singular values are shared evenly, so that neither factor leaves the range of 16 bits.
     """
+    import torch
+
     matrix = matrix.float()
     if min(matrix.shape) <= 4 * rank + OVERSAMPLING:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -58,6 +60,10 @@ def correction(error: Tensor, moments: Tensor, rank: int) -> tuple[Tensor, Tenso
         moments: fp32 [blocks, size, size], sums of x^T x; errors between blocks are taken as unrelated.
         rank: of the branch.
     """
+    import torch
+
+    from .gptq import DAMPING
+
     size = moments.shape[1]
     lowers = []
     for block in moments.double():

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 
 from ..errors import KontextError
-from ..model.dtypes import TORCH_DTYPES
+from ..safetensors_header import BITS
 from . import low_rank
 from .formats import COMPUTE, FORMATS
-from .quantize import weight_layout
 from .recipe import Layer
+from .weight_layout import weight_layout
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def layer_bytes(layer: Layer, shape: tuple[int, int], compute_bytes: int) -> int
     """Bytes that a quantized weight [in, out] is stored in, in a network that computes in numbers of
     `compute_bytes`."""
     return sum(
-        math.prod(size) * (compute_bytes if dtype == COMPUTE else TORCH_DTYPES[dtype].itemsize)
+        math.prod(size) * (compute_bytes if dtype == COMPUTE else BITS[dtype] // 8)
         for _, dtype, size in weight_layout(layer, shape)
     )
 

@@ -17,29 +17,11 @@ from torch import Tensor
 
 from . import low_rank
 from .channel_scaling import channel_factors
-from .formats import COMPUTE, FORMATS
-from .formats.base import TensorLayout
+from .formats import FORMATS
 from .gptq import round_with_feedback
 from .recipe import Layer
 from .static_scale import static_scale
 from .statistics import InputStatistics
-
-
-def weight_layout(layer: Layer, shape: tuple[int, int]) -> list[TensorLayout]:
-    """Every tensor that `quantize_weight` makes of a weight [in, out], in its order."""
-    rows, columns = shape
-    tensors = FORMATS[layer.format].layout(shape)
-    if layer.rank:
-        tensors.append(TensorLayout("_down", COMPUTE, (rows, layer.rank)))
-        tensors.append(TensorLayout("_up", COMPUTE, (layer.rank, columns)))
-    if layer.centred:
-        tensors.append(TensorLayout("_input_mean", COMPUTE, (rows,)))
-        tensors.append(TensorLayout("_mean_output", COMPUTE, (columns,)))
-    if layer.scaled:
-        tensors.append(TensorLayout("_input_factor", COMPUTE, (rows,)))
-    if layer.has_static_inputs:
-        tensors.append(TensorLayout("_input_scale", COMPUTE, ()))
-    return tensors
 
 
 def quantize_weight(

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..model.dtypes import COMPUTE_DTYPES
+from ..model.stored_dtypes import STORED_DTYPES
+from ..safetensors_header import BITS
 from . import low_rank
 from .formats import FORMATS
 from .formats.base import InputRounding
 from .formats.fp8 import FP8
 
-COMPUTE_BYTES = {name: dtype.itemsize for name, dtype in COMPUTE_DTYPES.items()}
+COMPUTE_BYTES = {name: BITS[stored] // 8 for name, stored in STORED_DTYPES.items()}
 """Formats that a network can compute in → bytes of a number."""
 
 BIG_MODEL = 1_000_000_000

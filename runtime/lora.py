@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import KontextError
 from ..regular_files import open_regular
 from ..safetensors_header import TensorEntry, read_header
-from .lora_slots import INPUTS, LoraSlots
+from .lora_slots import FORMAT, INPUTS, VERSION, LoraSlots
 from .metadata import LoadedLora
 from .number_checks import checked_scale
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from .bundle import Bundle
 
 Array = NDArray[np.float32]
-
-FORMAT, VERSION = "kontext-lora", "1"
-"""Of the files' metadata."""
 
 BLOCK = 1 << 20
 """Bytes that are read at a time."""
@@ -122,11 +119,6 @@ class Lora:
         except OSError as error:
             raise KontextError(f"cannot read {self.path}: {error.strerror}") from None
         return digest.hexdigest()
-
-
-def is_ready(path: Path) -> bool:
-    """Whether a safetensors file is a LoRA that was made ready."""
-    return path.suffix == ".safetensors" and read_header(path).metadata.get("format") == FORMAT
 
 
 @dataclass(frozen=True)

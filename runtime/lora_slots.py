@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from ..safetensors_header import read_header
 from .fields import Fields, whole_numbers
 
 INPUTS = ("lora_down", "lora_up")
 """Of graphs with slots."""
 
+FORMAT, VERSION = "kontext-lora", "1"
+"""Of the metadata of a LoRA that was made ready."""
+
 MOST_ROWS = 1 << 26
 """Of one graph's input. FLUX.1's transformer has 4.6 million rows for `lora_down`."""
+
+
+def is_ready(path: Path) -> bool:
+    """Whether a safetensors file is a LoRA that was made ready."""
+    return path.suffix == ".safetensors" and read_header(path).metadata.get("format") == FORMAT
 
 
 @dataclass(frozen=True)

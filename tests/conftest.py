@@ -158,9 +158,10 @@ def one_thread() -> None:
 def make_checkpoint(folder: Path) -> None:
     import torch
 
+    from kontext.model.build_network import build_network
     from kontext.model.config import AutoencoderConfig, ClipConfig, KontextConfig, T5Config, TransformerConfig
     from kontext.model.diffusers_folder import save_diffusers
-    from kontext.model.networks import NETWORKS, build_network
+    from kontext.model.networks import NETWORKS
     from kontext.tiny.vocabulary import train_clip, train_t5
 
     config = KontextConfig(

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model import Encoder, KontextConfig
+from ..model.autoencoder import Encoder
+from ..model.config import KontextConfig
 from . import run_state
 from .network import KontextNetwork, Prompts
 from .pool import EditPool

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..model import ClipTextEncoder, KontextConfig, Modulation, T5Encoder, Transformer
+from ..model.config import KontextConfig
 from ..model.rope import position_ids, rope_tables
+from ..model.text_encoders import ClipTextEncoder, T5Encoder
+from ..model.transformer import Modulation, Transformer
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..model import Autoencoder
+from ..model.autoencoder import Autoencoder
 from .edits import sample_edit
 from .network import pack
 from .scenes import render

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..command import Parser, run_command
 from ..decibels import decibels
 from ..errors import KontextError
-from ..model import Autoencoder
+from ..model.autoencoder import Autoencoder
 from ..model.checkpoint import load_state
 from . import run_state
 from .architecture import TINY

@@ -17,7 +17,8 @@ import torch
 
 from ..command import Parser, run_command
 from ..errors import KontextError
-from ..model import Autoencoder, AutoencoderConfig, KontextConfig
+from ..model.autoencoder import Autoencoder
+from ..model.config import AutoencoderConfig, KontextConfig
 from ..model.diffusers_folder import save_diffusers
 from . import run_state
 from .architecture import TINY

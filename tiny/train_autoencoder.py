@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..decibels import decibels
-from ..model import Autoencoder, AutoencoderConfig
-from ..model.autoencoder import AttentionBlock, ResnetBlock
+from ..model.autoencoder import AttentionBlock, Autoencoder, ResnetBlock
+from ..model.config import AutoencoderConfig
 from . import run_state
 from .edits import sample_edit
 from .scenes import render

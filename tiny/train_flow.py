@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..model import Encoder, KontextConfig
+from ..model.autoencoder import Encoder
+from ..model.config import KontextConfig
 from . import run_state
 from .network import KontextNetwork, Prompts, initialize_network
 from .pool import Batch, EditPool

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from ..errors import KontextError
-from ..model import Autoencoder, KontextConfig
+from ..model.autoencoder import Autoencoder
 from ..model.checkpoint import load_state
+from ..model.config import KontextConfig
 from . import run_state
 from .network import KontextNetwork
 

@@ -134,7 +134,7 @@ class StoredNetwork:
 
     def tensor_names(self, name: str) -> list[str]:
         """Names of the tensors that store a weight."""
-        from ...quant.quantize import weight_layout
+        from ...quant.weight_layout import weight_layout
 
         if name not in self.layers:
             return [name]

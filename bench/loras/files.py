@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from ...runtime.lora import FORMAT, VERSION
-from ...runtime.lora_slots import INPUTS, LoraSlots
+from ...runtime.lora_slots import FORMAT, INPUTS, VERSION, LoraSlots
 
 SIZE = 0.01
 """Of the factors' values: with it the branches change the outputs of linears as little as trained LoRAs do."""

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ...model.build_network import build_network
 from ...model.checkpoint import Checkpoint
 from ...model.config import AutoencoderConfig
-from ...model.networks import build_network
 from ...runtime.manifest_ranges import RANGES
 
 FLUX_FACTORS = (

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import KontextError
+from ...model.build_network import build_network
 from ...model.checkpoint import Checkpoint, NetworkWeights
-from ...model.networks import build_network, linear_weights
+from ...model.networks import linear_weights
 from ...model.transformer import JointAttention
 from ...quant.formats import FORMATS
 from ...quant.recipe import BIG_MODEL, Recipe

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import torch
 
 from ...bundle_folder import MANIFEST_NAME, bundle_with
 from ...errors import KontextError
@@ -25,7 +24,7 @@ from ...quant.formats.fp8 import FP8
 from ...quant.formats.int4 import INT4
 from ...quant.formats.int8 import INT8
 from ...quant.recipe import BIG_MODEL, choose_recipe
-from ...runtime.lora import is_ready
+from ...runtime.lora_slots import is_ready
 from ..weights.plan import plan_weights
 from .inspect_bundle import describe_bundle, describe_file_of
 from .inspect_lora import describe_fit, describe_kinds, is_lora_folder
@@ -89,7 +88,7 @@ def describe_file(path: Path) -> Iterator[str]:
 def describe_tensors(title: str, layout: str, tensors: Mapping[str, StoredWeight]) -> Iterator[str]:
     formats: Counter[str] = Counter()
     for tensor in tensors.values():
-        formats[tensor.dtype] += torch.Size(tensor.shape).numel()
+        formats[tensor.dtype] += math.prod(tensor.shape)
     total = sum(formats.values())
     shares = ", ".join(
         dtype if len(formats) == 1 else f"{dtype} {count / max(total, 1):.1%}"

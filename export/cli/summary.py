@@ -5,13 +5,16 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ...model.few_steps import weight_note
 from ...model.ignored import describe
 from ...model.layouts import TITLES
-from ...quant.statistics import Statistics
 from ...runtime.backends.runnable import Formats
-from ..exporter import Summary
+
+if TYPE_CHECKING:
+    from ...quant.statistics import Statistics
+    from ..exporter import Summary
 
 
 def peak_memory() -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ...model.config import KontextConfig
-from ...model.text_encoders import relative_buckets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OPSET = 23
 """Attention, RMSNormalization and RotaryEmbedding are single operators from 23 on; ONNX Runtime breaks silently from 26
@@ -83,5 +84,7 @@ def constants(network: str, config: KontextConfig) -> dict[str, Tensor]:
     """Tables that a graph needs and no checkpoint holds: T5's bucket of every pair of positions."""
     if network != "text_encoder_2":
         return {}
+    from ...model.text_encoders import relative_buckets
+
     t5 = config.text_encoder_2
     return {BUCKETS: relative_buckets(t5.max_length, t5.relative_buckets, t5.relative_max_distance)}

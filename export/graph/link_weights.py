@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from ...model.checkpoint import Checkpoint, NetworkWeights
 from ...model.diffusers_format import Join
-from ...model.dtypes import STORED_DTYPES
 from ...model.gguf_file import GgufTensor
 from ...model.safetensors_file import TensorInfo
+from ...model.stored_dtypes import STORED_DTYPES
 from ...quant.recipe import Recipe
 from ...runtime.bundle_files import file_digest
 from .bind_weights import ONNX_DTYPES

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
+from ...model.build_network import build_network
 from ...model.config import KontextConfig
 from ...model.dtypes import COMPUTE_DTYPES
-from ...model.networks import build_network
 from . import blocks
 from .interface import OPSET, Interface, network_interface
 from .passes import literal_reshapes, optimize

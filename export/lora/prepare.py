@@ -20,7 +20,7 @@ from ...model.checkpoint import Checkpoint, NetworkWeights
 from ...model.lora.read import read_loras
 from ...model.lora.update import Update
 from ...model.lora_slots import NETWORKS, Slots, layout_digest, network_slots, row_counts
-from ...runtime.lora import FORMAT, VERSION
+from ...runtime.lora_slots import FORMAT, VERSION
 from ..progress import Progress
 from .factors import Factors, change_of, exact_factors, exact_rank, nearest_factors
 

@@ -1,4 +1,4 @@
-"""Plans the safetensors file of a network's weights; `write` writes it.
+"""Plans the safetensors file of a network's weights; `convert` makes its tensors, `write` writes it.
 
 `plan_weights` fixes every tensor's place before any weight is read, so graphs can refer to a file that is still being
 written.
@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from ...errors import KontextError
 from ...model.checkpoint import NetworkWeights
-from ...model.dtypes import COMPUTE_DTYPES, STORED_DTYPES, TORCH_DTYPES
-from ...model.finite import is_finite
+from ...model.stored_dtypes import STORED_DTYPES, TORCH_NAMES
 from ...quant.formats import COMPUTE, FORMATS
-from ...quant.quantize import quantize_weight, weight_layout
 from ...quant.recipe import Layer, Recipe
-from ...quant.statistics import InputStatistics
+from ...quant.weight_layout import weight_layout
 from ...safetensors_header import TensorEntry, make_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...quant.statistics import InputStatistics
 
 UnplacedTensor = tuple[str, str, tuple[int, ...]]
 """A tensor that has no place yet: name, format as safetensors names it, shape."""
-
-TRANSPOSED_ROWS = 128
-"""Rows that are transposed at once, few enough for both copies to stay in the CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,9 @@ def plan_weights(
     """
     compute = recipe.compute[network.name]
     listed: list[tuple[str, Layer | None, bool, list[UnplacedTensor]]] = []
-    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+    names = {f"torch.{name}": stored for stored, name in TORCH_NAMES.items()}
     for name, tensor in constants.items():
-        listed.append((name, None, False, [(name, names[tensor.dtype], tuple(tensor.shape))]))
+        listed.append((name, None, False, [(name, names[str(tensor.dtype)], tuple(tensor.shape))]))
     for name, shape in network.shapes.items():
         if name in linked:
             continue
@@ -115,33 +113,3 @@ def stored_entries(name: str, shape: tuple[int, ...], layer: Layer, compute: str
         (name + ending, STORED_DTYPES[compute] if dtype == COMPUTE else dtype, part)
         for ending, dtype, part in weight_layout(layer, (rows, columns))
     ]
-
-
-def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> list[Tensor]:
-    """Reads one weight and returns its stored tensors, in the order of `item.tensors`.
-
-    Raises:
-        KontextError: the weight is damaged, or does not fit into fp16.
-    """
-    if item.layer is None:
-        return [plan.constants[item.weight]]
-    weight = network.read(item.weight)
-    if item.layer.format in FORMATS:
-        dtype = COMPUTE_DTYPES[plan.compute]
-        weight = weight.t() if item.transpose else weight
-        return quantize_weight(weight, item.layer, dtype, plan.statistics.get(item.weight))
-    stored = weight.to(COMPUTE_DTYPES[item.layer.format])
-    stored = transposed(stored) if item.transpose else stored.contiguous()
-    if item.layer.format == "fp16" and not is_finite(stored):
-        raise KontextError(
-            f"{plan.network}: weight {item.weight} does not fit into fp16: export with --bf16 or --fp32"
-        )
-    return [stored]
-
-
-def transposed(matrix: Tensor) -> Tensor:
-    """`matrix` [rows, columns] as a contiguous [columns, rows]; a third faster than PyTorch's own transposed copy."""
-    result = matrix.new_empty(matrix.shape[::-1])
-    for start in range(0, len(matrix), TRANSPOSED_ROWS):
-        result[:, start : start + TRANSPOSED_ROWS] = matrix[start : start + TRANSPOSED_ROWS].t()
-    return result

@@ -20,7 +20,8 @@ from torch import Tensor
 from ...errors import KontextError
 from ...model.checkpoint import NetworkWeights
 from ...quant.formats import FORMATS
-from .plan import PlannedWeight, WeightPlan, convert
+from .convert import convert
+from .plan import PlannedWeight, WeightPlan
 
 SYNC_BYTES = 256 << 20
 """Bytes between two syncs to disk: what a killed export loses at most."""

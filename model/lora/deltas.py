@@ -10,18 +10,19 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ...errors import KontextError
 from ..finite import is_finite
 from ..safetensors_file import TensorInfo
 from .names import Role
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 Tensors: TypeAlias = Mapping[Role, TensorInfo]
-Add: TypeAlias = Callable[[Tensor, slice, float], object]
+Add: TypeAlias = "Callable[[Tensor, slice, float], object]"
 """(rows of a weight in fp32, which of the difference's rows they are, scale): adds scale times the difference."""
 
 HADAMARD: tuple[Role, ...] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -149,6 +150,8 @@ class Kronecker:
         height = len(w1) * len(w2)
 
         def add(weight: Tensor, rows: slice, scale: float) -> None:
+            import torch
+
             index = torch.arange(*rows.indices(height), device=device)
             left, right = w1[index // len(w2)], w2[index % len(w2)]
             blocks = weight.unflatten(1, (w1.shape[1], w2.shape[1]))

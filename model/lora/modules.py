@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ...errors import KontextError
 from ..networks import NetworkShapes
 from ..safetensors_file import TensorInfo
+from ..stored_numbers import is_zero, read_numbers
 from .deltas import Delta, Fit, Whole, incomplete
 from .names import Role, other_kind, split_name
 from .settings import FileSettings, Settings, number
@@ -116,7 +117,7 @@ def find_modules(
 
 def without_zeros(found: Found, tensors: Mapping[str, TensorInfo]) -> Found:
     """`found` without those unmatched tensors that change nothing, since they are all zeros; reads the unmatched."""
-    zeros = [name for name in found.unmatched if not tensors[name].read().float().any()]
+    zeros = [name for name in found.unmatched if is_zero(tensors[name])]
     if not zeros:
         return found
     note = f"tensors that match no weight but are all zeros were left out: {listed(zeros)}"
@@ -244,5 +245,4 @@ def module_scale(path: Path, module: LoraModule, delta: Delta, settings: Setting
 def read_number(path: Path, info: TensorInfo) -> float:
     if math.prod(info.shape) != 1:
         raise KontextError(f"{path}: {info.name} has shape {list(info.shape)}, expected one number")
-    tensor = info.read()
-    return (tensor.float() if tensor.dtype.is_floating_point and tensor.element_size() < 4 else tensor).item()
+    return read_numbers(info)[0]

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import KontextError
 from ..finite import is_finite
 from ..safetensors_file import TensorInfo
 from .deltas import Delta, read_finite
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 23
 """Numbers of a weight that are changed at a time: 32 MB in fp32. Smaller ones are slow while other programs run: each
@@ -83,6 +83,8 @@ class Decomposed(Addition):
     def change(self, parts: Sequence[Tensor]) -> None:
         device = parts[0].device
         add, magnitude = self.delta.load(device), read_finite(self.magnitude, device)
+        import torch
+
         eps = torch.finfo(torch.float32).eps
         if self.norm_of == "columns":
             squares = torch.zeros(parts[0].shape[1], device=device)

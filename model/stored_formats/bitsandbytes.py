@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ...errors import KontextError
 from ..safetensors_file import TensorInfo
 from .codebook import look_up
 from .module import PackedWeight, StoredModule
 from .notes import read_note
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STATES = {"weight.quant_state.bitsandbytes__nf4": "nf4", "weight.quant_state.bitsandbytes__fp4": "fp4"}
 

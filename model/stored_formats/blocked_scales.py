@@ -5,10 +5,13 @@ https://docs.nvidia.com/cuda/cublas/index.html, "1D block scaling factors layout
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .module import StoredModule
 from .notes import check_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TILE_ROWS, TILE_COLUMNS = 128, 4
 

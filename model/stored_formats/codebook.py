@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PIECE = 1 << 20
 """Bytes that are looked up at once; the temporaries take 12 MB."""
@@ -11,6 +13,8 @@ PIECE = 1 << 20
 
 def look_up(packed: Tensor, values: Tensor) -> Tensor:
     """uint8 with two weights a byte, the first in the high half, and fp32 [16] → fp32 [2 · bytes]."""
+    import torch
+
     codes = torch.arange(256)
     pairs = torch.stack((values[codes >> 4], values[codes & 15]), dim=1)
     result = torch.empty(packed.numel(), 2)

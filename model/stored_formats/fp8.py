@@ -7,12 +7,14 @@ beside it, which is not used, since activations are calibrated here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..safetensors_file import TensorInfo
 from .module import FLOATS, PackedWeight, StoredModule, scale_shapes
 from .notes import check_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DTYPES = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 """ComfyUI's name of a format → the weights' number format."""

@@ -8,13 +8,15 @@ https://github.com/bitsandbytes-foundation/bitsandbytes, bitsandbytes/functional
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ...errors import KontextError
 from .fp8 import INPUT_SCALES, ScaledWeight, check_input_scales
 from .module import FLOATS, INSTEAD, StoredModule, scale_shapes
 from .notes import check_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def decode_int8(module: StoredModule) -> ScaledWeight:
@@ -58,7 +60,7 @@ def decode_llm_int8(module: StoredModule) -> RowwiseWeight:
     module.check_beside(format, "SCB", "weight_format")
     scale = module.take("SCB", ("F32",), (module.weight.shape[0],), format=format)
     if "weight_format" in module.beside:
-        order = module.take("weight_format", ("U8",), (), (1,), format=format).read().item()
+        (order,) = module.take("weight_format", ("U8",), (), (1,), format=format).read_bytes()
         if order != 0:
             raise module.refuse(
                 "weight_format", f"is {order}, expected 0: tiled weights are not read: {INSTEAD}"

@@ -6,14 +6,15 @@ https://github.com/Comfy-Org/comfy-kitchen, comfy_kitchen/tensor/mxfp8.py; OCP M
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..safetensors_file import TensorInfo
 from .blocked_scales import check_blocks, tiled_shape, untile
 from .fp8 import check_input_scales
 from .module import PackedWeight, StoredModule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 32
 
@@ -31,6 +32,8 @@ class Mxfp8Weight(PackedWeight):
 
     def read(self) -> Tensor:
         """The weight in fp32."""
+        import torch
+
         rows, columns = self.shape
         exponents = untile(self.scale.read().view(torch.uint8), rows, columns // BLOCK)
         factors = exponents.contiguous().view(torch.float8_e8m0fnu).float()

@@ -33,7 +33,7 @@ def read_note(info: TensorInfo) -> dict[str, Any]:
     wrong = KontextError(f"{info.path}: {info.name} is not a JSON object as bytes: the file is damaged")
     if info.dtype != "U8" or len(info.shape) != 1 or not 0 < info.shape[0] <= MAX_NOTE_BYTES:
         raise wrong
-    text = bytes(info.read().tolist()).rstrip(b"\x00")
+    text = info.read_bytes().rstrip(b"\x00")
     return parse(text, wrong)
 
 

@@ -10,15 +10,16 @@ https://github.com/Comfy-Org/comfy-kitchen, comfy_kitchen/tensor/nvfp4.py
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..safetensors_file import TensorInfo
 from .blocked_scales import check_blocks, tiled_shape, untile
 from .codebook import look_up
 from .fp8 import check_input_scales
 from .module import FLOATS, PackedWeight, StoredModule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 16
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -40,6 +41,8 @@ class Nvfp4Weight(PackedWeight):
 
     def read(self) -> Tensor:
         """The weight in fp32."""
+        import torch
+
         rows, columns = self.shape
         signed = torch.tensor([*VALUES, *(-value for value in VALUES)])
         scales = self.scale.read().view(torch.float8_e4m3fn).float()

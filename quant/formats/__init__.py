@@ -49,7 +49,7 @@ def find_format(stored: Mapping[str, tuple[str, tuple[int, ...]]]) -> NumberForm
 
 
 def has_tensors(format: NumberFormat, stored: Mapping[str, tuple[str, tuple[int, ...]]]) -> bool:
-    from ...model.dtypes import STORED_DTYPES
+    from ...model.stored_dtypes import STORED_DTYPES
 
     compute = tuple(STORED_DTYPES.values())
     return all(

@@ -9,7 +9,8 @@ pytest.importorskip("diffusers")
 
 from diffusers import AutoencoderKL  # noqa: E402
 
-from kontext.model import Autoencoder, AutoencoderConfig  # noqa: E402
+from kontext.model.autoencoder import Autoencoder  # noqa: E402
+from kontext.model.config import AutoencoderConfig  # noqa: E402
 from kontext.model.diffusers_format import half_sources  # noqa: E402
 
 CONFIGS = [

@@ -18,7 +18,7 @@ from kontext.errors import KontextError  # noqa: E402
 from kontext.installation import install_command  # noqa: E402
 from kontext.model import gguf_file  # noqa: E402
 from kontext.model.config import T5Config  # noqa: E402
-from kontext.model.gguf_file import QUANTIZED, open_gguf, t5_names  # noqa: E402
+from kontext.model.gguf_file import KINDS, QUANTIZED, open_gguf, t5_names  # noqa: E402
 from kontext.model.text_encoders import T5Encoder  # noqa: E402
 
 Kind = gguf.GGMLQuantizationType
@@ -381,3 +381,11 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(KontextError, match=re.escape(install_command("export"))):
         open_gguf(tmp_path / "a.gguf")
+
+
+def test_block_sizes_are_the_librarys() -> None:
+    assert set(KINDS) <= {kind.name for kind in Kind}
+    for kind in Kind:
+        if kind.name in KINDS:  # a newer library has more
+            assert KINDS[kind.name] == (kind.value, *gguf.GGML_QUANT_SIZES[kind])
+    assert set(QUANTIZED) <= set(KINDS)

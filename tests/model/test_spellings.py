@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.model import ClipConfig, ClipTextEncoder  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, Origin, load_state  # noqa: E402
+from kontext.model.config import ClipConfig  # noqa: E402
 from kontext.model.safetensors_file import TensorInfo  # noqa: E402
 from kontext.model.spellings import Rows, rows_of  # noqa: E402
+from kontext.model.text_encoders import ClipTextEncoder  # noqa: E402
 
 State = dict[str, dict[str, torch.Tensor]]
 

@@ -7,8 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from kontext.model import ClipConfig, ClipTextEncoder, T5Config, T5Encoder  # noqa: E402
-from kontext.model.text_encoders import relative_buckets  # noqa: E402
+from kontext.model.config import ClipConfig, T5Config  # noqa: E402
+from kontext.model.text_encoders import (  # noqa: E402
+    ClipTextEncoder,
+    T5Encoder,
+    relative_buckets,
+)
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])

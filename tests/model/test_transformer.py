@@ -11,10 +11,14 @@ pytest.importorskip("diffusers")
 
 from diffusers import FluxTransformer2DModel  # noqa: E402
 
-from kontext.model import Modulation, Transformer, TransformerConfig  # noqa: E402
+from kontext.model.config import TransformerConfig  # noqa: E402
 from kontext.model.diffusers_format import modulation_sources, transformer_sources  # noqa: E402
 from kontext.model.rope import position_ids, rope_tables  # noqa: E402
-from kontext.model.transformer import within_fp16  # noqa: E402
+from kontext.model.transformer import (  # noqa: E402
+    Modulation,
+    Transformer,
+    within_fp16,
+)
 
 CONFIGS = {
     "narrow": TransformerConfig(

@@ -9,9 +9,10 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 
 from kontext.quant.formats import COMPUTE, FORMATS  # noqa: E402
-from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout  # noqa: E402
+from kontext.quant.quantize import dequantize_weight, quantize_weight  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
+from kontext.quant.weight_layout import weight_layout  # noqa: E402
 
 WIDTH = 128
 

@@ -13,8 +13,8 @@ from kontext.errors import KontextError
 from kontext.regular_files import open_regular
 from kontext.runtime import Pipeline
 from kontext.runtime.bundle_files import file_digest
-from kontext.runtime.lora import Lora, is_ready, read_loras
-from kontext.runtime.lora_slots import LoraSlots
+from kontext.runtime.lora import Lora, read_loras
+from kontext.runtime.lora_slots import LoraSlots, is_ready
 
 SLOTS = LoraSlots(4, {"transformer": (6, 8), "modulation": (3, 5)}, "a layout")
 METADATA = {"format": "kontext-lora", "version": "1", "layout": "a layout", "source": "style"}

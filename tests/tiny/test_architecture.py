@@ -15,7 +15,7 @@ from kontext.tiny.network import KontextNetwork  # noqa: E402
 def test_the_embedded_model_stays_below_16_megabytes() -> None:
     config: KontextConfig = TINY
     network = KontextNetwork(config)
-    from kontext.model import Autoencoder
+    from kontext.model.autoencoder import Autoencoder
 
     parameters = sum(p.numel() for p in network.parameters())
     parameters += sum(p.numel() for p in Autoencoder(config.autoencoder).parameters())

@@ -12,7 +12,7 @@ from kontext.tiny.architecture import TINY  # noqa: E402
 
 
 def test_the_autoencoder_starts_as_a_nearly_linear_map() -> None:
-    from kontext.model import Autoencoder
+    from kontext.model.autoencoder import Autoencoder
 
     model = Autoencoder(TINY.autoencoder)
     train_autoencoder.initialize_autoencoder(model)

@@ -15,8 +15,9 @@ from torch import nn
 
 from ....compute_capability import sm_name
 from ....kernels.launch import device_capability
+from ....model.build_network import build_network
 from ....model.config import KontextConfig
-from ....model.networks import NETWORKS, build_network
+from ....model.networks import NETWORKS
 from ....quant.memory import CUDA, Workload, demands
 from ....quant.options import Option
 from ....quant.planner import Choice, Item

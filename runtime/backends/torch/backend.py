@@ -27,9 +27,9 @@ from ....installation import install_command
 from ....kernels.archive import INDEX
 from ....kernels.driver import register
 from ....kernels.launch import device_capability, triton
+from ....model.build_network import build_network
 from ....model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from ....model.dtypes import COMPUTE_DTYPES
-from ....model.networks import build_network
 from ...bundle import OUTPUTS, Bundle
 from ...fields import Fields
 from ...lora_slots import INPUTS as LORA_INPUTS

@@ -51,7 +51,7 @@ def test_operations_of_a_step_are_pytorchs(tiny_bundle: Path) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from kontext.export.graph.interface import network_interface
-    from kontext.model.networks import build_network
+    from kontext.model.build_network import build_network
     from kontext.runtime.backends.torch.backend import read_config
 
     bundle = Bundle.open(tiny_bundle)

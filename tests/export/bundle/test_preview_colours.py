@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 from kontext.decibels import psnr  # noqa: E402
 from kontext.export.bundle import preview_colours  # noqa: E402
 from kontext.export.cli.source_flags import EMBEDDED  # noqa: E402
+from kontext.model.build_network import build_network  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.config import AutoencoderConfig  # noqa: E402
-from kontext.model.networks import build_network  # noqa: E402
 
 
 @pytest.fixture(scope="module")

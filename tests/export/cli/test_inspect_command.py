@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from safetensors.torch import save_file  # noqa: E402
 from kontext.bench.fullsize import synthetic  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
 from kontext.model.config import KontextConfig  # noqa: E402
+from kontext.model.diffusers_config import read_config  # noqa: E402
+from kontext.model.gguf_file import t5_names  # noqa: E402
 from kontext.model.networks import weight_shapes  # noqa: E402
 from kontext.model.safetensors_file import TensorInfo  # noqa: E402
 
@@ -33,7 +38,6 @@ def inspect(capsys: pytest.CaptureFixture[str], *paths: Path) -> str:
 
 def sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
     """A file with a true header and holes for weights."""
-    import json
     import math
 
     fields, position = {}, 0
@@ -155,3 +159,112 @@ def test_an_autoencoder_that_is_not_flux(tiny_checkpoint: Path, capsys: pytest.C
     printed = inspect(capsys, tiny_checkpoint / "vae/diffusion_pytorch_model.safetensors")
     assert "the autoencoder, diffusers names" in printed
     assert "becomes" not in printed
+
+
+@pytest.fixture
+def every_kind(tmp_path: Path, tiny_bundle: Path, tiny_checkpoint: Path) -> list[Path]:
+    """A path of every kind that `inspect` describes, among them those of which it reads small tensors: notes about
+    formats, alphas, and a LoRA's tensors that match nothing."""
+    gguf = pytest.importorskip("gguf")
+    config = read_config(tiny_checkpoint)
+    writer = gguf.GGUFWriter(tmp_path / "t5.gguf", "t5encoder")
+    shapes = weight_shapes("text_encoder_2", config)
+    for theirs, ours in t5_names(config.text_encoder_2.num_layers).items():
+        writer.add_tensor(theirs, torch.zeros(shapes[ours]).half().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    module, whole = "transformer.transformer_blocks.0.attn.to_q", "transformer.x_embedder"
+    lora = {
+        f"{module}.lora_down.weight": torch.ones(4, 3072),
+        f"{module}.lora_up.weight": torch.ones(3072, 4),
+        f"{module}.alpha": torch.tensor(2.0).bfloat16(),
+        f"{whole}.diff_b": torch.ones(3072),
+        "transformer.other.diff_b": torch.zeros(3),
+    }
+    save_file(lora, tmp_path / "style.safetensors")
+    (tmp_path / "adapter").mkdir()
+    peft = {f"{module}.lora_A.weight": torch.ones(4, 3072), f"{module}.lora_B.weight": torch.ones(3072, 4)}
+    save_file(peft, tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    ready = {"transformer.lora_down": torch.ones(4, 2), "transformer.lora_up": torch.ones(4, 2)}
+    save_file(ready, tmp_path / "ready.safetensors", {"format": "kontext-lora", "version": "1"})
+
+    t5 = {name: torch.zeros(shape).half() for name, shape in shapes.items()}
+    name = "encoder.block.0.layer.0.SelfAttention.q"
+    note = json.dumps({"format": "float8_e4m3fn"}).encode()
+    t5[f"{name}.weight"] = t5[f"{name}.weight"].to(torch.float8_e4m3fn)
+    t5 |= {
+        f"{name}.weight_scale": torch.ones(()),
+        f"{name}.comfy_quant": torch.tensor(list(note), dtype=torch.uint8),
+    }
+    eight = "encoder.block.0.layer.0.SelfAttention.k"
+    t5[f"{eight}.weight"] = t5[f"{eight}.weight"].to(torch.int8)
+    t5 |= {
+        f"{eight}.SCB": torch.ones(len(t5[f"{eight}.weight"])),
+        f"{eight}.weight_format": torch.zeros((), dtype=torch.uint8),
+    }
+    save_file(t5, tmp_path / "quantized.safetensors")
+
+    transformer = sparse(
+        tmp_path / "flux.safetensors",
+        dict(weight_shapes("transformer", KontextConfig()))
+        | dict(weight_shapes("modulation", KontextConfig())),
+    )
+    return [
+        tiny_bundle,
+        tiny_bundle / "manifest.json",
+        tiny_bundle / "weights" / "transformer.safetensors",
+        tiny_checkpoint,
+        transformer,
+        *(
+            tmp_path / name
+            for name in (
+                "t5.gguf",
+                "style.safetensors",
+                "adapter",
+                "ready.safetensors",
+                "quantized.safetensors",
+            )
+        ),
+    ]
+
+
+def test_nothing_heavy_is_imported(every_kind: list[Path]) -> None:
+    heavy = (
+        "torch",
+        "numpy",
+        "transformers",
+        "diffusers",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "gguf",
+        "safetensors",
+        "PIL",
+    )
+    code = (
+        "import sys; from kontext.export.cli.main import main\n"
+        "code = main(['inspect', *sys.argv[1:]])\n"
+        f"print('loaded:', *sorted(set({heavy}) & set(sys.modules))); sys.exit(code)"
+    )
+    words = [sys.executable, "-c", code, *map(str, every_kind)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "loaded:"
+    for kind in (
+        "a bundle of",
+        "the weights of transformer of the bundle",
+        "a diffusers folder",
+        "the transformer, native names: 780 tensors",
+        "GGUF, ",
+        "T5, llama.cpp names",
+        "fits FLUX.1 Kontext: 2 updates",
+        "fits FLUX.1 Kontext: 1 updates",
+        "a LoRA ready for bundles",
+        "F8_E4M3 scaled ",
+        "bitsandbytes INT8 ",
+    ):
+        assert kind in done.stdout, kind

@@ -17,12 +17,14 @@ from kontext.export.engines.narrow_quantization import narrow_quantization  # no
 from kontext.export.graph import fp8_attention  # noqa: E402
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
 from kontext.export.graph.quantized_linear import packed_dtypes, quantize_linear  # noqa: E402
-from kontext.model.dtypes import COMPUTE_DTYPES, STORED_DTYPES  # noqa: E402
+from kontext.model.dtypes import COMPUTE_DTYPES  # noqa: E402
+from kontext.model.stored_dtypes import STORED_DTYPES  # noqa: E402
 from kontext.quant.formats import COMPUTE, FORMATS  # noqa: E402
 from kontext.quant.formats.base import InputRounding, TensorRT  # noqa: E402
-from kontext.quant.quantize import quantize_weight, weight_layout  # noqa: E402
+from kontext.quant.quantize import quantize_weight  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
+from kontext.quant.weight_layout import weight_layout  # noqa: E402
 
 TOKENS, INPUTS, OUTPUTS = 1024, 256, 512
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn  # noqa: E402
 from kontext.export.graph import blocks, passes  # noqa: E402
 from kontext.export.graph.blocks import RepeatedBlock, repeated_blocks  # noqa: E402
 from kontext.export.graph.trace import quiet, to_onnx  # noqa: E402
+from kontext.model.build_network import build_network  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
-from kontext.model.networks import NETWORKS, build_network, weight_shapes  # noqa: E402
+from kontext.model.networks import NETWORKS, weight_shapes  # noqa: E402
 
 
 @pytest.mark.parametrize("name", NETWORKS)

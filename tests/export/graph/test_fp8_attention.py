@@ -18,8 +18,8 @@ import onnxruntime  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from kontext.export.graph import fp8_attention, interface  # noqa: E402
+from kontext.model.build_network import build_network  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
-from kontext.model.networks import build_network  # noqa: E402
 from kontext.model.transformer import JointAttention  # noqa: E402
 from kontext.quant.formats.fp8 import FP8  # noqa: E402
 from kontext.quant.statistics import InputStatistics, Statistics  # noqa: E402

@@ -18,12 +18,14 @@ from torch import Tensor  # noqa: E402
 
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
 from kontext.export.graph.quantized_linear import packed_dtypes, quantize_linear  # noqa: E402
-from kontext.model.dtypes import COMPUTE_DTYPES, STORED_DTYPES  # noqa: E402
+from kontext.model.dtypes import COMPUTE_DTYPES  # noqa: E402
+from kontext.model.stored_dtypes import STORED_DTYPES  # noqa: E402
 from kontext.quant.formats import COMPUTE, FORMATS  # noqa: E402
 from kontext.quant.formats.base import InputRounding, OnnxForm  # noqa: E402
-from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout  # noqa: E402
+from kontext.quant.quantize import dequantize_weight, quantize_weight  # noqa: E402
 from kontext.quant.recipe import Layer  # noqa: E402
 from kontext.quant.statistics import InputStatistics  # noqa: E402
+from kontext.quant.weight_layout import weight_layout  # noqa: E402
 from kontext.runtime.backends.onnxruntime import sum_exactly  # noqa: E402
 
 INPUTS, OUTPUTS = 128, 96

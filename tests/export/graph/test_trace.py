@@ -16,9 +16,10 @@ import onnxruntime  # noqa: E402
 from kontext.export.graph import bind_weights, interface, trace  # noqa: E402
 from kontext.export.weights.plan import plan_weights  # noqa: E402
 from kontext.export.weights.write import write_weights  # noqa: E402
+from kontext.model.build_network import build_network  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
-from kontext.model.networks import NETWORKS, build_network, linear_weights  # noqa: E402
+from kontext.model.networks import NETWORKS, linear_weights  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.quant.quantize import dequantize_weight, quantize_weight  # noqa: E402
 from kontext.quant.recipe import choose_recipe  # noqa: E402

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 
 from kontext.export.weights import write  # noqa: E402
-from kontext.export.weights.plan import WeightPlan, plan_weights, transposed  # noqa: E402
+from kontext.export.weights.convert import transposed  # noqa: E402
+from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS, linear_weights  # noqa: E402
 from kontext.quant.recipe import choose_recipe  # noqa: E402

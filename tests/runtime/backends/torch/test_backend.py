@@ -381,9 +381,10 @@ def test_every_stored_format_is_read_as_it_was_meant(
     layer: tuple[str, int], static: bool, tmp_path: Path
 ) -> None:
     """What `quant.quantize` stores, centred and with a branch, against its own dequantization."""
-    from kontext.quant.quantize import dequantize_weight, quantize_weight, weight_layout
+    from kontext.quant.quantize import dequantize_weight, quantize_weight
     from kontext.quant.recipe import Layer
     from kontext.quant.statistics import InputStatistics
+    from kontext.quant.weight_layout import weight_layout
 
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(128, 64, generator=generator), torch.randn(2, 5, 128, generator=generator)

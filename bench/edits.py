@@ -70,7 +70,7 @@ def judged(
         prompts = [edit.prompt for edit in part]
         pictures = pipe.edit(sources or None, prompts, steps=steps, guidance=guidance, seed=seed + start)
         assert isinstance(pictures, list)  # a list of prompts, a list of pictures
-        verdicts += [judge(picture, edit).success for edit, picture in zip(part, pictures, strict=True)]
+        verdicts += [bool(judge(picture, edit).success) for edit, picture in zip(part, pictures, strict=True)]
     return verdicts
 
 
@@ -85,15 +85,17 @@ def measure_success(
     device: str,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Counts the successes of each kind at each number of steps: `successes[steps][kind]`, of `count` each."""
+    """Counts the successes of each kind at each number of steps: `successes[steps][kind]`, of `count` each; `verdicts`
+    has each edit's."""
     pipe = Pipeline.load(bundle, device=device)
-    successes: dict[str, dict[str, int]] = {str(number): {} for number in steps}
+    verdicts: dict[str, dict[str, list[bool]]] = {str(number): {} for number in steps}
     with tqdm(total=len(steps) * len(KINDS) * count, desc="edits", unit="edit", disable=not progress) as bar:
         for kind in KINDS:
             edits = held_out(kind, count, seed)
             for number in steps:
-                verdicts = judged(pipe, edits, steps=number, guidance=guidance, seed=seed, batch=batch)
-                successes[str(number)][kind] = sum(verdicts)
+                verdicts[str(number)][kind] = judged(
+                    pipe, edits, steps=number, guidance=guidance, seed=seed, batch=batch
+                )
                 bar.update(count)
     return {
         "what": "success of edits",
@@ -104,7 +106,10 @@ def measure_success(
         "seed": seed,
         "device": device,
         "groups": GROUPS,
-        "successes": successes,
+        "successes": {
+            number: {kind: sum(each) for kind, each in kinds.items()} for number, kinds in verdicts.items()
+        },
+        "verdicts": verdicts,
         "machine": describe_machine(),
     }
 

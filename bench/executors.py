@@ -19,15 +19,16 @@ from ..decibels import psnr
 from ..errors import KontextError
 from ..runtime import OpenVINOOptions, Pipeline
 from ..runtime.backends.options import Compute
+from ..runtime.bundle import Bundle
 from ..temporary_folder import temporary_folder
 from . import diffusers_peer
 from .flags import add_edit_flags, at_least, edit_settings
 from .inputs import output_size, picture_and_prompt
-from .latency import TimedBackend, timed_edit
+from .latency import TimedBackend, percentiles_of_runs, timed_edit
 from .machine import describe_machine, machine_line
 from .process_cost import edit_command, run_process
 from .report import Table, finish, mebibytes, milliseconds, ratio
-from .timing import Percentiles, StageTimer, interleave
+from .timing import StageTimer, interleave
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,12 @@ def measure_executors(
     first = next(iter(runs))
     return {
         "what": "executors",
+        "model": Bundle.open(bundle).name,
         **settings,
         "sides": {
             name: {
                 **{
-                    stage: Percentiles.of(
-                        [each for stages, _ in runs[name] for each in stages[stage]]
-                    ).to_json()
+                    stage: percentiles_of_runs([stages[stage] for stages, _ in runs[name]]).to_json()
                     for stage in ("step", "edit")
                 },
                 "psnr_db": None if name == first else round(psnr(runs[name][-1][1], runs[first][-1][1]), 1),

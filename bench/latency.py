@@ -6,8 +6,10 @@ The stages are the bundle's graphs; `step` is one run of the transformer, `edit`
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +127,19 @@ def timed_edit(edit: Callable[[], Any], timer: StageTimer) -> tuple[dict[str, li
     return timer.stages, picture
 
 
-def summarize(runs: list[dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Stage → median and p95 over all runs; `step` over all steps of all runs."""
-    pooled: dict[str, list[float]] = {}
+def summarize(runs: list[dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+    """Stage → median and p95 over all runs, `step` over all steps of all runs; a sample is a run's median, since steps
+    of one edit are not independent."""
+    pooled: dict[str, list[list[float]]] = {}
     for stages in runs:
         for stage, seconds in stages.items():
-            pooled.setdefault(stage, []).extend(seconds)
-    return {stage: Percentiles.of(pooled[stage]).to_json() for stage in STAGES if stage in pooled}
+            pooled.setdefault(stage, []).append(seconds)
+    return {stage: percentiles_of_runs(pooled[stage]).to_json() for stage in STAGES if stage in pooled}
+
+
+def percentiles_of_runs(runs: Sequence[Sequence[float]]) -> Percentiles:
+    """Of all values of all runs, with a sample for each run."""
+    return Percentiles.of(list(chain.from_iterable(runs)), [statistics.median(run) for run in runs])
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

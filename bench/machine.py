@@ -65,9 +65,15 @@ def usable_cores() -> int:
 
 def gpus() -> list[str]:
     """Name, memory and driver of each NVIDIA GPU; empty if there is no nvidia-smi."""
+    return nvidia_smi("name", "memory.total", "driver_version")
+
+
+def nvidia_smi(*properties: str, units: bool = True) -> list[str]:
+    """A line for each GPU with its properties, separated by commas; empty if there is no nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    form = "--format=csv,noheader" if units else "--format=csv,noheader,nounits"
+    query = ["nvidia-smi", f"--query-gpu={','.join(properties)}", form]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

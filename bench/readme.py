@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import KontextError
 from . import coldstart, edits, executors, exporting, latency, placement
@@ -22,6 +21,7 @@ from .memory import plans, predicted, vram_fit
 from .quantspeed import benchmark as quantspeed
 from .registry import Benchmark, Result
 from .report import Table, replace_section
+from .result_file import read_result
 from .serving import benchmark as serving
 from .serving import plot as serving_plot
 from .serving import rest as serving_rest
@@ -151,22 +151,14 @@ def draw_plots(root: Path, results: Path) -> list[Path]:
     done = []
     for name, (file, draw) in PLOTS.items():
         if (results / file).exists():
-            draw(read(results / file), root / name)
+            draw(read_result(results / file), root / name)
             done.append(root / name)
     return done
 
 
-def read(path: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise KontextError(f"{path} cannot be read as a result: {fault}; run the benchmark again") from None
-    return result
-
-
 def render(content: Content, results: Path) -> list[str]:
     path = results / content.file
-    result = read(path)
+    result = read_result(path)
     try:
         tables, footer = content.tables(result), content.footer(result)
     except (ValueError, KeyError, TypeError, AttributeError) as fault:

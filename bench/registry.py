@@ -46,33 +46,35 @@ class Entry:
     module: str
     measures: bool = True
     """Whether the module is a Benchmark."""
+    state: str | None = None
+    """Of what is timed: warm (it has run before) or cold (a new process each time); None if nothing is."""
 
     def load(self) -> Subcommand:
         return cast(Subcommand, importlib.import_module(f".{self.module}", __package__))
 
 
 SUBCOMMANDS = (
-    Entry("latency", "time per stage and step of an edit; also diffusers'", "latency"),
-    Entry("executors", "an edit in ONNX Runtime, OpenVINO and diffusers", "executors"),
-    Entry("coldstart", "process start to PNG, beside a diffusers script", "coldstart"),
-    Entry("export", "export time, peak memory and bundle size by format", "exporting"),
+    Entry("latency", "time per stage and step of an edit; also diffusers'", "latency", state="warm"),
+    Entry("executors", "an edit in ONNX Runtime, OpenVINO and diffusers", "executors", state="warm"),
+    Entry("coldstart", "process start to PNG, beside a diffusers script", "coldstart", state="cold"),
+    Entry("export", "export time, peak memory and bundle size by format", "exporting", state="cold"),
     Entry("edits", "success rate of edits on held-out scenes", "edits"),
     Entry("set-pictures", "the pictures of a data set, for its own scorer", "set_pictures", measures=False),
     Entry("fidelity", "error of quantized bundles, and of other libraries", "fidelity.benchmark"),
     Entry("methods", "error of each quantization method", "fidelity.methods"),
     Entry("approximations", "error of --cache and --reuse-reference", "fidelity.approximations"),
-    Entry("quantspeed", "step time and memory of quantized bundles", "quantspeed.benchmark"),
-    Entry("loras", "LoRAs at run time: a step with them, and changing them", "loras.benchmark"),
-    Entry("serving", "throughput and latency of a server under load", "serving.benchmark"),
-    Entry("batch", "kontext-batch beside the bare step, and its workers", "batch.benchmark"),
-    Entry("fullsize", "export at FLUX.1 Kontext's size (70 GB of disk)", "fullsize.benchmark"),
-    Entry("fullsize-edit", "a whole edit on a CPU, stage by stage", "fullsize.edit"),
-    Entry("engines", "TensorRT builds at full size, without a GPU", "fullsize.engines"),
+    Entry("quantspeed", "step time and memory of quantized bundles", "quantspeed.benchmark", state="warm"),
+    Entry("loras", "LoRAs at run time: a step with them, and changing them", "loras.benchmark", state="warm"),
+    Entry("serving", "throughput and latency of a server under load", "serving.benchmark", state="warm"),
+    Entry("batch", "kontext-batch beside the bare step, and its workers", "batch.benchmark", state="warm"),
+    Entry("fullsize", "export at FLUX.1 Kontext's size (70 GB of disk)", "fullsize.benchmark", state="cold"),
+    Entry("fullsize-edit", "a whole edit on a CPU, stage by stage", "fullsize.edit", state="cold"),
+    Entry("engines", "TensorRT builds at full size, without a GPU", "fullsize.engines", state="cold"),
     Entry("memory", "predicted and measured peak memory of an edit", "memory.predicted"),
     Entry("plans", "plans for cards of 8 to 32 GB (nothing is run)", "memory.plans"),
     Entry("vram-fit", "which cards bundles run on (needs a GPU or fake-gpu)", "memory.vram_fit"),
     Entry("placement", "which operators ONNX Runtime's CUDA provider runs", "placement"),
-    Entry("gpu", "Triton kernels and the full-size step on a GPU", "gpu.benchmark"),
+    Entry("gpu", "Triton kernels and the full-size step on a GPU", "gpu.benchmark", state="warm"),
     Entry("demo", "make edits of all kinds and a contact sheet", "demo", False),
     Entry("references", "edits with two references by each method", "references", False),
     Entry("report", "one HTML page of results and pictures", "html_report.command", False),

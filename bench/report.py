@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 
 from ..errors import KontextError
 from ..files import write_atomic
+from .provenance import stamped
+
+NUMBERS = re.compile(r"\[\s*\n\s*((?:(?:-?[\d.]+(?:e[+-]?\d+)?|null|true|false),?\s*)+)\]")
+"""A list of nothing but numbers in indented JSON. Strings in JSON have no line breaks."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def finish(result: dict[str, Any], tables: Sequence[Table], footer: str, json_fi
         print(table.text(), end="\n\n")
     print(footer)
     if json_file is not None:
-        write_json(json_file, result)
+        write_result(json_file, result)
         print(f"written to {json_file}")
 
 
@@ -70,8 +75,15 @@ def write_text(path: Path, text: str) -> None:
         raise KontextError(f"cannot write {path}: {fault.strerror}") from None
 
 
-def write_json(path: Path, result: Any) -> None:
-    write_text(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Writes a benchmark's result with its schema's version and its provenance."""
+    write_json(path, stamped(result))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON: an entry a line, and a line for a list of numbers."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    write_text(path, NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def replace_section(path: Path, name: str, content: str) -> None:

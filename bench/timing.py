@@ -52,15 +52,24 @@ class Percentiles:
     median: float
     p95: float
     count: int
+    samples: Sequence[float]
+    """One for each run that is independent of the others: what `compare` tests."""
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Percentiles:
+    def of(cls, values: Sequence[float], samples: Sequence[float] | None = None) -> Percentiles:
+        """Of `values`, which are the samples too unless several of them are of one run."""
         if not values:
             raise ValueError("no values")
-        return cls(float(np.median(values)), float(np.percentile(values, 95)), len(values))
+        kept = values if samples is None else samples
+        return cls(float(np.median(values)), float(np.percentile(values, 95)), len(values), kept)
 
-    def to_json(self) -> dict[str, float]:
-        return {"median": round(self.median, 6), "p95": round(self.p95, 6), "count": self.count}
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "median": round(self.median, 6),
+            "p95": round(self.p95, 6),
+            "count": self.count,
+            "samples": [round(float(each), 6) for each in self.samples],
+        }
 
 
 def interleave(

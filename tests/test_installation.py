@@ -32,6 +32,7 @@ NO_LIBRARIES = {
     "build",
     "datasets",
     "hypothesis",
+    "jsonschema",
     "axe-selenium-python",
     "mypy",
     "openai",

@@ -147,7 +147,8 @@ def steps_per_second(run: Run) -> float:
     return len(run["step"]) / sum(run["run"])
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, least and most, and the values."""
     least, median, most = (round(float(np.percentile(values, each)), 4) for each in (0, 50, 100))
-    return {"median": median, "least": least, "most": most, "count": len(values)}
+    samples = [round(each, 4) for each in values]
+    return {"median": median, "least": least, "most": most, "count": len(values), "samples": samples}

@@ -112,6 +112,7 @@ def measure_approximations(
         "precision": opened.manifest["precision"]["weights"],
         "steps": steps,
         "edits": len(edits),
+        "keys": [edit.key for edit in edits],
         "seed": seed,
         "exact_success": sum(run.success for run in exact.runs),
         "settings": entries,
@@ -157,6 +158,7 @@ def compare(setting: Setting, found: SettingRuns, exact: SettingRuns) -> dict[st
         "psnr_worst": round(min(each), 2),
         "psnr_each": [round(value, 2) for value in each],
         "success": sum(run.success for run in found.runs),
+        "success_each": [run.success for run in found.runs],
     }
 
 

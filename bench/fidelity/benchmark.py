@@ -163,6 +163,7 @@ def compare(
     noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     each: dict[str, list[float]] = {name: [] for name in metrics}
     successes: list[bool | None] = []
+    ratios: list[float] = []
     for number, known in enumerate(references):
         found = run_edit(pipe, known.case, steps, known.seed)
         successes.append(found.success)
@@ -179,6 +180,7 @@ def compare(
         pipe.backend = backend
         noise += list(forced.noise.values())
         signal += list(forced.signal.values())
+        ratios.append(decibels(sum(forced.signal.values()), sum(forced.noise.values())))
         done()
     expected, rate = success_rate([known.run.success for known in references]), success_rate(successes)
     result = {
@@ -186,6 +188,7 @@ def compare(
         "bits_per_weight": rounded(compared.layer_bits, 3),
         "bits_per_weight_files": rounded(compared.file_bits, 3),
         "velocity_snr": round(decibels(signal.sum(), noise.sum()), 2),
+        "velocity_snr_each": [round(each, 2) for each in ratios],
         "velocity_snr_steps": [round(decibels(*pair), 2) for pair in zip(signal, noise, strict=True)],
         "latent_distance_steps": [round(float(distance), 6) for distance in distances],
         "lost_edits": None if expected is None or rate is None else round(expected - rate, 4),

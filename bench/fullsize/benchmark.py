@@ -26,7 +26,7 @@ from ...temporary_folder import temporary_folder
 from ..flags import parse_names
 from ..machine import describe_machine, machine_line
 from ..process_cost import export_command, run_process, with_cache
-from ..report import Table, finish, write_json
+from ..report import Table, finish, write_result
 from . import synthetic
 
 EXPORTS = {
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         result: dict[str, Any],
     ) -> None:  # a run takes a quarter of an hour: an interrupted one keeps its results
         if arguments.json is not None:
-            write_json(arguments.json, result)
+            write_result(arguments.json, result)
 
     config = full_size(arguments.blocks)
     names = parse_names(arguments.exports, "--exports", tuple(EXPORTS))

@@ -22,7 +22,7 @@ from ..flags import parse_names
 from ..machine import describe_machine, machine_line
 from ..openvino_sides import OPENVINO
 from ..process_cost import run_process
-from ..report import Table, finish, write_json
+from ..report import Table, finish, write_result
 
 BACKENDS = (*OPENVINO, "onnxruntime")
 
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     for backend in backends:
         result["backends"][backend] = measure(bundle, backend, arguments)
         if arguments.json is not None:  # a run may take half an hour: an interrupted one keeps its results
-            write_json(arguments.json, result)
+            write_result(arguments.json, result)
     finish(result, tables(result), footer(result), arguments.json)
 
 

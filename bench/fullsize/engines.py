@@ -37,7 +37,7 @@ from ...runtime.sampler_entry import SamplerEntry
 from ...temporary_folder import temporary_folder
 from ..flags import parse_names
 from ..machine import describe_machine, machine_line
-from ..report import Table, finish, write_json
+from ..report import Table, finish, write_result
 from .benchmark import full_size, gigabytes
 
 FULL_PARAMETERS = 12_000_000_000
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
             for target in targets:
                 result["engines"].append(measure_build(config, network, formats, target, arguments))
                 if arguments.json is not None:  # a run may take an hour: an interrupted one keeps its results
-                    write_json(arguments.json, result)
+                    write_result(arguments.json, result)
     finish(result, tables(result), footer(result), arguments.json)
 
 

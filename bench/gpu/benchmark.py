@@ -23,7 +23,7 @@ from ...errors import KontextError
 from ...kernels.autotune import MEASURED
 from ...kernels.launch import triton
 from ..machine import describe_machine, machine_line
-from ..report import Table, write_json
+from ..report import Table, write_result
 from . import kernels
 from . import step as gpu_step
 from .timing import DeviceTimer, device_limits
@@ -89,7 +89,8 @@ class Sections:
         self.path = path
         self.budget = budget
         self.begin = time.perf_counter()
-        self.results: dict[str, Any] = {"skipped": {}, "seconds": {}}
+        self.results: dict[str, Any] = {"what": "gpu", "skipped": {}, "seconds": {}}
+        self.results["machine"] = describe_machine()
 
     def run(self, name: str, section: Callable[[], Any]) -> Any:
         """Runs one section and returns its result; a section that raises is recorded as skipped, and returns None."""
@@ -119,7 +120,7 @@ class Sections:
 
     def save(self) -> None:
         if self.path is not None:
-            write_json(self.path, rounded(self.results))
+            write_result(self.path, rounded(self.results))
 
 
 def rounded(value: Any) -> Any:
@@ -137,7 +138,6 @@ def measure_device(device: torch.device, sections: Sections) -> dict[str, Any]:
     timer = DeviceTimer(device, repeats=20 if large else 2)
     shape = kernels.Shape() if large else kernels.SMALL
     dtype = shape.dtype
-    sections.results["machine"] = describe_machine()
     sections.results["machine"]["triton"] = triton.__version__ if triton is not None else None
     torch.manual_seed(0)
     found = sections.run("limits", lambda: device_limits(timer, 8192 if large else 64)) or {}

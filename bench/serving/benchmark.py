@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import KontextError
+from ...runtime.bundle import Bundle
 from ...runtime.cli import parse_width_height
 from ...runtime.sent_pictures import picture_file
+from ...runtime.server.desk import default_batch
 from ...runtime.server_client import Edit
 from ..flags import at_least, parse_counts
 from ..inputs import picture_and_prompt
@@ -68,9 +70,16 @@ def run(arguments: argparse.Namespace) -> None:
     with connected(arguments.server) as (client, local):
         result = measure_load(client, edit, concurrency, requests=arguments.requests, same=arguments.same)
     result["local"] = local
+    result |= describe_served(Path(arguments.server)) if local else {"model": None, "batch": None}
     if arguments.plot is not None:
         draw_load(result, arguments.plot)
     finish(result, tables(result), footer(result), arguments.json)
+
+
+def describe_served(bundle: Path) -> dict[str, Any]:
+    """A bundle's model, and the most pictures that its server samples together."""
+    opened = Bundle.open(bundle)
+    return {"model": opened.name, "batch": default_batch(opened)}
 
 
 def run_rest(arguments: argparse.Namespace, edit: Edit, concurrency: list[int]) -> None:

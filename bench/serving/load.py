@@ -53,6 +53,7 @@ def measure_load(
                 "requests": len(latencies),
                 "per_second": round(len(latencies) / seconds, 4),
                 **{f"p{p}": round(float(np.percentile(latencies, p)), 6) for p in PERCENTILES},
+                "samples": [round(each, 6) for each in latencies],
             }
         )
     return {

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import KontextError
+from ...runtime.bundle import Bundle
 from ...runtime.server_client import Answer, Client, Edit, connect
 from ..machine import describe_machine, gpus, machine_line
 from ..report import Table, milliseconds
@@ -58,6 +59,7 @@ def measure_rest(
     device = "cuda" if gpus() else "cpu"
     result: dict[str, Any] = {
         "what": "serving-rest",
+        "model": Bundle.open(bundle).name,
         "prompt": edit.prompt,
         "steps": edit.steps,
         "size": edit.size,

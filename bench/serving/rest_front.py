@@ -239,10 +239,15 @@ def check_same(answer: bytes, expected: np.ndarray[Any, Any]) -> None:
         raise KontextError("the endpoint's picture is not the pipeline's: a comparison would be meaningless")
 
 
-def quartiles(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, float]:
-    """The median and the quartiles."""
+def quartiles(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, Any]:
+    """The median and the quartiles, and the values."""
     low, median, high = np.percentile(values, (25, 50, 75))
-    return {"median": round(float(median), 6), "q1": round(float(low), 6), "q3": round(float(high), 6)}
+    return {
+        "median": round(float(median), 6),
+        "q1": round(float(low), 6),
+        "q3": round(float(high), 6),
+        "samples": [round(float(each), 6) for each in values],
+    }
 
 
 def photograph(file: bytes) -> bytes:

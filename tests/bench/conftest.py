@@ -1,12 +1,33 @@
-"""The random checkpoint's bundles in every quantized format, over the graphs of its fp32 bundle."""
+"""The random checkpoint's bundles in every quantized format, over the graphs of its fp32 bundle; and every result that
+a test here writes is checked against the published schema."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from kontext.bench import report
+
+SCHEMA = Path(__file__).resolve().parents[2] / "bench/schema/result.schema.json"
+
+
+@pytest.fixture(autouse=True)
+def checked_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By jsonschema, an implementation of JSON Schema that is not ours."""
+    jsonschema = pytest.importorskip("jsonschema")
+    validator, stamped = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())), report.stamped
+
+    def checked(result: dict[str, Any]) -> dict[str, Any]:
+        found = stamped(result)
+        validator.validate(json.loads(json.dumps(found)))
+        return found
+
+    monkeypatch.setattr(report, "stamped", checked)
 
 
 @pytest.fixture(scope="session")

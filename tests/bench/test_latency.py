@@ -30,6 +30,7 @@ def test_latency_beside_diffusers(
     assert list(result["sides"]["diffusers"]) == [stage for stage in STAGES if stage != "modulation"]
     for side in result["sides"].values():
         assert side["step"]["count"] == 4
+        assert len(side["step"]["samples"]) == 2  # one for each edit
         assert side["edit"]["count"] == 2
         assert side["edit"]["median"] > 2 * side["step"]["median"] > 0
     assert all(peak > 2**24 for peak in result["peak_bytes"].values())

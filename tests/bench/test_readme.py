@@ -36,5 +36,5 @@ def test_the_serving_plot_is_up_to_date(tmp_path: Path) -> None:
     """The one plot that does not depend on a version of matplotlib."""
     name = "docs/images/serving.svg"
     file, draw = readme.PLOTS[name]
-    draw(readme.read(ROOT / "bench/results" / file), tmp_path / "serving.svg")
+    draw(readme.read_result(ROOT / "bench/results" / file), tmp_path / "serving.svg")
     assert (tmp_path / "serving.svg").read_text() == (ROOT / name).read_text(), "run `kontext-bench readme`"

@@ -64,9 +64,24 @@ def test_the_end_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = tmp_path / "deep" / "result.json"
     finish({"what": "test"}, [TABLE], "measured here", file)
     assert capsys.readouterr().out == f"{TABLE.text()}\n\nmeasured here\nwritten to {file}\n"
-    assert json.loads(file.read_text()) == {"what": "test"}
+    result = json.loads(file.read_text())
+    assert (result["what"], result["schema"], set(result)) == ("test", 1, {"what", "schema", "provenance"})
     finish({}, [TABLE], "measured here", None)
     assert capsys.readouterr().out.endswith("\nmeasured here\n")
+
+
+def test_lists_of_numbers_take_a_line_and_stay_what_they_are(tmp_path: Path) -> None:
+    value = {
+        "samples": [1.5, -2, 3e-07, None, True],
+        "nested": [[1, 2], [3]],
+        "empty": [],
+        "words": ["[1,\n2]", "a"],
+        "mixed": [1, "a"],
+    }
+    write_json(tmp_path / "value.json", value)
+    text = (tmp_path / "value.json").read_text()
+    assert json.loads(text) == value
+    assert '"samples": [1.5, -2, 3e-07, null, true],' in text
 
 
 def test_a_result_that_cannot_be_written(tmp_path: Path) -> None:

@@ -43,5 +43,7 @@ def test_percentiles() -> None:
     percentiles = Percentiles.of([3.0, 1.0, 2.0])
     assert (percentiles.median, percentiles.count) == (2.0, 3)
     assert percentiles.p95 == pytest.approx(2.9)
+    assert percentiles.to_json() == {"median": 2.0, "p95": 2.9, "count": 3, "samples": [3.0, 1.0, 2.0]}
+    assert Percentiles.of([3.0, 1.0, 2.0], [2.0]).to_json()["samples"] == [2.0]
     with pytest.raises(ValueError, match="no values"):
         Percentiles.of([])

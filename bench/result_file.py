@@ -1,0 +1,35 @@
+"""Reads results that benchmarks wrote with `--json`, and refuses those that this version cannot read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import KontextError
+from ..regular_files import read_json
+from .provenance import SCHEMA
+
+MOST_BYTES = 64 << 20
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result as JSON. One from before results had a version has no `schema`.
+
+    Raises:
+        KontextError: it cannot be read, or is no result, or of a later version than this one.
+    """
+    try:
+        result = read_json(path, MOST_BYTES, "a result")
+    except OSError as fault:
+        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+    if not isinstance(result, dict) or not isinstance(result.get("what"), str):
+        raise KontextError(f"{path} is not a result of kontext-bench: it does not say what was measured")
+    version = result.get("schema", 0)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise KontextError(f"{path} is not a result of kontext-bench: its schema is {json.dumps(version)}")
+    if version > SCHEMA:
+        raise KontextError(
+            f"{path} is a result of version {version}, and this kontext-bench reads up to version {SCHEMA}: update it"
+        )
+    return result

@@ -184,7 +184,11 @@ def is_colourful(scene: Scene) -> bool:
 
 
 def recolour(rng: np.random.Generator) -> Edit:
-    scene = object_scene(rng)
+    return recolour_in(rng, object_scene(rng))
+
+
+def recolour_in(rng: np.random.Generator, scene: Scene) -> Edit:
+    """A new colour for one of the scene's objects."""
     which = int(rng.integers(len(scene.objects)))
     item = scene.objects[which]
     taken = {scene.background, *(other.colour for other in scene.objects)}
@@ -196,7 +200,24 @@ def recolour(rng: np.random.Generator) -> Edit:
 
 
 def add(rng: np.random.Generator) -> Edit:
-    full = object_scene(rng, 2, 3)
+    return add_last(rng, object_scene(rng, 2, 3))
+
+
+def add_to(rng: np.random.Generator, scene: Scene) -> Edit:
+    """Another object, of another shape and colour and at another place than the scene's."""
+    shapes, colours, places = (
+        {getattr(item, field) for item in scene.objects} for field in ("shape", "colour", "place")
+    )
+    new = SceneObject(
+        pick(rng, [name for name in SHAPES if name not in shapes]),
+        pick(rng, [name for name in COLOURS if name not in colours | {scene.background}]),
+        pick(rng, [name for name in PLACES if name not in places]),
+    )
+    return add_last(rng, replace(scene, objects=(*scene.objects, new)))
+
+
+def add_last(rng: np.random.Generator, full: Scene) -> Edit:
+    """The edit that adds the last object of a scene."""
     new = full.objects[-1]
     prompt = sentence(rng, "add", object=article(new.colour, new.shape), at=AT[new.place])
     key = ("add", new.shape, new.colour, new.place)
@@ -204,7 +225,11 @@ def add(rng: np.random.Generator) -> Edit:
 
 
 def remove(rng: np.random.Generator) -> Edit:
-    scene = object_scene(rng)
+    return remove_from(rng, object_scene(rng))
+
+
+def remove_from(rng: np.random.Generator, scene: Scene) -> Edit:
+    """The scene without one of its objects."""
     gone = pick(rng, scene.objects)
     items = tuple(item for item in scene.objects if item is not gone)
     prompt = sentence(rng, "remove", shape=gone.shape, colour=gone.colour)
@@ -213,7 +238,11 @@ def remove(rng: np.random.Generator) -> Edit:
 
 
 def move(rng: np.random.Generator) -> Edit:
-    scene = object_scene(rng)
+    return move_in(rng, object_scene(rng))
+
+
+def move_in(rng: np.random.Generator, scene: Scene) -> Edit:
+    """A new place for one of the scene's objects."""
     item = pick(rng, scene.objects)
     taken = {other.place for other in scene.objects}
     place = pick(rng, [name for name in PLACES if name not in taken])

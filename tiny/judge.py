@@ -37,6 +37,7 @@ from PIL import Image, ImageFilter
 from . import draw, scenes
 from .edits import CHARACTER_COLOURS, Edit
 from .phrases import ALL_TEXTS
+from .regions import VISIBLE, Picture, Region, drawn, edited_regions, shown, widened
 from .scenes import BACKGROUNDS, COLOURS, EFFECTS, INKS, PLACES, STYLES, UNIT, Scene
 
 RIVAL_MARGIN = 0.8
@@ -48,14 +49,10 @@ EMPTY_ERROR = 20.0
 OBJECT_IOU = 0.6
 WORD_OVERLAP = 0.55
 BLOCK = 16
-VISIBLE = 24.0  # levels by which a pixel must differ to count as different
 STYLE_BLUR = 2.0  # pixels
 STYLE_SOFTNESS = (1.0,)  # blurs of a style's rendering that are still that style
 PLAIN_STYLES = ("flat", "pixel")
 SHIFT = 12.0  # levels by which a whole picture may be lighter or darker when styles are compared
-
-Picture = NDArray[np.float32]
-Region = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -96,27 +93,9 @@ def as_picture(picture: NDArray[np.uint8] | Image.Image) -> Picture:
     return picture.astype(np.float32)
 
 
-@lru_cache(maxsize=256)
-def drawn(scene: Scene) -> NDArray[np.uint8]:
-    """A rendering, cached: an edit is usually judged at several steps, with the same wrong answers."""
-    picture = scenes.render(scene)
-    picture.setflags(write=False)
-    return picture
-
-
-def shown(scene: Scene) -> Picture:
-    return drawn(scene).astype(np.float32)
-
-
 def blurred(picture: Picture, radius: float) -> Picture:
     image = Image.fromarray(np.rint(picture).clip(0, 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
-
-
-def widened(region: Region, pixels: int) -> Region:
-    """The region, extended by `pixels` in every direction."""
-    image = Image.fromarray(region.astype(np.uint8) * 255)
-    return np.asarray(image.filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
 
 
 def closed(region: Region) -> Region:
@@ -134,33 +113,21 @@ def judge_closeness(
 ) -> None:
     """Whether the edited region is right and the rest is kept."""
     error = np.abs(answer - target).mean(axis=2)
-    everything = np.ones((UNIT, UNIT), dtype=bool)
     if edit.kind == "style":  # a pattern may be shifted a little
         error = np.abs(blurred(answer, STYLE_BLUR) - blurred(target, STYLE_BLUR)).mean(axis=2)
-    things = np.maximum.reduce(
-        [np.zeros((UNIT, UNIT), np.float32), *scenes.render_masks(edit.target).values()]
-    )
-    if edit.kind in ("effect", "style", "draw"):
-        changed, kept = everything, ~everything
-    elif edit.kind == "background":
-        changed, kept = things <= 0.5, things > 0.5
-    elif edit.kind == "character":
-        changed, kept = everything, ~widened(things > 0, 3)
-    else:
-        changed = widened(np.abs(shown(edit.source or edit.target) - target).max(axis=2) > VISIBLE, 2)
-        kept = ~changed
+    regions = edited_regions(edit)
     if edit.kind != "text":  # letters are thin: they are read instead
-        scores["changed_error"] = mean_over(error, changed)
+        scores["changed_error"] = mean_over(error, regions.changed)
         whole = edit.kind in ("effect", "character", "style", "draw")
         if scores["changed_error"] > (WHOLE_ERROR if whole else CHANGED_ERROR):
             reasons.append(f"the edited region is off by {scores['changed_error']:.0f} levels")
-    scores["kept_error"] = mean_over(error, kept)
+    scores["kept_error"] = mean_over(error, regions.kept)
     # Over objects alone, outlines count for more than over a whole picture.
     if scores["kept_error"] > (CHANGED_ERROR if edit.kind == "background" else KEPT_ERROR):
         reasons.append(f"what should stay is off by {scores['kept_error']:.0f} levels")
-    watched = kept if edit.kind in ("text", "character") else everything
+    watched = regions.kept if edit.kind in ("text", "character") else np.ones((UNIT, UNIT), dtype=bool)
     scores["worst_block"] = worst_block(error, watched)
-    scores["worst_empty_block"] = worst_block(error, ~widened(things > 0, 3))
+    scores["worst_empty_block"] = worst_block(error, ~regions.around_things)
     night = edit.target.effect == "night"
     if scores["worst_block"] > BLOCK_ERROR * (0.5 if night else 1):
         reasons.append(f"something is there that should not be (off by {scores['worst_block']:.0f} levels)")

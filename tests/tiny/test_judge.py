@@ -21,10 +21,9 @@ from kontext.tiny.judge import (
     judge_objects,
     mean_over,
     rivals,
-    shown,
-    widened,
     worst_block,
 )
+from kontext.tiny.regions import shown, widened
 from kontext.tiny.scenes import SceneObject, render
 
 ALL = (*KINDS, "draw")

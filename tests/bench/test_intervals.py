@@ -1,0 +1,36 @@
+"""Intervals of means: against normal theory, and where there is no spread."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from scipy import stats
+
+from kontext.bench.intervals import mean_interval
+
+
+def test_it_agrees_with_student_s_interval_of_normal_values() -> None:
+    values = np.random.default_rng(5).normal(3, 2, 200)
+    low, high = mean_interval(list(values))
+    expected = stats.t.interval(0.95, 199, values.mean(), stats.sem(values))
+    assert (low, high) == pytest.approx(expected, abs=0.06)
+
+
+def test_the_same_seed_gives_the_same() -> None:
+    values = list(np.random.default_rng(5).normal(0, 1, 30))
+    assert mean_interval(values, 3) == mean_interval(values, 3)
+    assert mean_interval(values, 3) != mean_interval(values, 4)
+
+
+@pytest.mark.parametrize("values", [[0.25], [2.0, 2.0, 2.0]])
+def test_values_without_spread(values: list[float]) -> None:
+    assert mean_interval(values) == (values[0], values[0])
+
+
+def test_a_sample_is_contained() -> None:
+    """Two values: every resample lies between them."""
+    low, high = mean_interval([0.0, 1.0])
+    assert 0 <= low < high <= 1

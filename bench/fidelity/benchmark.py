@@ -36,6 +36,7 @@ from ..report import finish
 from . import bits_per_weight, peers
 from .edit_runs import EditRun, run_edit
 from .picture_metrics import METRICS, Compare, available_metrics
+from .schemes import bundle_scheme
 from .tables import absences, categories_table, detail_tables, footer, tables
 
 __all__ = ["add_flags", "footer", "measure_fidelity", "run", "tables"]
@@ -286,6 +287,7 @@ def ours(name: str, bundle: Bundle, reference: Bundle, layers: bits_per_weight.L
         name,
         {
             "precision": bundle.manifest["precision"]["weights"],
+            "scheme": bundle_scheme(bundle),
             "activations": bits_per_weight.activation_formats(bundle),
         },
         Pipeline.load(bundle, backend="onnxruntime"),

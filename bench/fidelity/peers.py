@@ -44,11 +44,13 @@ from .peer_quantizers import (
 
 @dataclass(frozen=True)
 class Peer:
-    """A library's number format. `library` is the distribution to install, `module` the name to import."""
+    """A library's number format. `library` is the distribution to install, `module` the name to import; `scheme` is
+    the class that it is compared in (`schemes`)."""
 
     library: str
     module: str
     what: str
+    scheme: str
     quantize: Quantizer
 
     def version(self) -> str:
@@ -57,27 +59,35 @@ class Peer:
 
 PEERS = {
     "torchao-fp8": Peer(
-        "torchao", "torchao", "E4M3 per output channel", torchao_eight_bits("Float8WeightOnlyConfig")
+        "torchao", "torchao", "E4M3 per output channel", "W8A16", torchao_eight_bits("Float8WeightOnlyConfig")
     ),
     "torchao-int8": Peer(
-        "torchao", "torchao", "INT8 per output channel", torchao_eight_bits("Int8WeightOnlyConfig")
+        "torchao", "torchao", "INT8 per output channel", "W8A16", torchao_eight_bits("Int8WeightOnlyConfig")
     ),
-    "torchao-int4": Peer("torchao", "torchao", "INT4 and zero points, groups of 64", torchao_int4),
-    "bnb-nf4": Peer("bitsandbytes", "bitsandbytes", "NF4, blocks of 64", bitsandbytes_nf4(double=False)),
+    "torchao-int4": Peer("torchao", "torchao", "INT4 and zero points, groups of 64", "W4A16", torchao_int4),
+    "bnb-nf4": Peer(
+        "bitsandbytes", "bitsandbytes", "NF4, blocks of 64", "W4A16", bitsandbytes_nf4(double=False)
+    ),
     "bnb-nf4-double": Peer(
-        "bitsandbytes", "bitsandbytes", "NF4, blocks of 64, 8-bit scales", bitsandbytes_nf4(double=True)
+        "bitsandbytes",
+        "bitsandbytes",
+        "NF4, blocks of 64, 8-bit scales",
+        "W4A16",
+        bitsandbytes_nf4(double=True),
     ),
-    "quanto-int8": Peer("optimum-quanto", "optimum.quanto", "INT8 per output channel", quanto("qint8", 8)),
+    "quanto-int8": Peer(
+        "optimum-quanto", "optimum.quanto", "INT8 per output channel", "W8A16", quanto("qint8", 8)
+    ),
     "quanto-int4": Peer(
-        "optimum-quanto", "optimum.quanto", "INT4 and shifts, its groups", quanto("qint4", 4)
+        "optimum-quanto", "optimum.quanto", "INT4 and shifts, its groups", "W4A16", quanto("qint4", 4)
     ),
-    "gguf-q8_0": Peer("gguf", "gguf", "Q8_0, blocks of 32", gguf("Q8_0")),
-    "gguf-q5_0": Peer("gguf", "gguf", "Q5_0, blocks of 32", gguf("Q5_0")),
-    "gguf-q4_1": Peer("gguf", "gguf", "Q4_1, blocks of 32", gguf("Q4_1")),
-    "gguf-q4_0": Peer("gguf", "gguf", "Q4_0, blocks of 32", gguf("Q4_0")),
-    "gguf-q4_k": Peer("gguf", "gguf", "Q4_K, blocks of 256", gguf("Q4_K")),
-    "modelopt-fp8": Peer("nvidia-modelopt", "modelopt", "E4M3 per tensor", modelopt((4, 3), None)),
-    "modelopt-int4": Peer("nvidia-modelopt", "modelopt", "INT4, groups of 64", modelopt(4, 64)),
+    "gguf-q8_0": Peer("gguf", "gguf", "Q8_0, blocks of 32", "W8A16", gguf("Q8_0")),
+    "gguf-q5_0": Peer("gguf", "gguf", "Q5_0, blocks of 32", "W5A16", gguf("Q5_0")),
+    "gguf-q4_1": Peer("gguf", "gguf", "Q4_1, blocks of 32", "W4A16", gguf("Q4_1")),
+    "gguf-q4_0": Peer("gguf", "gguf", "Q4_0, blocks of 32", "W4A16", gguf("Q4_0")),
+    "gguf-q4_k": Peer("gguf", "gguf", "Q4_K, blocks of 256", "W4A16", gguf("Q4_K")),
+    "modelopt-fp8": Peer("nvidia-modelopt", "modelopt", "E4M3 per tensor", "W8A16", modelopt((4, 3), None)),
+    "modelopt-int4": Peer("nvidia-modelopt", "modelopt", "INT4, groups of 64", "W4A16", modelopt(4, 64)),
 }
 
 
@@ -225,4 +235,5 @@ def quiet() -> Iterator[None]:
 
 
 def describe_peer(name: str) -> dict[str, Any]:
-    return {"precision": PEERS[name].what, "library": PEERS[name].version()}
+    peer = PEERS[name]
+    return {"precision": peer.what, "scheme": peer.scheme, "library": peer.version()}

@@ -133,7 +133,7 @@ def test_a_library_that_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -
     def quantize(_: torch.Tensor) -> QuantizedWeight:
         raise RuntimeError("no kernel\nfor this device")
 
-    monkeypatch.setitem(peers.PEERS, "broken", peers.Peer("torch", "torch", "nothing", quantize))
+    monkeypatch.setitem(peers.PEERS, "broken", peers.Peer("torch", "torch", "nothing", "W8A16", quantize))
     why = peers.why_unavailable("broken")
     assert why is not None
     assert why.startswith("broken: torch ")

@@ -54,6 +54,10 @@ STOP_SPINNING = ("session.force_spinning_stop", "1")
 """Option of ONNX Runtime, and its value. Without it a session's threads spin for 40 ms after a run, on the cores that
 the next graph's session wants: an edit of the embedded model in 4 steps takes three times as long."""
 
+LEAVE_INPUTS = ("session.qdq_matmulnbits_accuracy_level", "0")
+"""Option of ONNX Runtime, and its value. Its default of 4 lets MatMulNBits, which it makes of DequantizeLinear and
+MatMul, round its other input to 8 bits in blocks on a CPU."""
+
 FATAL_ONLY = 4
 """Log level of ONNX Runtime: its errors are raised as exceptions and need not be logged too."""
 
@@ -129,6 +133,7 @@ class OnnxRuntimeBackend:
         self.threads = allowed_cores() if threads is None else threads
         self.files = dict(files or {})
         self.low_memory = low_memory
+        self.leave_inputs = options is not None and options.activations == "16-bit"
         self.memory = "cuda" if self.device == "cuda" else "cpu"
         self.bound = self.device == "cuda"
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
@@ -190,6 +195,8 @@ class OnnxRuntimeBackend:
         # The graph is passed as the bytes that were checked; weights are found beside its file.
         options.add_session_config_entry(WEIGHTS_FOLDER, str(self.graphs[graph].parent))
         options.add_session_config_entry(*STOP_SPINNING)
+        if self.leave_inputs:
+            options.add_session_config_entry(*LEAVE_INPUTS)
         if self.plugin is not None:
             return self.load_on_plugin(self.graphs[graph], data, options, self.plugin)
 

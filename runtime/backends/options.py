@@ -32,6 +32,8 @@ class OnnxRuntimeOptions:
         threads: CPU cores to use; None: all that this process may use.
         provider: LIBRARY[:key=value,…], a plug-in provider's library or the Python module of its wheel, with options of
             the provider's own; the device is then "auto".
+        activations: "auto": on a CPU, ONNX Runtime rounds the inputs of linears with INT4 or INT8 weights to 8 bits
+            where the graph does not say so, which is faster; "16-bit": it does not, as on a GPU.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -40,9 +42,11 @@ class OnnxRuntimeOptions:
 
     threads: int | None = None
     provider: str | None = None
+    activations: Literal["auto", "16-bit"] = "auto"
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
+        check_choice("activations", self.activations, ("auto", "16-bit"))
 
     def check(self, device: str, bundle: Bundle) -> None:
         """Raises KontextError if the backend cannot run `bundle` on `device`; the backend checks what "auto" chose."""

@@ -38,6 +38,11 @@ from kontext.runtime.engines import LIBRARIES
             "attention 'fp4' is not known: choose from auto, 16-bit, fp8, int8",
         ),
         (TorchOptions, {"activations": "fp4"}, "activations 'fp4' is not known"),
+        (
+            OnnxRuntimeOptions,
+            {"activations": "int8"},
+            "activations 'int8' is not known: choose from auto, 16-bit",
+        ),
         (OnnxRuntimeOptions, {"threads": "2"}, "threads must be a whole number, not '2'"),
         (TorchOptions, {"cache": "0.1"}, "cache must be a number, not '0.1'"),
         (TorchOptions, {"reuse_reference": 2.5}, "reuse_reference must be a whole number, not 2.5"),

@@ -18,11 +18,12 @@ from ..runtime import Pipeline
 from ..tiny.contact import contact_sheet
 from ..tiny.edits import KINDS, sample_edit
 from ..tiny.scenes import render
+from . import provenance
 from .flags import at_least
 from .html_report.command import check_output, make_report
 from .machine import describe_machine
 from .pictures import OUTPUTS, SOURCE
-from .report import write_json, write_text
+from .report import write_result, write_text
 
 PHOTOGRAPH_PROMPTS = ("make it night", "make it black and white")
 NEXT = """\
@@ -50,6 +51,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     at_least(arguments, steps=1)
+    words = [
+        "demo",
+        str(arguments.bundle),
+        "--output",
+        str(arguments.output),
+        "--steps",
+        str(arguments.steps),
+    ]
+    provenance.begin([*words, "--seed", str(arguments.seed)], seed=arguments.seed)
     print(make_demo(arguments.bundle, arguments.output, steps=arguments.steps, seed=arguments.seed))
 
 
@@ -97,7 +107,7 @@ def make_demo(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
     assert scene is not None
     scene.save(folder / "scene.png")
     result = folder / "demo.json"
-    write_json(
+    write_result(
         result,
         {
             "what": "demo",

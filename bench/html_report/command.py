@@ -19,8 +19,8 @@ from ..flags import at_least
 from ..report import write_text
 from .loaded import Loaded, load
 from .origin import origin_html
-from .page import GENERATOR, make_page
-from .sections import Pictures, Section, make_sections
+from .page import GENERATOR, Heading, make_page
+from .sections import Pictures, Section, first_lines, make_sections
 
 MOST_EDITS = 50
 
@@ -75,7 +75,8 @@ def make_report(files: Sequence[Path], *, title: str | None = None, most: int = 
     pictures = Pictures(most)
     sections = make_sections(results, pictures)
     origin = Section("origin", "Where it comes from", origin_html(results))
-    html = make_page(title or default_title(results), about(results), [*sections, origin])
+    heading = Heading(title or default_title(results), about(results), first_lines(results))
+    html = make_page(heading, [*sections, origin])
     return Report(html, len(results), pictures.shown, summed_up(pictures.missing))
 
 

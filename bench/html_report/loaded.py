@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import KontextError
-from ...regular_files import MAX_JSON_BYTES, read_json
+from ...regular_files import read_json
 from ..registry import SUBCOMMANDS, Entry, Result
+from ..result_file import MOST_BYTES, read_result
 
 SENSITIVITY, DEMO = "kontext-sensitivity", "demo"
 
@@ -45,22 +46,11 @@ def load(path: Path) -> Loaded:
     Raises:
         KontextError: it cannot be read, or is none of what a report shows.
     """
-    try:
-        result = read_json(path, MAX_JSON_BYTES, "a result")
-    except OSError as fault:
-        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
-    except (ValueError, KontextError) as fault:
-        raise KontextError(f"{path} is not a result of kontext-bench: {fault}") from None
-    if not isinstance(result, dict):
-        raise KontextError(f"{path} is not a result of kontext-bench: give a file that --json wrote")
+    result = read_report(path) or read_result(path)
     result = printable(result)
     if result.get("format") == SENSITIVITY:
         return Loaded(path, SENSITIVITY, result, None)
-    what = result.get("what")
-    if not isinstance(what, str):
-        raise KontextError(
-            f"{path} is not a result of kontext-bench: it does not say what was measured; give a file that --json wrote"
-        )
+    what = result["what"]
     if what == DEMO:
         return Loaded(path, what, result, None)
     name = SUBCOMMAND_OF.get(what, what)
@@ -70,6 +60,15 @@ def load(path: Path) -> Loaded:
     if entry is None:
         raise KontextError(f"{path} holds {what!r:.60}, which no benchmark of this version measures")
     return Loaded(path, what, result, entry)
+
+
+def read_report(path: Path) -> Result | None:
+    """A report of sensitivity; None if it is none."""
+    try:
+        found = read_json(path, MOST_BYTES, "a result")
+    except OSError as fault:
+        raise KontextError(f"cannot read {path}: {fault.strerror}") from None
+    return found if isinstance(found, dict) and found.get("format") == SENSITIVITY else None
 
 
 def printable(value: Any) -> Any:

@@ -46,7 +46,7 @@ def recorded(provenance: Any) -> list[str]:
     return [
         f"`{provenance['command']}`" if provenance.get("command") else UNKNOWN,
         f"{str(commit)[:12]}{modified}" if commit else UNKNOWN,
-        str(provenance.get("started") or "-").replace("T", " "),
+        str(provenance.get("started") or "-").replace("T", " ").replace("Z", " UTC"),
         duration(seconds) if isinstance(seconds, (int, float)) else "-",
         "-" if seed is None else str(seed),
     ]
@@ -75,7 +75,7 @@ def described(machine: dict[str, Any]) -> dict[str, str]:
         "python": "Python",
     }
     found = {title: str(machine[key]) for key, title in titles.items() if key in machine}
-    gpus = machine.get("gpu") or []
-    found["GPU"] = "; ".join(map(str, gpus)) if gpus else "none"
+    gpus = machine.get("gpu") or "none"
+    found["GPU"] = ("; ".join(map(str, gpus)) if isinstance(gpus, list) else str(gpus)) or "none"
     libraries = machine.get("libraries")
     return found | {str(k): str(v) for k, v in (libraries.items() if isinstance(libraries, dict) else ())}

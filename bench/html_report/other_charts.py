@@ -108,6 +108,50 @@ def memory_chart(result: Result, colours: Sequence[str]) -> Chart:
     )
 
 
+def side_charts(values: dict[str, dict[str, float]], titles: dict[str, tuple[str, str, str]]) -> list[Chart]:
+    """Of every side a bar in each of several charts: `titles` has each chart's title, axis and form of its numbers."""
+    charts = []
+    for name, (title, axis, form) in titles.items():
+        found = {side: each[name] for side, each in values.items() if name in each}
+        rows = [[side, format(value, form)] for side, value in found.items()]
+
+        def draw(figure: Any, narrow: bool, found: dict[str, float] = found, axis: str = axis) -> None:
+            axes = figure.subplots()
+            bars(axes, list(found), [list(found.values())], SERIES[:1], "")
+            axes.set_xlabel(axis)
+
+        says = ", ".join(f"{side} {value}" for side, value in rows)
+        charts.append(
+            Chart(name, title, f"{axis}: {says}.", Table(["side", axis], rows), draw, 70 + 34 * len(found))
+        )
+    return charts
+
+
+def start_charts(result: Result) -> list[Chart]:
+    values = {
+        name: {"wall": side["seconds"]["median"], "peak": side["peak_bytes"]["median"] / MIB}
+        for name, side in result["sides"].items()
+    }
+    return side_charts(
+        values,
+        {
+            "wall": ("From process start to PNG", "median seconds", ".2f"),
+            "peak": ("Peak memory", "median MiB", ".0f"),
+        },
+    )
+
+
+def executor_charts(result: Result) -> list[Chart]:
+    values = {name: {"edit": side["edit"]["median"] * 1000} for name, side in result["sides"].items()}
+    for name, side in result["sides"].items():
+        if side["peak_bytes"] is not None:
+            values[name]["peak"] = side["peak_bytes"] / MIB
+    return side_charts(
+        values,
+        {"edit": ("An edit", "median milliseconds", ".1f"), "peak": ("Peak memory", "MiB", ".0f")},
+    )
+
+
 def quantspeed_charts(result: Result) -> list[Chart]:
     """Time of a step, and size and error beside it."""
     sides = result["sides"]

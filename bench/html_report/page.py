@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
@@ -19,7 +20,16 @@ MARK = f'<meta name="generator" content="{GENERATOR} {VERSION}">'
 """In every report, by which it is known."""
 
 
-def make_page(title: str, about: str, sections: Sequence[Section]) -> str:
+@dataclass(frozen=True)
+class Heading:
+    """What the page begins with."""
+
+    title: str
+    about: str
+    headlines: Html
+
+
+def make_page(heading: Heading, sections: Sequence[Section]) -> str:
     style, script, template = (
         (STATIC / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html")
     )
@@ -27,8 +37,9 @@ def make_page(title: str, about: str, sections: Sequence[Section]) -> str:
     return Template(template).substitute(
         policy=policy(style, script),
         generator=MARK,
-        title=escaped(title),
-        about=escaped(about),
+        title=escaped(heading.title),
+        about=escaped(heading.about),
+        headlines=heading.headlines,
         style=style,
         script=script,
         navigation=navigation,

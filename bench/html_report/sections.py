@@ -16,11 +16,12 @@ from . import fidelity_charts, other_charts
 from .charts import Chart, rows_of
 from .edits import Edit, read_edits
 from .gallery import gallery_html
-from .loaded import DEMO, SENSITIVITY, Loaded
+from .headlines import headlines_html
+from .loaded import DEMO, SENSITIVITY, Loaded, printable
 from .markup import Html, details, element, joined, prose, table_html
 from .shrinking import MOST_BYTES, shrink
 
-FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
 """What rendering a result of another form ends in."""
 
 TITLES = {
@@ -71,6 +72,16 @@ def make_sections(results: Sequence[Loaded], pictures: Pictures) -> list[Section
         part for number, each in enumerate(results) for part in checked(each, section, number, results)
     ]
     return [*galleries, *sections]
+
+
+def first_lines(results: Sequence[Loaded]) -> Html:
+    """What comes before the sections. Raises KontextError as `make_sections`."""
+    try:
+        return headlines_html(results)
+    except FAULTS as fault:
+        raise KontextError(
+            f"one of the results is not of this version's kontext-bench ({fault!r:.200}): run it again"
+        ) from None
 
 
 def checked(each: Loaded, make: Callable[..., list[Section]], *words: object) -> list[Section]:
@@ -172,6 +183,8 @@ def charts_of(each: Loaded, results: Sequence[Loaded]) -> list[Chart]:
         ]
     makers: dict[str, Callable[[Result], list[Chart]]] = {
         "latency": other_charts.latency_charts,
+        "cold start": other_charts.start_charts,
+        "executors": other_charts.executor_charts,
         "quantspeed": other_charts.quantspeed_charts,
         "success of edits": other_charts.success_charts,
         "serving": other_charts.serving_charts,
@@ -197,6 +210,7 @@ def sensitivity_body(path: Path, anchor: str) -> Html:
     from .sensitivity_charts import sensitivity_charts, sum_tables
 
     report = Sensitivity.load(path)
+    report = dataclasses.replace(report, model=printable(report.model), layers=printable(report.layers))
     count = sum(map(len, report.layers.values()))
     lead = f"{report.model}: {count} layers in {', '.join(report.options)}; {METHODS[report.method]}."
     return joined(

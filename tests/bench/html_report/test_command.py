@@ -188,8 +188,9 @@ def test_missing_pictures_are_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no JSON", "is not a result of kontext-bench"),
-        ("[1, 2]", "is not a result of kontext-bench: give a file that --json wrote"),
+        ("no JSON", "is not JSON"),
+        ("[1, 2]", "is not a result of kontext-bench"),
+        ('{"what": "latency", "schema": 1000}', "this kontext-bench reads up to version"),
         ("{}", "it does not say what was measured"),
         ('{"what": 3}', "it does not say what was measured"),
         ('{"what": "horoscope"}', "holds 'horoscope', which no benchmark of this version measures"),

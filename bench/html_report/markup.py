@@ -37,11 +37,16 @@ def element(name: str, *children: str, **attributes: object) -> Html:
 
 
 def prose(text: str) -> Html:
-    """Text in which `words` between backticks are code, as in the documents' tables."""
-    parts = re.split(r"`([^`]+)`", text)
-    return Html(
-        "".join(element("code", part) if place % 2 else escaped(part) for place, part in enumerate(parts))
-    )
+    """Text in which `words` between backticks are code and **words** strong, as in the documents' tables."""
+    parts = []
+    for part in re.split(r"(`[^`]+`|\*\*[^*]+\*\*)", text):
+        if len(part) > 2 and part[0] == part[-1] == "`":
+            parts.append(element("code", part[1:-1]))
+        elif len(part) > 4 and part.startswith("**") and part.endswith("**"):
+            parts.append(element("strong", part[2:-2]))
+        else:
+            parts.append(escaped(part))
+    return joined(parts, "")
 
 
 def table_html(table: Table, label: str) -> Html:
@@ -74,8 +79,11 @@ def table_html(table: Table, label: str) -> Html:
 
 
 def is_number(text: str) -> bool:
-    """Whether a cell is aligned as a number: a few digits, with a sign or a unit, or none at all."""
-    return re.fullmatch(r"(?:[-+–]?[\d.,]*\d[\d.,e+-]*\s?[^\s\d]{0,4}|-|–|)", text) is not None
+    """Whether a cell is aligned as a number, with its sign, unit or interval, or none at all."""
+    plain = text.replace("*", "")
+    return plain in ("", "-", "–") or (
+        re.match(r"[-+]?[\d.]", plain) is not None and sum(map(str.isalpha, plain)) <= 4
+    )
 
 
 def details(summary: str, *children: str) -> Html:

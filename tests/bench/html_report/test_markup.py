@@ -49,6 +49,7 @@ def test_elements() -> None:
 
 def test_words_between_backticks_are_code() -> None:
     assert prose("`--fp8 <x>` & `") == "<code>--fp8 &lt;x&gt;</code> &amp; `"
+    assert prose("**58.1** (57–59) ** <") == "<strong>58.1</strong> (57–59) ** &lt;"
 
 
 def test_a_table_keeps_its_cells() -> None:
@@ -73,7 +74,9 @@ def test_numbers() -> None:
         "–",
         "",
         "1,024",
-        "54.9 – 5"[:4],
+        "**58.1** (57.0–59.2)",
+        "+0.0 (-1 to +1)",
+        "1 / 2=",
     ):
         assert is_number(text), text
     for text in ("int4", "nothing lost", "75 int8, 96 uint4"):

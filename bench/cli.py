@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def work() -> int | None:
         arguments = parser(given[0] if given else None).parse_args(given)
-        if arguments.entry.measures:
+        if hasattr(arguments, "json"):
             provenance.begin(
                 given,
                 seed=getattr(arguments, "seed", None),

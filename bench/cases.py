@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..errors import KontextError, one_line
 from ..export.edit_sets.layouts import read_edit_set
+from ..export.edit_sets.samples import Sample
 from ..tiny.edits import KINDS, Edit
 from ..tiny.judge import judge
 from ..tiny.scenes import render
@@ -57,7 +58,11 @@ def data_cases(path: Path, count: int, seed: int, language: str = "en") -> list[
         print(f"skipped: {one_line(line)}", file=sys.stderr)
     if not found.samples:
         raise KontextError(f"{path} has no edits that can be used")
-    return [Case(each.key, each.category, each.prompt, each.picture, None) for each in found.samples]
+    return [sample_case(each) for each in found.samples]
+
+
+def sample_case(sample: Sample) -> Case:
+    return Case(sample.key, sample.category, sample.prompt, sample.picture, None)
 
 
 def success_rate(accepted: Sequence[bool | None]) -> float | None:

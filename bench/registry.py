@@ -61,6 +61,7 @@ SUBCOMMANDS = (
     Entry("edits", "success rate of edits on held-out scenes", "edits"),
     Entry("set-pictures", "the pictures of a data set, for its own scorer", "set_pictures", measures=False),
     Entry("fidelity", "error of quantized bundles, and of other libraries", "fidelity.benchmark"),
+    Entry("edit-fidelity", "what edits keep: regions, text, characters, chains", "edit_fidelity.benchmark"),
     Entry("methods", "error of each quantization method", "fidelity.methods"),
     Entry("approximations", "error of --cache and --reuse-reference", "fidelity.approximations"),
     Entry("quantspeed", "step time and memory of quantized bundles", "quantspeed.benchmark", state="warm"),

@@ -7,7 +7,7 @@ weights, which are taken from this machine's caches and never downloaded.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,13 +138,13 @@ METRICS = {
 """Name → metric, in the order of the columns."""
 
 
-def available_metrics() -> tuple[dict[str, Compare], dict[str, str]]:
-    """The metrics that can be computed here, and for the others why not."""
+def available_metrics(names: Iterable[str] | None = None) -> tuple[dict[str, Compare], dict[str, str]]:
+    """The metrics that can be computed here, and for the others why not: of those named, or of all."""
     found: dict[str, Compare] = {}
     absent: dict[str, str] = {}
-    for name, metric in METRICS.items():
+    for name in METRICS if names is None else names:
         try:
-            found[name] = metric.make()
+            found[name] = METRICS[name].make()
         except Unavailable as reason:
             absent[name] = str(reason)
         except ImportError as fault:

@@ -249,7 +249,16 @@ def magicbrush_sample(table: Table, row: int, texts: Mapping[str, str]) -> Sampl
         Cell(table, row, name) if name in table.columns else None
         for name in ("source_img", "mask_img", "target_img")
     )
-    return Sample(texts["instruction"], source, key=key, mask=mask, target=target)
+    turn = texts["turn_index"]
+    return Sample(
+        texts["instruction"],
+        source,
+        key=key,
+        mask=mask,
+        target=target,
+        session=texts["img_id"],
+        turn=int(turn) if turn.isdecimal() else 0,
+    )
 
 
 def emu_sample(table: Table, row: int, texts: Mapping[str, str]) -> Sample:

@@ -34,6 +34,9 @@ class Sample:
     """What the set says an edit may change: the transparent part of this picture, or its white one."""
     target: Source | None = None
     """The set's own result."""
+    session: str = ""
+    """The edits of one session go on with each other's results, in the order of `turn`; empty if it has none."""
+    turn: int = 1
 
     def picture(self) -> Image.Image | None:
         """The reference. A file is read again each time, so that a folder of photographs need not fit into memory.

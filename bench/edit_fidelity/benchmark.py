@@ -1,0 +1,200 @@
+"""What bundles do to edits: the region that must stay, characters, text, five edits in a chain, and few steps.
+
+Everything is measured of each bundle and of the reference itself, on the same edits and seeds, and compared with what
+another seed of the reference changes: an error below that difference does not matter. The velocity is `fidelity`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...runtime import Pipeline
+from ...runtime.cli import parse_seed
+from ..fidelity.benchmark import open_bundles
+from ..fidelity.picture_metrics import Compare, available_metrics
+from ..flags import at_least, parse_counts
+from ..machine import describe_machine
+from ..pictures import REFERENCE, SOURCE, PictureFolder
+from ..report import finish
+from .comparison import Comparison, Runs, Task
+from .known_edits import Chain, KnownEdit, data_edits, scene_chains, scene_edits
+from .measures import EMBEDDINGS
+from .runs import Instruments, read_text
+from .summaries import summary
+from .tables import absences, footer, tables
+from .text import why_unreadable
+
+__all__ = ["add_flags", "footer", "measure_edit_fidelity", "run", "tables"]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="BUNDLE", help="the same model, exported with --fp32"
+    )
+    parser.add_argument(
+        "--steps",
+        default="28,4",
+        metavar="N,…",
+        help="sampler steps; all are compared with the reference at the most (28,4)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="a local copy of a set of edits (docs/benchmarks.md); without it, held-out scenes of the embedded model",
+    )
+    parser.add_argument("--language", default="en", help="of a set's instructions; all for all (en)")
+    parser.add_argument(
+        "-n", "--count", type=int, help="edits of each kind of scene (2), or edits of the set in all (100)"
+    )
+    parser.add_argument("--chains", type=int, help="chains of edits (as -n; of a set a fifth of it); 0: none")
+    parser.add_argument(
+        "--seed", type=parse_seed, default=0, help="of the scenes, the set's share and the noise (0)"
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="write every edit's source and pictures into FOLDER, for kontext-bench report",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.count is None:
+        arguments.count = 100 if arguments.data else 2
+    if arguments.chains is None:
+        arguments.chains = -(-arguments.count // 5) if arguments.data else arguments.count
+    at_least(arguments, count=1, chains=0)
+    steps = parse_counts(arguments.steps, "--steps")
+    count, chains, seed = arguments.count, arguments.chains, arguments.seed
+    if arguments.data:
+        edits, chained = data_edits(arguments.data, count, chains, seed, arguments.language)
+    else:
+        edits, chained = scene_edits(count, seed), scene_chains(chains, seed)
+    pictures = PictureFolder.prepare(arguments.pictures) if arguments.pictures else None
+    result = measure_edit_fidelity(
+        arguments.reference,
+        arguments.bundles,
+        edits,
+        chained,
+        data=arguments.data.name if arguments.data else None,
+        steps=steps,
+        seed=seed,
+        pictures=pictures,
+        progress=sys.stderr.isatty(),
+    )
+    if pictures is not None:
+        result["pictures"] = pictures.as_json(arguments.json)
+    for line in absences(result):
+        print(line)
+    finish(result, tables(result), footer(result), arguments.json)
+
+
+def measure_edit_fidelity(
+    reference: Path,
+    bundles: Sequence[Path],
+    edits: Sequence[KnownEdit],
+    chains: Sequence[Chain],
+    *,
+    steps: Sequence[int],
+    seed: int,
+    data: str | None = None,
+    pictures: PictureFolder | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Makes all edits and chains with the reference, twice, and with every bundle; `data` names the set that they are
+    of.
+
+    Raises:
+        KontextError: a bundle is of another model, or two bundles have the same name.
+    """
+    teacher = Pipeline.load(reference, backend="onnxruntime")
+    opened = open_bundles(teacher.bundle, bundles)
+    instruments, absent = find_instruments(edits, chains)
+    turns = sum(map(len, chains))
+    total = (1 + len(opened)) * (len(steps) * len(edits) + turns) + len(edits) + turns
+    entries = {}
+    with tqdm(total=total, desc="edits", unit="edit", disable=not progress) as bar:
+        task = Task(edits, chains, steps, seed, instruments, bar.update)
+        known = Comparison.run(teacher, task)
+        keep_pictures(pictures, REFERENCE, known.runs, task)
+        for name, bundle in opened.items():
+            runs = task.run(Pipeline.load(bundle, backend="onnxruntime"))
+            keep_pictures(pictures, name, runs, task)
+            entries[name] = {"precision": bundle.manifest["precision"]["weights"], **known.entry(runs)}
+    return {
+        "what": "edit-fidelity",
+        "model": teacher.bundle.name,
+        "data": data,
+        "seed": seed,
+        "steps": list(steps),
+        **describe_edits(known),
+        "reference": {"name": reference.name, **known.entry(known.runs)},
+        "other_seed": known.other_seed(),
+        "bundles": entries,
+        "targets": target_texts(task),
+        "absent_measures": absent,
+        "machine": describe_machine(),
+    }
+
+
+def keep_pictures(pictures: PictureFolder | None, name: str, runs: Runs, task: Task) -> None:
+    """Writes one bundle's pictures at the most steps, with the reference's the sources too."""
+    if pictures is None:
+        return
+    for number, (edit, made) in enumerate(zip(task.edits, runs.edits[task.most], strict=True)):
+        if name == REFERENCE:
+            pictures.add(number, SOURCE, edit.case.picture())
+        pictures.add(number, name, made.picture)
+
+
+def find_instruments(
+    edits: Sequence[KnownEdit], chains: Sequence[Chain]
+) -> tuple[Instruments, dict[str, str]]:
+    """What can be measured of these edits here, and why the rest cannot."""
+    embeddings: dict[str, Compare] = {}
+    absent: dict[str, str] = {}
+    if any(edit.has_character for edit in edits):
+        embeddings, absent = available_metrics(EMBEDDINGS)
+    unreadable = why_unreadable()
+    if unreadable is not None and any(edit.wanted for edit in edits):
+        absent["text_error"] = unreadable
+    if not chains:
+        absent["turns"] = "no edits go on with each other's results"
+    return Instruments(embeddings, unreadable is None), absent
+
+
+def describe_edits(known: Comparison) -> dict[str, Any]:
+    """What was done, edit by edit in the order of all `…_each`."""
+    edits, regions = known.task.edits, known.regions
+    return {
+        "edits": len(edits),
+        "keys": [edit.case.key for edit in edits],
+        "kinds": [edit.case.category for edit in edits],
+        "prompts": [edit.case.prompt for edit in edits],
+        "wanted": [edit.wanted for edit in edits],
+        "regions": [None if region is None else region.origin for region in regions],
+        "kept_shares": [
+            None if region is None else round(float(1 - region.changed.mean()), 4) for region in regions
+        ],
+        "chains": [[edit.case.key for edit in chain] for chain in known.task.chains],
+        "chain_kinds": [[edit.case.category for edit in chain] for chain in known.task.chains],
+    }
+
+
+def target_texts(task: Task) -> dict[str, Any]:
+    """How well the text of the one right result is read: no bundle is expected to do better."""
+    if not task.instruments.text:
+        return {}
+    every = [
+        read_text(edit.target(), edit) if edit.wanted is not None and edit.target is not None else {}
+        for edit in task.edits
+    ]
+    return summary(every, task.seed)

@@ -1,0 +1,76 @@
+"""Means of measures over edits with their intervals, and errors beside the difference that another seed makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..intervals import mean_interval
+from .measures import MEASURES, Measure
+from .runs import Values
+
+MORE_DIGITS = 2
+"""Of stored values, beyond those that are shown."""
+
+
+def summary(every: Sequence[Values], seed: int) -> dict[str, Any]:
+    """For each measure that applies to some of the edits: its mean, `…_interval` (95 %, bootstrap over edits) and
+    `…_each`, a value or None for each edit."""
+    result: dict[str, Any] = {}
+    for name, measure in MEASURES.items():
+        each = [values.get(name) for values in every]
+        known = [value for value in each if value is not None]
+        if not known:
+            continue
+        digits = measure.digits + MORE_DIGITS
+        result[name] = round(float(np.mean(known)), digits)
+        result[f"{name}_interval"] = [round(end, digits) for end in mean_interval(known, seed)]
+        result[f"{name}_each"] = [stored(value, measure, digits) for value in each]
+    return result
+
+
+def stored(value: float | None, measure: Measure, digits: int) -> float | bool | None:
+    if value is None:
+        return None
+    return bool(value) if measure.is_verdict else round(value, digits)
+
+
+def beside_seeds(
+    every: Sequence[Values], other_seed: Sequence[Values], reference: Sequence[Values], seed: int
+) -> dict[str, Any]:
+    """For each measure: the mean error as a ratio to the mean difference that another seed of the reference makes, the
+    95 % interval of error minus difference, paired by edit, and what follows.
+
+    The verdict is "below" or "above" if that interval is on one side of 0, "equal" if there is no error and no
+    difference, else "open".
+    """
+    result: dict[str, Any] = {}
+    for name, measure in MEASURES.items():
+        pairs = [
+            (measure.difference(value, same), measure.difference(other, same))
+            for value, other, same in (
+                (found.get(name), seeded.get(name), known.get(name))
+                for found, seeded, known in zip(every, other_seed, reference, strict=True)
+            )
+            if value is not None and other is not None and same is not None
+        ]
+        if not pairs:
+            continue
+        error, difference = (float(np.mean(side)) for side in zip(*pairs, strict=True))
+        low, high = mean_interval([ours - seeds for ours, seeds in pairs], seed)
+        result[name] = {
+            "ratio": round(error / difference, 4) if difference > 0 else None,
+            "interval": [round(low, 6), round(high, 6)],
+            "verdict": verdict(error, difference, low, high),
+        }
+    return result
+
+
+def verdict(error: float, difference: float, low: float, high: float) -> str:
+    if error == difference == 0:
+        return "equal"
+    if high < 0:
+        return "below"
+    return "above" if low > 0 else "open"

@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install sdk server test coverage test-install torture check audit sbom lock bench fidelity edits fullsize clean
+.PHONY: help demo install sdk server test coverage test-install torture check audit sbom lock bench fidelity \
+	edit-fidelity edits fullsize clean
 
 help:
 	@echo "make demo      install, export the embedded model with FP8 weights, edit, make demo/report.html"
@@ -22,6 +23,7 @@ help:
 	@echo "make sdk       ONNX Runtime's headers and library in build/onnxruntime-sdk, for the C++ runtime (docs/cpp.md)"
 	@echo "make bench     measure latency, cold start, export, lists of jobs, serving and fidelity; updates bench/results/ and docs/"
 	@echo "make fidelity  only the fidelity part of it: ours, other libraries' quantization, speed of quantized steps"
+	@echo "make edit-fidelity   only what edits keep: regions, text, characters, chains; updates bench/results/ and docs/"
 	@echo "make edits     measure the success of each kind of edit at 28 and 4 steps; updates bench/results/ and docs/"
 	@echo "make fullsize  measure the export at FLUX.1 Kontext's full size (70 GB of disk); updates bench/results/ and docs/"
 	@echo "make clean     remove what the above made, except $(VENV)"
@@ -136,10 +138,20 @@ QUANTIZED := $(addprefix build/kontext-tiny-,fp8 fp8-weights int8 int4 nf4)
 fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
 	$(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 --peers all --count 4 \
 		--json bench/results/fidelity.json
+	$(BIN)/kontext-bench edit-fidelity $(EDITING) --reference build/kontext-tiny-fp32 -n 4 \
+		--json bench/results/edit_fidelity.json
 	$(BIN)/kontext-bench methods --json bench/results/methods.json
 	$(BIN)/kontext-bench approximations build/kontext-tiny-fp32 --json bench/results/approximations.json
 	$(BIN)/kontext-bench quantspeed --json bench/results/quantspeed.json
 	$(BIN)/kontext-bench loras --json bench/results/loras.json
+	$(BIN)/kontext-bench readme
+
+EDITING := $(addprefix build/kontext-tiny-,fp8 int8 int4)
+
+# Tesseract (Debian: tesseract-ocr) reads the text of pictures, where it is installed.
+edit-fidelity: $(VENV)/.kontext-demo build/kontext-tiny-fp32 $(EDITING)
+	$(BIN)/kontext-bench edit-fidelity $(EDITING) --reference build/kontext-tiny-fp32 -n 4 \
+		--json bench/results/edit_fidelity.json
 	$(BIN)/kontext-bench readme
 
 edits: $(VENV)/.kontext-demo build/kontext-tiny-fp32

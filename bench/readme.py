@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..errors import KontextError
 from . import coldstart, edits, executors, exporting, latency, placement
 from .batch import benchmark as batch
+from .edit_fidelity import tables as edit_fidelity
 from .fidelity import approximations, methods
 from .fidelity import benchmark as fidelity
 from .fidelity import plot as fidelity_plot
@@ -67,6 +68,10 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
         "fidelity": [
             *of("fidelity.json", fidelity),
             Content("fidelity.json", lambda _: [], fidelity_plot.plot_link),
+        ],
+        "edit-fidelity": [
+            Content("edit_fidelity.json", level.tables, level.note, level.title)
+            for level in edit_fidelity.LEVELS
         ],
         "details": [Content("fidelity.json", fidelity_tables.detail_tables, fidelity_tables.detail_footer)],
     },

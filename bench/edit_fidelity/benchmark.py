@@ -180,6 +180,7 @@ def describe_edits(known: Comparison) -> dict[str, Any]:
         "kinds": [edit.case.category for edit in edits],
         "prompts": [edit.case.prompt for edit in edits],
         "wanted": [edit.wanted for edit in edits],
+        "characters": [edit.has_character for edit in edits],
         "regions": [None if region is None else region.origin for region in regions],
         "kept_shares": [
             None if region is None else round(float(1 - region.changed.mean()), 4) for region in regions

@@ -11,9 +11,6 @@ from .known_edits import Chain
 from .regions import Region, at_size, changed_part
 from .runs import Made, Values, against, make_chain, regional, source_at
 
-ChainRegions = Sequence[Sequence[Region | None]]
-"""Of each chain and turn: what its edits up to this one may have changed of the first picture."""
-
 
 def make_chains(
     pipe: Pipeline, chains: Sequence[Chain], steps: int, seed: int, done: Callable[[], object]
@@ -26,39 +23,32 @@ def make_chains(
     return results
 
 
-def chain_regions(chains: Sequence[Chain], reference: Sequence[Sequence[Made]]) -> ChainRegions:
-    """The regions of all turns up to each, joined; from the first turn on whose region nobody says, what the
-    reference's chain has changed instead."""
-    return [regions_of(chain, made) for chain, made in zip(chains, reference, strict=True)]
-
-
-def regions_of(chain: Chain, reference: Sequence[Made]) -> list[Region | None]:
-    size = reference[0].picture.size
-    source = source_at(chain[0], size)
-    joined: Region | None = np.zeros(size[::-1], dtype=bool)
-    result: list[Region | None] = []
+def chain_region(chain: Chain, reference: Sequence[Made]) -> Region | None:
+    """What the edits of a chain may change of the first picture, all together: the same for every turn, so that turns
+    can be compared. For an edit whose region nobody says, what differs after it in the reference's chain; None without
+    a picture."""
+    source = source_at(chain[0], reference[0].picture.size)
+    if source is None:
+        return None
+    joined: Region = np.zeros((source.height, source.width), dtype=bool)
     for edit, made in zip(chain, reference, strict=True):
-        known = edit.region() if joined is not None else None
-        joined = None if joined is None or known is None else joined | at_size(known.changed, size)
-        if joined is not None:
-            result.append(joined)
-        else:
-            result.append(None if source is None else changed_part(source, made.picture))
-    return result
+        known = edit.region()
+        joined |= changed_part(source, made.picture) if known is None else at_size(known.changed, source.size)
+    return joined
 
 
 def measure_chains(
     found: Sequence[Sequence[Made]],
     chains: Sequence[Chain],
     reference: Sequence[Sequence[Made]],
-    regions: ChainRegions,
+    regions: Sequence[Region | None],
 ) -> list[list[Values]]:
     """For each turn the values of all chains; none of a chain that has ended."""
     turns = max(map(len, chains), default=0)
     return [
         [
-            measure_turn(made[turn], same[turn], chain, areas[turn]) if turn < len(chain) else {}
-            for made, same, chain, areas in zip(found, reference, chains, regions, strict=True)
+            measure_turn(made[turn], same[turn], chain, region) if turn < len(chain) else {}
+            for made, same, chain, region in zip(found, reference, chains, regions, strict=True)
         ]
         for turn in range(turns)
     ]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime import Pipeline
-from .chains import ChainRegions, chain_regions, make_chains, measure_chains
+from .chains import chain_region, make_chains, measure_chains
 from .known_edits import Chain, KnownEdit
-from .regions import EditRegion
+from .regions import EditRegion, Region
 from .runs import Instruments, Made, Values, make_edits, measure, region_of
 from .summaries import beside_seeds, summary
 
@@ -60,7 +60,7 @@ class Comparison:
     task: Task
     runs: Runs
     regions: Sequence[EditRegion | None]
-    chain_regions: ChainRegions
+    chain_regions: Sequence[Region | None]
     same: Sequence[Values]
     other: Sequence[Values]
     same_turns: Sequence[Sequence[Values]]
@@ -73,7 +73,7 @@ class Comparison:
         other = task.run_at(pipe, [task.most], task.seed + OTHER_SEED)
         pictures = [made.picture for made in runs.edits[task.most]]
         regions = [region_of(edit, picture) for edit, picture in zip(task.edits, pictures, strict=True)]
-        turns = chain_regions(task.chains, runs.chains)
+        turns = [chain_region(*each) for each in zip(task.chains, runs.chains, strict=True)]
         return cls(
             task,
             runs,

@@ -32,6 +32,7 @@ TITLES = {
     "serving-rest": "REST endpoint",
     "quantspeed": "Speed of quantized steps",
     "methods": "Quantization methods",
+    "edit-fidelity": "What edits keep",
     "batch": "Lists of jobs",
     "loras": "LoRAs",
     "vram-fit": "Cards that bundles run on",
@@ -105,7 +106,7 @@ def gallery(each: Loaded, number: int, results: Sequence[Loaded], pictures: Pict
     result = each.result
     if each.what == SENSITIVITY:
         return []
-    names = tables.titles(result) if "bundles" in result and result.get("pictures") else {}
+    names = tables.titles(result) if each.what == "fidelity" and result.get("pictures") else {}
     edits = read_edits(result, each.path, names)
     if not edits:
         return []

@@ -56,11 +56,8 @@ def test_the_command(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
     assert ("text_error" in result["targets"]) == (text.why_unreadable() is None)
     for table in tables.tables(result):
         assert table.text() in shown
-    assert "36 held-out" not in shown
-    assert (
-        "9 held-out edits and 1 chains of up to 5 edits at 2 steps, seed 3; regions: 9 from the scene"
-        in shown
-    )
+    chained = "1 chain of up to 5 edits: recolour, add, move, remove, recolour."
+    assert f"9 held-out edits at 2 steps, seed 3. {chained} 7 of 9 edits have a region" in shown
 
 
 def test_the_command_on_a_data_set(
@@ -93,7 +90,7 @@ def test_the_command_on_a_data_set(
     assert result["absent_measures"]["text_error"].startswith("no-such-program is not installed")
     assert "drift in chains: not measured (no edits go on with each other's results)" in shown
     assert "characters' DINO: not measured" in shown
-    assert f"2 edits of {tmp_path.name} at 1 steps" in shown
+    assert f"2 edits of {tmp_path.name} at 1 steps, seed 0. No edits go on" in shown
 
 
 @pytest.mark.parametrize(

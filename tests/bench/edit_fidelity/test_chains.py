@@ -14,7 +14,7 @@ from PIL import Image
 pytest.importorskip("skimage")
 
 from kontext.bench.cases import Case
-from kontext.bench.edit_fidelity.chains import chain_regions, make_chains, measure_chains
+from kontext.bench.edit_fidelity.chains import chain_region, make_chains, measure_chains
 from kontext.bench.edit_fidelity.known_edits import KnownEdit, scene_chains
 from kontext.bench.edit_fidelity.regions import EditRegion
 from kontext.runtime import Pipeline
@@ -63,11 +63,11 @@ def test_drift_that_is_known() -> None:
     _, known = run(1, chains)
     pipe, found = run(3, chains)
     assert pipe.seeds == [7, 8, 9, 10, 11]
-    regions = chain_regions(chains, known)
-    assert [int(changed.sum()) for changed in regions[0] if changed is not None] == [
-        64 * 8 * turn for turn in range(1, 6)
-    ]
-    turns = measure_chains(found, chains, known, regions)
+    region = chain_region(chains[0], known[0])
+    assert region is not None
+    assert region[:, :40].all()
+    assert not region[:, 40:].any()
+    turns = measure_chains(found, chains, known, [region])
     assert len(turns) == 5
     for turn, (values,) in enumerate(turns, 1):
         assert values["psnr"] == pytest.approx(20 * math.log10(255 / (2 * turn)))
@@ -75,7 +75,7 @@ def test_drift_that_is_known() -> None:
         assert values["source_psnr"] == pytest.approx(20 * math.log10(255 / (3 * turn)))
         assert values["latent_distance"] == pytest.approx(2 * turn / (10 + turn))
         assert values["success"] == float(3 * turn < 10)
-    for (values,) in measure_chains(known, chains, known, regions):
+    for (values,) in measure_chains(known, chains, known, [region]):
         assert values["psnr"] == values["kept_psnr"] == 100
 
 
@@ -83,7 +83,7 @@ def test_chains_of_different_lengths() -> None:
     chains = [[step(turn, strip(turn)) for turn in range(length)] for length in (2, 3)]
     pipe, known = run(1, chains)
     assert pipe.seeds == [7, 8, 9, 10, 11]
-    turns = measure_chains(known, chains, known, chain_regions(chains, known))
+    turns = measure_chains(known, chains, known, [None, None])
     assert [[bool(values) for values in each] for each in turns] == [[True] * 2, [True] * 2, [False, True]]
 
 
@@ -91,9 +91,10 @@ def test_without_a_mask_the_reference_s_change_is_the_region() -> None:
     """20 levels are visible everywhere, so that nothing is left to keep."""
     chains = [[step(0, strip(0)), step(1, None), step(2, strip(2))]]
     _, known = run(20, chains)
-    (regions,) = chain_regions(chains, known)
-    assert [None if each is None else float(each.mean()) for each in regions] == [0.125, 1, 1]
-    (values,) = measure_chains(known, chains, known, [regions])[2]
+    region = chain_region(chains[0], known[0])
+    assert region is not None
+    assert region.all()
+    (values,) = measure_chains(known, chains, known, [region])[2]
     assert values["psnr"] == 100
     assert values["kept_psnr"] is None
 

@@ -18,7 +18,7 @@ from ...export.edit_sets.samples import Sample, Samples, open_source
 from ...tiny.chains import sample_chain
 from ...tiny.edits import KINDS, Edit
 from ...tiny.regions import untouched
-from ...tiny.scenes import Scene, render, render_masks
+from ...tiny.scenes import UNIT, Scene, render, render_masks
 from ..cases import Case, sample_case, scene_case
 from ..edits import held_out
 from .regions import EditRegion, masked_part
@@ -27,8 +27,8 @@ from .text import read_line, read_words, wanted_text
 CHARACTER_KINDS = ("ps_human", "motion_change", "action")
 """What GEdit-Bench and ImgEdit call edits of people; other sets' categories have "character" in their names."""
 
-BOARD_RIM = 4
-"""Pixels of a sign's outline and corners, which are not read."""
+BOARD_RIM = 4 / UNIT
+"""Share of a picture's side that a sign's outline and corners take, which are not read."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def board(picture: Image.Image, scene: Scene) -> Image.Image:
     """The part of a picture where the scene has its sign, without the sign's rim."""
     mask = render_masks(scene, picture.size)["sign"] > 0.5
     rows, columns = np.nonzero(mask)
+    rim = round(BOARD_RIM * min(picture.size))
     left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-    return picture.crop((left + BOARD_RIM, top + BOARD_RIM, right - BOARD_RIM, bottom - BOARD_RIM))
+    return picture.crop((left + rim, top + rim, right - rim, bottom - rim))
 
 
 def data_edits(

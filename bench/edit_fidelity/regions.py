@@ -46,8 +46,8 @@ def masked_part(mask: Image.Image) -> Region | None:
         if hole.any():
             return hole
     pixels = np.asarray(mask.convert("RGB"))
-    white: Region = (pixels >= 240).all(axis=2)
-    black: Region = (pixels <= 15).all(axis=2)
+    white: Region = pixels.min(axis=2) >= 240
+    black: Region = pixels.max(axis=2) <= 15
     return white if white.any() and (white | black).mean() > 0.98 else None
 
 

@@ -43,8 +43,8 @@ def beside_seeds(
     """For each measure: the mean error as a ratio to the mean difference that another seed of the reference makes, the
     95 % interval of error minus difference, paired by edit, and what follows.
 
-    The verdict is "below" or "above" if that interval is on one side of 0, "equal" if there is no error and no
-    difference, else "open".
+    The verdict is "below" or "above" if that interval is on one side of 0, else "equal" if there is no error, or
+    "open".
     """
     result: dict[str, Any] = {}
     for name, measure in MEASURES.items():
@@ -63,14 +63,14 @@ def beside_seeds(
         result[name] = {
             "ratio": round(error / difference, 4) if difference > 0 else None,
             "interval": [round(low, 6), round(high, 6)],
-            "verdict": verdict(error, difference, low, high),
+            "verdict": verdict(error, low, high),
         }
     return result
 
 
-def verdict(error: float, difference: float, low: float, high: float) -> str:
-    if error == difference == 0:
-        return "equal"
+def verdict(error: float, low: float, high: float) -> str:
     if high < 0:
         return "below"
-    return "above" if low > 0 else "open"
+    if low > 0:
+        return "above"
+    return "equal" if error == 0 else "open"

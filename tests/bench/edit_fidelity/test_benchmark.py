@@ -57,7 +57,8 @@ def test_the_command(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
     for table in tables.tables(result):
         assert table.text() in shown
     chained = "1 chain of up to 5 edits: recolour, add, move, remove, recolour."
-    assert f"9 held-out edits at 2 steps, seed 3. {chained} 7 of 9 edits have a region" in shown
+    kept = sum(share > 0 for share in result["kept_shares"])
+    assert f"9 held-out edits at 2 steps, seed 3. {chained} {kept} of 9 edits have a region" in shown
 
 
 def test_the_command_on_a_data_set(
@@ -91,6 +92,24 @@ def test_the_command_on_a_data_set(
     assert "drift in chains: not measured (no edits go on with each other's results)" in shown
     assert "characters' DINO: not measured" in shown
     assert f"2 edits of {tmp_path.name} at 1 steps, seed 0. No edits go on" in shown
+
+
+def test_the_command_on_masks_and_turns(bundles: dict[str, Path], magicbrush: Path, tmp_path: Path) -> None:
+    output = tmp_path / "result" / "out.json"
+    words = ["edit-fidelity", str(bundles["int4"]), "--reference", str(bundles["fp32"]), "--steps", "1"]
+    words += ["--data", str(magicbrush), "-n", "6", "--json", str(output)]
+    assert cli.main([*words, "--pictures", str(tmp_path / "result" / "pictures")]) == 0
+    result = json.loads(output.read_text())
+    assert result["regions"] == ["mask"] * 6
+    assert result["kept_shares"] == pytest.approx([1 - 8 * 8 / (24 * 32)] * 6, abs=0.05)
+    assert result["chains"] == [["1-1", "1-2", "1-3"]]
+    assert [len(turn["psnr_each"]) for turn in result["bundles"]["int4"]["turns"]] == [1, 1, 1]
+    assert result["pictures"]["folder"] == "pictures"
+    names = result["pictures"]["edits"][5]
+    for name in (names["source"], names["reference"], names["outputs"]["int4"]):
+        assert (tmp_path / "result" / "pictures" / name).is_file()
+    assert cli.main(["report", str(output), "-o", str(tmp_path / "report.html")]) == 0
+    assert "What edits keep" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,36 +33,7 @@ def test_scenes_are_those_of_the_other_benchmarks() -> None:
             assert region.changed.mean() < 0.25
 
 
-def drawn(number: int, hole: bool = False) -> Image.Image:
-    pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 4), np.uint8)
-    pixels[..., 3] = 255
-    if hole:
-        pixels[4:12, 8 * number : 8 * number + 8, 3] = 0
-    return Image.fromarray(pixels) if hole else Image.fromarray(pixels[..., :3])
-
-
-@pytest.fixture
-def magicbrush(tmp_path: Path) -> Path:
-    """Sessions 1 with turns 1, 2, 3; 2 with turn 1; 3 with turns 1 and 3; 4 whose first picture is damaged."""
-    datasets = pytest.importorskip("datasets")
-    turns = [(1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (3, 3)]
-    columns: dict[str, list[Any]] = {
-        "img_id": [str(session) for session, _ in turns],
-        "turn_index": [turn for _, turn in turns],
-        "source_img": [drawn(n) for n in range(6)],
-        "mask_img": [drawn(turn - 1, hole=True) for _, turn in turns],
-        "instruction": [f"change 'A' to 'B{n}'" for n in range(6)],
-        "target_img": [drawn(n) for n in range(6)],
-    }
-    data = datasets.Dataset.from_dict(columns)
-    for name in ("source_img", "mask_img", "target_img"):
-        data = data.cast_column(name, datasets.Image())
-    data.to_parquet(tmp_path / "dev-00000-of-00001.parquet")
-    return tmp_path
-
-
 def test_masks_turns_and_quoted_text_of_magicbrush(magicbrush: Path) -> None:
-    """By the library that its publisher writes with."""
     edits, chains = data_edits(magicbrush, 100, 100, 0, "en")
     assert [edit.wanted for edit in edits] == [f"B{n}" for n in range(6)]
     for edit, turn in zip(edits, (1, 2, 3, 1, 1, 3), strict=True):
@@ -77,7 +47,7 @@ def test_masks_turns_and_quoted_text_of_magicbrush(magicbrush: Path) -> None:
 
 
 def test_sets_without_masks_and_turns(tmp_path: Path) -> None:
-    drawn(0).save(tmp_path / "one.png")
+    Image.new("RGB", (32, 24), "green").save(tmp_path / "one.png")
     (tmp_path / "one.txt").write_text("make it blue")
     (edit,), chains = data_edits(tmp_path, 100, 100, 0, "en")
     assert edit.region() is None

@@ -84,6 +84,15 @@ FIDELITY = Comparable(
     keys="keys",
 )
 
+EDITS = {
+    "latent_distance": DISTANCE,
+    **dict.fromkeys(("psnr", "kept_psnr", "source_psnr"), RATIO),
+    **dict.fromkeys(("kept_ssim", "source_ssim", "clip", "dino"), LIKENESS),
+    **dict.fromkeys(("kept_delta_e", "source_delta_e"), DISTANCE),
+    **dict.fromkeys(("success", "character_success", "text_read"), SUCCESS),
+}
+"""Of a bundle in edit-fidelity's result: a measure, whose values for each edit are in NAME_each."""
+
 COMPARABLE: dict[str, Comparable] = {
     "latency": Comparable(
         ("model", "device", "steps", "guidance", "seed", "size"),
@@ -124,6 +133,12 @@ COMPARABLE: dict[str, Comparable] = {
         ("model", "count", "guidance", "seed"), (Place("verdicts.*", SUCCESS, "steps"),), timed=False
     ),
     "fidelity": FIDELITY,
+    "edit-fidelity": Comparable(
+        ("model", "steps", "seed", "data"),
+        tuple(Place(f"bundles.*.{name}_each", kind, name) for name, kind in EDITS.items()),
+        timed=False,
+        keys="keys",
+    ),
     "methods": FIDELITY,
     "approximations": Comparable(
         ("model", "precision", "steps", "seed"),

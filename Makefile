@@ -128,16 +128,45 @@ $(VENV)/.kontext-peers: $(VENV)/.kontext-demo
 	$(PIP) --editable '.[cpu,export,bench,peers]'
 	@touch $@
 
-build/kontext-tiny-fp8-weights: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+build/kontext-tiny-%-weights: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
 	@mkdir -p build
-	$(BIN)/kontext-export --fp8 --weight-only --output $@ --force
+	$(BIN)/kontext-export --$* --weight-only --output $@ --force
 	@touch $@
 
-QUANTIZED := $(addprefix build/kontext-tiny-,fp8 fp8-weights int8 int4 nf4)
+build/kontext-tiny-%-fp16: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+	@mkdir -p build
+	$(BIN)/kontext-export --$(subst -weights, --weight-only,$*) --fp16 --output $@ --force
+	@touch $@
 
-fidelity: $(VENV)/.kontext-peers build/kontext-tiny-fp32 $(QUANTIZED)
-	$(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 --peers all --count 4 \
-		--json bench/results/fidelity.json
+build/kontext-tiny-%-static: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+	@mkdir -p build
+	$(BIN)/kontext-export --$* --static-inputs --output $@ --force
+	@touch $@
+
+build/kontext-tiny-%-rank16: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+	@mkdir -p build
+	$(BIN)/kontext-export --$* --rank 16 --output $@ --force
+	@touch $@
+
+build/kontext-tiny-nf4-int8: bench/recipes/nf4-int8.json $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+	@mkdir -p build
+	$(BIN)/kontext-export --recipe $< --output $@ --force
+	@touch $@
+
+# ggml's quantizers, which no Python package has. If the library cannot be downloaded, those peers are skipped.
+GGML := build/ggml/package/bins/linux-x64/libggml-base.so
+
+$(GGML):
+	@mkdir -p build/ggml
+	-cd build/ggml && npm pack --silent @node-llama-cpp/linux-x64@3.22.1 && tar xzf node-llama-cpp-linux-x64-3.22.1.tgz
+
+# One bundle of each kind. Scales of fp32 bundles take twice the bits of those of 16-bit ones: two of the latter too.
+BUNDLES := fp8 fp8-weights int8 int8-weights int8-weights-fp16 int8-static nf4-int8 int4 int4-fp16 int4-rank16 nf4 nvfp4
+QUANTIZED := $(addprefix build/kontext-tiny-,$(BUNDLES))
+
+fidelity: $(VENV)/.kontext-peers $(GGML) build/kontext-tiny-fp32 $(QUANTIZED)
+	GGML_LIBRARY=$(abspath $(GGML)) $(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 \
+		--peers all --count 4 --json bench/results/fidelity.json
 	$(BIN)/kontext-bench edit-fidelity $(EDITING) --reference build/kontext-tiny-fp32 -n 4 \
 		--json bench/results/edit_fidelity.json
 	$(BIN)/kontext-bench methods --json bench/results/methods.json

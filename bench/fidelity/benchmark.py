@@ -13,9 +13,8 @@ The PSNR of a whole trajectory alone says little: it mostly measures how fast tw
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,11 @@ from ..pictures import REFERENCE, SOURCE, PictureFolder
 from ..report import finish
 from . import bits_per_weight, peers
 from .edit_runs import EditRun, run_edit
+from .intervals import check_scipy, intervals
 from .picture_metrics import METRICS, Compare, available_metrics
-from .schemes import bundle_scheme
+from .places import rank
+from .reference_memory import check_memory
+from .sides import ComparedBundle, all_sides
 from .tables import absences, categories_table, detail_tables, footer, tables
 
 __all__ = ["add_flags", "footer", "measure_fidelity", "run", "tables"]
@@ -69,6 +71,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="of the scenes, the set's share and the noise (0)"
     )
     parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 1 if --peers all had to skip peers that are not installed",
+    )
+    parser.add_argument(
         "--pictures",
         type=Path,
         metavar="FOLDER",
@@ -76,7 +83,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     if arguments.count is None:
         arguments.count = 100 if arguments.data else 2
     at_least(arguments, steps=1, count=1)
@@ -112,6 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
         footer(result),
         arguments.json,
     )
+    return 1 if missing and arguments.strict else 0
 
 
 @dataclass
@@ -140,17 +148,6 @@ def reference_runs(
     return result
 
 
-@dataclass
-class ComparedBundle:
-    """A bundle to compare with the reference, ours or a peer's; `about` says what it is, as JSON."""
-
-    name: str
-    about: dict[str, Any]
-    pipe: Pipeline
-    layer_bits: float | None
-    file_bits: float | None
-
-
 def compare(
     compared: ComparedBundle,
     references: Sequence[ReferenceRun],
@@ -164,6 +161,7 @@ def compare(
     noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     each: dict[str, list[float]] = {name: [] for name in metrics}
     successes: list[bool | None] = []
+    noises: list[float] = []
     ratios: list[float] = []
     for number, known in enumerate(references):
         found = run_edit(pipe, known.case, steps, known.seed)
@@ -181,6 +179,7 @@ def compare(
         pipe.backend = backend
         noise += list(forced.noise.values())
         signal += list(forced.signal.values())
+        noises.append(float(f"{sum(forced.noise.values()):.6g}"))
         ratios.append(decibels(sum(forced.signal.values()), sum(forced.noise.values())))
         done()
     expected, rate = success_rate([known.run.success for known in references]), success_rate(successes)
@@ -189,6 +188,7 @@ def compare(
         "bits_per_weight": rounded(compared.layer_bits, 3),
         "bits_per_weight_files": rounded(compared.file_bits, 3),
         "velocity_snr": round(decibels(signal.sum(), noise.sum()), 2),
+        "noise_each": noises,
         "velocity_snr_each": [round(each, 2) for each in ratios],
         "velocity_snr_steps": [round(decibels(*pair), 2) for pair in zip(signal, noise, strict=True)],
         "latent_distance_steps": [round(float(distance), 6) for distance in distances],
@@ -200,6 +200,10 @@ def compare(
         result[name] = round(float(np.mean(values)), digits)
         result[f"{name}_each"] = [round(value, digits) for value in values]
     return result
+
+
+def energy(velocities: Sequence[Array]) -> float:
+    return sum(float(np.square(each, dtype=np.float64).sum()) for each in velocities)
 
 
 def rounded(value: float | None, digits: int) -> float | None:
@@ -215,14 +219,18 @@ def measure_fidelity(
     seed: int,
     data: str | None = None,
     peer_names: Sequence[str] = (),
+    as_deployed: bool = True,
     pictures: PictureFolder | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Makes all edits with the reference, every bundle, and every peer; `data` names the set that they are of.
+    """Makes all edits with the reference, every bundle, and every peer; `data` names the set that they are of,
+    `as_deployed` is that of `all_sides`.
 
     Raises:
-        KontextError: a bundle is of another model, two bundles have the same name, or a peer cannot quantize a layer.
+        KontextError: a bundle is of another model, two bundles have the same name, a peer cannot quantize a layer, or
+            the reference's runs would not fit into memory.
     """
+    check_scipy()
     teacher = Pipeline.load(reference, backend="onnxruntime")
     opened = open_bundles(teacher.bundle, bundles)
     layers = bits_per_weight.common_layers(teacher.bundle, list(opened.values()))
@@ -230,9 +238,11 @@ def measure_fidelity(
         raise KontextError(
             "--peers needs a quantized bundle: peers quantize the layers that at least one bundle quantizes"
         )
+    check_memory(teacher.bundle, len(cases), steps)
     metrics, absent = available_metrics()
-    entries: dict[str, dict[str, Any]] = {"bundles": {}, "peers": {}}
-    runs = (1 + len(opened) + len(peer_names)) * len(cases)
+    entries: dict[str, dict[str, Any]] = {"bundles": {}, "peers": {}, "floors": {}}
+    sides = all_sides(teacher.bundle, opened, layers, peer_names, as_deployed=as_deployed)
+    runs = (1 + len(sides)) * len(cases)
     with tqdm(total=runs, desc="edits", unit="edit", disable=not progress) as bar:
         references = reference_runs(teacher, cases, steps, seed, bar.update)
         if pictures is not None:
@@ -240,14 +250,15 @@ def measure_fidelity(
                 pictures.add(number, SOURCE, known.case.picture())
                 pictures.add(number, REFERENCE, known.run.picture)
         # One at a time: a peer's bundle is as large as the reference.
-        for name, bundle in opened.items():
-            entries["bundles"][name] = compare(
-                ours(name, bundle, teacher.bundle, layers), references, metrics, bar.update, pictures
-            )
-        for name in peer_names:
-            with theirs(name, teacher.bundle, layers) as compared:
-                entries["peers"][name] = compare(compared, references, metrics, bar.update, pictures)
+        for side in sides:
+            drawn = None if side.group == "floors" else pictures
+            with side.open() as compared:
+                entries[side.group][side.name] = compare(compared, references, metrics, bar.update, drawn)
     successes = [known.run.success for known in references]
+    signals = [float(f"{energy(known.velocities):.6g}") for known in references]
+    for entry in (entry for group in entries.values() for entry in group.values()):
+        entry["intervals"] = intervals(entry, signals, successes)
+    rank({**entries["bundles"], **entries["peers"]})
     return {
         "what": "fidelity",
         "model": teacher.bundle.name,
@@ -255,6 +266,7 @@ def measure_fidelity(
             "name": reference.name,
             "success": success_rate(successes),
             "success_each": successes,
+            "signal_each": signals,
         },
         "steps": steps,
         "edits": len(references),
@@ -280,29 +292,3 @@ def open_bundles(reference: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
             raise KontextError(f"two bundles are named {path.name}: rename one's folder")
         opened[path.name] = bundle
     return opened
-
-
-def ours(name: str, bundle: Bundle, reference: Bundle, layers: bits_per_weight.Layers) -> ComparedBundle:
-    return ComparedBundle(
-        name,
-        {
-            "precision": bundle.manifest["precision"]["weights"],
-            "scheme": bundle_scheme(bundle),
-            "activations": bits_per_weight.activation_formats(bundle),
-        },
-        Pipeline.load(bundle, backend="onnxruntime"),
-        bits_per_weight.layer_bits(bundle, reference, layers),
-        bits_per_weight.file_bits(bundle, reference),
-    )
-
-
-@contextlib.contextmanager
-def theirs(name: str, reference: Bundle, layers: bits_per_weight.Layers) -> Iterator[ComparedBundle]:
-    with peers.quantized(name, reference, layers) as quantized:
-        yield ComparedBundle(
-            name,
-            peers.describe_peer(name),
-            Pipeline.load(quantized.bundle, backend="onnxruntime"),
-            quantized.layer_bits(),
-            quantized.file_bits(reference),
-        )

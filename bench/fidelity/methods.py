@@ -70,7 +70,13 @@ def measure_methods(steps: int, count: int, seed: int, progress: bool) -> dict[s
                 raise KontextError(f"the export {key} failed")
         bundles = [folder / key for key in VARIANTS]
         result = measure_fidelity(
-            folder / "fp32", bundles, scene_cases(count, seed), steps=steps, seed=seed, progress=progress
+            folder / "fp32",
+            bundles,
+            scene_cases(count, seed),
+            steps=steps,
+            seed=seed,
+            as_deployed=False,
+            progress=progress,
         )
     return result | {"what": "methods"}
 
@@ -88,17 +94,23 @@ def tables(result: dict[str, Any]) -> list[Table]:
     rows = [
         [
             entry["precision"],
+            entry.get("scheme", fidelity_tables.UNKNOWN),
             VARIANTS[name][0],
-            f"{entry['velocity_snr']:.1f}",
+            fidelity_tables.place(entry),
+            fidelity_tables.figure(entry, "velocity_snr", 1),
             f"{min(entry['velocity_snr_steps']):.1f}",
-            f"{entry['psnr']:.1f}",
-            f"{100 * entry['lost_edits']:+.1f}",
+            fidelity_tables.figure(entry, "psnr", 1),
+            fidelity_tables.lost(entry),
         ]
         for name, entry in result["bundles"].items()
     ]
     return [
         Table(
-            ["weights", "method", "velocity SNR [dB]", "worst step", "PSNR [dB]", "lost edits [points]"], rows
+            [
+                *("weights", "class", "method", "place, SNR / PSNR"),
+                *("velocity SNR [dB]", "worst step", "PSNR [dB]", "lost edits [points]"),
+            ],
+            rows,
         )
     ]
 

@@ -20,10 +20,12 @@ GROUP = 64
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """`values` dequantized, fp32 [out, in]; `bits` stored for them, scales and zero points included."""
+    """`values` dequantized, fp32 [out, in]; `bits` stored for them, scales and zero points included. `form` names the
+    format where a peer has several, by shape."""
 
     values: Tensor
     bits: int
+    form: str = ""
 
 
 Quantizer = Callable[[Tensor], QuantizedWeight]

@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from ...installation import install_command
 from ...runtime.backends.onnxruntime_library import first_line
 from ...runtime.bundle import Bundle
 from ...temporary_folder import temporary_folder
-from . import bits_per_weight
+from . import bits_per_weight, ggml
 from .bits_per_weight import COUNTED, Layers
 from .peer_quantizers import (
     Quantizer,
@@ -40,6 +41,7 @@ from .peer_quantizers import (
     torchao_eight_bits,
     torchao_int4,
 )
+from .schemes import scheme
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,29 @@ class Peer:
 
     def version(self) -> str:
         return f"{self.library} {importlib.metadata.version(self.library)}"
+
+    def why_missing(self) -> str | None:
+        """What it needs and is not installed, in words; None if it is."""
+        try:
+            installed = importlib.util.find_spec(self.module) is not None
+            importlib.metadata.version(self.library)
+        except (ImportError, importlib.metadata.PackageNotFoundError):
+            installed = False
+        return None if installed else f"{self.library}, which is not installed: {install_command('peers')}"
+
+
+class GgmlPeer(Peer):
+    """A format that ggml's own library writes and the gguf package reads."""
+
+    def version(self) -> str:
+        return f"ggml {ggml.version()}"
+
+    def why_missing(self) -> str | None:
+        return super().why_missing() or ggml.why_missing()
+
+
+def ggml_peer(form: str, bits: int, block: int = 256) -> GgmlPeer:
+    return GgmlPeer("gguf", "gguf", f"{form}, blocks of {block}", scheme(bits), ggml.ggml(form))
 
 
 PEERS = {
@@ -82,10 +107,17 @@ PEERS = {
         "optimum-quanto", "optimum.quanto", "INT4 and shifts, its groups", "W4A16", quanto("qint4", 4)
     ),
     "gguf-q8_0": Peer("gguf", "gguf", "Q8_0, blocks of 32", "W8A16", gguf("Q8_0")),
+    "gguf-q5_1": Peer("gguf", "gguf", "Q5_1, blocks of 32", "W5A16", gguf("Q5_1")),
     "gguf-q5_0": Peer("gguf", "gguf", "Q5_0, blocks of 32", "W5A16", gguf("Q5_0")),
     "gguf-q4_1": Peer("gguf", "gguf", "Q4_1, blocks of 32", "W4A16", gguf("Q4_1")),
     "gguf-q4_0": Peer("gguf", "gguf", "Q4_0, blocks of 32", "W4A16", gguf("Q4_0")),
-    "gguf-q4_k": Peer("gguf", "gguf", "Q4_K, blocks of 256", "W4A16", gguf("Q4_K")),
+    "gguf-q6_k": ggml_peer("Q6_K", 6),
+    "gguf-q5_k": ggml_peer("Q5_K", 5),
+    "gguf-q4_k": ggml_peer("Q4_K", 4),
+    "gguf-q3_k": ggml_peer("Q3_K", 3),
+    "gguf-q2_k": ggml_peer("Q2_K", 2),
+    "gguf-iq4_xs": ggml_peer("IQ4_XS", 4),
+    "gguf-iq4_nl": ggml_peer("IQ4_NL", 4, block=32),
     "modelopt-fp8": Peer("nvidia-modelopt", "modelopt", "E4M3 per tensor", "W8A16", modelopt((4, 3), None)),
     "modelopt-int4": Peer("nvidia-modelopt", "modelopt", "INT4, groups of 64", "W4A16", modelopt(4, 64)),
 }
@@ -100,6 +132,24 @@ class PeerBundle:
     """Graph → bits of its quantized layers."""
     counts: dict[str, int] = field(default_factory=dict)
     """Graph → number of weights in them."""
+    forms: Counter[str] = field(default_factory=Counter)
+    """Format → number of weights in it, in a peer that has several, of the counted graphs."""
+
+    def about(self, name: str) -> dict[str, Any]:
+        """What it is, as JSON: the peer's description, with the shares of its formats if these are several; its class
+        is then that of their mean."""
+        described = describe_peer(name)
+        total = sum(self.forms.values())
+        if not total:
+            return described
+        shares = [f"{form} {count / total:.0%}" for form, count in self.forms.most_common()]
+        mean = sum(ggml.nominal_bits(form) * count for form, count in self.forms.items()) / total
+        asked = described["precision"]
+        several = f"{asked}: {', '.join(shares)} of the weights"
+        return described | {
+            "precision": asked if len(shares) == 1 and asked.startswith(shares[0].split()[0]) else several,
+            "scheme": scheme(round(mean)),
+        }
 
     def layer_bits(self) -> float:
         return sum(self.bits[graph] for graph in COUNTED) / sum(self.counts[graph] for graph in COUNTED)
@@ -135,18 +185,8 @@ def parse_peers(text: str | None) -> list[str]:
 def why_unavailable(name: str) -> str | None:
     """Why a peer cannot be measured here; None if it can."""
     peer = PEERS[name]
-    try:
-        installed = importlib.util.find_spec(peer.module) is not None
-        importlib.metadata.version(peer.library)
-    except (ImportError, importlib.metadata.PackageNotFoundError):
-        installed = False
-    if not installed:
-        return f"{name} needs {peer.library}, which is not installed: {install_command('peers')}"
-    if name == "gguf-q4_k":
-        return (
-            f"{name}: the gguf package cannot write Q4_K, and its blocks of 256 fit no layer of the embedded model; "
-            "use gguf-q4_0 or gguf-q4_1"
-        )
+    if (missing := peer.why_missing()) is not None:
+        return f"{name} needs {missing}"
     try:  # fail now, rather than after an hour of measuring others
         with quiet():
             peer.quantize(torch.ones(64, 64))
@@ -177,11 +217,13 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
                 for weight in weights:
                     place = headers[graph].tensors[weight]
                     original = place.read()
-                    values, bits = quantize_weight(name, peer, f"{graph}: {weight}", original)
+                    values, bits, forms = quantize_weight(name, peer, f"{graph}: {weight}", original)
                     file.seek(place.start)
                     file.write(values.view(torch.uint8).numpy().data)
                     result.bits[graph] += bits
                     result.counts[graph] += original.numel()
+                    if graph in COUNTED:
+                        result.forms += forms
             entry = manifest["files"][path.relative_to(folder).as_posix()]
             entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
@@ -189,15 +231,16 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
         yield result
 
 
-def quantize_weight(name: str, peer: Peer, where: str, original: Tensor) -> tuple[Tensor, int]:
-    """A weight [in, out] quantized and dequantized, flat in its own dtype, and the bits that the peer stores.
+def quantize_weight(name: str, peer: Peer, where: str, original: Tensor) -> tuple[Tensor, int, Counter[str]]:
+    """A weight [in, out] quantized and dequantized, flat in its own dtype, the bits that the peer stores, and how many
+    weights are in each of its formats.
 
     Raises:
         KontextError: the library cannot quantize it; the message names `where`, the graph and the weight.
     """
     weight = original.t().float().contiguous()
     values: list[Tensor] = []
-    bits = 0
+    bits, forms = 0, Counter[str]()
     for matrix in weight.split(fused_rows(where, weight.shape)):
         try:
             with quiet():
@@ -208,7 +251,9 @@ def quantize_weight(name: str, peer: Peer, where: str, original: Tensor) -> tupl
             ) from fault
         values.append(quantized.values)
         bits += quantized.bits
-    return torch.cat(values).t().to(original.dtype).contiguous().flatten(), bits
+        if quantized.form:
+            forms[quantized.form] += matrix.numel()
+    return torch.cat(values).t().to(original.dtype).contiguous().flatten(), bits, forms
 
 
 def fused_rows(where: str, shape: Sequence[int]) -> list[int]:

@@ -18,7 +18,11 @@ from .bits_per_weight import headers
 
 WAYS = {InputRounding.STATIC: "static", InputRounding.DYNAMIC: "per token"}
 
-UNQUANTIZED, MIXED = "not quantized", "mixed"
+UNQUANTIZED = "not quantized"
+
+ROUNDED_ON_CPU = ("int8", "int4", "uint4")
+"""Formats of weights whose inputs ONNX Runtime rounds to 8 bits on a CPU where the graph does not: it makes MatMulNBits
+of them, whose accuracy level is 4 unless the session says otherwise (`OnnxRuntimeOptions.activations`)."""
 
 
 def scheme(weights: int, inputs: int = 16, way: str = "") -> str:
@@ -28,25 +32,39 @@ def scheme(weights: int, inputs: int = 16, way: str = "") -> str:
 
 
 def bundle_scheme(bundle: Bundle) -> str:
-    """What a bundle's graphs do to most weights of the transformer; "mixed" where weights have several widths."""
+    """What a bundle's transformer does: the mean width of its quantized weights, to the nearest bit, and what the
+    inputs of most of them are rounded to."""
     layers: Mapping[str, object] = bundle.manifest["precision"]["layers"].get("transformer", {})
     stored = headers(bundle)["transformer"].tensors
-    sizes: Counter[str] = Counter()
-    widths = set()
+    bits = 0
+    sizes: Counter[tuple[int, str]] = Counter()
     for name, entry in layers.items():
         layer = Layer.from_json(entry)  # type: ignore[arg-type]
         if layer.format in COMPUTE_BYTES:
             continue
-        widths.add(FORMATS[layer.format].bits)
-        sizes[layer_scheme(layer)] += math.prod(stored[name].shape)
+        shape = FORMATS[layer.format].weight_shape(tuple(stored[name].shape))
+        if shape is None:
+            continue
+        bits += FORMATS[layer.format].bits * math.prod(shape)
+        sizes[layer_inputs(layer)] += math.prod(shape)
     if not sizes:
         return UNQUANTIZED
-    return sizes.most_common(1)[0][0] if len(widths) == 1 else MIXED
+    return scheme(round(bits / sizes.total()), *sizes.most_common(1)[0][0])
 
 
-def layer_scheme(layer: Layer) -> str:
-    """Of one quantized layer."""
-    bits, rounding = FORMATS[layer.format].bits, layer.input_rounding
-    if rounding is None:
-        return scheme(bits)
-    return scheme(bits, FORMATS[layer.activations].bits, WAYS[rounding])
+def layer_inputs(layer: Layer) -> tuple[int, str]:
+    """Bits that a quantized layer's inputs are rounded to, and how."""
+    rounding = layer.input_rounding
+    return (16, "") if rounding is None else (FORMATS[layer.activations].bits, WAYS[rounding])
+
+
+def scheme_on_cpu(bundle: Bundle) -> str | None:
+    """The class of what ONNX Runtime makes of an fp32 bundle on a CPU, where it rounds inputs that the graph does not;
+    None where it computes what the graph says, or was not tried."""
+    found = bundle_scheme(bundle)
+    if not found.endswith("A16") or bundle.manifest["precision"]["networks"]["transformer"] != "fp32":
+        return None
+    layers = bundle.manifest["precision"]["layers"].get("transformer", {}).values()
+    if not any(Layer.from_json(layer).format in ROUNDED_ON_CPU for layer in layers):
+        return None
+    return scheme(int(found[1 : found.index("A")]), 8, "per block")

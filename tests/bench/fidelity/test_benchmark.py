@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,21 @@ def test_fewer_bits_lose_more(bundles: dict[str, Path], monkeypatch: pytest.Monk
         monkeypatch.delitem(picture_metrics.METRICS, name)
     result = measure_fidelity(bundles["fp32"], list(bundles.values()), scene_cases(1, 0), steps=2, seed=0)
     same, fp8, int8, int4 = (result["bundles"][path.name] for path in bundles.values())
+    on_cpu = result["bundles"]["int4-on-cpu"]
+    assert [each["scheme"] for each in (same, fp8, int8, int4, on_cpu)] == [
+        *("not quantized", "W8A16", "W8A8 per token", "W4A16", "W4A8")
+    ]
+    assert on_cpu["noise_each"] != int4["noise_each"]  # inputs were rounded
+    assert on_cpu["velocity_snr"] == pytest.approx(int4["velocity_snr"], abs=1.5)
+    inputs, weights = (result["floors"][f"int8-{part}-alone"] for part in ("inputs", "weights"))
+    assert int8["velocity_snr"] < min(inputs["velocity_snr"], weights["velocity_snr"]) + 0.5
+    # Both errors are unrelated, so their energies add up.
+    both = sum(10 ** (-each["velocity_snr"] / 10) for each in (inputs, weights))
+    assert int8["velocity_snr"] == pytest.approx(-10 * math.log10(both), abs=1)
+    assert fp8["places"] == {"velocity_snr": "1", "psnr": "1"}
+    low, high = fp8["intervals"]["velocity_snr"]
+    assert low < fp8["velocity_snr"] < high
+    assert len(fp8["noise_each"]) == len(result["reference"]["signal_each"]) == result["edits"]
     assert same["velocity_snr"] == 200
     assert same["psnr"] == 100
     assert same["ssim"] == same["ms_ssim"] == 1
@@ -112,14 +128,23 @@ def test_the_command_on_a_data_set(
             ["int4", "--reference", "fp32", "--peers", "gguf-q9"],
             "--peers takes all, or torchao-fp8,",
         ),
-        (["int4", "--reference", "fp32", "--peers", "gguf-q4_k"], "cannot write Q4_K"),
+        (["int4", "--reference", "fp32", "--peers", "gguf-q4_k"], "gguf-q4_k needs ggml's library"),
+        (
+            ["int4", "--reference", "fp32", "--steps", "1000000000"],
+            "of memory for the reference's velocities",
+        ),
         (["nothing", "--reference", "fp32"], "nothing"),
         (["int4", "--reference", "fp32", "-n", "0"], "--count must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line(
-    words: list[str], message: str, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    message: str,
+    bundles: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("GGML_LIBRARY", raising=False)
     assert cli.main(["fidelity", *(str(bundles.get(word, word)) for word in words)]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -27,6 +27,7 @@ BITS = {
     "quanto-int8": 8 + 16 / 192,
     "quanto-int4": 4 + 2 * 16 / 96,
     "gguf-q8_0": 8.5,
+    "gguf-q5_1": 6.0,
     "gguf-q5_0": 5.5,
     "gguf-q4_1": 5.0,
     "gguf-q4_0": 4.5,

@@ -1,42 +1,60 @@
-"""Confidence intervals of means, by the bootstrap: a value of each edit in, the interval of their mean out."""
+"""Confidence intervals by the bootstrap: a value of each edit in, the interval of their mean, or of another statistic,
+out."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
+Array = NDArray[np.float64]
+
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of independent values: BCa (Efron 1987) by scipy, percentiles where BCa is not
-    defined. Equal values, or a single one, are both ends: nothing is known of their spread.
+    """As `interval`, of the mean."""
+    return interval([values], np.mean, seed)
+
+
+def interval(
+    samples: Sequence[Sequence[float]], statistic: Callable[..., Any], seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of a statistic: BCa (Efron 1987) by scipy, percentiles where BCa is not defined. Equal values,
+    or a single one, are both ends: nothing is known of their spread.
 
     Args:
-        values: at least one.
+        samples: of equal length, at least one value each; values at one index are of one edit, and drawn together.
+        statistic: of as many arrays; it reduces the axis that its keyword `axis` names.
         seed: of the resampling; the same gives the same interval.
     """
-    sample = np.asarray(values, np.float64)
-    if np.ptp(sample) == 0:
-        return float(sample[0]), float(sample[0])
+    arrays = [np.asarray(sample, np.float64) for sample in samples]
+    if all(np.ptp(array) == 0 for array in arrays):
+        only = float(statistic(*arrays, axis=0))
+        return only, only
     for method in ("BCa", "percentile"):
-        low, high = bootstrap(sample, method, seed)
+        low, high = bootstrap(arrays, statistic, method, seed)
         if np.isfinite([low, high]).all():
             break
     return low, high
 
 
-def bootstrap(sample: np.ndarray, method: str, seed: int) -> tuple[float, float]:
+def bootstrap(
+    samples: Sequence[Array], statistic: Callable[..., Any], method: str, seed: int
+) -> tuple[float, float]:
     from scipy import stats
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
-            (sample,),
-            np.mean,
+            samples,
+            statistic,
+            paired=len(samples) > 1,
+            vectorized=True,
             confidence_level=CONFIDENCE,
             n_resamples=RESAMPLES,
             method=method,

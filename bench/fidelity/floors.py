@@ -24,7 +24,6 @@ from torch import Tensor
 from ...bundle_folder import MANIFEST_NAME
 from ...quant.formats import FORMATS
 from ...quant.formats.base import InputRounding
-from ...quant.formats.per_channel import PerChannel
 from ...quant.quantize import dequantize_weight
 from ...quant.recipe import Layer
 from ...quant.weight_layout import weight_layout
@@ -162,18 +161,22 @@ class Linear:
         return self.node("DequantizeLinear", codes, scale, zero.name)
 
     def per_token(self, x: str) -> str:
-        """In steps of each token's largest value over the format's."""
-        form = FORMATS[self.layer.activations]
-        assert isinstance(form, PerChannel)
+        """As graphs for CPUs do (`export.graph.quantized_linear.multiply_on_cpu`): tokens are divided by their largest
+        value, and then have one scale and zero point."""
         last = self.constant(np.array([-1], np.int64))
-        largest = self.node("ReduceMax", self.node("Abs", x), last, keepdims=1)
-        most = self.constant(np.float32(form.largest))
-        step = self.node("Div", self.node("Max", largest, self.constant(SMALLEST)), most)
-        return self.node("Mul", self.node("Round", self.node("Div", x, step)), step)
+        ends = [self.node(f"Reduce{end}", x, last) for end in ("Max", "Min")]
+        largest = self.node("Max", ends[0], self.node("Neg", ends[1]), self.constant(SMALLEST))
+        rounded = onnx.helper.make_node(
+            "DynamicQuantizeLinear",
+            [self.node("Div", x, largest)],
+            [f"{self.prefix}/{part}" for part in ("codes", "scale", "zero")],
+        )
+        self.nodes.append(rounded)
+        return self.node("Mul", self.node("DequantizeLinear", *rounded.output), largest)
 
-    def node(self, operator: str, *inputs: str, **attributes: int) -> str:
+    def node(self, operator: str, *inputs: str) -> str:
         output = f"{self.prefix}/{len(self.nodes)}"
-        self.nodes.append(onnx.helper.make_node(operator, list(inputs), [output], output, **attributes))
+        self.nodes.append(onnx.helper.make_node(operator, list(inputs), [output], output))
         return output
 
     def constant(self, value: Any) -> str:

@@ -74,7 +74,8 @@ def loaded() -> ctypes.CDLL:
 
 
 def version() -> str:
-    return loaded().ggml_version().decode()  # type: ignore[no-any-return]
+    found: bytes = loaded().ggml_version()
+    return found.decode()
 
 
 def nominal_bits(form: str) -> int:

@@ -7,7 +7,7 @@ unless it is told not to, which is another class: such bundles are measured both
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +49,7 @@ def all_sides(
     reference: Bundle,
     opened: Mapping[str, Bundle],
     layers: Layers,
-    peer_names: list[str],
+    peer_names: Sequence[str],
     *,
     as_deployed: bool,
 ) -> list[Side]:

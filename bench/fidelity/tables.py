@@ -80,7 +80,7 @@ def figure(entry: dict[str, Any], name: str, digits: int) -> str:
     if name in entry.get("best", []):
         value = f"**{value}**"
     interval = entry.get("intervals", {}).get(name)
-    return value if interval is None else f"{value} ({'–'.join(number(end, digits) for end in interval)})"
+    return value if interval is None else f"{value} [{', '.join(number(end, digits) for end in interval)}]"
 
 
 def lost(entry: dict[str, Any]) -> str:
@@ -88,7 +88,7 @@ def lost(entry: dict[str, Any]) -> str:
     if entry["lost_edits"] is None:
         return "-"
     interval = entry.get("intervals", {}).get("lost_edits")
-    ends = "" if interval is None else f" ({' to '.join(f'{100 * end:+.1f}' for end in interval)})"
+    ends = "" if interval is None else f" [{', '.join(f'{100 * end:+.1f}' for end in interval)}]"
     return f"{100 * entry['lost_edits']:+.1f}{ends}"
 
 
@@ -213,7 +213,7 @@ def footer(result: dict[str, Any]) -> str:
         "the transformer and its modulation, scales and branches included."
     )
     if any(entry.get("intervals") for entry in entries(result).values()):
-        about += " In brackets: intervals of 95% over edits."
+        about += " In brackets: 95 % intervals over edits."
     libraries = sorted({entry["library"] for entry in result.get("peers", {}).values()})
     peers = [f"Peers: {', '.join(libraries)}."] if libraries else []
     return "\n".join([about, *peers, machine_line(result["machine"])])

@@ -67,8 +67,12 @@ def test_static_inputs_are_rounded_about_their_mean(linear: tuple[Path, np.ndarr
 def test_inputs_are_rounded_by_token(linear: tuple[Path, np.ndarray, np.ndarray]) -> None:
     path, weight, x = linear
     change_graph(path, {"w": Layer("int8", activations="int8")}, {}, INPUTS)
-    step = np.abs(x).max(1, keepdims=True) / 127
-    np.testing.assert_allclose(run(path, x), np.round(x / step) * step @ weight, rtol=1e-5, atol=1e-5)
+    largest = np.abs(x).max(1, keepdims=True)
+    low, high = min((x / largest).min(), 0), max((x / largest).max(), 0)
+    step = (high - low) / 255
+    zero = np.round(-low / step)
+    codes = np.clip(np.round(x / largest / step) + zero, 0, 255)
+    np.testing.assert_allclose(run(path, x), (codes - zero) * step * largest @ weight, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_alone_keep_the_means_own_product(linear: tuple[Path, np.ndarray, np.ndarray]) -> None:

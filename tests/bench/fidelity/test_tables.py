@@ -63,13 +63,13 @@ def test_rows_go_by_class_and_bits() -> None:
         ["W8A8 per token", "kontext int8", "8.20", "- / -", "40.0"],
         ["W5A16", "gguf-q5_0", "5.50", "- / -", "26.0"],
         ["W4A16", "bnb-nf4", "4.50", "- / -", "20.0"],
-        ["W4A16", "kontext int4, weights only", "4.70", "1 / 1=", "**25.0** (24.0–26.5)"],
+        ["W4A16", "kontext int4, weights only", "4.70", "1 / 1=", "**25.0** [24.0, 26.5]"],
         ["W4A8", "kontext int4, on a CPU", "4.70", "- / -", "24.0"],
     ]
     assert table.rows[0][-3:] == ["30.0", "0.9500", "+5.0"]
-    assert table.rows[3][-1] == "+5.0 (+0.0 to +10.0)"
+    assert table.rows[3][-1] == "+5.0 [+0.0, +10.0]"
     assert "FLIP" not in table.header  # not measured there
-    assert "intervals of 95%" in fidelity_tables.footer(RESULT)
+    assert "95 % intervals" in fidelity_tables.footer(RESULT)
 
 
 def test_floors_are_shown_beside_their_bundles() -> None:

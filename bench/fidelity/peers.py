@@ -58,14 +58,16 @@ class Peer:
     def version(self) -> str:
         return f"{self.library} {importlib.metadata.version(self.library)}"
 
-    def why_missing(self) -> str | None:
-        """What it needs and is not installed, in words; None if it is."""
+    def is_installed(self) -> bool:
         try:
-            installed = importlib.util.find_spec(self.module) is not None
-            importlib.metadata.version(self.library)
+            Peer.version(self)
+            return importlib.util.find_spec(self.module) is not None
         except (ImportError, importlib.metadata.PackageNotFoundError):
-            installed = False
-        return None if installed else f"{self.library}, which is not installed: {install_command('peers')}"
+            return False
+
+    def why_missing(self) -> str | None:
+        """What else it needs and is not there, in words."""
+        return None
 
 
 class GgmlPeer(Peer):
@@ -75,7 +77,7 @@ class GgmlPeer(Peer):
         return f"ggml {ggml.version()}"
 
     def why_missing(self) -> str | None:
-        return super().why_missing() or ggml.why_missing()
+        return ggml.why_missing()
 
 
 def ggml_peer(form: str, bits: int, block: int = 256) -> GgmlPeer:
@@ -185,6 +187,8 @@ def parse_peers(text: str | None) -> list[str]:
 def why_unavailable(name: str) -> str | None:
     """Why a peer cannot be measured here; None if it can."""
     peer = PEERS[name]
+    if not peer.is_installed():
+        return f"{name} needs {peer.library}, which is not installed: {install_command('peers')}"
     if (missing := peer.why_missing()) is not None:
         return f"{name} needs {missing}"
     try:  # fail now, rather than after an hour of measuring others

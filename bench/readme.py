@@ -52,7 +52,11 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
                 latency,
                 "An edit, stage by stage (`kontext-bench latency --against diffusers`):",
             ),
-            *of("export.json", exporting, "Exporting the embedded model (`kontext-bench export`):"),
+            *of(
+                "export.json",
+                exporting,
+                "Exporting the embedded model (`kontext-bench export`), with an empty cache and again:",
+            ),
         ],
         "fidelity": of("fidelity.json", fidelity),
         "quantspeed": of("quantspeed.json", quantspeed),

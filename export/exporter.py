@@ -26,8 +26,8 @@ from ..files import fsync, write_atomic
 from ..model import lora_slots as slots
 from ..model.checkpoint import Checkpoint
 from ..model.lora.read import LoraFile
-from ..model.networks import linear_weights
-from ..quant.recipe import Recipe
+from ..model.networks import NETWORKS, linear_weights
+from ..quant.recipe import BIG_MODEL, Recipe
 from ..quant.statistics import Statistics
 from ..runtime.bundle import Bundle
 from ..runtime.digest import digest_of
@@ -139,7 +139,7 @@ def export(
     """
     begin = time.perf_counter()
     progress = Progress(show_progress)
-    with locked_output(output, BUNDLE) as output:
+    with locked_output(output, BUNDLE) as output, contextlib.ExitStack() as stack:
         check_free(output, BUNDLE, force)
         if kernels:
             checkpoint_sizes(checkpoint, recipe)
@@ -150,6 +150,11 @@ def export(
         published = Journal.of_published(output, key, BUNDLE)
         if published is None:
             check_free(output, BUNDLE, force)  # again: it was free if it were this export's
+        partial = partial_folder(output)
+        tracers: Tracers | None = None
+        if published is None and not partial.exists() and checkpoint.parameters() < BIG_MODEL:
+            # Beside the calibration. That of a large model takes hours, and all memory that there is.
+            tracers = stack.enter_context(Tracers(tuple(NETWORKS), checkpoint.config, recipe.compute))
 
         statistics = Statistics()
         if samples is not None and recipe.rules:
@@ -168,7 +173,6 @@ def export(
             reference_method=reference_method,
             lora_slots=slots.manifest_entry(checkpoint.config, lora_slots) if lora_slots else None,
         )
-        partial = partial_folder(output)
         with disk_errors(partial):
             if published is not None and is_manifest(output, manifest_of(files=published.files)):
                 written = Written(published.files, finished_files(published, layout), calibrated, calibrated)
@@ -185,6 +189,7 @@ def export(
                         kernels,
                         lora_slots,
                         manifest_of,
+                        tracers,
                         progress,
                     )
                 publish(partial, output, BUNDLE, force)
@@ -315,16 +320,22 @@ def write_files(
     kernels: Sequence[int],
     lora_slots: int,
     manifest_of: Callable[..., dict[str, object]],
+    tracers: Tracers | None,
     progress: Progress,
 ) -> Written:
-    """Writes what an earlier run has not. `manifest_of` makes the manifest of its `files`."""
+    """Writes what an earlier run has not. `manifest_of` makes the manifest of its `files`; `tracers` are those that are
+    at work already."""
     resumed = finished_files(journal, layout)
     untraced = [name for name in layout.plans if graph_file(name) not in resumed]
     # Weights first: they show whether the checkpoint is damaged, and tracing runs beside them.
-    with Tracers(untraced, checkpoint.config, recipe.compute) as tracers:
+    with (
+        Tracers(untraced, checkpoint.config, recipe.compute)
+        if tracers is None
+        else contextlib.nullcontext(tracers)
+    ) as at_work:
         write_weight_files(journal, checkpoint, layout, resumed, progress)
         weights_at = time.perf_counter()
-        write_graphs(journal, checkpoint, recipe, layout, untraced, tracers, lora_slots > 0, progress)
+        write_graphs(journal, checkpoint, recipe, layout, untraced, at_work, lora_slots > 0, progress)
         graphs_at = time.perf_counter()
     write_kernels(journal, checkpoint, recipe, kernels, progress)
     write_tokenizers(journal, tokenizers)

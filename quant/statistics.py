@@ -29,6 +29,15 @@ MOMENTS = 1024
 OCTAVES, FINENESS = 48, 8
 """The histogram: bins of 1/8 octave, for absolute values from 2^-24 up to 2^24."""
 
+BIN_SHIFT = 20
+"""Bits of an fp32 below its sign, its exponent and the 3 bits for eighths of an octave."""
+
+FIRST_BIN = (127 - OCTAVES // 2) * FINENESS
+"""The upper bits of 2^-24."""
+
+VERSION = 2
+"""Of the statistics. Increase it when other statistics are collected: cached and shipped ones are then ignored."""
+
 
 def block_size(width: int) -> int:
     """The largest divisor of a layer's inputs that is at most `MOMENTS`."""
@@ -64,6 +73,30 @@ class InputStatistics:
             torch.zeros(width // size, size, size) if moments else None,
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What files hold of it."""
+        kept = {
+            "lowest": self.lowest,
+            "highest": self.highest,
+            "sums": self.sums,
+            "histogram": self.histogram,
+        }
+        kept["rows"] = torch.tensor(self.rows)
+        return kept if self.moments is None else {**kept, "moments": self.moments}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> InputStatistics:
+        """The inverse of `tensors`."""
+        return cls(
+            tensors["lowest"].shape[1],
+            tensors["lowest"],
+            tensors["highest"],
+            tensors["sums"],
+            tensors["histogram"],
+            tensors.get("moments"),
+            int(tensors["rows"]),
+        )
+
     def add(self, inputs: Tensor, part: int) -> None:
         """Adds `inputs` [..., width] of a step in range `part`.
 
@@ -79,13 +112,10 @@ class InputStatistics:
         self.lowest[part] = torch.minimum(self.lowest[part], rows.amin(0))
         self.highest[part] = torch.maximum(self.highest[part], rows.amax(0))
         self.sums += rows.sum(0, dtype=torch.float64)
-        bins = (torch.frexp(sizes).exponent + OCTAVES // 2 - 1) * FINENESS
-        mantissas = torch.frexp(sizes).mantissa * 2 - 1  # 0 to 1 within the octave
-        # frexp(0) has exponent 0, which would count GELU's many exact zeros among values of 0.25.
-        bins = torch.where(sizes > 0, bins + (mantissas * FINENESS).int(), 0).clamp_(
-            0, len(self.histogram) - 1
-        )
-        self.histogram += torch.bincount(bins.flatten().long(), minlength=len(self.histogram))
+        # The upper bits of an fp32 are its octave and its eighth of it: frexp takes several times as long.
+        bins = sizes.view(torch.int32) >> BIN_SHIFT
+        bins = bins.sub_(FIRST_BIN).clamp_(0, len(self.histogram) - 1)
+        self.histogram += torch.bincount(bins.flatten(), minlength=len(self.histogram))
         if self.moments is not None:
             parts = rows.view(len(rows), *self.moments.shape[:2]).transpose(0, 1)
             self.moments += parts.transpose(1, 2) @ parts
@@ -157,17 +187,10 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Writes everything as one safetensors file."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for network, layers in self.inputs.items():
             for name, each in layers.items():
-                key = f"{network}/{name}"
-                tensors[f"{key}/lowest"] = each.lowest
-                tensors[f"{key}/highest"] = each.highest
-                tensors[f"{key}/sums"] = each.sums
-                tensors[f"{key}/histogram"] = each.histogram
-                tensors[f"{key}/rows"] = torch.tensor(each.rows)
-                if each.moments is not None:
-                    tensors[f"{key}/moments"] = each.moments
+                tensors |= {f"{network}/{name}/{kind}": tensor for kind, tensor in each.tensors().items()}
         save_file(tensors, path, {"about": json.dumps(self.about, sort_keys=True)})
 
     @classmethod
@@ -182,15 +205,7 @@ class Statistics:
                     network, name, kind = key.split("/")
                     found.setdefault((network, name), {})[kind] = file.get_tensor(key)
             for (network, name), tensors in found.items():
-                result.inputs.setdefault(network, {})[name] = InputStatistics(
-                    tensors["lowest"].shape[1],
-                    tensors["lowest"],
-                    tensors["highest"],
-                    tensors["sums"],
-                    tensors["histogram"],
-                    tensors.get("moments"),
-                    int(tensors["rows"]),
-                )
+                result.inputs.setdefault(network, {})[name] = InputStatistics.of_tensors(tensors)
         except Exception as fault:  # safetensors raises its own, with no public base class
             raise KontextError(f"{path} is no calibration: {fault}") from None
         return result

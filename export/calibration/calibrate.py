@@ -16,10 +16,8 @@ from pathlib import Path
 from ...errors import KontextError
 from ...files import replacing
 from ...model.checkpoint import Checkpoint
-from ...model.networks import linear_weights
-from ...quant.formats import FORMATS
 from ...quant.recipe import BIG_MODEL, Recipe
-from ...quant.statistics import Statistics
+from ...quant.statistics import VERSION, Statistics
 from ...runtime.bundle import Bundle
 from ...runtime.cache import cache_folder, is_cached
 from ...runtime.pipeline import Pipeline
@@ -29,10 +27,8 @@ from ..bundle.tokenizer_files import TokenizerFile
 from ..edit_sets.samples import Samples
 from ..progress import Progress
 from .samples import batch_size, sample_requests
-from .watched_networks import WatchedNetworks
-
-VERSION = 2
-"""Of the statistics. Increase it when other statistics are collected: cached ones are then ignored."""
+from .shipped import find_shipped
+from .watched_networks import WatchedNetworks, watched_linears
 
 
 def calibrate(
@@ -44,16 +40,35 @@ def calibrate(
 ) -> Statistics:
     """Statistics of the inputs of all linears that `recipe` quantizes, over all steps of the samples' edits.
 
-    Those of the same model and samples are loaded from the cache; their `file` is then its path.
+    Those of the same model and samples are loaded from what is shipped or from the cache; their `file` is then its
+    path.
 
     Raises:
         KontextError: an input is NaN or infinite.
     """
+    if (shipped := find_shipped(checkpoint, recipe, samples)) is not None:
+        return shipped
     key = calibration_digest(checkpoint, recipe, samples)
     cached = cache_folder() / "calibration" / f"{key}.safetensors"
     if is_cached(cached):
         with contextlib.suppress(KontextError):  # a damaged file is replaced
             return Statistics.load(cached)
+    statistics = collect(checkpoint, recipe, tokenizers, samples, progress)
+    with contextlib.suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(cached) as temporary:
+            statistics.save(temporary)
+    return statistics
+
+
+def collect(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    tokenizers: Mapping[str, TokenizerFile],
+    samples: Samples,
+    progress: Progress,
+) -> Statistics:
+    """As `calibrate`, without looking for statistics or keeping them."""
     statistics = Statistics(about=describe_calibration(checkpoint, samples))
     networks = WatchedNetworks(checkpoint, recipe, statistics)
     batch = batch_size(checkpoint.config)
@@ -67,23 +82,11 @@ def calibrate(
                 for rows in request.batches():
                     chosen = [request.rows[index] for index in rows]
                     pipeline.sample(chosen, request, texts, references, lambda *_: advance(1))
-    with contextlib.suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cached) as temporary:
-            statistics.save(temporary)
     return statistics
 
 
 def calibration_digest(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> str:
     """SHA-256 of everything that the statistics depend on: weights, LoRAs, samples, sampler, watched linears."""
-    watched = {
-        name: sorted(
-            weight
-            for weight in linear_weights(name, checkpoint.config)
-            if recipe.layer_of(name, weight, network.shapes[weight][::-1], True).format in FORMATS
-        )
-        for name, network in checkpoint.networks.items()
-    }
     parts = {
         "version": VERSION,
         "files": checkpoint.identity(),
@@ -91,7 +94,7 @@ def calibration_digest(checkpoint: Checkpoint, recipe: Recipe, samples: Samples)
         "samples": samples.digest(),
         "sampler": repr(checkpoint.config.sampler),
         "prompts": checkpoint.config.text_encoder_2.max_length,
-        "watched": watched,
+        "watched": watched_linears(checkpoint, recipe),
         "attention": recipe.attention,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -20,7 +20,7 @@ from ...quant.formats import FORMATS
 from ...quant.recipe import BIG_MODEL, Recipe
 from ...quant.statistics import RANGES, InputStatistics, Statistics
 from ...runtime.backends.protocol import SamplerStep
-from ..graph.fp8_attention import OPERANDS
+from ..graph.fp8_attention import OPERANDS, attention_names
 from ..graph.interface import constants, network_interface
 
 RESIDENT_BYTES = 2 << 30
@@ -124,6 +124,26 @@ class WatchedNetworks:
             raise KontextError(
                 f"calibration stopped at {name}: {error}; the checkpoint is damaged, or a LoRA too strong"
             ) from None
+
+
+def watched_linears(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, list[str]]:
+    """Network → weights of the linears that a recipe quantizes, in alphabetical order."""
+    return {
+        name: sorted(
+            weight
+            for weight in linear_weights(name, checkpoint.config)
+            if recipe.layer_of(name, weight, network.shapes[weight][::-1], True).format in FORMATS
+        )
+        for name, network in checkpoint.networks.items()
+    }
+
+
+def watched_operands(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """Operands of the transformer's attentions that a recipe quantizes."""
+    if not recipe.attention:
+        return []
+    names = attention_names(checkpoint.config.transformer)
+    return [f"{name}.{operand}" for name in names for operand in OPERANDS]
 
 
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:

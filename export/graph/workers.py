@@ -1,4 +1,4 @@
-"""Traces graphs in child processes while the exporter writes weights: `python -m kontext.export.graph.workers`.
+"""Traces graphs in child processes while the exporter works on the weights: `python -m kontext.export.graph.workers`.
 
 Not in threads: tracing is Python code, and changes PyTorch's defaults for the whole process.
 """
@@ -23,8 +23,8 @@ from ...temporary_folder import temporary_folder
 from .cache import cache_graph, find_graph
 from .trace import trace_network
 
-LONGEST = "transformer"
-"""Takes about as long as all others together, so it is traced in a process of its own."""
+FIRST_SHARE = ("transformer", "vae_decoder")
+"""They take about as long as all others together, so they are traced in a process of their own."""
 
 UNBOUND = "unbound"
 """The external file of weights in a graph that is passed between processes: ONNX has no tensor without data."""
@@ -44,7 +44,10 @@ class Tracers:
         self.compute = compute
         self.cached = {name: find_graph(name, config, compute[name]) for name in networks}
         new = [name for name in networks if self.cached[name] is None]
-        shares = [name for name in new if name == LONGEST], [name for name in new if name != LONGEST]
+        shares = (
+            [name for name in new if name in FIRST_SHARE],
+            [name for name in new if name not in FIRST_SHARE],
+        )
         self.shares = [share for share in shares if share]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.stack = contextlib.ExitStack()

@@ -22,6 +22,7 @@ pytest.importorskip("onnx")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from kontext.errors import KontextError  # noqa: E402
 from kontext.export import exporter  # noqa: E402
 from kontext.export.bundle.folder_kind import JOURNAL  # noqa: E402
 from kontext.export.bundle.journal import Journal  # noqa: E402
@@ -394,3 +395,32 @@ def test_the_reference_method_that_is_asked_for(
         flags = ["--fp32", "--reference-method", "stitch", "--quiet"]
         assert main.main([str(tiny_checkpoint), "-o", str(folder), *flags]) == 0
     assert json.loads((folder / "manifest.json").read_text())["sampler"]["reference_method"] == "stitch"
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_graphs_are_traced_beside_the_calibration(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """Except for a large model, whose calibration needs the memory; a calibration that fails ends the tracing."""
+    events: list[str] = []
+
+    class Noted(exporter.Tracers):
+        def __enter__(self) -> exporter.Tracers:
+            events.append("tracing")
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            events.append("ended")
+
+    def stopped(*_: object) -> None:
+        events.append("calibration")
+        raise KontextError("calibration stopped")
+
+    monkeypatch.setattr(exporter, "Tracers", Noted)
+    monkeypatch.setattr(exporter, "calibrate", stopped)
+    if large:
+        monkeypatch.setattr(exporter, "BIG_MODEL", 1)
+    assert main.main(["-o", str(tmp_path / "out"), "--fp8", "--quiet"]) == 2
+    assert "calibration stopped" in error(capsys)
+    assert events == (["calibration"] if large else ["tracing", "calibration", "ended"])
+    assert list(tmp_path.iterdir()) == []

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from kontext.errors import KontextError  # noqa: E402
-from kontext.quant.statistics import InputStatistics, Statistics, bin_edge, block_size  # noqa: E402
+from kontext.quant.statistics import (  # noqa: E402
+    FINENESS,
+    OCTAVES,
+    InputStatistics,
+    Statistics,
+    bin_edge,
+    block_size,
+)
 
 
 def inputs(rows: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -131,3 +139,20 @@ def test_anything_else_is_no_calibration(tmp_path: Path, content: bytes) -> None
     (tmp_path / "s").write_bytes(content)
     with pytest.raises(KontextError, match="is no calibration"):
         Statistics.load(tmp_path / "s")
+
+
+def test_the_histogram_has_every_size_in_its_bin() -> None:
+    """numpy's frexp and every power of two as the oracle, subnormal and huge numbers among the values."""
+    random = np.random.default_rng(0)
+    values = np.concatenate((
+        np.ldexp(random.uniform(1, 2, 2000), random.integers(-40, 40, 2000)),
+        np.ldexp(1.0, np.arange(-149, 128)),
+        [0.0, -0.0, 1e-45, 3e38],
+    )).astype(np.float32)  # fmt: skip
+    values[::2] *= -1
+    mantissa, exponent = np.frexp(np.abs(values).astype(np.float64))
+    bins = (exponent - 1 + OCTAVES // 2) * FINENESS + np.floor((2 * mantissa - 1) * FINENESS).astype(int)
+    bins = np.where(values == 0, 0, bins).clip(0, OCTAVES * FINENESS - 1)
+    statistics = InputStatistics.empty(1, moments=False)
+    statistics.add(torch.from_numpy(values)[:, None], 0)
+    assert statistics.histogram.tolist() == np.bincount(bins, minlength=OCTAVES * FINENESS).tolist()

@@ -1,0 +1,105 @@
+"""Statistics of the embedded model that are shipped with it: `make demo` should not calibrate for half a minute.
+
+They are used for the same weights, tokenizers, sizes, sampler and samples, whatever the number format; for anything
+else, a model with a LoRA among it, an export calibrates. Write them again after either has changed:
+
+python -P -m kontext.export.calibration.shipped
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...files import replacing
+from ...model.checkpoint import Checkpoint
+from ...model.networks import NETWORKS
+from ...quant.formats.fp8 import FP8
+from ...quant.packed_statistics import load_packed, save_packed
+from ...quant.recipe import ANY_QUANTIZED, Recipe, choose_recipe
+from ...quant.statistics import VERSION, Statistics
+from ...safetensors_header import read_header
+from ..edit_sets.samples import Samples
+from .watched_networks import watched_linears, watched_operands
+
+FOLDER = Path(__file__).resolve().parents[2] / "tiny"
+SHIPPED = FOLDER / "calibration.safetensors"
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def find_shipped(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> Statistics | None:
+    """The shipped statistics of the inputs that `recipe` quantizes, if they are of this model and these samples."""
+    if not SHIPPED.is_file():
+        return None
+    written = read_header(SHIPPED).metadata
+    # Sizes first: the contents of a large model are not read in vain.
+    if str(weight_bytes(checkpoint)) != written["bytes"] or digest(checkpoint, samples) != written["digest"]:
+        return None
+    found = load_packed(SHIPPED)
+    wanted = watched_linears(checkpoint, recipe)
+    wanted["transformer"] = wanted["transformer"] + watched_operands(checkpoint, recipe)
+    inputs = {network: {name: found.inputs[network][name] for name in wanted[network]} for network in wanted}
+    return Statistics(inputs, found.about, found.file)
+
+
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    return sum(path.stat().st_size for path in checkpoint.files)
+
+
+def digest(checkpoint: Checkpoint, samples: Samples) -> str:
+    """SHA-256 of everything that the statistics depend on, by content: the same on every machine."""
+    tokenizers = [path for name in TOKENIZERS for path in (checkpoint.tokenizers / name).iterdir()]
+    config = dataclasses.asdict(checkpoint.config)
+    del config["name"]
+    parts = {
+        "version": VERSION,
+        "weights": contents(list(checkpoint.files)),
+        "tokenizers": contents(tokenizers),
+        "loras": [[lora.digest, lora.weight] for lora in checkpoint.loras],
+        "config": config,
+        "samples": samples.digest(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def contents(paths: Sequence[Path]) -> list[list[str]]:
+    """Folder, name and SHA-256 of files, in order."""
+    return sorted(
+        [path.parent.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in paths
+    )
+
+
+def widest_recipe(checkpoint: Checkpoint) -> Recipe:
+    """A recipe that quantizes whatever some recipe quantizes."""
+    recipe = choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None, ANY_QUANTIZED)
+    return dataclasses.replace(recipe, attention=FP8.name)
+
+
+def write_shipped(path: Path = SHIPPED) -> None:
+    """Calibrates the embedded model and writes its statistics."""
+    from ..bundle.tokenizer_files import read_tokenizers
+    from ..progress import Progress
+    from .calibrate import collect
+    from .samples import scene_samples
+
+    checkpoint, samples = Checkpoint.open(FOLDER / "checkpoint"), scene_samples()
+    found = collect(
+        checkpoint,
+        widest_recipe(checkpoint),
+        read_tokenizers(checkpoint),
+        samples,
+        Progress(sys.stderr.isatty()),
+    )
+    written = {"bytes": str(weight_bytes(checkpoint)), "digest": digest(checkpoint, samples)}
+    with replacing(path) as temporary:
+        save_packed(found, temporary, written)
+    print(f"{os.path.relpath(path)}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    write_shipped()

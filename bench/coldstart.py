@@ -23,6 +23,7 @@ from .inputs import output_size, picture_and_prompt
 from .machine import describe_machine, machine_line
 from .process_cost import ProcessCost, edit_command, run_process
 from .report import Table, finish, mebibytes, ratio
+from .sides import edit_flags
 from .timing import Percentiles, interleave
 
 OURS, OPENVINO, THEIRS = "kontext-edit", "kontext-edit, OpenVINO", "diffusers"
@@ -111,9 +112,8 @@ def edit_commands(
 ) -> dict[str, list[str]]:
     """Side → the command line of one edit, which writes its picture to `folder/SIDE.png`; `checkpoint` None leaves
     diffusers out."""
-    picture.save(folder / "in.png")
-    same = ["--image", str(folder / "in.png"), "--prompt", prompt, "--steps", str(steps)]
-    same += ["--guidance", str(guidance), "--seed", str(seed), "--size", f"{size[0]}x{size[1]}"]
+    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": size}
+    same = edit_flags(folder, picture, prompt, settings)
 
     def command(side: str, program: list[str], model: Path, device: str) -> list[str]:
         return [*program, str(model), *same, "--device", device, "--output", str(folder / f"{side}.png")]

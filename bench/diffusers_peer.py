@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from pathlib import Path
@@ -78,14 +79,62 @@ def edit(
     return result.images[0]
 
 
-def attach_timer(pipe: Any, timer: StageTimer, *, compiled: bool = False) -> None:
-    """Times the pipeline's networks under the names of the runtime's stages; modulation is part of every step. With
-    `compiled`, torch.compile compiles the transformer first."""
-    if compiled:
+TENSORS = (
+    *("hidden_states", "timestep", "guidance", "pooled_projections", "encoder_hidden_states"),
+    *("txt_ids", "img_ids"),
+)
+"""The transformer's arguments that are tensors."""
+
+
+def prepare_transformer(pipe: Any, *, compiler: str | None = None, torchao: str | None = None) -> None:
+    """Quantizes the transformer by a configuration of torchao, and compiles it: "inductor" is torch.compile's compiler,
+    "openvino" OpenVINO's."""
+    if torchao is not None:
+        from torchao import quantization
+
+        quantization.quantize_(pipe.transformer, getattr(quantization, torchao)())
+    if compiler == "openvino":
+        run_in_openvino(pipe)
+    elif compiler is not None:
         import torch
 
         protect_libraries()
-        pipe.transformer.forward = torch.compile(pipe.transformer.forward)
+        pipe.transformer.forward = torch.compile(pipe.transformer.forward, backend=compiler)
+
+
+def run_in_openvino(pipe: Any) -> None:
+    """Converts the transformer by OpenVINO's own PyTorch frontend when it first runs, as Optimum Intel does, and runs it
+    there in fp32. (OpenVINO's backend for torch.compile fails with PyTorch 2.13: it loses the symbols of shapes.)"""
+    import openvino
+    import torch
+
+    network, compiled = pipe.transformer, []
+    original = network.forward
+    names = [name for name in inspect.signature(original).parameters if name in TENSORS]
+
+    class Called(torch.nn.Module):
+        """Takes the tensors by position and returns the velocity alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *tensors: Any) -> Any:
+            return original(**dict(zip(names, tensors, strict=True)), return_dict=False)[0]
+
+    def forward(**given: Any) -> tuple[Any]:
+        tensors = [given[name] for name in names]
+        if not compiled:
+            converted = openvino.convert_model(Called(), example_input=tuple(tensors))
+            hints = {"INFERENCE_PRECISION_HINT": "f32"}
+            compiled.append(openvino.Core().compile_model(converted, "CPU", hints))
+        return (torch.from_numpy(compiled[0]([tensor.numpy() for tensor in tensors])[0]),)
+
+    network.forward = forward
+
+
+def attach_timer(pipe: Any, timer: StageTimer) -> None:
+    """Times the pipeline's networks under the names of the runtime's stages; modulation is part of every step."""
     for stage, module in (
         ("text_encoder", pipe.text_encoder),
         ("text_encoder_2", pipe.text_encoder_2),

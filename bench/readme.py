@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import KontextError
-from . import coldstart, edits, executors, exporting, latency, placement
+from . import coldstart, edits, exporting, latency, placement
 from .batch import benchmark as batch
 from .edit_fidelity import tables as edit_fidelity
 from .fidelity import approximations, methods
@@ -50,7 +50,7 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
             *of(
                 "latency.json",
                 latency,
-                "An edit, stage by stage (`kontext-bench latency --against diffusers`):",
+                "An edit, stage by stage (`kontext-bench latency --against diffusers,…`):",
             ),
             *of(
                 "export.json",
@@ -87,7 +87,7 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
     "docs/planning.md": {"plans": of("plans.json", plans), "memory": of("memory.json", predicted)},
     "docs/openvino.md": {
         "executors": [
-            *of("executors.json", executors, "One edit of the embedded model:"),
+            *of("latency_openvino.json", latency, "One edit of the embedded model:"),
             *of(
                 "quantspeed_openvino.json",
                 quantspeed,

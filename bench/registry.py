@@ -54,8 +54,7 @@ class Entry:
 
 
 SUBCOMMANDS = (
-    Entry("latency", "time per stage and step of an edit; also diffusers'", "latency", state="warm"),
-    Entry("executors", "an edit in ONNX Runtime, OpenVINO and diffusers", "executors", state="warm"),
+    Entry("latency", "time per stage of an edit, beside other executors", "latency", state="warm"),
     Entry("coldstart", "process start to PNG, beside a diffusers script", "coldstart", state="cold"),
     Entry("export", "export time, peak memory and bundle size by format", "exporting", state="cold"),
     Entry("edits", "success rate of edits on held-out scenes", "edits"),

@@ -103,8 +103,8 @@ def prepare_transformer(pipe: Any, *, compiler: str | None = None, torchao: str 
 
 
 def run_in_openvino(pipe: Any) -> None:
-    """Converts the transformer by OpenVINO's own PyTorch frontend when it first runs, as Optimum Intel does, and runs it
-    there in fp32. (OpenVINO's backend for torch.compile fails with PyTorch 2.13: it loses the symbols of shapes.)"""
+    """Converts the transformer by OpenVINO's own PyTorch frontend when it first runs, as Optimum Intel does, and runs
+    it there in fp32. (OpenVINO's backend for torch.compile fails with PyTorch 2.13: it loses the shapes' symbols.)"""
     import openvino
     import torch
 

@@ -100,7 +100,9 @@ def measure_latency(
     chosen = output_size(bundle, size)
     picture, words = picture_and_prompt(image, prompt, chosen)
     settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed, "size": chosen}
-    peers = {name: (SIDES[name], checkpoint if SIDES[name].backend == DIFFUSERS else bundle) for name in against}
+    peers = {
+        name: (SIDES[name], checkpoint if SIDES[name].backend == DIFFUSERS else bundle) for name in against
+    }
     peers |= {f"openvino-bf16 {each.name}": (SIDES["openvino-bf16"], each) for each in quantized}
     others = "cpu" if device == "cpu" else "cuda"
     timers = {OURS: StageTimer(), **{name: StageTimer() for name in peers}}
@@ -179,9 +181,7 @@ def process_costs(
             name: command(side, model, others, [*flags[:-1], str(folder / f"{place}.png")])
             for place, (name, (side, model)) in enumerate(peers.items())
         }
-        return {
-            name: run_process(words, sample_seconds=SAMPLE_SECONDS) for name, words in commands.items()
-        }
+        return {name: run_process(words, sample_seconds=SAMPLE_SECONDS) for name, words in commands.items()}
 
 
 def summarize(runs: list[dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
@@ -213,7 +213,12 @@ def tables(result: dict[str, Any]) -> list[Table]:
     header = ["[ms]"]
     for stage in stages:
         header += [stage, "p95"] if stage in ("step", "edit") else [stage]
-    header += [f"speed, {base} = 1", "PSNR to ours [dB]", "peak [MiB]", *(["energy [J]"] if result["joules"] else [])]
+    header += [
+        f"speed, {base} = 1",
+        "PSNR to ours [dB]",
+        "peak [MiB]",
+        *(["energy [J]"] if result["joules"] else []),
+    ]
     rows = []
     for name, side in sides.items():
         row = [name]

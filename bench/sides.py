@@ -1,5 +1,5 @@
-"""What an edit is timed with, side by side: our backends on a bundle, and diffusers on the checkpoint of the same model,
-as its users run it: eager, compiled, or quantized by torchao."""
+"""What an edit is timed with, side by side: our backends on a bundle, and diffusers on the checkpoint of the same
+model, as its users run it: eager, compiled, or quantized by torchao."""
 
 from __future__ import annotations
 
@@ -100,9 +100,7 @@ def prepare(
         diffusers_peer.prepare_transformer(peer, compiler=side.compiler, torchao=side.torchao)
         diffusers_peer.attach_timer(peer, timer)
         return partial(diffusers_peer.edit, peer)
-    pipe = Pipeline.load(
-        folder, device=device, backend=backend_of(side), low_memory=False, embedding_cache=0
-    )
+    pipe = Pipeline.load(folder, device=device, backend=backend_of(side), low_memory=False, embedding_cache=0)
     pipe.backend = wrap(pipe.backend, timer)
     return pipe.edit
 
@@ -117,7 +115,9 @@ def edit_flags(folder: Path, picture: Image.Image, prompt: str, settings: Mappin
     picture.save(folder / "in.png")
     width, height = settings["size"]
     flags = ["--image", str(folder / "in.png"), "--prompt", prompt, "--size", f"{width}x{height}"]
-    return flags + [word for key in ("steps", "guidance", "seed") for word in (f"--{key}", str(settings[key]))]
+    return flags + [
+        word for key in ("steps", "guidance", "seed") for word in (f"--{key}", str(settings[key]))
+    ]
 
 
 def command(side: Side, folder: Path, device: str, flags: list[str]) -> list[str]:

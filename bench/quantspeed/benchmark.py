@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from ..machine import describe_machine, machine_line, usable_cores
 from ..process_cost import export_command, run_process
 from ..report import Table, finish, mebibytes, milliseconds, ratio
 from ..timing import Percentiles, StageTimer, interleave
+from . import stable_diffusion_cpp
 from .step import Array, make_step
 
 PEER = "diffusers bf16"
@@ -62,11 +64,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--openvino", action="store_true", help="also OpenVINO in bf16, and diffusers by torch.compile"
     )
+    parser.add_argument(
+        "--stable-diffusion-cpp",
+        metavar="NAME,…",
+        help=f"also {stable_diffusion_cpp.LIBRARY} with these weights, of "
+        f"{', '.join(stable_diffusion_cpp.FORMATS)}; prompts have {stable_diffusion_cpp.TEXT_TOKENS} tokens then",
+    )
     parser.add_argument("--without-diffusers", action="store_true", help="do not measure diffusers")
 
 
 def run(arguments: argparse.Namespace) -> None:
     at_least(arguments, repeat=1, warmup=0, hidden=512, tokens=16)
+    library = stable_diffusion_cpp
+    others = arguments.stable_diffusion_cpp
+    formats = parse_names(others, "--stable-diffusion-cpp", library.FORMATS) if others else []
+    if formats and importlib.util.find_spec(library.MODULE) is None:
+        raise KontextError(f"{library.LIBRARY} is not installed: pip install {library.LIBRARY}")
     result = measure_steps(
         parse_names(arguments.formats, "--formats", (*FORMATS, STATIC_INT8)),
         hidden=arguments.hidden,
@@ -76,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         folder=arguments.folder,
         diffusers=not arguments.without_diffusers,
         openvino=arguments.openvino,
+        stable_diffusion=formats,
         progress=sys.stderr.isatty(),
     )
     finish(result, tables(result), footer(result), arguments.json)
@@ -107,6 +121,7 @@ def measure_steps(
     folder: Path | None = None,
     diffusers: bool = True,
     openvino: bool = False,
+    stable_diffusion: Sequence[str] = (),
     progress: bool = False,
 ) -> dict[str, Any]:
     """Times `repeat` steps of every side after `warmup`, with `tokens` target tokens and as many reference tokens.
@@ -119,6 +134,9 @@ def measure_steps(
     if folder is not None and not folder.is_dir():
         raise KontextError(f"--folder {folder} is not a folder")
     config = config_of(hidden)
+    text_tokens = None
+    if stable_diffusion:
+        config, text_tokens = stable_diffusion_cpp.fitted(config), stable_diffusion_cpp.TEXT_TOKENS
     with temporary_folder("quantspeed", folder) as temporary:
         root = Path(temporary)
         checkpoint = root / "checkpoint"
@@ -135,6 +153,7 @@ def measure_steps(
                     str(write_samples(root / "samples")),
                     *("--steps", "1"),  # of calibration too
                 ]
+            flags += ["--max-sequence-length", str(text_tokens)] if text_tokens else []
             run_process([*export_command(), str(checkpoint), "-o", str(root / name), *flags, "--quiet"])
         bundles = {name: root / name for name in ("fp32", *formats)}
         runs = {name: ("onnxruntime", bundle) for name, bundle in bundles.items()}
@@ -148,8 +167,20 @@ def measure_steps(
             runs[PEER] = ("diffusers", checkpoint)
         if diffusers and openvino:
             runs[COMPILED_PEER] = ("diffusers-compiled", checkpoint)
-        memory = {name: step_memory(side, folder, tokens) for name, (side, folder) in runs.items()}
-        steps = {name: make_step(side, folder, tokens) for name, (side, folder) in runs.items()}
+        if stable_diffusion:
+            stable_diffusion_cpp.write_files(checkpoint, config, root / "stable-diffusion.cpp")
+        for weights in stable_diffusion:
+            runs[stable_diffusion_cpp.SIDE + weights] = (
+                stable_diffusion_cpp.SIDE + weights,
+                root / "stable-diffusion.cpp",
+            )
+        memory = {
+            name: step_memory(side, folder, tokens, text_tokens) for name, (side, folder) in runs.items()
+        }
+        steps = {
+            name: make_step(side, folder, tokens, text_tokens, 1 + warmup + repeat)
+            for name, (side, folder) in runs.items()
+        }
         outputs = {name: step() for name, step in steps.items()}
         sides = {name: partial(timed, step) for name, step in steps.items()}
         with tqdm(total=len(sides) * (warmup + repeat), desc="steps", disable=not progress) as bar:
@@ -160,11 +191,12 @@ def measure_steps(
         "hidden": hidden,
         "blocks": [config.transformer.num_double_blocks, config.transformer.num_single_blocks],
         "tokens": [tokens, tokens],
+        "text_tokens": text_tokens or config.text_encoder_2.max_length,
         "threads": usable_cores(),
         "sides": {
             name: {
                 "seconds": Percentiles.of(seconds[name]).to_json(),
-                "snr": None if name.endswith(STATIC_INT8) else round(snr(outputs[name], outputs["fp32"]), 1),
+                "snr": None if name.endswith(STATIC_INT8) else step_snr(outputs[name], outputs["fp32"]),
                 **memory[name],
                 **bits.get(name, {}),
             }
@@ -185,7 +217,7 @@ def write_samples(folder: Path) -> Path:
     return folder
 
 
-def timed(step: Callable[[], Array]) -> float:
+def timed(step: Callable[[], object]) -> float:
     """Seconds of one step."""
     timer = StageTimer()
     timer.wrap("step", step)()
@@ -198,11 +230,17 @@ def snr(found: Array, expected: Array) -> float:
     return decibels(*energy)
 
 
-def step_memory(side: str, folder: Path, tokens: int) -> dict[str, int]:
+def step_snr(found: Array | None, expected: Array | None) -> float | None:
+    """`snr`, rounded; None for a side that gives no velocity out."""
+    return None if found is None or expected is None else round(snr(found, expected), 1)
+
+
+def step_memory(side: str, folder: Path, tokens: int, text_tokens: int | None) -> dict[str, int]:
     """Memory of a new process that runs two steps: resident after them, and the peak, loading included."""
     with temporary_folder("memory") as name:
         record = Path(name) / "memory.json"
         words = module_command("kontext.bench.quantspeed.step", side, str(folder))
+        words += ["--text-tokens", str(text_tokens)] if text_tokens else []
         cost = run_process([*words, "--tokens", str(tokens), "--record", str(record)])
         noted = json.loads(record.read_text(encoding="utf-8"))
     return {"resident_bytes": noted["after"], "peak_bytes": cost.peak_bytes}
@@ -248,6 +286,7 @@ def footer(result: dict[str, Any]) -> str:
     doubles, singles = result["blocks"]
     target, reference = result["tokens"]
     count = result["sides"]["fp32"]["seconds"]["count"]
+    text = f" and {result['text_tokens']} text" if "text_tokens" in result else ""
     static = any(name.endswith(STATIC_INT8) for name in result["sides"])
     note = (
         f" {STATIC_INT8} is calibrated on other inputs than this step's, so no SNR is given."
@@ -255,7 +294,7 @@ def footer(result: dict[str, Any]) -> str:
         else ""
     )
     return (
-        f"Random weights, hidden size {result['hidden']}, {doubles} + {singles} blocks, {target} + {reference} image "
-        f"tokens, {result['threads']} threads, {count} steps a side in turn. Memory is a whole process's. diffusers "
+        f"Random weights, hidden size {result['hidden']}, {doubles} + {singles} blocks, {target} + {reference} image"
+        f"{text} tokens, {result['threads']} threads, {count} steps a side in turn. Memory is a whole process's. diffusers "
         f"computes the modulation inside every step.{note}\n{machine_line(result['machine'])}"
     )

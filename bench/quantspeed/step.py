@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...child_process import protect_libraries
 from ..machine import usable_cores
 from ..openvino_sides import OPENVINO
+from . import stable_diffusion_cpp
 
 if TYPE_CHECKING:
     from ...runtime import Pipeline
@@ -98,9 +99,11 @@ def transformer_inputs(pipe: Pipeline, tokens: int, loras: Loras) -> dict[str, A
     }
 
 
-def diffusers_step(checkpoint: Path, tokens: int, *, compiled: bool = False) -> Callable[[], Array]:
+def diffusers_step(
+    checkpoint: Path, tokens: int, *, compiled: bool = False, text_tokens: int | None = None
+) -> Callable[[], Array]:
     """A step of diffusers' transformer in bf16, eager or `compiled` by torch.compile; modulation is part of every
-    step."""
+    step. `text_tokens` are the tokenizer's limit, unless given."""
     import torch
     from diffusers import FluxTransformer2DModel
     from diffusers.utils import logging
@@ -113,7 +116,7 @@ def diffusers_step(checkpoint: Path, tokens: int, *, compiled: bool = False) -> 
     ).eval()
     t5 = json.loads((checkpoint / "text_encoder_2" / "config.json").read_text(encoding="utf-8"))
     tokenizer = json.loads((checkpoint / "tokenizer_2" / "tokenizer_config.json").read_text(encoding="utf-8"))
-    length = int(tokenizer["model_max_length"])
+    length = text_tokens or int(tokenizer["model_max_length"])
     given = step_inputs(
         tokens, model.config.in_channels, (length, t5["d_model"]), model.config.pooled_projection_dim
     )
@@ -142,11 +145,17 @@ def diffusers_step(checkpoint: Path, tokens: int, *, compiled: bool = False) -> 
     return step
 
 
-def make_step(side: str, folder: Path, tokens: int) -> Callable[[], Array]:
-    """A step of one of `SIDES`, "diffusers" or "diffusers-compiled"."""
+def make_step(
+    side: str, folder: Path, tokens: int, text_tokens: int | None = None, steps: int = 2
+) -> Callable[[], Array | None]:
+    """A step of one of `SIDES`, "diffusers", "diffusers-compiled" or stable-diffusion.cpp with one of its formats,
+    which can make `steps` and gives no velocity out."""
     if side in SIDES:
         return bundle_step(folder, tokens, side)
-    return diffusers_step(folder, tokens, compiled=side == "diffusers-compiled")
+    if side.startswith(stable_diffusion_cpp.SIDE):
+        weights = side.removeprefix(stable_diffusion_cpp.SIDE)
+        return stable_diffusion_cpp.Sampling(folder, weights, grid(tokens), steps)
+    return diffusers_step(folder, tokens, compiled=side == "diffusers-compiled", text_tokens=text_tokens)
 
 
 def token_ids(index: int, size: tuple[int, int]) -> Any:
@@ -166,12 +175,13 @@ def resident_bytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs two steps and records the process's memory.")
-    parser.add_argument("side", choices=[*SIDES, "diffusers", "diffusers-compiled"])
+    parser.add_argument("side")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--text-tokens", type=int)
     parser.add_argument("--record", type=Path, required=True)
     arguments = parser.parse_args()
-    step = make_step(arguments.side, arguments.folder, arguments.tokens)
+    step = make_step(arguments.side, arguments.folder, arguments.tokens, arguments.text_tokens)
     for _ in range(2):
         step()
     record = {"after": resident_bytes()}

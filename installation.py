@@ -27,7 +27,7 @@ EXTRAS = {
     **dict.fromkeys(
         (
             *("accelerate", "diffusers", "flip_evaluator", "psutil", "pytorch_msssim", "sentencepiece"),
-            *("scipy", "simpy", "skimage", "ssimulacra2"),
+            *("pynvml", "scipy", "simpy", "skimage", "ssimulacra2"),
         ),
         "bench",
     ),

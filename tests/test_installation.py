@@ -17,6 +17,7 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
 
 UNLIKE_THEIR_MODULES = {
     "pillow": "PIL",
+    "nvidia-ml-py": "pynvml",
     "nvidia-modelopt": "modelopt",
     "optimum-quanto": "optimum",
     "scikit-image": "skimage",

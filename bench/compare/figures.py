@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..registry import Result
-from .kinds import BITS, BYTES, DISTANCE, LIKENESS, RATE, RATIO, SECONDS, SUCCESS, Kind
+from .kinds import BITS, BYTES, DISTANCE, JOULES, LIKENESS, RATE, RATIO, SECONDS, SUCCESS, Kind
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,8 @@ COMPARABLE: dict[str, Comparable] = {
         (
             Place("sides.*.*", SECONDS),
             Place("peak_bytes.*", BYTES, "peak memory"),
-            Place("psnr_db", RATIO, "agreement"),
-        ),
-    ),
-    "executors": Comparable(
-        ("model", "steps", "guidance", "seed", "size"),
-        (
-            Place("sides.*.step", SECONDS, "step"),
-            Place("sides.*.edit", SECONDS, "edit"),
-            Place("sides.*.peak_bytes", BYTES, "peak memory"),
-            Place("sides.*.psnr_db", RATIO, "agreement"),
+            Place("psnr_db.*", RATIO, "agreement"),
+            Place("joules.*", JOULES, "energy"),
         ),
     ),
     "cold start": Comparable(

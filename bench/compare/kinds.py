@@ -31,6 +31,7 @@ def significant(value: float) -> str:
 
 SECONDS = Kind("time", "ms", False, RELATIVE, lambda value: significant(value * 1000))
 BYTES = Kind("memory", "MiB", False, RELATIVE, scaled(2**-20, 1))
+JOULES = Kind("energy", "J", False, RELATIVE, significant)
 BITS = Kind("bits", "", False, RELATIVE, scaled(1, 3))
 RATE = Kind("rate", "/s", True, RELATIVE, significant)
 RATIO = Kind("ratio", "dB", True, DECIBELS, scaled(1, 2))
@@ -42,7 +43,7 @@ DISTANCE = Kind("distance", "", False, RELATIVE, scaled(1, 4))
 SUCCESS = Kind("success", "%", True, POINTS, scaled(100, 1))
 """A share of edits that do what was asked."""
 
-KINDS = {kind.name: kind for kind in (SECONDS, BYTES, BITS, RATE, RATIO, LIKENESS, DISTANCE, SUCCESS)}
+KINDS = {kind.name: kind for kind in (SECONDS, BYTES, JOULES, BITS, RATE, RATIO, LIKENESS, DISTANCE, SUCCESS)}
 
 
 def show_change(kind: Kind, change: float) -> str:

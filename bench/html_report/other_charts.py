@@ -141,17 +141,6 @@ def start_charts(result: Result) -> list[Chart]:
     )
 
 
-def executor_charts(result: Result) -> list[Chart]:
-    values = {name: {"edit": side["edit"]["median"] * 1000} for name, side in result["sides"].items()}
-    for name, side in result["sides"].items():
-        if side["peak_bytes"] is not None:
-            values[name]["peak"] = side["peak_bytes"] / MIB
-    return side_charts(
-        values,
-        {"edit": ("An edit", "median milliseconds", ".1f"), "peak": ("Peak memory", "MiB", ".0f")},
-    )
-
-
 def quantspeed_charts(result: Result) -> list[Chart]:
     """Time of a step, and size and error beside it."""
     sides = result["sides"]

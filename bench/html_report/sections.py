@@ -185,7 +185,6 @@ def charts_of(each: Loaded, results: Sequence[Loaded]) -> list[Chart]:
     makers: dict[str, Callable[[Result], list[Chart]]] = {
         "latency": other_charts.latency_charts,
         "cold start": other_charts.start_charts,
-        "executors": other_charts.executor_charts,
         "quantspeed": other_charts.quantspeed_charts,
         "success of edits": other_charts.success_charts,
         "serving": other_charts.serving_charts,

@@ -295,6 +295,6 @@ def footer(result: dict[str, Any]) -> str:
     )
     return (
         f"Random weights, hidden size {result['hidden']}, {doubles} + {singles} blocks, {target} + {reference} image"
-        f"{text} tokens, {result['threads']} threads, {count} steps a side in turn. Memory is a whole process's. diffusers "
-        f"computes the modulation inside every step.{note}\n{machine_line(result['machine'])}"
+        f"{text} tokens, {result['threads']} threads, {count} steps a side in turn. Memory is a whole process's. "
+        f"diffusers computes the modulation inside every step.{note}\n{machine_line(result['machine'])}"
     )

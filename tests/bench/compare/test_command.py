@@ -81,7 +81,7 @@ def other_machine() -> dict[str, Any]:
         (latency(steps=4), "a.json and b.json cannot be compared: steps is 28 and 4"),
         (latency(size=[64, 64]), "size is [128, 128] and [64, 64]"),
         (latency(model="n"), "model is 'm' and 'n'"),
-        (latency(what="executors"), "is a result of 'latency' and b.json of 'executors'"),
+        (latency(what="cold start"), "is a result of 'latency' and b.json of 'cold start'"),
         (latency(machine=other_machine()), "were measured on different machines: cpu is"),
         (latency(sides={}, peak_bytes={}), "have no figure in common: kontext, step, kontext, edit, kontext"),
         (latency(sides={"kontext": {"step": {"samples": "no"}}}), "b.json is not a result of this benchmark"),

@@ -108,7 +108,8 @@ def run_in_openvino(pipe: Any) -> None:
     import openvino
     import torch
 
-    network, compiled = pipe.transformer, []
+    network = pipe.transformer
+    compiled: list[Any] = []
     original = network.forward
     names = [name for name in inspect.signature(original).parameters if name in TENSORS]
 

@@ -73,16 +73,13 @@ def write_files(checkpoint: Path, config: KontextConfig, folder: Path) -> None:
     folder.mkdir()
     save_file(native, folder / TRANSFORMER)
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": POOLED_DIM,
-        "intermediate_size": 4 * POOLED_DIM,
-        "num_attention_heads": CLIP_HEADS,
-    }
-    clip = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **sizes))
+    sizes: Any = {"intermediate_size": 4 * POOLED_DIM, "num_attention_heads": CLIP_HEADS}
+    clip = CLIPTextModel(CLIPTextConfig(hidden_size=POOLED_DIM, **sizes))
+    autoencoder: Any = AutoencoderTiny(latent_channels=16)
     named = {
         f"text_model.{name.removeprefix('text_model.')}": each for name, each in clip.state_dict().items()
     }
-    for file, state in ((CLIP, named), (AUTOENCODER, AutoencoderTiny(latent_channels=16).state_dict())):
+    for file, state in ((CLIP, named), (AUTOENCODER, autoencoder.state_dict())):
         save_file({name: each.half().contiguous() for name, each in state.items()}, folder / file)
 
 

@@ -149,7 +149,7 @@ build/kontext-tiny-%-rank16: $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/
 	$(BIN)/kontext-export --$* --rank 16 --output $@ --force
 	@touch $@
 
-build/kontext-tiny-nf4-int8: bench/recipes/nf4-int8.json $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
+build/kontext-tiny-nf4-int8-%: bench/recipes/nf4-int8-%.json $(VENV)/.kontext-demo $(wildcard tiny/checkpoint/*/*)
 	@mkdir -p build
 	$(BIN)/kontext-export --recipe $< --output $@ --force
 	@touch $@
@@ -162,7 +162,8 @@ $(GGML):
 	-cd build/ggml && npm pack --silent @node-llama-cpp/linux-x64@3.22.1 && tar xzf node-llama-cpp-linux-x64-3.22.1.tgz
 
 # One bundle of each kind. Scales of fp32 bundles take twice the bits of those of 16-bit ones: two of the latter too.
-BUNDLES := fp8 fp8-weights int8 int8-weights int8-weights-fp16 int8-static nf4-int8 int4 int4-fp16 int4-rank16 nf4 nvfp4
+BUNDLES := fp8 fp8-weights int8 int8-weights int8-weights-fp16 int8-static nf4-int8-single nf4-int8-linear1 \
+	int4 int4-fp16 int4-rank16 nf4 nvfp4
 QUANTIZED := $(addprefix build/kontext-tiny-,$(BUNDLES))
 
 fidelity: $(VENV)/.kontext-peers $(GGML) build/kontext-tiny-fp32 $(QUANTIZED)

@@ -32,7 +32,7 @@ from ..flags import at_least
 from ..machine import describe_machine
 from ..pictures import REFERENCE, SOURCE, PictureFolder
 from ..report import finish
-from . import bits_per_weight, peers
+from . import bits_per_weight, importance, peers
 from .edit_runs import EditRun, run_edit
 from .intervals import check_scipy, intervals
 from .picture_metrics import METRICS, Compare, available_metrics
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.count = 100 if arguments.data else 2
     at_least(arguments, steps=1, count=1)
     names = peers.parse_peers(arguments.peers)
-    missing = {name: why for name in names if (why := peers.why_unavailable(name)) is not None}
+    missing = find_missing(names, arguments.reference)
     if missing and arguments.peers != "all":
         raise KontextError("; ".join(missing.values()))
     for why in missing.values():
@@ -120,6 +120,15 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.json,
     )
     return 1 if missing and arguments.strict else 0
+
+
+def find_missing(names: Sequence[str], reference: Path) -> dict[str, str]:
+    """Peers that cannot be measured here, or not beside this reference, and why."""
+    missing = {name: why for name in names if (why := peers.why_unavailable(name)) is not None}
+    weighed = [name for name in names if name in peers.WEIGHED and name not in missing]
+    if weighed and (why := importance.why_unavailable(Bundle.open(reference))) is not None:
+        missing |= {name: f"{name}: {why}" for name in weighed}
+    return missing
 
 
 @dataclass

@@ -128,14 +128,14 @@ def dequantize_rows(form: str, stored: bytes | bytearray, shape: torch.Size) -> 
     return torch.from_numpy(values).reshape(shape)
 
 
-def ggml(kind: str) -> Quantizer:
-    """A format of ggml's, or what llama.cpp takes instead where it does not fit."""
+def ggml(kind: str, importance: Tensor | None = None) -> Quantizer:
+    """A format of ggml's, or what llama.cpp takes instead where it does not fit; `importance` as in `quantize_rows`."""
 
     def quantize(weight: Tensor) -> QuantizedWeight:
         form = form_for(kind, weight.shape[1])
         if form == HALF:
             return QuantizedWeight(weight.half().float(), 16 * weight.numel(), form)
-        stored = quantize_rows(form, weight)
+        stored = quantize_rows(form, weight, importance)
         return QuantizedWeight(dequantize_rows(form, stored, weight.shape), 8 * len(stored), form)
 
     return quantize

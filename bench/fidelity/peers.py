@@ -32,6 +32,7 @@ from ...runtime.bundle import Bundle
 from ...temporary_folder import temporary_folder
 from . import bits_per_weight, ggml
 from .bits_per_weight import COUNTED, Layers
+from .importance import embedded_importance
 from .peer_quantizers import (
     Quantizer,
     bitsandbytes_nf4,
@@ -69,9 +70,17 @@ class Peer:
         """What else it needs and is not there, in words."""
         return None
 
+    def quantizer(self, _importance: Tensor | None) -> Quantizer:
+        """Of a weight whose inputs have this mean square, fp32 [in], in peers that use it."""
+        return self.quantize
 
+
+@dataclass(frozen=True)
 class GgmlPeer(Peer):
-    """A format that ggml's own library writes and the gguf package reads."""
+    """A format that ggml's own library writes and the gguf package reads; `weighed` by an importance matrix or not."""
+
+    form: str = ""
+    weighed: bool = False
 
     def version(self) -> str:
         return f"ggml {ggml.version()}"
@@ -79,9 +88,13 @@ class GgmlPeer(Peer):
     def why_missing(self) -> str | None:
         return ggml.why_missing()
 
+    def quantizer(self, importance: Tensor | None) -> Quantizer:
+        return ggml.ggml(self.form, importance)
 
-def ggml_peer(form: str, bits: int, block: int = 256) -> GgmlPeer:
-    return GgmlPeer("gguf", "gguf", f"{form}, blocks of {block}", scheme(bits), ggml.ggml(form))
+
+def ggml_peer(form: str, bits: int, block: int = 256, weighed: bool = False) -> GgmlPeer:
+    what = f"{form}, blocks of {block}{', importance matrix' if weighed else ''}"
+    return GgmlPeer("gguf", "gguf", what, scheme(bits), ggml.ggml(form), form, weighed)
 
 
 PEERS = {
@@ -113,6 +126,9 @@ PEERS = {
     "gguf-q5_0": Peer("gguf", "gguf", "Q5_0, blocks of 32", "W5A16", gguf("Q5_0")),
     "gguf-q4_1": Peer("gguf", "gguf", "Q4_1, blocks of 32", "W4A16", gguf("Q4_1")),
     "gguf-q4_0": Peer("gguf", "gguf", "Q4_0, blocks of 32", "W4A16", gguf("Q4_0")),
+    "gguf-q5_k-imatrix": ggml_peer("Q5_K", 5, weighed=True),
+    "gguf-q4_k-imatrix": ggml_peer("Q4_K", 4, weighed=True),
+    "gguf-iq4_nl-imatrix": ggml_peer("IQ4_NL", 4, block=32, weighed=True),
     "gguf-q6_k": ggml_peer("Q6_K", 6),
     "gguf-q5_k": ggml_peer("Q5_K", 5),
     "gguf-q4_k": ggml_peer("Q4_K", 4),
@@ -123,6 +139,9 @@ PEERS = {
     "modelopt-fp8": Peer("nvidia-modelopt", "modelopt", "E4M3 per tensor", "W8A16", modelopt((4, 3), None)),
     "modelopt-int4": Peer("nvidia-modelopt", "modelopt", "INT4, groups of 64", "W4A16", modelopt(4, 64)),
 }
+
+WEIGHED = {name for name, peer in PEERS.items() if isinstance(peer, GgmlPeer) and peer.weighed}
+"""Peers that need our calibration, which is of the embedded model."""
 
 
 @dataclass
@@ -207,6 +226,7 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
         KontextError: the library cannot quantize one of the layers.
     """
     peer = PEERS[name]
+    importance = embedded_importance() if name in WEIGHED else {}
     with temporary_folder("peer") as temporary:
         folder = Path(temporary) / name
         shutil.copytree(reference.folder, folder)
@@ -221,7 +241,8 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
                 for weight in weights:
                     place = headers[graph].tensors[weight]
                     original = place.read()
-                    values, bits, forms = quantize_weight(name, peer, f"{graph}: {weight}", original)
+                    quantizer = peer.quantizer(importance.get((graph, weight)))
+                    values, bits, forms = quantize_weight(name, quantizer, f"{graph}: {weight}", original)
                     file.seek(place.start)
                     file.write(values.view(torch.uint8).numpy().data)
                     result.bits[graph] += bits
@@ -235,7 +256,9 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
         yield result
 
 
-def quantize_weight(name: str, peer: Peer, where: str, original: Tensor) -> tuple[Tensor, int, Counter[str]]:
+def quantize_weight(
+    name: str, quantize: Quantizer, where: str, original: Tensor
+) -> tuple[Tensor, int, Counter[str]]:
     """A weight [in, out] quantized and dequantized, flat in its own dtype, the bits that the peer stores, and how many
     weights are in each of its formats.
 
@@ -248,7 +271,7 @@ def quantize_weight(name: str, peer: Peer, where: str, original: Tensor) -> tupl
     for matrix in weight.split(fused_rows(where, weight.shape)):
         try:
             with quiet():
-                quantized = peer.quantize(matrix.contiguous())
+                quantized = quantize(matrix.contiguous())
         except Exception as fault:  # each library raises its own types
             raise KontextError(
                 f"{name} cannot quantize {where} {list(matrix.shape)}: {first_line(fault)}"

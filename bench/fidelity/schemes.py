@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 
 from ...quant.formats import FORMATS
 from ...quant.formats.base import InputRounding
 from ...quant.recipe import COMPUTE_BYTES, Layer
 from ...runtime.bundle import Bundle
-from .bits_per_weight import headers
+from .bits_per_weight import COUNTED, headers
 
 WAYS = {InputRounding.STATIC: "static", InputRounding.DYNAMIC: "per token"}
 
@@ -32,24 +31,24 @@ def scheme(weights: int, inputs: int = 16, way: str = "") -> str:
 
 
 def bundle_scheme(bundle: Bundle) -> str:
-    """What a bundle's transformer does: the mean width of its quantized weights, to the nearest bit, and what the
-    inputs of most of them are rounded to."""
-    layers: Mapping[str, object] = bundle.manifest["precision"]["layers"].get("transformer", {})
-    stored = headers(bundle)["transformer"].tensors
-    bits = 0
+    """What a bundle does: the mean width of the quantized weights whose bits are counted, to the nearest bit, and what
+    the inputs of most of the transformer's are rounded to."""
     sizes: Counter[tuple[int, str]] = Counter()
-    for name, entry in layers.items():
-        layer = Layer.from_json(entry)  # type: ignore[arg-type]
-        if layer.format in COMPUTE_BYTES:
-            continue
-        shape = FORMATS[layer.format].weight_shape(tuple(stored[name].shape))
-        if shape is None:
-            continue
-        bits += FORMATS[layer.format].bits * math.prod(shape)
-        sizes[layer_inputs(layer)] += math.prod(shape)
+    bits = count = 0
+    for graph in COUNTED:
+        stored = headers(bundle)[graph].tensors
+        for name, entry in bundle.manifest["precision"]["layers"].get(graph, {}).items():
+            layer = Layer.from_json(entry)
+            if layer.format in COMPUTE_BYTES:
+                continue
+            size = math.prod(FORMATS[layer.format].weight_shape(tuple(stored[name].shape)) or ())
+            bits += FORMATS[layer.format].bits * size
+            count += size
+            if graph == "transformer":
+                sizes[layer_inputs(layer)] += size
     if not sizes:
         return UNQUANTIZED
-    return scheme(round(bits / sizes.total()), *sizes.most_common(1)[0][0])
+    return scheme(round(bits / count), *sizes.most_common(1)[0][0])
 
 
 def layer_inputs(layer: Layer) -> tuple[int, str]:

@@ -133,6 +133,10 @@ def test_the_command_on_a_data_set(
             ["int4", "--reference", "fp32", "--steps", "1000000000"],
             "of memory for the reference's velocities",
         ),
+        (
+            ["int4", "--reference", "fp32", "--peers", "gguf-iq4_nl-imatrix"],
+            "gguf-iq4_nl-imatrix needs ggml's",
+        ),
         (["nothing", "--reference", "fp32"], "nothing"),
         (["int4", "--reference", "fp32", "-n", "0"], "--count must be at least 1"),
     ],

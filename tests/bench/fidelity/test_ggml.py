@@ -71,6 +71,8 @@ def test_importance_moves_the_error_to_other_columns(weight: torch.Tensor) -> No
     )
     errors = [(values - weight)[:, ::4].square().sum() for values in (plain, weighed)]
     assert errors[1] < 0.8 * errors[0]
+    peer = peers.PEERS["gguf-q4_k-imatrix"]
+    assert torch.equal(peer.quantizer(importance)(weight).values, weighed)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_shapes_that_do_not_fit_take_llama_cpps_formats(kind: str, width: int, e
 @pytest.mark.usefixtures("library")
 def test_a_peers_class_is_that_of_what_its_layers_got() -> None:
     values, bits, forms = peers.quantize_weight(
-        "gguf-q4_k", peers.PEERS["gguf-q4_k"], "transformer: a.weight", torch.randn(192, 64)
+        "gguf-q4_k", peers.PEERS["gguf-q4_k"].quantize, "transformer: a.weight", torch.randn(192, 64)
     )
     assert (bits, dict(forms)) == (5.5 * values.numel(), {"Q5_0": values.numel()})
     bundle = peers.PeerBundle(None, forms=forms + Counter(Q4_K=values.numel() // 4))  # type: ignore[arg-type]

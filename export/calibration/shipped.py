@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...command import Parser, local_path, run_command
 from ...files import replacing
 from ...model.checkpoint import Checkpoint
 from ...model.networks import NETWORKS
@@ -29,6 +29,7 @@ from .watched_networks import watched_linears, watched_operands
 
 FOLDER = Path(__file__).resolve().parents[2] / "tiny"
 SHIPPED = FOLDER / "calibration.safetensors"
+DESCRIPTION = "Calibrates the embedded model and writes the statistics that are shipped with it."
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
@@ -74,32 +75,36 @@ def contents(paths: Sequence[Path]) -> list[list[str]]:
     )
 
 
-def widest_recipe(checkpoint: Checkpoint) -> Recipe:
+def shipped_recipe(checkpoint: Checkpoint) -> Recipe:
     """A recipe that quantizes whatever some recipe quantizes."""
     recipe = choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None, ANY_QUANTIZED)
     return dataclasses.replace(recipe, attention=FP8.name)
 
 
-def write_shipped(path: Path = SHIPPED) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: write_shipped(arguments))
+
+
+def write_shipped(arguments: Sequence[str] | None) -> None:
     """Calibrates the embedded model and writes its statistics."""
+    parser = Parser(prog="python -P -m kontext.export.calibration.shipped", description=DESCRIPTION)
+    parser.add_argument(
+        "--output", type=local_path, default=SHIPPED, metavar="FILE", help="(tiny/calibration.safetensors)"
+    )
+    output: Path = parser.parse_args(arguments).output
     from ..bundle.tokenizer_files import read_tokenizers
     from ..progress import Progress
     from .calibrate import collect
     from .samples import scene_samples
 
     checkpoint, samples = Checkpoint.open(FOLDER / "checkpoint"), scene_samples()
-    found = collect(
-        checkpoint,
-        widest_recipe(checkpoint),
-        read_tokenizers(checkpoint),
-        samples,
-        Progress(sys.stderr.isatty()),
-    )
+    recipe, tokenizers = shipped_recipe(checkpoint), read_tokenizers(checkpoint)
+    found = collect(checkpoint, recipe, tokenizers, samples, Progress(sys.stderr.isatty()))
     written = {"bytes": str(weight_bytes(checkpoint)), "digest": digest(checkpoint, samples)}
-    with replacing(path) as temporary:
+    with replacing(output) as temporary:
         save_packed(found, temporary, written)
-    print(f"{os.path.relpath(path)}: {path.stat().st_size / 1e6:.1f} MB")
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    write_shipped()
+    sys.exit(main())

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from kontext.export.bundle.tokenizer_files import read_tokenizers  # noqa: E402
 from kontext.export.calibration.calibrate import calibrate, collect, describe_calibration  # noqa: E402
 from kontext.export.calibration.samples import scene_samples  # noqa: E402
-from kontext.export.calibration.shipped import SHIPPED, find_shipped, widest_recipe  # noqa: E402
-from kontext.export.calibration.watched_networks import watched_linears  # noqa: E402
+from kontext.export.calibration.shipped import SHIPPED, find_shipped, main, shipped_recipe  # noqa: E402
+from kontext.export.calibration.watched_networks import watched_linears, watched_operands  # noqa: E402
 from kontext.export.cli.source_flags import EMBEDDED  # noqa: E402
 from kontext.export.edit_sets.samples import Samples  # noqa: E402
 from kontext.export.progress import Progress  # noqa: E402
@@ -24,6 +24,7 @@ from kontext.model.checkpoint import Checkpoint, Origin  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.quant.recipe import choose_recipe  # noqa: E402
+from kontext.quant.statistics import InputStatistics, Statistics  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not (EMBEDDED / "model_index.json").exists(), reason="the embedded model is not part of this checkout"
@@ -49,7 +50,7 @@ def copy(tmp_path: Path) -> Path:
 def test_they_are_what_calibration_computes(samples: Samples) -> None:
     """Again, on this machine: to the rounding of other kernels, and of the packed moments."""
     checkpoint = Checkpoint.open(EMBEDDED)
-    recipe = widest_recipe(checkpoint)
+    recipe = shipped_recipe(checkpoint)
     shipped = find_shipped(checkpoint, recipe, samples)
     assert shipped is not None
     fresh = collect(checkpoint, recipe, read_tokenizers(checkpoint), samples, Progress(False))
@@ -87,7 +88,7 @@ def test_an_export_uses_them(samples: Samples) -> None:
 
 def test_they_have_the_inputs_of_every_format() -> None:
     checkpoint = Checkpoint.open(EMBEDDED)
-    widest = watched_linears(checkpoint, widest_recipe(checkpoint))
+    widest = watched_linears(checkpoint, shipped_recipe(checkpoint))
     for name in FORMATS:
         recipe = choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None, name, calibrated=True)
         for network, weights in watched_linears(checkpoint, recipe).items():
@@ -96,7 +97,7 @@ def test_they_have_the_inputs_of_every_format() -> None:
 
 def test_a_copy_elsewhere_uses_them(copy: Path, samples: Samples) -> None:
     checkpoint = Checkpoint.open(Origin(copy, name="another name"))
-    assert find_shipped(checkpoint, widest_recipe(checkpoint), samples) is not None
+    assert find_shipped(checkpoint, shipped_recipe(checkpoint), samples) is not None
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_nothing_else_uses_them(change: str, copy: Path, tmp_path: Path, samples
         save_file(factors, tmp_path / "a.safetensors")
         origin = Origin(copy, loras=[(tmp_path / "a.safetensors", 1.0)])
     checkpoint = Checkpoint.open(origin)
-    assert find_shipped(checkpoint, widest_recipe(checkpoint), samples) is None
+    assert find_shipped(checkpoint, shipped_recipe(checkpoint), samples) is None
 
 
 def test_an_installation_without_them(
@@ -138,4 +139,24 @@ def test_an_installation_without_them(
 ) -> None:
     monkeypatch.setattr("kontext.export.calibration.shipped.SHIPPED", tmp_path / "none")
     checkpoint = Checkpoint.open(EMBEDDED)
-    assert find_shipped(checkpoint, widest_recipe(checkpoint), samples) is None
+    assert find_shipped(checkpoint, shipped_recipe(checkpoint), samples) is None
+
+
+def test_the_command_writes_what_is_found(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(EMBEDDED)
+    recipe = shipped_recipe(checkpoint)
+    watched = watched_linears(checkpoint, recipe)
+    watched["transformer"] += watched_operands(checkpoint, recipe)
+    found = {network: {name: InputStatistics.empty(8) for name in watched[network]} for network in watched}
+    monkeypatch.setattr(
+        "kontext.export.calibration.calibrate.collect", lambda *_: Statistics(found, {"samples": "few"})
+    )
+    before = SHIPPED.read_bytes()
+    assert main(["--output", str(tmp_path / "new")]) == 0
+    assert SHIPPED.read_bytes() == before
+    monkeypatch.setattr("kontext.export.calibration.shipped.SHIPPED", tmp_path / "new")
+    shipped = find_shipped(checkpoint, recipe, samples)
+    assert shipped is not None
+    assert shipped.about == {"samples": "few"}

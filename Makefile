@@ -117,6 +117,7 @@ bench: $(VENV)/.kontext-batch $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4
 	$(BIN)/kontext-bench export --json bench/results/export.json
 	$(BIN)/kontext-bench latency build/kontext-tiny-fp32 --against diffusers,diffusers-compiled \
 		--json bench/results/latency.json
+	$(BIN)/kontext-bench throughput build/kontext-tiny-fp32 --json bench/results/throughput.json
 	$(BIN)/kontext-bench coldstart build/kontext-tiny-fp32 --json bench/results/coldstart.json
 	$(BIN)/kontext-bench batch build/kontext-tiny-fp32 --json bench/results/batch.json
 	-$(BIN)/kontext-bench serve && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \

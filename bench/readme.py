@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import KontextError
-from . import coldstart, edits, exporting, latency, placement
+from . import coldstart, edits, exporting, latency, placement, throughput
 from .batch import benchmark as batch
 from .edit_fidelity import tables as edit_fidelity
 from .fidelity import approximations, methods
@@ -52,6 +52,7 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
                 latency,
                 "An edit, stage by stage (`kontext-bench latency --against diffusers,…`):",
             ),
+            *of("throughput.json", throughput, "Several edits in a call (`kontext-bench throughput`):"),
             *of(
                 "export.json",
                 exporting,

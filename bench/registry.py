@@ -55,6 +55,7 @@ class Entry:
 
 SUBCOMMANDS = (
     Entry("latency", "time per stage of an edit, beside other executors", "latency", state="warm"),
+    Entry("throughput", "edits/s by batch, and the share of the limits", "throughput", state="warm"),
     Entry("coldstart", "process start to PNG, beside a diffusers script", "coldstart", state="cold"),
     Entry("export", "export time, peak memory and bundle size by format", "exporting", state="cold"),
     Entry("edits", "success rate of edits on held-out scenes", "edits"),

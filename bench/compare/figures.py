@@ -103,6 +103,14 @@ COMPARABLE: dict[str, Comparable] = {
             Place("joules.*", JOULES, "energy"),
         ),
     ),
+    "throughput": Comparable(
+        ("model", "precision", "device", "steps", "seed", "size"),
+        (
+            Place("batches.*.step", SECONDS, "step"),
+            Place("batches.*.edit", SECONDS, "call"),
+            Place("batches.*.joules", JOULES, "energy"),
+        ),
+    ),
     "cold start": Comparable(
         ("model", "steps", "guidance", "seed", "size"),
         (
@@ -116,8 +124,8 @@ COMPARABLE: dict[str, Comparable] = {
     "export": Comparable(
         ("model",),
         (
-            Place("formats.*.seconds", SECONDS, "wall time"),
-            Place("formats.*.peak_bytes", BYTES, "peak memory"),
+            Place("formats.*.*.seconds", SECONDS, "wall time"),
+            Place("formats.*.*.peak_bytes", BYTES, "peak memory"),
             Place("formats.*.bundle_bytes", BYTES, "bundle"),
         ),
     ),

@@ -25,6 +25,7 @@ from ...runtime.pipeline import Pipeline
 from ...temporary_folder import temporary_folder
 from ..cases import Case, scene_cases
 from ..flags import at_least
+from ..limits import step_work
 from ..machine import describe_machine, machine_line
 from ..report import Table, finish
 from .edit_runs import EditRun, run_edit
@@ -166,16 +167,6 @@ def compare(setting: Setting, found: SettingRuns, exact: SettingRuns) -> dict[st
 
 TARGET, TEXT = 4096, 512
 """Tokens of a 1024x1024 picture, and of the text."""
-
-
-def step_work(config: TransformerConfig, blocks: int, queries: int, keys: int) -> tuple[float, float]:
-    """(FLOPs of the linears, FLOPs of attention) in `blocks` blocks, for `queries` tokens that attend to `keys` tokens.
-
-    Double and single blocks cost the same: qkv, proj and the MLP, which single blocks fuse into two linears.
-    """
-    hidden = config.hidden_size
-    linears = 2 * queries * (4 * hidden**2 + 2 * hidden * config.mlp_size)
-    return blocks * linears, blocks * 4 * queries * keys * hidden
 
 
 def work() -> list[dict[str, Any]]:

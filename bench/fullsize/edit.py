@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,13 @@ from ...runtime.bundle import Bundle
 from ...runtime.units import gigabytes
 from ...temporary_folder import temporary_folder
 from ..flags import parse_names
+from ..limits import MATRIX, matrix_rates, step_flops
 from ..machine import describe_machine, machine_line
 from ..openvino_sides import OPENVINO
 from ..process_cost import run_process
 from ..report import Table, finish, write_result
 
 BACKENDS = (*OPENVINO, "onnxruntime")
-
-MATRIX = 3072
-"""Rows of the square matrices whose product gives the processor's rate: FLUX's hidden size."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -91,39 +88,6 @@ def run_child(words: Sequence[str]) -> dict[str, Any]:
         command = module_command("kontext.bench.fullsize.edit_child", *words)
         cost = run_process(["sh", "-c", f'exec "$@" > "{output}"', "sh", *command])
         return {**json.loads(output.read_text()), "peak_bytes": cost.peak_bytes}
-
-
-def step_flops(bundle: Bundle, width: int, height: int) -> float:
-    """Floating-point operations of one step with one reference: two for each weight of a block and token, and those of
-    attention's two products."""
-    from ...runtime.backends.torch.backend import read_config
-
-    config = read_config(bundle).transformer
-    side = 2 * bundle.autoencoder.downscale
-    image = 2 * (width // side) * (height // side)
-    text = bundle.tokenizers["t5"].max_length
-    hidden, mlp, tokens = config.hidden_size, config.mlp_size, image + text
-    double = 4 * hidden * hidden + 2 * hidden * mlp
-    single = hidden * (3 * hidden + mlp) + (hidden + mlp) * hidden
-    weights = config.num_double_blocks * double + config.num_single_blocks * single
-    depth = config.num_double_blocks + config.num_single_blocks
-    return 2.0 * weights * tokens + 4.0 * depth * tokens**2 * hidden
-
-
-def matrix_rates(repeats: int = 5) -> dict[str, float]:
-    """Format → operations a second of the fastest product of two square matrices in PyTorch."""
-    import torch
-
-    rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.ones(MATRIX, MATRIX, dtype=dtype) for _ in range(2))
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            a @ b
-            seconds.append(time.perf_counter() - start)
-        rates[name] = 2 * MATRIX**3 / min(seconds)
-    return rates
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 from kontext.bench import cli
 from kontext.bench.fidelity import approximations
 from kontext.bench.fidelity.approximations import Setting
+from kontext.bench.limits import step_work
 from kontext.model.config import TransformerConfig
 from kontext.tiny.edits import KINDS
 
@@ -72,7 +73,7 @@ def test_the_work_of_a_step() -> None:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(**given)
     around = 2 * 128 * ((64 + 40) * 64 + 24 * 64 + 64 * 64)  # what enters and leaves the network
-    linears, attention = approximations.step_work(config, 5, 128, 128)
+    linears, attention = step_work(config, 5, 128, 128)
     assert counter.get_total_flops() - around == linears  # on a CPU attention is not counted
     heads = (1, 2, 128, 64)
     assert attention == 5 * sdpa_flop_count(heads, heads, heads)

@@ -50,6 +50,7 @@ def test_operations_of_a_step_are_pytorchs(tiny_bundle: Path) -> None:
     """By its counter, of the blocks: what is outside of them is left out."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    from kontext.bench.limits import step_flops
     from kontext.export.graph.interface import network_interface
     from kontext.model.build_network import build_network
     from kontext.runtime.backends.torch.backend import read_config
@@ -78,7 +79,7 @@ def test_operations_of_a_step_are_pytorchs(tiny_bundle: Path) -> None:
             + side**2 * config.transformer.in_channels  # final_layer
         )
     )
-    assert edit.step_flops(bundle, 128, 128) == counter.get_total_flops() - outside
+    assert step_flops(bundle, 128, 128) == counter.get_total_flops() - outside
 
 
 @pytest.mark.parametrize(

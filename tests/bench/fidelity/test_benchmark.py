@@ -15,7 +15,7 @@ pytest.importorskip("onnx")
 
 from kontext.bench import cli
 from kontext.bench.cases import scene_cases
-from kontext.bench.fidelity import picture_metrics
+from kontext.bench.fidelity import peers, picture_metrics
 from kontext.bench.fidelity.benchmark import measure_fidelity
 from kontext.bench.pictures import read_named
 from kontext.decibels import psnr
@@ -73,6 +73,27 @@ def test_the_command_with_peers(
     assert 30 < eight["velocity_snr"] < 60
     assert 5 < four["velocity_snr"] < eight["velocity_snr"] - 12
     assert four["library"].startswith("gguf ")
+
+
+@pytest.mark.parametrize(("flags", "code"), [(["--strict"], 1), ([], 0)])
+def test_skipped_peers_are_named_and_strictly_an_exit_code(
+    flags: list[str],
+    code: int,
+    bundles: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GGML_LIBRARY", raising=False)
+    for name in [name for name in peers.PEERS if name not in ("gguf-q4_0", "gguf-q4_k")]:
+        monkeypatch.delitem(peers.PEERS, name)
+    for name in ("flip", "ssimulacra2", "lpips", "clip", "dino"):
+        monkeypatch.delitem(picture_metrics.METRICS, name)
+    words = ["fidelity", str(bundles["int4"]), "--reference", str(bundles["fp32"]), "--steps", "1", "-n", "1"]
+    assert cli.main([*words, "--peers", "all", *flags]) == code
+    shown, said = capsys.readouterr()
+    assert "gguf-q4_0" in shown
+    assert "gguf-q4_k" not in shown
+    assert said.count("skipped: gguf-q4_k needs ggml's library: set GGML_LIBRARY") == 1
 
 
 def test_the_command_on_a_data_set(

@@ -122,7 +122,8 @@ bench: $(VENV)/.kontext-batch $(addprefix build/kontext-tiny-,fp32 fp8 int8 int4
 	$(BIN)/kontext-bench batch build/kontext-tiny-fp32 --json bench/results/batch.json
 	-$(BIN)/kontext-bench serve && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 \
 		--json bench/results/serving.json && $(BIN)/kontext-bench serving build/kontext-tiny-fp32 --rest \
-		--concurrency 1,2,4 --json bench/results/rest.json
+		--concurrency 1,2,4 --json bench/results/rest.json && $(BIN)/kontext-bench capacity \
+		--check-server build/kontext-tiny-fp32 --json bench/results/capacity.json
 	$(MAKE) fidelity
 
 # Installed after latencies are measured: diffusers imports torchao if it is installed, which slows its start.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..errors import KontextError
 from . import coldstart, edits, exporting, latency, placement, throughput
 from .batch import benchmark as batch
+from .capacity import benchmark as capacity
 from .edit_fidelity import tables as edit_fidelity
 from .fidelity import approximations, methods
 from .fidelity import benchmark as fidelity
@@ -100,6 +101,13 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
     },
     "docs/rest.md": {"rest": [Content("rest.json", serving_rest.tables, serving_rest.footer)]},
     "docs/devices.md": {"placement": of("placement.json", placement)},
+    "docs/capacity.md": {
+        "check": of("capacity.json", capacity),
+        "fleet": [
+            *of("fleet.json", capacity, "Arrivals at random (Poisson):"),
+            *of("fleet_bursty.json", capacity, "Arrivals in bursts, twice the rate for a fifth of the time:"),
+        ],
+    },
     "docs/kernels.md": {"vram-fit": of("vram_fit.json", vram_fit)},
 }
 """Document → section → its contents."""

@@ -76,6 +76,7 @@ SUBCOMMANDS = (
     Entry("vram-fit", "which cards bundles run on (needs a GPU or fake-gpu)", "memory.vram_fit"),
     Entry("placement", "which operators ONNX Runtime's CUDA provider runs", "placement"),
     Entry("gpu", "Triton kernels and the full-size step on a GPU", "gpu.benchmark", state="warm"),
+    Entry("capacity", "GPUs that hold a rate of edits, and their cost", "capacity.benchmark"),
     Entry("compare", "two results: what changed, and what is noise", "compare.command", False),
     Entry("demo", "make edits of all kinds and a contact sheet", "demo", False),
     Entry("references", "edits with two references by each method", "references", False),

@@ -198,6 +198,8 @@ NOT_COMPARABLE: dict[str, str] = {
     "fullsize edit": "each backend runs once",
     "engines": "each engine is built once",
     "plans": "nothing is measured in it",
+    "capacity": "nothing is measured in it: it is a simulation",
+    "capacity check": "it is a comparison itself: read how far apart both are",
     "vram-fit": "it says what fits on which card; compare the tables",
     "placement": "it counts operators; compare the tables",
     "gpu": "it keeps medians of kernels, not their samples; compare the ratios in its tables",

@@ -20,6 +20,7 @@ SUBCOMMAND_OF = {
     "success of edits": "edits",
     "fullsize edit": "fullsize-edit",
     "serving-rest": "serving",
+    "capacity check": "capacity",
 }
 """What a result says it is → its subcommand, where that has another name."""
 

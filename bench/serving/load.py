@@ -1,4 +1,5 @@
-"""Load on a server: concurrent callers in a closed loop, each sending its next edit when its last one is answered."""
+"""Load on a server: concurrent callers in a closed loop, each sending its next edit when its last one is answered, or
+in an open loop, where edits come at given times, whatever the server does."""
 
 from __future__ import annotations
 
@@ -84,8 +85,10 @@ def marked(image: bytes, number: int) -> bytes:
     return file.getvalue()
 
 
-def closed_loop(client: Client, edits: Sequence[Edit], callers: int) -> tuple[float, list[float]]:
-    """(seconds for all edits, seconds of each)."""
+def closed_loop(
+    client: Client, edits: Sequence[Edit], callers: int, stagger: float = 0.0
+) -> tuple[float, list[float]]:
+    """(seconds for all edits, seconds of each). Each caller begins `stagger` seconds after the one before."""
     left, lock = iter(edits), threading.Lock()
     latencies: list[float] = []
     faults: list[BaseException] = []
@@ -107,7 +110,8 @@ def closed_loop(client: Client, edits: Sequence[Edit], callers: int) -> tuple[fl
     threads = [threading.Thread(target=call, daemon=True) for _ in range(callers)]
     begin = time.perf_counter()
     try:
-        for thread in threads:
+        for number, thread in enumerate(threads):
+            time.sleep(max(0.0, begin + number * stagger - time.perf_counter()))
             thread.start()
         for thread in threads:
             thread.join()
@@ -115,7 +119,54 @@ def closed_loop(client: Client, edits: Sequence[Edit], callers: int) -> tuple[fl
         client.close()
         raise
     seconds = time.perf_counter() - begin
+    raise_first(faults)
+    return seconds, latencies
+
+
+def open_loop(client: Client, edits: Sequence[Edit], times: Sequence[float]) -> tuple[float, list[float]]:
+    """(seconds from the first arrival to the last answer, seconds of each edit from when it should be sent).
+
+    An edit that is sent late, because this machine was busy, counts from its time: who waits to send, waits too.
+
+    Args:
+        client: of the server.
+        edits: one for each time.
+        times: of arrival in seconds, ascending.
+
+    Raises:
+        KontextError: an edit failed.
+    """
+    latencies = [0.0] * len(edits)
+    faults: list[BaseException] = []
+    begin = time.perf_counter()
+
+    def call(number: int, edit: Edit, at: float) -> None:
+        try:
+            client.edit(edit)
+            latencies[number] = time.perf_counter() - begin - at
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = []
+    try:
+        for number, (edit, at) in enumerate(zip(edits, times, strict=True)):
+            time.sleep(max(0.0, begin + at - time.perf_counter()))
+            if faults:
+                break
+            threads.append(threading.Thread(target=call, args=(number, edit, float(at)), daemon=True))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        client.close()
+        raise
+    seconds = time.perf_counter() - begin - float(times[0])
+    raise_first(faults)
+    return seconds, latencies
+
+
+def raise_first(faults: Sequence[BaseException]) -> None:
+    """Raises the first of a loop's faults as a KontextError, if there is one."""
     if faults:
         fault = faults[0]
         raise fault if isinstance(fault, KontextError) else KontextError(f"a caller failed: {fault!r}")
-    return seconds, latencies

@@ -31,7 +31,7 @@ EXTRAS = {
         ),
         "bench",
     ),
-    **dict.fromkeys(("bitsandbytes", "modelopt", "optimum", "torchao"), "peers"),
+    **dict.fromkeys(("bitsandbytes", "modelopt", "nncf", "optimum", "torchao"), "peers"),
     **dict.fromkeys(("pyarrow", "ray"), "batch"),
     **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "python_multipart", "uvicorn"), "rest"),
     "onnxruntime": "cpu",

@@ -125,9 +125,9 @@ def run(arguments: argparse.Namespace) -> int:
 def find_missing(names: Sequence[str], reference: Path) -> dict[str, str]:
     """Peers that cannot be measured here, or not beside this reference, and why."""
     missing = {name: why for name in names if (why := peers.why_unavailable(name)) is not None}
-    weighed = [name for name in names if name in peers.WEIGHED and name not in missing]
-    if weighed and (why := importance.why_unavailable(Bundle.open(reference))) is not None:
-        missing |= {name: f"{name}: {why}" for name in weighed}
+    calibrated = [name for name in names if name in peers.CALIBRATED and name not in missing]
+    if calibrated and (why := importance.why_unavailable(Bundle.open(reference))) is not None:
+        missing |= {name: f"{name}: {why}" for name in calibrated}
     return missing
 
 
@@ -297,7 +297,7 @@ def open_bundles(reference: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
         bundle = Bundle.open(path)
         if bundle.manifest["model"] != reference.manifest["model"]:
             raise KontextError(f"{path} is not an export of {reference.folder}'s model")
-        if path.name in opened or path.name in peers.PEERS:
+        if path.name in opened or path.name in peers.ALL_PEERS:
             raise KontextError(f"two bundles are named {path.name}: rename one's folder")
         opened[path.name] = bundle
     return opened

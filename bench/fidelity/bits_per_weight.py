@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ...errors import KontextError
 from ...model.safetensors_file import SafetensorsFile, open_safetensors
@@ -18,6 +19,37 @@ COUNTED = ("transformer", "modulation")
 
 Layers = Mapping[str, Sequence[str]]
 """Graph → names of its weights."""
+
+
+@dataclass
+class StoredBits:
+    """What a peer would store for the quantized layers: bits, scales included, and number of weights, by graph."""
+
+    bits: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def layer_bits(self) -> float:
+        return sum(self.bits[graph] for graph in COUNTED) / sum(self.counts[graph] for graph in COUNTED)
+
+    def file_bits(self, reference: Bundle) -> float:
+        """Bits per weight of the whole files, if the quantized layers were stored so."""
+        whole = 8 * sum(reference.graphs[graph].weights.stat().st_size for graph in COUNTED)
+        saved = sum(self.original_bits(reference, graph) - self.bits[graph] for graph in COUNTED)
+        return (whole - saved) / parameters(reference)
+
+    def original_bits(self, reference: Bundle, graph: str) -> int:
+        """Bits of the quantized layers in the reference."""
+        width = {"fp32": 32, "fp16": 16, "bf16": 16}[reference.manifest["precision"]["networks"][graph]]
+        return width * self.counts[graph]
+
+
+def count_weights(reference: Bundle, layers: Layers) -> dict[str, int]:
+    """Graph → number of weights in its layers."""
+    each = headers(reference)
+    return {
+        graph: sum(math.prod(each[graph].tensors[weight].shape) for weight in weights)
+        for graph, weights in layers.items()
+    }
 
 
 def headers(bundle: Bundle) -> dict[str, SafetensorsFile]:

@@ -1,20 +1,15 @@
-"""Peers: the reference's weights quantized by other libraries, run in the same graphs as our bundles.
+"""Peers: the reference quantized by other libraries, in exactly the layers that our bundles quantize.
 
-A peer's bundle is a copy of the fp32 reference. In exactly the layers that our bundles quantize, it holds the values
-that the library would multiply with; sampler, kernels and all other layers are the same.
+Those of `PEERS` are weights only. Their bundle is a copy of the fp32 reference with the values that the library would
+multiply with; sampler, kernels and all other layers are the same. Those of `network_peers` run networks of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
-import importlib.util
-import io
 import json
-import logging
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +26,10 @@ from ...runtime.backends.onnxruntime_library import first_line
 from ...runtime.bundle import Bundle
 from ...temporary_folder import temporary_folder
 from . import bits_per_weight, ggml
-from .bits_per_weight import COUNTED, Layers
+from .bits_per_weight import COUNTED, Layers, StoredBits
 from .importance import embedded_importance
+from .installed_library import InstalledLibrary
+from .network_peers.registry import NETWORK_PEERS, NetworkPeer
 from .peer_quantizers import (
     Quantizer,
     bitsandbytes_nf4,
@@ -42,29 +39,22 @@ from .peer_quantizers import (
     torchao_eight_bits,
     torchao_int4,
 )
+from .quiet import quiet
 from .schemes import scheme
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A library's number format. `library` is the distribution to install, `module` the name to import; `scheme` is
-    the class that it is compared in (`schemes`)."""
+class Peer(InstalledLibrary):
+    """A library's number format. `scheme` is the class that it is compared in (`schemes`)."""
 
-    library: str
-    module: str
     what: str
     scheme: str
     quantize: Quantizer
 
-    def version(self) -> str:
-        return f"{self.library} {importlib.metadata.version(self.library)}"
-
-    def is_installed(self) -> bool:
-        try:
-            Peer.version(self)
-            return importlib.util.find_spec(self.module) is not None
-        except (ImportError, importlib.metadata.PackageNotFoundError):
-            return False
+    def try_out(self) -> None:
+        """Raises whatever the library raises where it does not work."""
+        with quiet():
+            self.quantize(torch.ones(64, 64))
 
     def why_missing(self) -> str | None:
         """What else it needs and is not there, in words."""
@@ -140,19 +130,20 @@ PEERS = {
     "modelopt-int4": Peer("nvidia-modelopt", "modelopt", "INT4, groups of 64", "W4A16", modelopt(4, 64)),
 }
 
+ALL_PEERS: dict[str, Peer | NetworkPeer] = {**PEERS, **NETWORK_PEERS}
+
 WEIGHED = {name for name, peer in PEERS.items() if isinstance(peer, GgmlPeer) and peer.weighed}
-"""Peers that need our calibration, which is of the embedded model."""
+"""Peers that weigh errors by our calibration's statistics."""
+
+CALIBRATED = WEIGHED | {name for name, peer in NETWORK_PEERS.items() if peer.method.calibrated}
+"""Peers that need our calibration's statistics or edits, which are of the embedded model."""
 
 
-@dataclass
-class PeerBundle:
+@dataclass(kw_only=True)
+class PeerBundle(StoredBits):
     """A bundle with a peer's values, and the bits that the library would store for them."""
 
     bundle: Bundle
-    bits: dict[str, int] = field(default_factory=dict)
-    """Graph → bits of its quantized layers."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """Graph → number of weights in them."""
     forms: Counter[str] = field(default_factory=Counter)
     """Format → number of weights in it, in a peer that has several, of the counted graphs."""
 
@@ -172,20 +163,6 @@ class PeerBundle:
             "scheme": scheme(round(mean)),
         }
 
-    def layer_bits(self) -> float:
-        return sum(self.bits[graph] for graph in COUNTED) / sum(self.counts[graph] for graph in COUNTED)
-
-    def file_bits(self, reference: Bundle) -> float:
-        """Bits per weight of the whole files, if the quantized layers were stored as the library does."""
-        whole = 8 * sum(reference.graphs[graph].weights.stat().st_size for graph in COUNTED)
-        saved = sum(self.original_bits(reference, graph) - self.bits[graph] for graph in COUNTED)
-        return (whole - saved) / bits_per_weight.parameters(reference)
-
-    def original_bits(self, reference: Bundle, graph: str) -> int:
-        """Bits of the quantized layers in the reference."""
-        width = {"fp32": 32, "fp16": 16, "bf16": 16}[reference.manifest["precision"]["networks"][graph]]
-        return width * self.counts[graph]
-
 
 def parse_peers(text: str | None) -> list[str]:
     """`torchao-int4,bnb-nf4` as names; `all` as the names of all peers; None as none.
@@ -196,23 +173,24 @@ def parse_peers(text: str | None) -> list[str]:
     if not text:
         return []
     if text == "all":
-        return list(PEERS)
+        return list(ALL_PEERS)
     names = list(dict.fromkeys(word.strip() for word in text.split(",")))
-    if unknown := [name for name in names if name not in PEERS]:
-        raise KontextError(f"--peers takes all, or {', '.join(PEERS)}; not {', '.join(map(repr, unknown))}")
+    if unknown := [name for name in names if name not in ALL_PEERS]:
+        raise KontextError(
+            f"--peers takes all, or {', '.join(ALL_PEERS)}; not {', '.join(map(repr, unknown))}"
+        )
     return names
 
 
 def why_unavailable(name: str) -> str | None:
     """Why a peer cannot be measured here; None if it can."""
-    peer = PEERS[name]
+    peer = ALL_PEERS[name]
     if not peer.is_installed():
         return f"{name} needs {peer.library}, which is not installed: {install_command('peers')}"
     if (missing := peer.why_missing()) is not None:
         return f"{name} needs {missing}"
     try:  # fail now, rather than after an hour of measuring others
-        with quiet():
-            peer.quantize(torch.ones(64, 64))
+        peer.try_out()
     except Exception as fault:  # each library raises its own types
         return f"{name}: {peer.version()} does not work here: {first_line(fault)}"
     return None
@@ -231,7 +209,7 @@ def quantized(name: str, reference: Bundle, layers: Layers) -> Iterator[PeerBund
         folder = Path(temporary) / name
         shutil.copytree(reference.folder, folder)
         copy = Bundle.open(folder)
-        result = PeerBundle(copy)
+        result = PeerBundle(bundle=copy)
         manifest = json.loads(json.dumps(copy.manifest))
         headers = bits_per_weight.headers(copy)
         for graph, weights in layers.items():
@@ -293,19 +271,6 @@ def fused_rows(where: str, shape: Sequence[int]) -> list[int]:
     return [rows]
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppresses what libraries print about missing CUDA kernels or torchvision, which does not matter here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def describe_peer(name: str) -> dict[str, Any]:
-    peer = PEERS[name]
+    peer = ALL_PEERS[name]
     return {"precision": peer.what, "scheme": peer.scheme, "library": peer.version()}

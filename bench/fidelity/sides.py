@@ -18,6 +18,7 @@ from ...runtime.backends.runnable import Formats
 from ...runtime.bundle import Bundle
 from . import bits_per_weight, floors, peers
 from .bits_per_weight import Layers
+from .network_peers.registry import NETWORK_PEERS
 from .schemes import bundle_scheme, scheme_on_cpu
 
 ON_CPU = "-on-cpu"
@@ -104,6 +105,12 @@ def runnable(bundle: Bundle, reference: Bundle) -> Iterator[Bundle]:
 
 @contextlib.contextmanager
 def theirs(name: str, reference: Bundle, layers: Layers) -> Iterator[ComparedBundle]:
+    if (peer := NETWORK_PEERS.get(name)) is not None:
+        pipe = Pipeline.load(reference, backend="onnxruntime")
+        pipe.backend, stored = peer.open(name, reference, pipe.backend, layers)
+        bits = stored.layer_bits(), stored.file_bits(reference)
+        yield ComparedBundle(name, peers.describe_peer(name), pipe, *bits)
+        return
     with peers.quantized(name, reference, layers) as quantized:
         yield ComparedBundle(
             name,

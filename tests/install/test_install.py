@@ -248,8 +248,8 @@ def test_further_extras(wheel: Path, exporting: Environment, bundle: Path, clone
         exporting.succeed("kontext-bench", name, "--help")
     exporting.install(wheel, "peers")
     listed = exporting.python(
-        "from kontext.bench.fidelity.peers import PEERS, why_unavailable as why; "
-        "print(*filter(None, (why(name) for name in PEERS if name != 'gguf-q4_k')))"
+        "from kontext.bench.fidelity.peers import ALL_PEERS, why_unavailable as why; "
+        "print(*filter(None, (why(name) for name in ALL_PEERS if name != 'gguf-q4_k')))"
     )
     assert listed == ""
     exporting.pip("install", "-c", str(CONSTRAINTS), *EXTRAS["test"])

@@ -13,6 +13,7 @@ import torch
 
 from kontext.bench.fidelity import bits_per_weight, peers
 from kontext.bench.fidelity.peer_quantizers import QuantizedWeight
+from kontext.bench.fidelity.quiet import quiet
 from kontext.decibels import decibels
 from kontext.errors import KontextError
 from kontext.installation import install_command
@@ -44,7 +45,7 @@ def weight() -> torch.Tensor:
 def quantized(name: str, weight: torch.Tensor) -> tuple[torch.Tensor, int]:
     if (why := peers.why_unavailable(name)) is not None:
         pytest.skip(why)
-    with peers.quiet():
+    with quiet():
         result = peers.PEERS[name].quantize(weight)
     return result.values, result.bits
 
@@ -124,7 +125,7 @@ def test_what_a_library_cannot_quantize_is_one_line(bundles: dict[str, Path]) ->
 
 def test_names() -> None:
     assert peers.parse_peers(None) == []
-    assert peers.parse_peers("all") == list(peers.PEERS)
+    assert peers.parse_peers("all") == list(peers.ALL_PEERS)
     assert peers.parse_peers("bnb-nf4, gguf-q4_0,bnb-nf4") == ["bnb-nf4", "gguf-q4_0"]
     with pytest.raises(KontextError, match=r"--peers takes all, or .*; not 'awq'"):
         peers.parse_peers("awq,bnb-nf4")
@@ -134,7 +135,7 @@ def test_a_library_that_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -
     def quantize(_: torch.Tensor) -> QuantizedWeight:
         raise RuntimeError("no kernel\nfor this device")
 
-    monkeypatch.setitem(peers.PEERS, "broken", peers.Peer("torch", "torch", "nothing", "W8A16", quantize))
+    monkeypatch.setitem(peers.ALL_PEERS, "broken", peers.Peer("torch", "torch", "nothing", "W8A16", quantize))
     why = peers.why_unavailable("broken")
     assert why is not None
     assert why.startswith("broken: torch ")
@@ -142,6 +143,6 @@ def test_a_library_that_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_absent_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     why = peers.why_unavailable("quanto-int4")
     assert why == f"quanto-int4 needs optimum-quanto, which is not installed: {install_command('peers')}"

@@ -1,0 +1,25 @@
+"""A library that a peer needs: whether it is installed, and which version."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class InstalledLibrary:
+    """`library` is the distribution to install, `module` the name to import."""
+
+    library: str
+    module: str
+
+    def version(self) -> str:
+        return f"{self.library} {importlib.metadata.version(self.library)}"
+
+    def is_installed(self) -> bool:
+        try:
+            importlib.metadata.version(self.library)
+            return importlib.util.find_spec(self.module) is not None
+        except (ImportError, importlib.metadata.PackageNotFoundError):
+            return False

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class InstalledLibrary:
-    """`library` is the distribution to install, `module` the name to import."""
+    """`distribution` is what to install, `module` the name to import."""
 
-    library: str
+    distribution: str
     module: str
 
     def version(self) -> str:
-        return f"{self.library} {importlib.metadata.version(self.library)}"
+        return f"{self.distribution} {importlib.metadata.version(self.distribution)}"
 
     def is_installed(self) -> bool:
         try:
-            importlib.metadata.version(self.library)
+            importlib.metadata.version(self.distribution)
             return importlib.util.find_spec(self.module) is not None
         except (ImportError, importlib.metadata.PackageNotFoundError):
             return False

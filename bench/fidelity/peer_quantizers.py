@@ -93,11 +93,7 @@ def quanto(kind: str, bits: int) -> Quantizer:
     """optimum-quanto's weights in groups that it chooses (4 bits) or per output channel (8 bits), uncalibrated."""
 
     def quantize(weight: Tensor) -> QuantizedWeight:
-        from optimum import quanto as own
-        from optimum.quanto.library.extensions import cpp
-
-        if cpp.ext._lib is None:  # else it compiles an extension for minutes, only to unpack bits
-            cpp.ext._lib = SimpleNamespace(unpack=unpack_bits)
+        own = load_quanto()
         network = linear(weight, torch.float16)
         own.quantize(network, weights=getattr(own, kind))
         own.freeze(network)
@@ -106,6 +102,16 @@ def quanto(kind: str, bits: int) -> Quantizer:
         return QuantizedWeight(stored.dequantize().float(), bits * weight.numel() + bits_of(*scales))
 
     return quantize
+
+
+def load_quanto() -> Any:
+    """optimum-quanto, which else compiles an extension for minutes, only to unpack bits."""
+    from optimum import quanto
+    from optimum.quanto import library
+
+    if library.extensions.cpp.ext._lib is None:
+        library.extensions.cpp.ext._lib = SimpleNamespace(unpack=unpack_bits)
+    return quanto
 
 
 def unpack_bits(packed: Tensor, bits: int) -> Tensor:

@@ -186,7 +186,7 @@ def why_unavailable(name: str) -> str | None:
     """Why a peer cannot be measured here; None if it can."""
     peer = ALL_PEERS[name]
     if not peer.is_installed():
-        return f"{name} needs {peer.library}, which is not installed: {install_command('peers')}"
+        return f"{name} needs {peer.distribution}, which is not installed: {install_command('peers')}"
     if (missing := peer.why_missing()) is not None:
         return f"{name} needs {missing}"
     try:  # fail now, rather than after an hour of measuring others

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
 
-from ..peer_quantizers import bits_of, unpack_bits
+from ..peer_quantizers import bits_of, load_quanto
 from .torch_networks import Calibrate, TorchMethod
 
 
@@ -18,11 +17,7 @@ def quantize(
 ) -> None:
     """`weights` and `activations` name types of quanto. Weights are frozen before the calibration and not after it:
     the same values, which it would else compute again at every step."""
-    from optimum import quanto
-    from optimum.quanto.library.extensions import cpp
-
-    if cpp.ext._lib is None:  # else it compiles an extension for minutes, only to unpack bits
-        cpp.ext._lib = SimpleNamespace(unpack=unpack_bits)
+    quanto = load_quanto()
     quanto.quantize(
         network,
         weights=getattr(quanto, weights),

@@ -27,7 +27,7 @@ RANGES = {"W8A16": (38, 55), "W8A8": (14, 45), "W4A16": (8, 30), "W4A8": (8, 26)
 def test_layers_and_error(name: str, edit: Edit, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = NETWORK_PEERS[name]
     if not peer.is_installed():
-        pytest.skip(f"{peer.library} is not installed")
+        pytest.skip(f"{peer.distribution} is not installed")
     loaded = []
     load = torch_networks.load_modules
     monkeypatch.setattr(

@@ -87,6 +87,7 @@ def compare(before: Path, after: Path, rules: Rules, *, across_machines: bool = 
             raise KontextError(
                 f"{path} is from before results kept the value of every run: measure it again with this version"
             )
+        check_origin(each, path)
     check_settings(results, paths, comparable)
     check_machines(results, paths, comparable, across_machines)
     first, second = (read_figures(each, path, comparable) for path, each in zip(paths, results, strict=True))
@@ -126,6 +127,18 @@ def kind_of(results: Sequence[Result], paths: Sequence[Path]) -> Comparable:
     return COMPARABLE[first]
 
 
+def check_origin(result: Result, path: Path) -> None:
+    """Raises KontextError unless a result's machine and provenance are what the schema says."""
+    machine, provenance = result.get("machine"), result.get("provenance")
+    good = isinstance(machine, dict) and isinstance(machine.get("libraries"), dict)
+    if not good or not isinstance(provenance, dict):
+        raise KontextError(f"{path} does not say where it comes from (machine, provenance): measure it again")
+    source, load = provenance.get("source"), provenance.get("load_average")
+    known = source is None or (isinstance(source, dict) and isinstance(source.get("commit"), str))
+    if not known or not (load is None or (isinstance(load, list) and load)):
+        raise KontextError(f"{path} has a provenance that cannot be read: measure it again")
+
+
 def check_settings(results: Sequence[Result], paths: Sequence[Path], comparable: Comparable) -> None:
     for name in comparable.settings:
         first, second = (each.get(name) for each in results)
@@ -141,7 +154,7 @@ def check_settings(results: Sequence[Result], paths: Sequence[Path], comparable:
 def check_machines(
     results: Sequence[Result], paths: Sequence[Path], comparable: Comparable, across: bool
 ) -> None:
-    machines = [each["machine"] if isinstance(each.get("machine"), dict) else {} for each in results]
+    machines = [each["machine"] for each in results]
     different = [name for name in MACHINE if machines[0].get(name) != machines[1].get(name)]
     if not different:
         return
@@ -170,19 +183,17 @@ def some(figures: dict[str, Figure]) -> str:
 
 
 def described(path: Path, result: Result) -> dict[str, Any]:
-    provenance = result.get("provenance", {})
     return {
         "file": path.name,
-        **{name: provenance.get(name) for name in ("started", "source", "load_average")},
+        **{name: result["provenance"].get(name) for name in ("started", "source", "load_average")},
     }
 
 
 def changed_libraries(results: Sequence[Result]) -> dict[str, list[str | None]]:
     """Library → its versions, of those that differ; Python and the system are among them."""
-    machines = [each.get("machine", {}) for each in results]
+    machines = [each["machine"] for each in results]
     versions = [
-        {**each.get("libraries", {}), "python": each.get("python"), "system": each.get("system")}
-        for each in machines
+        {**each["libraries"], "python": each.get("python"), "system": each.get("system")} for each in machines
     ]
     names = list(dict.fromkeys([*versions[0], *versions[1]]))
     return {
@@ -249,7 +260,9 @@ def footer(result: Result) -> str:
 
 def origin(described: dict[str, Any]) -> str:
     source = described.get("source") or {}
-    commit = f", commit {source['commit'][:12]}{', modified' if source['modified'] else ''}" if source else ""
+    commit = (
+        f", commit {source['commit'][:12]}{', modified' if source.get('modified') else ''}" if source else ""
+    )
     started = f", {described['started']}" if described.get("started") else ""
     load = f", load {described['load_average'][0]}" if described.get("load_average") else ""
     return f"{described['file']}{commit}{started}{load}"

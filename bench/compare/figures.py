@@ -7,6 +7,7 @@ keys of the edits that it is about, a number by itself.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -246,22 +247,30 @@ def figure_of(name: str, kind: Kind, value: Any, edits: Sequence[str] | None) ->
     if value is None:
         return None
     if isinstance(value, dict) and "samples" in value:
-        return Figure(name, kind, samples=tuple(map(float, value["samples"])))
+        samples = tuple(map(finite, value["samples"]))
+        return Figure(name, kind, samples=samples) if samples else None
     if isinstance(value, dict):  # kind of edit → a verdict for each
         return Figure(
             name,
             kind,
             paired={
-                f"{key}-{number}": float(each)
+                f"{key}-{number}": finite(each)
                 for key, verdicts in value.items()
                 for number, each in enumerate(verdicts)
             },
         )
     if isinstance(value, list):
         pairs = zip(edits or map(str, range(len(value))), value, strict=edits is not None)
-        known = {key: float(each) for key, each in pairs if each is not None}
+        known = {key: finite(each) for key, each in pairs if each is not None}
         return Figure(name, kind, paired=known) if known else None
-    return Figure(name, kind, value=float(value))
+    return Figure(name, kind, value=finite(value))
+
+
+def finite(value: Any) -> float:
+    """Raises ValueError unless it is a number that can be compared; JSON as Python reads it has infinities and NaN."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no number")
+    return float(value)
 
 
 def unique(keys: Sequence[str]) -> list[str]:

@@ -86,13 +86,18 @@ def other_machine() -> dict[str, Any]:
         (latency(sides={}, peak_bytes={}), "have no figure in common: kontext, step, kontext, edit, kontext"),
         (latency(sides={"kontext": {"step": {"samples": "no"}}}), "b.json is not a result of this benchmark"),
         (latency(sides={"kontext": {"step": {"median": 1.0}}}), "b.json is not a result of this benchmark"),
+        (latency(sides={"kontext": {"step": {"samples": [float("nan")]}}}), "nan is no number"),
+        (latency(machine=5), "b.json does not say where it comes from"),
+        (latency(provenance="x"), "b.json does not say where it comes from"),
+        (latency(provenance={"source": "x"}), "b.json has a provenance that cannot be read"),
+        (latency(provenance={"load_average": 3}), "b.json has a provenance that cannot be read"),
     ],
 )
 def test_what_cannot_be_compared(
     folder: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any], message: str
 ) -> None:
     files = [written("a.json", latency()), "b.json"]
-    Path("b.json").write_text(json.dumps({"schema": 1, **other}))
+    Path("b.json").write_text(json.dumps({"schema": 1, "provenance": {}, **other}))
     assert main(["compare", *files]) == 2
     error = capsys.readouterr().err
     assert message in error

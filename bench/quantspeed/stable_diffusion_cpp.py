@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import queue
 import threading
 from pathlib import Path
@@ -100,7 +101,10 @@ class Sampling:
         self.folder, self.weights, self.grid, self.steps = folder, weights, grid, steps
         self.go = threading.Semaphore(0)
         self.done: queue.Queue[Exception | None] = queue.Queue()
-        threading.Thread(target=self.sample, daemon=True).start()
+        self.loaded = False
+        self.thread = threading.Thread(target=self.sample, daemon=True)
+        SAMPLINGS[self.thread] = self
+        self.thread.start()
         self.wait()  # for the encoders
 
     def __call__(self) -> None:
@@ -121,24 +125,35 @@ class Sampling:
                 diffusion_flash_attn=True,
                 verbose=False,
             )
+            # Its own way to be silent sends this process's stdout to nowhere until the picture is made.
+            model.verbose = True
+            self.loaded = True
+            logging.getLogger(LIBRARY).setLevel(logging.CRITICAL)
             model.generate_image(
                 prompt="make it blue",
                 ref_images=[PIL.Image.new("RGB", (size["width"], size["height"]), "red")],
                 sample_steps=self.steps + 1,
                 sample_method="euler",
                 cfg_scale=1.0,
-                progress_callback=self.stepped,
+                progress_callback=stepped,
                 **size,
             )
         except Exception as fault:  # of the library's own types; whoever waits gets it
             self.done.put(fault)
 
-    def stepped(self, *_progress: Any) -> None:
-        """The library calls this before the first step and after every one."""
-        self.done.put(None)
-        self.go.acquire()
-
     def wait(self) -> None:
         fault = self.done.get()
         if fault is not None:
             raise KontextError(f"{LIBRARY} failed: {fault}") from fault
+
+
+SAMPLINGS: dict[threading.Thread, Sampling] = {}
+
+
+def stepped(*_progress: Any) -> None:
+    """The library calls this before the first step and after every one, in the thread that samples; while it loads a
+    model, too. It has one callback for all pictures: the latest that was given."""
+    sampling = SAMPLINGS[threading.current_thread()]
+    if sampling.loaded:
+        sampling.done.put(None)
+        sampling.go.acquire()

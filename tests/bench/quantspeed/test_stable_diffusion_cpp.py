@@ -1,4 +1,4 @@
-"""Steps of stable-diffusion.cpp in turn: on a stand-in with the library's one callback, and for real where installed."""
+"""Steps of stable-diffusion.cpp in turn: on a stand-in with its one callback, and for real where it is installed."""
 
 from __future__ import annotations
 

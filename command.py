@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import io
 import os
 import re
 import select
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from gettext import gettext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from .errors import KontextError, one_line
 from .installation import DISTRIBUTION, VERSION, missing_library
@@ -29,6 +31,9 @@ URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:[^,/]*(?:/[^,]*)?,", re.IGNORECASE)
 
 MOST_NAME, MOST_PATH = 255, 4095
 """Bytes of a file's name, and of a path, on Linux."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What writing ends in where nothing more fits."""
 
 HUB_URL = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?P<id>[\w.-]+/[\w.-]+)"
@@ -200,20 +205,30 @@ def run_command(work: Callable[[], int | None], after_interrupt: Callable[[], st
         after_interrupt: called after Ctrl-C or SIGTERM; returns what is printed behind "interrupted".
 
     Returns:
-        0 for success or what `work` returned, 2 for an error that the user can fix, 130 after Ctrl-C, 143 after
-        SIGTERM, 1 if the reader of stdout has gone.
+        0 for success or what `work` returned, 2 for an error that the user can fix, such as output that cannot be
+        written, 130 after Ctrl-C, 143 after SIGTERM, 1 if the reader of stdout has gone.
 
     Raises:
         SystemExit: `--help` or `--version` was given.
-        Exception: a bug, with its traceback; KontextError, MemoryError, ImportError, BrokenPipeError and what Ctrl-C
-            caused do not.
+        Exception: a bug, with its traceback; KontextError, MemoryError, ImportError, BrokenPipeError, a full disk and
+            what Ctrl-C caused do not.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # names of files are of any bytes, terminals of any encoding
     try:
         with interrupts():  # around what is printed too: a second Ctrl-C then ends the process at once
             code = run_and_report(work, after_interrupt)
-    finally:
-        written = flush_stdout()
-    return code if written else code or 1
+    except SystemExit:
+        if flush_stdout() == 2:
+            raise SystemExit(2) from None
+        raise
+    except BaseException:
+        flush_stdout()
+        raise
+    unwritten = flush_stdout()
+    return max(code, unwritten) if unwritten == 2 else code or unwritten
 
 
 def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[], str]) -> int:
@@ -236,6 +251,9 @@ def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[],
     except Exception as error:
         if cause := interrupt_in(error):
             return interrupted(cause, after_interrupt())
+        if isinstance(error, OSError) and (error.errno in NO_ROOM or not stdout_takes_more()):
+            discard(sys.stdout)
+            return unwritable(error)
         if isinstance(error, ImportError):
             missing = missing_library(error.name or "") if isinstance(error, ModuleNotFoundError) else None
             return fail(missing or f"a library cannot be loaded: {error}")
@@ -244,18 +262,32 @@ def run_and_report(work: Callable[[], int | None], after_interrupt: Callable[[],
 
 def fail(message: str) -> int:
     """Prints `message` as one line and returns the exit code of errors that the user can fix."""
-    print(f"error: {' '.join(one_line(message).split())}", file=sys.stderr)
+    tell(f"error: {' '.join(one_line(message).split())}")
     return 2
 
 
+def unwritable(fault: OSError) -> int:
+    """`fail` for output that could not be written."""
+    where = f" {fault.filename}" if fault.filename else ""
+    return fail(f"cannot write{where}: {fault.strerror or fault}")
+
+
+def tell(line: str) -> None:
+    """Prints a line on stderr; nothing if it cannot be written: the exit code says it then."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
 def interrupted(interrupt: KeyboardInterrupt, more: str) -> int:
-    print(f"\ninterrupted{more}", file=sys.stderr)
+    tell(f"\ninterrupted{more}")
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Replaces `warnings.showwarning`: one line, without the place in the code."""
-    print(f"warning: {one_line(str(message))}", file=sys.stderr)
+    tell(f"warning: {one_line(str(message))}")
 
 
 def stdout_is_broken() -> bool:
@@ -267,16 +299,35 @@ def stdout_is_broken() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def flush_stdout() -> bool:
-    """Writes what is buffered for stdout; returns False if nobody reads it.
-
-    The rest then goes to /dev/null: Python flushes at exit, and would print the error that it meets there.
-    """
+def stdout_takes_more() -> bool:
+    """Whether what is buffered for stdout can be written; what could not be written is buffered still."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        if sys.stdout is not None:  # closed by the caller, as by >&-
+            sys.stdout.flush()
+    except OSError:
         return False
     return True
+
+
+def flush_stdout() -> int:
+    """Writes what is buffered for stdout; returns 1 if nobody reads it and 2, after an error's line, if it cannot be
+    written."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return 1
+    except OSError as fault:
+        discard(sys.stdout)
+        return unwritable(fault)
+    return 0
+
+
+def discard(stream: TextIO) -> None:
+    """Lets the rest of stdout or stderr go to /dev/null: Python flushes at exit, and would print the error that it
+    meets there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from ..command import Parser, run_command
 from . import provenance
 from .registry import SUBCOMMANDS
+from .report import check_output
 
 
 def parser(chosen: str | None) -> Parser:
@@ -36,11 +38,20 @@ def sentence(doc: str | None) -> str:
     return " ".join((doc or "").split("\n\n")[0].split())
 
 
+def paths_read(arguments: argparse.Namespace) -> list[Path]:
+    """The paths of a command line but --json's."""
+    values = [value for name, value in vars(arguments).items() if name != "json"]
+    listed = [each for value in values if isinstance(value, list) for each in value]
+    return [each for each in (*values, *listed) if isinstance(each, Path)]
+
+
 def main(words: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if words is None else words)
 
     def work() -> int | None:
         arguments = parser(given[0] if given else None).parse_args(given)
+        if getattr(arguments, "json", None) is not None:
+            check_output(arguments.json, paths_read(arguments))
         if hasattr(arguments, "json"):
             provenance.begin(
                 given,

@@ -23,7 +23,7 @@ from .memory import plans, predicted, vram_fit
 from .quantspeed import benchmark as quantspeed
 from .registry import Benchmark, Result
 from .report import Table, replace_section
-from .result_file import read_result
+from .result_file import in_words, read_result
 from .serving import benchmark as serving
 from .serving import plot as serving_plot
 from .serving import rest as serving_rest
@@ -181,6 +181,6 @@ def render(content: Content, results: Path) -> list[str]:
         tables, footer = content.tables(result), content.footer(result)
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise KontextError(
-            f"{path} is not a result of this benchmark ({fault!r}): run the benchmark again"
+            f"{path} is not a result of this benchmark ({in_words(fault)}): run the benchmark again"
         ) from None
     return [*([content.title] if content.title else []), *(table.markdown() for table in tables), footer]

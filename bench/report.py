@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,31 @@ def finish(result: dict[str, Any], tables: Sequence[Table], footer: str, json_fi
     if json_file is not None:
         write_result(json_file, result)
         print(f"written to {json_file}")
+
+
+def check_output(path: Path, read: Sequence[Path] = ()) -> None:
+    """Checks before the work that `write_text` can write `path`, and that it is none of the files that are `read`.
+    Nothing is left behind.
+
+    Raises:
+        KontextError: says what is in the way.
+    """
+    folder = path.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        if path.is_dir():
+            raise KontextError(f"cannot write {path}: it is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise KontextError(f"cannot write {path}: it is no regular file")
+        if not folder.is_dir():
+            raise KontextError(f"cannot write {path}: {folder} is no folder")
+        tempfile.TemporaryFile(dir=folder).close()
+        for each in read:
+            if each.exists() and path.exists() and each.samefile(path):
+                raise KontextError(f"cannot write {path}: it is read too; name another file")
+    except OSError as fault:
+        raise KontextError(f"cannot write {path}: {fault.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,17 @@ from .provenance import SCHEMA
 MOST_BYTES = 64 << 20
 
 
+def in_words(fault: Exception) -> str:
+    """What reading a result of another form ended in."""
+    if isinstance(fault, KeyError):
+        return f"it has no {fault.args[0]!s:.80}" if fault.args else "something is missing"
+    if isinstance(fault, IndexError):
+        return "a list is too short"
+    if isinstance(fault, (TypeError, AttributeError)):
+        return "an entry is of another kind"
+    return f"{fault!s:.200}" or "an entry is of another kind"
+
+
 def read_result(path: Path) -> dict[str, Any]:
     """A result as JSON. One from before results had a version has no `schema`.
 

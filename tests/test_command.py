@@ -190,6 +190,38 @@ def test_an_error_is_printed_although_stdout_is_closed() -> None:
     assert in_process(work, unread=True) == (2, "error: no such file\n")
 
 
+FULL = "/dev/full"
+
+
+@pytest.mark.skipif(not Path(FULL).exists(), reason="no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "work", ["print('x')", "print('x' * 10**6)", "print('x'); return 1", "Parser().parse_args(['--version'])"]
+)
+def test_a_full_stdout_is_one_line(work: str, unbuffered: str) -> None:
+    code = (
+        "import sys; from kontext.command import Parser, run_command\n"
+        f"def work():\n    {work}\nsys.exit(run_command(work))\n"
+    )
+    variables = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open(FULL, "w") as full:
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(
+            words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=variables
+        )
+        deaf = subprocess.run(words, stdout=full, stderr=full, check=False, env=variables)
+    assert (done.returncode, done.stderr) == (2, "error: cannot write: No space left on device\n")
+    assert deaf.returncode == 2
+
+
+def test_text_that_stdout_has_no_characters_for() -> None:
+    code = "import sys; from kontext.command import run_command; sys.exit(run_command(lambda: print('a → \\ud800')))"
+    variables = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    assert subprocess.run(
+        [sys.executable, "-c", code], env=variables, check=True, capture_output=True
+    ).stdout == (b"a \\u2192 \\ud800\n")
+
+
 def test_another_broken_pipe_keeps_its_traceback() -> None:
     work = "read, write = os.pipe(); os.close(read); os.write(write, b'x')"
     code, errors = in_process(work, unread=False)

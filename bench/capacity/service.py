@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import KontextError
 from ..registry import Result
-from ..result_file import read_result
+from ..result_file import in_words, read_result
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_service(path: Path, batch: int | None) -> Service:
         return readers[result["what"]](result, path.name, batch)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as fault:
         raise KontextError(
-            f"{path} has no values of runs that a simulation can take ({fault!r:.100}): measure it again"
+            f"{path} has no values of runs that a simulation can take ({in_words(fault)}): measure it again"
         ) from None
 
 

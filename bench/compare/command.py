@@ -1,25 +1,28 @@
 """Compares two results of the same benchmark: what changed, and what is noise.
 
 Exit code 1 if a figure is worse by more than the threshold and by more than noise, 0 if none is, 2 if the results
-cannot be compared.
+cannot be compared, or none of their figures has runs enough.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import KontextError
+from ...errors import KontextError, one_line
 from ..registry import Result
 from ..report import Table, finish
-from ..result_file import read_result
+from ..result_file import in_words, read_result
 from .figures import COMPARABLE, NOT_COMPARABLE, Comparable, Figure, figures_of
-from .kinds import KINDS, show_change
-from .verdicts import WORSE, Rules, judge_figures
+from .kinds import KINDS, LEAST_ERROR, show_change
+from .verdicts import FEW, WORSE, Rules, judge_figures
+
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 MACHINE = ("cpu", "cores", "memory_gib", "gpu")
 """Entries of a machine's description that make it another one."""
@@ -33,14 +36,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=share,
         default=0.05,
         metavar="SHARE",
-        help="smaller changes of time, memory, rates and metrics do not count; points of success (5%%)",
+        help="smaller changes of time, memory, rates and metrics' errors do not count; points of success (5%%)",
     )
     parser.add_argument(
         "--threshold-db", type=not_negative, default=0.5, metavar="DB", help="the same for decibels (0.5)"
     )
     parser.add_argument(
         "--alpha",
-        type=share,
+        type=probability,
         default=0.05,
         metavar="SHARE",
         help="differences that chance makes more often than this are noise (5%%)",
@@ -58,6 +61,14 @@ def share(text: str) -> float:
     return float(text[:-1]) / 100
 
 
+def probability(text: str) -> float:
+    """A share above 0 % and below 100 %."""
+    value = share(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"takes a share above 0% and below 100%, not {text!r:.40}")
+    return value
+
+
 def not_negative(text: str) -> float:
     if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
         raise argparse.ArgumentTypeError(f"takes a number of decibels, such as 0.5, not {text!r:.40}")
@@ -67,8 +78,14 @@ def not_negative(text: str) -> float:
 def run(arguments: argparse.Namespace) -> int:
     """Returns 1 if something is worse, else 0."""
     rules = Rules(arguments.threshold, arguments.threshold_db, arguments.alpha)
-    result = compare(arguments.before, arguments.after, rules, across_machines=arguments.across_machines)
+    try:
+        result = compare(arguments.before, arguments.after, rules, across_machines=arguments.across_machines)
+    except FAULTS as fault:
+        traceback.print_exc()  # a bug; its exit code must not say that something is worse
+        raise KontextError(f"the comparison failed: {fault}") from None
     finish(result, tables(result), footer(result), arguments.json)
+    if not tested(result):
+        raise KontextError(f"nothing could be compared: {untested(result)}")
     return 1 if regressions(result) else 0
 
 
@@ -173,13 +190,13 @@ def read_figures(result: Result, path: Path, comparable: Comparable) -> dict[str
         return figures_of(result, comparable)
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise KontextError(
-            f"{path} is not a result of this benchmark ({fault!r:.100}): measure it again"
+            f"{path} is not a result of this benchmark ({in_words(fault)}): measure it again"
         ) from None
 
 
 def some(figures: dict[str, Figure]) -> str:
     names = list(figures)
-    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else "none"
+    return f"{'; '.join(names[:3])}{'; …' if len(names) > 3 else ''}" if names else "none"
 
 
 def described(path: Path, result: Result) -> dict[str, Any]:
@@ -205,6 +222,16 @@ def changed_libraries(results: Sequence[Result]) -> dict[str, list[str | None]]:
 
 def regressions(result: Result) -> list[str]:
     return [row["name"] for row in result["figures"] if row["verdict"] == WORSE]
+
+
+def tested(result: Result) -> list[str]:
+    """The figures that have runs enough to tell a change from noise, or need none."""
+    return [row["name"] for row in result["figures"] if row["verdict"] != FEW]
+
+
+def untested(result: Result) -> str:
+    count = len(result["figures"]) - len(tested(result))
+    return f"{count} {'figure' if count == 1 else 'figures'} had too few runs to tell"
 
 
 def tables(result: Result) -> list[Table]:
@@ -244,18 +271,27 @@ def footer(result: Result) -> str:
             f"{name} {before or 'not there'} → {after or 'not there'}"
             for name, (before, after) in result["libraries"].items()
         )
-        lines.append(f"Versions that differ: {', '.join(changes)}.")
+        lines.append(f"Versions that differ: {'; '.join(map(one_line, changes))}.")
     for letter, names in zip("AB", result["only_in_one"], strict=True):
         if names:
-            lines.append(f"Only in {letter}: {', '.join(names)}.")
+            lines.append(f"Only in {letter}: {'; '.join(names)}.")
+    percent = f"{100 * result['threshold']:.3g}"
     lines.append(
-        f"Worse or better is what changed by more than {result['threshold']:.3g} of A's value (success: that many "
-        f"points; ratios: {result['threshold_db']:g} dB) and, where there are several runs, by more than noise "
-        f"(p < {result['alpha']:g})."
+        f"Worse or better is what changed by more than {percent} % of A's value (success: {percent} points; ratios: "
+        f"{result['threshold_db']:g} dB; likenesses: {percent} % of the distance of A's value from the perfect one, "
+        f"and {LEAST_ERROR:g} of that) and, where there are several runs, by more than noise (p < {result['alpha']:g})."
     )
+    return "\n".join([*lines, conclusion(result)])
+
+
+def conclusion(result: Result) -> str:
+    """What is worse, and how many figures nothing is known of."""
+    if not tested(result):
+        return f"Nothing could be compared: {untested(result)}."
     worse = regressions(result)
-    lines.append(f"Worse: {', '.join(worse)}." if worse else "Nothing is worse.")
-    return "\n".join(lines)
+    said = f"Worse: {'; '.join(worse)}." if worse else "Nothing is worse."
+    few = len(tested(result)) < len(result["figures"])
+    return f"{said} {untested(result)}." if few else said
 
 
 def origin(described: dict[str, Any]) -> str:
@@ -265,4 +301,4 @@ def origin(described: dict[str, Any]) -> str:
     )
     started = f", {described['started']}" if described.get("started") else ""
     load = f", load {described['load_average'][0]}" if described.get("load_average") else ""
-    return f"{described['file']}{commit}{started}{load}"
+    return one_line(f"{described['file']}{commit}{started}{load}")

@@ -7,14 +7,14 @@ keys of the edits that it is about, a number by itself.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import one_line
 from ..registry import Result
-from .kinds import BITS, BYTES, DISTANCE, JOULES, LIKENESS, RATE, RATIO, SECONDS, SUCCESS, Kind
+from .kinds import BITS, BYTES, DISTANCE, JOULES, LIKENESS, LIKENESS_100, RATE, RATIO, SECONDS, SUCCESS, Kind
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Comparable:
 
     Args:
         settings: entries that must be the same.
-        places: of its figures.
+        places: of its figures; no result is without what the first one is in.
         timed: whether the figures are of the machine, too.
         keys: the entry that names the edits which lists are about; "" where their order does.
     """
@@ -63,7 +63,7 @@ PICTURES = {
     "ssim": LIKENESS,
     "ms_ssim": LIKENESS,
     "flip": DISTANCE,
-    "ssimulacra2": LIKENESS,
+    "ssimulacra2": LIKENESS_100,
     "lpips": DISTANCE,
     "clip": LIKENESS,
     "dino": LIKENESS,
@@ -214,11 +214,16 @@ def figures_of(result: Result, comparable: Comparable) -> dict[str, Figure]:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is not what its kind says.
     """
+    whole = comparable.places[0].path.split(".")[0]
+    if not isinstance(result.get(whole), (dict, list)) or not result[whole]:
+        raise ValueError(f"it has no {whole}")
+    if comparable.keys and not isinstance(result.get(comparable.keys), list):
+        raise ValueError(f"it has no {comparable.keys}")
     edits = unique(result[comparable.keys]) if comparable.keys else None
     found = {}
     for place in comparable.places:
         for names, value in walk(result, place.path.split("."), []):
-            name = ", ".join([*names, *([place.label] if place.label else [])])
+            name = one_line(", ".join([*names, *([place.label] if place.label else [])]))
             if (figure := figure_of(name, place.kind, value, edits)) is not None:
                 found[name] = figure
     return found
@@ -247,29 +252,32 @@ def figure_of(name: str, kind: Kind, value: Any, edits: Sequence[str] | None) ->
     if value is None:
         return None
     if isinstance(value, dict) and "samples" in value:
-        samples = tuple(map(finite, value["samples"]))
+        samples = tuple(finite(name, kind, each) for each in value["samples"])
         return Figure(name, kind, samples=samples) if samples else None
     if isinstance(value, dict):  # kind of edit → a verdict for each
         return Figure(
             name,
             kind,
             paired={
-                f"{key}-{number}": finite(each)
+                f"{key}-{number}": finite(name, kind, each)
                 for key, verdicts in value.items()
                 for number, each in enumerate(verdicts)
             },
         )
     if isinstance(value, list):
         pairs = zip(edits or map(str, range(len(value))), value, strict=edits is not None)
-        known = {key: finite(each) for key, each in pairs if each is not None}
+        known = {key: finite(name, kind, each) for key, each in pairs if each is not None}
         return Figure(name, kind, paired=known) if known else None
-    return Figure(name, kind, value=finite(value))
+    return Figure(name, kind, value=finite(name, kind, value))
 
 
-def finite(value: Any) -> float:
-    """Raises ValueError unless it is a number that can be compared; JSON as Python reads it has infinities and NaN."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
+def finite(name: str, kind: Kind, value: Any) -> float:
+    """Raises ValueError unless it is a number that the figure can have; JSON as Python reads it has infinities, NaN and
+    numbers of any length."""
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"{name}: {value!r:.40} is no number")
+    if not kind.allows(value):
+        raise ValueError(f"{name}: {value!r:.40} cannot be a {kind.name}")
     return float(value)
 
 

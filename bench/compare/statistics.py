@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kinds import POINTS, RELATIVE, Kind
+from .kinds import ERROR, POINTS, RELATIVE, Kind
 
 Array = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ class Change:
 
     Args:
         before, after: medians or means, or the values themselves.
-        change: relative, or a difference, as the figure's kind says.
+        change: relative, of the distance from the perfect value, or a difference, as the figure's kind says.
         interval: of the change, 95 %; None for single values.
         p: the probability of such a difference, or a larger one, by chance; None for single values.
         least_p: the smallest that so few runs can have.
@@ -108,15 +108,16 @@ def changed(
     if min(len(first), len(second)) < 2:  # nothing is known of the spread
         interval = None
     elif np.ptp(first) or np.ptp(second):
-        bounds = stats.bootstrap(
-            (first, second),
-            statistic,
-            n_resamples=RESAMPLES,
-            paired=paired,
-            vectorized=True,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
+        with np.errstate(invalid="ignore"):  # a change from nothing is infinite
+            bounds = stats.bootstrap(
+                (first, second),
+                statistic,
+                n_resamples=RESAMPLES,
+                paired=paired,
+                vectorized=True,
+                method="percentile",
+                rng=np.random.default_rng(0),
+            ).confidence_interval
         interval = (float(bounds.low), float(bounds.high))
     return Change(float(center(first)), float(center(second)), found, interval, p, least_p, test)
 
@@ -128,4 +129,6 @@ def difference(kind: Kind) -> Callable[[Any, Any], Any]:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(before == after, 0.0, after / before - 1)
 
+    if kind.change == ERROR:
+        return lambda before, after: relative(kind.most - before, kind.most - after)
     return relative if kind.change == RELATIVE else lambda before, after: after - before

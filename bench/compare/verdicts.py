@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .figures import Figure
-from .kinds import DECIBELS, Kind
+from .kinds import DECIBELS, ERROR, LEAST_ERROR, Kind
 from .statistics import Change, independent_change, paired_change, single_change
 
 BETTER, WORSE, SAME, WITHIN, FEW = "better", "worse", "no difference", "within threshold", "too few runs"
@@ -19,7 +19,8 @@ class Rules:
     """What counts as a change.
 
     Args:
-        threshold: of times, memory, rates and metrics as a share of the first value; of success in points.
+        threshold: of times, memory, rates and distances as a share of the first value; of likenesses as a share of its
+            distance from the perfect value; of success in points.
         threshold_db: of ratios in decibels.
         alpha: a difference is noise unless chance makes such a one less often.
     """
@@ -84,9 +85,11 @@ def change_of(before: Figure, after: Figure) -> Change:
 
 def verdict(kind: Kind, change: Change, rules: Rules) -> str:
     """Without a test, of what was measured once, the threshold alone decides."""
-    better_by = change.change if kind.more_is_better else -change.change
+    better_by = change.change if kind.more_is_better and kind.change != ERROR else -change.change
     if change.p is not None and change.p >= rules.alpha:
         return FEW if change.least_p >= rules.alpha else SAME
+    if kind.change == ERROR and abs(change.after - change.before) < LEAST_ERROR * kind.most:
+        return WITHIN if change.change else SAME
     if better_by > rules.least(kind):
         return BETTER
     if -better_by > rules.least(kind):

@@ -11,6 +11,7 @@ from ...errors import KontextError
 from ..fidelity.picture_metrics import METRICS
 from ..pictures import OUTPUTS, REFERENCE, SOURCE
 from ..registry import Result
+from ..result_file import in_words
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def read_edits(result: Result, file: Path, titles: dict[str, str]) -> list[Edit]
             for number, pictures in enumerate(named["edits"])
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as fault:
-        raise KontextError(f"{file} does not name its pictures as kontext-bench does ({fault!r})") from None
+        raise KontextError(
+            f"{file} does not name its pictures as kontext-bench does ({in_words(fault)})"
+        ) from None
 
 
 def output(name: str, title: str, picture: str, entry: dict[str, Any], number: int) -> Output:

@@ -12,6 +12,7 @@ from ...errors import KontextError
 from ..fidelity import tables
 from ..registry import Benchmark, Result
 from ..report import Table
+from ..result_file import in_words
 from . import fidelity_charts, other_charts
 from .charts import Chart, rows_of
 from .edits import Edit, read_edits
@@ -81,7 +82,7 @@ def first_lines(results: Sequence[Loaded]) -> Html:
         return headlines_html(results)
     except FAULTS as fault:
         raise KontextError(
-            f"one of the results is not of this version's kontext-bench ({fault!r:.200}): run it again"
+            f"one of the results is not of this version's kontext-bench ({in_words(fault)}): run it again"
         ) from None
 
 
@@ -90,7 +91,7 @@ def checked(each: Loaded, make: Callable[..., list[Section]], *words: object) ->
         return make(each, *words)
     except FAULTS as fault:
         raise KontextError(
-            f"{each.path} is not a result of this version's kontext-bench ({fault!r:.200}): run the benchmark again"
+            f"{each.path} is not a result of this version's kontext-bench ({in_words(fault)}): run the benchmark again"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from kontext.bench import exporting
 from kontext.bench.cli import main, sentence
 from kontext.bench.registry import SUBCOMMANDS, Entry
+from kontext.command import Parser
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,43 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("entry", [each for each in SUBCOMMANDS if each.measures], ids=lambda each: each.name)
+def test_where_json_goes_is_checked_before_anything_is_measured(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("the measurement began")
+
+    pytest.importorskip("torch")
+    monkeypatch.setattr(entry.load(), "run", measured)
+    read = tmp_path / "read.json"
+    read.write_text("{}")
+    positional = {"coldstart": ["b"], "export": ["b"], "plans": []}
+    for json, message in (
+        (tmp_path, "it is a folder"),
+        (read / "x.json", f"{read} is no folder"),
+        (Path("/proc/nothing/x.json"), "cannot write /proc/nothing/x.json"),
+        (Path(os.devnull), "it is no regular file"),
+    ):
+        words = [entry.name, *positional.get(entry.name, []), "--json", str(json)]
+        with monkeypatch.context() as free:
+            free.setattr(Parser, "error", lambda *_: None)  # whatever else the command needs
+            assert main(words) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_json_that_is_read_too_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("{}")
+    (tmp_path / "link.json").symlink_to(file)
+    for words in (["compare", str(file), "b.json"], ["capacity", str(file)]):
+        for json in (file, tmp_path / "link.json"):
+            assert main([*words, "--json", str(json)]) == 2
+            assert "it is read too" in capsys.readouterr().err
+    assert file.read_text() == "{}"
 
 
 @pytest.mark.parametrize("command", ["latency", "coldstart", "edits", "demo"])

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("scipy")
 
 from kontext.bench.cli import main
+from kontext.bench.compare import command
 from kontext.bench.machine import describe_machine
 from kontext.bench.report import write_result
 from kontext.bench.timing import Percentiles
@@ -55,14 +56,44 @@ def test_a_regression_is_exit_code_1(folder: Path, capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     assert "kontext, step [ms]" in shown
     assert "+50.0%" in shown
-    assert "Worse: kontext, step, kontext, edit." in shown
+    assert "Worse: kontext, step; kontext, edit." in shown
     result = json.loads(Path("c.json").read_text())
     assert [row["verdict"] for row in result["figures"]] == ["worse", "worse", "no difference"]
     assert result["provenance"]["command"] == "kontext-bench compare a.json b.json --json c.json"
     assert main(["compare", *reversed(files)]) == 0
     assert main(["compare", *files, "--threshold", "60%"]) == 0
     assert main(["compare", *files, "--alpha", "0.1%"]) == 0
-    assert "too few runs" in capsys.readouterr().out
+    assert "Nothing is worse. 2 figures had too few runs to tell." in capsys.readouterr().out
+
+
+def test_nothing_that_could_be_compared_is_exit_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [written("a.json", latency(peak_bytes={})), written("b.json", latency(1.5, peak_bytes={}))]
+    assert main(["compare", *files, "--alpha", "0.1%"]) == 2
+    said = capsys.readouterr()
+    assert "Nothing could be compared: 2 figures had too few runs to tell.\n" in said.out
+    assert said.err == "error: nothing could be compared: 2 figures had too few runs to tell\n"
+
+
+def test_a_crash_is_no_regression(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "judge_figures", lambda *_: 1 // 0)
+    file = written("a.json", latency())
+    assert main(["compare", file, file]) == 2
+    assert "error: the comparison failed: integer division" in capsys.readouterr().err
+
+
+def test_the_rules_are_in_percent_and_names_are_on_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = {"\x1b[2J": latency()["sides"]["kontext"], **latency()["sides"]}
+    file = written("a.json", latency(sides=sides))
+    assert main(["compare", file, written("b.json", latency()), "--threshold", "7.5%"]) == 0
+    shown = capsys.readouterr().out
+    assert "more than 7.5 % of A's value (success: 7.5 points; ratios: 0.5 dB" in shown
+    assert "Only in A: \\x1b[2J, step; \\x1b[2J, edit." in shown
 
 
 def test_the_same_result_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,10 +114,23 @@ def other_machine() -> dict[str, Any]:
         (latency(model="n"), "model is 'm' and 'n'"),
         (latency(what="cold start"), "is a result of 'latency' and b.json of 'cold start'"),
         (latency(machine=other_machine()), "were measured on different machines: cpu is"),
-        (latency(sides={}, peak_bytes={}), "have no figure in common: kontext, step, kontext, edit, kontext"),
+        (
+            latency(sides={"other": latency()["sides"]["kontext"]}, peak_bytes={}),
+            "have no figure in common: kontext, step; kontext, edit; kontext",
+        ),
+        (latency(sides={}), "b.json is not a result of this benchmark (it has no sides): measure it again"),
+        (latency(sides=[]), "it has no sides"),
+        (latency(sides=None), "it has no sides"),
+        (latency(peak_bytes={"kontext": 10**400}), "kontext, peak memory: 1000000"),
+        (latency(peak_bytes={"kontext": 0}), "kontext, peak memory: 0 cannot be a memory"),
+        (latency(peak_bytes={"kontext": -5}), "kontext, peak memory: -5 cannot be a memory"),
+        (latency(-1.0), "kontext, step: -0.01 cannot be a time"),
         (latency(sides={"kontext": {"step": {"samples": "no"}}}), "b.json is not a result of this benchmark"),
         (latency(sides={"kontext": {"step": {"median": 1.0}}}), "b.json is not a result of this benchmark"),
-        (latency(sides={"kontext": {"step": {"samples": [float("nan")]}}}), "nan is no number"),
+        (
+            latency(sides={"kontext": {"step": {"samples": [float("nan")]}}}),
+            "kontext, step: nan cannot be a time",
+        ),
         (latency(machine=5), "b.json does not say where it comes from"),
         (latency(provenance="x"), "b.json does not say where it comes from"),
         (latency(provenance={"source": "x"}), "b.json has a provenance that cannot be read"),
@@ -116,6 +160,7 @@ def test_other_bad_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         ([a, "nothing.json"], "cannot read nothing.json"),
         (["plans.json", "plans.json"], "results of 'plans' cannot be compared: nothing is measured in it"),
         ([a, a, "--threshold", "0.05"], "takes a share in percent, such as 5%, not '0.05'"),
+        ([a, a, "--alpha", "0%"], "takes a share above 0% and below 100%, not '0%'"),
         ([a, a, "--threshold-db", "much"], "takes a number of decibels"),
     ):
         assert main(["compare", *words]) == 2

@@ -63,7 +63,7 @@ def test_items_of_lists_have_names() -> None:
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
 def test_every_place_is_in_a_committed_result(path: Path) -> None:
-    """With what results had before samples were kept filled in."""
+    """With what results had before samples were kept filled in, and without the zeros that stood for unknown bytes."""
     result = json.loads(path.read_text())
     if result["what"] in NOT_COMPARABLE or result["what"] == "success of edits":
         return
@@ -73,6 +73,8 @@ def test_every_place_is_in_a_committed_result(path: Path) -> None:
             median = value.get("median", value.get("p50"))
             added = {} if median is None else {"samples": [median]}
             return {**{name: filled(each) for name, each in value.items()}, **added}
+        if value == 0 and isinstance(value, int) and not isinstance(value, bool):
+            return None
         return [filled(each) for each in value] if isinstance(value, list) else value
 
     comparable = COMPARABLE[result["what"]]

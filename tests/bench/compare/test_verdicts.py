@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("scipy")
 
 from kontext.bench.compare.figures import Figure
-from kontext.bench.compare.kinds import BYTES, RATE, RATIO, SECONDS, SUCCESS
+from kontext.bench.compare.kinds import BYTES, LIKENESS, LIKENESS_100, RATE, RATIO, SECONDS, SUCCESS
 from kontext.bench.compare.verdicts import BETTER, FEW, SAME, WITHIN, WORSE, Rules, judge, judge_figures
 
 TIMES = (1.00, 1.01, 1.02, 1.03, 1.04, 1.05)
@@ -66,6 +66,22 @@ def test_decibels_and_points() -> None:
     bad = Figure("x", SUCCESS, paired={key: float(n >= 8) for n, key in enumerate(edits)})
     row = judge(good, bad, Rules())
     assert (row["verdict"], row["change"], row["p"]) == (WORSE, -0.4, pytest.approx(2 / 2**8, rel=1e-4))
+
+
+def test_likenesses_are_judged_by_their_distance_from_the_perfect_value() -> None:
+    """By hand: from 1 - 0.9986 to 1 - 0.9536 is 0.0464 / 0.0014 - 1 = 3214 % more error."""
+
+    def likeness(value: float, kind=LIKENESS) -> Figure:  # type: ignore[no-untyped-def]
+        return Figure("x", kind, paired={str(n): value - 1e-6 * n for n in range(20)})
+
+    row = judge(likeness(0.9986), likeness(0.9536), Rules())
+    assert (row["verdict"], row["change"]) == (WORSE, pytest.approx(0.0464 / 0.0014 - 1, rel=0.01))
+    assert judge(likeness(0.9536), likeness(0.9986), Rules())["verdict"] == BETTER
+    assert judge(likeness(0.9986), likeness(0.9978), Rules())["verdict"] == WITHIN, "noise of size"
+    assert judge(likeness(0.50), likeness(0.49), Rules())["verdict"] == WITHIN, "2 % more error"
+    assert judge(likeness(1), likeness(0.9), Rules())["verdict"] == WORSE, "from a perfect value"
+    of_100 = [likeness(value, LIKENESS_100) for value in (90.0, 85.0, 89.95)]
+    assert [judge(of_100[0], each, Rules())["verdict"] for each in of_100] == [SAME, WORSE, WITHIN]
 
 
 def test_only_edits_that_both_have_are_compared() -> None:

@@ -170,7 +170,7 @@ QUANTIZED := $(addprefix build/kontext-tiny-,$(BUNDLES))
 
 fidelity: $(VENV)/.kontext-peers $(GGML) build/kontext-tiny-fp32 $(QUANTIZED)
 	GGML_LIBRARY=$(abspath $(GGML)) $(BIN)/kontext-bench fidelity $(QUANTIZED) --reference build/kontext-tiny-fp32 \
-		--peers all --count 3 --json bench/results/fidelity.json
+		--peers all --count 2 --json bench/results/fidelity.json
 	$(BIN)/kontext-bench edit-fidelity $(EDITING) --reference build/kontext-tiny-fp32 -n 4 \
 		--json bench/results/edit_fidelity.json
 	$(BIN)/kontext-bench methods --json bench/results/methods.json

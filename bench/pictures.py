@@ -19,6 +19,10 @@ from ..runtime.images import open_picture, save_picture
 SOURCE, REFERENCE, OUTPUTS = "source", "reference", "outputs"
 
 
+class OutsideError(KontextError):
+    """A result names pictures outside its own folder."""
+
+
 @dataclass
 class PictureFolder:
     """A folder that pictures are written to; `edits` has the names of those of each edit, as in the result."""
@@ -70,6 +74,25 @@ class PictureFolder:
         return {"folder": folder, "edits": self.edits}
 
 
+def named_folder(file: Path, name: Any) -> Path:
+    """The folder of pictures that a result in `file` names. A result may come from anyone, and a report holds what its
+    pictures are: they are read from the result's own folder, or one in it.
+
+    Raises:
+        OutsideError: the name, or a link, leads elsewhere.
+        TypeError: it is no name.
+    """
+    if not isinstance(name, str):
+        raise TypeError("the folder of pictures has no name")
+    folder, own = file.parent / name, file.parent.resolve()
+    relative = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+    if not relative or not folder.resolve().is_relative_to(own):
+        raise OutsideError(
+            f"{file} names pictures in {name!r:.80}, outside its own folder: put both into one folder, and name that"
+        )
+    return folder
+
+
 def read_named(folder: Path, name: Any) -> PIL.Image.Image:
     """A picture that a result names, in RGB.
 
@@ -78,4 +101,6 @@ def read_named(folder: Path, name: Any) -> PIL.Image.Image:
     """
     if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise KontextError(f"{name!r} is not the name of a picture in {folder}")
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise KontextError(f"{folder / name} is a link that leads out of {folder}")
     return open_picture(folder / name).convert("RGB")

@@ -59,10 +59,11 @@ class Report:
     missing: list[str]
 
     def described(self, path: Path) -> str:
-        size = len(self.html.encode()) / 1e6
+        size = len(self.html.encode())
+        shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
         edits = f", {self.edits} edits with pictures" if self.edits else ""
         noun = "result" if self.results == 1 else "results"
-        return f"{self.results} {noun}{edits} in {path} ({size:.1f} MB)"
+        return f"{self.results} {noun}{edits} in {path} ({shown})"
 
 
 def make_report(files: Sequence[Path], *, title: str | None = None, most: int = MOST_EDITS) -> Report:
@@ -77,7 +78,7 @@ def make_report(files: Sequence[Path], *, title: str | None = None, most: int = 
     origin = Section("origin", "Where it comes from", origin_html(results))
     heading = Heading(title or default_title(results), about(results), first_lines(results))
     html = make_page(heading, [*sections, origin])
-    return Report(html, len(results), pictures.shown, summed_up(pictures.missing))
+    return Report(html, len(results), pictures.shown, [*pictures.refused, *summed_up(pictures.missing)])
 
 
 def default_title(results: Sequence[Loaded]) -> str:
@@ -94,11 +95,16 @@ def summed_up(missing: Sequence[str]) -> list[str]:
     """One line for all pictures that are missing."""
     if len(missing) < 2:
         return list(missing)
-    return [f"{missing[0]}; so do those of {len(missing) - 1} more edits"]
+    more = len(missing) - 1
+    return [
+        f"{missing[0]}; {more} more {'edit has' if more == 1 else 'edits have'} none that can be read either"
+    ]
 
 
 def check_output(path: Path, force: bool) -> None:
     """Checks before the work that the report can be written. Raises KontextError, which says what is in the way."""
+    if str(path) == "-":
+        raise KontextError("a report is written to a file, not to stdout: name it with -o")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise KontextError(f"{folder} does not exist: make the folder first")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import KontextError
 from ..fidelity.picture_metrics import METRICS
-from ..pictures import OUTPUTS, REFERENCE, SOURCE
+from ..pictures import OUTPUTS, REFERENCE, SOURCE, named_folder
 from ..registry import Result
 from ..result_file import in_words
 
@@ -48,13 +48,13 @@ def read_edits(result: Result, file: Path, titles: dict[str, str]) -> list[Edit]
     """The edits whose pictures the result names; none if it names none. `titles` are those of bundles and peers.
 
     Raises:
-        KontextError: the names are not as `bench.pictures` writes them.
+        KontextError: the names are not as `bench.pictures` writes them, or lead out of the result's folder.
     """
     named = result.get("pictures")
     if named is None:
         return []
     try:
-        folder = file.parent / named["folder"]
+        folder = named_folder(file, named["folder"])
         entries = {**result.get("bundles", {}), **result.get("peers", {})}
         whole = result.get("reference", {}).get("success_each")
         return [

@@ -226,6 +226,7 @@ def steps_chart(result: Result) -> list[Chart]:
             )
             tipped(line, names[name])
         axes.set_xlim(1, result["steps"])
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("step")
         axes.set_ylabel(LABELS[SNR])
 
@@ -243,8 +244,8 @@ def steps_chart(result: Result) -> list[Chart]:
         Chart(
             "steps",
             "Error of the velocity, step by step",
-            f"SNR of the velocity at each of {result['steps']} steps. The lowest is {names[worst]}'s, {low:.1f} dB at "
-            f"step {at}.",
+            f"SNR of the velocity at each of {result['steps']} steps. The lowest, {low:.1f} dB at step {at}, "
+            f"is that of {names[worst]}.",
             Table(["SNR [dB] at step", *map(str, steps)], rows),
             draw,
             340,

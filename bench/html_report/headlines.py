@@ -76,7 +76,7 @@ def fidelity(result: Result) -> list[Headline]:
     return [
         Headline(
             f"{ours[name]['psnr']:.1f} dB",
-            f"PSNR of {names[name]}'s pictures to the reference's, {ours[name]['bits_per_weight']:.1f} bits a weight",
+            f"PSNR of the pictures of {names[name]}, {ours[name]['bits_per_weight']:.1f} bits a weight",
         )
         for name in dict.fromkeys(chosen)
     ]

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import KontextError
 from ...regular_files import read_json
 from ..registry import SUBCOMMANDS, Entry, Result
-from ..result_file import MOST_BYTES, read_result
+from ..result_file import MOST_BYTES, check_finite, read_result
 
 SENSITIVITY, DEMO = "kontext-sensitivity", "demo"
 
@@ -48,6 +48,7 @@ def load(path: Path) -> Loaded:
         KontextError: it cannot be read, or is none of what a report shows.
     """
     result = read_report(path) or read_result(path)
+    check_finite(result, path)
     result = printable(result)
     if result.get("format") == SENSITIVITY:
         return Loaded(path, SENSITIVITY, result, None)

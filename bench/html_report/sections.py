@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from ...errors import KontextError
 from ..fidelity import tables
+from ..pictures import OutsideError
 from ..registry import Benchmark, Result
 from ..report import Table
 from ..result_file import in_words
@@ -61,6 +62,9 @@ class Pictures:
     most: int
     shown: int = 0
     missing: list[str] = field(default_factory=list)
+    """A line for each edit."""
+    refused: list[str] = field(default_factory=list)
+    """A line for each result whose pictures are not read."""
 
 
 def make_sections(results: Sequence[Loaded], pictures: Pictures) -> list[Section]:
@@ -108,7 +112,11 @@ def gallery(each: Loaded, number: int, results: Sequence[Loaded], pictures: Pict
     if each.what == SENSITIVITY:
         return []
     names = tables.titles(result) if each.what == "fidelity" and result.get("pictures") else {}
-    edits = read_edits(result, each.path, names)
+    try:
+        edits = read_edits(result, each.path, names)
+    except OutsideError as fault:
+        pictures.refused.append(str(fault))
+        return []
     if not edits:
         return []
     chosen = sorted(sorted(edits, key=Edit.worst)[: pictures.most], key=lambda edit: edit.number)
@@ -121,8 +129,8 @@ def gallery(each: Loaded, number: int, results: Sequence[Loaded], pictures: Pict
     notes = []
     if each.what == DEMO:
         notes.append(
-            f"{len(edits)} edits by {result['model']} with {result['precision']} weights, {result['steps']} steps each "
-            f"in {result['seconds']:.0f} s. Drag the slider, or use the arrow keys."
+            f"{len(edits)} edits of {result['steps']} steps in {result['seconds']:.0f} s, by {result['model']} with "
+            f"{result['precision']} weights. Drag the slider, or use the arrow keys."
         )
     if len(chosen) < len(edits):
         notes.append(f"The {len(chosen)} worst of {len(edits)} edits.")

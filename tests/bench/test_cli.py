@@ -31,6 +31,9 @@ from kontext.command import Parser
         (["edits", "b", "--steps", "28,none"], "--steps takes positive whole numbers"),
         (["edits", "b", "-n", "0"], "--count must be at least 1"),
         (["demo", "b", "--steps", "0"], "--steps must be at least 1"),
+        (["demo", "b", "--seed", "-1"], "a seed is a whole number from 0 to 2^64 - 1, not -1"),
+        (["capacity", "b", "--seed", "-1"], "a seed is a whole number from 0 to 2^64 - 1, not -1"),
+        (["report", "b", "-o", "-"], "a report is written to a file, not to stdout"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -68,7 +68,12 @@ def test_of_latency_and_batch(tmp_path: Path) -> None:
     ("result", "batch", "message"),
     [
         ({"what": "fidelity"}, None, "is a result of 'fidelity': give one of latency, serving or batch"),
-        ({"what": "latency", "sides": {}}, None, "has no values of runs that a simulation can take"),
+        ({"what": "latency", "sides": {}}, None, "it has no kontext"),
+        (
+            {"what": "serving", "levels": []},
+            None,
+            "it has no batch",
+        ),
         ({"what": "latency", "sides": {"kontext": {"edit": {"median": 1}}}}, None, "has no values of runs"),
         ({"what": "latency"}, 4, "measured edits one at a time: --batch needs a result of serving"),
         ({"what": "batch", "batch_size": 4}, 2, "measured batches of 4, not of 2"),

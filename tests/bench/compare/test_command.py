@@ -129,7 +129,7 @@ def other_machine() -> dict[str, Any]:
         (latency(sides={"kontext": {"step": {"median": 1.0}}}), "b.json is not a result of this benchmark"),
         (
             latency(sides={"kontext": {"step": {"samples": [float("nan")]}}}),
-            "kontext, step: nan cannot be a time",
+            "b.json: sides.kontext.step.samples.0 is nan, which is no number",
         ),
         (latency(machine=5), "b.json does not say where it comes from"),
         (latency(provenance="x"), "b.json does not say where it comes from"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,25 @@ def test_plots_have_a_form_for_phones(page: Page) -> None:
             plots = page.browser.find_elements(By.CSS_SELECTOR, f".chart .{name}")
             assert len(plots) > 10
             assert {each.is_displayed() for each in plots} == {name == shown}
+
+
+def test_no_column_of_the_origin_is_cut_on_a_desktop(browser: Any, tmp_path: Path) -> None:
+    result = json.loads((RESULTS / "latency.json").read_text())
+    recorded = {
+        "command": "kontext-bench latency my-bundle --steps 28 --repeat 20 --openvino --json latency_openvino_amx.json",
+        "source": {"commit": "0123456789abcdef", "modified": True},
+        "started": "2026-01-01T01:02:03Z",
+        "seconds": 1234.5,
+        "seed": 0,
+    }
+    file = tmp_path / "latency_openvino_amx.json"
+    file.write_text(json.dumps({**result, "provenance": recorded}))
+    (tmp_path / "report.html").write_text(make_report([file]).html, encoding="utf-8")
+    page = Page(browser, tmp_path / "report.html")
+    emulate(page, "light", 1280)
+    box = "const box = document.querySelector('#origin .scroll'); return box.scrollWidth - box.clientWidth"
+    assert page.script(box) <= 0
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("torch")
 
 from kontext.bench import cli
-from kontext.bench.html_report.command import make_report
+from kontext.bench.html_report.command import Report, make_report, summed_up
 from kontext.bench.html_report.loaded import load
 
 from .conftest import KINDS, RESULTS, SCRIPT, write_fidelity
@@ -169,6 +169,12 @@ def test_the_command(fidelity: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert output.read_text() == "mine"
 
 
+def test_sizes_are_in_units_that_fit_and_missing_edits_are_counted(tmp_path: Path) -> None:
+    assert Report("x" * 12_300, 1, 0, []).described(tmp_path).endswith(" (12 kB)")
+    assert Report("x" * 1_230_000, 1, 0, []).described(tmp_path).endswith(" (1.2 MB)")
+    assert summed_up(["a", "b"]) == ["a; 1 more edit has none that can be read either"]
+
+
 def test_missing_pictures_are_one_line(
     fidelity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,15 +186,39 @@ def test_missing_pictures_are_one_line(
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
     assert line.startswith("without pictures: ")
-    assert "outputs/int4/0000.png does not exist; so do those of 5 more edits" in line
+    assert "outputs/int4/0000.png does not exist; 5 more edits have none that can be read either" in line
     assert "<article" not in output.read_text()
     (tmp_path / "pictures" / "reference" / "0000.png").write_bytes(b"no picture")
+
+
+def test_pictures_outside_the_folder_of_a_result_are_not_read(
+    fidelity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A result from someone else would take pictures of this machine into a report."""
+    result = json.loads(fidelity.read_text())
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "link").symlink_to(fidelity.parent / "pictures")
+    (own / "linked").mkdir()
+    for each in ("source", "reference", "outputs"):
+        (own / "linked" / each).symlink_to(fidelity.parent / "pictures" / each)
+    output = tmp_path / "report.html"
+    for folder in (str(fidelity.parent / "pictures"), "../pictures", "link", "linked"):
+        result["pictures"]["folder"] = folder
+        (own / "a.json").write_text(json.dumps(result))
+        assert cli.main(["report", str(own / "a.json"), "-o", str(output), "--force"]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("without pictures: ")
+        assert "outside its own folder" in line or "is a link that leads out of" in line
+        assert "<article" not in output.read_text()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("no JSON", "is not JSON"),
+        ('{"what": "latency", "sides": {"a": [1, NaN]}}', "sides.a.1 is nan, which is no number"),
+        ('{"what": "fidelity", "bundles": {"a": -Infinity}}', "bundles.a is -inf, which is no number"),
         ("[1, 2]", "is not a result of kontext-bench"),
         ('{"what": "latency", "schema": 1000}', "this kontext-bench reads up to version"),
         ("{}", "it does not say what was measured"),

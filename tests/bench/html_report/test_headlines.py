@@ -45,7 +45,7 @@ def test_fidelity_names_the_smallest_and_the_closest() -> None:
     }
     found = said({"what": "fidelity", "bundles": bundles})
     assert [number for number, _ in found] == ["43.0 dB", "58.0 dB"]
-    assert found[0][1] == "PSNR of kontext int4's pictures to the reference's, 4.5 bits a weight"
+    assert found[0][1] == "PSNR of the pictures of kontext int4, 4.5 bits a weight"
 
 
 def test_success_and_servers() -> None:

@@ -121,6 +121,13 @@ class Parser(argparse.ArgumentParser):
             for action in required:
                 action.required = True
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help is output too: argparse keeps silent about a full disk."""
+        stream = file or sys.stderr
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.write(message)
+
     def error(self, message: str) -> NoReturn:
         kind = MissingArguments if message.startswith(MISSING) else KontextError
         raise kind(f"{message} ({self.prog} --help shows the flags)")

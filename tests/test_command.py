@@ -196,7 +196,11 @@ FULL = "/dev/full"
 @pytest.mark.skipif(not Path(FULL).exists(), reason="no /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
-    "work", ["print('x')", "print('x' * 10**6)", "print('x'); return 1", "Parser().parse_args(['--version'])"]
+    "work",
+    [
+        *("print('x')", "print('x' * 10**6)", "print('x'); return 1"),
+        *("Parser().parse_args(['--version'])", "Parser().parse_args(['--help'])"),
+    ],
 )
 def test_a_full_stdout_is_one_line(work: str, unbuffered: str) -> None:
     code = (

@@ -53,7 +53,7 @@ def data_cases(path: Path, count: int, seed: int, language: str = "en") -> list[
     Raises:
         KontextError: it has no edits that can be used.
     """
-    found = read_edit_set(path, language).subset(count, seed).checked()
+    found = read_edit_set(path, language).usable(count, seed)
     for line in found.skipped:
         print(f"skipped: {one_line(line)}", file=sys.stderr)
     if not found.samples:

@@ -19,9 +19,10 @@ from ..tiny.contact import contact_sheet
 from ..tiny.edits import KINDS, sample_edit
 from ..tiny.scenes import render
 from . import provenance
-from .flags import at_least
+from .flags import add_seed_flag, at_least
 from .html_report.command import check_output, make_report
 from .machine import describe_machine
+from .number_formats import formats_of
 from .pictures import OUTPUTS, SOURCE
 from .report import write_result, write_text
 
@@ -46,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="for the pictures (demo)"
     )
     parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+    add_seed_flag(parser, "seed of the scenes and of the noise (0)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -112,7 +113,7 @@ def make_demo(bundle: Path, folder: Path, *, steps: int, seed: int) -> str:
         {
             "what": "demo",
             "model": pipe.bundle.name,
-            "precision": pipe.bundle.manifest["precision"]["weights"],
+            **formats_of(pipe.bundle),
             "steps": steps,
             "seed": seed,
             "seconds": round(seconds, 3),

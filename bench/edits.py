@@ -19,7 +19,7 @@ from ..runtime import Pipeline
 from ..tiny.edits import GROUPS, KINDS, Edit, sample_edit
 from ..tiny.judge import judge
 from ..tiny.scenes import render
-from .flags import at_least, parse_counts
+from .flags import add_seed_flag, at_least, parse_counts
 from .machine import describe_machine, machine_line
 from .report import Table, finish
 
@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-n", "--count", type=int, default=50, help="edits of each kind (50)")
     parser.add_argument("--guidance", type=float, default=None, help="guidance scale (the bundle's)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+    add_seed_flag(parser, "seed of the scenes and of the noise (0)")
     parser.add_argument("--batch", type=int, default=25, help="edits per batch (25)")
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda", "openvino", "rtx", "tensorrt"], help="(cpu)"

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import KontextError
 from ..export.cli.source_flags import EMBEDDED
-from ..runtime.cli import parse_width_height
+from ..runtime.cli import parse_seed, parse_width_height
+from ..runtime.noise import check_seed
 
 
 def add_edit_flags(parser: argparse.ArgumentParser, *, steps: int, repeat: int) -> None:
@@ -32,8 +33,22 @@ def add_edit_flags(parser: argparse.ArgumentParser, *, steps: int, repeat: int) 
     )
     parser.add_argument("--steps", type=int, default=steps, help=f"sampler steps ({steps})")
     parser.add_argument("--guidance", type=float, default=2.5, help="guidance scale (2.5)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
+    add_seed_flag(parser, "seed of the noise (0)")
     parser.add_argument("--repeat", type=int, default=repeat, help=f"measured edits per side ({repeat})")
+
+
+def add_seed_flag(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--seed`, 0 by default; one that no noise can be drawn from is refused before anything is measured."""
+    parser.add_argument("--seed", type=usable_seed, default=0, metavar="N", help=what)
+
+
+def usable_seed(text: str) -> int:
+    seed = parse_seed(text)
+    try:
+        check_seed(seed)
+    except KontextError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return seed
 
 
 def edit_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .energy import EnergyMeter
 from .flags import add_edit_flags, at_least, edit_settings
 from .inputs import output_size, picture_and_prompt
 from .machine import describe_machine, machine_line
+from .number_formats import formats_line, formats_of
 from .process_cost import ProcessCost, edit_command, run_process
 from .report import Table, finish, mebibytes, milliseconds, ratio
 from .sides import DIFFUSERS, SIDES, Side, command, edit_flags, parse_sides, prepare
@@ -123,7 +124,7 @@ def measure_latency(
     return {
         "what": "latency",
         "model": pipe.bundle.manifest["model"]["name"],
-        "precision": pipe.bundle.manifest["precision"]["compute"],
+        **formats_of(pipe.bundle),
         "device": device,
         **settings,
         "sides": {name: summarize([each.stages for each in runs[name]]) for name in runs},
@@ -240,7 +241,7 @@ def footer(result: dict[str, Any]) -> str:
     source = result["energy_source"]
     energy = f" Energy is {source}'s." if source else " Energy: not measured (no readable counter)."
     return (
-        f"{result['model']}, {result['precision']}, {result['device']}, {result['steps']} steps "
+        f"{result['model']}, {formats_line(result)}, {result['device']}, {result['steps']} steps "
         f"at {width}x{height}, {count} edits{' a side, in turn' if several else ''}, warm. Peak memory is a whole "
         f"process's.{' diffusers computes the modulation inside every step.' if several else ''}{energy}\n"
         f"{machine_line(result['machine'])}"

@@ -49,10 +49,21 @@ class PictureFolder:
         return cls(root)
 
     def add(self, number: int, kind: str, picture: PIL.Image.Image | None) -> None:
-        """Writes a picture of the edit `number`; `kind` is SOURCE, REFERENCE or the name of a bundle or peer."""
-        if picture is None:
-            return
-        whose = kind if kind in (SOURCE, REFERENCE) else f"{OUTPUTS}/{kind}"
+        """Writes a picture of the edit `number` that no bundle made for comparison; `kind` is SOURCE or REFERENCE."""
+        if picture is not None:
+            self.entry(number)[kind] = self.write(number, kind, picture)
+
+    def add_output(self, number: int, name: str, picture: PIL.Image.Image) -> None:
+        """Writes the picture of the edit `number` by the bundle or peer `name`, whatever it is called."""
+        self.entry(number)[OUTPUTS][name] = self.write(number, f"{OUTPUTS}/{name}", picture)
+
+    def entry(self, number: int) -> dict[str, Any]:
+        while len(self.edits) <= number:
+            self.edits.append({OUTPUTS: {}})
+        return self.edits[number]
+
+    def write(self, number: int, whose: str, picture: PIL.Image.Image) -> str:
+        """Returns the picture's name in the folder."""
         name = f"{whose}/{number:04d}.png"
         path = self.root / name
         try:
@@ -60,12 +71,7 @@ class PictureFolder:
         except OSError as fault:
             raise KontextError(f"cannot make the folder {path.parent}: {fault.strerror}") from None
         save_picture(picture.convert("RGB"), path, metadata=False)
-        while len(self.edits) <= number:
-            self.edits.append({OUTPUTS: {}})
-        if whose == kind:
-            self.edits[number][kind] = name
-        else:
-            self.edits[number][OUTPUTS][kind] = name
+        return name
 
     def as_json(self, result_file: Path | None) -> dict[str, Any]:
         """The names for the result: the folder's relative to that of `result_file`, the pictures' in the folder."""

@@ -19,7 +19,7 @@ from ..runtime.reference_options import REFERENCE_METHODS
 from ..tiny.contact import INK, PAPER, place
 from ..tiny.edits import sample_edit
 from ..tiny.scenes import render
-from .flags import at_least
+from .flags import add_seed_flag, at_least
 
 KINDS = ("recolour", "background", "add")
 """Of the edits, one a row."""
@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("references.png"), metavar="FILE", help="(references.png)"
     )
     parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+    add_seed_flag(parser, "seed of the scenes and of the noise (0)")
 
 
 def run(arguments: argparse.Namespace) -> None:

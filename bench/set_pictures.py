@@ -18,10 +18,9 @@ from ..errors import KontextError, one_line
 from ..export.edit_sets.layouts import GEDIT, IMGEDIT, read_edit_set
 from ..export.edit_sets.samples import Sample
 from ..runtime import Pipeline
-from ..runtime.cli import parse_seed
 from ..runtime.images import save_picture
 from ..runtime.number_checks import checked_scale
-from .flags import at_least
+from .flags import add_seed_flag, at_least
 
 NAME = re.compile(r"[\w][\w .()+,-]{0,199}")
 """Of a key, a category or a language as a file's name: a set from elsewhere must not choose where files go."""
@@ -41,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--count", type=int, help="edits, a share of each category (all)")
     parser.add_argument("--steps", type=int, help="sampler steps (the bundle's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (the bundle's)")
-    parser.add_argument("--seed", type=parse_seed, default=0, help="of the share and of the noise (0)")
+    add_seed_flag(parser, "of the share and of the noise (0)")
     parser.add_argument("--device", default="auto", help="as for kontext-edit (auto)")
 
 

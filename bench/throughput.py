@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from ..runtime import Pipeline
 from .energy import EnergyMeter
-from .flags import at_least, parse_counts
+from .flags import add_seed_flag, at_least, parse_counts
 from .inputs import output_size, picture_and_prompt
 from .latency import Timed, TimedBackend, energy, percentiles_of_runs
 from .limits import MATRIX, copy_bandwidth, matrix_rates, step_flops
 from .machine import describe_machine, machine_line
+from .number_formats import formats_line, formats_of
 from .report import Table, finish, milliseconds
 from .timing import StageTimer, interleave
 
@@ -36,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
     parser.add_argument("--repeat", type=int, default=5, help="measured calls of each batch (5)")
     parser.add_argument("--warmup", type=int, default=1, help="calls of each batch before timing starts (1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
+    add_seed_flag(parser, "seed of the noise (0)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -88,7 +89,7 @@ def measure_throughput(
     return {
         "what": "throughput",
         "model": pipe.bundle.name,
-        "precision": pipe.bundle.manifest["precision"]["weights"],
+        **formats_of(pipe.bundle),
         "device": device,
         "steps": steps,
         "size": list(size),
@@ -154,7 +155,7 @@ def footer(result: dict[str, Any]) -> str:
             f"{result['copy_bandwidth'] / 1e9:.1f} GB/s."
         )
     return (
-        f"{result['model']}, {result['precision']} weights, {result['device']}, {result['steps']} steps at "
+        f"{result['model']}, {formats_line(result)}, {result['device']}, {result['steps']} steps at "
         f"{width}x{height}, one reference, {count} calls of each, in turn, warm. A step of one edit takes "
         f"{result['step_flops'] / 1e9:.2f} GFLOP.{limits}\n{machine_line(result['machine'])}"
     )

@@ -13,9 +13,10 @@ from typing import Any
 
 from ...errors import KontextError
 from ...runtime.cli import parse_width_height
-from ..flags import at_least
+from ..flags import add_seed_flag, at_least
 from ..inputs import output_size
 from ..machine import describe_machine, machine_line, usable_cores
+from ..number_formats import formats_line, formats_of
 from ..report import Table, finish
 from .lists import Settings
 from .scaling import LOCAL, measure_scaling, obstacle
@@ -37,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="WxH",
         help="output size (the most square of the bundle's preferred sizes)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+    add_seed_flag(parser, "seed of the scenes and of the noise (0)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "rtx", "tensorrt"], help="(cpu)")
     parser.add_argument(
         "--threads", type=int, help="of ONNX Runtime on a CPU, for all but the workers (all cores)"
@@ -49,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    at_least(arguments, edits=1, steps=1, repeat=1, batch_size=1, seed=0)
+    at_least(arguments, edits=1, steps=1, repeat=1, batch_size=1)
     if arguments.edits > MOST_EDITS:
         raise KontextError(f"--edits may be at most {MOST_EDITS}, not {arguments.edits}")
     if arguments.edits % arguments.batch_size:
@@ -107,7 +108,7 @@ def measure_batch(
     return {
         "what": "batch",
         "model": pipe.bundle.manifest["model"]["name"],
-        "precision": pipe.bundle.manifest["precision"]["compute"],
+        **formats_of(pipe.bundle),
         "device": device,
         "threads": (threads or usable_cores()) if device == "cpu" else None,
         "edits": settings.edits,
@@ -193,7 +194,7 @@ def footer(result: dict[str, Any]) -> str:
         f"not count, and their speed is relative to {LOCAL}."
     )
     return (
-        f"{result['model']}, {result['precision']}, {result['device']}{threads}, a list of {result['edits']} edits of "
+        f"{result['model']}, {formats_line(result)}, {result['device']}{threads}, a list of {result['edits']} edits of "
         f"{result['steps']} steps at {width}x{height}, batches of {result['batch_size']}, {result['repeat']} runs of "
         f"each side, in turn; shares are taken round by round. Loading does not count. {SEQUENCE} reads, edits and "
         f"writes one after the other; {JOB} makes {saved:.2f} times its steps. {workers}\n"

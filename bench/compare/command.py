@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import KontextError, one_line
+from ..number_formats import formats_line
 from ..registry import Result
 from ..report import Table, finish
 from ..result_file import in_words, read_result
@@ -163,9 +164,10 @@ def check_settings(results: Sequence[Result], paths: Sequence[Path], comparable:
             raise KontextError(
                 f"{paths[0]} and {paths[1]} cannot be compared: {name} is {first!r:.60} and {second!r:.60}"
             )
-    first, second = (each.get("precision") for each in results)
-    if first != second and isinstance(first, str) and isinstance(second, str):
-        warnings.warn(f"the bundles are {first} and {second}", stacklevel=2)
+    if all(isinstance(each.get("precision"), str) for each in results):
+        first, second = map(formats_line, results)
+        if first != second:
+            warnings.warn(f"the bundles are {first} and {second}", stacklevel=2)
 
 
 def check_machines(

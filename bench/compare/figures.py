@@ -105,7 +105,7 @@ COMPARABLE: dict[str, Comparable] = {
         ),
     ),
     "throughput": Comparable(
-        ("model", "precision", "device", "steps", "seed", "size"),
+        ("model", "device", "steps", "seed", "size"),
         (
             Place("batches.*.step", SECONDS, "step"),
             Place("batches.*.edit", SECONDS, "call"),
@@ -182,7 +182,7 @@ COMPARABLE: dict[str, Comparable] = {
         ),
     ),
     "batch": Comparable(
-        ("model", "precision", "device", "threads", "edits", "steps", "size", "batch_size"),
+        ("model", "device", "threads", "edits", "steps", "size", "batch_size"),
         (
             Place("sides.*.steps_per_second", RATE, "steps"),
             Place("scaling.sides.*.edits_per_second", RATE, "edits"),

@@ -15,11 +15,13 @@ from typing import Any
 from tqdm import tqdm
 
 from ...runtime import Pipeline
-from ...runtime.cli import parse_seed
+from ...runtime.bundle import Bundle
 from ..fidelity.benchmark import open_bundles
+from ..fidelity.bits_per_weight import check_reference
 from ..fidelity.picture_metrics import Compare, available_metrics
-from ..flags import at_least, parse_counts
+from ..flags import add_seed_flag, at_least, parse_counts
 from ..machine import describe_machine
+from ..number_formats import formats_of
 from ..pictures import REFERENCE, SOURCE, PictureFolder
 from ..report import finish
 from .comparison import Comparison, Runs, Task
@@ -55,9 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "-n", "--count", type=int, help="edits of each kind of scene (2), or edits of the set in all (100)"
     )
     parser.add_argument("--chains", type=int, help="chains of edits (as -n; of a set a fifth of it); 0: none")
-    parser.add_argument(
-        "--seed", type=parse_seed, default=0, help="of the scenes, the set's share and the noise (0)"
-    )
+    add_seed_flag(parser, "of the scenes, the set's share and the noise (0)")
     parser.add_argument(
         "--pictures",
         type=Path,
@@ -113,10 +113,12 @@ def measure_edit_fidelity(
     of.
 
     Raises:
-        KontextError: a bundle is of another model, or two bundles have the same name.
+        KontextError: a bundle is of another model, two bundles have the same name, or the reference is no reference.
     """
-    teacher = Pipeline.load(reference, backend="onnxruntime")
-    opened = open_bundles(teacher.bundle, bundles)
+    opened_reference = Bundle.open(reference)
+    check_reference(opened_reference)
+    opened = open_bundles(opened_reference, bundles)
+    teacher = Pipeline.load(opened_reference, backend="onnxruntime")
     instruments, absent = find_instruments(edits, chains)
     turns = sum(map(len, chains))
     total = (1 + len(opened)) * (len(steps) * len(edits) + turns) + len(edits) + turns
@@ -124,11 +126,11 @@ def measure_edit_fidelity(
     with tqdm(total=total, desc="edits", unit="edit", disable=not progress) as bar:
         task = Task(edits, chains, steps, seed, instruments, bar.update)
         known = Comparison.run(teacher, task)
-        keep_pictures(pictures, REFERENCE, known.runs, task)
+        keep_reference(pictures, known.runs, task)
         for name, bundle in opened.items():
             runs = task.run(Pipeline.load(bundle, backend="onnxruntime"))
-            keep_pictures(pictures, name, runs, task)
-            entries[name] = {"precision": bundle.manifest["precision"]["weights"], **known.entry(runs)}
+            keep_outputs(pictures, name, runs, task)
+            entries[name] = {**formats_of(bundle), **known.entry(runs)}
     return {
         "what": "edit-fidelity",
         "model": teacher.bundle.name,
@@ -145,14 +147,21 @@ def measure_edit_fidelity(
     }
 
 
-def keep_pictures(pictures: PictureFolder | None, name: str, runs: Runs, task: Task) -> None:
-    """Writes one bundle's pictures at the most steps, with the reference's the sources too."""
+def keep_reference(pictures: PictureFolder | None, runs: Runs, task: Task) -> None:
+    """Writes the sources and the reference's pictures at the most steps."""
     if pictures is None:
         return
     for number, (edit, made) in enumerate(zip(task.edits, runs.edits[task.most], strict=True)):
-        if name == REFERENCE:
-            pictures.add(number, SOURCE, edit.case.picture())
-        pictures.add(number, name, made.picture)
+        pictures.add(number, SOURCE, edit.case.picture())
+        pictures.add(number, REFERENCE, made.picture)
+
+
+def keep_outputs(pictures: PictureFolder | None, name: str, runs: Runs, task: Task) -> None:
+    """Writes one bundle's pictures at the most steps."""
+    if pictures is None:
+        return
+    for number, made in enumerate(runs.edits[task.most]):
+        pictures.add_output(number, name, made.picture)
 
 
 def find_instruments(

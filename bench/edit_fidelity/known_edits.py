@@ -103,7 +103,7 @@ def data_edits(
         KontextError: it has no edits that can be used.
     """
     every = read_edit_set(path, language)
-    found = every.subset(count, seed).checked()
+    found = every.usable(count, seed)
     for line in found.skipped:
         print(f"skipped: {one_line(line)}", file=sys.stderr)
     if not found.samples:

@@ -16,8 +16,8 @@ MORE_DIGITS = 2
 
 
 def summary(every: Sequence[Values], seed: int) -> dict[str, Any]:
-    """For each measure that applies to some of the edits: its mean, `…_interval` (95 %, bootstrap over edits) and
-    `…_each`, a value or None for each edit."""
+    """For each measure that applies to some of the edits: its mean, `…_interval` (95 %, bootstrap over edits; None of
+    few) and `…_each`, a value or None for each edit."""
     result: dict[str, Any] = {}
     for name, measure in MEASURES.items():
         each = [values.get(name) for values in every]
@@ -26,9 +26,13 @@ def summary(every: Sequence[Values], seed: int) -> dict[str, Any]:
             continue
         digits = measure.digits + MORE_DIGITS
         result[name] = round(float(np.mean(known)), digits)
-        result[f"{name}_interval"] = [round(end, digits) for end in mean_interval(known, seed)]
+        result[f"{name}_interval"] = rounded(mean_interval(known, seed), digits)
         result[f"{name}_each"] = [stored(value, measure, digits) for value in each]
     return result
+
+
+def rounded(ends: tuple[float, float] | None, digits: int) -> list[float] | None:
+    return None if ends is None else [round(end, digits) for end in ends]
 
 
 def stored(value: float | None, measure: Measure, digits: int) -> float | bool | None:
@@ -43,8 +47,8 @@ def beside_seeds(
     """For each measure: the mean error as a ratio to the mean difference that another seed of the reference makes, the
     95 % interval of error minus difference, paired by edit, and what follows.
 
-    The verdict is "below" or "above" if that interval is on one side of 0, else "equal" if there is no error, or
-    "open".
+    The verdict is "equal" if no edit has an error, "below" or "above" if that interval is on one side of 0, else, or of
+    too few edits for an interval, "open".
     """
     result: dict[str, Any] = {}
     for name, measure in MEASURES.items():
@@ -59,18 +63,18 @@ def beside_seeds(
         if not pairs:
             continue
         error, difference = (float(np.mean(side)) for side in zip(*pairs, strict=True))
-        low, high = mean_interval([ours - seeds for ours, seeds in pairs], seed)
+        ends = mean_interval([ours - seeds for ours, seeds in pairs], seed)
         result[name] = {
             "ratio": round(error / difference, 4) if difference > 0 else None,
-            "interval": [round(low, 6), round(high, 6)],
-            "verdict": verdict(error, low, high),
+            "interval": rounded(ends, 6),
+            "verdict": verdict(error, ends),
         }
     return result
 
 
-def verdict(error: float, low: float, high: float) -> str:
-    if high < 0:
-        return "below"
-    if low > 0:
-        return "above"
-    return "equal" if error == 0 else "open"
+def verdict(error: float, ends: tuple[float, float] | None) -> str:
+    if error == 0:
+        return "equal"
+    if ends is None or ends[0] <= 0 <= ends[1]:
+        return "open"
+    return "below" if ends[1] < 0 else "above"

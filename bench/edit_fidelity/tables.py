@@ -57,12 +57,12 @@ def shown(measures: Mapping[str, Measure], result: Result) -> dict[str, Measure]
 
 
 def cell(values: Mapping[str, Any], name: str, interval: bool = True) -> str:
-    """A mean, and the ends of its interval."""
+    """A mean, and the ends of its interval if there are edits enough for one."""
     if name not in values:
         return "-"
     digits = MEASURES[name].digits
-    low, high = values[f"{name}_interval"]
-    ends = f" [{low:.{digits}f}, {high:.{digits}f}]" if interval else ""
+    found = values[f"{name}_interval"] if interval else None
+    ends = "" if found is None else f" [{', '.join(f'{end:.{digits}f}' for end in found)}]"
     return f"{values[name]:.{digits}f}{ends}"
 
 

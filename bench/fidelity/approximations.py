@@ -24,9 +24,10 @@ from ...runtime.bundle import Bundle
 from ...runtime.pipeline import Pipeline
 from ...temporary_folder import temporary_folder
 from ..cases import Case, scene_cases
-from ..flags import at_least
+from ..flags import add_seed_flag, at_least
 from ..limits import step_work
 from ..machine import describe_machine, machine_line
+from ..number_formats import formats_of
 from ..report import Table, finish
 from .edit_runs import EditRun, run_edit
 
@@ -59,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
     parser.add_argument("-n", "--count", type=int, default=4, help="edits of each kind (4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+    add_seed_flag(parser, "seed of the scenes and of the noise (0)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -110,7 +111,7 @@ def measure_approximations(
     return {
         "what": "approximations",
         "model": opened.name,
-        "precision": opened.manifest["precision"]["weights"],
+        **formats_of(opened),
         "steps": steps,
         "edits": len(edits),
         "keys": [edit.key for edit in edits],

@@ -28,7 +28,7 @@ from ...export.calibration.teacher_forcing import Array, Recorder, TeacherForced
 from ...runtime import Pipeline
 from ...runtime.bundle import Bundle
 from ..cases import Case, data_cases, scene_cases, success_rate
-from ..flags import at_least
+from ..flags import add_seed_flag, at_least
 from ..machine import describe_machine
 from ..pictures import REFERENCE, SOURCE, PictureFolder
 from ..report import finish
@@ -67,9 +67,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--count", type=int, help="edits of each kind of scene (2), or edits of the set in all (100)"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the scenes, the set's share and the noise (0)"
-    )
+    add_seed_flag(parser, "of the scenes, the set's share and the noise (0)")
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -176,7 +174,7 @@ def compare(
         found = run_edit(pipe, known.case, steps, known.seed)
         successes.append(found.success)
         if pictures is not None:
-            pictures.add(number, compared.name, found.picture)
+            pictures.add_output(number, compared.name, found.picture)
         for name, metric in metrics.items():
             each[name].append(metric(found.picture, known.run.picture))
         for step, (ours, theirs) in enumerate(zip(found.latents, known.run.latents, strict=True)):

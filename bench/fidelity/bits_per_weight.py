@@ -83,18 +83,23 @@ def activation_formats(bundle: Bundle) -> list[str]:
     return sorted(found)
 
 
+def check_reference(bundle: Bundle) -> None:
+    """Raises KontextError if a reference is quantized, or links its weights."""
+    if bundle.links:
+        raise KontextError(
+            f"{bundle.folder} was exported with --link-weights: export the reference without it"
+        )
+    if any(quantized_layers(bundle).values()):
+        raise KontextError(f"{bundle.folder} is quantized: export the reference with --fp32 only")
+
+
 def common_layers(reference: Bundle, bundles: Sequence[Bundle]) -> dict[str, list[str]]:
     """The weights that at least one of `bundles` quantizes, in the order of the reference's files.
 
     Raises:
         KontextError: the reference is quantized, or links its weights.
     """
-    if reference.links:
-        raise KontextError(
-            f"{reference.folder} was exported with --link-weights: export the reference without it"
-        )
-    if any(quantized_layers(reference).values()):
-        raise KontextError(f"{reference.folder} is quantized: export the reference with --fp32 only")
+    check_reference(reference)
     wanted = {
         (graph, weight)
         for bundle in bundles

@@ -43,15 +43,12 @@ def noise_ratio(ours: Array, theirs: Array, axis: int = -1) -> Any:
 def intervals(
     entry: Mapping[str, Any], signal: Sequence[float], expected: Sequence[bool | None]
 ) -> dict[str, list[float]]:
-    """Figure → its interval: of the velocity's ratio, every measure of pictures, and the lost edits. None for a single
-    edit.
+    """Figure → its interval: of the velocity's ratio, every measure of pictures, and the lost edits. None of few edits.
 
     Args:
         signal: energy of the reference's velocities in each edit.
         expected: whether the reference's edit succeeds.
     """
-    if len(signal) < 2:
-        return {}
     found = {"velocity_snr": interval([signal, entry["noise_each"]], signal_to_noise)}
     found |= {name: mean_interval(entry[f"{name}_each"]) for name in METRICS if name in entry}
     lost = [
@@ -61,14 +58,12 @@ def intervals(
     ]
     if lost:
         found["lost_edits"] = mean_interval(lost)
-    return {name: [float(f"{end:.5g}") for end in ends] for name, ends in found.items()}
+    return {name: [float(f"{end:.5g}") for end in ends] for name, ends in found.items() if ends is not None}
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], figure: str) -> tuple[float, float] | None:
     """The interval of what `ours` is better by, in `velocity_snr` or a measure of pictures that is best when large;
-    None for a single edit."""
-    if len(ours["noise_each"]) < 2:
-        return None
+    None for few edits."""
     if figure == "velocity_snr":
         return interval([ours["noise_each"], theirs["noise_each"]], noise_ratio)
     pairs = zip(ours[f"{figure}_each"], theirs[f"{figure}_each"], strict=True)

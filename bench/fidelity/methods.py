@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ...errors import KontextError
 from ...temporary_folder import temporary_folder
 from ..cases import scene_cases
-from ..flags import at_least
+from ..flags import add_seed_flag, at_least
 from ..report import Table, finish
 from . import tables as fidelity_tables
 from .benchmark import measure_fidelity
@@ -47,7 +47,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
     parser.add_argument("-n", "--count", type=int, default=2, help="edits of each kind (2)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (0)")
+    add_seed_flag(parser, "seed of the scenes and of the noise (0)")
 
 
 def run(arguments: argparse.Namespace) -> None:

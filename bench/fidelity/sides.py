@@ -16,6 +16,7 @@ from typing import Any
 from ...runtime import OnnxRuntimeOptions, Pipeline
 from ...runtime.backends.runnable import Formats
 from ...runtime.bundle import Bundle
+from ..number_formats import formats_of
 from . import bits_per_weight, floors, peers
 from .bits_per_weight import Layers
 from .network_peers.registry import NETWORK_PEERS
@@ -79,7 +80,7 @@ def ours(
     """`on_cpu` is the class of a bundle as ONNX Runtime runs it on a CPU; None: it runs as its graphs say."""
     options = OnnxRuntimeOptions(activations="auto" if on_cpu else "16-bit")
     about = {
-        "precision": bundle.manifest["precision"]["weights"],
+        **formats_of(bundle),
         "scheme": on_cpu or bundle_scheme(bundle),
         "activations": ["per block int8"] if on_cpu else bits_per_weight.activation_formats(bundle),
     }
@@ -127,7 +128,7 @@ def floor(
 ) -> Iterator[ComparedBundle]:
     """What a bundle loses by rounding one part alone; its bits are the bundle's, to be drawn beside it."""
     about = {
-        "precision": bundle.manifest["precision"]["weights"],
+        **formats_of(bundle),
         "scheme": bundle_scheme(bundle),
         "activations": bits_per_weight.activation_formats(bundle),
         "part": part,

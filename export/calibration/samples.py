@@ -39,7 +39,7 @@ def read_samples(folder: Path) -> Samples:
     Raises:
         KontextError: there are fewer than `MIN_SAMPLES` usable pairs.
     """
-    found = read_edit_set(folder).subset(MOST_SAMPLES, seed=0).checked()
+    found = read_edit_set(folder).usable(MOST_SAMPLES, seed=0)
     if len(found.samples) < MIN_SAMPLES:
         more = f"; unusable: {'; '.join(found.skipped[:3])}" if found.skipped else ""
         raise KontextError(

@@ -46,6 +46,14 @@ class Sample:
         """
         return None if self.source is None else open_source(self.source)
 
+    def fault(self) -> str | None:
+        """Why the reference cannot be decoded, with the sample's name; None if it can."""
+        try:
+            self.picture()
+        except KontextError as error:
+            return f"{self.key}: {error}" if self.key else str(error)
+        return None
+
 
 def open_source(source: Source) -> Image.Image:
     """A picture of a sample. Raises KontextError if it cannot be read."""
@@ -85,24 +93,56 @@ class Samples:
         that every category is there if `count` allows it; the same seed takes the same."""
         if count >= len(self.samples):
             return self
+        return replace(self, samples=[self.samples[index] for index in self.drawn(count, seed)])
+
+    def drawn(self, count: int, seed: int) -> list[int]:
+        """The places of the samples of `subset`, in order."""
+        if count >= len(self.samples):
+            return list(range(len(self.samples)))
         places: dict[str, list[int]] = {name: [] for name in self.categories()}
         for index, sample in enumerate(self.samples):
             places[sample.category].append(index)
         chosen: list[int] = []
         for name, share in shares({name: len(each) for name, each in places.items()}, count).items():
             chosen += random.Random(f"{seed} {name}").sample(places[name], share)
-        return replace(self, samples=[self.samples[index] for index in sorted(chosen)])
+        return sorted(chosen)
+
+    def usable(self, count: int, seed: int) -> Samples:
+        """`subset`, checked. What cannot be decoded is listed as skipped, and another sample of its category, or of all
+        if that has no more, takes its place; the same seed takes the same."""
+        rest = set(range(len(self.samples)))
+        usable: list[int] = []
+        skipped: list[str] = []
+        draw = self.drawn(count, seed)
+        while draw:
+            rest -= set(draw)
+            faults = {place: fault for place in draw if (fault := self.samples[place].fault()) is not None}
+            usable += [place for place in draw if place not in faults]
+            skipped += faults.values()
+            lost = [self.samples[place].category for place in faults]
+            draw = self.replacements(lost, rest, random.Random(f"{seed} {len(skipped)}"))
+        samples = [self.samples[place] for place in sorted(usable)]
+        return replace(self, samples=samples, skipped=[*self.skipped, *skipped])
+
+    def replacements(self, lost: Sequence[str], rest: set[int], draw: random.Random) -> list[int]:
+        """Places among `rest`, for as many samples as were lost of these categories, or fewer if there are no more."""
+        chosen: list[int] = []
+        for category in lost:
+            left = sorted(rest.difference(chosen))
+            of_category = [place for place in left if self.samples[place].category == category]
+            if left:
+                chosen.append(draw.choice(of_category or left))
+        return sorted(chosen)
 
     def checked(self) -> Samples:
         """Without the samples whose reference cannot be decoded, which are listed as skipped: they are found before
         hours of work."""
         usable, skipped = [], list(self.skipped)
         for sample in self.samples:
-            try:
-                sample.picture()
+            if (fault := sample.fault()) is None:
                 usable.append(sample)
-            except KontextError as error:
-                skipped.append(f"{sample.key}: {error}" if sample.key else str(error))
+            else:
+                skipped.append(fault)
         return replace(self, samples=usable, skipped=skipped)
 
 

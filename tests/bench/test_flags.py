@@ -6,7 +6,16 @@ import argparse
 
 import pytest
 
-from kontext.bench.flags import add_edit_flags, at_least, edit_settings, parse_counts, parse_names
+from kontext.bench.cli import main, parser
+from kontext.bench.flags import (
+    add_edit_flags,
+    at_least,
+    edit_settings,
+    parse_counts,
+    parse_names,
+    usable_seed,
+)
+from kontext.bench.registry import SUBCOMMANDS
 from kontext.errors import KontextError
 
 
@@ -29,6 +38,22 @@ def test_least_values() -> None:
         at_least(argparse.Namespace(steps=1), steps=2)
     with pytest.raises(KontextError, match="--batch-size must be at least 1, not 0"):
         at_least(argparse.Namespace(batch_size=0), batch_size=1)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in SUBCOMMANDS if entry.name != "capacity"])
+def test_seeds_of_every_command_have_one_range(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command with --seed refuses the same seeds in the same line, before it looks at anything else."""
+    command = parser(name)._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr,index]
+    seeds = [action for action in command._actions if "--seed" in action.option_strings]
+    for action in seeds:
+        assert action.type is usable_seed
+
+
+@pytest.mark.parametrize("text", ["-1", str(1 << 64)])
+def test_seeds_out_of_range(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=rf"from 0 to 2\^64 - 1, not {text}"):
+        usable_seed(text)
+    assert main(["methods", "--seed", text]) == 2
 
 
 def test_settings_of_an_edit() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from kontext.bench.pictures import REFERENCE, SOURCE, PictureFolder, read_named
+from kontext.bench.pictures import OUTPUTS, REFERENCE, SOURCE, PictureFolder, read_named
 from kontext.errors import KontextError
 
 
@@ -19,7 +19,7 @@ def test_pictures_are_written_and_named(tmp_path: Path) -> None:
     folder.add(1, SOURCE, blue)
     folder.add(1, REFERENCE, blue)
     folder.add(0, SOURCE, None)  # an edit of text alone
-    folder.add(1, "int4", red)
+    folder.add_output(1, "int4", red)
     found = folder.as_json(tmp_path / "results" / "fidelity.json")
     assert found == {
         "folder": "../made/pictures",
@@ -34,7 +34,18 @@ def test_pictures_are_written_and_named(tmp_path: Path) -> None:
     }
     for name, picture in (("outputs/int4/0001.png", red), ("source/0001.png", blue)):
         assert np.array_equal(read_named(folder.root, name), picture)
-    PictureFolder.prepare(folder.root).add(0, "int4", red)  # a later run
+    PictureFolder.prepare(folder.root).add_output(0, "int4", red)  # a later run
+
+
+def test_bundles_may_be_called_anything(tmp_path: Path) -> None:
+    folder = PictureFolder.prepare(tmp_path / "pictures")
+    colours = {SOURCE: "green", REFERENCE: "blue"}
+    for name, colour in colours.items():
+        folder.add(0, name, Image.new("RGB", (8, 6), colour))
+        folder.add_output(0, name, Image.new("RGB", (8, 6), "red"))
+    for name, colour in colours.items():
+        assert read_named(folder.root, folder.edits[0][name]).getpixel((0, 0)) == ImageColor.getrgb(colour)
+        assert read_named(folder.root, folder.edits[0][OUTPUTS][name]).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

@@ -183,3 +183,6 @@ def test_other_versions_and_formats_are_said(folder: Path, capsys: pytest.Captur
     said = capsys.readouterr()
     assert "→ 0.1" in said.out
     assert "warning: the bundles are fp32 and bf16" in said.err
+    files[1] = written("c.json", latency(precision="fp8", compute="fp32"))
+    assert main(["compare", *files]) == 0
+    assert "warning: the bundles are fp32 and fp8 weights, computing in fp32" in capsys.readouterr().err

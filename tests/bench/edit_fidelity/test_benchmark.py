@@ -33,7 +33,7 @@ def test_the_command(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
     same, int8, int4 = result["bundles"].values()
     for name, perfect in {"psnr": 100, "kept_psnr": 100, "kept_ssim": 1, "latent_distance": 0}.items():
         assert same[name] == perfect
-        assert same["beside_seeds"][name]["verdict"] == "below"
+        assert same["beside_seeds"][name]["verdict"] == "equal"
         assert same["beside_seeds"][name]["ratio"] == 0
     assert same["beside_seeds"]["success"]["verdict"] == "equal"
     assert same["source_psnr_each"] == result["reference"]["source_psnr_each"]
@@ -131,3 +131,15 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_quantized_reference_is_refused_as_in_fidelity(
+    bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for name in ("edit-fidelity", "fidelity"):
+        words = [name, str(bundles["int4"]), "--reference", str(bundles["int8"]), "-n", "1", "--steps", "1"]
+        assert cli.main(words) == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert said[0].endswith("int8 is quantized: export the reference with --fp32 only\n")

@@ -55,6 +55,28 @@ def test_pictures_that_cannot_be_decoded_are_named(tmp_path: Path) -> None:
     assert [line.partition(": ")[0] for line in checked.skipped] == ["line 9", *map(str, paths[1:3])]
 
 
+def test_damaged_samples_are_replaced_by_others_of_their_category(tmp_path: Path) -> None:
+    """2 of 4 of "a" are damaged, all of "b": "a" keeps its share, and what "b" lacks comes from the others."""
+    (tmp_path / "bad.png").write_text("no picture")
+    good = Image.new("RGB", (8, 8))
+    bad = {"a0", "a1", "b0"}
+    keys = ["a0", "a1", "a2", "a3", "b0", "c0", "c1", "c2", "c3"]
+    samples = Samples("x", [Sample("p", tmp_path / "bad.png" if k in bad else good, k, k[0]) for k in keys])
+    for seed in range(20):
+        found = samples.usable(5, seed)
+        assert found == samples.usable(5, seed)
+        drawn = [sample.key for sample in found.samples]
+        assert len(drawn) == 5
+        assert drawn == sorted(set(drawn) - bad)
+        assert Counter(key[0] for key in drawn) == {"a": 2, "c": 3}
+        assert {line[:2] for line in found.skipped} <= bad
+        whole = samples.usable(50, seed)
+        assert [sample.key for sample in whole.samples] == ["a2", "a3", "c0", "c1", "c2", "c3"]
+        assert len(samples.usable(1, seed).samples) == 1
+    sound = of_categories({"a": 5, "b": 9})
+    assert sound.usable(4, 1).samples == sound.subset(4, 1).samples
+
+
 @pytest.mark.parametrize("changed", ["prompt", "pixels", "file"])
 def test_digests_are_of_prompts_and_pictures(tmp_path: Path, changed: str) -> None:
     Image.new("RGB", (8, 8)).save(path := tmp_path / "a.png")

@@ -12,10 +12,12 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...command import Parser, local_path, run_command
+from ...errors import KontextError
 from ...files import replacing
 from ...model.checkpoint import Checkpoint
 from ...model.networks import NETWORKS
@@ -30,14 +32,22 @@ from .watched_networks import watched_linears, watched_operands
 FOLDER = Path(__file__).resolve().parents[2] / "tiny"
 SHIPPED = FOLDER / "calibration.safetensors"
 DESCRIPTION = "Calibrates the embedded model and writes the statistics that are shipped with it."
+CONTENTS = "contents"
+"""Of the metadata: the digest of all else in the file."""
+
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
 def find_shipped(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> Statistics | None:
-    """The shipped statistics of the inputs that `recipe` quantizes, if they are of this model and these samples."""
+    """The shipped statistics of the inputs that `recipe` quantizes, if they are of this model and these samples. A
+    damaged file is a warning, and not used."""
     if not SHIPPED.is_file():
         return None
-    written = read_header(SHIPPED).metadata
+    try:
+        written = checked_metadata(SHIPPED)
+    except KontextError as error:
+        warnings.warn(f"{error}; calibrating instead", stacklevel=2)
+        return None
     # Sizes first: the contents of a large model are not read in vain.
     if str(weight_bytes(checkpoint)) != written["bytes"] or digest(checkpoint, samples) != written["digest"]:
         return None
@@ -46,6 +56,39 @@ def find_shipped(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> St
     wanted["transformer"] = wanted["transformer"] + watched_operands(checkpoint, recipe)
     inputs = {network: {name: found.inputs[network][name] for name in wanted[network]} for network in wanted}
     return Statistics(inputs, found.about, found.file)
+
+
+def checked_metadata(path: Path) -> Mapping[str, str]:
+    """The metadata of a file of statistics.
+
+    Raises:
+        KontextError: the file cannot be read, or is not what was written.
+    """
+    metadata = read_header(path).metadata
+    if metadata.get(CONTENTS) != contents_digest(path):
+        raise KontextError(f"{path} is damaged: its contents are not those of the digest in it")
+    return metadata
+
+
+def contents_digest(path: Path) -> str:
+    """SHA-256 of a file's tensors: names, formats, shapes and bytes; and of its metadata but that digest.
+
+    Raises:
+        KontextError: the file cannot be read.
+    """
+    header = read_header(path)
+    tensors = sorted(header.tensors.values(), key=lambda tensor: tensor.start)
+    start = tensors[0].start if tensors else 0
+    entries = [(each.name, each.dtype, each.shape, each.start - start, each.stop - start) for each in tensors]
+    metadata = {name: text for name, text in header.metadata.items() if name != CONTENTS}
+    found = hashlib.sha256(json.dumps([entries, metadata], sort_keys=True).encode())
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            found.update(file.read())
+    except OSError as error:
+        raise KontextError(f"cannot read {path}: {error.strerror}") from None
+    return found.hexdigest()
 
 
 def weight_bytes(checkpoint: Checkpoint) -> int:
@@ -103,7 +146,19 @@ def write_shipped(arguments: Sequence[str] | None) -> None:
     written = {"bytes": str(weight_bytes(checkpoint)), "digest": digest(checkpoint, samples)}
     with replacing(output) as temporary:
         save_packed(found, temporary, written)
+        seal(temporary)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def seal(path: Path) -> None:
+    """Adds the digest of its contents to a file's metadata; the tensors' bytes stay as they are."""
+    digest, whole = contents_digest(path), path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    header["__metadata__"][CONTENTS] = digest
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
 
 
 if __name__ == "__main__":

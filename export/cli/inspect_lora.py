@@ -8,11 +8,13 @@ from pathlib import Path
 
 from ...errors import KontextError
 from ...model.config import KontextConfig
+from ...model.lora.deltas import IncompleteLora
 from ...model.lora.names import split_name
 from ...model.lora.read import FOLDER_FILES, read_loras
 from ...model.lora.settings import CONFIG_NAME
 from ...model.networks import NETWORKS, weight_shapes
 from ...model.stored_weight import StoredWeight
+from .summary import counted
 
 KINDS = {
     "down": "LoRA",
@@ -52,17 +54,20 @@ def describe_kinds(tensors: Mapping[str, StoredWeight]) -> str:
 
 
 def describe_fit(path: Path) -> Iterator[str]:
-    """Lines about what an export of FLUX.1 Kontext would take of it."""
+    """Lines about what an export of FLUX.1 Kontext would take of it. Raises KontextError if it is incomplete."""
     config = KontextConfig()
     shapes = {name: weight_shapes(name, config) for name in NETWORKS}
     try:
         _, (lora,) = read_loras([(path, 1.0)], shapes, config, partial=True)
+    except IncompleteLora:
+        raise
     except KontextError as error:
         yield f"  not for FLUX.1 Kontext: {error}"
         return
-    yield f"  fits FLUX.1 Kontext: {lora.updates} updates"
+    yield f"  fits FLUX.1 Kontext: {counted(lora.updates, 'update')}"
     if lora.unmatched:
-        more = ", …" if len(lora.unmatched) > 3 else ""
-        yield f"  {len(lora.unmatched)} tensors match no weight of it: {', '.join(lora.unmatched[:3])}{more}"
+        names = ", ".join(lora.unmatched[:3]) + (", …" if len(lora.unmatched) > 3 else "")
+        verb = "matches" if len(lora.unmatched) == 1 else "match"
+        yield f"  {counted(len(lora.unmatched), 'tensor')} {verb} no weight of it: {names}"
     yield from (f"  {note}" for note in lora.notes)
     yield "  add --lora FILE[:WEIGHT] to the export"

@@ -28,7 +28,7 @@ from ...runtime.lora_slots import is_ready
 from ..weights.plan import plan_weights
 from .inspect_bundle import describe_bundle, describe_file_of
 from .inspect_lora import describe_fit, describe_kinds, is_lora_folder
-from .summary import human
+from .summary import counted, human, millions
 
 PREVIEWED = (FP8.name, INT8.name, INT4.name)
 """Number formats whose bundle sizes are shown, after that of --bf16."""
@@ -55,7 +55,9 @@ def describe(path: Path) -> Iterator[str]:
             yield from describe_tensors(title, "diffusers", network.files)
             if component in checkpoint.ignored:
                 yield f"  {describe_ignored(title, checkpoint.ignored[component])}"
-        yield export_sizes(list(checkpoint.networks.values()), checkpoint.config)
+        yield export_sizes(
+            list(checkpoint.networks.values()), checkpoint.config, parameters=checkpoint.parameters()
+        )
     else:
         yield from describe_file(path)
 
@@ -79,7 +81,7 @@ def describe_file(path: Path) -> Iterator[str]:
             yield f"  {describe_ignored(TITLES[component], part.ignored)}"
     networks, config = plannable_networks(parts)
     if networks:
-        yield export_sizes(networks, config)
+        yield export_sizes(networks, config, parameters=BIG_MODEL)
     missing = [component for component in TITLES if component not in parts]
     listed = [f"{TITLES[component]} ({FLAGS.get(component, 'MODEL')})" for component in missing]
     yield f"  it lacks {', '.join([*listed, 'the tokenizers'])}; --base FOLDER can supply all of these"
@@ -94,7 +96,7 @@ def describe_tensors(title: str, layout: str, tensors: Mapping[str, StoredWeight
         dtype if len(formats) == 1 else f"{dtype} {count / max(total, 1):.1%}"
         for dtype, count in formats.most_common()
     )
-    yield f"  {title}, {layout} names: {len(tensors)} tensors, {total / 1e6:,.1f} M parameters, {shares}"
+    yield f"  {title}, {layout} names: {counted(len(tensors), 'tensor')}, {millions(total)}, {shares}"
 
 
 def plannable_networks(parts: Mapping[str, ComponentWeights]) -> tuple[list[NetworkWeights], KontextConfig]:
@@ -124,13 +126,13 @@ def plannable_networks(parts: Mapping[str, ComponentWeights]) -> tuple[list[Netw
     return networks, config
 
 
-def export_sizes(networks: Sequence[NetworkWeights], config: KontextConfig) -> str:
-    """A line with the size of these networks' weights in a bundle, for each flag of `PREVIEWED`."""
-    parameters = sum(network.parameters() for network in networks)
+def export_sizes(networks: Sequence[NetworkWeights], config: KontextConfig, *, parameters: int) -> str:
+    """A line with the size of these networks' weights in a bundle, for each flag of `PREVIEWED` alone; what else they
+    are stored in follows from the `parameters` of the whole model, as in an export."""
     names = tuple(NETWORKS)
     sizes = []
     for quantization in (None, *PREVIEWED):
-        recipe = choose_recipe(names, max(parameters, BIG_MODEL), "bf16", quantization)
+        recipe = choose_recipe(names, parameters, None if quantization else "bf16", quantization)
         plans = [
             plan_weights(network, recipe, linear_weights(network.name, config), {}) for network in networks
         ]

@@ -32,6 +32,18 @@ def human(size: float) -> str:
     return f"{size:.2f} GB"
 
 
+def counted(number: int, what: str) -> str:
+    """As "1 tensor" or "2 tensors"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def millions(parameters: int) -> str:
+    """As "11,901.4 M parameters", or "448 parameters" where millions would be 0."""
+    return (
+        f"{parameters / 1e6:,.1f} M parameters" if parameters >= 50_000 else counted(parameters, "parameter")
+    )
+
+
 def calibration_notes(statistics: Statistics | None, skipped: Sequence[str]) -> list[str]:
     """Lines about a calibration: pictures that were skipped, and the cache if it was used."""
     notes = [f"not used for calibration: {line}" for line in skipped]

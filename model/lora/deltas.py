@@ -243,8 +243,12 @@ def outer_shape(side: tuple[TensorInfo, ...]) -> tuple[int, int]:
     return side[0].shape[0], side[-1].shape[1]
 
 
-def incomplete(fit: Fit, info: TensorInfo, lacking: str) -> KontextError:
-    return KontextError(f"{fit.path}: tensor {info.name} has no {lacking}: the file is incomplete")
+class IncompleteLora(KontextError):
+    """A file lacks a part of an update: whatever the model, it is bad."""
+
+
+def incomplete(fit: Fit, info: TensorInfo, lacking: str) -> IncompleteLora:
+    return IncompleteLora(f"{fit.path}: tensor {info.name} has no {lacking}: the file is incomplete")
 
 
 def read_finite(info: TensorInfo, device: torch.device) -> Tensor:

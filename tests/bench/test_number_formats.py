@@ -34,7 +34,7 @@ def test_benchmarks_of_speed_say_the_same(
     commands = {
         "latency": [*few, "--warmup", "0"],
         "throughput": [*few, "--warmup", "0", "--batches", "1"],
-        "batch": [*few, "--without-ray", "--edits", "2"],
+        "batch": [*few, "--no-ray", "--edits", "2"],
     }
     for name, flags in commands.items():
         output = tmp_path / f"{name}.json"

@@ -142,6 +142,30 @@ def test_an_installation_without_them(
     assert find_shipped(checkpoint, shipped_recipe(checkpoint), samples) is None
 
 
+@pytest.mark.parametrize("damage", ["middle", "metadata", "no digest", "truncated", "empty"])
+def test_damage_is_a_warning_and_they_are_not_used(
+    damage: str, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bytearray(SHIPPED.read_bytes())
+    if damage == "middle":
+        middle = slice(len(whole) // 2, len(whole) // 2 + 200_000)
+        whole[middle] = bytes(byte ^ 0x55 for byte in whole[middle])
+    elif damage == "metadata":
+        whole = whole.replace(b'"bytes"', b'"bites"')
+    elif damage == "no digest":
+        whole = whole.replace(b'"contents"', b'"kontents"'[: len('"contents"')])
+    else:
+        del whole[len(whole) // 2 if damage == "truncated" else 0 :]
+    path = tmp_path / "calibration.safetensors"
+    path.write_bytes(whole)
+    monkeypatch.setattr("kontext.export.calibration.shipped.SHIPPED", path)
+    checkpoint = Checkpoint.open(EMBEDDED)
+    with pytest.warns(UserWarning, match=r"calibration\.safetensors .*; calibrating instead$") as said:
+        assert find_shipped(checkpoint, shipped_recipe(checkpoint), samples) is None
+    assert len(said) == 1
+    assert "\n" not in str(said[0].message)
+
+
 def test_the_command_writes_what_is_found(
     samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from kontext.bench.fullsize import synthetic  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
+from kontext.export.cli.source_flags import EMBEDDED  # noqa: E402
 from kontext.model.config import KontextConfig  # noqa: E402
 from kontext.model.diffusers_config import read_config  # noqa: E402
 from kontext.model.gguf_file import t5_names  # noqa: E402
@@ -113,18 +115,19 @@ def test_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ", a LoRA" in printed
     assert "2 LoRA, 1 LoKr of rank 4, LoRA names: 5 tensors" in printed
     assert "fits FLUX.1 Kontext: 2 updates" in printed
-    assert "1 tensors match no weight of it: transformer.other.lora_A.weight" in printed
+    assert "1 tensor matches no weight of it: transformer.other.lora_A.weight" in printed
     assert "alpha 2 from the header: the factors of rank 4 are multiplied by 0.5" in printed
 
 
 def test_lora_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = {"base_model.model.x_embedder.lora_A.weight": torch.ones(4, 64)}
+    layer = "base_model.model.x_embedder"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(4, 60), f"{layer}.lora_B.weight": torch.ones(3072, 4)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
     printed = inspect(capsys, tmp_path)
     assert "adapter_model.safetensors: safetensors" in printed
     assert "not for FLUX.1 Kontext: " in printed
-    assert "lora_A.weight has no lora_B" in printed
+    assert "lora_A.weight" in printed
 
 
 def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +150,33 @@ def test_the_others_are_described_if_some_are_bad(
     bad, nothing = printed.err.splitlines()
     assert bad.startswith(f"error: {tmp_path / 'bad'} is a pickle")
     assert nothing == f"error: {tmp_path / 'nothing'} does not exist"
+
+
+def test_sizes_are_those_of_an_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small model is computed in fp32 by default: what is not quantized is stored so."""
+    if not (EMBEDDED / "model_index.json").exists():
+        pytest.skip("the embedded model is not part of this checkout")
+    printed = inspect(capsys, EMBEDDED)
+    sizes = {flag: size for size, flag in re.findall(r"([\d.]+) MB with --(\w+)", printed)}
+    assert list(sizes) == ["bf16", "fp8", "int8", "int4"]
+    monkeypatch.undo()
+    assert main.main([str(EMBEDDED), "-o", str(tmp_path / "fp8"), "--fp8", "--quiet"]) == 0
+    made = sum(path.stat().st_size for path in (tmp_path / "fp8").rglob("*") if path.is_file())
+    assert float(sizes["fp8"]) * 1e6 == pytest.approx(made, rel=0.03)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+def test_an_incomplete_lora_is_a_bad_file(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sparse(tmp_path / "lora.safetensors", {f"transformer.x_embedder.{part}.weight": (4, 64)})
+    assert main.main(["inspect", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {path}: tensor ")
+    assert printed.err.endswith(": the file is incomplete\n")
 
 
 def test_another_programs_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +292,7 @@ def test_nothing_heavy_is_imported(every_kind: list[Path]) -> None:
         "GGUF, ",
         "T5, llama.cpp names",
         "fits FLUX.1 Kontext: 2 updates",
-        "fits FLUX.1 Kontext: 1 updates",
+        "fits FLUX.1 Kontext: 1 update",
         "a LoRA ready for bundles",
         "F8_E4M3 scaled ",
         "bitsandbytes INT8 ",

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from kontext.export.cli.summary import human, peak_memory, render_summary
+from kontext.export.cli.summary import counted, human, millions, peak_memory, render_summary
 from kontext.export.exporter import Summary
 from kontext.model.lora.read import LoraFile
 from kontext.model.networks import NETWORKS
@@ -112,3 +112,13 @@ def test_what_was_linked_and_why_the_rest_was_not() -> None:
         "  --link-weights: 12 weights linked (1.5 kB), 1,203 copied (28.0 MB): 1,200 in BF16, not F32, 3 changed by a "
         "LoRA\n"
     ) in render_summary(summary)
+
+
+def test_counts_and_parameters_in_words() -> None:
+    assert [counted(number, "update") for number in (0, 1, 2)] == ["0 updates", "1 update", "2 updates"]
+    assert [millions(number) for number in (1, 448, 5_200_000, 11_901_400_000)] == [
+        "1 parameter",
+        "448 parameters",
+        "5.2 M parameters",
+        "11,901.4 M parameters",
+    ]

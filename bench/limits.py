@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,14 +41,22 @@ def step_flops(bundle: Bundle, width: int, height: int) -> float:
     return float(sum(step_work(config, depth, tokens, tokens)))
 
 
-def matrix_rates(repeats: int = 5) -> dict[str, float]:
-    """Format → operations a second of the fastest product of two square matrices in PyTorch."""
+def matrix_rates(sizes: Sequence[int] = (MATRIX,), repeats: int = 5) -> dict[str, float]:
+    """Format → operations a second of the fastest product of two square matrices of one of `sizes`, in PyTorch, or in
+    NumPy where its library is faster: MKL, PyTorch's, holds back on AMD's processors."""
     import torch
 
-    rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.ones(MATRIX, MATRIX, dtype=dtype) for _ in range(2))
-        rates[name] = 2 * MATRIX**3 / fastest(lambda a=a, b=b: a @ b, repeats)  # type: ignore[misc]
+    rates = dict.fromkeys(("fp32", "bf16"), 0.0)
+    for size in sizes:
+        plain = np.ones((size, size), np.float32)
+        sides = [
+            ("fp32", plain),
+            ("fp32", torch.from_numpy(plain)),
+            ("bf16", torch.from_numpy(plain).bfloat16()),
+        ]
+        for name, matrix in sides:
+            seconds = fastest(lambda a=matrix: a @ a, repeats)  # type: ignore[misc]
+            rates[name] = max(rates[name], 2 * size**3 / seconds)
     return rates
 
 

@@ -24,7 +24,7 @@ def percentiles(seconds: float) -> dict[str, Any]:
 
 
 def test_batches_are_measured(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "matrix_rates", lambda: {"fp32": 1e9, "bf16": 2e9})
+    monkeypatch.setattr(throughput, "matrix_rates", lambda _sizes: {"fp32": 1e9, "bf16": 2e9})
     monkeypatch.setattr(throughput, "copy_bandwidth", lambda: 1e9)
     file = tmp_path / "throughput.json"
     words = [

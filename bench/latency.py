@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -120,7 +121,7 @@ def measure_latency(
     with tqdm(total=len(sides) * (warmup + repeat), desc="edits", unit="edit", disable=not progress) as bar:
         runs = interleave(sides, repeat, warmup=warmup, done=bar.update)
     costs = process_costs(bundle, peers, device, picture, words, settings)
-    last = {name: each[-1].picture for name, each in runs.items()}
+    last = {name: each[-1].made for name, each in runs.items()}
     return {
         "what": "latency",
         "model": pipe.bundle.manifest["model"]["name"],
@@ -149,19 +150,21 @@ class TimedBackend(ForwardingBackend):
             return super().run(graph, inputs, step)
 
 
+@dataclass(frozen=True)
 class Timed:
-    """One edit: seconds of each stage, the picture, and the joules that it took, if they can be measured."""
+    """One call: seconds of each stage, what it made, and the joules that it took, if they can be measured."""
 
-    def __init__(self, stages: dict[str, list[float]], picture: Image.Image, joules: float | None) -> None:
-        self.stages, self.picture, self.joules = stages, picture, joules
+    stages: dict[str, list[float]]
+    made: Any
+    joules: float | None
 
 
-def timed_edit(edit: Callable[[], Image.Image], timer: StageTimer, meter: EnergyMeter) -> Timed:
+def timed_edit(edit: Callable[[], Any], timer: StageTimer, meter: EnergyMeter) -> Timed:
     timer.stages = {}
     before = meter.read()
     with timer.stage("edit"):
-        picture = edit()
-    return Timed(timer.stages, picture, meter.since(before))
+        made = edit()
+    return Timed(timer.stages, made, meter.since(before))
 
 
 def process_costs(
@@ -178,10 +181,7 @@ def process_costs(
         flags = [*edit_flags(folder, picture, prompt, settings), "--output", str(folder / "out.png")]
         commands = {OURS: [*edit_command(), str(bundle), *flags, "--device", device]}
         others = "cpu" if device == "cpu" else "cuda"
-        commands |= {
-            name: command(side, model, others, [*flags[:-1], str(folder / f"{place}.png")])
-            for place, (name, (side, model)) in enumerate(peers.items())
-        }
+        commands |= {name: command(side, model, others, flags) for name, (side, model) in peers.items()}
         return {name: run_process(words, sample_seconds=SAMPLE_SECONDS) for name, words in commands.items()}
 
 

@@ -20,7 +20,7 @@ from ..runtime import Pipeline
 from .energy import EnergyMeter
 from .flags import add_seed_flag, at_least, parse_counts
 from .inputs import output_size, picture_and_prompt
-from .latency import Timed, TimedBackend, energy, percentiles_of_runs
+from .latency import TimedBackend, energy, percentiles_of_runs, timed_edit
 from .limits import copy_bandwidth, matrix_rates, step_flops
 from .machine import describe_machine, machine_line
 from .number_formats import formats_line, formats_of
@@ -76,16 +76,13 @@ def measure_throughput(
     pipe = Pipeline.load(bundle, device=device, embedding_cache=0)
     pipe.backend = TimedBackend(pipe.backend, timer)
 
-    def edits(count: int) -> Timed:
-        timer.stages = {}
-        before = meter.read()
-        with timer.stage("edit"):
-            pictures = pipe.edit(
-                [picture] * count, [prompt] * count, steps=steps, size=size, seed=[seed] * count
-            )
-        return Timed(timer.stages, pictures[0], meter.since(before))
+    def edits(count: int) -> object:
+        return pipe.edit([picture] * count, [prompt] * count, steps=steps, size=size, seed=[seed] * count)
 
-    sides = {str(count): partial(edits, count) for count in dict.fromkeys(batches)}
+    sides = {
+        str(count): partial(timed_edit, partial(edits, count), timer, meter)
+        for count in dict.fromkeys(batches)
+    }
     with tqdm(total=len(sides) * (warmup + repeat), desc="calls", disable=not progress) as bar:
         runs = interleave(sides, repeat, warmup=warmup, done=bar.update)
     on_processor = device in ("cpu", "openvino")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import KontextError, one_line
 from ..export.edit_sets.layouts import read_edit_set
-from ..export.edit_sets.samples import Sample
+from ..export.edit_sets.samples import Sample, Samples
 from ..tiny.edits import KINDS, Edit
 from ..tiny.judge import judge
 from ..tiny.scenes import render
@@ -48,17 +48,23 @@ def scene_case(key: str, edit: Edit) -> Case:
 
 
 def data_cases(path: Path, count: int, seed: int, language: str = "en") -> list[Case]:
-    """`count` edits of a data set, a share of each category; what cannot be used is named on stderr and left out.
+    """`count` edits of a data set, as `usable_samples`."""
+    return [sample_case(each) for each in usable_samples(read_edit_set(path, language), path, count, seed)]
+
+
+def usable_samples(every: Samples, path: Path, count: int, seed: int) -> Sequence[Sample]:
+    """`count` samples of the data set at `path`, a share of each category; what cannot be used is named on stderr and
+    left out.
 
     Raises:
         KontextError: it has no edits that can be used.
     """
-    found = read_edit_set(path, language).usable(count, seed)
+    found = every.usable(count, seed)
     for line in found.skipped:
         print(f"skipped: {one_line(line)}", file=sys.stderr)
     if not found.samples:
         raise KontextError(f"{path} has no edits that can be used")
-    return [sample_case(each) for each in found.samples]
+    return found.samples
 
 
 def sample_case(sample: Sample) -> Case:

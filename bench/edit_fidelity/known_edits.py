@@ -19,7 +19,7 @@ from ...tiny.chains import sample_chain
 from ...tiny.edits import KINDS, Edit
 from ...tiny.regions import untouched
 from ...tiny.scenes import UNIT, Scene, render, render_masks
-from ..cases import Case, sample_case, scene_case
+from ..cases import Case, sample_case, scene_case, usable_samples
 from ..edits import held_out
 from .regions import EditRegion, masked_part
 from .text import read_line, read_words, wanted_text
@@ -103,12 +103,8 @@ def data_edits(
         KontextError: it has no edits that can be used.
     """
     every = read_edit_set(path, language)
-    found = every.usable(count, seed)
-    for line in found.skipped:
-        print(f"skipped: {one_line(line)}", file=sys.stderr)
-    if not found.samples:
-        raise KontextError(f"{path} has no edits that can be used")
-    edits = [data_edit(sample) for sample in found.samples if sample.source is not None]
+    found = usable_samples(every, path, count, seed)
+    edits = [data_edit(sample) for sample in found if sample.source is not None]
     if not edits:
         raise KontextError(f"{path} has no edits of pictures: all of them draw from text alone")
     known = sessions(every)

@@ -50,10 +50,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def work() -> int | None:
         arguments = parser(given[0] if given else None).parse_args(given)
-        if isinstance(seed := getattr(arguments, "seed", None), int):
-            from ..runtime.noise import check_seed  # imported here: it needs NumPy
-
-            check_seed(seed)
         if getattr(arguments, "json", None) is not None:
             check_output(arguments.json, paths_read(arguments))
         if hasattr(arguments, "json"):

@@ -37,6 +37,40 @@ def add_edit_flags(parser: argparse.ArgumentParser, *, steps: int, repeat: int) 
     parser.add_argument("--repeat", type=int, default=repeat, help=f"measured edits per side ({repeat})")
 
 
+def add_comparison_flags(parser: argparse.ArgumentParser) -> None:
+    """What bundles are compared with, on which edits; `edit_count` reads how many."""
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="BUNDLE", help="the same model, exported with --fp32"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="a local copy of KontextBench, GEdit-Bench, ImgEdit, MagicBrush or Emu Edit, or a folder of one's own "
+        "(docs/benchmarks.md); without it, held-out scenes of the embedded model",
+    )
+    parser.add_argument("--language", default="en", help="of a set's instructions; all for all (en)")
+    parser.add_argument(
+        "-n", "--count", type=int, help="edits of each kind of scene (2), or edits of the set in all (100)"
+    )
+    add_seed_flag(parser, "of the scenes, the set's share and the noise (0)")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="write every edit's source and pictures into FOLDER, for kontext-bench report",
+    )
+
+
+def edit_count(arguments: argparse.Namespace) -> int:
+    """`--count`, or its default for what is edited. Raises KontextError for a count below 1."""
+    if arguments.count is not None:
+        at_least(arguments, count=1)
+        return int(arguments.count)
+    return 100 if arguments.data else 2
+
+
 def add_seed_flag(parser: argparse.ArgumentParser, what: str) -> None:
     """`--seed`, 0 by default; one that no noise can be drawn from is refused before anything is measured."""
     parser.add_argument("--seed", type=usable_seed, default=0, metavar="N", help=what)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import KontextError
-from ..flags import at_least
+from ..flags import add_seed_flag, at_least
 from ..machine import describe_machine, machine_line
 from ..report import Table, finish
 from ..serving.benchmark import describe_served, make_edit
@@ -56,7 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=int, metavar="N", help="instead of a goal: simulate N GPUs")
     parser.add_argument("--price", type=positive, metavar="P", help="of a GPU for an hour, in any currency")
     parser.add_argument("--hours", type=positive, default=24.0, metavar="H", help="simulated time (24)")
-    parser.add_argument("--seed", type=int, default=0, help="of arrivals, services and failures (0)")
+    add_seed_flag(parser, "of arrivals, services and failures (0)")
     add_fleet_flags(parser)
     add_check_flags(parser)
 

@@ -19,7 +19,7 @@ from ...runtime.bundle import Bundle
 from ..fidelity.benchmark import open_bundles
 from ..fidelity.bits_per_weight import check_reference
 from ..fidelity.picture_metrics import Compare, available_metrics
-from ..flags import add_seed_flag, at_least, parse_counts
+from ..flags import add_comparison_flags, at_least, edit_count, parse_counts
 from ..machine import describe_machine
 from ..number_formats import formats_of
 from ..pictures import REFERENCE, SOURCE, PictureFolder
@@ -36,44 +36,23 @@ __all__ = ["add_flags", "footer", "measure_edit_fidelity", "run", "tables"]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    parser.add_argument(
-        "--reference", type=Path, required=True, metavar="BUNDLE", help="the same model, exported with --fp32"
-    )
+    add_comparison_flags(parser)
     parser.add_argument(
         "--steps",
         default="28,4",
         metavar="N,…",
         help="sampler steps; all are compared with the reference at the most (28,4)",
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="a local copy of a set of edits (docs/benchmarks.md); without it, held-out scenes of the embedded model",
-    )
-    parser.add_argument("--language", default="en", help="of a set's instructions; all for all (en)")
-    parser.add_argument(
-        "-n", "--count", type=int, help="edits of each kind of scene (2), or edits of the set in all (100)"
-    )
     parser.add_argument("--chains", type=int, help="chains of edits (as -n; of a set a fifth of it); 0: none")
-    add_seed_flag(parser, "of the scenes, the set's share and the noise (0)")
-    parser.add_argument(
-        "--pictures",
-        type=Path,
-        metavar="FOLDER",
-        help="write every edit's source and pictures into FOLDER, for kontext-bench report",
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.count is None:
-        arguments.count = 100 if arguments.data else 2
+    count = edit_count(arguments)
     if arguments.chains is None:
-        arguments.chains = -(-arguments.count // 5) if arguments.data else arguments.count
-    at_least(arguments, count=1, chains=0)
+        arguments.chains = -(-count // 5) if arguments.data else count
+    at_least(arguments, chains=0)
     steps = parse_counts(arguments.steps, "--steps")
-    count, chains, seed = arguments.count, arguments.chains, arguments.seed
+    chains, seed = arguments.chains, arguments.seed
     if arguments.data:
         edits, chained = data_edits(arguments.data, count, chains, seed, arguments.language)
     else:

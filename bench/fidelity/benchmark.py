@@ -28,7 +28,7 @@ from ...export.calibration.teacher_forcing import Array, Recorder, TeacherForced
 from ...runtime import Pipeline
 from ...runtime.bundle import Bundle
 from ..cases import Case, data_cases, scene_cases, success_rate
-from ..flags import add_seed_flag, at_least
+from ..flags import add_comparison_flags, at_least, edit_count
 from ..machine import describe_machine
 from ..pictures import REFERENCE, SOURCE, PictureFolder
 from ..report import finish
@@ -45,10 +45,7 @@ __all__ = ["add_flags", "footer", "measure_fidelity", "run", "tables"]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    parser.add_argument(
-        "--reference", type=Path, required=True, metavar="BUNDLE", help="the same model, exported with --fp32"
-    )
+    add_comparison_flags(parser)
     parser.add_argument(
         "--peers",
         metavar="NAME,…",
@@ -57,34 +54,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=28, help="sampler steps (28)")
     parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="a local copy of KontextBench, GEdit-Bench, ImgEdit, MagicBrush or Emu Edit, or a folder of one's own "
-        "(docs/benchmarks.md); without it, held-out scenes of the embedded model",
-    )
-    parser.add_argument("--language", default="en", help="of a set's instructions; all for all (en)")
-    parser.add_argument(
-        "-n", "--count", type=int, help="edits of each kind of scene (2), or edits of the set in all (100)"
-    )
-    add_seed_flag(parser, "of the scenes, the set's share and the noise (0)")
-    parser.add_argument(
         "--strict",
         action="store_true",
         help="exit with 1 if --peers all had to skip peers that are not installed",
     )
-    parser.add_argument(
-        "--pictures",
-        type=Path,
-        metavar="FOLDER",
-        help="write every edit's source and pictures into FOLDER, for kontext-bench report",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.count is None:
-        arguments.count = 100 if arguments.data else 2
-    at_least(arguments, steps=1, count=1)
+    at_least(arguments, steps=1)
+    count = edit_count(arguments)
     names = peers.parse_peers(arguments.peers)
     missing = find_missing(names, arguments.reference)
     if missing and arguments.peers != "all":
@@ -92,9 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     for why in missing.values():
         print(f"skipped: {why}", file=sys.stderr)
     if arguments.data:
-        cases = data_cases(arguments.data, arguments.count, arguments.seed, arguments.language)
+        cases = data_cases(arguments.data, count, arguments.seed, arguments.language)
     else:
-        cases = scene_cases(arguments.count, arguments.seed)
+        cases = scene_cases(count, arguments.seed)
     pictures = PictureFolder.prepare(arguments.pictures) if arguments.pictures else None
     result = measure_fidelity(
         arguments.reference,

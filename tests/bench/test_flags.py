@@ -40,7 +40,7 @@ def test_least_values() -> None:
         at_least(argparse.Namespace(batch_size=0), batch_size=1)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in SUBCOMMANDS if entry.name != "capacity"])
+@pytest.mark.parametrize("name", [entry.name for entry in SUBCOMMANDS])
 def test_seeds_of_every_command_have_one_range(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Every command with --seed refuses the same seeds in the same line, before it looks at anything else."""
     command = parser(name)._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr,index]

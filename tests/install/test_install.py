@@ -104,7 +104,8 @@ def test_the_base_package(wheel: Path, fresh: Fresh, bundle: Path) -> None:
     for program in ("kontext-export", "kontext-edit", "kontext-serve", "kontext-bench"):
         environment.succeed(program, "--help")
         environment.succeed(program, "--version")
-    for words in (["-o", "x"], ["inspect", "x"], ["sensitivity", "-o", "x"]):
+    environment.succeed("kontext-export", "inspect", ROOT / "tiny" / "checkpoint")
+    for words in (["-o", "x"], ["sensitivity", "-o", "x"]):
         said = environment.refuse("kontext-export", *words)
         assert "needs torch, which is not installed: pip install 'kontext-export[export] @ file:" in said, (
             words

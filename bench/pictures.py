@@ -31,12 +31,17 @@ class PictureFolder:
     edits: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def prepare(cls, root: Path) -> PictureFolder:
+    def prepare(cls, root: Path, result_file: Path | None = None) -> PictureFolder:
         """Makes the folder, or takes one that holds pictures of an earlier run, which are replaced.
 
         Raises:
-            KontextError: it cannot be made, or holds something else.
+            KontextError: it cannot be made, or holds something else, or lies outside the folder of `result_file`, where
+                a report would not read it (`named_folder`).
         """
+        if result_file is not None and not root.resolve().is_relative_to(result_file.parent.resolve()):
+            raise KontextError(
+                f"{root} is outside the folder of {result_file}, where a report reads no pictures: name one in it"
+            )
         try:
             root.mkdir(parents=True, exist_ok=True)
             others = sorted({path.name for path in root.iterdir()} - {SOURCE, REFERENCE, OUTPUTS})

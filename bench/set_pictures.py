@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         checked_scale(arguments.guidance, "--guidance")
     found = read_edit_set(arguments.data, arguments.language)
     if arguments.count is not None:
-        found = found.subset(arguments.count, arguments.seed)
+        found = found.usable(arguments.count, arguments.seed)
     if not found.samples:
         more = f": {'; '.join(found.skipped[:3])}" if found.skipped else ""
         raise KontextError(f"{arguments.data} has no edits that can be used{more}")

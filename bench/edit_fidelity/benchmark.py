@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         edits, chained = data_edits(arguments.data, count, chains, seed, arguments.language)
     else:
         edits, chained = scene_edits(count, seed), scene_chains(chains, seed)
-    pictures = PictureFolder.prepare(arguments.pictures) if arguments.pictures else None
+    pictures = PictureFolder.prepare(arguments.pictures, arguments.json) if arguments.pictures else None
     result = measure_edit_fidelity(
         arguments.reference,
         arguments.bundles,

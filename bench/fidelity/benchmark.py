@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         cases = data_cases(arguments.data, count, arguments.seed, arguments.language)
     else:
         cases = scene_cases(count, arguments.seed)
-    pictures = PictureFolder.prepare(arguments.pictures) if arguments.pictures else None
+    pictures = PictureFolder.prepare(arguments.pictures, arguments.json) if arguments.pictures else None
     result = measure_fidelity(
         arguments.reference,
         arguments.bundles,

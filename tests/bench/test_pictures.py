@@ -54,6 +54,9 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         PictureFolder.prepare(tmp_path)
     with pytest.raises(KontextError, match="cannot make the folder"):
         PictureFolder.prepare(tmp_path / "letters.txt")
+    with pytest.raises(KontextError, match=r"is outside the folder of .*: name one in it"):
+        PictureFolder.prepare(tmp_path / "pictures", tmp_path / "results" / "x.json")
+    PictureFolder.prepare(tmp_path / "results" / "pictures", tmp_path / "results" / "x.json")
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/etc/passwd", "a/../../b.png", 3, None, "source/none.png"])

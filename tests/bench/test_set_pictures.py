@@ -115,3 +115,19 @@ def test_two_edits_of_one_name(tiny_bundle: Path, tmp_path: Path, capsys: pytest
         "skipped: k: the set has another edit whose picture has that name",
         "skipped: a b: 'a\\nb' cannot be a file's name",
     ]
+
+
+def test_a_damaged_row_is_replaced(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A share of a set has as many edits as were asked for, whichever of its rows cannot be used."""
+    data, out = tmp_path / "set", tmp_path / "out"
+    data.mkdir()
+    for name in "abc":
+        (data / f"{name}.png").write_bytes(b"no picture")
+        (data / f"{name}.txt").write_text("add a hat")
+    drawn(0).save(data / "b.png")
+    words = ["set-pictures", str(tiny_bundle), "--data", str(data), "-n", "1", "-o", str(out)]
+    assert main([*words, "--steps", "1", "--device", "cpu"]) == 0
+    assert files(out) == {"b.png"}
+    assert "1 edits of" in capsys.readouterr().out

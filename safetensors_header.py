@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -93,7 +93,9 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata if isinstance(metadata, dict) else {}, digest)
 
 
-def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, dict[str, TensorEntry]]:
+def make_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, TensorEntry]]:
     """The first bytes of a file that holds `tensors`, given as (name, dtype, shape), and each one's place in it.
 
     The header is padded with spaces to a multiple of 8 bytes, as the safetensors library does.
@@ -103,7 +105,8 @@ def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[by
         stop = start + BITS[dtype] * math.prod(shape) // 8
         entries.append(TensorEntry(name, dtype, shape, start, stop))
         start = stop
-    fields = {
+    fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    fields |= {
         entry.name: {
             "dtype": entry.dtype,
             "shape": list(entry.shape),

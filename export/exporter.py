@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
-import json
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bundle_folder import MANIFEST_NAME
-from ..errors import KontextError
 from ..files import fsync, write_atomic
 from ..model import lora_slots as slots
 from ..model.checkpoint import Checkpoint
@@ -33,6 +29,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.digest import digest_of
 from ..runtime.glibc_malloc import reused_memory
 from ..runtime.links import remember_own
+from .bundle.disk_space import check_disk_space, disk_errors
 from .bundle.folder_kind import BUNDLE
 from .bundle.journal import FinishedFile, Journal
 from .bundle.manifest import (
@@ -63,13 +60,10 @@ from .graph.workers import Tracers
 from .kernels import compile_kernels, kernel_sizes
 from .progress import Progress
 from .weights.plan import WeightPlan, plan_weights
-from .weights.write import write_weights
+from .weights.write import weight_stream, write_stream
 
 if TYPE_CHECKING:
     from ..kernels.variants import Sizes
-
-SPARE_BYTES = 16 << 20
-"""Disk space for everything but weights: graphs, tokenizers, manifest."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +172,7 @@ def export(
                 written = Written(published.files, finished_files(published, layout), calibrated, calibrated)
             else:
                 check_free(output, BUNDLE, force)
-                check_disk_space(partial, layout.size)
+                check_disk_space(partial, layout.size, BUNDLE)
                 with Journal.open(partial, key, BUNDLE) as journal:
                     written = write_files(
                         journal,
@@ -217,19 +211,6 @@ def export(
         steps=f"{checkpoint.config.sampler.steps} steps by default, from {checkpoint.steps_source}",
         digest=digest_of(manifest_bytes(manifest_of(files=written.files))),
     )
-
-
-@contextlib.contextmanager
-def disk_errors(partial: Path) -> Iterator[None]:
-    """Turns OSError into KontextError."""
-    try:
-        yield
-    except OSError as fault:
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise KontextError(
-                f"the disk is full: free some space and run the same command again, which resumes from {partial}"
-            ) from None
-        raise KontextError(f"cannot write {fault.filename or partial}: {fault.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -273,27 +254,14 @@ def lay_out(checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics, link
     return Layout(plans, links, link_names(paths), statistics, copied)
 
 
-def check_disk_space(partial: Path, needed: int) -> None:
-    """Refuses to start what cannot finish; what an earlier run left in OUT.partial counts as free space."""
-    existing = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    free = shutil.disk_usage(partial.parent).free
-    if free + existing < needed + SPARE_BYTES:
-        raise KontextError(
-            f"not enough disk space: the bundle needs {needed / 1e9:.2f} GB, "
-            f"{partial.parent} has {free / 1e9:.2f} GB free"
-        )
-
-
 def resume_key(
     checkpoint: Checkpoint, recipe: Recipe, link_weights: bool, kernels: Sequence[int], lora_slots: int = 0
 ) -> dict[str, object]:
-    """What an unfinished export must agree in to be resumed; weights count by their files' size, date and header."""
+    """What an unfinished export must agree in to be resumed."""
     return {
-        "config": json.loads(json.dumps(dataclasses.asdict(checkpoint.config))),
-        "loras": [[str(lora.path.absolute()), lora.weight] for lora in checkpoint.loras],
+        **checkpoint.key(),
         "recipe": recipe.digest(),
         "linked": link_weights,
-        "sources": checkpoint.identity(),
         "kernels": list(kernels),
         "lora_slots": lora_slots,
     }
@@ -361,9 +329,8 @@ def write_weight_files(
         path = journal.folder / file
         path.parent.mkdir(exist_ok=True)
         with progress.bytes(f"{name} weights", plan.size) as advance, reused_memory():
-            digest = write_weights(
-                plan,
-                checkpoint.networks[name],
+            digest = write_stream(
+                weight_stream(plan, checkpoint.networks[name]),
                 path,
                 journal.synced(file),
                 functools.partial(journal.mark, file),

@@ -7,6 +7,7 @@ checkpoint.networks["transformer"].read("img_in.weight")
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,6 +200,15 @@ class Checkpoint:
 
     def parameters(self) -> int:
         return sum(network.parameters() for network in self.networks.values())
+
+    def key(self) -> dict[str, object]:
+        """What two exports of the same model agree in, as JSON; weights count by their files' size, date and
+        header."""
+        return {
+            "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
+            "loras": [[str(lora.path.absolute()), lora.weight] for lora in self.loras],
+            "sources": self.identity(),
+        }
 
     def identity(self) -> dict[str, list[int | str]]:
         """Identifies the weight files: path → size, modification time, SHA-256 of the header."""

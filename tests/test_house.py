@@ -58,6 +58,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("export.progress", "export.graph", "export.bundle", "export.edit_sets"),
         *("model", "quant", "runtime", "tiny"),
     ),
+    "export.layouts": (
+        *("export.progress", "export.weights", "export.graph", "export.bundle", "model", "quant", "runtime"),
+    ),
     "export.lora": ("export.progress", "model", "quant", "runtime"),
     "export.kernels": ("export.progress", "export.bundle", "kernels", "runtime"),
     "export.exporter": (

@@ -12,6 +12,7 @@ from ...runtime.reference_options import REFERENCE_METHODS
 from .engine_flags import add_engine_flags, build_requested_engines, check_engine_flags
 from .format_flags import add_format_flags, calibration_samples, chosen_recipe
 from .kernel_flags import add_kernel_flags, add_requested_kernels, kernel_architectures
+from .layout_flags import add_layout_flags, check_layout_flags, export_to_layout
 from .plan_flags import add_plan_flags, check_plan_flags, plan_for
 from .server_flags import add_server_flags, check_server_flags, write_requested_repository
 from .source_flags import add_source_flags, origin_of, whole_number
@@ -22,7 +23,7 @@ DESCRIPTION = "Exports a FLUX.1 Kontext checkpoint as a bundle that runs without
 EXPORT_ONLY = (
     "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "name", "steps", "max_sequence_length",
     "reference_method", "lora_slots", "compute", "quantization", "rank", "calibrate", "weight_only", "static_inputs",
-    "fp8_attention", "link_weights", "recipe", "fit",
+    "fp8_attention", "link_weights", "recipe", "fit", "to",
 )  # fmt: skip
 """Options that decide what a bundle holds; none applies to an existing bundle."""
 
@@ -32,10 +33,23 @@ FOR_BUNDLES = ("kernels", "engine", "triton")
 FLAG_IS_VALUE = ("compute", "quantization")
 """Options whose value is the name of the flag that set them: --bf16, --fp8."""
 
+FOR_LAYOUTS = (
+    "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "compute", "quantization", "to",
+)  # fmt: skip
+"""Options of an export that mean something with any --to."""
+
+FOR_RUNS = (
+    "kernels", "engine", "triton", "plan_only", "gpu", "sensitivity", "formats", "size", "references", "batch",
+)  # fmt: skip
+"""Options about where bundles run."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_source_flags(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the bundle's folder")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="the bundle's folder, or what --to writes"
+    )
+    add_layout_flags(parser)
     parser.add_argument(
         "--reference-method",
         choices=REFERENCE_METHODS,
@@ -54,7 +68,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_engine_flags(parser)
     add_server_flags(parser)
     parser.add_argument(
-        "--force", action="store_true", help="replace OUT if it is a bundle, REPO if it is a repository"
+        "--force",
+        action="store_true",
+        help="replace OUT if it is a bundle or what --to wrote, REPO if it is a repository",
     )
     parser.add_argument(
         "--require-digest",
@@ -67,12 +83,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Exports a checkpoint or adds kernels, builds engines and writes a model repository, in this order, as far as
     requested."""
+    check_layout_flags(options, [name for name in (*EXPORT_ONLY, *FOR_RUNS) if name not in FOR_LAYOUTS])
     bundle = existing_bundle(options)
     check_engine_flags(options)
     check_server_flags(options)
     if bundle is None:
         if options.require_digest is not None:
             raise KontextError("--require-digest needs an existing bundle as MODEL")
+        if options.to is not None:
+            export_to_layout(options)
+            return 0
         if not export_bundle(options):
             return 0
         bundle = options.output

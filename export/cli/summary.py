@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...model.few_steps import weight_note
@@ -13,6 +13,7 @@ from ...model.layouts import TITLES
 from ...runtime.backends.runnable import Formats
 
 if TYPE_CHECKING:
+    from ...model.lora.read import LoraFile
     from ...quant.statistics import Statistics
     from ..exporter import Summary
 
@@ -64,18 +65,11 @@ def render_summary(summary: Summary) -> str:
             f"  calibrated on {about['count']} edits of {about['samples']} at {about['steps']} steps"
         )
         lines += [f"  {note}" for note in calibration_notes(summary.calibration, summary.skipped_samples)]
-    for lora in summary.loras:
-        lines.append(f"  with {lora.name} at {lora.weight:g}: {lora.updates} updates")
-        if lora.unmatched:
-            lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
-        lines += [f"    {note}" for note in lora.notes]
-        if note := weight_note(lora.path, lora.weight):
-            lines.append(f"    {note}")
+    lines += lora_lines(summary.loras)
     if summary.steps:
         lines.append(f"  {summary.steps}")
-    lines += [f"  {describe(TITLES[component], kinds)}" for component, kinds in summary.ignored.items()]
-    lines += [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
-    lines.append(f"  {'total':<36} {human(sum(sizes.values())):>10}")
+    lines += ignored_lines(summary.ignored)
+    lines += size_lines(sizes)
     if summary.linked_weights or summary.copied_weights:
         lines.append(f"  {link_line(summary)}")
     if summary.resumed:
@@ -87,6 +81,30 @@ def render_summary(summary: Summary) -> str:
     )
     lines += [digest_line(summary.digest)] if summary.digest else []
     return "\n".join([*lines, *next_lines(summary)])
+
+
+def lora_lines(loras: Sequence[LoraFile]) -> list[str]:
+    """What was fused, and what was left out of it."""
+    lines = []
+    for lora in loras:
+        lines.append(f"  with {lora.name} at {lora.weight:g}: {lora.updates} updates")
+        if lora.unmatched:
+            lines.append(f"    left out, since no weight fits: {', '.join(lora.unmatched)}")
+        lines += [f"    {note}" for note in lora.notes]
+        if note := weight_note(lora.path, lora.weight):
+            lines.append(f"    {note}")
+    return lines
+
+
+def ignored_lines(ignored: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Tensors of the checkpoint's components that no network uses."""
+    return [f"  {describe(TITLES[component], kinds)}" for component, kinds in ignored.items()]
+
+
+def size_lines(sizes: Mapping[str, int]) -> list[str]:
+    """Files with their bytes, and the sum."""
+    lines = [f"  {name:<36} {human(size):>10}" for name, size in sorted(sizes.items())]
+    return [*lines, f"  {'total':<36} {human(sum(sizes.values())):>10}"]
 
 
 def digest_line(digest: str) -> str:

@@ -29,13 +29,21 @@ def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> l
         dtype = COMPUTE_DTYPES[plan.compute]
         weight = weight.t() if item.transpose else weight
         return quantize_weight(weight, item.layer, dtype, plan.statistics.get(item.weight))
-    stored = weight.to(COMPUTE_DTYPES[item.layer.format])
-    stored = transposed(stored) if item.transpose else stored.contiguous()
-    if item.layer.format == "fp16" and not is_finite(stored):
-        raise KontextError(
-            f"{plan.network}: weight {item.weight} does not fit into fp16: export with --bf16 or --fp32"
-        )
-    return [stored]
+    return [cast(weight, item.layer.format, plan.network, item.weight, item.transpose)]
+
+
+def cast(weight: Tensor, compute: str, network: str, name: str, transpose: bool = False) -> Tensor:
+    """`weight`, or with `transpose` its transpose, contiguous in the format `compute`; `network` and `name` are for the
+    message.
+
+    Raises:
+        KontextError: it does not fit into fp16.
+    """
+    stored = weight.to(COMPUTE_DTYPES[compute])
+    stored = transposed(stored) if transpose else stored.contiguous()
+    if compute == "fp16" and not is_finite(stored):
+        raise KontextError(f"{network}: weight {name} does not fit into fp16: export with --bf16 or --fp32")
+    return stored
 
 
 def transposed(matrix: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Streams a network's weights from a checkpoint into a file, with few of them in memory at a time.
+"""Streams weights from a checkpoint into a file, with few of them in memory at a time.
 
 Reading and converting, hashing, and syncing to disk run in separate threads, so that an export without quantization
 runs at the speed of the disk.
@@ -6,11 +6,13 @@ runs at the speed of the disk.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,8 +22,9 @@ from torch import Tensor
 from ...errors import KontextError
 from ...model.checkpoint import NetworkWeights
 from ...quant.formats import FORMATS
+from ...safetensors_header import TensorEntry
 from .convert import convert
-from .plan import PlannedWeight, WeightPlan
+from .plan import WeightPlan
 
 SYNC_BYTES = 256 << 20
 """Bytes between two syncs to disk: what a killed export loses at most."""
@@ -32,18 +35,63 @@ AHEAD_BYTES = 256 << 20
 COPY_BYTES = 1 << 20
 
 
-def write_weights(
-    plan: WeightPlan,
-    network: NetworkWeights,
+@dataclass(frozen=True)
+class Piece:
+    """Tensors that follow each other in a file and are made together: `make` returns them in the order of
+    `tensors`."""
+
+    tensors: tuple[TensorEntry, ...]
+    make: Callable[[], Sequence[Tensor]]
+
+    @property
+    def start(self) -> int:
+        return self.tensors[0].start
+
+    @property
+    def stop(self) -> int:
+        return self.tensors[-1].stop
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A file before it is written: its first bytes, then its pieces, each of which begins where the one before
+    ends."""
+
+    header: bytes
+    pieces: tuple[Piece, ...]
+    computes: bool = False
+    """Whether making pieces keeps all cores busy and takes much memory, as quantizing does: one is then made at a
+    time."""
+
+    @property
+    def size(self) -> int:
+        return self.pieces[-1].stop if self.pieces else len(self.header)
+
+
+def weight_stream(plan: WeightPlan, network: NetworkWeights) -> Stream:
+    """A bundle's file of a network's weights."""
+    pieces = tuple(
+        Piece(item.tensors, functools.partial(convert, plan, item, network)) for item in plan.items
+    )
+    quantized = any(item.layer is not None and item.layer.format in FORMATS for item in plan.items)
+    return Stream(plan.header, pieces, quantized)
+
+
+def write_stream(
+    stream: Stream,
     path: Path,
     start: int,
     on_sync: Callable[[int], None],
     advance: Callable[[int], object],
 ) -> str:
-    """Writes the file of `plan` and returns its SHA-256.
+    """Writes the file of `stream` and returns its SHA-256.
 
     Args:
-        plan, network: what to write, and where to read it.
+        stream: what to write.
         path: the file; continued if `start` is not 0.
         start: bytes that an earlier run is known to have synced to disk; 0 for a new file.
         on_sync: called with the number of bytes that are safely on disk, every `SYNC_BYTES` and when interrupted; in
@@ -56,9 +104,9 @@ def write_weights(
         OSError: the disk is full or fails.
     """
     digest = hashlib.sha256()
-    # Only whole weights count: the first incomplete one is written again.
-    done = [item for item in plan.items if item.tensors[-1].stop <= start]
-    position = done[-1].tensors[-1].stop if done else 0
+    # Only whole pieces count: the first incomplete one is written again.
+    done = [piece for piece in stream.pieces if piece.stop <= start]
+    position = done[-1].stop if done else 0
     with (
         path.open("r+b" if position else "wb", buffering=0) as file,
         SyncedFile(file, digest, on_sync) as output,
@@ -68,18 +116,18 @@ def write_weights(
             file.truncate(position)
             file.seek(position)
         else:
-            output.write(memoryview(plan.header))
-            advance(len(plan.header))
-            position = len(plan.header)
+            output.write(memoryview(stream.header))
+            advance(len(stream.header))
+            position = len(stream.header)
         output.position = position
-        for item, tensors in converted(plan, plan.items[len(done) :], network):
-            for stored, tensor in zip(item.tensors, tensors, strict=True):
+        for piece, tensors in made(stream.pieces[len(done) :], stream.computes):
+            for stored, tensor in zip(piece.tensors, tensors, strict=True):
                 data = raw_bytes(tensor)
                 if len(data) != stored.size:
                     raise RuntimeError(f"{stored.name} has {len(data)} bytes instead of {stored.size}")
                 output.write(data)
                 advance(len(data))
-            output.mark_complete(item.tensors[-1].stop)
+            output.mark_complete(piece.stop)
     return digest.hexdigest()
 
 
@@ -131,25 +179,22 @@ class SyncedFile:
                 future.result()
 
 
-def converted(
-    plan: WeightPlan, items: Sequence[PlannedWeight], network: NetworkWeights
-) -> Iterator[tuple[PlannedWeight, list[Tensor]]]:
-    """Every item with its stored tensors, in order; the next ones are read and converted while the caller writes."""
-    # Two threads: one waits for the disk while the other computes. Quantization alone uses all cores and much memory.
-    quantized = any(item.layer is not None and item.layer.format in FORMATS for item in items)
-    waiting: deque[tuple[PlannedWeight, Future[list[Tensor]]]] = deque()
-    ahead, following = 0, iter(items)
+def made(pieces: Sequence[Piece], one_at_a_time: bool) -> Iterator[tuple[Piece, Sequence[Tensor]]]:
+    """Every piece with its tensors, in order; the next ones are made while the caller writes."""
+    # Two threads: one waits for the disk while the other computes.
+    waiting: deque[tuple[Piece, Future[Sequence[Tensor]]]] = deque()
+    ahead, following = 0, iter(pieces)
     upcoming = next(following, None)
-    with ThreadPoolExecutor(1 if quantized else 2) as workers:
+    with ThreadPoolExecutor(1 if one_at_a_time else 2) as workers:
         try:
             while upcoming is not None or waiting:
                 while upcoming is not None and (not waiting or ahead + upcoming.size <= AHEAD_BYTES):
-                    waiting.append((upcoming, workers.submit(convert, plan, upcoming, network)))
+                    waiting.append((upcoming, workers.submit(upcoming.make)))
                     ahead += upcoming.size
                     upcoming = next(following, None)
-                item, future = waiting.popleft()
-                yield item, future.result()
-                ahead -= item.size
+                piece, future = waiting.popleft()
+                yield piece, future.result()
+                ahead -= piece.size
         finally:
             workers.shutdown(cancel_futures=True)
 

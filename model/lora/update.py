@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import KontextError
@@ -27,6 +28,11 @@ class Update:
     """A change to `rows` of a native weight, in the order of the adapter's own rows."""
 
     rows: tuple[slice, ...]
+
+    @property
+    def path(self) -> Path:
+        """The adapter's file."""
+        raise NotImplementedError
 
     def apply_to(self, weight: Tensor) -> None:
         """Changes `weight`, fp32 [out, ...], in place.
@@ -53,6 +59,10 @@ class Addition(Update):
 
     delta: Delta
     scale: float
+
+    @property
+    def path(self) -> Path:
+        return self.delta.tensor.path
 
     def change(self, parts: Sequence[Tensor]) -> None:
         add = self.delta.load(parts[0].device)
@@ -106,6 +116,10 @@ class Replacement(Update):
     """The tensor itself, whatever the adapter's weight."""
 
     tensor: TensorInfo
+
+    @property
+    def path(self) -> Path:
+        return self.tensor.path
 
     def change(self, parts: Sequence[Tensor]) -> None:
         whole = read_finite(self.tensor, parts[0].device)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export import exporter  # noqa: E402
+from kontext.export.bundle import disk_space  # noqa: E402
 from kontext.export.bundle.folder_kind import JOURNAL  # noqa: E402
 from kontext.export.bundle.journal import Journal  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
@@ -208,7 +209,7 @@ def test_too_small_a_disk_discards_nothing(
         assert export(tiny_checkpoint, "-o", tmp_path / "out") == 2
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         patch.setattr(shutil, "disk_usage", lambda path: usage)
-        patch.setattr(exporter, "SPARE_BYTES", 1 << 40)
+        patch.setattr(disk_space, "SPARE_BYTES", 1 << 40)
         assert export(tiny_checkpoint, "-o", tmp_path / "out") == 2
     assert "not enough disk space" in capsys.readouterr().err
     reads.clear()

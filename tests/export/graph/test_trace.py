@@ -15,7 +15,7 @@ import onnxruntime  # noqa: E402
 
 from kontext.export.graph import bind_weights, interface, trace  # noqa: E402
 from kontext.export.weights.plan import plan_weights  # noqa: E402
-from kontext.export.weights.write import write_weights  # noqa: E402
+from kontext.export.weights.write import weight_stream, write_stream  # noqa: E402
 from kontext.model.build_network import build_network  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
 from kontext.model.config import TransformerConfig  # noqa: E402
@@ -196,7 +196,8 @@ def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: boo
     recipe = choose_recipe(tuple(NETWORKS), 1, compute, "fp8" if with_fp8 else None)
     linears = linear_weights(name, opened.config)
     plan = plan_weights(opened.networks[name], recipe, linears, interface.constants(name, opened.config))
-    write_weights(plan, opened.networks[name], folder / "w.safetensors", 0, lambda _: None, lambda _: None)
+    stream = weight_stream(plan, opened.networks[name])
+    write_stream(stream, folder / "w.safetensors", 0, lambda _: None, lambda _: None)
     model = trace.trace_network(name, opened.config, recipe.compute[name])
     bind_weights.bind(model, plan, "w.safetensors", for_gpu=recipe.is_for_gpus)
     path = folder / f"{name}.onnx"

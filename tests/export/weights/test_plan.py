@@ -31,9 +31,8 @@ def planned(
 
 def test_the_header_is_aligned_and_has_nothing_but_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
     plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", "fp8")
-    write.write_weights(
-        plan, checkpoint.networks["modulation"], tmp_path / "w", 0, lambda _: None, lambda _: None
-    )
+    stream = write.weight_stream(plan, checkpoint.networks["modulation"])
+    write.write_stream(stream, tmp_path / "w", 0, lambda _: None, lambda _: None)
     assert len(plan.header) % 8 == 0
     with safe_open(tmp_path / "w", "pt") as file:
         assert file.metadata() is None

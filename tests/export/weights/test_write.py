@@ -41,7 +41,7 @@ def test_the_file_is_the_plan(
 ) -> None:
     plan, checkpoint = planned(tiny_checkpoint, name, compute, quantization)
     network, path, progress = checkpoint.networks[name], tmp_path / "w.safetensors", []
-    digest = write.write_weights(plan, network, path, 0, lambda _: None, progress.append)
+    digest = write.write_stream(write.weight_stream(plan, network), path, 0, lambda _: None, progress.append)
     data = path.read_bytes()
     assert digest == hashlib.sha256(data).hexdigest()
     assert len(data) == plan.size == sum(progress)
@@ -73,7 +73,7 @@ def test_going_on_gives_the_same_file(
 ) -> None:
     plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", None)
     network, path = checkpoint.networks["transformer"], tmp_path / "w"
-    digest = write.write_weights(plan, network, path, 0, lambda _: None, lambda _: None)
+    digest = write.write_stream(write.weight_stream(plan, network), path, 0, lambda _: None, lambda _: None)
     whole = path.read_bytes()
     position = plan.items[kept].tensors[-1].stop + 3  # in the middle of the next weight
     path.write_bytes(whole[:position] + b"rubbish" * 9)
@@ -85,7 +85,12 @@ def test_going_on_gives_the_same_file(
         lambda plan, item, source: converted.append(item) or original(plan, item, source),
     )
     progress: list[int] = []
-    assert write.write_weights(plan, network, path, position, lambda _: None, progress.append) == digest
+    assert (
+        write.write_stream(
+            write.weight_stream(plan, network), path, position, lambda _: None, progress.append
+        )
+        == digest
+    )
     assert path.read_bytes() == whole
     assert converted == list(plan.items[kept + 1 :])
     assert sum(progress) == plan.size
@@ -107,7 +112,7 @@ def test_what_is_reported_as_synced_is_whole_weights_on_disk(
         reported.append(position)
         assert path.stat().st_size >= position
 
-    write.write_weights(plan, network, path, 0, on_sync, lambda _: None)
+    write.write_stream(write.weight_stream(plan, network), path, 0, on_sync, lambda _: None)
     assert reported[-1] == plan.size
     ends = [item.tensors[-1].stop for item in plan.items]
     assert set(reported) <= set(ends)
@@ -123,7 +128,9 @@ def test_a_fault_keeps_the_weights_before_it(
     """The fault is raised, what was whole is on disk and reported, and going on from there gives the file."""
     plan, checkpoint = planned(tiny_checkpoint, "transformer", "fp32", None)
     network, path, reported = checkpoint.networks["transformer"], tmp_path / "w", []
-    expected = write.write_weights(plan, network, tmp_path / "whole", 0, lambda _: None, lambda _: None)
+    expected = write.write_stream(
+        write.weight_stream(plan, network), tmp_path / "whole", 0, lambda _: None, lambda _: None
+    )
     original = write.convert
 
     def convert(plan: WeightPlan, item: object, source: object) -> list:
@@ -134,9 +141,14 @@ def test_a_fault_keeps_the_weights_before_it(
     with monkeypatch.context() as patch:
         patch.setattr(write, "convert", convert)
         with pytest.raises(KontextError, match="weight 7 is damaged"):
-            write.write_weights(plan, network, path, 0, reported.append, lambda _: None)
+            write.write_stream(write.weight_stream(plan, network), path, 0, reported.append, lambda _: None)
     assert reported == [plan.items[6].tensors[-1].stop]
-    assert write.write_weights(plan, network, path, reported[0], reported.append, lambda _: None) == expected
+    assert (
+        write.write_stream(
+            write.weight_stream(plan, network), path, reported[0], reported.append, lambda _: None
+        )
+        == expected
+    )
     assert path.read_bytes() == (tmp_path / "whole").read_bytes()
     assert reported[1:] == [plan.size]
 
@@ -153,8 +165,12 @@ def test_a_full_disk_is_that_fault(
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write.write_weights(
-            plan, checkpoint.networks["modulation"], tmp_path / "w", 0, on_sync, lambda _: None
+        write.write_stream(
+            write.weight_stream(plan, checkpoint.networks["modulation"]),
+            tmp_path / "w",
+            0,
+            on_sync,
+            lambda _: None,
         )
 
 
@@ -163,8 +179,12 @@ def test_a_file_that_has_become_shorter_is_refused(tiny_checkpoint: Path, tmp_pa
     path = tmp_path / "w"
     path.write_bytes(plan.header)
     with pytest.raises(KontextError, match="has become shorter: export again"):
-        write.write_weights(
-            plan, checkpoint.networks["modulation"], path, plan.size, lambda _: None, lambda _: None
+        write.write_stream(
+            write.weight_stream(plan, checkpoint.networks["modulation"]),
+            path,
+            plan.size,
+            lambda _: None,
+            lambda _: None,
         )
 
 
@@ -174,8 +194,12 @@ def test_no_file_is_written_that_is_not_the_plan(
     plan, checkpoint = planned(tiny_checkpoint, "modulation", "fp32", None)
     monkeypatch.setattr(write, "convert", lambda *_: [torch.zeros(3)])
     with pytest.raises(RuntimeError, match="table has 12 bytes instead of 48"):
-        write.write_weights(
-            plan, checkpoint.networks["modulation"], tmp_path / "w", 0, lambda _: None, lambda _: None
+        write.write_stream(
+            write.weight_stream(plan, checkpoint.networks["modulation"]),
+            tmp_path / "w",
+            0,
+            lambda _: None,
+            lambda _: None,
         )
 
 
@@ -197,10 +221,12 @@ def test_few_weights_are_in_memory_at_once(
 
     monkeypatch.setattr(write, "convert", convert)
     seen = []
-    for item, _ in write.converted(plan, plan.items, checkpoint.networks["transformer"]):
-        seen.append(item)
+    stream = write.weight_stream(plan, checkpoint.networks["transformer"])
+    items = dict(zip(stream.pieces, plan.items, strict=True))
+    for piece, _ in write.made(stream.pieces, stream.computes):
+        seen.append(items[piece])
         with lock:
-            waiting.remove(item)
+            waiting.remove(items[piece])
     assert seen == list(plan.items)
     # The caller holds the one that it writes: it counts until the next is asked for.
     assert all(count == 1 or size <= ahead for count, size in most)

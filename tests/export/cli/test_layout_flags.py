@@ -1,0 +1,58 @@
+"""`--to`: its one-line errors, and its summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kontext.export.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--to bf -o x", "argument --to: 'bf' is not a layout: choose from bfl"),
+        ("--to bfl --nf4 -o x.safetensors", "--to bfl cannot hold --nf4: it holds --bf16, --fp16, --fp32"),
+        ("--to bfl --steps 4 -o x.safetensors", "--steps is for bundles: it means nothing with --to bfl"),
+        ("--to bfl --link-weights -o x.safetensors", "--link-weights is for bundles: it means nothing with"),
+        ("--to bfl --calibrate none -o x.safetensors", "--calibrate is for bundles: it means nothing with"),
+        ("--to bfl --kernels sm_89 -o x.safetensors", "--kernels is for bundles: it means nothing with"),
+        ("--to bfl --plan-only", "--plan-only is for bundles: it means nothing with"),
+        ("--to bfl --engine rtx -o x.safetensors", "--engine is for bundles: it means nothing with"),
+        ("--to bfl", "-o OUT is missing: a file whose name ends in .safetensors to write"),
+        ("--to bfl -o x.gguf", "-o x.gguf: the file's name must end in .safetensors"),
+        ("--to bfl -o no/x.safetensors", "is not a folder: make it first"),
+    ],
+)
+def test_errors(
+    words: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error.replace(f"{tmp_path}/", "")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_lists_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "bfl for Black Forest Labs' code" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_summary(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "x.safetensors"
+    assert main([str(tiny_checkpoint), "--to", "bfl", "--bf16", "-o", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " as bfl: 0." in lines[0]
+    assert lines[0].endswith("parameters, bf16 weights")
+    assert lines[1].split()[0] == "x.safetensors"
+    assert "peak memory" in lines[3]
+    assert lines[-1].startswith(f"{output} goes into ComfyUI's")

@@ -1,0 +1,117 @@
+"""`--to bfl`: the names that Black Forest Labs' code reads, held against diffusers' reader and the way back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from kontext.export.cli.main import main  # noqa: E402
+from kontext.model.checkpoint import load_state  # noqa: E402
+
+
+def to_bfl(checkpoint: Path, output: Path, *flags: object) -> Path:
+    words = [checkpoint, "--to", "bfl", "-o", output, "--quiet", *flags]
+    assert main([str(word) for word in words]) == 0
+    return output
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_the_file_holds_the_native_weights(tiny_checkpoint: Path, tmp_path: Path, compute: str) -> None:
+    stored = load_file(to_bfl(tiny_checkpoint, tmp_path / "x.safetensors", f"--{compute}"))
+    state = load_state(tiny_checkpoint)
+    expected = {**state["modulation"], **state["transformer"]}
+    assert stored.keys() == expected.keys()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[compute]
+    assert all(torch.equal(stored[name], tensor.to(dtype)) for name, tensor in expected.items())
+
+
+def test_diffusers_reads_the_same_network(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Through its own converter of Black Forest Labs' files, which swaps the final layer's modulation back."""
+    diffusers = pytest.importorskip("diffusers")
+    path = to_bfl(tiny_checkpoint, tmp_path / "x.safetensors", "--fp32")
+    theirs = diffusers.FluxTransformer2DModel.from_pretrained(tiny_checkpoint, subfolder="transformer")
+    # Its sizes, which this converter has as constants, are those of the configuration where one is given.
+    with pytest.MonkeyPatch.context() as patch:
+        small_converter(patch, theirs)
+        read = diffusers.FluxTransformer2DModel.from_single_file(
+            str(path), config=str(tiny_checkpoint), subfolder="transformer", torch_dtype=torch.float32
+        )
+    assert read.state_dict().keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
+
+
+def small_converter(patch: pytest.MonkeyPatch, network: object) -> None:
+    """diffusers' converter with the numbers of this network in the place of FLUX.1's width and MLP ratio."""
+    import inspect
+
+    from diffusers.loaders import single_file_model, single_file_utils
+
+    source = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
+    assert "inner_dim = 3072" in source
+    source = source.replace("inner_dim = 3072", f"inner_dim = {network.inner_dim}")  # type: ignore[attr-defined]
+    names = dict(vars(single_file_utils))
+    exec(source, names)
+    converter = names["convert_flux_transformer_checkpoint_to_diffusers"]
+    entry = single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    patch.setitem(entry, "checkpoint_mapping_fn", converter)
+
+
+def test_a_bundle_of_it_is_the_models(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, untraced
+) -> None:  # type: ignore[no-untyped-def]
+    """MODEL → bfl → bundle: every file has the same digest, and the manifest differs in its source and name alone."""
+    path = to_bfl(tiny_checkpoint, tmp_path / "x.safetensors", "--fp32")
+    again = tmp_path / "bundle"
+    words = [
+        path,
+        "--base",
+        tiny_checkpoint,
+        "-o",
+        again,
+        "--fp32",
+        "--quiet",
+        "--name",
+        tiny_name(tiny_bundle),
+    ]
+    with untraced(tiny_bundle):
+        assert main([str(word) for word in words]) == 0
+    ours, expected = (json.loads((each / "manifest.json").read_text()) for each in (again, tiny_bundle))
+    assert ours.pop("source") == {"model": "x.safetensors", "base": tiny_checkpoint.name}
+    expected.pop("source")
+    assert ours == expected
+
+
+def tiny_name(bundle: Path) -> str:
+    return str(json.loads((bundle / "manifest.json").read_text())["model"]["name"])
+
+
+def test_a_lora_of_clip_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    lora = tmp_path / "clip.safetensors"
+    module = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    weight = load_state(tiny_checkpoint)["text_encoder"]["text_model.encoder.layers.0.mlp.fc1.weight"]
+    rows, columns = weight.shape
+    save_file(
+        {
+            f"{module}.lora_down.weight": torch.ones(2, columns),
+            f"{module}.lora_up.weight": torch.ones(rows, 2),
+        },
+        lora,
+    )
+    words = [tiny_checkpoint, "--lora", lora, "--to", "bfl", "-o", tmp_path / "x.safetensors"]
+    assert main([str(word) for word in words]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {lora} changes CLIP, and --to bfl holds nothing but the transformer: leave the LoRA out, or choose "
+        "another layout\n"
+    )
+    assert not list(tmp_path.glob("x*"))

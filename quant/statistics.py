@@ -130,6 +130,16 @@ class InputStatistics:
         """fp32 [channels]; 0 without inputs."""
         return (self.sums / max(self.rows, 1)).float()
 
+    def mean_square(self) -> Tensor:
+        """fp32 [channels]: what llama.cpp calls an importance matrix; 0 without inputs.
+
+        Raises:
+            ValueError: no moments were kept.
+        """
+        if self.moments is None:
+            raise ValueError("no moments were kept")
+        return self.moments.diagonal(dim1=1, dim2=2).flatten() / max(self.rows, 1)
+
     def middle(self) -> Tensor:
         """fp32 [channels]: of the range of the inputs and 0."""
         return (self.highest.amax(0) + self.lowest.amin(0)) / 2

@@ -43,7 +43,7 @@ def embedded_importance() -> Importance:
     recipe = choose_recipe(tuple(checkpoint.networks), checkpoint.parameters(), "fp32", ANY_QUANTIZED)
     statistics = calibrate(checkpoint, recipe, read_tokenizers(checkpoint), scene_samples(), Progress(False))
     return {
-        (graph, weight): each.moments.diagonal(dim1=1, dim2=2).flatten() / max(each.rows, 1)
+        (graph, weight): each.mean_square()
         for graph, layers in statistics.inputs.items()
         for weight, each in layers.items()
         if each.moments is not None

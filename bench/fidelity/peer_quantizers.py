@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...quant.ggml import HALF, dequantize_rows, form_for, quantize_rows
+
 GROUP = 64
 """Group size where a library lets its user choose: that of our INT4."""
 
@@ -129,6 +131,20 @@ def gguf(kind: str) -> Quantizer:
         stored = quants.quantize(weight.float().contiguous().numpy(), form)
         values = torch.from_numpy(quants.dequantize(stored, form)).reshape(weight.shape)
         return QuantizedWeight(values, 8 * stored.nbytes)
+
+    return quantize
+
+
+def ggml(kind: str, importance: Tensor | None = None) -> Quantizer:
+    """A format as ggml's own library writes it, or what llama.cpp takes instead where it does not fit; `importance`
+    [in] weighs errors by columns."""
+
+    def quantize(weight: Tensor) -> QuantizedWeight:
+        form = form_for(kind, weight.shape[1])
+        if form == HALF:
+            return QuantizedWeight(weight.half().float(), 16 * weight.numel(), form)
+        stored = quantize_rows(form, weight, importance)
+        return QuantizedWeight(dequantize_rows(form, stored, weight.shape), 8 * len(stored), form)
 
     return quantize
 

@@ -22,10 +22,11 @@ from torch import Tensor
 from ...bundle_folder import MANIFEST_NAME
 from ...errors import KontextError
 from ...installation import install_command
+from ...quant import ggml as ggml_library
 from ...runtime.backends.onnxruntime_library import first_line
 from ...runtime.bundle import Bundle
 from ...temporary_folder import temporary_folder
-from . import bits_per_weight, ggml
+from . import bits_per_weight
 from .bits_per_weight import COUNTED, Layers, StoredBits
 from .importance import embedded_importance
 from .installed_library import InstalledLibrary
@@ -33,6 +34,7 @@ from .network_peers.registry import NETWORK_PEERS, NetworkPeer
 from .peer_quantizers import (
     Quantizer,
     bitsandbytes_nf4,
+    ggml,
     gguf,
     modelopt,
     quanto,
@@ -73,18 +75,18 @@ class GgmlPeer(Peer):
     weighed: bool = False
 
     def version(self) -> str:
-        return f"ggml {ggml.version()}"
+        return f"ggml {ggml_library.version()}"
 
     def why_missing(self) -> str | None:
-        return ggml.why_missing()
+        return ggml_library.why_missing()
 
     def quantizer(self, importance: Tensor | None) -> Quantizer:
-        return ggml.ggml(self.form, importance)
+        return ggml(self.form, importance)
 
 
 def ggml_peer(form: str, bits: int, block: int = 256, weighed: bool = False) -> GgmlPeer:
     what = f"{form}, blocks of {block}{', importance matrix' if weighed else ''}"
-    return GgmlPeer("gguf", "gguf", what, scheme(bits), ggml.ggml(form), form, weighed)
+    return GgmlPeer("gguf", "gguf", what, scheme(bits), ggml(form), form, weighed)
 
 
 PEERS = {
@@ -155,13 +157,18 @@ class PeerBundle(StoredBits):
         if not total:
             return described
         shares = [f"{form} {count / total:.0%}" for form, count in self.forms.most_common()]
-        mean = sum(ggml.nominal_bits(form) * count for form, count in self.forms.items()) / total
+        mean = sum(nominal_bits(form) * count for form, count in self.forms.items()) / total
         asked = described["precision"]
         several = f"{asked}: {', '.join(shares)} of the weights"
         return described | {
             "precision": asked if len(shares) == 1 and asked.startswith(shares[0].split()[0]) else several,
             "scheme": scheme(round(mean)),
         }
+
+
+def nominal_bits(form: str) -> int:
+    """Q5_0 has 5 and IQ4_NL 4: what its name says."""
+    return int("".join(each for each in form.partition("_")[0] if each.isdigit()))
 
 
 def parse_peers(text: str | None) -> list[str]:

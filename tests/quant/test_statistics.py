@@ -44,6 +44,7 @@ def test_they_are_those_of_all_inputs() -> None:
     assert float(statistics.histogram.sum()) == everything.numel()
     centre = everything.mean(0) + 0.5
     assert torch.allclose(statistics.mean(), everything.mean(0), atol=1e-5)
+    assert torch.allclose(statistics.mean_square(), everything.square().mean(0), rtol=1e-5)
     about = (everything - centre).t() @ (everything - centre)
     assert torch.allclose(statistics.moments_about(centre)[0], about, rtol=1e-4, atol=5e-2)
     assert torch.allclose(statistics.reach(centre), (everything - centre).abs().amax(0).maximum(centre.abs()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from kontext.bench.fidelity.quiet import quiet
 from kontext.decibels import decibels
 from kontext.errors import KontextError
 from kontext.installation import install_command
+from kontext.quant import ggml
 from kontext.runtime.bundle import Bundle
 
 BITS = {
@@ -146,3 +148,43 @@ def test_an_absent_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     why = peers.why_unavailable("quanto-int4")
     assert why == f"quanto-int4 needs optimum-quanto, which is not installed: {install_command('peers')}"
+
+
+@pytest.fixture
+def ggml_library() -> None:
+    if (missing := ggml.why_missing()) is not None:
+        pytest.skip(f"needs {missing}")
+
+
+@pytest.mark.usefixtures("ggml_library")
+def test_ggmls_values_are_what_gguf_reads(weight: torch.Tensor) -> None:
+    wide = weight.reshape(192, 256)
+    found = peers.PEERS["gguf-q4_k"].quantize(wide)
+    assert (found.form, found.bits) == ("Q4_K", 4.5 * wide.numel())
+    stored = ggml.quantize_rows("Q4_K", wide)
+    assert torch.equal(found.values, ggml.dequantize_rows("Q4_K", stored, wide.shape))
+    importance = torch.linspace(1, 9, 256)
+    weighed = peers.PEERS["gguf-q4_k-imatrix"].quantizer(importance)(wide).values
+    stored = ggml.quantize_rows("Q4_K", wide, importance)
+    assert torch.equal(weighed, ggml.dequantize_rows("Q4_K", stored, wide.shape))
+
+
+@pytest.mark.usefixtures("ggml_library")
+def test_a_peers_class_is_that_of_what_its_layers_got() -> None:
+    values, bits, forms = peers.quantize_weight(
+        "gguf-q4_k", peers.PEERS["gguf-q4_k"].quantize, "transformer: a.weight", torch.randn(192, 64)
+    )
+    assert (bits, dict(forms)) == (5.5 * values.numel(), {"Q5_0": values.numel()})
+    bundle = peers.PeerBundle(bundle=None, forms=forms + Counter(Q4_K=values.numel() // 4))  # type: ignore[arg-type]
+    about = bundle.about("gguf-q4_k")
+    assert about["scheme"] == "W5A16"
+    assert about["precision"] == "Q4_K, blocks of 256: Q5_0 80%, Q4_K 20% of the weights"
+    assert about["library"].startswith("ggml ")
+
+
+def test_ggmls_peers_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
+    monkeypatch.delenv(ggml.VARIABLE, raising=False)
+    why = peers.why_unavailable("gguf-q4_k")
+    assert why is not None
+    assert why.startswith("gguf-q4_k needs ggml's library: set GGML_LIBRARY")

@@ -328,7 +328,8 @@ def footer(result: dict[str, Any]) -> str:
         return (
             f"{result['steps']} steps, batches of up to {result['batch']}, {result['seconds']:g} s of each load; the "
             f"furthest figure is {worst:.0%} apart (goal: {result['goal']:.0%}). The simulation has the same arrivals, "
-            f"and closed loops' times of the same server.{busy}\n{machine_line(result['machine'])}"
+            f"closed loops' times of the same server, and its speed during the load.{busy}\n"
+            f"{machine_line(result['machine'])}"
         )
     arrivals, goal, fleet = result["arrivals"], result["goal"], result["fleet"]
     rate = f"{arrivals['rate']:.4g} edits a second, {arrivals['kind']} arrivals, {result['hours']:g} hours"

@@ -1,7 +1,7 @@
 """The simulation beside a real server: the same arrivals, in open loop, and what both say of latency and throughput.
 
-The simulation knows of the server what closed loops show (`service.of_levels`). Before and after each load the server's
-throughput is measured again, since a machine is not as fast at all times.
+The simulation knows of the server what closed loops show (`service.of_levels`), and how fast the machine was during the
+load (`batches.as_fast_as`). Before each load the server's throughput is measured again, which sets its rate.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ...runtime.server_client import Client, Edit
 from ..machine import describe_machine
 from ..serving.load import closed_loop, numbered, open_loop
 from .arrivals import Arrivals, Bursty, Poisson, Times
+from .batches import as_fast_as
 from .service import Service, of_levels
 from .simulation import Fleet, simulate
 
@@ -70,41 +71,39 @@ def check_server(
     # Callers that begin together may stay together, and then nobody waits while their batch is made.
     stagger = float(np.median(alone[1:])) / 2
     callers = [1, *(2 << power for power in range(batch.bit_length()) if 1 << power < batch)]
-    with tqdm(total=len(callers) + 1 + 2 * len(LOADS), desc="loads", disable=not progress) as bar:
+    with tqdm(total=len(callers) + 2 * len(LOADS), desc="loads", disable=not progress) as bar:
         levels = []
         for each in callers:
             levels.append(closed_level(client, prepared(max(CLOSED, 6 * each)), each, stagger))
             bar.update()
-        levels.append(crowded())
-        bar.update()
-        service = of_levels("server", levels, batch)
-        before = levels[-1]["per_second"]
         rows: list[dict[str, Any]] = []
         for index, (kind, load) in enumerate(LOADS):
-            arrivals = arrivals_of(kind, load * before)
+            level = crowded()
+            bar.update()
+            if not rows:
+                levels.append(level)
+                service = of_levels("server", levels, batch)
+            arrivals = arrivals_of(kind, load * level["per_second"])
             times = arrivals.times(seconds, np.random.default_rng([seed, index]))
             if len(times) < LEAST_EDITS:
                 raise KontextError(
                     f"only {len(times)} edits arrive in {seconds:g} s: give more --seconds-of-load"
                 )
-            measured = figures(*open_loop(client, prepared(len(times)), list(times)))
+            taken, latencies = open_loop(client, prepared(len(times)), list(times))
             bar.update()
-            after = crowded()["per_second"]
-            bar.update()
-            # The machine's speed at that time, by the throughput before and after.
-            now = service.scaled(2 * levels[-1]["per_second"] / (before + after))
+            measured = figures(taken, latencies)
+            now = as_fast_as(service, times, times + latencies)
             rows.append(
                 {
                     "arrivals": arrivals.to_json(),
                     "load": load,
                     "edits": len(times),
-                    "capacity": [before, after],
+                    "capacity": level["per_second"],
                     "service": now.to_json(),
                     "measured": measured,
                     "simulated": simulated(times, now, seed),
                 }
             )
-            before = after
     for row in rows:
         row["apart"] = {
             name: round(row["simulated"][name] / row["measured"][name] - 1, 4) for name in row["measured"]

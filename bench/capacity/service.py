@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ class Service:
         seconds: of a batch of one edit, of two, …: means.
         overhead: seconds of an edit outside its batch (network, decoding), while the GPU may do something else.
         spread: what measured runs took, as multiples of their mean; none: every batch takes its mean.
+        spread_at: when those were, ascending; none: a batch takes any of them, else one of those nearest to its time.
     """
 
     name: str
     seconds: tuple[float, ...]
     overhead: float = 0.0
     spread: tuple[float, ...] = ()
+    spread_at: tuple[float, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -39,14 +41,6 @@ class Service:
     def rate(self) -> float:
         """Edits a second that one GPU makes at most."""
         return max(number / seconds for number, seconds in enumerate(self.seconds, 1))
-
-    def scaled(self, factor: float) -> Service:
-        """The same on a machine that takes `factor` times as long."""
-        return replace(
-            self,
-            seconds=tuple(factor * each for each in self.seconds),
-            overhead=factor * self.overhead,
-        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ Times are seconds. The same arguments and seed give the same outcome.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import deque
 from collections.abc import Callable, Generator
@@ -16,6 +17,9 @@ import simpy
 
 from .arrivals import Times
 from .service import Service
+
+NEAREST = 10
+"""Measured batches that one at their time may take as long as."""
 
 PROGRESS = 10_000
 """Edits between two calls of `done`."""
@@ -102,7 +106,8 @@ class Simulation:
         self.rng = np.random.default_rng([seed, 1])
         self.environment = simpy.Environment()
         self.loras = self.rng.integers(0, fleet.loras, len(times)) if fleet.loras > 1 else None
-        self.spread = self.rng.permutation(np.asarray(service.spread or (1.0,))).tolist()
+        spread = np.asarray(service.spread or (1.0,))
+        self.spread = (spread if service.spread_at else self.rng.permutation(spread)).tolist()
         self.draws: list[int] = []
         self.waiting: deque[int] = deque()
         self.idle: list[Gpu] = []
@@ -261,6 +266,10 @@ class Simulation:
         """One of the spread's factors."""
         if len(self.spread) == 1:
             return float(self.spread[0])
+        if self.service.spread_at:
+            first = bisect.bisect(self.service.spread_at, self.environment.now) - NEAREST // 2
+            first = max(0, min(first, len(self.spread) - NEAREST))
+            return float(self.spread[int(self.rng.integers(first, min(first + NEAREST, len(self.spread))))])
         if not self.draws:
             self.draws = self.rng.integers(0, len(self.spread), 4096).tolist()
         return float(self.spread[self.draws.pop()])

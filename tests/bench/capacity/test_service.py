@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kontext.bench.capacity.service import Service, of_levels, read_service
+from kontext.bench.capacity.service import of_levels, read_service
 from kontext.errors import KontextError
 
 
@@ -83,8 +83,3 @@ def test_of_latency_and_batch(tmp_path: Path) -> None:
 def test_what_is_no_source(tmp_path: Path, result: dict[str, Any], batch: int | None, message: str) -> None:
     with pytest.raises(KontextError, match=message):
         read_service(write(tmp_path / "result.json", result), batch)
-
-
-def test_a_slower_machine() -> None:
-    service = Service("x", (1.0, 1.5), overhead=0.1).scaled(2)
-    assert (service.seconds, service.overhead, service.rate) == ((2.0, 3.0), 0.2, 2 / 3)

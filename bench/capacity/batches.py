@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ...errors import KontextError
+from .arrivals import Times
 from .service import Service
 
 FEWEST = 5
 """Batches that say how fast a server was."""
 
 
-def as_fast_as(service: Service, arrivals: Sequence[float], answers: Sequence[float]) -> Service:
+def as_fast_as(service: Service, arrivals: Times, answers: Times) -> Service:
     """The service with the speed that the server had during a load: what batches took that followed one another.
 
     A machine is not as fast at all times, and near its capacity a queue multiplies each difference. So the simulation
@@ -29,15 +29,14 @@ def as_fast_as(service: Service, arrivals: Sequence[float], answers: Sequence[fl
     Raises:
         KontextError: too few batches followed another.
     """
-    sent, answered = np.asarray(arrivals), np.asarray(answers)
-    order = np.argsort(answered)
+    order = np.argsort(answers)
     # Answers of one batch come closer to each other than the shortest batch takes.
-    first = np.flatnonzero(np.diff(answered[order], prepend=-np.inf) > service.seconds[0] / 2)
+    first = np.flatnonzero(np.diff(answers[order], prepend=-np.inf) > service.seconds[0] / 2)
     batches = np.split(order, first[1:])
-    ends = [float(answered[batch[0]]) for batch in batches]
+    ends = [float(answers[batch[0]]) for batch in batches]
     times, ratios = [], []
     for before, end, batch in zip(ends, ends[1:], batches[1:], strict=False):
-        waited = sent[batch].min() + service.overhead < before
+        waited = arrivals[batch].min() + service.overhead < before
         if waited and len(batch) <= service.batch:
             times.append(before)
             ratios.append((end - before) / service.seconds[len(batch) - 1])

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from ...errors import KontextError
 from .bfl import BFL
+from .diffusers import DIFFUSERS
 from .layout import Layout
 
-LAYOUTS: dict[str, Layout] = {each.name: each for each in (BFL,)}
+LAYOUTS: dict[str, Layout] = {each.name: each for each in (DIFFUSERS, BFL)}
 """By name, in the order in which they are listed."""
 
 

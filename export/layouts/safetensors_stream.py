@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,11 +23,21 @@ class Made:
     tensors: tuple[UnplacedTensor, ...]
     make: Callable[[], Sequence[Tensor]]
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(math.prod(shape) * BITS[dtype] // 8 for _, dtype, shape in self.tensors)
+
+    @property
+    def alignment(self) -> int:
+        """Bytes of the widest of their numbers."""
+        return max((BITS[dtype] // 8 for _, dtype, _ in self.tensors), default=1)
+
 
 def safetensors_stream(
     items: Iterable[Made], metadata: Mapping[str, str] | None = None, computes: bool = False
 ) -> Stream:
-    """A file of `items`, in their order.
+    """A file of `items`, those of wider numbers first and otherwise in their order.
 
     Args:
         items: what it holds.
@@ -38,7 +49,7 @@ def safetensors_stream(
     """
     from ..weights.write import Piece, Stream
 
-    items = list(items)
+    items = sorted(items, key=lambda item: -item.alignment)
     header, places = make_header((each for item in items for each in item.tensors), metadata)
     for entry in places.values():
         if entry.start % max(1, BITS[entry.dtype] // 8):

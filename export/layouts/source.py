@@ -40,6 +40,8 @@ class SourceWeight:
     """Diffusers' tensors that it consists of."""
     rows: tuple[int, ...]
     """Of each of them, in order."""
+    is_linear: bool
+    """Whether it is the matrix of a linear."""
 
     @property
     def diffusers_names(self) -> tuple[str, ...]:
@@ -89,7 +91,7 @@ class WeightSource:
             layer = self.recipe.layer_of(network, name, shape[::-1] if linear else shape, linear)
             parts = theirs[name].parts
             rows = (shape[0],) if len(parts) == 1 else tuple(sizes[: len(parts)])
-            yield SourceWeight(network, name, shape, layer, theirs[name], rows)
+            yield SourceWeight(network, name, shape, layer, theirs[name], rows, linear)
 
     def fused_rows(self) -> Sequence[int]:
         """Of the parts of a fused weight: q, k, v, and the MLP of a single block."""

@@ -12,8 +12,11 @@ from kontext.export.cli.main import main
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--to bf -o x", "argument --to: 'bf' is not a layout: choose from bfl"),
-        ("--to bfl --nf4 -o x.safetensors", "--to bfl cannot hold --nf4: it holds --bf16, --fp16, --fp32"),
+        ("--to bf -o x", "argument --to: 'bf' is not a layout: choose from diffusers, bfl"),
+        (
+            "--to bfl --nf4 -o x.safetensors",
+            "--to bfl cannot hold --nf4: it holds --bf16, --fp16, --fp32; --nf4 goes with --to diffusers",
+        ),
         ("--to bfl --steps 4 -o x.safetensors", "--steps is for bundles: it means nothing with --to bfl"),
         ("--to bfl --link-weights -o x.safetensors", "--link-weights is for bundles: it means nothing with"),
         ("--to bfl --calibrate none -o x.safetensors", "--calibrate is for bundles: it means nothing with"),
@@ -21,6 +24,7 @@ from kontext.export.cli.main import main
         ("--to bfl --plan-only", "--plan-only is for bundles: it means nothing with"),
         ("--to bfl --engine rtx -o x.safetensors", "--engine is for bundles: it means nothing with"),
         ("--to bfl", "-o OUT is missing: a file whose name ends in .safetensors to write"),
+        ("--to diffusers", "-o OUT is missing: a folder to write"),
         ("--to bfl -o x.gguf", "-o x.gguf: the file's name must end in .safetensors"),
         ("--to bfl -o no/x.safetensors", "is not a folder: make it first"),
     ],

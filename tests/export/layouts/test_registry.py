@@ -12,7 +12,7 @@ from kontext.quant.formats import FORMATS
 
 def test_names_and_variants() -> None:
     assert parse_layout("bfl") == (LAYOUTS["bfl"], "")
-    with pytest.raises(KontextError, match="'bf' is not a layout: choose from bfl"):
+    with pytest.raises(KontextError, match="'bf' is not a layout: choose from diffusers, bfl"):
         parse_layout("bf")
     with pytest.raises(KontextError, match="bfl has no variant 'x': write --to bfl"):
         parse_layout("bfl:x")

@@ -27,7 +27,13 @@ def test_the_file_and_its_metadata(tmp_path: Path) -> None:
     assert stream.size == (tmp_path / "x").stat().st_size
 
 
+def test_wider_numbers_come_first() -> None:
+    items = [Made((("a", "U8", (3,)),), list), Made((("b", "F32", (1,)), ("c", "U8", (4,))), list)]
+    stream = safetensors_stream(items)
+    assert [each.name for piece in stream.pieces for each in piece.tensors] == ["b", "c", "a"]
+
+
 def test_numbers_start_at_multiples_of_their_size() -> None:
-    items = [Made((("a", "U8", (3,)),), list), Made((("b", "F32", (1,)),), list)]
+    items = [Made((("a", "U8", (3,)), ("b", "F32", (1,))), list)]
     with pytest.raises(ValueError, match=r"b would start at byte .* in the middle of a number"):
         safetensors_stream(items)

@@ -59,7 +59,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("model", "quant", "runtime", "tiny"),
     ),
     "export.layouts": (
-        *("export.progress", "export.weights", "export.graph", "export.bundle", "model", "quant", "runtime"),
+        *("export.progress", "export.weights", "export.graph", "export.bundle", "export.calibration"),
+        *("export.edit_sets", "model", "quant", "runtime"),
     ),
     "export.lora": ("export.progress", "model", "quant", "runtime"),
     "export.kernels": ("export.progress", "export.bundle", "kernels", "runtime"),

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from ...errors import KontextError
 from ..layouts.layout import Layout
 from ..layouts.registry import LAYOUTS, describe_layouts, parse_layout
+from .format_flags import calibration_folder
 from .source_flags import origin_of
 
 
@@ -34,13 +35,16 @@ def check_layout_flags(options: argparse.Namespace, for_bundles: Iterable[str]) 
     `for_bundles` that the layout does not take."""
     if options.to is None:
         return
-    layout, _ = options.to
+    layout, variant = options.to
     for name in for_bundles:
         if name not in layout.takes and getattr(options, name) not in (None, False):
             raise KontextError(
                 f"--{name.replace('_', '-')} is for bundles: it means nothing with --to {layout.name}"
             )
-    layout.check_format(options.compute, options.quantization, LAYOUTS)
+    layout.check_format(variant, options.compute, options.quantization, LAYOUTS)
+    if options.calibrate not in (None, "none") and variant not in layout.calibrated:
+        calibrated = ", ".join(f"{layout.name}:{each}" for each in layout.calibrated)
+        raise KontextError(f"--calibrate only applies with --to {calibrated}")
     if options.output is None:
         what = f"a file whose name ends in {layout.suffix}" if layout.is_file else "a folder"
         raise KontextError(f"-o OUT is missing: {what} to write")
@@ -57,9 +61,14 @@ def export_to_layout(options: argparse.Namespace) -> None:
 
     layout, variant = options.to
     check_layout_output(layout, options.output, options.force)  # before a download
+    samples = calibration_folder(options.calibrate, options.model) if variant in layout.calibrated else None
     checkpoint = Checkpoint.open(origin_of(options))
     recipe = choose_recipe(
-        tuple(NETWORKS), checkpoint.parameters(), options.compute, options.quantization, weight_only=True
+        tuple(NETWORKS),
+        checkpoint.parameters(),
+        layout.computes.get(variant, options.compute),
+        options.quantization,
+        weight_only=True,
     )
     summary = write_layout(
         checkpoint,
@@ -67,6 +76,7 @@ def export_to_layout(options: argparse.Namespace) -> None:
         recipe,
         options.output,
         variant=variant,
+        samples=samples,
         force=options.force,
         show_progress=sys.stderr.isatty() and not options.quiet,
     )

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 def render_layout_summary(summary: LayoutSummary) -> str:
     """The summary as lines of text."""
-    recipe, layout = summary.recipe, summary.layout
+    layout = summary.layout
     named = f"{layout.name}:{summary.variant}" if summary.variant else layout.name
-    lines = [f"{summary.name} as {named}: {millions(summary.parameters)}, {recipe.weights} weights"]
+    lines = [f"{summary.name} as {named}: {millions(summary.parameters)}, {summary.precision[0]}"]
+    lines += [f"  {line}" for line in summary.precision[1:]]
     lines += lora_lines(summary.loras)
     lines += ignored_lines(summary.ignored)
     lines += size_lines(summary.sizes)

@@ -8,7 +8,7 @@ PyTorch only in functions, so that `--help` is quick.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -43,10 +43,14 @@ class Layout:
         components: of the model, as in `model.networks.NETWORKS`, that it holds.
         suffix: of OUT's name where the layout is one file; "" for a folder.
         names: paths in the folder that are the layout's own; None for one file.
+        computes: variant → the flag, without dashes, of the format that it stands for.
+        calibrated: variants whose rounding takes what --calibrate measures; `takes` then has "calibrate".
         takes: other options of the command that mean something for it, by their name in `argparse`'s result.
         plan: the files of a model in the order in which they are written: path in the folder → planned file; one entry
             for a layout of one file, whose path is not used.
         usage: a line that says what to do with OUT.
+        precision: lines that say which formats the weights have; the first ends the summary's headline. None: that of
+            the recipe.
     """
 
     name: str
@@ -56,9 +60,12 @@ class Layout:
     components: tuple[str, ...]
     suffix: str = ""
     names: str = ""
+    computes: Mapping[str, str] = field(default_factory=dict)
+    calibrated: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     plan: Callable[[WeightSource], Mapping[str, PlannedFile]]
     usage: Callable[[Path], str]
+    precision: Callable[[WeightSource], Sequence[str]] | None = None
 
     @property
     def is_file(self) -> bool:
@@ -87,16 +94,19 @@ class Layout:
         return f"weights{self.suffix}"
 
     def check_format(
-        self, compute: str | None, quantization: str | None, others: Mapping[str, Layout]
+        self, variant: str, compute: str | None, quantization: str | None, others: Mapping[str, Layout]
     ) -> None:
-        """Raises KontextError for a format that the layout cannot hold; says which it can, and which of `others` can
-        hold this one."""
+        """Raises KontextError for a format that the layout cannot hold, or that `variant` is not; says which it can
+        hold, and which of `others` can hold this one."""
         for name in (quantization, compute):
             if name is not None and name not in self.formats:
                 held = ", ".join(f"--{each}" for each in self.formats)
                 able = [other.name for other in others.values() if name in other.formats]
                 more = f"; --{name} goes with --to {' or '.join(able)}" if able else ""
                 raise KontextError(f"--to {self.name} cannot hold --{name}: it holds {held}{more}")
+        own = self.computes.get(variant, compute)
+        if compute not in (None, own):
+            raise KontextError(f"--to {self.name}:{variant} is --{own}: leave --{compute} out")
 
 
 NOTHING = re.compile(r"(?!)")

@@ -6,9 +6,10 @@ from __future__ import annotations
 from ...errors import KontextError
 from .bfl import BFL
 from .diffusers import DIFFUSERS
+from .gguf import GGUF
 from .layout import Layout
 
-LAYOUTS: dict[str, Layout] = {each.name: each for each in (DIFFUSERS, BFL)}
+LAYOUTS: dict[str, Layout] = {each.name: each for each in (DIFFUSERS, BFL, GGUF)}
 """By name, in the order in which they are listed."""
 
 

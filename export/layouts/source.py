@@ -8,7 +8,8 @@ for weight in source.weights("transformer"):     # both networks of the componen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from ...quant.recipe import Layer, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...quant.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,19 @@ class WeightSource:
     """A model to be written in a layout.
 
     `recipe` says what every network computes in and how every weight would be stored in a bundle of the same flags.
-    `variant` is what stands behind the layout's name in --to, "" for nothing.
+    `variant` is what stands behind the layout's name in --to, "" for nothing. `measure` calibrates, or finds what did:
+    the statistics of the linears' inputs; None if nothing asked for it.
     """
 
     checkpoint: Checkpoint
     recipe: Recipe
     variant: str = ""
+    measure: Callable[[], Statistics] | None = None
+
+    @functools.cached_property
+    def statistics(self) -> Statistics | None:
+        """Of the linears' inputs, measured when they are first asked for."""
+        return None if self.measure is None else self.measure()
 
     @property
     def config(self) -> KontextConfig:

@@ -5,6 +5,7 @@ What an earlier, killed run has finished is kept, as in the export of a bundle.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import time
@@ -25,8 +26,10 @@ from ..bundle.journal import Journal
 from ..bundle.manifest import TOOLKIT, seen
 from ..bundle.output_file import check_file_free, publish_file, published_file
 from ..bundle.output_folder import check_free, locked_output, partial_folder, publish
+from ..edit_sets.samples import Samples
 from ..progress import Progress
 from ..weights.write import Stream, write_stream
+from .importance import measure
 from .layout import FORMAT, MARKER, Layout, PlannedFile
 from .source import WeightSource
 
@@ -48,6 +51,8 @@ class LayoutSummary:
     loras: Sequence[LoraFile] = ()
     ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """As in `exporter.Summary`."""
+    precision: Sequence[str] = ()
+    """As of `Layout`."""
     resumed: Sequence[str] = ()
     """Files that an earlier, unfinished run had written."""
 
@@ -68,6 +73,7 @@ def write_layout(
     output: Path,
     *,
     variant: str = "",
+    samples: Samples | None = None,
     force: bool = False,
     show_progress: bool = False,
 ) -> LayoutSummary:
@@ -79,6 +85,7 @@ def write_layout(
         recipe: what networks compute in, and the number format of every weight.
         output: a file or folder; must not exist, unless `force` and it is one that this may replace.
         variant: of the layout.
+        samples: edits that the layout's rounding is calibrated on; None: on none.
         force: replace what is there.
         show_progress: draw progress bars on stderr.
 
@@ -92,7 +99,11 @@ def write_layout(
     kind = layout.kind
     with locked_output(output, kind) as output:
         check_not_read(checkpoint, output)
-        source = WeightSource(checkpoint, recipe, variant)
+        measured = None
+        if samples is not None:
+            recipe = dataclasses.replace(recipe, calibration=samples.digest())
+            measured = functools.partial(measure, checkpoint, samples, progress)
+        source = WeightSource(checkpoint, recipe, variant, measured)
         files = layout.plan(source)
         key = json.loads(
             json.dumps(
@@ -142,6 +153,7 @@ def write_layout(
         time.perf_counter() - begin,
         checkpoint.loras,
         {part: kinds for part, kinds in checkpoint.ignored.items() if part in layout.components},
+        [f"{recipe.weights} weights"] if layout.precision is None else layout.precision(source),
         [output.name] if layout.is_file and resumed else resumed,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,36 +32,21 @@ def test_the_file_holds_the_native_weights(tiny_checkpoint: Path, tmp_path: Path
     assert all(torch.equal(stored[name], tensor.to(dtype)) for name, tensor in expected.items())
 
 
-def test_diffusers_reads_the_same_network(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_diffusers_reads_the_same_network(
+    tiny_checkpoint: Path, tmp_path: Path, small_converter: Callable[[int], None]
+) -> None:
     """Through its own converter of Black Forest Labs' files, which swaps the final layer's modulation back."""
     diffusers = pytest.importorskip("diffusers")
     path = to_bfl(tiny_checkpoint, tmp_path / "x.safetensors", "--fp32")
     theirs = diffusers.FluxTransformer2DModel.from_pretrained(tiny_checkpoint, subfolder="transformer")
-    # Its sizes, which this converter has as constants, are those of the configuration where one is given.
-    with pytest.MonkeyPatch.context() as patch:
-        small_converter(patch, theirs)
-        read = diffusers.FluxTransformer2DModel.from_single_file(
-            str(path), config=str(tiny_checkpoint), subfolder="transformer", torch_dtype=torch.float32
-        )
+    small_converter(theirs.inner_dim)
+    # Its sizes are those of the configuration where one is given.
+    read = diffusers.FluxTransformer2DModel.from_single_file(
+        str(path), config=str(tiny_checkpoint), subfolder="transformer", torch_dtype=torch.float32
+    )
     assert read.state_dict().keys() == theirs.state_dict().keys()
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(read.state_dict()[name], tensor), name
-
-
-def small_converter(patch: pytest.MonkeyPatch, network: object) -> None:
-    """diffusers' converter with the numbers of this network in the place of FLUX.1's width and MLP ratio."""
-    import inspect
-
-    from diffusers.loaders import single_file_model, single_file_utils
-
-    source = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
-    assert "inner_dim = 3072" in source
-    source = source.replace("inner_dim = 3072", f"inner_dim = {network.inner_dim}")  # type: ignore[attr-defined]
-    names = dict(vars(single_file_utils))
-    exec(source, names)
-    converter = names["convert_flux_transformer_checkpoint_to_diffusers"]
-    entry = single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
-    patch.setitem(entry, "checkpoint_mapping_fn", converter)
 
 
 def test_a_bundle_of_it_is_the_models(

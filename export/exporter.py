@@ -358,7 +358,7 @@ def write_graphs(
             if with_slots and name in slots.NETWORKS:
                 add_lora_inputs(model, slots.network_slots(name, checkpoint.config))
             bind_links(model, layout.links[name], layout.locations)
-            bind_weights.bind(model, layout.plans[name], weights_file(name), for_gpu=recipe.is_for_gpus)
+            bind_weights.bind(model, {weights_file(name): layout.plans[name]}, for_gpu=recipe.is_for_gpus)
             journal.add(graph_file(name), bind_weights.serialize(model))
             advance(1)
 

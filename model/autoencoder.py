@@ -135,13 +135,16 @@ class Encoder(nn.Module):
         self.norm_out = nn.GroupNorm(groups, channels[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
-    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the posterior, each [batch, latent_channels, H/8, W/8], for training."""
+    def posterior(self, image: Tensor) -> Tensor:
+        """Means, then log-variances, of the latents as they are: [batch, 2 * latent_channels, H/8, W/8]."""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
-        x = self.conv_out(F.silu(self.norm_out(self.mid(x))))
-        mean, log_variance = x.chunk(2, dim=1)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the posterior, each [batch, latent_channels, H/8, W/8], for training."""
+        mean, log_variance = self.posterior(image).chunk(2, dim=1)
         return mean, log_variance
 
     def forward(self, image: Tensor) -> Tensor:
@@ -175,8 +178,11 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """latents [batch, latent_channels, h, w], as `Encoder` returns them."""
-        x = self.conv_in(latents / self.config.scaling_factor + self.config.shift_factor)
-        x = self.mid(x)
+        return self.decode(latents / self.config.scaling_factor + self.config.shift_factor)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [batch, latent_channels, h, w] as they are, not normalized."""
+        x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))

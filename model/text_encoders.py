@@ -98,10 +98,17 @@ class ClipTextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids int64 [batch, tokens], each row with an end-of-text token → pooled [batch, hidden_size]."""
+        return self.pool(self.hidden_states(input_ids), input_ids)
+
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """[batch, tokens] → [batch, tokens, hidden_size], normalized."""
         x = self.text_model.embeddings(input_ids)
         for layer in self.text_model.encoder.layers:
             x = layer(x)
-        x = self.text_model.final_layer_norm(x)
+        return self.text_model.final_layer_norm(x)
+
+    def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
+        """`hidden_states` at each row's end-of-text token: [batch, hidden_size]."""
         # eos_id 2 is a mistake in old configurations; it means the highest id, which is CLIP's end-of-text token.
         scores = input_ids if self.config.eos_id == 2 else (input_ids == self.config.eos_id).to(torch.int32)
         end = scores.argmax(dim=-1)
@@ -226,9 +233,13 @@ class T5Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids int64 [batch, max_length] → [batch, max_length, hidden_size]."""
+        return self.encode(input_ids, self.buckets)
+
+    def encode(self, input_ids: Tensor, buckets: Tensor) -> Tensor:
+        """[batch, tokens] → [batch, tokens, hidden_size], with the buckets [tokens, tokens] of their distances."""
         x = self.shared(input_ids)
         bias_table = self.encoder.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
-        bias = bias_table(self.buckets).permute(2, 0, 1)[None]  # [1, heads, tokens, tokens]
+        bias = bias_table(buckets).permute(2, 0, 1)[None]  # [1, heads, tokens, tokens]
         for block in self.encoder.block:
             x = block(x, bias.to(x.dtype))
         return self.encoder.final_layer_norm(x)

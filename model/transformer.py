@@ -317,14 +317,39 @@ class Transformer(nn.Module):
             double_modulation, single_modulation, final_modulation: what `Modulation` returned, one row per
                 batch row.
         """
-        image = self.img_in(torch.cat((target, reference), dim=1))
+        x = self.joint_stream(
+            torch.cat((target, reference), dim=1),
+            text,
+            rope_cos,
+            rope_sin,
+            double_modulation,
+            single_modulation,
+        )
+        start = text.shape[1]
+        return self.velocity(x[:, start : start + target.shape[1]], final_modulation)
+
+    def joint_stream(
+        self,
+        image: Tensor,
+        text: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        double_modulation: Tensor,
+        single_modulation: Tensor,
+    ) -> Tensor:
+        """All blocks: image [batch, image_tokens, in_channels] and text [batch, text_tokens, text_dim] →
+        [batch, text_tokens + image_tokens, hidden]; the others as in `forward`."""
+        image = self.img_in(image)
         text = self.txt_in(text)
         for index, block in enumerate(self.double_blocks):
             image, text = block(image, text, rope_cos, rope_sin, double_modulation[:, index])
         x = torch.cat((text, image), dim=1)
         for index, block in enumerate(self.single_blocks):
             x = block(x, rope_cos, rope_sin, single_modulation[:, index])
-        start = text.shape[1]
-        x = x[:, start : start + target.shape[1]]
+        return x
+
+    def velocity(self, x: Tensor, final_modulation: Tensor) -> Tensor:
+        """The last layer: some image tokens of `joint_stream` [batch, tokens, hidden] → their velocity [batch, tokens,
+        in_channels]."""
         shift, scale = final_modulation.unbind(1)
         return self.final_layer.linear(modulate(x, shift, scale))

@@ -75,12 +75,8 @@ def compare_blocks(folder: Path) -> dict[str, object]:
     config = KontextConfig("blocks", small, AutoencoderConfig(), ClipConfig(), T5Config())
     entry, stored = bundle.graphs["transformer"], StoredNetwork(bundle)
     probe = trace.trace_network("transformer", config, stored.compute)
-    bind_weights.bind(
-        probe,
-        stored.plan(list(probe.graph.initializers)),
-        entry.weights.relative_to(folder).as_posix(),
-        for_gpu=False,
-    )
+    plan = stored.plan(list(probe.graph.initializers))
+    bind_weights.bind(probe, {entry.weights.relative_to(folder).as_posix(): plan}, for_gpu=False)
     path = folder / "blocks.probe.onnx"
     path.write_bytes(bind_weights.serialize(probe))
     try:

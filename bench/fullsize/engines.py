@@ -96,7 +96,7 @@ def write_graph(folder: Path, config: KontextConfig, network: str, formats: str)
         interface.constants(network, config),
     )
     model = trace.trace_network(network, config, recipe.compute[network])
-    bind_weights.bind(model, plan, weights_file(network), for_gpu=True)
+    bind_weights.bind(model, {weights_file(network): plan}, for_gpu=True)
     (folder / f"{network}.onnx").write_bytes(bind_weights.serialize(model))
 
 

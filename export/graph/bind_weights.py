@@ -1,9 +1,11 @@
-"""Binds a traced graph to its weights: every initializer gets its place in the bundle's safetensors file.
+"""Binds a traced graph to its weights: every initializer gets its place in a safetensors file.
 
 `quantized_linear` has the operators that replace quantized ones.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -24,16 +26,26 @@ ONNX_DTYPES = {
 }
 
 
-def bind(model: ir.Model, plan: WeightPlan, location: str, *, for_gpu: bool) -> None:
-    """Binds every weight of `model`; `location` is the path of the weights' file, relative to the graph's folder.
+def bind(model: ir.Model, plans: Mapping[str, WeightPlan], *, for_gpu: bool) -> None:
+    """Binds every weight of `model`; `plans`: path of a file of weights, relative to the graph's folder → its plan.
 
     `for_gpu`: as `quantize_linear`.
 
     Raises:
-        RuntimeError: graph and plan do not have the same weights (a bug).
+        RuntimeError: graph and plans do not have the same weights (a bug).
     """
-    graph = model.graph
-    unbound = {name: value for name, value in graph.initializers.items() if value.const_value is None}
+    initializers = model.graph.initializers
+    unbound = {name: value for name, value in initializers.items() if value.const_value is None}
+    for location, plan in plans.items():
+        bind_file(model.graph, unbound, plan, location, for_gpu)
+    if unbound:
+        raise RuntimeError(f"{model.graph.name}: no weight for {', '.join(unbound)}")
+
+
+def bind_file(
+    graph: ir.Graph, unbound: dict[str, ir.Value], plan: WeightPlan, location: str, for_gpu: bool
+) -> None:
+    """Binds the weights of one file, and removes them from `unbound`."""
     stored = plan.tensors()
     for item in plan.items:
         value = unbound.pop(item.weight, None)
@@ -51,8 +63,6 @@ def bind(model: ir.Model, plan: WeightPlan, location: str, *, for_gpu: bool) -> 
         if (value.dtype, tuple(value.shape or ())) != (ONNX_DTYPES[main.dtype], main.shape):
             raise RuntimeError(f"{plan.network}: {item.weight} is {value.dtype} {value.shape} in the graph")
         value.const_value = external(main, location)
-    if unbound:
-        raise RuntimeError(f"{plan.network}: no weight for {', '.join(unbound)}")
 
 
 def external(tensor: TensorEntry, location: str, packed: ir.DataType | None = None) -> ir.ExternalTensor:

@@ -35,12 +35,18 @@ class RepeatedBlock:
     wide: tuple[str, ...] = ()
 
 
-def repeated_blocks(network: str, config: KontextConfig) -> list[RepeatedBlock]:
-    """The kinds of repeated blocks in `network`; none in the autoencoder, whose blocks all differ."""
+def repeated_blocks(
+    network: str, config: KontextConfig, prompt_tokens: str | None = None
+) -> list[RepeatedBlock]:
+    """The kinds of repeated blocks in `network`; none in the autoencoder, whose blocks all differ. `prompt_tokens` is
+    the dimension of prompts whose length varies; None: they have the config's."""
     if network == "transformer":
         hidden, half = config.transformer.hidden_size, config.transformer.head_dim // 2
-        text, image = config.text_encoder_2.max_length, "target_tokens + reference_tokens"
-        tokens = f"text_tokens + {image}"
+        text, image = (
+            prompt_tokens or config.text_encoder_2.max_length,
+            "target_tokens + reference_tokens",
+        )
+        tokens = f"{prompt_tokens or 'text_tokens'} + {image}"
         tables: dict[str, tuple[int | str, ...]] = {"cos": (tokens, half), "sin": (tokens, half)}
         double: dict[str, tuple[int | str, ...]] = {
             "image": ("batch", image, hidden),
@@ -59,17 +65,18 @@ def repeated_blocks(network: str, config: KontextConfig) -> list[RepeatedBlock]:
         ]
     if network == "text_encoder":
         clip = config.text_encoder
-        hidden_states = {"x": ("batch", clip.max_length, clip.hidden_size)}
+        hidden_states = {"x": ("batch", prompt_tokens or clip.max_length, clip.hidden_size)}
         return [RepeatedBlock("text_model.encoder.layers", "ClipLayer", hidden_states)]
     if network == "text_encoder_2":
         t5 = config.text_encoder_2
+        length = prompt_tokens or t5.max_length
         return [
             RepeatedBlock(
                 "encoder.block",
                 "T5Block",
                 {
-                    "x": ("batch", t5.max_length, t5.hidden_size),
-                    "position_bias": (1, t5.num_heads, t5.max_length, t5.max_length),
+                    "x": ("batch", length, t5.hidden_size),
+                    "position_bias": (1, t5.num_heads, length, length),
                 },
             )
         ]

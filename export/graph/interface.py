@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...model.config import KontextConfig
@@ -22,12 +22,14 @@ class Interface:
 
     "8*latent_height" is 8 times dimension "latent_height"; "text_tokens + target_tokens" is a sum. Inputs and outputs
     are fp32; with `integers`, inputs are int64. `wide` inputs are not cast to the format that the network computes in.
+    `labels` are dimensions that the finished graph names otherwise.
     """
 
     inputs: Mapping[str, tuple[int | str, ...]]
     outputs: Mapping[str, tuple[int | str, ...]]
     wide: tuple[str, ...] = ()
     integers: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def network_interface(network: str, config: KontextConfig) -> Interface:

@@ -17,31 +17,34 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from ...model.build_network import build_network
 from ...model.config import KontextConfig
 from ...model.dtypes import COMPUTE_DTYPES
 from . import blocks
-from .interface import OPSET, Interface, network_interface
+from .forms import form_of
+from .interface import OPSET, Interface
 from .passes import literal_reshapes, optimize
+from .pipeline_networks import MODULATION
 
 BATCH = 2
 """Rows of the example input: the tracer would take a batch of one for a constant."""
 
 
 def trace_network(network: str, config: KontextConfig, compute: str) -> ir.Model:
-    """The graph of `network`, computing in `compute` ("fp32", "fp16" or "bf16").
+    """The graph of `network`, a key of `NETWORKS` or `PIPELINE_GRAPHS`, computing in `compute` ("fp32", "fp16" or
+    "bf16").
 
     Weights of linears are [in, out]. Initializers have the weights' names, shapes and formats, and no values.
     """
-    dtype, interface = COMPUTE_DTYPES[compute], network_interface(network, config)
-    wide = [key in interface.wide for key in interface.inputs]
+    dtype = COMPUTE_DTYPES[compute]
     with default_dtype(dtype), FakeTensorMode(), quiet():
-        module = build_network(network, config)
+        form = form_of(network, config)
+        module, interface = form.module, form.interface
+        wide = [key in interface.wide for key in interface.inputs]
         replace_linears(module)
         module.eval().requires_grad_(False)
         definitions = blocks.replace_repeated(
             module,
-            blocks.repeated_blocks(network, config),
+            form.blocks,
             lambda block, kind: to_onnx(
                 block,
                 {
@@ -142,12 +145,15 @@ def example_size(dimension: int | str, config: KontextConfig) -> int:
         return dimension
     sizes = {
         "batch": BATCH,
+        "batch_size": BATCH,
         "rows": BATCH,
         "target_tokens": 24,
         "reference_tokens": 20,
+        "packed_height_width": 24,
         "latent_height": 4,
         "latent_width": 6,
         "text_tokens": config.text_encoder_2.max_length,
+        "sequence_length": 11,
     }
     if "*" in dimension:
         factor, name = dimension.split("*")
@@ -171,10 +177,10 @@ def dynamic_axes(shape: Sequence[int | str]) -> dict[int, object]:
 
 
 def rename_weights(model: ir.Model) -> None:
-    """Removes the prefix of `Float32Boundary` from the initializers' names."""
+    """Removes the prefixes of wrapping modules from the initializers' names."""
     for value in list(model.graph.initializers.values()):
         if value.name is not None and value.name.startswith("network."):
-            value.name = value.name.removeprefix("network.")
+            value.name = value.name.removeprefix("network.").removeprefix(MODULATION)
 
 
 def set_interface(model: ir.Model, network: str, interface: Interface) -> None:
@@ -186,7 +192,7 @@ def set_interface(model: ir.Model, network: str, interface: Interface) -> None:
         if [value.name for value in values] != list(expected):
             raise RuntimeError(f"the graph of {network} was traced with {[value.name for value in values]}")
         for value, shape in zip(values, expected.values(), strict=True):
-            value.shape = ir.Shape(shape)
+            value.shape = ir.Shape([interface.labels.get(str(size), size) for size in shape])
     model.graph.name = network
     model.producer_name, model.producer_version = "kontext-export", None
     model.metadata_props.clear()

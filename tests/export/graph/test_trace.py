@@ -199,7 +199,7 @@ def bound(name: str, checkpoint: Path, compute: str, folder: Path, with_fp8: boo
     stream = weight_stream(plan, opened.networks[name])
     write_stream(stream, folder / "w.safetensors", 0, lambda _: None, lambda _: None)
     model = trace.trace_network(name, opened.config, recipe.compute[name])
-    bind_weights.bind(model, plan, "w.safetensors", for_gpu=recipe.is_for_gpus)
+    bind_weights.bind(model, {"w.safetensors": plan}, for_gpu=recipe.is_for_gpus)
     path = folder / f"{name}.onnx"
     path.write_bytes(bind_weights.serialize(model))
     onnx.checker.check_model(path, full_check=True)

@@ -87,6 +87,11 @@ def read_index(folder: Path) -> Fields:
         files = sorted(path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern))
         hint = f"; it holds {files[0]}: name the file itself" if files else ", or an incomplete one"
         raise KontextError(f"{folder} has no model_index.json: it is not a diffusers checkpoint{hint}")
+    if (folder / "transformer" / "model.onnx").exists():
+        raise KontextError(
+            f"{folder} holds ONNX graphs, as optimum writes and --to optimum does: export the checkpoint that they "
+            "were made from"
+        )
     index = Fields(index_path)
     name = index.get("_class_name")
     if name not in PIPELINES:

@@ -22,7 +22,7 @@ else:  # Python 3.10 has none
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = ("model", "tiny", "quant", "kernels", "export", "runtime", "batch", "rest", "bench")
+FOLDERS = ("model", "tiny", "quant", "kernels", "export", "runtime", "batch", "rest", "integrations", "bench")
 ANYONE = (
     "bundle_folder",
     "errors",
@@ -75,6 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime.backends.torch": ("runtime", "model", "quant", "kernels"),
     "batch": ("runtime",),
     "rest": ("runtime",),
+    "integrations": (),
     "bench": FOLDERS,
 }
 # What the runtime may import that Python does not bring: the base installation, and what a backend or a server needs.

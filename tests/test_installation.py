@@ -19,6 +19,8 @@ UNLIKE_THEIR_MODULES = {
     "pillow": "PIL",
     "nvidia-ml-py": "pynvml",
     "nvidia-modelopt": "modelopt",
+    "optimum-intel": "optimum",
+    "optimum-onnx": "optimum",
     "optimum-quanto": "optimum",
     "scikit-image": "skimage",
     "tensorrt-rtx": "tensorrt_rtx",

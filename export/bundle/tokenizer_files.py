@@ -7,6 +7,7 @@ An existing `tokenizer.json` is used; otherwise CLIP's is made from vocab.json a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def clip_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
         tokenizer = load_tokenizer(folder / "tokenizer.json")
     else:
         tokenizer = build_clip(folder)
-    return tokenizer_file(tokenizer, folder, max_length, vocab_size, eos="<|endoftext|>", pad="<|endoftext|>")
+    return tokenizer_file(tokenizer, folder, max_length, vocab_size, CLIP_SPECIAL)
 
 
 def t5_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
@@ -69,7 +70,7 @@ def t5_file(folder: Path, max_length: int, vocab_size: int) -> TokenizerFile:
         raise KontextError(
             f"{folder} has neither tokenizer.json nor spiece.model: the checkpoint is incomplete"
         )
-    return tokenizer_file(tokenizer, folder, max_length, vocab_size, eos="</s>", pad="<pad>")
+    return tokenizer_file(tokenizer, folder, max_length, vocab_size, T5_SPECIAL)
 
 
 def convert_sentencepiece(folder: Path) -> Tokenizer:
@@ -163,6 +164,8 @@ CLIP_SPECIAL = {
     "pad": "<|endoftext|>",
 }
 
+T5_SPECIAL = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+
 
 def special_token(folder: Path, name: str, default: str) -> str:
     """A special token by its name. As in transformers, special_tokens_map.json goes before a tokenizer_config.json
@@ -197,15 +200,16 @@ def check_sides(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def tokenizer_file(
-    tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int, eos: str, pad: str
+    tokenizer: Tokenizer, folder: Path, max_length: int, vocab_size: int, special: Mapping[str, str]
 ) -> TokenizerFile:
-    """Checks the tokenizer against its text encoder, and turns off truncation and padding: the runtime does both."""
+    """Checks the tokenizer against its text encoder, and turns off truncation and padding: the runtime does both.
+    `special`: a token's role → the token, where the folder names none."""
     check_sides(tokenizer, folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ids = {}
-    for name, default in (("eos", eos), ("pad", pad)):
-        token = special_token(folder, f"{name}_token", default)
+    for name in ("eos", "pad"):
+        token = special_token(folder, f"{name}_token", special[name])
         found = tokenizer.token_to_id(token)
         if found is None:
             raise KontextError(f"{folder}: the tokenizer lacks its {name} token {token}")

@@ -18,7 +18,7 @@ from ...model.rope import rope_tables
 from ...model.text_encoders import ClipTextEncoder, T5Encoder
 from ...model.transformer import Modulation, Transformer
 from .blocks import RepeatedBlock, repeated_blocks
-from .interface import BUCKETS, Interface, constants
+from .interface import Interface, constants
 
 PIPELINE_GRAPHS: Mapping[str, tuple[str, ...]] = {
     "pipeline_text_encoder": ("text_encoder",),

@@ -23,7 +23,7 @@ from ...temporary_folder import temporary_folder
 from .cache import cache_graph, find_graph
 from .trace import trace_network
 
-FIRST_SHARE = ("transformer", "vae_decoder")
+FIRST_SHARE = ("transformer", "vae_decoder", "pipeline_transformer", "pipeline_vae_decoder")
 """They take about as long as all others together, so they are traced in a process of their own."""
 
 UNBOUND = "unbound"

@@ -8,8 +8,9 @@ from .bfl import BFL
 from .diffusers import DIFFUSERS
 from .gguf import GGUF
 from .layout import Layout
+from .optimum import OPTIMUM
 
-LAYOUTS: dict[str, Layout] = {each.name: each for each in (DIFFUSERS, BFL, GGUF)}
+LAYOUTS: dict[str, Layout] = {each.name: each for each in (DIFFUSERS, BFL, GGUF, OPTIMUM)}
 """By name, in the order in which they are listed."""
 
 

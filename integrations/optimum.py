@@ -10,7 +10,6 @@ from ..installation import install_command
 
 try:
     from diffusers import FluxKontextPipeline
-
     from optimum.onnxruntime import ORTDiffusionPipeline
 except ImportError as error:
     raise ImportError(

@@ -10,7 +10,6 @@ from ..installation import install_command
 
 try:
     from diffusers import FluxKontextPipeline
-
     from optimum.intel.openvino.modeling_diffusion import OVDiffusionPipeline
 except ImportError as error:
     raise ImportError(

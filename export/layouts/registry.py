@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from ...errors import KontextError
 from .bfl import BFL
+from .comfyui import COMFYUI, COMFYUI_CHECKPOINT
 from .diffusers import DIFFUSERS
 from .gguf import GGUF
 from .layout import Layout
 from .optimum import OPTIMUM
 
-LAYOUTS: dict[str, Layout] = {each.name: each for each in (DIFFUSERS, BFL, GGUF, OPTIMUM)}
+LAYOUTS: dict[str, Layout] = {
+    each.name: each for each in (DIFFUSERS, BFL, COMFYUI, COMFYUI_CHECKPOINT, GGUF, OPTIMUM)
+}
 """By name, in the order in which they are listed."""
 
 

@@ -1,5 +1,7 @@
-"""Runs where the extra `optimum` is installed: `python optimum_pipelines.py CHECKPOINT PICTURE LIBRARY FOLDER…`. Prints as
-JSON how close each folder's pictures are to diffusers', in decibels."""
+"""Runs where the extra `optimum` is installed: `python optimum_pipelines.py CHECKPOINT PICTURE LIBRARY FOLDER…`.
+
+Prints as JSON how close each folder's pictures are to diffusers', in decibels.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def main() -> None:
     for folder in folders:
         ours, theirs = open_pipelines(library, folder)
         cases = [(edits, ours, edit), (edits, ours, wide), (draws, theirs, size), (edits, ours, longer)]
-        found[folder] = [decibels(draw(there, **options), draw(here, **options)) for here, there, options in cases]
+        found[folder] = [
+            decibels(draw(there, **options), draw(here, **options)) for here, there, options in cases
+        ]
     print(json.dumps(found))
 
 

@@ -1,5 +1,5 @@
-"""`--to optimum` in the pipelines of optimum-onnx and optimum-intel, in an environment of their own, against diffusers on
-the same seed."""
+"""`--to optimum` in the pipelines of optimum-onnx and optimum-intel, in an environment of their own, against diffusers
+on the same seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def optimum(
     wheel: Path, fresh: Callable[..., Environment], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Environment]:
     """It wants transformers 4, so of the constraints only PyTorch's holds, whose CPU build this is."""
-    pins = [line for line in CONSTRAINTS.read_text().splitlines() if line.startswith(("torch==", "openvino=="))]
+    pins = [
+        line for line in CONSTRAINTS.read_text().splitlines() if line.startswith(("torch==", "openvino=="))
+    ]
     constraints = tmp_path_factory.mktemp("constraints") / "constraints.txt"
     constraints.write_text("\n".join(pins) + "\n")
     environment = fresh()
@@ -70,7 +72,12 @@ def test_openvino(optimum: Environment, folders: dict[str, Path]) -> None:
 def test_the_documented_programs(optimum: Environment, folders: dict[str, Path], library: str) -> None:
     text = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
     (program,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if library in block]
-    shorter = {"my-optimum": str(folders["fp32"]), "in.png": str(PICTURE), "steps=28": "steps=2", "=1024": "=128"}
+    shorter = {
+        "my-optimum": str(folders["fp32"]),
+        "in.png": str(PICTURE),
+        "steps=28": "steps=2",
+        "=1024": "=128",
+    }
     for documented, here in shorter.items():
         program = program.replace(documented, here)
     optimum.python(program)

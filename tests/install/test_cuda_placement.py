@@ -82,6 +82,34 @@ def test_every_format_runs_on_the_gpu(gpu: Environment, bundles: dict[str, Path]
             assert entry["copies"] == (2 if graph == "text_encoder" else 0), (name, graph, entry)
 
 
+PLACED = """
+import json, sys, onnxruntime
+from kontext.runtime.backends.placement import RECORD, heavy_on_cpu, placed_operators
+for path in sys.argv[1:]:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*RECORD)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    placed = placed_operators(session)
+    print(json.dumps([path, list(placed)[0], heavy_on_cpu(placed)]))
+"""
+"""Prints where the operators of graphs run."""
+
+
+@pytest.mark.parametrize("flags", [["--bf16"], ["--bf16", "--fp8"], ["--bf16", "--int4"]], ids=" ".join)
+def test_graphs_for_optimum_run_on_the_gpu(
+    gpu: Environment, tiny_checkpoint: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    from kontext.export.cli.main import main
+
+    out = tmp_path / "out"
+    assert main([str(tiny_checkpoint), "--to", "optimum", "-o", str(out), *flags, "--quiet"]) == 0
+    graphs = sorted(out.glob("*/model.onnx"))
+    said = gpu.succeed("kontext-bench", *on_a_card(gpu, "python", "-c", PLACED, *graphs))
+    found = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
+    assert found == [[str(graph), "CUDAExecutionProvider", {}] for graph in graphs]
+
+
 def test_auto_takes_the_cuda_provider(gpu: Environment, bundles: dict[str, Path]) -> None:
     """Where neither PyTorch nor an engine is there."""
     said = gpu.succeed("kontext-bench", *on_a_card(gpu, "kontext-edit", "devices", bundles["bf16-fp8"]))

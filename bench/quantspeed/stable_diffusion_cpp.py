@@ -67,7 +67,7 @@ def write_files(checkpoint: Path, config: KontextConfig, folder: Path) -> None:
     for shard in (checkpoint / "transformer").glob("*.safetensors"):
         stored |= load_file(shard)
     native = {
-        name: torch.cat([stored[part] for part in source.parts])
+        name: source.assemble(stored.__getitem__)
         for network in ("transformer", "modulation")
         for name, source in network_sources(network, config).items()
     }

@@ -16,15 +16,20 @@ torch = pytest.importorskip("torch")
 gguf = pytest.importorskip("gguf")
 
 import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from kontext.bench.quantspeed import stable_diffusion_cpp  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
 from kontext.export.cli.main import main  # noqa: E402
 from kontext.export.layouts import gguf as layout  # noqa: E402
 from kontext.export.layouts.gguf_types import TYPES, form_of  # noqa: E402
 from kontext.export.layouts.source import WeightSource  # noqa: E402
 from kontext.export.weights.write import write_stream  # noqa: E402
+from kontext.model.build_network import build_network  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, load_state  # noqa: E402
+from kontext.model.config import KontextConfig, TransformerConfig  # noqa: E402
+from kontext.model.diffusers_folder import save_diffusers  # noqa: E402
 from kontext.model.gguf_file import open_gguf  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant import ggml  # noqa: E402
@@ -42,27 +47,22 @@ DIFFERENT = (
 PACKAGED = [name for name, kind in TYPES.items() if not kind.needs_library]
 
 
-@pytest.fixture(scope="module")
-def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """As `tiny_checkpoint`, in bf16, with rows of whole blocks of 256 and heads of FLUX's 128."""
-    from kontext.model.build_network import build_network
-    from kontext.model.config import TransformerConfig
-    from kontext.model.diffusers_folder import save_diffusers
-
-    folder = tmp_path_factory.mktemp("wide") / "checkpoint"
-    tiny = Checkpoint.open(tiny_checkpoint).config
-    config = dataclasses.replace(
-        tiny,
-        name="kontext-wide",
-        transformer=TransformerConfig(
-            hidden_size=256,
-            num_heads=2,
-            num_double_blocks=1,
-            num_single_blocks=1,
-            text_dim=tiny.transformer.text_dim,
-            pooled_dim=tiny.transformer.pooled_dim,
-        ),
+def wide_config(tiny: Path) -> KontextConfig:
+    """As `tiny_checkpoint`, with rows of whole blocks of 256 and heads of FLUX's 128."""
+    config = Checkpoint.open(tiny).config
+    transformer = TransformerConfig(
+        hidden_size=256,
+        num_heads=2,
+        num_double_blocks=1,
+        num_single_blocks=1,
+        text_dim=config.transformer.text_dim,
+        pooled_dim=config.transformer.pooled_dim,
     )
+    return dataclasses.replace(config, name="kontext-wide", transformer=transformer)
+
+
+def make_checkpoint(folder: Path, config: KontextConfig, tokenizers: Path) -> Path:
+    """A diffusers folder with random weights in bf16."""
     generator = torch.Generator().manual_seed(20261201)
     weights = {name: build_network(name, config).state_dict() for name in NETWORKS}
     for state in weights.values():
@@ -71,8 +71,14 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: P
             state[key] = (noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 1 + noise / 8).bfloat16()
     save_diffusers(folder, config, weights)
     for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(tiny_checkpoint / name, folder / name)
+        shutil.copytree(tokenizers / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    folder = tmp_path_factory.mktemp("wide") / "checkpoint"
+    return make_checkpoint(folder, wide_config(tiny_checkpoint), tiny_checkpoint)
 
 
 @pytest.fixture
@@ -451,3 +457,34 @@ def test_comfyui_multiplies_with_these_numbers(wide_checkpoint: Path, tmp_path: 
         with torch.no_grad():
             expected = reference_network(wide_checkpoint, values)(**inputs(), return_dict=False)[0]
         assert torch.allclose(output, expected, atol=1e-4), file.name
+
+
+@pytest.mark.skipif(
+    "STABLE_DIFFUSION_PYTHON" not in os.environ, reason="STABLE_DIFFUSION_PYTHON names no environment"
+)
+def test_stable_diffusion_cpp_edits_with_these_numbers(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """BF16's and Q8_0's pictures are those that it makes of the safetensors file, which it converts itself; the other
+    formats it rounds with an importance of ones. CONTRIBUTING.md says how to get it."""
+    config = stable_diffusion_cpp.fitted(wide_config(tiny_checkpoint))
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config, tiny_checkpoint)
+    folder = tmp_path / "files"
+    stable_diffusion_cpp.write_files(checkpoint, config, folder)
+    decoder = load_file(folder / stable_diffusion_cpp.AUTOENCODER)
+    last = next(name for name, tensor in decoder.items() if name.endswith("weight") and len(tensor) == 3)
+    decoder[last] *= 8  # a picture that is neither black nor white
+    decoder[last.replace("weight", "bias")].fill_(0.5)
+    save_file(decoder, folder / stable_diffusion_cpp.AUTOENCODER)
+    safetensors = folder / stable_diffusion_cpp.TRANSFORMER
+    able = ["BF16", "F16", "Q8_0", "Q5_1", *(() if ggml.why_missing() else ("Q4_K_M", "Q2_K", "IQ4_XS"))]
+    for name in able:
+        written(source_of(checkpoint, name), folder / name)
+    models = [*(folder / name for name in able), safetensors, f"{safetensors}=q8_0"]
+    script = Path(__file__).with_name("stable_diffusion_cpp_reader.py")
+    words = [os.environ["STABLE_DIFFUSION_PYTHON"], script, folder, *models]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pictures = {path.name.removesuffix(".png"): Image.open(path) for path in folder.glob("*.png")}
+    assert all(np.asarray(picture).std() > 10 for picture in pictures.values())
+    for name, own in (("BF16.", "flux.safetensors."), ("Q8_0.", "flux.safetensors.q8_0")):
+        assert np.array_equal(*(np.asarray(pictures[each]) for each in (name, own))), name
+    assert len({picture.tobytes() for picture in pictures.values()}) == len(able)

@@ -214,7 +214,7 @@ def t5_names(num_layers: int) -> dict[str, str]:
 def require_library() -> None:
     """Raises KontextError without the optional package gguf: better before an export than at its first weight."""
     if find_spec("gguf") is None:
-        raise KontextError(f"reading GGUF files needs the package gguf: {install_command('export')}")
+        raise KontextError(f"GGUF files need the package gguf: {install_command('export')}")
 
 
 class HeaderParser:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,9 @@ from .weight_files import open_weight_file
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ALL = tuple(dict.fromkeys(NETWORKS.values()))
+"""All components."""
 
 NO_WEIGHTS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E8M0")
 """Number formats that no weight may have: integers, and powers of two."""
@@ -147,14 +150,15 @@ def widen_fp8(tensor: Tensor) -> Tensor:
 class Checkpoint:
     """A model on disk.
 
-    `files` are the weight files that it is read from, with the SHA-256 of their headers; `tokenizers` is the folder
-    with `tokenizer/` and `tokenizer_2/`; `ignored` are components' tensors that no network uses, counted by kind.
+    `networks` are those of the components that were found; `files` are the weight files that it is read from, with the
+    SHA-256 of their headers; `tokenizers` is the folder with `tokenizer/` and `tokenizer_2/`, None if there is none and
+    none was needed; `ignored` are components' tensors that no network uses, counted by kind.
     """
 
     config: KontextConfig
     networks: dict[str, NetworkWeights]
     files: dict[Path, str]
-    tokenizers: Path
+    tokenizers: Path | None
     loras: Sequence[LoraFile] = ()
     steps_source: str = "the model"
     """Where the default steps come from."""
@@ -163,8 +167,13 @@ class Checkpoint:
     """What a bundle records of where it comes from."""
 
     @classmethod
-    def open(cls, origin: Origin | Path) -> Checkpoint:
+    def open(cls, origin: Origin | Path, needed: Collection[str] = ALL) -> Checkpoint:
         """Opens a checkpoint, and checks everything that needs no weights: configs, shards, names, shapes, formats.
+
+        Args:
+            origin: where its files are.
+            needed: components that a single file may not lack; the tokenizers are needed with the text encoders. LoRAs
+                match nothing of a component that is not there.
 
         Raises:
             KontextError: the first thing that is wrong.
@@ -172,12 +181,14 @@ class Checkpoint:
         origin = Origin(origin) if isinstance(origin, Path) else origin
         refuse_bundles(origin)
         base = base_folder(origin)
-        components, files = find_components(origin, base)
+        components, files = find_components(origin, base, needed)
         config = with_prompt_length(find_config(origin, components, base), origin.max_sequence_length)
         if base is not None:
             for tokenizer in ("tokenizer", "tokenizer_2"):
                 check_tokenizer_config(base / tokenizer / "tokenizer_config.json")
-        shapes = {name: weight_shapes(name, config) for name in NETWORKS}
+        shapes = {
+            name: weight_shapes(name, config) for name, owner in NETWORKS.items() if owner in components
+        }
         sources = {}
         for component, weights in components.items():
             mine = [name for name, owner in NETWORKS.items() if owner == component]
@@ -192,14 +203,21 @@ class Checkpoint:
                 name, shapes[name], sources[name], components[component].tensors, updates.get(name, {})
             )
             for name, component in NETWORKS.items()
+            if component in components
         }
-        if base is None:
+        if base is None and any(component.startswith("text_encoder") for component in needed):
             raise KontextError(f"{origin.model} has no tokenizers: {advice(['tokenizers'])}")
         ignored = {component: weights.ignored for component, weights in components.items() if weights.ignored}
         return cls(config, networks, files, base, loras, steps_source, ignored, origin.record())
 
     def parameters(self) -> int:
         return sum(network.parameters() for network in self.networks.values())
+
+    def tokenizer_folder(self, name: str) -> Path:
+        """The folder of the tokenizer `name`, "tokenizer" or "tokenizer_2"; it may not exist."""
+        if self.tokenizers is None:
+            raise ValueError("this checkpoint was opened without its tokenizers")
+        return self.tokenizers / name
 
     def key(self) -> dict[str, object]:
         """What two exports of the same model agree in, as JSON; weights count by their files' size, date and
@@ -270,9 +288,11 @@ def base_folder(origin: Origin) -> Path | None:
     return beside if (beside / "model_index.json").exists() else None
 
 
-def find_components(origin: Origin, base: Path | None) -> tuple[dict[str, ComponentWeights], dict[Path, str]]:
+def find_components(
+    origin: Origin, base: Path | None, needed: Collection[str] = ALL
+) -> tuple[dict[str, ComponentWeights], dict[Path, str]]:
     """Every component's tensors, and the digests of all headers read. A component comes from its own file, the model or
-    the base, in this order."""
+    the base, in this order. Raises KontextError if one of those `needed` is in none of them."""
     components: dict[str, ComponentWeights] = {}
     digests: dict[Path, str] = {}
     for component, path in origin.files.items():
@@ -300,6 +320,7 @@ def find_components(origin: Origin, base: Path | None) -> tuple[dict[str, Compon
             components[component], read = open_component(base, component, variant)
             digests.update(read)
             missing.remove(component)
+    missing = [component for component in missing if component in needed]
     if missing:
         listed = ", ".join(TITLES[component] for component in missing)
         raise KontextError(f"{origin.model} lacks {listed}: {advice(missing)}")
@@ -329,7 +350,8 @@ def find_config(
     scheduler = None if base is None else base / "scheduler"
     sampler = read_sampler(scheduler) if scheduler and scheduler.is_dir() else SamplerConfig()
     config = KontextConfig(name=origin.name or origin.model.stem, sampler=sampler, **given)
-    check_fit(str(origin.model), config)
+    if len(parts) == len(INFER):
+        check_fit(str(origin.model), config)
     return config
 
 

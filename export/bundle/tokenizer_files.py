@@ -42,11 +42,10 @@ def read_tokenizers(checkpoint: Checkpoint) -> dict[str, TokenizerFile]:
     Raises:
         KontextError: one is missing or damaged, or does not fit its text encoder.
     """
-    config, folder = checkpoint.config, checkpoint.tokenizers
-    clip, t5 = config.text_encoder, config.text_encoder_2
+    clip, t5 = checkpoint.config.text_encoder, checkpoint.config.text_encoder_2
     return {
-        "clip": clip_file(folder / "tokenizer", clip.max_length, clip.vocab_size),
-        "t5": t5_file(folder / "tokenizer_2", t5.max_length, t5.vocab_size),
+        "clip": clip_file(checkpoint.tokenizer_folder("tokenizer"), clip.max_length, clip.vocab_size),
+        "t5": t5_file(checkpoint.tokenizer_folder("tokenizer_2"), t5.max_length, t5.vocab_size),
     }
 
 

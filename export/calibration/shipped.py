@@ -97,7 +97,7 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
 
 def digest(checkpoint: Checkpoint, samples: Samples) -> str:
     """SHA-256 of everything that the statistics depend on, by content: the same on every machine."""
-    tokenizers = [path for name in TOKENIZERS for path in (checkpoint.tokenizers / name).iterdir()]
+    tokenizers = [path for name in TOKENIZERS for path in checkpoint.tokenizer_folder(name).iterdir()]
     config = dataclasses.asdict(checkpoint.config)
     del config["name"]
     parts = {

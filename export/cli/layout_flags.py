@@ -53,7 +53,7 @@ def check_layout_flags(options: argparse.Namespace, for_bundles: Iterable[str]) 
 def export_to_layout(options: argparse.Namespace) -> None:
     """Writes MODEL in the layout of --to, as OUT, and prints a summary."""
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
-    from ...model.checkpoint import Checkpoint
+    from ...model.checkpoint import ALL, Checkpoint
     from ...model.networks import NETWORKS
     from ...quant.recipe import choose_recipe
     from ..layouts.write import check_layout_output, write_layout
@@ -62,7 +62,8 @@ def export_to_layout(options: argparse.Namespace) -> None:
     layout, variant = options.to
     check_layout_output(layout, options.output, options.force)  # before a download
     samples = calibration_folder(options.calibrate, options.model) if variant in layout.calibrated else None
-    checkpoint = Checkpoint.open(origin_of(options))
+    needed = layout.components if samples is None else ALL  # a calibration edits pictures
+    checkpoint = Checkpoint.open(origin_of(options), needed)
     recipe = choose_recipe(
         tuple(NETWORKS),
         checkpoint.parameters(),

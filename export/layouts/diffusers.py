@@ -80,7 +80,7 @@ def tokenizer_files(source: WeightSource) -> Iterator[tuple[str, Callable[[], by
     """Copies of the tokenizers' files, one by one."""
     for folder, title in TOKENIZERS.items():
         for name in TOKENIZER_FILES:
-            path = source.checkpoint.tokenizers / folder / name
+            path = source.checkpoint.tokenizer_folder(folder) / name
             if path.is_file():
                 yield (
                     f"{folder}/{name}",
@@ -133,7 +133,10 @@ def component_files(component: str, items: Sequence[Made], computes: bool) -> di
 
 
 def usage(output: Path) -> str:
-    return f'{output} opens in diffusers: FluxKontextPipeline.from_pretrained("{output}", torch_dtype="auto")'
+    return (
+        f'FluxKontextPipeline.from_pretrained("{output}", torch_dtype=…) opens it; without a torch_dtype, diffusers '
+        "makes it fp32"
+    )
 
 
 DIFFUSERS = Layout(

@@ -34,7 +34,7 @@ def portable_tokenizers(checkpoint: Checkpoint) -> dict[str, Callable[[], bytes]
             "model_max_length": tokenizer.max_length,
             "tokenizer_class": CLASSES[folder],
             **FURTHER[folder],
-            **special_tokens(checkpoint.tokenizers / folder, SPECIAL[folder]),
+            **special_tokens(checkpoint.tokenizer_folder(folder), SPECIAL[folder]),
         }
         files[f"{folder}/tokenizer_config.json"] = partial(json_bytes, settings)
     return files

@@ -181,7 +181,7 @@ def check_loras(checkpoint: Checkpoint, layout: Layout) -> None:
 def check_not_read(checkpoint: Checkpoint, output: Path) -> None:
     """Raises KontextError if `output` is, or holds, one of the files that the model is read from."""
     real = output.resolve()
-    for path in (*checkpoint.files, checkpoint.tokenizers):
+    for path in (*checkpoint.files, *([checkpoint.tokenizers] if checkpoint.tokenizers is not None else [])):
         if path.resolve() == real or real in path.resolve().parents:
             raise KontextError(f"{output} is what the model is read from: choose another name")
 

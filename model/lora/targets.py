@@ -115,7 +115,7 @@ def module_tables(
     """
     tables = {"transformer": transformer_modules(shapes, config)}
     for component in ("text_encoder", "text_encoder_2"):
-        tables[component] = text_modules(component, shapes[component])
+        tables[component] = text_modules(component, shapes.get(component, {}))
     return {
         component: {flatten(name): targets for name, targets in table.items()}
         for component, table in tables.items()

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from kontext.export.cli.main import main  # noqa: E402
 from kontext.model.checkpoint import load_state  # noqa: E402
@@ -78,14 +78,48 @@ def tiny_name(bundle: Path) -> str:
     return str(json.loads((bundle / "manifest.json").read_text())["model"]["name"])
 
 
+def test_a_file_of_the_transformer_alone_is_enough(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without tokenizers, text encoders and an autoencoder; the file comes back byte for byte. diffusers, which needs
+    them, is refused."""
+    first = to_bfl(tiny_checkpoint, tmp_path / "first.safetensors", "--fp32")
+    second = to_bfl(first, tmp_path / "second.safetensors", "--fp32")
+    assert second.read_bytes() == first.read_bytes()
+    assert main([str(first), "--to", "diffusers", "-o", str(tmp_path / "folder")]) == 2
+    assert "first.safetensors lacks CLIP, T5, the autoencoder: name" in capsys.readouterr().err
+
+
+def test_a_lora_of_clip_matches_nothing_of_such_a_file(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, lora = (
+        to_bfl(tiny_checkpoint, tmp_path / "first.safetensors"),
+        clip_lora(tiny_checkpoint, tmp_path),
+    )
+    words = [first, "--lora", lora, "--to", "bfl", "-o", tmp_path / "x.safetensors"]
+    assert main([str(word) for word in words]) == 2
+    assert "none of its tensors matches this one" in capsys.readouterr().err
+
+
 def test_a_lora_of_clip_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from safetensors.torch import save_file
+    lora = clip_lora(tiny_checkpoint, tmp_path)
+    words = [tiny_checkpoint, "--lora", lora, "--to", "bfl", "-o", tmp_path / "x.safetensors"]
+    assert main([str(word) for word in words]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {lora} changes CLIP, and --to bfl holds nothing but the transformer: leave the LoRA out, or choose "
+        "another layout\n"
+    )
+    assert not list(tmp_path.glob("x*"))
 
-    lora = tmp_path / "clip.safetensors"
+
+def clip_lora(checkpoint: Path, folder: Path) -> Path:
+    """A LoRA that changes CLIP alone."""
+    lora = folder / "clip.safetensors"
     module = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
-    weight = load_state(tiny_checkpoint)["text_encoder"]["text_model.encoder.layers.0.mlp.fc1.weight"]
+    weight = load_state(checkpoint)["text_encoder"]["text_model.encoder.layers.0.mlp.fc1.weight"]
     rows, columns = weight.shape
     save_file(
         {
@@ -94,10 +128,4 @@ def test_a_lora_of_clip_is_refused(
         },
         lora,
     )
-    words = [tiny_checkpoint, "--lora", lora, "--to", "bfl", "-o", tmp_path / "x.safetensors"]
-    assert main([str(word) for word in words]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {lora} changes CLIP, and --to bfl holds nothing but the transformer: leave the LoRA out, or choose "
-        "another layout\n"
-    )
-    assert not list(tmp_path.glob("x*"))
+    return lora

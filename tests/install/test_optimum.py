@@ -72,13 +72,15 @@ def test_openvino(optimum: Environment, folders: dict[str, Path]) -> None:
 def test_the_documented_programs(optimum: Environment, folders: dict[str, Path], library: str) -> None:
     text = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
     (program,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if library in block]
+    smaller = "guidance_scale=2.5, max_area=128**2, _auto_resize=False, height=128, width=128"
     shorter = {
         "my-optimum": str(folders["fp32"]),
         "in.png": str(PICTURE),
         "steps=28": "steps=2",
-        "=1024": "=128",
+        "guidance_scale=2.5": smaller,
     }
     for documented, here in shorter.items():
+        assert documented in program
         program = program.replace(documented, here)
     optimum.python(program)
     with Image.open(optimum.scratch / "out.png") as picture:

@@ -7,29 +7,19 @@ These are the networks' native names (`model.network_shapes`), so nothing is ren
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .layout import COMPUTE_FORMATS, Layout, PlannedFile
-from .safetensors_stream import Made, safetensors_stream
+from .safetensors_stream import safetensors_stream, unchanged
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .source import SourceWeight, WeightSource
+    from .source import WeightSource
 
 
 def plan(source: WeightSource) -> Mapping[str, PlannedFile]:
-    items = [
-        Made(((weight.name, source.dtype(weight.network), weight.shape),), partial(read_one, source, weight))
-        for weight in source.weights("transformer")
-    ]
+    items = [unchanged(source, weight, weight.name, weight.shape) for weight in source.weights("transformer")]
     return {BFL.file_name: safetensors_stream(items)}
-
-
-def read_one(source: WeightSource, weight: SourceWeight) -> list[Tensor]:
-    return [source.read(weight)]
 
 
 def usage(output: Path) -> str:

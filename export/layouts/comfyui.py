@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from ...errors import KontextError
 from ...quant.formats.fp8 import E4M3_MAX, FP8
 from .layout import COMPUTE_FORMATS, Layout, PlannedFile
-from .safetensors_stream import Made, safetensors_stream
+from .safetensors_stream import Made, safetensors_stream, unchanged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,17 +77,13 @@ def planned(source: WeightSource, weight: SourceWeight, plain: bool) -> Made:
             (f"{module}.comfy_quant", "U8", (len(NOTE),)),
         )
         return Made(tensors, partial(scaled, source, weight))
-    return Made(((name, source.dtype(weight.network), shape),), partial(read_one, source, weight))
+    return unchanged(source, weight, name, shape)
 
 
 def comfy_shape(weight: SourceWeight) -> tuple[int, ...]:
     """The weight's shape; the autoencoder's attention has convolutions where ours has linears."""
     convolution = weight.network.startswith("vae_") and len(weight.shape) == 2
     return (*weight.shape, 1, 1) if convolution else weight.shape
-
-
-def read_one(source: WeightSource, weight: SourceWeight) -> list[Tensor]:
-    return [source.read(weight)]
 
 
 def cast_to_e4m3(source: WeightSource, weight: SourceWeight) -> list[Tensor]:

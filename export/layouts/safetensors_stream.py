@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..weights.write import Stream
+    from .source import SourceWeight, WeightSource
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Made:
     def alignment(self) -> int:
         """Bytes of the widest of their numbers."""
         return max((BITS[dtype] // 8 for _, dtype, _ in self.tensors), default=1)
+
+
+def unchanged(source: WeightSource, weight: SourceWeight, name: str, shape: tuple[int, ...]) -> Made:
+    """A weight in what its network computes in, under another `name` and in another `shape` of as many numbers."""
+    return Made(((name, source.dtype(weight.network), shape),), lambda: [source.read(weight)])
 
 
 def safetensors_stream(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ..machine import describe_machine
 from ..pictures import REFERENCE, SOURCE, PictureFolder
 from ..report import finish
 from . import bits_per_weight, importance, peers
-from .edit_runs import EditRun, run_edit
+from .edit_runs import EditRun, run_edit, run_edits
 from .intervals import check_scipy, intervals
 from .picture_metrics import METRICS, Compare, available_metrics
 from .places import rank
@@ -141,15 +141,13 @@ def compare(
     pictures: PictureFolder | None,
 ) -> dict[str, Any]:
     """Runs one bundle along all reference runs; returns everything that is measured, as JSON."""
-    pipe, backend = compared.pipe, compared.pipe.backend
     steps = len(references[0].velocities)
     noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     each: dict[str, list[float]] = {name: [] for name in metrics}
     successes: list[bool | None] = []
     noises: list[float] = []
     ratios: list[float] = []
-    for number, known in enumerate(references):
-        found = run_edit(pipe, known.case, steps, known.seed)
+    for number, (known, found, energies) in enumerate(runs_of(compared, references, done)):
         successes.append(found.success)
         if pictures is not None:
             pictures.add_output(number, compared.name, found.picture)
@@ -158,15 +156,10 @@ def compare(
         for step, (ours, theirs) in enumerate(zip(found.latents, known.run.latents, strict=True)):
             apart, whole = (np.square(x, dtype=np.float64).sum() for x in (ours - theirs, theirs))
             distances[step] += np.sqrt(apart / whole) / len(references)
-        forced = TeacherForced(backend, known.velocities)
-        pipe.backend = forced
-        run_edit(pipe, known.case, steps, known.seed)
-        pipe.backend = backend
-        noise += list(forced.noise.values())
-        signal += list(forced.signal.values())
-        noises.append(float(f"{sum(forced.noise.values()):.6g}"))
-        ratios.append(decibels(sum(forced.signal.values()), sum(forced.noise.values())))
-        done()
+        noise += energies[0]
+        signal += energies[1]
+        noises.append(float(f"{energies[0].sum():.6g}"))
+        ratios.append(decibels(energies[1].sum(), energies[0].sum()))
     expected, rate = success_rate([known.run.success for known in references]), success_rate(successes)
     result = {
         **compared.about,
@@ -185,6 +178,42 @@ def compare(
         result[name] = round(float(np.mean(values)), digits)
         result[f"{name}_each"] = [round(value, digits) for value in values]
     return result
+
+
+def runs_of(
+    compared: ComparedBundle, references: Sequence[ReferenceRun], done: Callable[[], object]
+) -> Iterator[tuple[ReferenceRun, EditRun, Array]]:
+    """Each reference run, in order, with the bundle's own run of the edit, and the energies of its error and of the
+    reference's velocity along the reference's trajectory, [2, steps]."""
+    pipe, backend = compared.pipe, compared.pipe.backend
+    steps = len(references[0].velocities)
+    found: dict[int, tuple[EditRun, Array]] = {}
+    for batch in batches_of(references, compared.batch):
+        known = [references[number] for number in batch]
+        cases, seeds = [each.case for each in known], [each.seed for each in known]
+        free = run_edits(pipe, cases, steps, seeds)
+        forced = TeacherForced(
+            backend, [np.concatenate(rows) for rows in zip(*(each.velocities for each in known), strict=True)]
+        )
+        pipe.backend = forced
+        run_edits(pipe, cases, steps, seeds)
+        pipe.backend = backend
+        energies = np.array([list(each.values()) for each in (forced.noise, forced.signal)])
+        for row, number in enumerate(batch):
+            found[number] = free[row], energies[:, :, row]
+            done()
+    for number, known in enumerate(references):
+        yield known, *found[number]
+
+
+def batches_of(references: Sequence[ReferenceRun], most: int) -> list[list[int]]:
+    """The places of edits that may run together: of pictures of one size, at most `most`."""
+    alike: dict[object, list[int]] = {}
+    for number, known in enumerate(references):
+        picture = known.case.picture()
+        shape = (known.velocities[0].shape, None if picture is None else picture.size)
+        alike.setdefault(shape, []).append(number)
+    return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
 
 
 def energy(velocities: Sequence[Array]) -> float:

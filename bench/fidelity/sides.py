@@ -16,6 +16,7 @@ from typing import Any
 from ...runtime import OnnxRuntimeOptions, Pipeline
 from ...runtime.backends.runnable import Formats
 from ...runtime.bundle import Bundle
+from ...runtime.server.desk import default_batch
 from ..number_formats import formats_of
 from . import bits_per_weight, floors, peers
 from .bits_per_weight import Layers
@@ -35,6 +36,8 @@ class ComparedBundle:
     pipe: Pipeline
     layer_bits: float | None
     file_bits: float | None
+    batch: int = 1
+    """Edits that may run together without a difference to any of them."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ def theirs(name: str, reference: Bundle, layers: Layers) -> Iterator[ComparedBun
         pipe = Pipeline.load(reference, backend="onnxruntime")
         pipe.backend, stored = peer.open(name, reference, pipe.backend, layers)
         bits = stored.layer_bits(), stored.file_bits(reference)
-        yield ComparedBundle(name, peers.describe_peer(name), pipe, *bits)
+        # They unpack their weights in every step, which takes as long for a batch as for an edit.
+        batch = default_batch(reference) if peer.rows_apart else 1
+        yield ComparedBundle(name, peers.describe_peer(name), pipe, *bits, batch)
         return
     with peers.quantized(name, reference, layers) as quantized:
         yield ComparedBundle(

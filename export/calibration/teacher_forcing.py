@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...runtime.backends.protocol import Backend, ForwardingBackend, SamplerStep
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 
 class Recorder(ForwardingBackend):
@@ -45,10 +45,10 @@ class TeacherForced(ForwardingBackend):
     ) -> None:
         super().__init__(backend)
         self.velocities, self.steps = velocities, steps
-        self.noise: dict[int, float] = {}
-        """Step → energy of the velocity's error."""
-        self.signal: dict[int, float] = {}
-        """Step → energy of the recorded velocity."""
+        self.noise: dict[int, Array] = {}
+        """Step → energy of the velocity's error, of each row [rows]."""
+        self.signal: dict[int, Array] = {}
+        """Step → energy of the recorded velocity, of each row [rows]."""
 
     def run(self, graph: str, inputs: Mapping[str, Any], step: SamplerStep | None = None) -> dict[str, Any]:
         if step is None:
@@ -56,6 +56,10 @@ class TeacherForced(ForwardingBackend):
         expected = self.velocities[step.index]
         if self.steps is None or step.index in self.steps:
             error = super().run(graph, inputs, step)["velocity"] - expected
-            self.noise[step.index] = float(np.square(error, dtype=np.float64).sum())
-            self.signal[step.index] = float(np.square(expected, dtype=np.float64).sum())
+            self.noise[step.index], self.signal[step.index] = row_energies(error), row_energies(expected)
         return {"velocity": expected}
+
+
+def row_energies(velocity: Array) -> Array:
+    """Sums of squares [rows], fp64."""
+    return np.square(velocity, dtype=np.float64).reshape(len(velocity), -1).sum(axis=1)

@@ -82,7 +82,10 @@ class RecordedEdits:
         """Energies of the velocity's error and of the velocity, by step, with the current weights of `network`."""
         forced = TeacherForced(self.networks, self.velocities, self.steps)
         self.sample(forced, self.encode_texts(network))
-        return forced.noise, forced.signal
+        noise, signal = (
+            {step: float(rows.sum()) for step, rows in each.items()} for each in (forced.noise, forced.signal)
+        )
+        return noise, signal
 
     def pictures(self, network: str) -> list[Image.Image]:
         """The edits' pictures, sampled freely with the current weights of `network`."""

@@ -25,6 +25,8 @@ class NetworkPeer(InstalledLibrary):
     what: str
     scheme: str
     method: TorchMethod | GraphMethod
+    rows_apart: bool = True
+    """Whether an edit's result is the same in a batch: no scale or choice is made from all rows together."""
 
     def why_missing(self) -> str | None:
         """What else it needs and is not there, in words."""
@@ -84,7 +86,11 @@ NETWORK_PEERS: Mapping[str, NetworkPeer] = {
         *QUANTO, "INT4 and shifts, its groups, INT8 inputs and outputs", scheme(4, 8), quanto.INT4_INT8
     ),
     "bnb-int8": NetworkPeer(
-        *BITSANDBYTES, "LLM.int8: INT8 per output channel, INT8 inputs per token", TOKEN, bitsandbytes.INT8
+        *BITSANDBYTES,
+        "LLM.int8: INT8 per output channel, INT8 inputs per token",
+        TOKEN,
+        bitsandbytes.INT8,
+        rows_apart=False,  # which columns stay in 16 bits depends on all tokens
     ),
     "bnb-fp4": NetworkPeer(*BITSANDBYTES, "FP4, blocks of 64", scheme(4), bitsandbytes.FP4),
     "modelopt-fp8-static": NetworkPeer(
@@ -107,7 +113,11 @@ NETWORK_PEERS: Mapping[str, NetworkPeer] = {
         *MODELOPT, "SVDQuant: INT4, groups of 64, rank 32", scheme(4), model_optimizer.SVDQUANT
     ),
     "ort-int8-dynamic": NetworkPeer(
-        *ORT, "INT8 per output channel, UINT8 inputs per tensor, at run time", TENSOR, onnxruntime.DYNAMIC
+        *ORT,
+        "INT8 per output channel, UINT8 inputs per tensor, at run time",
+        TENSOR,
+        onnxruntime.DYNAMIC,
+        rows_apart=False,
     ),
     "ort-int8-static": NetworkPeer(
         *ORT, "INT8 per output channel, INT8 inputs and shifts, static", STATIC, onnxruntime.STATIC

@@ -200,3 +200,23 @@ def test_damaged_weights_are_refused(
     (error,) = [line for line in lines if not line.startswith("warning: the prompt is longer")]
     assert error.startswith("error: ")
     assert "transformer" in error
+
+
+def test_edits_may_run_together(tiny_bundle: Path) -> None:
+    """In batches of pictures of one size, every edit measures what it measures alone."""
+    teacher = Pipeline.load(tiny_bundle, backend="onnxruntime")
+    cases = [case for case in scene_cases(1, 0) if case.category in ("recolour", "remove", "draw")]
+    references = benchmark.reference_runs(teacher, cases, 3, 0, lambda: None)
+    batches = benchmark.batches_of(references, 2)
+    assert sorted(sum(batches, [])) == list(range(len(cases)))
+    assert max(map(len, batches)) == 2
+    other = Pipeline.load(tiny_bundle, backend="torch")
+    found = []
+    for most in (1, 2):
+        compared = ComparedBundle("x", {}, other, 8.0, 8.0, most)
+        found.append(list(benchmark.runs_of(compared, references, lambda: None)))
+    for (known, alone, energies), (same, together, energies_together) in zip(*found, strict=True):
+        assert known is same
+        np.testing.assert_allclose(alone.latents[-1], together.latents[-1], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(energies[1], energies_together[1], rtol=1e-6)
+        assert energies.shape == energies_together.shape == (2, 3)

@@ -202,8 +202,8 @@ def runs_of(
         for row, number in enumerate(batch):
             found[number] = free[row], energies[:, :, row]
             done()
-    for number, known in enumerate(references):
-        yield known, *found[number]
+    for number, reference in enumerate(references):
+        yield reference, *found[number]
 
 
 def batches_of(references: Sequence[ReferenceRun], most: int) -> list[list[int]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,9 +18,11 @@ pytest.importorskip("onnx")
 from kontext.bench import cli
 from kontext.bench.cases import scene_cases
 from kontext.bench.fidelity import peers, picture_metrics
-from kontext.bench.fidelity.benchmark import measure_fidelity
+from kontext.bench.fidelity.benchmark import batches_of, measure_fidelity, reference_runs, runs_of
+from kontext.bench.fidelity.sides import ComparedBundle
 from kontext.bench.pictures import read_named
 from kontext.decibels import psnr
+from kontext.runtime import Pipeline
 
 
 def test_fewer_bits_lose_more(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,21 +206,22 @@ def test_damaged_weights_are_refused(
     assert "transformer" in error
 
 
-def test_edits_may_run_together(tiny_bundle: Path) -> None:
+def test_edits_may_run_together(bundles: dict[str, Path]) -> None:
     """In batches of pictures of one size, every edit measures what it measures alone."""
-    teacher = Pipeline.load(tiny_bundle, backend="onnxruntime")
-    cases = [case for case in scene_cases(1, 0) if case.category in ("recolour", "remove", "draw")]
-    references = benchmark.reference_runs(teacher, cases, 3, 0, lambda: None)
-    batches = benchmark.batches_of(references, 2)
-    assert sorted(sum(batches, [])) == list(range(len(cases)))
-    assert max(map(len, batches)) == 2
-    other = Pipeline.load(tiny_bundle, backend="torch")
+    teacher = Pipeline.load(bundles["fp32"], backend="onnxruntime")
+    square, wide = (
+        scene_cases(1, 0)[:3],
+        dataclasses.replace(scene_cases(1, 1)[0], picture=lambda: Image.new("RGB", (96, 48), "red")),
+    )
+    references = reference_runs(teacher, [square[0], wide, *square[1:]], 3, 0, lambda: None)
+    assert batches_of(references, 2) == [[0, 2], [3], [1]]
+    other = Pipeline.load(bundles["fp8"], backend="onnxruntime")
     found = []
     for most in (1, 2):
         compared = ComparedBundle("x", {}, other, 8.0, 8.0, most)
-        found.append(list(benchmark.runs_of(compared, references, lambda: None)))
+        found.append(list(runs_of(compared, references, lambda: None)))
     for (known, alone, energies), (same, together, energies_together) in zip(*found, strict=True):
         assert known is same
         np.testing.assert_allclose(alone.latents[-1], together.latents[-1], rtol=0, atol=1e-4)
-        np.testing.assert_allclose(energies[1], energies_together[1], rtol=1e-6)
-        assert energies.shape == energies_together.shape == (2, 3)
+        np.testing.assert_allclose(energies, energies_together, rtol=1e-3)
+        assert energies.shape == (2, 3)

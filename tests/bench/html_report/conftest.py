@@ -41,7 +41,7 @@ def write_fidelity(folder: Path, edits: int, side: int, distinct: int = 3) -> Pa
         for name, strength in NOISE.items():
             noisy = np.asarray(reference) + rng.normal(0, strength * (1 + number), (side, side, 3))
             output = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-            pictures.add(number, name, output)
+            pictures.add_output(number, name, output)
             each[name].append(round(psnr(output, reference), 2))
     file = folder / "fidelity.json"
     named = pictures.as_json(file)

@@ -23,7 +23,10 @@ def plan(source: WeightSource) -> Mapping[str, PlannedFile]:
 
 
 def usage(output: Path) -> str:
-    return f"{output} goes into ComfyUI's models/diffusion_models, or into FluxTransformer2DModel.from_single_file"
+    return (
+        f"{output} goes into ComfyUI's models/diffusion_models, or, with FLUX's sizes, into "
+        "FluxTransformer2DModel.from_single_file"
+    )
 
 
 BFL = Layout(

@@ -132,6 +132,11 @@ def component_files(component: str, items: Sequence[Made], computes: bool) -> di
     return {**files, f"{component}/{stem}.safetensors.index.json": partial(json_bytes, index)}
 
 
+def precision(source: WeightSource) -> list[str]:
+    lines = [f"{source.recipe.weights} weights"]
+    return [*lines, "bitsandbytes and a GPU open it"] if source.recipe.weights == NF4.name else lines
+
+
 def usage(output: Path) -> str:
     return (
         f'FluxKontextPipeline.from_pretrained("{output}", torch_dtype=…) opens it; without a torch_dtype, diffusers '
@@ -152,4 +157,5 @@ DIFFUSERS = Layout(
     ),
     plan=plan,
     usage=usage,
+    precision=precision,
 )

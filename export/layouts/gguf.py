@@ -33,7 +33,6 @@ ARCHITECTURE = "flux"
 ALIGNMENT = 32
 """Of tensors in the file, in bytes: the format's default."""
 
-
 IMATRIX = "quantize.imatrix"
 """Where llama.cpp's quantizer notes what the importance was measured on."""
 
@@ -185,7 +184,7 @@ def precision(source: WeightSource) -> list[str]:
 def usage(output: Path) -> str:
     return (
         f"{output} goes into ComfyUI's models/diffusion_models (ComfyUI-GGUF's Unet Loader), into stable-diffusion.cpp "
-        "as --diffusion-model, or into FluxTransformer2DModel.from_single_file"
+        "as --diffusion-model, or, with FLUX's sizes, into FluxTransformer2DModel.from_single_file"
     )
 
 
@@ -198,7 +197,7 @@ GGUF = Layout(
     suffix=".gguf",
     computes={stored: name for name, stored in STORED_DTYPES.items()},
     calibrated=tuple(name for name, kind in TYPES.items() if kind.needs_library),
-    takes=("calibrate",),
+    takes=("calibrate", "name"),
     plan=plan,
     usage=usage,
     precision=precision,

@@ -18,22 +18,27 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def parse_layout(text: str) -> tuple[Layout, str]:
-    """NAME[:VARIANT] → the layout and its variant, "" for none.
+    """NAME[:VARIANT] → the layout and its variant, "" for none. Case does not matter.
 
     Raises:
         KontextError: there is no such layout or variant.
     """
     name, colon, variant = text.partition(":")
-    if name not in LAYOUTS:
+    layout = LAYOUTS.get(name.lower())
+    if layout is None:
         raise KontextError(f"{name!r} is not a layout: choose from {', '.join(LAYOUTS)}")
-    layout = LAYOUTS[name]
-    if colon and variant not in layout.variants:
-        known = ", ".join(f"{name}:{each}" for each in layout.variants)
-        raise KontextError(
-            f"{name} has no variant {variant!r}: "
-            + (f"choose from {known}" if known else f"write --to {name}")
-        )
-    return layout, variant
+    if not colon:
+        return layout, ""
+    for known in layout.variants:
+        if known.lower() == variant.lower():
+            return layout, known
+    if variant.lower() in layout.formats:
+        right = f"write --to {layout.name} --{variant.lower()}"
+    elif layout.variants:
+        right = f"choose from {', '.join(f'{layout.name}:{each}' for each in layout.variants)}"
+    else:
+        right = f"write --to {layout.name}"
+    raise KontextError(f"{layout.name} has no variant {variant!r}: {right}")
 
 
 def describe_layouts() -> str:

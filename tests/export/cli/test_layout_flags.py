@@ -60,3 +60,10 @@ def test_the_summary(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert lines[1].split()[0] == "x.safetensors"
     assert "peak memory" in lines[3]
     assert lines[-1].startswith(f"{output} goes into ComfyUI's")
+
+
+def test_a_gguf_file_has_the_name_that_is_given(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    output = tmp_path / "x.gguf"
+    assert main([str(tiny_checkpoint), "--to", "gguf", "--name", "mine", "-o", str(output), "--quiet"]) == 0
+    assert gguf.GGUFReader(output).get_field("general.name").contents() == "mine"

@@ -14,8 +14,13 @@ def test_names_and_variants() -> None:
     assert parse_layout("bfl") == (LAYOUTS["bfl"], "")
     with pytest.raises(KontextError, match="'bf' is not a layout: choose from diffusers, bfl"):
         parse_layout("bf")
-    with pytest.raises(KontextError, match="bfl has no variant 'x': write --to bfl"):
+    with pytest.raises(KontextError, match=r"bfl has no variant 'x': write --to bfl$"):
         parse_layout("bfl:x")
+    with pytest.raises(KontextError, match=r"diffusers has no variant 'NF4': write --to diffusers --nf4$"):
+        parse_layout("diffusers:NF4")
+    with pytest.raises(KontextError, match="gguf has no variant 'Q9': choose from gguf:F32, "):
+        parse_layout("gguf:Q9")
+    assert parse_layout("GGUF:q4_k_m") == (LAYOUTS["gguf"], "Q4_K_M")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

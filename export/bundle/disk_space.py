@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import KontextError
+from ...runtime.units import gigabytes
 from .folder_kind import Kind
 
 SPARE_BYTES = 16 << 20
@@ -40,6 +41,6 @@ def check_disk_space(partial: Path, needed: int, kind: Kind) -> None:
     free = shutil.disk_usage(partial.parent).free
     if free + existing < needed + SPARE_BYTES:
         raise KontextError(
-            f"not enough disk space: the {kind.name} needs {needed / 1e9:.2f} GB, "
-            f"{partial.parent} has {free / 1e9:.2f} GB free"
+            f"not enough disk space: the {kind.name} needs {gigabytes(needed + SPARE_BYTES)}, "
+            f"{partial.parent} has {gigabytes(free + existing)} free"
         )

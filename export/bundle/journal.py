@@ -51,7 +51,7 @@ class Journal:
         if not (folder / JOURNAL).is_file() and not all(map(is_temporary, files_in(folder))):
             raise KontextError(f"{folder} is in the way and is not an unfinished export: move it away")
         for name in kind.strangers(folder):
-            raise KontextError(f"{folder / name} is not the unfinished {kind.name}'s: move it away")
+            raise KontextError(f"{folder / name} is not part of the unfinished {kind.name}: move it away")
         journal = cls(folder, key, kind)
         journal.load()
         if journal.files or journal.progress:

@@ -24,6 +24,8 @@ def check_file_free(output: Path, suffix: str, force: bool) -> None:
     Raises:
         KontextError: says what is in the way.
     """
+    if output.name.lower() == suffix:
+        raise KontextError(f"-o {output}: the file's name needs something before {suffix}")
     if output.suffix.lower() != suffix:
         raise KontextError(f"-o {output}: the file's name must end in {suffix}")
     if not os.path.lexists(output):

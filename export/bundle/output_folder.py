@@ -53,9 +53,7 @@ def locked_output(output: Path, kind: Kind) -> Iterator[Path]:
     Raises:
         KontextError: another process exports to it, or it cannot be written.
     """
-    output = output.resolve() if output.is_symlink() else output.absolute()
-    if not output.parent.is_dir():
-        raise KontextError(f"{output.parent} is not a folder: make it first")
+    output = real_output(output)
     lock = output.with_name(output.name + ".partial.lock")
     with contextlib.ExitStack() as stack:
         try:
@@ -64,6 +62,27 @@ def locked_output(output: Path, kind: Kind) -> Iterator[Path]:
         except OSError as fault:
             raise KontextError(f"cannot write {fault.filename or output}: {fault.strerror}") from None
         yield output
+
+
+def real_output(output: Path) -> Path:
+    """The absolute path of `output`, whose last part is a name; of a link, what it leads to.
+
+    Raises:
+        KontextError: it has no name, or no folder to be in.
+    """
+    try:
+        through = output.name == ".." or output.is_symlink()
+        output = output.resolve() if through else output.absolute()
+        if not output.name:
+            raise KontextError(f"{output} cannot be replaced: choose a name in it")
+        if not output.parent.is_dir():
+            raise KontextError(f"{output.parent} is not a folder: make it first")
+    except (
+        OSError,
+        RuntimeError,
+    ) as fault:  # too long; a link to itself is a RuntimeError before Python 3.13
+        raise KontextError(f"cannot write {output}: {getattr(fault, 'strerror', None) or fault}") from None
+    return output
 
 
 def check_output(output: Path, kind: Kind, force: bool) -> None:
@@ -92,7 +111,7 @@ def check_free(output: Path, kind: Kind, force: bool) -> None:
         raise KontextError(f"{output} exists: give --force to replace it, or choose another folder")
     for name in kind.strangers(output):
         raise KontextError(
-            f"{output / name} is not the {kind.name}'s: move it away, then --force will replace {output}"
+            f"{output / name} is not part of the {kind.name}: move it away, then --force will replace {output}"
         )
     replaced = replaced_folder(output)
     if os.path.lexists(replaced):
@@ -158,7 +177,7 @@ def remove_replaced(replaced: Path, kind: Kind) -> None:
     own = kind.is_at(replaced) or (replaced.is_dir() and not any(replaced.iterdir()))  # the marker goes last
     if not own or not kind.remove(replaced):
         warnings.warn(
-            f"{replaced} is left, since it holds files that are not the {kind.name}'s", stacklevel=1
+            f"{replaced} is left, since it holds files that are not part of the {kind.name}", stacklevel=1
         )
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ...bundle_folder import MAX_MANIFEST_BYTES
 from ...errors import KontextError
+from ...regular_files import read_json
 from ..bundle.folder_kind import Kind, listed_in
 
 if TYPE_CHECKING:
@@ -74,16 +76,15 @@ class Layout:
     @property
     def kind(self) -> Kind:
         """What OUT.partial, and where the layout is a folder OUT, holds."""
-        title = f"{self.name} folder" if not self.is_file else f"{self.name} file"
         if self.is_file:
-            names = re.escape(self.file_name)
-            return Kind(self.name, title, "", lambda _: None, re.compile(names), NOTHING)
+            names, name = re.escape(self.file_name), f"{self.name} file"
+            return Kind(name, name, "", lambda _: None, re.compile(names), NOTHING)
         marker = re.escape(MARKER)
         return Kind(
-            self.name,
-            title,
+            f"{self.name} folder",
+            f"folder of the layout {self.name}",
             MARKER,
-            lambda folder: listed_in(folder / MARKER, FORMAT),
+            lambda folder: listed_in(folder / MARKER, FORMAT) if layout_of(folder) == self.name else None,
             re.compile(f"{marker}|{self.names}"),
             NOTHING,
         )
@@ -107,6 +108,15 @@ class Layout:
         own = self.computes.get(variant, compute)
         if compute not in (None, own):
             raise KontextError(f"--to {self.name}:{variant} is --{own}: leave --{compute} out")
+
+
+def layout_of(folder: Path) -> str | None:
+    """The layout that a folder's `MARKER` names; None if it has none."""
+    try:
+        data = read_json(folder / MARKER, MAX_MANIFEST_BYTES, "a manifest")
+        return str(data["layout"]) if data["format"] == FORMAT else None
+    except (KontextError, OSError, KeyError, TypeError):
+        return None
 
 
 NOTHING = re.compile(r"(?!)")

@@ -30,7 +30,7 @@ from ..edit_sets.samples import Samples
 from ..progress import Progress
 from ..weights.write import Stream, write_stream
 from .importance import measure
-from .layout import FORMAT, MARKER, Layout, PlannedFile
+from .layout import FORMAT, MARKER, Layout, PlannedFile, layout_of
 from .source import WeightSource
 
 
@@ -61,7 +61,7 @@ def check_layout_output(layout: Layout, output: Path, force: bool) -> None:
     """Checks before the work that `output` can be written. Raises KontextError, which says what is in the way."""
     with locked_output(output, layout.kind) as path:
         if not layout.is_file:
-            check_free(path, layout.kind, force)
+            check_folder_free(path, layout, force)
         elif not is_unfinished(layout, path):
             check_file_free(path, layout.suffix, force)
 
@@ -128,7 +128,7 @@ def write_layout(
                 if layout.is_file:
                     check_file_free(output, layout.suffix, force)
                 else:
-                    check_free(output, kind, force)
+                    check_folder_free(output, layout, force)
                 weights = [each.size for each in files.values() if isinstance(each, Stream)]
                 check_disk_space(partial, sum(weights), kind)
                 with Journal.open(partial, key, kind) as journal:
@@ -156,6 +156,17 @@ def write_layout(
         [f"{recipe.weights} weights"] if layout.precision is None else layout.precision(source),
         [output.name] if layout.is_file and resumed else resumed,
     )
+
+
+def check_folder_free(output: Path, layout: Layout, force: bool) -> None:
+    """As `check_free`, which does not say what a folder of another layout is."""
+    found = layout_of(output)
+    if found not in (None, layout.name):
+        raise KontextError(
+            f"{output} is a folder of the layout {found}, as its {MARKER} says, which --to {layout.name} does not "
+            "replace: choose another folder"
+        )
+    check_free(output, layout.kind, force)
 
 
 def is_unfinished(layout: Layout, output: Path) -> bool:

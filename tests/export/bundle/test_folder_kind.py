@@ -35,7 +35,7 @@ def test_a_manifest_that_lists_files_of_others_does_not_get_them_deleted(tmp_pat
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("mine")
     assert list(BUNDLE.strangers(folder)) == [name]
-    with pytest.raises(KontextError, match=rf"{re.escape(name)} is not the bundle's: move it away"):
+    with pytest.raises(KontextError, match=rf"{re.escape(name)} is not part of the bundle: move it away"):
         check_output(folder, BUNDLE, True)
     assert not BUNDLE.remove(folder)
     assert files_in(folder) == [name]
@@ -55,7 +55,7 @@ def test_files_outside_are_never_deleted(tmp_path: Path) -> None:
     )
     (folder / "vae_decoder.onnx").symlink_to(mine / "transformer.safetensors")
     (folder / "weights").symlink_to(mine)
-    with pytest.raises(KontextError, match="weights is not the bundle's"):
+    with pytest.raises(KontextError, match="weights is not part of the bundle"):
         check_output(folder, BUNDLE, True)
     assert not BUNDLE.remove(folder)
     assert files_in(folder) == ["weights"]
@@ -95,7 +95,7 @@ def test_a_fake_repository(tmp_path: Path) -> None:
     listed = {"format": "kontext-triton-repository", "files": files_in(folder)}
     (folder / "repository.json").write_text(json.dumps(listed))
     assert list(REPOSITORY.strangers(folder)) == ["models/kontext/1/notes.md", "photo.jpg"]
-    with pytest.raises(KontextError, match="is not the repository's"):
+    with pytest.raises(KontextError, match="is not part of the repository"):
         check_output(folder, REPOSITORY, True)
 
 

@@ -137,7 +137,7 @@ def test_files_of_others_are_left_alone(folder: Path, tmp_path: Path) -> None:
         if (folder / "w").is_symlink():  # a name that an export gives: the link goes, what it leads to stays
             reopen(folder, "another")
         else:
-            with pytest.raises(KontextError, match="is not the unfinished set's: move it away"):
+            with pytest.raises(KontextError, match="is not part of the unfinished set: move it away"):
                 reopen(folder, "another")
             assert names(folder) == before
         for name in ("photo.jpg", "graphs/link"):

@@ -54,9 +54,26 @@ def test_what_is_left_alone(tmp_path: Path) -> None:
     check_output(ours, SET, True)
     for stranger in ("notes.txt", "cache/photo.jpg"):
         (ours / stranger).touch()
-        with pytest.raises(KontextError, match=rf"{stranger} is not the set's: move it away"):
+        with pytest.raises(KontextError, match=rf"{stranger} is not part of the set: move it away"):
             check_output(ours, SET, True)
         (ours / stranger).unlink()
+
+
+def test_outputs_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "in" / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path / "in")
+    for output, message in (
+        ("/", "^/ cannot be replaced: choose a name in it$"),
+        ("/..", "^/ cannot be replaced"),
+        ("..", f"^{re.escape(str(tmp_path))} exists and is not a set of files"),
+        (".", "in exists and is not a set of files"),
+        ("loop", "^cannot write loop: "),
+        ("x" * 300, "^cannot write .*: File name too long$"),
+    ):
+        with pytest.raises(KontextError, match=message):
+            check_output(Path(output), SET, True)
 
 
 def test_temporary_files_of_a_killed_process_are_nobodys(tmp_path: Path) -> None:
@@ -68,7 +85,7 @@ def test_temporary_files_of_a_killed_process_are_nobodys(tmp_path: Path) -> None
 def test_links_to_folders_are_somebodys(tmp_path: Path) -> None:
     ours = make_set(tmp_path / "ours")
     (ours / "photos").symlink_to(tmp_path)
-    with pytest.raises(KontextError, match="photos is not the set's"):
+    with pytest.raises(KontextError, match="photos is not part of the set"):
         check_output(ours, SET, True)
 
 

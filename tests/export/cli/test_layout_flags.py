@@ -26,6 +26,9 @@ from kontext.export.cli.main import main
         ("--to bfl", "-o OUT is missing: a file whose name ends in .safetensors to write"),
         ("--to diffusers", "-o OUT is missing: a folder to write"),
         ("--to bfl -o x.gguf", "-o x.gguf: the file's name must end in .safetensors"),
+        ("--to gguf -o .gguf", "-o .gguf: the file's name needs something before .gguf"),
+        ("--to gguf -o /", "error: / cannot be replaced: choose a name in it"),
+        ("-o /", "error: / cannot be replaced: choose a name in it"),
         ("--to bfl -o no/x.safetensors", "is not a folder: make it first"),
     ],
 )

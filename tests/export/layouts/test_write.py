@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -132,12 +133,35 @@ def test_force_replaces_what_this_wrote(
 def test_a_folder_of_others_is_never_replaced(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.json").write_text("mine")
-    with pytest.raises(KontextError, match="exists and is not a test folder"):
+    with pytest.raises(KontextError, match="exists and is not a folder of the layout test"):
         write.write_layout(checkpoint, FOLDER, RECIPE, tmp_path / "x", force=True)
     write.write_layout(checkpoint, FOLDER, RECIPE, tmp_path / "y")
     (tmp_path / "y" / "notes.txt").write_text("mine")
-    with pytest.raises(KontextError, match=r"notes.txt is not the test's: move it away"):
+    with pytest.raises(KontextError, match=r"notes.txt is not part of the test folder: move it away"):
         write.write_layout(checkpoint, FOLDER, RECIPE, tmp_path / "y", force=True)
+
+
+def test_a_folder_of_another_layout_is_not_replaced(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    write.write_layout(checkpoint, FOLDER, RECIPE, tmp_path / "x")
+    other = dataclasses.replace(FOLDER, name="other")
+    for check in (
+        lambda: write.check_layout_output(other, tmp_path / "x", force=True),
+        lambda: write.write_layout(checkpoint, other, RECIPE, tmp_path / "x", force=True),
+    ):
+        with pytest.raises(KontextError, match=rf"x is a folder of the layout test, as its {MARKER} says"):
+            check()
+    assert {each.name for each in tmp_path.iterdir()} == {"x"}
+
+
+def test_too_small_a_disk_is_said_in_words(
+    checkpoint: Checkpoint, chosen: tuple[Layout, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, output = chosen
+    usage = shutil.disk_usage(output.parent)._replace(free=1_500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    said = rf"the {layout.name} (file|folder) needs \d+\.\d MB, {output.parent} has 1\.5 MB free"
+    with pytest.raises(KontextError, match=said):
+        write.write_layout(checkpoint, layout, RECIPE, output)
 
 
 def test_the_model_itself_is_never_replaced(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_repository_is_replaced_with_force_only(repository: Path, tiny_bundle:
 
 def test_files_of_others_are_never_deleted(repository: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     (repository / "models/notes.txt").write_text("mine")
-    with pytest.raises(KontextError, match=r"notes\.txt is not the repository's"):
+    with pytest.raises(KontextError, match=r"notes\.txt is not part of the repository"):
         write_repository(tiny_bundle, repository, Settings(), force=True)
     other = tmp_path / "other"
     other.mkdir()

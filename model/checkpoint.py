@@ -38,7 +38,7 @@ from .layouts import TITLES, ComponentWeights, components_of, network_sources
 from .lora.read import LoraFile, read_loras
 from .lora.update import Update
 from .networks import NETWORKS, weight_shapes
-from .source_names import source_name
+from .source_names import seen, source_name
 from .stored_formats.module import INSTEAD
 from .stored_weight import StoredWeight
 from .tokenizer_config import check_tokenizer_config, prompt_tokens
@@ -101,9 +101,9 @@ class Origin:
     def record(self) -> dict[str, str]:
         """The manifest's `source`: `model`, and only if they were given `base`, `variant` and components."""
         named = {"base": self.base, **self.files}
-        result = {"model": self.title or source_name(self.model)}
+        result = {"model": seen(self.title or source_name(self.model))}
         result |= {part: source_name(path) for part, path in named.items() if path is not None}
-        return result | ({"variant": self.variant} if self.variant is not None else {})
+        return result | ({"variant": seen(self.variant)} if self.variant is not None else {})
 
 
 @dataclass(frozen=True)
@@ -346,10 +346,12 @@ def find_config(
         for component, weights in parts.items()
     }
     if folder:
-        return read_config(origin.model, given if origin.name is None else {**given, "name": origin.name})
+        return read_config(
+            origin.model, given if origin.name is None else {**given, "name": seen(origin.name)}
+        )
     scheduler = None if base is None else base / "scheduler"
     sampler = read_sampler(scheduler) if scheduler and scheduler.is_dir() else SamplerConfig()
-    config = KontextConfig(name=origin.name or origin.model.stem, sampler=sampler, **given)
+    config = KontextConfig(name=seen(origin.name or origin.model.stem), sampler=sampler, **given)
     if len(parts) == len(INFER):
         check_fit(str(origin.model), config)
     return config

@@ -29,6 +29,7 @@ from .config import (
 )
 from .json_fields import Fields
 from .quantization_config import check_quantization
+from .source_names import seen
 from .tokenizer_config import prompt_tokens
 
 PIPELINES = (
@@ -125,7 +126,7 @@ def read_config(folder: Path, given: Mapping[str, Any] | None = None) -> Kontext
     """
     index = read_index(folder)
     readers: dict[str, Callable[[], Any]] = {
-        "name": lambda: model_name(folder, index.data.get("_name_or_path")),
+        "name": lambda: seen(model_name(folder, index.data.get("_name_or_path"))),
         "transformer": lambda: read_transformer(folder / "transformer"),
         "autoencoder": lambda: read_autoencoder(folder / "vae"),
         "text_encoder": lambda: read_clip(folder / "text_encoder"),

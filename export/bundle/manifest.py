@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping
 
 from ...bundle_folder import FORMAT
-from ...errors import CONTROL
 from ...installation import DISTRIBUTION, VERSION
 from ...model.checkpoint import Checkpoint
 from ...model.config import SamplerConfig, SigmasConfig, TransformerConfig
@@ -70,16 +69,16 @@ def build_manifest(
         "format": FORMAT,
         "format_version": FORMAT_VERSION if lora_slots is None else LORA_VERSION,
         "toolkit": TOOLKIT,
-        "source": {part: seen(name) for part, name in checkpoint.source.items()},
+        "source": dict(checkpoint.source),
         "model": {
-            "name": seen(config.name),
+            "name": config.name,
             "parameters": checkpoint.parameters(),
             "transformer": dataclasses.asdict(config.transformer) | {"head_dim": config.transformer.head_dim},
             "autoencoder": dataclasses.asdict(autoencoder) | {"downscale": autoencoder.downscale},
             "text_encoder": dataclasses.asdict(config.text_encoder),
             "text_encoder_2": dataclasses.asdict(config.text_encoder_2),
             "loras": [
-                {"file": seen(lora.name), "weight": lora.weight, "header_sha256": lora.digest}
+                {"file": lora.name, "weight": lora.weight, "header_sha256": lora.digest}
                 for lora in checkpoint.loras
             ],
         },
@@ -112,11 +111,6 @@ def build_manifest(
         **({"preview": preview()} if preview is not None else {}),
         **({"lora_slots": lora_slots} if lora_slots else {}),
     }
-
-
-def seen(name: str) -> str:
-    """A name from a user's file or folder, without what a bundle's reader refuses."""
-    return CONTROL.sub("?", name)
 
 
 def kernel_entries(files: Mapping[str, object]) -> list[dict[str, str]]:

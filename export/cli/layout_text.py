@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...errors import one_line
 from .summary import human, ignored_lines, lora_lines, millions, peak_memory, size_lines
 
 if TYPE_CHECKING:
@@ -22,4 +23,4 @@ def render_layout_summary(summary: LayoutSummary) -> str:
     if summary.resumed:
         lines.append(f"  from an earlier, unfinished export: {', '.join(summary.resumed)}")
     lines.append(f"{summary.seconds:.1f} s, peak memory {human(peak_memory())}")
-    return "\n".join([*lines, layout.usage(summary.output)])
+    return "\n".join(map(one_line, [*lines, layout.usage(summary.output)]))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ...command import local_path
-from ...errors import KontextError
+from ...errors import KontextError, one_line
 from .source_flags import add_source_flags, origin_of, whole_number
 
 SUMMARY = "make a LoRA ready for edits with a bundle that has slots"
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if options.quiet:
         return 0
     size = done.output.stat().st_size / 1e6
-    print(f"wrote {done.output}: rank {done.rank}, {done.slots} linears, {size:.1f} MB")
+    print(one_line(f"wrote {done.output}: rank {done.rank}, {done.slots} linears, {size:.1f} MB"))
     if done.errors:
         print(f"  {describe_errors(done.errors)}")
     if done.left_out:

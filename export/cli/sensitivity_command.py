@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ...command import local_name
-from ...errors import KontextError
+from ...errors import KontextError, one_line
 from .format_flags import calibration_folder
 from .source_flags import add_source_flags, origin_of
 
@@ -67,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
     from .summary import calibration_notes
 
     for path in (options.output, options.plot):
+        if path is not None and path.is_dir():
+            raise KontextError(f"{path} is a folder: name a file in it")
         if path is not None and not path.absolute().parent.is_dir():
             raise KontextError(f"{path.parent} is not a folder: make it first")
     formats = parse_options(options.formats)
@@ -95,5 +97,5 @@ def run(options: argparse.Namespace) -> int:
         notes = calibration_notes(statistics, () if samples is None else samples.skipped)
         if report.file is not None:
             notes.append(f"taken from {report.file}, a measurement of the same model and edits")
-        print("\n".join([*notes, render_sensitivity(report), f"written to {options.output}"]))
+        print("\n".join([*notes, render_sensitivity(report), one_line(f"written to {options.output}")]))
     return 0

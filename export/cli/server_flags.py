@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from ...errors import one_line
 from ...runtime.server.contract import Limits, read_limit
 from .dependent_flags import refuse_without
 from .source_flags import whole_number
@@ -82,4 +83,4 @@ def write_requested_repository(bundle: Path, options: argparse.Namespace) -> Non
     )
     write_repository(bundle, options.triton, settings, force=options.force)
     if not options.quiet:
-        print(f"wrote {options.triton}; its README.md says how to start it")
+        print(one_line(f"wrote {options.triton}; its README.md says how to start it"))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ...errors import one_line
 from ...model.few_steps import weight_note
 from ...model.ignored import describe
 from ...model.layouts import TITLES
@@ -80,7 +81,7 @@ def render_summary(summary: Summary) -> str:
         f"peak memory {human(peak_memory())}"
     )
     lines += [digest_line(summary.digest)] if summary.digest else []
-    return "\n".join([*lines, *next_lines(summary)])
+    return "\n".join(map(one_line, [*lines, *next_lines(summary)]))
 
 
 def lora_lines(loras: Sequence[LoraFile]) -> list[str]:

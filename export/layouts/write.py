@@ -23,7 +23,7 @@ from ...quant.recipe import Recipe
 from ...runtime.glibc_malloc import reused_memory
 from ..bundle.disk_space import check_disk_space, disk_errors
 from ..bundle.journal import Journal
-from ..bundle.manifest import TOOLKIT, seen
+from ..bundle.manifest import TOOLKIT
 from ..bundle.output_file import check_file_free, publish_file, published_file
 from ..bundle.output_folder import check_free, locked_output, partial_folder, publish
 from ..edit_sets.samples import Samples
@@ -223,8 +223,8 @@ def write_marker(journal: Journal, checkpoint: Checkpoint, layout: Layout, recip
         "format": FORMAT,
         "layout": layout.name,
         "toolkit": TOOLKIT,
-        "source": {part: seen(name) for part, name in checkpoint.source.items()},
-        "loras": [{"file": seen(lora.name), "weight": lora.weight} for lora in checkpoint.loras],
+        "source": dict(checkpoint.source),
+        "loras": [{"file": lora.name, "weight": lora.weight} for lora in checkpoint.loras],
         "precision": {"weights": recipe.weights, "networks": recipe.compute},
         "files": {name: entry for name, entry in journal.files.items() if name != MARKER},
     }

@@ -5,11 +5,12 @@ The cache's layout is huggingface_hub's own: models--OWNER--NAME/snapshots/COMMI
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from kontext.model.source_names import source_name
+from kontext.model.source_names import seen, source_name
 
 SNAPSHOT = "/disk/mine/.cache/huggingface/hub/models--black-forest-labs--FLUX.1-Kontext-dev/snapshots/abc123"
 
@@ -31,6 +32,13 @@ SNAPSHOT = "/disk/mine/.cache/huggingface/hub/models--black-forest-labs--FLUX.1-
 )
 def test_names(path: str, name: str) -> None:
     assert source_name(Path(path)) == name
+
+
+def test_names_that_a_reader_would_refuse() -> None:
+    """Of a file that a user may well have: the export would fail at its end."""
+    assert seen("my\nmodel\u202e é 日本") == "my?model? é 日本"
+    assert source_name(Path(os.fsdecode(b"/models/s\xff\n.safetensors"))) == "s??.safetensors"
+    assert source_name(Path(os.fsdecode(b"/lo\xff/lora.safetensors"))) == "lo?/lora.safetensors"
 
 
 def test_this_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

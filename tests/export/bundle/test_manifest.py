@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from kontext.export.bundle.manifest import default_reference_method, seen
+from kontext.export.bundle.manifest import default_reference_method
 from kontext.model.config import TransformerConfig
 
 
@@ -19,8 +19,3 @@ def test_the_reference_method_follows_the_models_shape() -> None:
     assert default_reference_method(flux) == "offset"
     for change in ({"num_double_blocks": 8}, {"num_single_blocks": 10}, {"hidden_size": 192}):
         assert default_reference_method(dataclasses.replace(flux, **change)) == "index"
-
-
-def test_names_that_a_reader_would_refuse() -> None:
-    """Of a folder that a user may well have: the export would fail at its end."""
-    assert seen("my\nmodel\u202e é 日本") == "my?model? é 日本"

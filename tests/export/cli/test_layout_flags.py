@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,32 @@ def test_the_help_lists_layouts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "bfl for Black Forest Labs' code" in " ".join(capsys.readouterr().out.split())
+
+
+def test_names_of_any_bytes(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are recorded and shown with question marks, and OUT on one line."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("gguf")
+    lora = tmp_path / os.fsdecode(b"l\xff.safetensors")
+    module = "transformer.single_transformer_blocks.0.proj_mlp"
+    update = {"A": torch.ones(1, 64), "B": torch.ones(256, 1)}
+    safetensors.save_file({f"{module}.lora_{side}.weight": each for side, each in update.items()}, lora)
+    folder = tmp_path / "new\nline"
+    words = [str(tiny_checkpoint), "--lora", f"{lora}:1"]
+    assert main([*words, "--to", "diffusers", "-o", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("  with l?.safetensors at 1: ")
+    assert "new line" in lines[-1]
+    record = json.loads((folder / "kontext-export.json").read_text(encoding="utf-8"))
+    assert record["loras"] == [{"file": "l?.safetensors", "weight": 1}]
+    transformer = next((tiny_checkpoint / "transformer").glob("*.safetensors"))
+    named = tmp_path / os.fsdecode(b"s\xff.safetensors")
+    shutil.copy(transformer, named)
+    assert main([str(named), "--to", "gguf", "-o", str(tmp_path / os.fsdecode(b"\xff.gguf"))]) == 0
+    assert capsys.readouterr().out.startswith("s? as gguf: ")
 
 
 def test_the_summary(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,10 +77,7 @@ def real_output(output: Path) -> Path:
             raise KontextError(f"{output} cannot be replaced: choose a name in it")
         if not output.parent.is_dir():
             raise KontextError(f"{output.parent} is not a folder: make it first")
-    except (
-        OSError,
-        RuntimeError,
-    ) as fault:  # too long; a link to itself is a RuntimeError before Python 3.13
+    except (OSError, RuntimeError) as fault:  # before Python 3.13 a link to itself is a RuntimeError
         raise KontextError(f"cannot write {output}: {getattr(fault, 'strerror', None) or fault}") from None
     return output
 

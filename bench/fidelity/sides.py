@@ -21,6 +21,7 @@ from ..number_formats import formats_of
 from . import bits_per_weight, floors, peers
 from .bits_per_weight import Layers
 from .network_peers.registry import NETWORK_PEERS
+from .quiet import quiet
 from .schemes import bundle_scheme, scheme_on_cpu
 
 ON_CPU = "-on-cpu"
@@ -115,7 +116,8 @@ def theirs(name: str, reference: Bundle, layers: Layers) -> Iterator[ComparedBun
         bits = stored.layer_bits(), stored.file_bits(reference)
         # They unpack their weights in every step, which takes as long for a batch as for an edit.
         batch = default_batch(reference) if peer.rows_apart else 1
-        yield ComparedBundle(name, peers.describe_peer(name), pipe, *bits, batch)
+        with quiet():  # LLM.int8 warns of every product
+            yield ComparedBundle(name, peers.describe_peer(name), pipe, *bits, batch)
         return
     with peers.quantized(name, reference, layers) as quantized:
         yield ComparedBundle(

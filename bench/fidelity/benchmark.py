@@ -109,10 +109,12 @@ def find_missing(names: Sequence[str], reference: Path) -> dict[str, str]:
 
 @dataclass
 class ReferenceRun:
-    """One edit by the reference; `velocities` are those of all steps."""
+    """One edit by the reference, the `number`th; `size` is its picture's, `velocities` are those of all steps."""
 
+    number: int
     case: Case
     seed: int
+    size: tuple[int, int] | None
     run: EditRun
     velocities: list[Array]
 
@@ -127,7 +129,9 @@ def reference_runs(
         recorder = Recorder(backend)
         pipe.backend = recorder
         free = run_edit(pipe, case, steps, seed + number)
-        result.append(ReferenceRun(case, seed + number, free, recorder.velocities))
+        picture = case.picture()
+        size = None if picture is None else picture.size
+        result.append(ReferenceRun(number, case, seed + number, size, free, recorder.velocities))
         done()
     pipe.backend = backend
     return result
@@ -143,23 +147,23 @@ def compare(
     """Runs one bundle along all reference runs; returns everything that is measured, as JSON."""
     steps = len(references[0].velocities)
     noise, signal, distances = np.zeros(steps), np.zeros(steps), np.zeros(steps)
-    each: dict[str, list[float]] = {name: [] for name in metrics}
-    successes: list[bool | None] = []
-    noises: list[float] = []
-    ratios: list[float] = []
-    for number, (known, found, energies) in enumerate(runs_of(compared, references, done)):
-        successes.append(found.success)
+    count = len(references)
+    each = {name: [0.0] * count for name in metrics}
+    successes: list[bool | None] = [None] * count
+    noises, ratios = [0.0] * count, [0.0] * count
+    for known, found, energies in runs_of(compared, references, done):
+        successes[known.number] = found.success
         if pictures is not None:
-            pictures.add_output(number, compared.name, found.picture)
+            pictures.add_output(known.number, compared.name, found.picture)
         for name, metric in metrics.items():
-            each[name].append(metric(found.picture, known.run.picture))
+            each[name][known.number] = metric(found.picture, known.run.picture)
         for step, (ours, theirs) in enumerate(zip(found.latents, known.run.latents, strict=True)):
             apart, whole = (np.square(x, dtype=np.float64).sum() for x in (ours - theirs, theirs))
-            distances[step] += np.sqrt(apart / whole) / len(references)
+            distances[step] += np.sqrt(apart / whole) / count
         noise += energies[0]
         signal += energies[1]
-        noises.append(float(f"{energies[0].sum():.6g}"))
-        ratios.append(decibels(energies[1].sum(), energies[0].sum()))
+        noises[known.number] = float(f"{energies[0].sum():.6g}")
+        ratios[known.number] = decibels(energies[1].sum(), energies[0].sum())
     expected, rate = success_rate([known.run.success for known in references]), success_rate(successes)
     result = {
         **compared.about,
@@ -183,11 +187,10 @@ def compare(
 def runs_of(
     compared: ComparedBundle, references: Sequence[ReferenceRun], done: Callable[[], object]
 ) -> Iterator[tuple[ReferenceRun, EditRun, Array]]:
-    """Each reference run, in order, with the bundle's own run of the edit, and the energies of its error and of the
-    reference's velocity along the reference's trajectory, [2, steps]."""
+    """Each reference run, batch by batch, with the bundle's own run of the edit, and the energies of its error and of
+    the reference's velocity along the reference's trajectory, [2, steps]."""
     pipe, backend = compared.pipe, compared.pipe.backend
     steps = len(references[0].velocities)
-    found: dict[int, tuple[EditRun, Array]] = {}
     for batch in batches_of(references, compared.batch):
         known = [references[number] for number in batch]
         cases, seeds = [each.case for each in known], [each.seed for each in known]
@@ -199,20 +202,16 @@ def runs_of(
         run_edits(pipe, cases, steps, seeds)
         pipe.backend = backend
         energies = np.array([list(each.values()) for each in (forced.noise, forced.signal)])
-        for row, number in enumerate(batch):
-            found[number] = free[row], energies[:, :, row]
+        for row, reference in enumerate(known):
+            yield reference, free[row], energies[:, :, row]
             done()
-    for number, reference in enumerate(references):
-        yield reference, *found[number]
 
 
 def batches_of(references: Sequence[ReferenceRun], most: int) -> list[list[int]]:
     """The places of edits that may run together: of pictures of one size, at most `most`."""
     alike: dict[object, list[int]] = {}
-    for number, known in enumerate(references):
-        picture = known.case.picture()
-        shape = (known.velocities[0].shape, None if picture is None else picture.size)
-        alike.setdefault(shape, []).append(number)
+    for known in references:
+        alike.setdefault((known.velocities[0].shape, known.size), []).append(known.number)
     return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
 
 

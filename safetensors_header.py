@@ -114,14 +114,18 @@ def make_header(
         }
         for entry in entries
     }
-    text = json.dumps(fields, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = aligned(json.dumps(fields, separators=(",", ":")).encode())
     base = 8 + len(text)
     placed = {
         entry.name: TensorEntry(entry.name, entry.dtype, entry.shape, base + entry.start, base + entry.stop)
         for entry in entries
     }
     return len(text).to_bytes(8, "little") + text, placed
+
+
+def aligned(text: bytes) -> bytes:
+    """JSON with spaces behind it up to a multiple of 8 bytes, so that numbers may follow."""
+    return text + b" " * (-len(text) % 8)
 
 
 def unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:

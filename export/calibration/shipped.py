@@ -25,7 +25,7 @@ from ...quant.formats.fp8 import FP8
 from ...quant.packed_statistics import load_packed, save_packed
 from ...quant.recipe import ANY_QUANTIZED, Recipe, choose_recipe
 from ...quant.statistics import VERSION, Statistics
-from ...safetensors_header import read_header
+from ...safetensors_header import aligned, read_header
 from ..edit_sets.samples import Samples
 from .watched_networks import watched_linears, watched_operands
 
@@ -156,8 +156,7 @@ def seal(path: Path) -> None:
     length = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + length])
     header["__metadata__"][CONTENTS] = digest
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = aligned(json.dumps(header, separators=(",", ":")).encode())
     path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
 
 

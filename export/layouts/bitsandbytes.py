@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import KontextError
 from ...quant.formats.nf4 import NF4
+from ...safetensors_header import aligned
 from ..weights.plan import UnplacedTensor
 from .source import SourceWeight
 
@@ -120,10 +121,9 @@ def entries(name: str, shape: tuple[int, ...], dtype: str) -> list[UnplacedTenso
 
 
 def state(shape: tuple[int, ...], dtype: str) -> bytes:
-    """bitsandbytes' note, with spaces behind it up to a multiple of 8 bytes, so that what follows is aligned."""
+    """bitsandbytes' note; spaces behind it keep what follows aligned."""
     fields = {"quant_type": "nf4", "blocksize": NF4.group, "dtype": dtype, "shape": list(shape)}
-    text = json.dumps(fields).encode()
-    return text + b" " * (-len(text) % 8)
+    return aligned(json.dumps(fields).encode())
 
 
 def make(source: WeightSource, weight: SourceWeight, dtype: str) -> list[Tensor]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import KontextError
 from ...quant.formats.fp8 import E4M3_MAX, FP8
+from ...safetensors_header import aligned
 from .layout import COMPUTE_FORMATS, Layout, PlannedFile
 from .safetensors_stream import Made, safetensors_stream, unchanged
 
@@ -47,8 +48,7 @@ SCALED = ("modulation", "transformer", "text_encoder_2")
 
 PLAIN = "fp8_e4m3fn"
 
-NOTE = json.dumps({"format": "float8_e4m3fn"}).encode()
-NOTE += b" " * (-len(NOTE) % 8)
+NOTE = aligned(json.dumps({"format": "float8_e4m3fn"}).encode())
 """`comfy_quant` of a weight; spaces behind it keep what follows aligned."""
 
 

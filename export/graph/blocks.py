@@ -42,10 +42,7 @@ def repeated_blocks(
     the dimension of prompts whose length varies; None: they have the config's."""
     if network == "transformer":
         hidden, half = config.transformer.hidden_size, config.transformer.head_dim // 2
-        text, image = (
-            prompt_tokens or config.text_encoder_2.max_length,
-            "target_tokens + reference_tokens",
-        )
+        text, image = prompt_tokens or config.text_encoder_2.max_length, "target_tokens + reference_tokens"
         tokens = f"{prompt_tokens or 'text_tokens'} + {image}"
         tables: dict[str, tuple[int | str, ...]] = {"cos": (tokens, half), "sin": (tokens, half)}
         double: dict[str, tuple[int | str, ...]] = {

@@ -42,7 +42,10 @@ TOKENIZER_FILES = (
 
 def plan(source: WeightSource) -> dict[str, PlannedFile]:
     """Small files first: a model that has no diffusers folder is known before hours of work."""
+    from ..bundle.tokenizer_files import read_tokenizers
+
     files: dict[str, PlannedFile] = dict(tokenizer_files(source))
+    read_tokenizers(source.checkpoint)  # refuses damaged ones
     shards: dict[str, PlannedFile] = {}
     configs = configurations(source)
     for component in DIFFUSERS.components:
@@ -63,9 +66,6 @@ def plan(source: WeightSource) -> dict[str, PlannedFile]:
 
 def configurations(source: WeightSource) -> dict[str, dict[str, Any]]:
     """The folder's JSON files. Raises KontextError for a model that diffusers' classes cannot be told of."""
-    from ..bundle.tokenizer_files import read_tokenizers
-
-    read_tokenizers(source.checkpoint)  # refuses damaged ones
     dtypes = {name: TORCH_NAMES[source.dtype(name)] for name in NETWORKS}
     try:
         fields = config_files(source.config, dtypes["transformer"])

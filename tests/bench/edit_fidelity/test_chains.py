@@ -30,11 +30,18 @@ class Drifting:
         self.seeds: list[int] = []
 
     def edit(
-        self, picture: Image.Image, prompt: str, *, steps: int, seed: int, callback: Callable[..., Any]
-    ) -> Image.Image:
-        self.seeds.append(seed)
+        self,
+        pictures: list[Image.Image],
+        prompts: list[str],
+        *,
+        steps: int,
+        seed: list[int],
+        callback: Callable[..., Any],
+    ) -> list[Image.Image]:
+        (picture,) = pictures
+        self.seeds += seed
         callback(1, 1, np.full((1, 2), 10.0 + self.levels * len(self.seeds), np.float32))
-        return Image.fromarray(np.asarray(picture) + np.uint8(self.levels))
+        return [Image.fromarray(np.asarray(picture) + np.uint8(self.levels))]
 
 
 def step(number: int, region: EditRegion | None) -> KnownEdit:

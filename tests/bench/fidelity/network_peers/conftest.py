@@ -138,7 +138,7 @@ class Edit:
 
         forced = TeacherForced(backend, self.known.velocities)
         run_edit(Pipeline(self.bundle, forced), self.known.case, STEPS, self.known.seed)
-        return decibels(sum(forced.signal.values()), sum(forced.noise.values()))
+        return decibels(*(float(sum(each.values()).sum()) for each in (forced.signal, forced.noise)))
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import io
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -426,10 +430,19 @@ def inline_commands(document: Path) -> list[list[str]]:
 
 @cache
 def help_of(module: str, *subcommand: str) -> str:
-    words = [sys.executable, "-m", module, *subcommand, "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-    return done.stdout
+    """What `python -m` prints, run in this process: a fresh one would import the same libraries again for each."""
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(printed),
+    ):
+        warnings.simplefilter("ignore", RuntimeWarning)  # that the module may have been imported before
+        patch.setattr(sys, "argv", [module, *subcommand, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert not ended.value.code, f"{module} {' '.join(subcommand)} --help"
+    return printed.getvalue()
 
 
 def usage(module: str, words: Sequence[str]) -> tuple[str, int]:

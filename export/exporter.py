@@ -59,7 +59,7 @@ from .graph.lora_inputs import add_lora_inputs
 from .graph.workers import Tracers
 from .kernels import compile_kernels, kernel_sizes
 from .progress import Progress
-from .weights.plan import WeightPlan, plan_weights
+from .weights.plan import WeightPlan, check_reached, plan_weights
 from .weights.write import weight_stream, write_stream
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ def export(
             statistics = calibrate(checkpoint, recipe, tokenizers, samples, progress)
         calibrated = time.perf_counter()
         layout = lay_out(checkpoint, recipe, statistics, link_weights)
+        check_reached(layout.plans.values())
         manifest_of = functools.partial(
             build_manifest,
             checkpoint,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import low_rank
+from .block_input_scale import block_input_scale, input_reach
 from .channel_scaling import channel_factors
 from .formats import FORMATS
 from .gptq import round_with_feedback
@@ -63,11 +64,15 @@ def quantize_weight(
         if moments is not None:
             parts = factors.view(*moments.shape[:2], 1)
             moments = moments * parts * parts.mT
-    if layer.has_static_inputs:
+    if layer.has_input_scale:
         if statistics is None:
             raise ValueError("static scales of inputs need statistics")
-        scale = static_scale(statistics, FORMATS[layer.activations], centre, factors)
-        extra.append(torch.tensor(scale, dtype=dtype))
+        if layer.has_static_inputs:
+            scale = static_scale(statistics, FORMATS[layer.activations], centre, factors)
+            extra.append(torch.tensor(scale, dtype=dtype))
+        else:
+            scale = block_input_scale(input_reach(statistics, centre, factors))
+            extra.append(torch.tensor(scale))
     branch: tuple[Tensor, Tensor] | None = None
     if layer.rank and moments is None:
         branch = cast_branch(low_rank.leading(weight, layer.rank), dtype)

@@ -56,8 +56,13 @@ class Layer:
 
     @property
     def has_static_inputs(self) -> bool:
-        """Whether its inputs are rounded with a scale that is stored beside the weight."""
+        """Whether all its inputs are rounded with one scale, which is stored beside the weight."""
         return self.input_rounding is InputRounding.STATIC
+
+    @property
+    def has_input_scale(self) -> bool:
+        """Whether a scale of its inputs is stored beside the weight."""
+        return self.input_rounding is not None and self.input_rounding.has_scale
 
     def as_json(self) -> str | dict[str, object]:
         """As in the manifest: the format alone where everything else has its default."""
@@ -91,13 +96,13 @@ class Rule:
         return fnmatchcase(network, self.network) and fnmatchcase(weight, self.weight)
 
     @property
-    def has_static_inputs(self) -> bool:
-        return Layer(self.format, activations=self.activations, rounding=self.rounding).has_static_inputs
+    def has_input_scale(self) -> bool:
+        return Layer(self.format, activations=self.activations, rounding=self.rounding).has_input_scale
 
     @property
     def needs_calibration(self) -> bool:
         """Whether what it says of the inputs comes from statistics."""
-        return self.centred or self.scaled or self.has_static_inputs
+        return self.centred or self.scaled or self.has_input_scale
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ def chosen_rounding(name: str, calibrated: bool, static_inputs: bool) -> InputRo
     that takes."""
     ways = FORMATS[name].input_roundings
     rounding = InputRounding.STATIC if static_inputs else next(iter(ways), None)
-    return rounding if rounding in ways and (calibrated or rounding is not InputRounding.STATIC) else None
+    return rounding if rounding in ways and (calibrated or not rounding.has_scale) else None
 
 
 def format_rules(
@@ -220,7 +225,6 @@ def format_rules(
     rest = Rule("*", "*", name, rank)
     if rounding is None:
         return (rest,)
-    static = rounding is InputRounding.STATIC
     if rounding is not FORMATS[name].input_roundings[0]:
         # One step for all channels: their ranges are evened out, after a GELU too. Text is a twentieth of the tokens,
         # and a calibration has few prompts: text outside its range would be clipped.
@@ -230,8 +234,8 @@ def format_rules(
             rest,
         )
     rules = (
-        # The GELU before it writes 8-bit codes in the same pass, and its outputs' mean is small.
+        # The GELU before it writes codes in the same pass, and its outputs' mean is small.
         Rule("transformer", "*_mlp.2.weight", name, rank, name),
-        Rule("transformer" if static else "*", "*", name, rank, name, centred=calibrated),
+        Rule("transformer" if rounding.has_scale else "*", "*", name, rank, name, centred=calibrated),
     )
-    return (*rules, rest) if static else rules
+    return (*rules, rest) if rounding.has_scale else rules

@@ -117,8 +117,10 @@ def read_rule(data: Any, where: str) -> Rule:
     if not isinstance(scaled, bool):
         raise KontextError(f"{where}: scaled must be true or false")
     rule = Rule(network, weight, name, None if automatic else rank, activations, centred, rounding, scaled)
-    if scaled and not rule.has_static_inputs:
-        raise KontextError(f"{where}: scaled only applies with activations that have a static scale")
+    if scaled and not rule.has_input_scale:
+        raise KontextError(
+            f"{where}: scaled only applies with activations that have a scale from calibration"
+        )
     return rule
 
 

@@ -19,6 +19,8 @@ def weight_layout(layer: Layer, shape: tuple[int, int]) -> list[TensorLayout]:
         tensors.append(TensorLayout("_mean_output", COMPUTE, (columns,)))
     if layer.scaled:
         tensors.append(TensorLayout("_input_factor", COMPUTE, (rows,)))
-    if layer.has_static_inputs:
-        tensors.append(TensorLayout("_input_scale", COMPUTE, ()))
+    if layer.has_input_scale:
+        # That of blocks is too small for fp16.
+        dtype = COMPUTE if layer.has_static_inputs else "F32"
+        tensors.append(TensorLayout("_input_scale", dtype, ()))
     return tensors

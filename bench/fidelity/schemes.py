@@ -15,7 +15,11 @@ from ...quant.recipe import COMPUTE_BYTES, Layer
 from ...runtime.bundle import Bundle
 from .bits_per_weight import COUNTED, headers
 
-WAYS = {InputRounding.STATIC: "static", InputRounding.DYNAMIC: "per token"}
+WAYS = {
+    InputRounding.STATIC: "static",
+    InputRounding.DYNAMIC: "per token",
+    InputRounding.BLOCKS: "per block",
+}
 
 UNQUANTIZED = "not quantized"
 

@@ -65,8 +65,8 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
     formats.add_argument(
         "--weight-only",
         action="store_true",
-        help="do not round activations; by default --int8 rounds them to 8 bits at run time, and --fp8 with a "
-        "calibration to E4M3",
+        help="do not round activations; by default --int8 rounds them to 8 bits at run time, and with a "
+        "calibration --fp8 to E4M3 and --nvfp4 to NVFP4",
     )
     formats.add_argument(
         "--static-inputs",

@@ -10,6 +10,8 @@ linear's inputs. Standard ONNX operators only, in the patterns that engines reco
 
 Inputs with a static scale pass QuantizeLinear and DequantizeLinear, which TensorRT fuses. Those with a scale per token
 are multiplied by MatMulInteger, in the form that ONNX Runtime fuses on CPUs or in the one that its CUDA provider takes.
+Those rounded in blocks pass the two operators twice: each block's scale, then its values with that scale. Nothing else
+writes E2M1 codes from computed values, so engines (`fp4_quantization`) and fidelity find these linears by that.
 
 In graphs that compute in bf16, quantization runs in fp32 between Casts, because ONNX Runtime's CUDA provider has no
 QuantizeLinear and DequantizeLinear for bf16. fp32 rounds once, to what bf16 operators would give. Compilers that fuse
@@ -26,7 +28,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...quant.formats import FORMATS
-from ...quant.formats.base import NumberFormat, OnnxForm
+from ...quant.formats.base import InputRounding, NumberFormat, OnnxForm
 from ...quant.recipe import Layer
 
 Tensors = Mapping[str, ir.ExternalTensor]
@@ -35,8 +37,8 @@ Tensors = Mapping[str, ir.ExternalTensor]
 IntegerProduct = Callable[["Linear", ir.Value, NumberFormat, Tensors], ir.Value]
 """Adds the nodes of x @ W for an fp32 x, rounded for each token; returns the product in fp32."""
 
-SMALLEST_TOKEN = np.array(1e-30, np.float32)
-"""The least that a token's values are divided by: a token may be all zeros."""
+SMALLEST_DIVISOR = np.array(1e-30, np.float32)
+"""The least that a token's or a block's values are divided by: they may be all zeros."""
 
 
 def packed_dtypes(format: str) -> dict[str, ir.DataType]:
@@ -136,6 +138,8 @@ def quantize_linear(
     format = FORMATS[layer.format]
     if layer.has_static_inputs:
         linear.node.replace_input_with(0, round_statically(linear, x, format, tensors))
+    elif layer.input_rounding is InputRounding.BLOCKS:
+        linear.node.replace_input_with(0, round_in_blocks(linear, x, FORMATS[layer.activations], tensors))
     elif layer.activations:
         multiply_integers(linear, x, format, tensors, multiply_on_gpu if for_gpu else multiply_on_cpu)
         return
@@ -229,6 +233,35 @@ def round_statically(linear: Linear, x: ir.Value, format: NumberFormat, tensors:
     return linear.narrow(linear.before("DequantizeLinear", [codes, *pair]))
 
 
+def round_in_blocks(linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors) -> ir.Value:
+    """x rounded as `quant.block_input_scale` says: E4M3 scales of its blocks, then E2M1 values in units of these scales
+    times the one from calibration. A block whose scale is 0 becomes 0."""
+    product, shape = linear.node.outputs[0], linear.weight.shape
+    if product.shape is None or shape is None:
+        raise RuntimeError(f"{linear.name}: the dimensions of its inputs are not known")
+    group = format.group
+    sizes = np.array([*[0] * (len(product.shape) - 1), shape.numpy()[0] // group, group])
+    name = f"{format.name}/blocks_of_inputs_{'x'.join(map(str, sizes))}"
+    last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
+    most = linear.constant(np.array(max(format.codes), np.float32), f"{format.name}/most")
+    zero = linear.constant(np.zeros((), ir.DataType.FLOAT8E4M3FN.numpy()), f"{format.name}/zero_scale")
+    tiny = linear.constant(SMALLEST_DIVISOR, f"{format.name}/tiny")
+    whole = linear.initializer(tensors["_input_scale"])
+    x = cast_to_fp32(linear, x)
+    blocks = linear.before("Reshape", [linear.before("Abs", [x]), linear.constant(sizes, name)])
+    largest = linear.before("ReduceMax", [blocks, last], keepdims=0)
+    scales = linear.before("QuantizeLinear", [largest, linear.before("Mul", [whole, most]), zero])
+    steps = linear.before("DequantizeLinear", [scales, whole])
+    blocked = {"axis": -1, "block_size": group}
+    codes = linear.before(
+        "QuantizeLinear",
+        [x, linear.before("Max", [steps, tiny])],
+        output_dtype=ir.DataType[format.tensors[0].onnx_dtype].value,
+        **blocked,
+    )
+    return cast_to_compute(linear, linear.before("DequantizeLinear", [codes, steps], **blocked))
+
+
 def change_channels(linear: Linear, x: ir.Value, changes: Sequence[tuple[str, ir.Value]]) -> ir.Value:
     """x minus its channels' centres ("Sub"), times their factors ("Mul"), or both in turn. If x is a modulated norm,
     its shift is changed so, and its scale multiplied: one row a picture instead of every token."""
@@ -303,7 +336,7 @@ def multiply_on_cpu(linear: Linear, x: ir.Value, format: NumberFormat, tensors: 
     """
     last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
     ends = [linear.before(f"Reduce{end}", [x, last], keepdims=1) for end in ("Max", "Min")]
-    tiny = linear.constant(SMALLEST_TOKEN, f"{format.name}/tiny")
+    tiny = linear.constant(SMALLEST_DIVISOR, f"{format.name}/tiny")
     largest = linear.before("Max", [ends[0], linear.before("Neg", [ends[1]]), tiny])
     rounded = linear.before("DynamicQuantizeLinear", [linear.before("Div", [x, largest])], 3)
     _, scale, zero = rounded.producer().outputs  # type: ignore[union-attr]
@@ -318,7 +351,7 @@ def multiply_on_gpu(linear: Linear, x: ir.Value, format: NumberFormat, tensors: 
     """Signed integers on both sides, since ONNX Runtime's CUDA provider multiplies no others and has no
     DynamicQuantizeLinear."""
     last = linear.constant(np.array([-1]), f"{format.name}/last_axis")
-    tiny = linear.constant(SMALLEST_TOKEN, f"{format.name}/tiny")
+    tiny = linear.constant(SMALLEST_DIVISOR, f"{format.name}/tiny")
     most = linear.constant(np.array(2 ** (format.bits - 1) - 1, np.float32), f"{format.name}/most")
     largest = linear.before("ReduceMax", [linear.before("Abs", [x]), last], keepdims=1)
     step = linear.before("Div", [linear.before("Max", [largest, tiny]), most])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor
 
 from ...errors import KontextError
@@ -10,6 +12,7 @@ from ...model.dtypes import COMPUTE_DTYPES
 from ...model.finite import is_finite
 from ...quant.formats import FORMATS
 from ...quant.quantize import quantize_weight
+from ...quant.underflow import underflow_notes
 from .plan import PlannedWeight, WeightPlan
 
 TRANSPOSED_ROWS = 128
@@ -28,7 +31,11 @@ def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> l
     if item.layer.format in FORMATS:
         dtype = COMPUTE_DTYPES[plan.compute]
         weight = weight.t() if item.transpose else weight
-        return quantize_weight(weight, item.layer, dtype, plan.statistics.get(item.weight))
+        statistics = plan.statistics.get(item.weight)
+        stored = quantize_weight(weight, item.layer, dtype, statistics)
+        for note in underflow_notes(item.layer, (weight.shape[0], weight.shape[1]), stored, statistics):
+            warnings.warn(f"{plan.network}: {item.weight}: {note}", stacklevel=2)
+        return stored
     return [cast(weight, item.layer.format, plan.network, item.weight, item.transpose)]
 
 

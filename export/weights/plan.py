@@ -6,10 +6,11 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...errors import KontextError
 from ...model.checkpoint import NetworkWeights
 from ...model.stored_dtypes import STORED_DTYPES, TORCH_NAMES
 from ...quant.formats import COMPUTE, FORMATS
@@ -102,6 +103,24 @@ def plan_weights(
         for weight, layer, transpose, entries in listed
     )
     return WeightPlan(network.name, compute, header, items, constants, statistics or {})
+
+
+def check_reached(plans: Iterable[WeightPlan]) -> None:
+    """Raises KontextError, with their names, for linears whose inputs are to be rounded as calibration found them and
+    that it never ran."""
+    missing = []
+    for plan in plans:
+        for item in plan.items:
+            layer, found = item.layer, plan.statistics.get(item.weight)
+            wanted = layer is not None and (layer.centred or layer.scaled or layer.has_input_scale)
+            if wanted and (found is None or not found.rows):
+                missing.append(f"{plan.network} {item.weight}")
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise KontextError(
+            f"calibration never reached {', '.join(missing[:3])}{more}, so there are no scales for their inputs: "
+            "calibrate on edits that use them (--calibrate DIR), or export with --weight-only"
+        )
 
 
 def stored_entries(name: str, shape: tuple[int, ...], layer: Layer, compute: str) -> list[UnplacedTensor]:

@@ -64,6 +64,14 @@ class InputRounding(Enum):
     """One scale for all inputs, from calibration, stored as `_input_scale`."""
     DYNAMIC = "dynamic"
     """A scale for each token, found at run time."""
+    BLOCKS = "blocks"
+    """A scale for each of a token's blocks of channels, found at run time, and one for all of these scales, from
+    calibration, stored as `_input_scale`."""
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether a scale is stored, which calibration finds."""
+        return self is not InputRounding.DYNAMIC
 
 
 class OnnxForm(Enum):

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .base import NumberFormat, OnnxForm, TensorRT, TensorSpec
-from .fp8 import E4M3_MAX
+from .base import InputRounding, NumberFormat, OnnxForm, TensorRT, TensorSpec
+from .fp8 import E4M3_MAX, E4M3_SMALLEST
 from .nibbles import pack_nibbles, unpack_nibbles
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class BlockedE2M1(NumberFormat):
         )
 
     def scales(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Block scales, E4M3 [in / 16, out], and the weight's, fp32 []."""
+        """Block scales, E4M3 [in / 16, out], and the weight's, fp32 []. A block of which some weight is not 0 has the
+        smallest E4M3 number for its scale where it would underflow to 0."""
         import torch
 
         blocks = weight.float().unflatten(0, (-1, self.group))
@@ -54,10 +55,12 @@ class BlockedE2M1(NumberFormat):
         whole = torch.where(top == 0, torch.ones_like(top), top / (E4M3_MAX * min(REACHES)))
         whole = whole.clamp(min=torch.finfo(torch.float32).tiny)
         unit = torch.where(largest == 0, torch.ones_like(largest), largest)
+        least = torch.where(largest == 0, 0.0, E4M3_SMALLEST)
         best_error = torch.full_like(largest, float("inf"))
         best = torch.zeros_like(largest)
         for reach in REACHES:
             scale = (largest / (reach * whole)).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn).float()
+            scale = torch.maximum(scale, least)
             step = torch.where(scale == 0, torch.ones_like(scale), scale * whole)[:, None]
             rounded = self.nearest(blocks / step) * torch.where(scale == 0, 0.0, scale * whole)[:, None]
             error = ((rounded - blocks) / unit[:, None]).square().sum(1)
@@ -107,6 +110,7 @@ NVFP4 = BlockedE2M1(
     flag_help="as NVFP4 (E2M1 in blocks of 16), for Blackwell; ONNX Runtime has no kernel for it",
     group=16,
     has_branch=True,
+    input_roundings=(InputRounding.BLOCKS,),
     min_capability=100,
     tensorrt=TensorRT.FUSED_CONSTANTS,
 )

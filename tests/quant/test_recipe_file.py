@@ -59,7 +59,7 @@ def test_a_bundles_recipe_is_one(tmp_path: Path) -> None:
 
 
 def test_the_usual_rounding_is_not_noted(tmp_path: Path) -> None:
-    for format, rounding in (("int8", "dynamic"), ("fp8", "static")):
+    for format, rounding in (("int8", "dynamic"), ("fp8", "static"), ("nvfp4", "blocks")):
         rule = {"format": format, "activations": format, "rounding": rounding}
         (read,) = read_recipe(write(tmp_path, {"spare": False, "rules": [rule]}), BF16).rules
         assert read.rounding == ""
@@ -104,10 +104,14 @@ def test_the_usual_rounding_is_not_noted(tmp_path: Path) -> None:
             {"rules": [{"format": "fp8", "activations": "fp8", "rounding": "dynamic"}]},
             "rounding is 'dynamic', expected static",
         ),
+        (
+            {"rules": [{"format": "nvfp4", "activations": "nvfp4", "rounding": "static"}]},
+            "rounding is 'static', expected blocks",
+        ),
         ({"rules": [{"format": "int8", "scaled": 1}]}, "scaled must be true or false"),
         (
             {"rules": [{"format": "int8", "activations": "int8", "scaled": True}]},
-            "scaled only applies with activations that have a static scale",
+            "scaled only applies with activations that have a scale from calibration",
         ),
     ],
 )

@@ -32,7 +32,7 @@ SIXTEEN_BITS = "16-bit"
 ACTIVATIONS = (
     "auto",
     SIXTEEN_BITS,
-    *(name for name, format in FORMATS.items() if format.input_roundings),
+    *(name for name in FORMATS if any(name in format.kernel_inputs for format in FORMATS.values())),
 )
 
 

@@ -11,12 +11,14 @@ torch = pytest.importorskip("torch")
 
 from safetensors import safe_open  # noqa: E402
 
+from kontext.errors import KontextError  # noqa: E402
 from kontext.export.weights import write  # noqa: E402
 from kontext.export.weights.convert import transposed  # noqa: E402
-from kontext.export.weights.plan import WeightPlan, plan_weights  # noqa: E402
+from kontext.export.weights.plan import WeightPlan, check_reached, plan_weights  # noqa: E402
 from kontext.model.checkpoint import Checkpoint  # noqa: E402
 from kontext.model.networks import NETWORKS, linear_weights  # noqa: E402
 from kontext.quant.recipe import choose_recipe  # noqa: E402
+from kontext.quant.statistics import InputStatistics  # noqa: E402
 
 
 def planned(
@@ -70,3 +72,25 @@ def test_transposed_is_the_contiguous_transpose(shape: tuple[int, int]) -> None:
     result = transposed(matrix)
     assert result.is_contiguous()
     assert torch.equal(result, matrix.t())
+
+
+def test_linears_that_calibration_never_reached_are_named(tiny_checkpoint: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    network = checkpoint.networks["transformer"]
+    linears = linear_weights("transformer", checkpoint.config)
+    recipe = choose_recipe(tuple(NETWORKS), 1, "fp32", "nvfp4", calibrated=True)
+    found = {}
+    for name in linears:
+        width = network.shapes[name][1]
+        found[name] = InputStatistics.empty(width)
+        found[name].add(torch.ones(2, width), 0)
+    check_reached([plan_weights(network, recipe, linears, {}, statistics=found)])
+    missing = ["double_blocks.0.img_attn.qkv.weight", "double_blocks.0.img_mlp.0.weight"]
+    found[missing[0]] = InputStatistics.empty(network.shapes[missing[0]][1])
+    del found[missing[1]]
+    with pytest.raises(
+        KontextError, match=f"never reached transformer {missing[0]}, transformer {missing[1]},"
+    ):
+        check_reached([plan_weights(network, recipe, linears, {}, statistics=found)])
+    unrounded = choose_recipe(tuple(NETWORKS), 1, "fp32", "nvfp4", calibrated=True, weight_only=True)
+    check_reached([plan_weights(network, unrounded, linears, {}, statistics=found)])

@@ -108,3 +108,14 @@ def test_block_scales_are_near_the_best_of_an_exhaustive_search() -> None:
     assert error.sum() < 1.14 * torch.stack(tried).amin(0).sum()
     plain = (weight.abs().amax(0) / (6 * whole)).to(torch.float8_e4m3fn)
     assert (error <= errors(plain) * 1.0001).all()
+
+
+def test_scales_do_not_underflow() -> None:
+    """A block far below the largest keeps what the smallest scale can tell apart; less than half of that is 0."""
+    weight = torch.zeros(48, 2)
+    weight[0] = 448.0 * 4  # of which the scale of all is 1
+    weight[16:32] = 2.0**-9 * torch.tensor([0.2, 1.0, -1.4] + [0.0] * 13)[:, None]
+    values, scale, whole = NVFP4.quantize(weight, torch.float32)
+    assert scale.float()[:, 0].tolist() == [448.0, 2.0**-9, 0.0]
+    restored = NVFP4.dequantize(values, scale, whole)
+    assert (restored[16:19, 0] * 2**9).tolist() == [0.0, 1.0, -1.5]

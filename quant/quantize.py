@@ -90,6 +90,9 @@ def quantize_weight(
             error = weight.float() - format.dequantize(values, *map(in_fp32, scales)).float()
             branch = cast_branch(low_rank.correction(error, moments, layer.rank), dtype)
     made = [values, *scales, *(branch or ())]
+    if layer.is_unpacked_to_inputs:
+        unpacked = format.dequantize(values, *map(in_fp32, scales)).float()
+        made += FORMATS[layer.activations].scales(unpacked, dtype)
     if statistics is not None and centre is not None and factors is not None:
         mean = (statistics.mean() - centre) * factors
         error = weight - dequantize_weight(made, layer)
@@ -104,6 +107,9 @@ def dequantize_weight(tensors: Sequence[Tensor], layer: Layer) -> Tensor:
     count = len(format.tensors)
     values, *scales = tensors[:count]
     weight = format.dequantize(values, *map(in_fp32, scales)).float()
+    if layer.is_unpacked_to_inputs:
+        by_column = tensors[count + (2 if layer.rank else 0)].float()
+        weight = FORMATS[layer.activations].nearest(weight / by_column) * by_column
     if layer.rank:
         down, up = tensors[count : count + 2]
         weight = weight + down.float() @ up.float()

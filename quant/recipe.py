@@ -55,6 +55,12 @@ class Layer:
         return InputRounding(self.rounding or FORMATS[self.activations].input_roundings[0])
 
     @property
+    def is_unpacked_to_inputs(self) -> bool:
+        """Whether the weight is unpacked to the format of its inputs before the product, with a scale per output
+        channel that is stored beside it."""
+        return self.activations not in ("", self.format)
+
+    @property
     def has_static_inputs(self) -> bool:
         """Whether all its inputs are rounded with one scale, which is stored beside the weight."""
         return self.input_rounding is InputRounding.STATIC
@@ -178,6 +184,7 @@ def choose_recipe(
     calibrated: bool = False,
     weight_only: bool = False,
     static_inputs: bool = False,
+    inputs: str | None = None,
     fp8_attention: bool = False,
 ) -> Recipe:
     """The recipe that the command line's flags stand for.
@@ -191,6 +198,7 @@ def choose_recipe(
         calibrated: there will be statistics, so inputs can have static scales and be centred.
         weight_only: do not round the linears' inputs.
         static_inputs: round them with static scales where the format can; needs `calibrated`.
+        inputs: round them with static scales to this format, one of the weights' `unpacked_inputs`; needs `calibrated`.
         fp8_attention: round the operands of the transformer's attention to E4M3 with static scales.
     """
     compute = compute or ("bf16" if parameters >= BIG_MODEL else "fp32")
@@ -200,8 +208,11 @@ def choose_recipe(
         formats["text_encoder_2"] = "fp32"
     rules: tuple[Rule, ...] = ()
     if quantization is not None:
-        rounding = None if weight_only else chosen_rounding(quantization, calibrated, static_inputs)
-        rules = (*SPARED, *format_rules(quantization, rank, rounding, calibrated))
+        if inputs is not None:
+            rounding: InputRounding | None = InputRounding.STATIC
+        else:
+            rounding = None if weight_only else chosen_rounding(quantization, calibrated, static_inputs)
+        rules = (*SPARED, *format_rules(quantization, rank, rounding, calibrated, inputs))
     return Recipe(
         weights=quantization or compute,
         compute=formats,
@@ -219,23 +230,25 @@ def chosen_rounding(name: str, calibrated: bool, static_inputs: bool) -> InputRo
 
 
 def format_rules(
-    name: str, rank: int | None, rounding: InputRounding | None, calibrated: bool
+    name: str, rank: int | None, rounding: InputRounding | None, calibrated: bool, inputs: str | None = None
 ) -> tuple[Rule, ...]:
-    """Rules that store every linear as `name`, its inputs rounded in one of the format's ways, or None: not at all."""
+    """Rules that store every linear as `name`, its inputs rounded to `inputs` (default: to `name`) in one of that
+    format's ways, or None: not at all."""
+    inputs = inputs or name
     rest = Rule("*", "*", name, rank)
     if rounding is None:
         return (rest,)
-    if rounding is not FORMATS[name].input_roundings[0]:
+    if rounding is not FORMATS[inputs].input_roundings[0]:
         # One step for all channels: their ranges are evened out, after a GELU too. Text is a twentieth of the tokens,
         # and a calibration has few prompts: text outside its range would be clipped.
         return (
             Rule("transformer", "*.txt_*", name, rank),
-            Rule("transformer", "*", name, rank, name, True, rounding.value, scaled=True),
+            Rule("transformer", "*", name, rank, inputs, True, rounding.value, scaled=True),
             rest,
         )
     rules = (
         # The GELU before it writes codes in the same pass, and its outputs' mean is small.
-        Rule("transformer", "*_mlp.2.weight", name, rank, name),
-        Rule("transformer" if rounding.has_scale else "*", "*", name, rank, name, centred=calibrated),
+        Rule("transformer", "*_mlp.2.weight", name, rank, inputs),
+        Rule("transformer" if rounding.has_scale else "*", "*", name, rank, inputs, centred=calibrated),
     )
     return (*rules, rest) if rounding.has_scale else rules

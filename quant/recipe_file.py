@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import KontextError
 from ..regular_files import read_json
 from .formats import FORMATS
+from .formats.base import InputRounding
 from .formats.fp8 import FP8
 from .recipe import COMPUTE_BYTES, SPARED, Recipe, Rule
 
@@ -99,9 +100,14 @@ def read_rule(data: Any, where: str) -> Rule:
         raise KontextError(
             f"{where}: activations is {activations!r}, expected {', '.join(rounded)} or nothing"
         )
-    if activations and activations != name:
+    unpacked = activations not in ("", name)
+    if unpacked and (name == "compute" or activations not in FORMATS[name].unpacked_inputs):
+        takers = [
+            activations,
+            *(each for each, format in FORMATS.items() if activations in format.unpacked_inputs),
+        ]
         raise KontextError(
-            f"{where}: {activations} activations need {activations} weights, and these are {name}"
+            f"{where}: {activations} activations need {' or '.join(takers)} weights, and these are {name}"
         )
     centred = data.get("centred", False)
     if not isinstance(centred, bool):
@@ -113,6 +119,10 @@ def read_rule(data: Any, where: str) -> Rule:
         raise KontextError(f"{where}: rounding is {rounding!r}, expected {expected}")
     if ways and rounding == ways[0]:
         rounding = ""
+    if unpacked and (rounding or ways[0]) != InputRounding.STATIC.value:
+        raise KontextError(
+            f'{where}: {activations} activations of {name} weights have a static scale: add "rounding": "static"'
+        )
     scaled = data.get("scaled", False)
     if not isinstance(scaled, bool):
         raise KontextError(f"{where}: scaled must be true or false")

@@ -14,6 +14,8 @@ def weight_layout(layer: Layer, shape: tuple[int, int]) -> list[TensorLayout]:
     if layer.rank:
         tensors.append(TensorLayout("_down", COMPUTE, (rows, layer.rank)))
         tensors.append(TensorLayout("_up", COMPUTE, (layer.rank, columns)))
+    if layer.is_unpacked_to_inputs:
+        tensors.append(TensorLayout("_column_scale", COMPUTE, (columns,)))
     if layer.centred:
         tensors.append(TensorLayout("_input_mean", COMPUTE, (rows,)))
         tensors.append(TensorLayout("_mean_output", COMPUTE, (columns,)))

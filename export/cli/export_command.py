@@ -23,7 +23,7 @@ DESCRIPTION = "Exports a FLUX.1 Kontext checkpoint as a bundle that runs without
 EXPORT_ONLY = (
     "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "name", "steps", "max_sequence_length",
     "reference_method", "lora_slots", "compute", "quantization", "rank", "calibrate", "weight_only", "static_inputs",
-    "fp8_attention", "link_weights", "recipe", "fit", "to",
+    "activations", "fp8_attention", "link_weights", "recipe", "fit", "to",
 )  # fmt: skip
 """Options that decide what a bundle holds; none applies to an existing bundle."""
 

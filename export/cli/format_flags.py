@@ -40,6 +40,7 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
             help=f"store the blocks' weights {format.flag_help}; add one of the above to set what it computes in "
             "(default: bf16 from a billion parameters on, fp32 below)",
         )
+    unpacked = " or ".join(f"--{format.name}" for format in flagged if format.unpacked_inputs)
     branched = " and ".join(f"--{format.name}" for format in flagged if format.has_branch)
     formats.add_argument(
         "--recipe",
@@ -73,6 +74,12 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --int8 and a calibration: round the blocks' activations with scales from the calibration, for "
         "OpenVINO and TensorRT, and no others; --fp8 always does so",
+    )
+    formats.add_argument(
+        "--activations",
+        choices=sorted({name for format in flagged for name in format.unpacked_inputs}),
+        help=f"with {unpacked} and a calibration: round the blocks' activations to 8 bits with scales from the "
+        "calibration, for TensorRT, which then multiplies in 8 bits; fp8 needs sm_89",
     )
     formats.add_argument(
         "--fp8-attention",
@@ -122,6 +129,7 @@ def chosen_recipe(options: argparse.Namespace, checkpoint: Checkpoint, calibrate
         calibrated=calibrated,
         weight_only=options.weight_only,
         static_inputs=options.static_inputs,
+        inputs=options.activations,
         fp8_attention=options.fp8_attention,
     )
 
@@ -149,11 +157,29 @@ def calibration_samples(options: argparse.Namespace) -> Samples | None:
     samples = calibration_folder(options.calibrate, options.model) if quantized else None
     if options.static_inputs:
         check_static_inputs(options.quantization, options.weight_only, samples is not None)
+    if options.activations is not None:
+        check_activations(options, samples is not None)
     if options.fp8_attention and (options.quantization != FP8.name or samples is None):
         raise KontextError(
             "--fp8-attention only applies with --fp8 and a calibration: name a folder with --calibrate"
         )
     return samples
+
+
+def check_activations(options: argparse.Namespace, calibrated: bool) -> None:
+    """Raises KontextError where --activations would do nothing."""
+    name = options.activations
+    takers = [f"--{each}" for each, format in FORMATS.items() if name in format.unpacked_inputs]
+    if f"--{options.quantization}" not in takers:
+        raise KontextError(
+            f"--activations {name} only applies with {' or '.join(takers)}: --fp8 and --int8 --static-inputs round "
+            "activations to their own format"
+        )
+    for other, given in (("--weight-only", options.weight_only), ("--static-inputs", options.static_inputs)):
+        if given:
+            raise KontextError(f"--activations {name} cannot be combined with {other}: leave one of them out")
+    if not calibrated:
+        raise KontextError(f"--activations {name} needs a calibration: name a folder with --calibrate")
 
 
 def check_static_inputs(quantization: str | None, weight_only: bool, calibrated: bool) -> None:

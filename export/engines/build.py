@@ -129,7 +129,7 @@ def build_engines(folder: Path, options: EngineOptions, show_progress: bool = Fa
     with locked(folder):
         bundle = Bundle.open(folder)
         for target in options.targets:
-            check_bundle(bundle, target)
+            check_bundle(bundle, target, options.weights)
         read_engines(bundle)  # existing entries must be valid
         remove_unfinished(bundle)
         other = Bundle.open(options.reuse) if options.reuse is not None else None

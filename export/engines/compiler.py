@@ -23,6 +23,7 @@ from ...files import write_atomic
 from ...runtime.cache import read_cached
 from ...runtime.engines import load_library
 from .narrow_quantization import narrow_quantization
+from .unscaled_products import unscaled_product
 
 Send = Callable[[dict[str, Any]], None]
 """Sends a message to the process that started this one."""
@@ -118,6 +119,10 @@ def parse_graph(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> 
 
     model = onnx.load(str(graph), load_external_data=False)
     narrow_quantization(model.graph)
+    if (product := unscaled_product(model.graph)) is not None:
+        raise KontextError(
+            f"{graph.name}: {product} leaves the range of fp16: the bundle is of an older version, export it again"
+        )
     parser = trt.OnnxParser(network, log)
     whole = model.SerializeToString()
     external = weights_as_inputs(model)

@@ -22,12 +22,14 @@ BF16_CAPABILITY = 80
 @dataclass(frozen=True)
 class GraphFormats:
     """What a graph computes in, the number formats of its weights, and those that linears' inputs are rounded to;
-    `dynamic` are those of the last that are rounded at run time."""
+    `dynamic` are those of the last that are rounded at run time, `unpacked` those of weights that are unpacked to
+    another one, their inputs'."""
 
     compute: str
     weights: tuple[str, ...]
     activations: tuple[str, ...]
     dynamic: tuple[str, ...] = ()
+    unpacked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rounded = [f"{name}inputs" for name in self.activations]
@@ -48,6 +50,11 @@ def formats_of(bundle: Bundle, graph: str) -> GraphFormats:
             for layer in noted["layers"].get(graph, {}).values()
         ]
         weights = {str(layer["format"]) for layer in layers} - {compute}
+        unpacked = {
+            str(each["format"])
+            for each in layers
+            if each.get("activations", each["format"]) != each["format"]
+        }
         rounded = {
             (str(layer["activations"]), str(layer.get("rounding", "")))
             for layer in layers
@@ -63,12 +70,12 @@ def formats_of(bundle: Bundle, graph: str) -> GraphFormats:
         for name, rounding in rounded
         if (rounding or FORMATS[name].input_roundings[0].value) == InputRounding.DYNAMIC.value
     }
-    return GraphFormats(compute, tuple(sorted(weights)), tuple(sorted(activations)), tuple(sorted(dynamic)))
+    return GraphFormats(compute, *(tuple(sorted(each)) for each in (weights, activations, dynamic, unpacked)))
 
 
-def check_bundle(bundle: Bundle, target: str) -> None:
+def check_bundle(bundle: Bundle, target: str, weights: str | None = None) -> None:
     """Raises KontextError, in plainer words than the compiler's, for what it refuses and where an engine would be
-    wrong."""
+    wrong; `weights` is where the user wants them."""
     if bundle.links:
         raise KontextError(
             f"{bundle.folder} was exported with --link-weights, and engines need a bundle with its own weights: export "
@@ -85,30 +92,43 @@ def check_bundle(bundle: Bundle, target: str) -> None:
         for name in formats.weights:
             if FORMATS[name].tensorrt is TensorRT.REFUSED:
                 raise KontextError(f"TensorRT does not take {name} ({graph}): export with --int4 or --fp8")
+        if weights == "bound" and formats.unpacked:
+            raise KontextError(
+                f"TensorRT does not unpack {formats.unpacked[0].upper()} weights to the format of rounded inputs where "
+                f"they are inputs of the engine ({graph}): use --engine-weights inside"
+            )
         for name in formats.activations:
             if name in formats.dynamic:
                 raise KontextError(
                     f"TensorRT does not take inputs rounded to {name.upper()} at run time ({graph}): export with "
                     "--weight-only, or with --static-inputs and a calibration"
                 )
-            if formats.compute == "fp16":
-                # The product is written in fp16 before it is scaled, and sums of products of codes leave its range.
-                raise KontextError(
-                    f"products in {name.upper()} leave the range of fp16 ({graph}): export with --bf16 --{name}"
-                    f"{' --static-inputs' if name == 'int8' else ''}"
-                )
         for name in (formats.compute, *formats.weights, *formats.activations):
             if capability < min_capability(name):
                 raise KontextError(
-                    f"{target} does not compute in {name} ({graph}): export with --fp16, alone or with --int4 or "
-                    "--int8 --weight-only"
+                    f"{target} does not compute in {name} ({graph}): export with {nearest_flags(name, capability)}"
                 )
 
 
+NEAREST = {
+    "bf16": ("fp16", "--fp16"),
+    "fp8": ("int8", "--int8 --static-inputs"),
+    "nvfp4": ("int4", "--int4"),
+    "int4": ("int8", "--int8 --weight-only"),
+}
+"""Format → the one that comes next to it on GPUs that lack it, and the flags of its export."""
+
+
+def nearest_flags(name: str, capability: int) -> str:
+    """Flags of an export in the format nearest to `name` that engines for a GPU of `capability` compute in."""
+    name, flags = NEAREST[name]
+    return nearest_flags(name, capability) if capability < min_capability(name) else flags
+
+
 def min_capability(name: str) -> int:
-    """Of GPUs that compute in a format: of weights, or of the whole graph."""
+    """Of GPUs that engines in a format are compiled for: of weights, or of the whole graph."""
     if name in FORMATS:
-        return FORMATS[name].min_capability
+        return max(FORMATS[name].min_capability, FORMATS[name].tensorrt_capability)
     return BF16_CAPABILITY if name == "bf16" else 0
 
 

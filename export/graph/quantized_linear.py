@@ -8,7 +8,8 @@ linear's inputs. Standard ONNX operators only, in the patterns that engines reco
 | CODEBOOK | nf4 | Gather from the table of codes, times absmax | nothing; it is for bitsandbytes' kernels |
 | TWO_LEVEL | nvfp4 | DequantizeLinear of the block scales, then of the values | TensorRT on Blackwell |
 
-Inputs with a static scale pass QuantizeLinear and DequantizeLinear, which TensorRT fuses. Those with a scale per token
+Inputs with a static scale pass QuantizeLinear and DequantizeLinear, which TensorRT fuses; a weight in another format is
+unpacked, and passes both too, with a scale per column. Inputs with a scale per token
 are multiplied by MatMulInteger, in the form that ONNX Runtime fuses on CPUs or in the one that its CUDA provider takes.
 Those rounded in blocks pass the two operators twice: each block's scale, then its values with that scale. Nothing else
 writes E2M1 codes from computed values, so engines (`fp4_quantization`) and fidelity find these linears by that.
@@ -20,6 +21,7 @@ the bf16 operators get them back (`narrow_quantization`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ import onnx_ir as ir
 
 from ...quant.formats import FORMATS
 from ...quant.formats.base import InputRounding, NumberFormat, OnnxForm
+from ...quant.formats.per_channel import PerChannel
 from ...quant.recipe import Layer
 
 Tensors = Mapping[str, ir.ExternalTensor]
@@ -36,6 +39,10 @@ Tensors = Mapping[str, ir.ExternalTensor]
 
 IntegerProduct = Callable[["Linear", ir.Value, NumberFormat, Tensors], ir.Value]
 """Adds the nodes of x @ W for an fp32 x, rounded for each token; returns the product in fp32."""
+
+COLUMN = 2.0**-4
+"""About the largest weight of a column, where a product in fp16 is written before it is multiplied by the columns'
+scales: as large as its inputs' weighted mean, and not the 2^21 that sums of products of codes reach."""
 
 SMALLEST_DIVISOR = np.array(1e-30, np.float32)
 """The least that a token's or a block's values are divided by: they may be all zeros."""
@@ -137,13 +144,18 @@ def quantize_linear(
         add_branch(linear, x, tensors)
     format = FORMATS[layer.format]
     if layer.has_static_inputs:
-        linear.node.replace_input_with(0, round_statically(linear, x, format, tensors))
+        linear.node.replace_input_with(0, round_statically(linear, x, FORMATS[layer.activations], tensors))
     elif layer.input_rounding is InputRounding.BLOCKS:
         linear.node.replace_input_with(0, round_in_blocks(linear, x, FORMATS[layer.activations], tensors))
     elif layer.activations:
         multiply_integers(linear, x, format, tensors, multiply_on_gpu if for_gpu else multiply_on_cpu)
         return
-    value = DEQUANTIZE[format.onnx_form](linear, format, tensors)
+    if layer.is_unpacked_to_inputs:
+        value = unpack_to_inputs(linear, format, FORMATS[layer.activations], tensors)
+    elif layer.has_static_inputs and linear.dtype == ir.DataType.FLOAT16:
+        value = scale_afterwards(linear, linear.initializer(tensors[""]), format, tensors["_scale"])
+    else:
+        value = DEQUANTIZE[format.onnx_form](linear, format, tensors)
     value.shape, value.type = weight.shape, ir.TensorType(linear.dtype)
     ir.convenience.replace_all_uses_with(weight, value)
 
@@ -224,10 +236,9 @@ def cast_to_fp32(linear: Linear, value: ir.Value) -> ir.Value:
 
 
 def round_statically(linear: Linear, x: ir.Value, format: NumberFormat, tensors: Tensors) -> ir.Value:
-    """x rounded to the weight's dtype with a known scale: with the weight's DequantizeLinear a product in that
-    dtype."""
-    dtype = tensors[""].dtype
-    zero = linear.constant(np.zeros((), dtype.numpy()), f"{format.name}/zero")
+    """x rounded to `format` with a known scale: with the DequantizeLinear of a weight in that format a product in
+    it."""
+    zero = linear.constant(np.zeros((), values_dtype(format).numpy()), f"{format.name}/zero")
     pair = [linear.widen(linear.initializer(tensors["_input_scale"])), zero]
     codes = linear.before("QuantizeLinear", [linear.widen(x), *pair])
     return linear.narrow(linear.before("DequantizeLinear", [codes, *pair]))
@@ -260,6 +271,53 @@ def round_in_blocks(linear: Linear, x: ir.Value, format: NumberFormat, tensors: 
         **blocked,
     )
     return cast_to_compute(linear, linear.before("DequantizeLinear", [codes, steps], **blocked))
+
+
+def values_dtype(format: NumberFormat) -> ir.DataType:
+    """ONNX's dtype of the values of a format of 8 bits."""
+    return {"F8_E4M3": ir.DataType.FLOAT8E4M3FN, "I8": ir.DataType.INT8}[format.tensors[0].dtype]
+
+
+def unpack_to_inputs(
+    linear: Linear, format: NumberFormat, inputs: NumberFormat, tensors: Tensors
+) -> ir.Value:
+    """The weight, rounded to the format of the linear's inputs with a scale per column. TensorRT does this in one
+    kernel, and multiplies in that format. Of rounded inputs and DequantizeLinear in blocks TensorRT for RTX 1.7.1 makes
+    a crash, or for inputs [tokens, channels] an engine that scales the blocks' sum."""
+    weight = DEQUANTIZE[format.onnx_form](linear, format, tensors)
+    scale = tensors["_column_scale"]
+    columns = scale.shape.numpy()
+    zeros = linear.constant(
+        np.zeros(columns, values_dtype(inputs).numpy()), f"{inputs.name}/zeros_{columns[0]}"
+    )
+    by_column = linear.widen(linear.initializer(scale))
+    codes = linear.before("QuantizeLinear", [linear.widen(weight), by_column, zeros], axis=1)
+    if linear.dtype == ir.DataType.FLOAT16:
+        return scale_afterwards(linear, codes, inputs, scale)
+    return linear.narrow(linear.before("DequantizeLinear", [codes, by_column, zeros], axis=1))
+
+
+def scale_afterwards(
+    linear: Linear, codes: ir.Value, format: NumberFormat, scale: ir.ExternalTensor
+) -> ir.Value:
+    """The weight with one scale for all columns, about `COLUMN` over the format's largest value; its product is then
+    multiplied by what the columns' own scales [out] are over that one. TensorRT multiplies by one scale inside the
+    product and by several after it, when the sum of products of codes has left the range of fp16."""
+    assert isinstance(format, PerChannel)
+    unit = 2.0 ** math.floor(math.log2(COLUMN / format.largest))
+    dtype = linear.dtype.numpy()
+    one = linear.constant(np.array(unit, dtype), f"{format.name}/unit")
+    inverse = linear.constant(np.array(1 / unit, dtype), f"{format.name}/units")
+    zero = linear.constant(np.zeros((), values_dtype(format).numpy()), f"{format.name}/zero")
+    ratios = linear.before("Mul", [linear.initializer(scale), inverse])
+    product = linear.node.outputs[0]
+    scaled = ir.node("Mul", [product, ratios])
+    linear.name_node(scaled)
+    scaled.outputs[0].shape, scaled.outputs[0].type = product.shape, product.type
+    ir.convenience.replace_all_uses_with(product, scaled.outputs[0])
+    scaled.replace_input_with(0, product)
+    linear.graph.insert_after(linear.node, scaled)
+    return linear.before("DequantizeLinear", [codes, one, zero])
 
 
 def change_channels(linear: Linear, x: ir.Value, changes: Sequence[tuple[str, ir.Value]]) -> ir.Value:

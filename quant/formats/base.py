@@ -114,12 +114,16 @@ class NumberFormat(ABC):
         has_branch: a low-rank branch goes with it unless --rank says otherwise.
         input_roundings: how a bundle can have the linear's inputs rounded to this format, the usual way first; empty:
             they are left alone.
+        unpacked_inputs: other formats that a bundle can have the linear's inputs rounded to, with static scales: the
+            weight is then unpacked to them before the product.
         min_capability: lowest compute capability, times ten, of GPUs that compute with it; 0: any GPU unpacks it.
         runs_on_cpu: ONNX Runtime multiplies it on a CPU without unpacking the weight, and its memory there was
             measured.
         cpu_memory: bytes that ONNX Runtime holds on a CPU for each byte stored.
         onnx_form: in the graph.
         tensorrt: what TensorRT makes of that.
+        tensorrt_capability: lowest compute capability, times ten, that TensorRT compiles it for, where that is above
+            `min_capability`.
         kernel: what multiplies by stored weights in the torch backend, `SCALED_GEMM` or `INT4_GEMM`; "": each use
             unpacks the weight to 16 bits.
         kernel_inputs: formats of 8 bits that this kernel takes its inputs in.
@@ -133,11 +137,13 @@ class NumberFormat(ABC):
     transposed: bool = False
     has_branch: bool = False
     input_roundings: tuple[InputRounding, ...] = ()
+    unpacked_inputs: tuple[str, ...] = ()
     min_capability: int = 0
     runs_on_cpu: bool = False
     cpu_memory: float = 1.0
     onnx_form: OnnxForm
     tensorrt: TensorRT
+    tensorrt_capability: int = 0
     kernel: str = ""
     kernel_inputs: tuple[str, ...] = ()
 

@@ -64,7 +64,9 @@ INT4 = Int4(
     flag_help="as INT4 with a scale per output channel and 64 inputs",
     has_branch=True,
     runs_on_cpu=True,
+    unpacked_inputs=("fp8", "int8"),
     tensorrt=TensorRT.FUSED_CONSTANTS,
+    tensorrt_capability=80,
     kernel=INT4_GEMM,
     kernel_inputs=("fp8",),
 )

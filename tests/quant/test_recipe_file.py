@@ -82,7 +82,7 @@ def test_the_usual_rounding_is_not_noted(tmp_path: Path) -> None:
         ({"rules": [{"format": "fp8", "activations": "int3"}]}, "activations is 'int3'"),
         (
             {"rules": [{"format": "fp8", "activations": "int8"}]},
-            "int8 activations need int8 weights, and these are fp8",
+            "int8 activations need int8 or int4 weights, and these are fp8",
         ),
         ({"rules": [3]}, "rule 1 is not an object"),
         ({"rules": [{"format": "int8", "weight": 3}]}, "names or patterns"),

@@ -189,6 +189,8 @@ class WeightFile:
                 for suffix, dtype, shape in format.layout((inputs, outputs))
             )
             table, scale, zeros = format.kernel_operands(*scales)
+        # The kernels find scales of their own for a weight that is unpacked to 8 bits.
+        self.unread.discard(f"{key}_column_scale")
         return StoredLinear(
             weight,
             self.bias(name, outputs, bias),

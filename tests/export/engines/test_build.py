@@ -281,9 +281,20 @@ def test_the_other_library_builds_for_the_gpu_at_hand(monkeypatch: pytest.Monkey
         ({}, {"modulation": {"w": {"format": "int8", "activations": "int8"}}}, "sm89", "with --weight-only"),
         (
             {},
-            {"modulation": {"w": {"format": "fp8", "activations": "fp8"}}},
-            "sm89",
-            "leave the range of fp16",
+            {
+                "transformer": {
+                    "w": {"format": "int8", "activations": "int8", "rounding": "static"},
+                    "v": "int4",
+                }
+            },
+            "sm75",
+            r"sm75 does not compute in int4 \(transformer\): export with --int8 --weight-only",
+        ),
+        (
+            {},
+            {"transformer": {"w": {"format": "fp8", "activations": "fp8"}}},
+            "sm86",
+            "export with --int8 --static-inputs",
         ),
         ({}, {"text_encoder_2": {"w": "uint4"}}, "sm89", r"does not take uint4 \(text_encoder_2\)"),
     ],
@@ -296,6 +307,16 @@ def test_formats_that_a_card_has_not(
     bundle = dataclasses.replace(bundle, manifest={**bundle.manifest, "precision": noted})
     with pytest.raises(KontextError, match=message):
         check_bundle(bundle, target)
+
+
+def test_weights_that_are_unpacked_to_their_inputs_stay_inside(tiny_bundle: Path) -> None:
+    layers = {"transformer": {"w": {"format": "int4", "activations": "int8", "rounding": "static"}}}
+    noted = {"networks": dict.fromkeys(GRAPHS, "fp16"), "layers": layers}
+    bundle = Bundle.open(tiny_bundle)
+    bundle = dataclasses.replace(bundle, manifest={**bundle.manifest, "precision": noted})
+    check_bundle(bundle, "sm86")
+    with pytest.raises(KontextError, match="use --engine-weights inside"):
+        check_bundle(bundle, "sm86", "bound")
 
 
 def test_bundles_over_other_files(tiny_bundle: Path) -> None:

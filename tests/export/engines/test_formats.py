@@ -14,6 +14,7 @@ ir = pytest.importorskip("onnx_ir")
 trt = pytest.importorskip("tensorrt_rtx")
 
 from kontext.export.engines.narrow_quantization import narrow_quantization  # noqa: E402
+from kontext.export.engines.unscaled_products import unscaled_product  # noqa: E402
 from kontext.export.graph import fp8_attention  # noqa: E402
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
 from kontext.export.graph.quantized_linear import packed_dtypes, quantize_linear  # noqa: E402
@@ -52,7 +53,7 @@ def linear(layer: Layer, compute: str) -> Any:
     weight = ir.Value(name="w", shape=ir.Shape([INPUTS, OUTPUTS]), type=ir.TensorType(dtype))
     product = ir.node("MatMul", [x, weight], name="product")
     in_integers = layer.input_rounding is InputRounding.DYNAMIC
-    replaced = layer.rank > 0 or in_integers or layer.centred
+    replaced = layer.rank > 0 or in_integers or layer.centred or layer.has_static_inputs
     graph = graph_of([x], product, ir.Shape([TOKENS, OUTPUTS]), [weight], replaced)
     tensors, packed = {}, packed_dtypes(layer.format)
     for (ending, kind, shape), tensor in zip(weight_layout(layer, (INPUTS, OUTPUTS)), stored, strict=True):
@@ -142,7 +143,7 @@ def test_low_rank_branches_end_in_the_product_that_is_added() -> None:
 @pytest.mark.parametrize(("compute", "written"), [("bf16", "BFloat16"), ("fp16", "Half")])
 @pytest.mark.parametrize("centred", [False, True])
 def test_static_inputs_make_a_product_in_fp8(compute: str, written: str, centred: bool) -> None:
-    """Written in the graph's format before the columns' scales come: why fp16 is refused. Centring costs no kernel."""
+    """Written in the graph's format before the columns' scales come. Centring costs no kernel."""
     rounding, product, scaling = compiled(linear(Layer("fp8", 0, "fp8", centred), compute), "sm89")
     assert product[0] == "gemm"
     before, after = product[2].split("Outputs:")
@@ -164,6 +165,38 @@ def test_static_inputs_make_a_product_in_int8(target: str, scaled: bool) -> None
     assert "Datatype: BFloat16" in after
     assert "Cast" in rounding[1]
     assert "Mul" in scaling[1]
+
+
+@pytest.mark.parametrize("target", ["sm75", "sm86"])
+def test_products_in_fp16_are_scaled_inside(target: str) -> None:
+    """One scale for the product, folded into it; the columns' ratios come after it, with what bf16 has there. On Turing
+    too."""
+    proto = linear(Layer("int8", 0, "int8", True, "static", True), "fp16")
+    (product,) = [node for node in proto.graph.node if node.op_type == "MatMul"]
+    (unpack,) = [node for node in proto.graph.node if node.output[0] == product.input[1]]
+    (unit,) = [each for each in proto.graph.initializer if each.name == unpack.input[1]]
+    assert onnx.numpy_helper.to_array(unit) == 2.0**-11
+    assert unscaled_product(proto.graph) is None
+    rounding, gemm, scaling = compiled(proto, target)
+    assert (rounding[0], gemm[0], scaling[0]) == ("kgen", "gemm", "kgen")
+    before, after = gemm[2].split("Outputs:")
+    assert before.count("Datatype: Int8") == 2
+    assert "Datatype: Half" in after
+
+
+@pytest.mark.parametrize(
+    ("inputs", "target", "inside"),
+    [("int8", "sm86", "Int8"), ("int8", "sm89", "Int8"), ("fp8", "sm89", "FP8"), ("fp8", "sm120", "FP8")],
+)
+@pytest.mark.parametrize("rank", [0, 32])
+def test_int4_with_inputs_of_8_bits(inputs: str, target: str, inside: str, rank: int) -> None:
+    """The engine holds 4 bits, one kernel unpacks them to 8, and the product is in 8 bits."""
+    rounding = "static" if inputs == "int8" else ""
+    layers = compiled(linear(Layer("int4", rank, inputs, True, rounding, inputs == "int8"), "bf16"), target)
+    unpacking = [account for _, _, account in layers if "Datatype: Int4" in account.split("Outputs:")[0]]
+    assert [f"Datatype: {inside}" in account.split("Outputs:")[1] for account in unpacking] == [True]
+    products = [account.split("Outputs:")[0] for kind, _, account in layers if kind == "gemm"]
+    assert sum(account.count(f"Datatype: {inside}") == 2 for account in products) == 1
 
 
 @pytest.mark.parametrize(("format", "target"), [("nvfp4", "sm120"), ("nf4", "sm89")])

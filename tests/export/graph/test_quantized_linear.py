@@ -170,6 +170,10 @@ LAYERS = [
     Layer("int8", 0, "int8", rounding="static"),
     Layer("int8", 0, "int8", True, "static", True),
     Layer("int8", 8, "int8", True, "static", True),
+    Layer("int4", 0, "fp8", True),
+    Layer("int4", 8, "fp8", True),
+    Layer("int4", 0, "int8", True, "static", True),
+    Layer("int4", 8, "int8", True, "static", True),
 ]
 
 
@@ -180,8 +184,10 @@ def test_the_graph_computes_what_is_meant(layer: Layer, compute: str) -> None:
     wide_sums = layer.format == "int8" and layer.rounding == "static" and compute == "fp32"
     y = torch.from_numpy(run(model(layer, compute), x, wide_sums=wide_sums).astype(np.float32))
     error = float((y - expected(layer, compute)).norm() / y.norm())
-    # In fp16 a value may round to another E4M3 or INT8 neighbour than in fp32.
-    assert error < (3e-6 if compute == "fp32" else 4e-3 if layer.activations else 1.5e-3)
+    # In fp16 a value may round to another E4M3 or INT8 neighbour than in fp32; multiples of INT4's scale often lie in
+    # the middle between two of E4M3.
+    near = 2e-2 if layer.is_unpacked_to_inputs else 4e-3 if layer.activations else 1.5e-3
+    assert error < (3e-6 if compute == "fp32" else near)
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -191,7 +197,7 @@ def test_bf16_by_the_reference_implementation(layer: Layer) -> None:
     y = ReferenceEvaluator(model(layer, "bf16")).run(None, {"x": inputs().numpy().astype(dtype)})[0]
     y = torch.from_numpy(np.asarray(y).astype(np.float32))
     error = float((y - expected(layer, "bf16")).norm() / y.norm())
-    assert error < 8e-3  # bf16 keeps 8 bits
+    assert error < (2e-2 if layer.is_unpacked_to_inputs else 8e-3)  # bf16 keeps 8 bits
 
 
 def test_bf16_is_quantized_in_fp32_between_casts() -> None:
@@ -230,15 +236,14 @@ def operators(layer: Layer, compute: str) -> Counter[str]:
 
 def test_forms_are_those_that_engines_fuse() -> None:
     assert operators(Layer("int4"), "fp16") == {"DequantizeLinear": 1, "MatMul": 1, "Add": 1}
-    assert operators(Layer("fp8", 0, "fp8"), "fp16") == {
-        "QuantizeLinear": 1,
-        "DequantizeLinear": 2,
-        "MatMul": 1,
-        "Add": 1,
-    }
-    assert operators(Layer("int8", 0, "int8", rounding="static"), "fp16") == operators(
-        Layer("fp8", 0, "fp8"), "fp16"
-    )
+    rounded = Layer("fp8", 0, "fp8")
+    product = Counter({"QuantizeLinear": 1, "DequantizeLinear": 2, "MatMul": 1, "Add": 1})
+    assert operators(rounded, "fp32") == product
+    unpacked = Counter({"QuantizeLinear": 1, "DequantizeLinear": 1})
+    assert operators(Layer("int4", 0, "fp8"), "fp32") == product + unpacked
+    # In fp16 the columns' scales are multiplied after the product, over one that is multiplied inside.
+    assert operators(rounded, "fp16") == product + Counter(Mul=2)
+    assert operators(Layer("int8", 0, "int8", rounding="static"), "fp16") == operators(rounded, "fp16")
     found = operators(Layer("int8", 0, "int8"), "fp32")
     assert found == {
         "ReduceMax": 1,

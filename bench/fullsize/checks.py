@@ -34,7 +34,7 @@ def check_graphs(folder: Path) -> dict[str, object]:
     for entry in bundle.graphs.values():
         if bundle.links:
             model = onnx.load(entry.path, load_external_data=False)
-            weights_as_inputs(model)
+            weights_as_inputs(model, entry.path.parent)
             onnx.checker.check_model(model, full_check=True)
         else:
             onnx.checker.check_model(str(entry.path), full_check=True)

@@ -187,7 +187,7 @@ def manifest_entry(
     }
     if weights != "bound" and bundle.graphs[graph].weights.stat().st_size >= STREAMED_BYTES:
         entry["streams"] = True
-    if weights == "inside":
+    if weights == "inside" or formats.blocks:  # scales of blocks are constants of every engine
         weights_file = bundle.graphs[graph].weights.relative_to(bundle.folder).as_posix()
         entry["weights_sha256"] = files[weights_file].sha256
     digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()

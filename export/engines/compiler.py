@@ -22,6 +22,7 @@ from ...errors import KontextError
 from ...files import write_atomic
 from ...runtime.cache import read_cached
 from ...runtime.engines import load_library
+from .fp4_quantization import constant_scales, use_fp4_quantizer
 from .narrow_quantization import narrow_quantization
 from .unscaled_products import unscaled_product
 
@@ -123,9 +124,10 @@ def parse_graph(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> 
         raise KontextError(
             f"{graph.name}: {product} leaves the range of fp16: the bundle is of an older version, export it again"
         )
+    use_fp4_quantizer(model)
     parser = trt.OnnxParser(network, log)
     whole = model.SerializeToString()
-    external = weights_as_inputs(model)
+    external = weights_as_inputs(model, graph.parent)
     if weights == "bound":
         parsed = parser.parse(model.SerializeToString())
     else:
@@ -139,13 +141,17 @@ def parse_graph(trt: Any, network: Any, log: Any, graph: Path, weights: str) -> 
     return external
 
 
-def weights_as_inputs(model: Any) -> list[str]:
-    """Turns an ONNX model's external weights into inputs; returns their names."""
+def weights_as_inputs(model: Any, folder: Path) -> list[str]:
+    """Turns an ONNX model's external weights, in files relative to `folder`, into inputs; returns their names. Scales
+    that TensorRT takes as constants only (`fp4_quantization.constant_scales`) are read and stay."""
     import onnx
 
-    external, kept = [], []
+    external, kept, constant = [], [], constant_scales(model.graph)
     for item in model.graph.initializer:
-        if item.data_location == onnx.TensorProto.EXTERNAL:
+        if item.data_location == onnx.TensorProto.EXTERNAL and item.name in constant:
+            read_external(item, folder)
+            kept.append(item)
+        elif item.data_location == onnx.TensorProto.EXTERNAL:
             value = onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
             model.graph.input.append(value)
             external.append(item.name)
@@ -154,6 +160,16 @@ def weights_as_inputs(model: Any) -> list[str]:
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     return external
+
+
+def read_external(tensor: Any, folder: Path) -> None:
+    """Puts the data of an external tensor into it."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    with (folder / place["location"]).open("rb") as file:
+        file.seek(int(place["offset"]))
+        tensor.raw_data = file.read(int(place["length"]))
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
 
 
 def let_attention_decompose(trt: Any, network: Any) -> None:

@@ -21,15 +21,16 @@ BF16_CAPABILITY = 80
 
 @dataclass(frozen=True)
 class GraphFormats:
-    """What a graph computes in, the number formats of its weights, and those that linears' inputs are rounded to;
-    `dynamic` are those of the last that are rounded at run time, `unpacked` those of weights that are unpacked to
-    another one, their inputs'."""
+    """What a graph computes in, the number formats of its weights, and those that linears' inputs are rounded to; of
+    the last, `dynamic` are those with a scale for each token and `blocks` those with one for each block; `unpacked` are
+    those of weights that are unpacked to another format, their inputs'."""
 
     compute: str
     weights: tuple[str, ...]
     activations: tuple[str, ...]
     dynamic: tuple[str, ...] = ()
     unpacked: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rounded = [f"{name}inputs" for name in self.activations]
@@ -65,12 +66,13 @@ def formats_of(bundle: Bundle, graph: str) -> GraphFormats:
     activations = {name for name, _ in rounded}
     if unknown := (weights | activations) - set(FORMATS):
         raise KontextError(f"{bundle.folder / MANIFEST_NAME}: unknown number format {min(unknown)!r}")
-    dynamic = {
-        name
-        for name, rounding in rounded
-        if (rounding or FORMATS[name].input_roundings[0].value) == InputRounding.DYNAMIC.value
-    }
-    return GraphFormats(compute, *(tuple(sorted(each)) for each in (weights, activations, dynamic, unpacked)))
+    ways = {(name, rounding or FORMATS[name].input_roundings[0].value) for name, rounding in rounded}
+    dynamic, blocks = (
+        {name for name, way in ways if way == wanted.value}
+        for wanted in (InputRounding.DYNAMIC, InputRounding.BLOCKS)
+    )
+    parts = (weights, activations, dynamic, unpacked, blocks)
+    return GraphFormats(compute, *(tuple(sorted(each)) for each in parts))
 
 
 def check_bundle(bundle: Bundle, target: str, weights: str | None = None) -> None:

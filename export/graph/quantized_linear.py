@@ -197,13 +197,14 @@ def look_up_codes(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.
 
 
 def dequantize_twice(linear: Linear, format: NumberFormat, tensors: Tensors) -> ir.Value:
-    """The block scales times the weight's scale, then the values times these."""
+    """The block scales times the weight's scale, then the values times these, in fp32: with a Cast between the two
+    TensorRT for RTX 1.7.1 crashes where inputs are rounded too."""
     values, *scales = (tensors[each.suffix] for each in format.tensors)
     steps = linear.before("DequantizeLinear", [linear.initializer(each) for each in scales])
-    steps = cast_to_compute(linear, steps)
-    return linear.before(
+    weight = linear.before(
         "DequantizeLinear", [linear.initializer(values), steps], axis=0, block_size=format.group
     )
+    return cast_to_compute(linear, weight)
 
 
 def pairs_of_codes(codes: Sequence[float]) -> np.ndarray:

@@ -28,8 +28,14 @@ from kontext.export.bundle.preferred_sizes import FLUX_SIZES  # noqa: E402
 from kontext.export.cli import main  # noqa: E402
 from kontext.export.engines import build as engines  # noqa: E402
 from kontext.export.engines import process as engine_process  # noqa: E402
-from kontext.export.engines.build import EngineOptions, build_engines, parse_targets, resolve_options  # noqa: E402
-from kontext.export.engines.formats import GraphFormats, best_weights, check_bundle  # noqa: E402
+from kontext.export.engines.build import (  # noqa: E402
+    EngineOptions,
+    build_engines,
+    manifest_entry,
+    parse_targets,
+    resolve_options,
+)
+from kontext.export.engines.formats import GraphFormats, best_weights, check_bundle, formats_of  # noqa: E402
 from kontext.export.engines.process import BuilderProcess  # noqa: E402
 from kontext.export.engines.profiles import evaluate, profiles  # noqa: E402
 from kontext.runtime.bundle import GRAPHS, Bundle  # noqa: E402
@@ -246,6 +252,7 @@ def test_what_cannot_be_built_here(options: EngineOptions, message: str) -> None
         (GraphFormats("fp16", ("fp8",), ()), False, "bound"),
         (GraphFormats("bf16", ("fp8",), ("fp8",)), False, "inside"),
         (GraphFormats("fp16", ("int4",), ()), False, "inside"),
+        (GraphFormats("fp16", ("nvfp4",), ("nvfp4",), (), (), ("nvfp4",)), False, "inside"),
     ],
 )
 def test_where_weights_are_best_kept(formats: GraphFormats, gpu: bool, kept: str) -> None:
@@ -296,6 +303,13 @@ def test_the_other_library_builds_for_the_gpu_at_hand(monkeypatch: pytest.Monkey
             "sm86",
             "export with --int8 --static-inputs",
         ),
+        (
+            {"transformer": "bf16"},
+            {"transformer": {"w": {"format": "nvfp4", "activations": "nvfp4"}}},
+            "sm89",
+            r"sm89 does not compute in nvfp4 \(transformer\): export with --int4$",
+        ),
+        ({}, {"transformer": {"w": "nvfp4"}}, "sm75", "nvfp4 .*: export with --int8 --weight-only$"),
         ({}, {"text_encoder_2": {"w": "uint4"}}, "sm89", r"does not take uint4 \(text_encoder_2\)"),
     ],
 )
@@ -317,6 +331,26 @@ def test_weights_that_are_unpacked_to_their_inputs_stay_inside(tiny_bundle: Path
     check_bundle(bundle, "sm86")
     with pytest.raises(KontextError, match="use --engine-weights inside"):
         check_bundle(bundle, "sm86", "bound")
+
+
+def test_products_in_fp4_stay_in_the_range_of_fp16(tiny_bundle: Path) -> None:
+    """They are scaled inside the product, those in E4M3 after it."""
+    layers = {"transformer": {"w": {"format": "nvfp4", "activations": "nvfp4"}, "x": "nvfp4"}}
+    noted = {"networks": dict.fromkeys(GRAPHS, "fp16"), "layers": layers}
+    bundle = Bundle.open(tiny_bundle)
+    bundle = dataclasses.replace(bundle, manifest={**bundle.manifest, "precision": noted})
+    check_bundle(bundle, "sm120")
+    assert formats_of(bundle, "transformer").blocks == ("nvfp4",)
+    # Their scales are constants of every engine, which is then for these weights alone.
+    options = EngineOptions("rtx", ("sm120",), "bound")
+    rounded, plain = (
+        manifest_entry(bundle, graph, "sm120", options, "1") for graph in ("transformer", "modulation")
+    )
+    assert (rounded["weights"], "weights_sha256" in rounded, "weights_sha256" in plain) == (
+        "bound",
+        True,
+        False,
+    )
 
 
 def test_bundles_over_other_files(tiny_bundle: Path) -> None:

@@ -13,6 +13,7 @@ onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 trt = pytest.importorskip("tensorrt_rtx")
 
+from kontext.export.engines.fp4_quantization import use_fp4_quantizer  # noqa: E402
 from kontext.export.engines.narrow_quantization import narrow_quantization  # noqa: E402
 from kontext.export.engines.unscaled_products import unscaled_product  # noqa: E402
 from kontext.export.graph import fp8_attention  # noqa: E402
@@ -66,6 +67,7 @@ def linear(layer: Layer, compute: str) -> Any:
     quantize_linear(graph, weight, layer, tensors, for_gpu=True)
     proto = ir.to_proto(ir.Model(graph, ir_version=11))
     narrow_quantization(proto.graph)  # as the compiler does
+    use_fp4_quantizer(proto)
     return proto
 
 
@@ -197,6 +199,25 @@ def test_int4_with_inputs_of_8_bits(inputs: str, target: str, inside: str, rank:
     assert [f"Datatype: {inside}" in account.split("Outputs:")[1] for account in unpacking] == [True]
     products = [account.split("Outputs:")[0] for kind, _, account in layers if kind == "gemm"]
     assert sum(account.count(f"Datatype: {inside}") == 2 for account in products) == 1
+
+
+@pytest.mark.parametrize(("compute", "written"), [("bf16", "BFloat16"), ("fp16", "Half")])
+@pytest.mark.parametrize("rank", [0, 32])
+def test_inputs_in_blocks_make_a_product_in_fp4(compute: str, written: str, rank: int) -> None:
+    """Both operands in E2M1 with E4M3 scales, scaled inside: written in the graph's format without leaving its range.
+    The branch takes inputs in 16 bits."""
+    layers = compiled(linear(Layer("nvfp4", rank, "nvfp4", centred=True), compute), "sm120")
+    (product,) = [account for kind, _, account in layers if kind == "gemm" and "FP4E2M1" in account]
+    before, after = product.split("Outputs:")
+    assert (before.count("Datatype: FP4E2M1"), before.count("Datatype: FP8")) == (2, 2)
+    assert f"Datatype: {written}" in after
+    rounding = [account.split("Outputs:") for _, _, account in layers if account is not product]
+    (rounding,) = [parts for parts in rounding if "Datatype: FP4E2M1" in parts[1]]
+    assert f"Datatype: {written}" in rounding[0]
+    assert "Datatype: FP8" in rounding[1]
+    assert sum("FP4E2M1" in account for *_, account in layers) == 2
+    others = [account for kind, _, account in layers if kind != "kgen" and account is not product]
+    assert len(others) == (2 if rank else 0)
 
 
 @pytest.mark.parametrize(("format", "target"), [("nvfp4", "sm120"), ("nf4", "sm89")])

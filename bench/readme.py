@@ -75,7 +75,6 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
             *of("fidelity.json", fidelity),
             Content("fidelity.json", lambda _: [], fidelity_plot.plot_link),
         ],
-        "inputs": of("fidelity_inputs.json", fidelity),
         "edit-fidelity": [
             Content("edit_fidelity.json", level.tables, level.note, level.title)
             for level in edit_fidelity.LEVELS

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .parallel import on_all_cores
+
 DAMPING = 0.01
 """Share of the mean of the moments' diagonal that is added to it, for directions that calibration has hardly seen."""
 
@@ -55,12 +57,19 @@ def round_with_feedback(
         start = block * size
         order, factor = inverse_factor(moments[block])
         groups = (torch.arange(start, start + size) // group)[order]
-        for column in range(0, columns, COLUMNS):
-            part = slice(column, column + COLUMNS)
+
+        def round_columns(
+            part: slice,
+            start: int = start,
+            order: Tensor = order,
+            factor: Tensor = factor,
+            groups: Tensor = groups,
+        ) -> None:
             values = weight[start : start + size, part].float()[order]
             shifts = None if offsets is None else offsets[:, part][groups]
-            rounded = round_block(values, factor, steps[:, part][groups], nearest, shifts)
-            units[start : start + size, part] = torch.empty_like(rounded).index_copy_(0, order, rounded)
+            units[start + order, part] = round_block(values, factor, steps[:, part][groups], nearest, shifts)
+
+        on_all_cores(round_columns, [slice(at, at + COLUMNS) for at in range(0, columns, COLUMNS)])
     return units
 
 

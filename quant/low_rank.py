@@ -18,8 +18,9 @@ RANKS = (64, 32, 16)
 BITS = 0.25
 """Bits per weight that a branch may cost if its rank is chosen by size."""
 
-OVERSAMPLING, ITERATIONS = 16, 6
-"""Of the randomized singular value decomposition (Halko et al. 2011); the error's spectrum falls slowly."""
+OVERSAMPLING, ITERATIONS = 8, 2
+"""Of the randomized singular value decomposition (Halko et al. 2011). Of 3072 x 3072 normal or heavy-tailed weights
+it leaves 0.02 to 0.05 dB more than the exact one; 16 and 6 leave nothing more, and take 2.3 times as long."""
 
 
 def rank_for(shape: tuple[int, int], bytes_each: int) -> int:
@@ -41,15 +42,21 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     matrix = matrix.float()
     if min(matrix.shape) <= 4 * rank + OVERSAMPLING:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        left, values, right = left[:, :rank], values[:rank], right[:rank]
-    else:
-        # Its own seed: an export must not depend on random numbers drawn before it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            left, values, turned = torch.svd_lowrank(matrix, q=rank + OVERSAMPLING, niter=ITERATIONS)
-        left, values, right = left[:, :rank], values[:rank], turned[:, :rank].t()
-    root = values.sqrt()
-    return left * root, root[:, None] * right
+        root = values[:rank].sqrt()
+        return left[:, :rank] * root, root[:, None] * right[:rank]
+    # Its own seed: an export must not depend on random numbers drawn before it.
+    generator = torch.Generator().manual_seed(0)
+    sample = matrix @ torch.randn(matrix.shape[1], rank + OVERSAMPLING, generator=generator)
+    for _ in range(ITERATIONS):
+        sample = matrix @ (matrix.t() @ torch.linalg.qr(sample).Q)
+    basis = torch.linalg.qr(sample).Q
+    inside = basis.t() @ matrix
+    # The few singular values inside the basis, from a product that costs less than their decomposition.
+    squares, turned = torch.linalg.eigh((inside @ inside.t()).double())
+    root = squares[-rank:].flip(0).clamp(min=0).sqrt().sqrt().float()
+    turned = turned[:, -rank:].flip(1).float()
+    up = turned.t() @ inside / root.clamp(min=torch.finfo(root.dtype).tiny)[:, None]
+    return basis @ turned * root, up
 
 
 def correction(error: Tensor, moments: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,10 @@ def quantize_weight(
             extra.append(torch.tensor(scale))
     branch: tuple[Tensor, Tensor] | None = None
     if layer.rank and moments is None:
+        weight = weight.float()
         branch = cast_branch(low_rank.leading(weight, layer.rank), dtype)
-        weight = weight.float() - branch[0].float() @ branch[1].float()
+        # The transpose of the transposes' difference: checkpoints store weights as [out, in].
+        weight = torch.addmm(weight.t(), branch[1].float().t(), branch[0].float().t(), alpha=-1).t()
     if moments is None:
         values, *scales = format.quantize(weight, dtype)
     else:

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FRACTIONS = (1.0, 0.94, 0.88, 0.82, 0.76)
-"""Of the scale that would just reach the largest weight; less helps no group of 64 normal weights."""
+FRACTIONS = (1.0, 0.94, 0.88, 0.82)
+"""Of the scale that would just reach the largest weight. Each is then fitted to the integers that it gives: 0.04 dB
+better on normal and on heavy-tailed weights than one more of them, 0.76, without the fit."""
+
+EXACT = 1e-6
+"""A fitted scale that is so close to the one it started from is that one: what INT4 can hold stays exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +32,20 @@ class Int4(Grouped):
         largest = block.abs().amax(0)
         # In units of the largest weight: a square of 1e20 is infinite in fp32, one of 1e-30 nothing.
         unit = block / torch.where(largest == 0, torch.ones_like(largest), largest)
-        errors = []
+        gains, fitted = [], []
         for fraction in FRACTIONS:
-            rounded = (unit * (7 / fraction)).round_().clamp_(-8, 7).mul_(fraction / 7).sub_(unit)
-            errors.append(torch.linalg.vector_norm(rounded, dim=0))
-        chosen = torch.tensor(FRACTIONS)[torch.stack(errors).argmin(0)]
-        scale = (largest * (chosen / 7)).to(dtype).clamp(min=torch.finfo(dtype).tiny)
-        return (torch.where(largest == 0, torch.ones_like(scale), scale)[None],)
+            # Of the scales for these integers q, <unit, q> / <q, q> leaves the least, |unit|^2 - <unit, q>^2 / <q, q>.
+            # Sums of products, since a norm along the first dimension takes PyTorch 30 times as long.
+            integers = (unit * (7 / fraction)).round_().clamp_(-8, 7)
+            size = integers.square().sum(0).clamp_(min=1)
+            product = integers.mul_(unit).sum(0)
+            scale = product / size
+            gains.append(product * scale)
+            close = (scale * (7 / fraction) - 1).abs() < EXACT
+            fitted.append(torch.where(close, fraction / 7, scale))
+        chosen = torch.stack(gains).argmax(0, keepdim=True)
+        scale = (largest * torch.stack(fitted).gather(0, chosen)).to(dtype).clamp(min=torch.finfo(dtype).tiny)
+        return (torch.where(largest == 0, torch.ones_like(scale), scale),)
 
     def nearest(self, units: Tensor, _offset: Tensor | None = None) -> Tensor:
         return units.round().clamp_(-8, 7)

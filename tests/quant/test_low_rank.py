@@ -25,6 +25,33 @@ def test_leading_is_the_nearest_of_its_rank(shape: tuple[int, int]) -> None:
     assert torch.allclose(down.norm(dim=0), up.norm(dim=1), rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("spectrum", "worse"), [("flat", 0.05), ("heavy-tailed", 0.05), ("outstanding", 0.02)]
+)
+def test_what_leading_leaves_is_hardly_more_than_the_least(spectrum: str, worse: float) -> None:
+    """Against the exact decomposition in fp64, in dB of what is left. Normal weights are the worst case: their
+    directions are all alike."""
+    matrix = noise(1024, 640)
+    if spectrum == "heavy-tailed":
+        matrix = matrix / noise(1024, 640, seed=1).abs().clamp(min=0.2)
+    if spectrum == "outstanding":
+        matrix = matrix + noise(1024, 12, seed=2) @ noise(12, 640, seed=3)
+    down, up = low_rank.leading(matrix, 16)
+    left = (matrix.double() - down.double() @ up.double()).square().sum()
+    least = torch.linalg.svdvals(matrix.double())[16:].square().sum()
+    assert float(left) <= 10 ** (worse / 10) * float(least)
+
+
+def test_leading_of_less_than_its_rank() -> None:
+    """Zeros, and a weight of rank 3, from the randomized decomposition: finite, and nothing is left."""
+    few = noise(300, 3) @ noise(3, 200, seed=1)
+    for matrix in (torch.zeros(300, 200), few, few * 1e-12):
+        down, up = low_rank.leading(matrix, 16)
+        assert torch.isfinite(down).all()
+        assert torch.isfinite(up).all()
+        assert float((down @ up - matrix).norm()) <= 1e-3 * float(matrix.norm())
+
+
 def test_leading_is_the_same_whatever_was_drawn_before() -> None:
     matrix = noise(300, 200)
     first = low_rank.leading(matrix, 4)

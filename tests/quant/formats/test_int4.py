@@ -73,6 +73,20 @@ def test_no_extreme_breaks_it(exponent: int, outlier: float, dtype: torch.dtype,
         assert ((result - weight).abs() <= 0.31 * groups + 1e-30).all()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_scales_are_the_best_for_their_integers(transposed: bool) -> None:
+    """Oracle: least squares in fp64. Whatever order the weight has in memory: checkpoints have it transposed."""
+    weight = torch.randn(128, 30, generator=torch.Generator().manual_seed(8))
+    packed, scales = INT4.quantize(weight.t().contiguous().t() if transposed else weight, torch.float32)
+    torch.testing.assert_close(scales, INT4.quantize(weight, torch.float32)[1])
+    groups = weight.double().unflatten(0, (-1, 64))
+    integers = INT4.integers(packed).double().unflatten(0, (-1, 64))
+    best = (integers * groups).sum(1) / integers.square().sum(1)
+    ours, least = ((integers * each[:, None] - groups).square().sum() for each in (scales.double(), best))
+    # The integers are rounded once more with the fitted scale, so it is the best for slightly different ones.
+    assert least <= ours <= 1.01 * least
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(128, 10)
     whole = INT4.quantize(weight, torch.float16)
@@ -118,7 +132,7 @@ def test_onnxruntime_dequantizes_the_same() -> None:
 
 
 def test_the_scale_is_nearly_the_best_of_an_exhaustive_search() -> None:
-    """Within 3 % of the least squared error of 91 scales in fp64; the plain scale is 30 % above it."""
+    """Within 2 % of the least squared error of 91 scales in fp64; the plain scale is 30 % above it."""
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(7))
     largest = weight.abs().amax(0).double()
 
@@ -128,5 +142,5 @@ def test_the_scale_is_nearly_the_best_of_an_exhaustive_search() -> None:
     tried = torch.stack([errors(largest * percent / 700) for percent in np.linspace(60, 105, 91)])
     restored = INT4.dequantize(*INT4.quantize(weight, torch.float32))
     error = (restored.double() - weight).square().sum(0)
-    assert error.sum() < 1.03 * tried.amin(0).sum()
+    assert error.sum() < 1.02 * tried.amin(0).sum()
     assert (error <= errors(largest / 7) * 1.0001).all()

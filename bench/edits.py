@@ -1,13 +1,14 @@
 """Success rate of edits: a bundle edits held-out scenes, and the embedded judge decides on each result.
 
-Every number of steps gets the same edits, drawn from one seed.
+Every number of steps gets the same edits, drawn from one seed. Familiar edits are held-out combinations in training's
+words and drawing; unfamiliar ones are in wordings and in a style of drawing that training never sees.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..runtime import Pipeline
 from ..tiny.edits import GROUPS, KINDS, Edit, sample_edit
 from ..tiny.judge import judge
 from ..tiny.scenes import render
+from ..tiny.variety import unfamiliar_edit
 from .flags import add_seed_flag, at_least, parse_counts
 from .machine import describe_machine, machine_line
 from .report import Table, finish
@@ -59,6 +61,16 @@ def held_out(kind: str, count: int, seed: int) -> list[Edit]:
     return [sample_edit(rng, split="test", kind=kind) for _ in range(count)]
 
 
+def unfamiliar(kind: str, count: int, seed: int) -> list[Edit]:
+    """As `held_out`, in words and drawn by a hand that training does not know."""
+    rng = np.random.default_rng([seed, *kind.encode()])
+    return [unfamiliar_edit(rng, kind) for _ in range(count)]
+
+
+SETS: dict[str, Callable[[str, int, int], list[Edit]]] = {"successes": held_out, "unfamiliar": unfamiliar}
+"""Results' keys → what draws the edits."""
+
+
 def judged(
     pipe: Pipeline, edits: Sequence[Edit], *, steps: int, guidance: float | None, seed: int, batch: int
 ) -> list[bool]:
@@ -85,18 +97,28 @@ def measure_success(
     device: str,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Counts the successes of each kind at each number of steps: `successes[steps][kind]`, of `count` each; `verdicts`
-    has each edit's."""
+    """Counts the successes of each kind at each number of steps, of `count` each: `successes[steps][kind]`, and
+    `unfamiliar[steps][kind]`; `verdicts` and `unfamiliar_verdicts` have each edit's."""
     pipe = Pipeline.load(bundle, device=device)
-    verdicts: dict[str, dict[str, list[bool]]] = {str(number): {} for number in steps}
-    with tqdm(total=len(steps) * len(KINDS) * count, desc="edits", unit="edit", disable=not progress) as bar:
-        for kind in KINDS:
-            edits = held_out(kind, count, seed)
-            for number in steps:
-                verdicts[str(number)][kind] = judged(
-                    pipe, edits, steps=number, guidance=guidance, seed=seed, batch=batch
-                )
-                bar.update(count)
+    found: dict[str, dict[str, dict[str, list[bool]]]] = {
+        name: {str(number): {} for number in steps} for name in SETS
+    }
+    total = len(SETS) * len(steps) * len(KINDS) * count
+    with tqdm(total=total, desc="edits", unit="edit", disable=not progress) as bar:
+        for name, draw in SETS.items():
+            for kind in KINDS:
+                edits = draw(kind, count, seed)
+                for number in steps:
+                    found[name][str(number)][kind] = judged(
+                        pipe, edits, steps=number, guidance=guidance, seed=seed, batch=batch
+                    )
+                    bar.update(count)
+    counts = {
+        name: {
+            number: {kind: sum(each) for kind, each in kinds.items()} for number, kinds in verdicts.items()
+        }
+        for name, verdicts in found.items()
+    }
     return {
         "what": "success of edits",
         "model": pipe.bundle.manifest["model"]["name"],
@@ -106,16 +128,15 @@ def measure_success(
         "seed": seed,
         "device": device,
         "groups": GROUPS,
-        "successes": {
-            number: {kind: sum(each) for kind, each in kinds.items()} for number, kinds in verdicts.items()
-        },
-        "verdicts": verdicts,
+        **counts,
+        "verdicts": found["successes"],
+        "unfamiliar_verdicts": found["unfamiliar"],
         "machine": describe_machine(),
     }
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """A row for each kind, each group of several kinds, and all; a column for each number of steps."""
+    """A row for each kind, each group of several kinds, and all; a column for each set and number of steps."""
     groups: dict[str, list[str]] = {}
     for kind, group in result["groups"].items():
         groups.setdefault(group, []).append(kind)
@@ -125,13 +146,16 @@ def tables(result: dict[str, Any]) -> list[Table]:
             rows += [[f"{group}: {kind}", *shares(result, [kind])] for kind in kinds]
         rows.append([group, *shares(result, kinds)])
     rows.append(["all", *shares(result, list(result["groups"]))])
-    return [Table(["edit", *(f"{steps} steps" for steps in result["successes"])], rows)]
+    heads = [f"{steps} steps" for steps in result["successes"]]
+    heads += [f"unfamiliar, {steps} steps" for steps in result.get("unfamiliar", {})]
+    return [Table(["edit", *heads], rows)]
 
 
 def shares(result: dict[str, Any], kinds: Sequence[str]) -> list[str]:
-    """The success rate over `kinds`, in percent, for each number of steps."""
+    """The success rate over `kinds`, in percent, for each set and number of steps."""
     edits = len(kinds) * result["count"]
-    return [f"{sum(each[kind] for kind in kinds) / edits:.0%}" for each in result["successes"].values()]
+    columns = [*result["successes"].values(), *result.get("unfamiliar", {}).values()]
+    return [f"{sum(each[kind] for kind in kinds) / edits:.0%}" for each in columns]
 
 
 def footer(result: dict[str, Any]) -> str:

@@ -33,29 +33,41 @@ BELLIES = ("plain", "patch", "bars")
 POSES = ("up", "down", "waving")
 
 
-def polygon(shape: str) -> list[Point]:
-    """The corners of a shape that fills the square -1..1 (y points down)."""
+def polygon(shape: str, form: float = 0.0) -> list[Point]:
+    """The corners of a shape that fills the square -1..1 (y points down); `form` is from -1, thin, to 1, thick."""
     if shape == "circle":
-        return [(0.98 * math.cos(a), 0.98 * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 72, False)]
+        high, wide = 0.98 - 0.08 * max(form, 0), 0.98 + 0.08 * min(form, 0)
+        return [(wide * math.cos(a), high * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 72, False)]
     if shape == "square":
-        return [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]
+        high, wide = 0.88 - 0.06 * max(form, 0), 0.88 + 0.06 * min(form, 0)
+        return [(-wide, -high), (wide, -high), (wide, high), (-wide, high)]
     if shape == "triangle":
-        return [(0, -0.95), (1, 0.85), (-1, 0.85)]
+        return [
+            (0, -0.95 + 0.12 * max(form, 0)),
+            (1 + 0.12 * min(form, 0), 0.85),
+            (-1 - 0.12 * min(form, 0), 0.85),
+        ]
     if shape == "star":
-        radii = (1.06, 0.46)
+        radii = (1.06, 0.46 + 0.09 * form)
         angles = [math.pi * (i / 5 - 0.5) for i in range(10)]
         return [(radii[i % 2] * math.cos(a), radii[i % 2] * math.sin(a) + 0.08) for i, a in enumerate(angles)]
     if shape == "heart":
+        wide = 1 + 0.1 * min(form, 0)
+        high = 1 - 0.1 * max(form, 0)
         turns = np.linspace(0, 2 * math.pi, 72, False)
         return [
             (
-                math.sin(t) ** 3,
-                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16 - 0.1,
+                wide * math.sin(t) ** 3,
+                high
+                * (
+                    -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16
+                    - 0.1
+                ),
             )
             for t in turns
         ]
     if shape == "cross":
-        a, b = 0.36, 0.96
+        a, b = 0.36 + 0.1 * form, 0.96
         return [
             (-a, -b),
             (a, -b),
@@ -71,6 +83,19 @@ def polygon(shape: str) -> list[Point]:
             (-a, -a),
         ]
     raise KeyError(shape)
+
+
+def turned(points: Sequence[Point], degrees: float) -> list[Point]:
+    """The corners turned about the middle."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return [(c * x - s * y, s * x + c * y) for x, y in points]
+
+
+def plain_heart() -> list[Point]:
+    """A heart of two half circles and a point below."""
+    turns = np.linspace(math.pi, 2 * math.pi, 24)
+    arcs = [(x + 0.5 * math.cos(t), -0.4 + 0.5 * math.sin(t)) for x in (-0.5, 0.5) for t in turns]
+    return [*arcs, (0.0, 0.95)]
 
 
 class Pen:
@@ -134,26 +159,44 @@ def frozen(mask: Mask) -> Mask:
 
 
 @lru_cache(maxsize=1024)
-def shape_masks(shape: str, size: int, line: float) -> tuple[Mask, Mask]:
+def shape_masks(
+    shape: str, size: int, line: float, form: float = 0.0, degrees: float = 0.0, plain: bool = False
+) -> tuple[Mask, Mask]:
     """(silhouette with outline, inside without outline) of a shape `size` pixels wide; the outline is `line` wide.
 
-    Both are [size + 2 margin, size + 2 margin], with the shape in the middle.
+    Both are [side, side], with the shape in the middle. `form` is as in `polygon`; `plain` shapes have hard edges.
     """
-    margin = math.ceil(line) + 1
+    margin = math.ceil(line) + 1 + math.ceil(0.2 * size * bool(degrees))
     side = size + 2 * margin
     half, centre = size / 2 - line / 2, side / 2
-    points = [(centre + half * x, centre + half * y) for x, y in polygon(shape)]
+    corners = plain_heart() if plain and shape == "heart" else polygon(shape, form)
+    points = [(centre + half * x, centre + half * y) for x, y in turned(corners, degrees)]
     outer, inner = Pen(side, side), Pen(side, side)
     outer.polygon(points, grow=line / 2)
     inner.polygon(points)
-    inner.stroke(points, line, fill=0)
-    return outer.mask(), inner.mask()
+    if line:
+        inner.stroke(points, line, fill=0)
+    masks = outer.mask(), inner.mask()
+    return (hard(masks[0]), hard(masks[1])) if plain else masks
+
+
+def hard(mask: Mask) -> Mask:
+    """A mask without partly covered pixels."""
+    return frozen(mask > 0.5)
 
 
 @lru_cache(maxsize=256)
-def glow_mask(shape: str, size: int, line: float, radius: float) -> Mask:
+def glow_mask(
+    shape: str,
+    size: int,
+    line: float,
+    radius: float,
+    form: float = 0.0,
+    degrees: float = 0.0,
+    plain: bool = False,
+) -> Mask:
     """A blurred halo around a shape's outline; the shape's mask, 3 radii larger on each side."""
-    outer, inner = shape_masks(shape, size, line)
+    outer, inner = shape_masks(shape, size, line, form, degrees, plain)
     pad = math.ceil(3 * radius)
     ring = np.pad(outer - inner, pad)
     image = Image.fromarray((ring * 255).astype(np.uint8))

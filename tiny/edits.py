@@ -27,7 +27,7 @@ from typing import TypeVar
 import numpy as np
 
 from .draw import BELLIES, BODIES, HEADS, POSES, SHAPES
-from .phrases import ALL_TEXTS, AT, LETTERS, POSE_WORDS, TEMPLATES, TO, WORDS
+from .phrases import ALL_TEXTS, AT, LETTERS, POSE_WORDS, TEMPLATES, TO, WORDS, with_articles
 from .scenes import (
     BACKGROUNDS,
     CHARACTER_PLACES,
@@ -59,15 +59,15 @@ GROUPS: dict[str, str] = {
 KINDS = tuple(GROUPS)
 # How often each kind is drawn for training; the harder ones more often. The test split draws all KINDS equally often.
 TRAINING_SHARES: dict[str, float] = {
-    "recolour": 0.17,
+    "recolour": 0.14,
     "add": 0.05,
-    "remove": 0.11,
-    "move": 0.15,
+    "remove": 0.1,
+    "move": 0.14,
     "background": 0.04,
-    "effect": 0.07,
+    "effect": 0.06,
     "text": 0.08,
-    "character": 0.15,
-    "style": 0.17,
+    "character": 0.14,
+    "style": 0.24,
     "draw": 0.01,
 }
 HELD_OUT_SHARE = 10  # one combination in 10 is held out for tests
@@ -77,14 +77,27 @@ STYLE_COLOURS = CHARACTER_COLOURS  # white lines do not show on paper
 
 
 @dataclass(frozen=True)
+class Instruction:
+    """A sentence, and what it was made of: the name of a group of phrases, and the words put into one of them."""
+
+    text: str
+    template: str = ""
+    words: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Edit:
     """An instruction with the scene before (None for text-to-image) and after; `keys` decide its split."""
 
     kind: str
-    prompt: str
+    instruction: Instruction
     source: Scene | None
     target: Scene
     keys: tuple[tuple[str, ...], ...]
+
+    @property
+    def prompt(self) -> str:
+        return self.instruction.text
 
     @property
     def group(self) -> str:
@@ -113,8 +126,9 @@ def in_split(keys: tuple[tuple[str, ...], ...], split: str) -> bool:
     return any(is_held_out(key) for key in keys) == (split == "test")
 
 
-def sentence(rng: np.random.Generator, template: str, **words: str) -> str:
-    return pick(rng, TEMPLATES[template]).format(**words)
+def sentence(rng: np.random.Generator, template: str, **words: str) -> Instruction:
+    text = pick(rng, TEMPLATES[template]).format(**words)
+    return Instruction(with_articles(text), template, tuple(words.items()))
 
 
 def article(colour: str, shape: str) -> str:
@@ -194,9 +208,9 @@ def recolour_in(rng: np.random.Generator, scene: Scene) -> Edit:
     taken = {scene.background, *(other.colour for other in scene.objects)}
     new = pick(rng, [name for name in COLOURS if name not in taken])
     items = tuple(replace(x, colour=new) if x is item else x for x in scene.objects)
-    prompt = sentence(rng, "recolour", shape=item.shape, old=item.colour, new=new)
+    said = sentence(rng, "recolour", shape=item.shape, old=item.colour, new=new)
     key = ("recolour", item.shape, item.colour, new)
-    return Edit("recolour", prompt, scene, replace(scene, objects=items), (key,))
+    return Edit("recolour", said, scene, replace(scene, objects=items), (key,))
 
 
 def add(rng: np.random.Generator) -> Edit:
@@ -219,9 +233,9 @@ def add_to(rng: np.random.Generator, scene: Scene) -> Edit:
 def add_last(rng: np.random.Generator, full: Scene) -> Edit:
     """The edit that adds the last object of a scene."""
     new = full.objects[-1]
-    prompt = sentence(rng, "add", object=article(new.colour, new.shape), at=AT[new.place])
+    said = sentence(rng, "add", object=article(new.colour, new.shape), at=AT[new.place])
     key = ("add", new.shape, new.colour, new.place)
-    return Edit("add", prompt, replace(full, objects=full.objects[:-1]), full, (key,))
+    return Edit("add", said, replace(full, objects=full.objects[:-1]), full, (key,))
 
 
 def remove(rng: np.random.Generator) -> Edit:
@@ -232,9 +246,9 @@ def remove_from(rng: np.random.Generator, scene: Scene) -> Edit:
     """The scene without one of its objects."""
     gone = pick(rng, scene.objects)
     items = tuple(item for item in scene.objects if item is not gone)
-    prompt = sentence(rng, "remove", shape=gone.shape, colour=gone.colour)
+    said = sentence(rng, "remove", shape=gone.shape, colour=gone.colour)
     key = ("remove", gone.shape, gone.colour, gone.place)
-    return Edit("remove", prompt, scene, replace(scene, objects=items), (key,))
+    return Edit("remove", said, scene, replace(scene, objects=items), (key,))
 
 
 def move(rng: np.random.Generator) -> Edit:
@@ -247,9 +261,9 @@ def move_in(rng: np.random.Generator, scene: Scene) -> Edit:
     taken = {other.place for other in scene.objects}
     place = pick(rng, [name for name in PLACES if name not in taken])
     items = tuple(replace(x, place=place) if x is item else x for x in scene.objects)
-    prompt = sentence(rng, "move", shape=item.shape, colour=item.colour, to=TO[place], at=AT[place])
+    said = sentence(rng, "move", shape=item.shape, colour=item.colour, to=TO[place], at=AT[place])
     key = ("move", item.shape, item.place, place)
-    return Edit("move", prompt, scene, replace(scene, objects=items), (key,))
+    return Edit("move", said, scene, replace(scene, objects=items), (key,))
 
 
 def background(rng: np.random.Generator) -> Edit:
@@ -298,11 +312,11 @@ def character(rng: np.random.Generator) -> Edit:
     if changed & 2:
         pose = pick(rng, [name for name in POSES if name != pose])
         changes.append(POSE_WORDS[pose])
-    prompt = sentence(rng, "character", changes=", ".join(changes))
+    said = sentence(rng, "character", changes=", ".join(changes))
     target = Scene(ground, character=Character(who.identity, pose, place))
     identity = who.identity
     key = ("character", identity.colour, identity.body, identity.head, str(identity.eyes), identity.belly)
-    return Edit("character", prompt, scene, target, (key,))
+    return Edit("character", said, scene, target, (key,))
 
 
 def sample_layout(rng: np.random.Generator, colours: Sequence[str]) -> tuple[SceneObject, ...]:
@@ -327,16 +341,16 @@ def style(rng: np.random.Generator) -> Edit:
         after = sample_layout(rng, STYLE_COLOURS)
     ground = sample_background(rng, *(item.colour for item in (*before, *after)))
     keys = tuple(("style", name, item.shape, item.colour) for item in after)
-    prompt = sentence(rng, "style", objects=describe(after))
-    return Edit("style", prompt, Scene(ground, before, style=name), Scene(ground, after, style=name), keys)
+    said = sentence(rng, "style", objects=describe(after))
+    return Edit("style", said, Scene(ground, before, style=name), Scene(ground, after, style=name), keys)
 
 
 def text_to_image(rng: np.random.Generator) -> Edit:
     """Kind "draw": no source."""
     if rng.random() < 0.3:
         word, ground = pick(rng, ALL_TEXTS), sample_background(rng)
-        prompt = sentence(rng, "draw sign", word=word, background=ground).replace("a orange", "an orange")
-        return Edit("draw", prompt, None, Scene(ground, sign=Sign(word)), (("draw", word, ground),))
+        said = sentence(rng, "draw sign", word=word, background=ground)
+        return Edit("draw", said, None, Scene(ground, sign=Sign(word)), (("draw", word, ground),))
     if rng.random() < 0.5:
         items = sample_layout(rng, tuple(COLOURS))
         what = describe(items)
@@ -345,8 +359,8 @@ def text_to_image(rng: np.random.Generator) -> Edit:
         what = f"{describe(items)} {AT[items[0].place]}"
     ground = sample_background(rng, *(item.colour for item in items))
     keys = tuple(("draw", item.shape, item.colour, item.place) for item in items)
-    prompt = sentence(rng, "draw", objects=what, background=ground).replace("a orange", "an orange")
-    return Edit("draw", prompt, None, Scene(ground, items), keys)
+    said = sentence(rng, "draw", objects=what, background=ground)
+    return Edit("draw", said, None, Scene(ground, items), keys)
 
 
 SAMPLERS = {

@@ -257,7 +257,8 @@ def judge_rivals(
 def judge_objects(answer: Picture, scene: Scene, reasons: list[str], scores: dict[str, float]) -> None:
     """Whether each object, segmented by colour, covers its mask."""
     masks = scenes.render_masks(scene)
-    ground = shown(Scene(scene.background))
+    hand = scene.hand
+    ground = shown(Scene(scene.background, hand=hand))
     away = np.linalg.norm(answer - ground, axis=2)
     for item in scene.objects:
         mask = masks[item.shape] > 0.5
@@ -265,7 +266,8 @@ def judge_objects(answer: Picture, scene: Scene, reasons: list[str], scores: dic
         for name, other in masks.items():
             if name != item.shape:
                 window &= ~widened(other > 0.5, 1)
-        inks = np.array([COLOURS[item.colour], scenes.DARK], dtype=np.float32)
+        fill = hand.tone_of(item.colour, COLOURS[item.colour])
+        inks = np.array([fill, hand.ink] if hand.outline else [fill], dtype=np.float32)
         near = np.linalg.norm(answer[:, :, None] - inks, axis=3).min(axis=2)
         found = closed(near < away) & window
         overlap = (found & mask).sum() / max(1, (found | (mask & window)).sum())

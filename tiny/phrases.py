@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .draw import SHAPES
 from .scenes import BACKGROUNDS, COLOURS, PLACES
 
@@ -68,6 +70,11 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "draw": ("{objects} on a {background} background", "draw {objects} on a {background} background"),
     "draw sign": ("a sign that says {word} on a {background} background",),
 }
+
+
+def with_articles(text: str) -> str:
+    """`a` becomes `an` before the words of the instructions that begin with a vowel."""
+    return re.sub(r"\ba (?=(orange|upper|image)\b)", "an ", text)
 
 
 def vocabulary() -> list[str]:

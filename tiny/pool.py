@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model.autoencoder import Autoencoder
-from .edits import sample_edit
 from .network import pack
 from .scenes import render
 from .train_autoencoder import to_tensor
+from .variety import varied_edit
 
 ENCODE_BATCH = 16
 
@@ -49,7 +49,7 @@ class EditPool:
     def add(self, count: int) -> None:
         """Draws `count` edits; when the pool is full they replace the oldest."""
         for start in range(0, count, ENCODE_BATCH):
-            edits = [sample_edit(self.rng, split="train") for _ in range(min(ENCODE_BATCH, count - start))]
+            edits = [varied_edit(self.rng) for _ in range(min(ENCODE_BATCH, count - start))]
             targets = self.encode([render(edit.target) for edit in edits])
             pictures = [render(edit.source) for edit in edits if edit.source is not None]
             sources = iter(self.encode(pictures) if pictures else ())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import draw
 from .draw import Canvas, Colour, Mask, paint
+from .hands import USUAL, Hand
 
 UNIT = 128  # side of the picture that all sizes below are given for, in pixels
 
@@ -54,6 +55,8 @@ PLACES: dict[str, tuple[int, int]] = {
     "bottom right": (2, 2),
 }
 CENTRES = (24, 64, 104)  # of the three rows and columns
+SIGN_ROOM = 4
+"""Units by which a sign may lie off its place and still be whole."""
 CHARACTER_PLACES = {"left": 39, "centre": 64, "right": 89}
 MEDIUM, LARGE, HUGE = 36, 44, 64  # sizes of objects
 STYLES = ("flat", "outline", "stripes", "dots", "pixel", "chalk", "neon")
@@ -102,7 +105,7 @@ class Character:
 @dataclass(frozen=True)
 class Scene:
     """A picture as data. `background` is a key of BACKGROUNDS, `style` one of STYLES, `effect` one of EFFECTS or
-    None."""
+    None; `hand` says how all of it is drawn."""
 
     background: str
     objects: tuple[SceneObject, ...] = ()
@@ -110,6 +113,7 @@ class Scene:
     character: Character | None = None
     style: str = "flat"
     effect: str | None = None
+    hand: Hand = USUAL
 
 
 def width_height(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -117,12 +121,10 @@ def width_height(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def background_picture(colour: Colour, width: int, height: int, gradient: bool) -> Canvas:
-    """A plain colour; with `gradient`, slightly lighter at the top and darker at the bottom. fp32 [height, width,
-    3]."""
-    shade = np.linspace(1.035, 0.945, height, dtype=np.float32) if gradient else np.ones(height, np.float32)
-    picture = shade[:, None, None] * np.asarray(colour, dtype=np.float32)
-    return np.broadcast_to(picture, (height, width, 3)).clip(0, 255)
+def background_picture(colour: Colour, width: int, height: int, hand: Hand | None) -> Canvas:
+    """A colour with a hand's shade, plain without one; fp32 [height, width, 3]."""
+    plain = np.broadcast_to(np.asarray(colour, dtype=np.float32), (height, width, 3))
+    return plain if hand is None else hand.shaded(plain)
 
 
 def lighten(colour: Colour, share: float) -> Colour:
@@ -137,10 +139,11 @@ def darken(colour: Colour, share: float) -> Colour:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture's size in pixels, and the conversion from units (a picture is `UNIT` wide) to pixels."""
+    """A picture's size in pixels, its hand, and the conversion from units (a picture is `UNIT` wide) to pixels."""
 
     width: int
     height: int
+    hand: Hand = USUAL
 
     @property
     def scale(self) -> float:
@@ -153,22 +156,32 @@ class Frame:
             round(y / UNIT * self.height - mask.shape[0] / 2),
         )
 
-    def locate(self, item: SceneObject) -> tuple[int, int, int]:
+    def locate(self, item: SceneObject) -> tuple[float, float, int]:
         """An object's centre x and y (in units) and its size (in pixels)."""
         row, column = PLACES[item.place]
-        return CENTRES[column], CENTRES[row], round(item.size * self.scale)
+        right, down = self.hand.offset(item.shape)
+        return CENTRES[column] + right, CENTRES[row] + down, round(item.size * self.scale * self.hand.size)
+
+    def masks(self, item: SceneObject, line: float) -> tuple[Mask, Mask]:
+        """An object's silhouette with and without its outline of `line` units."""
+        size = self.locate(item)[2]
+        hand = self.hand
+        return draw.shape_masks(
+            item.shape, size, line * self.scale, hand.form, hand.angle(item.shape), hand.plain
+        )
 
 
 def paint_object(canvas: Canvas, frame: Frame, item: SceneObject, style: str) -> None:
     cx, cy, size = frame.locate(item)
-    colour = COLOURS[item.colour]
+    hand = frame.hand
+    colour = hand.tone_of(item.colour, COLOURS[item.colour])
     scale = frame.scale
     thick = style in ("outline", "chalk", "neon")
-    line = (draw.THICK_OUTLINE if thick else draw.OUTLINE) * scale
-    outer, inner = draw.shape_masks(item.shape, size, line)
+    line = draw.THICK_OUTLINE if thick else hand.outline
+    outer, inner = frame.masks(item, line)
     x, y = frame.at(cx, cy, outer)
     if style in ("flat", "pixel"):
-        paint(canvas, outer, DARK, x, y)
+        paint(canvas, outer, hand.ink if hand.outline else colour, x, y)
         paint(canvas, inner, colour, x, y)
         return
     if style == "outline":
@@ -176,7 +189,9 @@ def paint_object(canvas: Canvas, frame: Frame, item: SceneObject, style: str) ->
         return
     if style == "neon":
         radius = 2.6 * scale
-        glow = draw.glow_mask(item.shape, size, line, radius)
+        glow = draw.glow_mask(
+            item.shape, size, line * scale, radius, hand.form, hand.angle(item.shape), hand.plain
+        )
         paint(canvas, glow * 0.85, colour, *frame.at(cx, cy, glow))
         paint(canvas, outer - inner, lighten(colour, 0.45), x, y)
         return
@@ -188,34 +203,59 @@ def paint_object(canvas: Canvas, frame: Frame, item: SceneObject, style: str) ->
         paint(canvas, part * over * 0.6, light, max(x, 0), max(y, 0))
         paint(canvas, outer - inner, light, x, y)
         return
-    paint(canvas, outer, DARK, x, y)
+    paint(canvas, outer, hand.ink, x, y)
     paint(canvas, inner, WHITE, x, y)
     paint(canvas, part * over, colour, max(x, 0), max(y, 0))
 
 
-def paint_sign(canvas: Canvas, frame: Frame, sign: Sign) -> None:
+def place_sign(frame: Frame, sign: Sign) -> tuple[Mask, Mask, int, int]:
+    """A sign's board with and without frame, and the top left corner of both."""
     outer, inner = draw.sign_masks(frame.scale)
-    x, y = frame.at(UNIT / 2, CENTRES[sign.row], outer)
+    right, down = (min(max(shift, -SIGN_ROOM), SIGN_ROOM) for shift in frame.hand.offset("sign"))
+    return outer, inner, *frame.at(UNIT / 2 + right, CENTRES[sign.row] + down, outer)
+
+
+def paint_sign(canvas: Canvas, frame: Frame, sign: Sign) -> None:
+    hand = frame.hand
+    outer, inner, x, y = place_sign(frame, sign)
     letters = draw.word_mask(sign.word, outer.shape[1], outer.shape[0], frame.scale)
-    for mask, colour in ((outer, DARK), (inner, BOARD), (letters, INKS[sign.ink])):
+    for mask, colour in ((outer, hand.ink), (inner, BOARD), (letters, INKS[sign.ink])):
         paint(canvas, mask, colour, x, y)
+
+
+@dataclass(frozen=True)
+class CharacterMasks:
+    """The parts of a character as masks, and the top left corner of all of them."""
+
+    body: dict[str, Mask]
+    face: dict[str, Mask]
+    x: int
+    y: int
+
+
+def place_character(frame: Frame, character: Character) -> CharacterMasks:
+    who = character.identity
+    scale = frame.scale * min(frame.hand.size, 1.0)
+    body = draw.character_masks(who.body, who.head, character.pose, scale)
+    face = draw.face_masks(who.eyes, who.belly, scale)
+    right, down = frame.hand.offset("character")
+    x, y = frame.at(CHARACTER_PLACES[character.place] + right, UNIT / 2 + 2 + down, body["outer"])
+    return CharacterMasks(body, face, x, y)
 
 
 def paint_character(canvas: Canvas, frame: Frame, character: Character) -> None:
-    identity = character.identity
-    masks = draw.character_masks(identity.body, identity.head, character.pose, frame.scale)
-    face = draw.face_masks(identity.eyes, identity.belly, frame.scale)
-    x, y = frame.at(CHARACTER_PLACES[character.place], UNIT / 2 + 2, masks["outer"])
+    hand, colour = frame.hand, character.identity.colour
+    masks = place_character(frame, character)
     layers = (
-        (masks["outer"], DARK),
-        (masks["inner"], COLOURS[identity.colour]),
-        (masks["dark"], DARK),
-        (face["rim"], DARK),
-        (face["white"], WHITE),
-        (face["dark"], DARK),
+        (masks.body["outer"], hand.ink),
+        (masks.body["inner"], hand.tone_of(colour, COLOURS[colour])),
+        (masks.body["dark"], hand.ink),
+        (masks.face["rim"], hand.ink),
+        (masks.face["white"], WHITE),
+        (masks.face["dark"], hand.ink),
     )
-    for mask, colour in layers:
-        paint(canvas, mask, colour, x, y)
+    for mask, shade in layers:
+        paint(canvas, mask, shade, masks.x, masks.y)
 
 
 def mosaic(canvas: Canvas, block: int) -> Canvas:
@@ -245,10 +285,14 @@ def apply_effect(canvas: Canvas, empty: Canvas, effect: str, frame: Frame) -> Ca
 
 def render(scene: Scene, size: int | tuple[int, int] = UNIT) -> NDArray[np.uint8]:
     """The scene's picture, uint8 [height, width, 3]; `size` is the side, or (width, height)."""
-    frame = Frame(*width_height(size))
+    hand = scene.hand
+    frame = Frame(*width_height(size), hand)
     paper = PAPERS.get(scene.style)
-    colour = paper or BACKGROUNDS[scene.background]
-    empty = background_picture(colour, frame.width, frame.height, paper is None)
+    if paper:
+        empty = background_picture(paper, frame.width, frame.height, None)
+    else:
+        colour = hand.tone_of(scene.background, BACKGROUNDS[scene.background], background=True)
+        empty = background_picture(colour, frame.width, frame.height, hand)
     canvas = empty.copy()
     for item in scene.objects:
         paint_object(canvas, frame, item, scene.style)
@@ -260,7 +304,7 @@ def render(scene: Scene, size: int | tuple[int, int] = UNIT) -> NDArray[np.uint8
         canvas = mosaic(canvas, max(2, round(4 * frame.scale)))
     if scene.effect:
         canvas = apply_effect(canvas, empty, scene.effect, frame)
-    return np.rint(canvas).astype(np.uint8)
+    return np.rint(hand.worn(canvas, frame.scale)).astype(np.uint8)
 
 
 def render_masks(scene: Scene, size: int | tuple[int, int] = UNIT) -> dict[str, Mask]:
@@ -268,7 +312,7 @@ def render_masks(scene: Scene, size: int | tuple[int, int] = UNIT) -> dict[str, 
 
     Keys: each object's shape, "sign", "character", and "character/inner": the body without outline, face and hat.
     """
-    frame = Frame(*width_height(size))
+    frame = Frame(*width_height(size), scene.hand)
     masks: dict[str, Mask] = {}
 
     def place(name: str, mask: Mask, x: int, y: int) -> None:
@@ -278,18 +322,16 @@ def render_masks(scene: Scene, size: int | tuple[int, int] = UNIT) -> dict[str, 
         masks[name] = whole
 
     for item in scene.objects:
-        cx, cy, side = frame.locate(item)
-        outer, _ = draw.shape_masks(item.shape, side, draw.OUTLINE * frame.scale)
+        cx, cy, _ = frame.locate(item)
+        outer, _ = frame.masks(item, frame.hand.outline)
         place(item.shape, outer, *frame.at(cx, cy, outer))
     if scene.sign:
-        outer, _ = draw.sign_masks(frame.scale)
-        place("sign", outer, *frame.at(UNIT / 2, CENTRES[scene.sign.row], outer))
+        outer, _, x, y = place_sign(frame, scene.sign)
+        place("sign", outer, x, y)
     if scene.character:
-        who = scene.character.identity
-        parts = draw.character_masks(who.body, who.head, scene.character.pose, frame.scale)
-        face = draw.face_masks(who.eyes, who.belly, frame.scale)
-        x, y = frame.at(CHARACTER_PLACES[scene.character.place], UNIT / 2 + 2, parts["outer"])
-        place("character", np.maximum(parts["outer"], parts["dark"]), x, y)
-        covered = np.maximum.reduce([face["rim"], face["white"], face["dark"], parts["dark"]])
-        place("character/inner", parts["inner"] * (1 - covered), x, y)
+        masks_of = place_character(frame, scene.character)
+        body, face = masks_of.body, masks_of.face
+        place("character", np.maximum(body["outer"], body["dark"]), masks_of.x, masks_of.y)
+        covered = np.maximum.reduce([face["rim"], face["white"], face["dark"], body["dark"]])
+        place("character/inner", body["inner"] * (1 - covered), masks_of.x, masks_of.y)
     return masks

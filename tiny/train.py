@@ -27,7 +27,8 @@ from .edits import all_prompts_corpus
 from .pool import normalization
 from .train_autoencoder import draw_pictures, train_autoencoder, train_decoder
 from .train_flow import train_flow
-from .vocabulary import train_clip, train_t5
+from .variety import varied_prompts_corpus
+from .vocabulary import extend_t5, train_clip, train_t5
 from .warm_start import start_from
 
 NETWORK_STAGES = ("flow", "guidance", "fewstep")
@@ -37,13 +38,13 @@ MINUTES = {"autoencoder": 45.0, "flow": 100.0, "guidance": 10.0, "fewstep": 15.0
 
 
 def train_tokenizers(run: Path) -> None:
-    """Trains both tokenizers on the instructions, unless they exist."""
-    if (run / "tokenizer_2" / "tokenizer.json").exists():
-        return
-    corpus = list(all_prompts_corpus())
+    """Trains both tokenizers on the usual instructions, unless they exist, and adds the words of all others to T5's."""
     clip, t5 = TINY.text_encoder, TINY.text_encoder_2
-    train_clip(corpus, clip.vocab_size, clip.max_length, run / "tokenizer")
-    train_t5(corpus, t5.vocab_size, t5.max_length, run / "tokenizer_2")
+    if not (run / "tokenizer_2" / "tokenizer.json").exists():
+        corpus = list(all_prompts_corpus())
+        train_clip(corpus, clip.vocab_size, clip.max_length, run / "tokenizer")
+        train_t5(corpus, t5.vocab_size, t5.max_length, run / "tokenizer_2")
+    extend_t5(varied_prompts_corpus(), t5.vocab_size, run / "tokenizer_2")
 
 
 def trained_autoencoder(config: AutoencoderConfig, run: Path) -> Autoencoder:

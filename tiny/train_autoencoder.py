@@ -18,8 +18,8 @@ from ..decibels import decibels
 from ..model.autoencoder import AttentionBlock, Autoencoder, ResnetBlock
 from ..model.config import AutoencoderConfig
 from . import run_state
-from .edits import sample_edit
 from .scenes import render
+from .variety import varied_edit
 
 BATCH = 5
 KL_WEIGHT = 1e-4
@@ -66,7 +66,7 @@ def draw_pictures(rng: np.random.Generator, count: int) -> Tensor:
     pictures: list[np.ndarray] = []
     while len(pictures) < count:
         kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
-        edit = sample_edit(rng, split="train", kind=kind)
+        edit = varied_edit(rng, kind)
         pictures += [render(scene) for scene in (edit.source, edit.target) if scene is not None]
     return to_tensor(pictures[:count])
 

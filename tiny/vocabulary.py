@@ -18,6 +18,8 @@ CLIP_SPLIT = (
 )
 PUNCTUATION = ",.;:!?'\""
 CHARACTER_SCORE = -20.0
+RARE = 1e-4
+"""Share of a corpus's words below which a word is not worth a piece of its own."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -74,17 +76,8 @@ def train_t5(corpus: Iterable[str], vocab_size: int, max_length: int, folder: Pa
     spelled in single characters, which score lower than any word. (The library's trainer reduces such a corpus to
     fragments.)
     """
-    pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
-        ]
-    )
-    counts: Counter[str] = Counter()
-    for text in corpus:
-        for word, _ in pre_tokenizer.pre_tokenize_str(text):
-            stem = word.rstrip(PUNCTUATION)
-            counts.update([stem, *word[len(stem) :]])
+    pre_tokenizer = t5_splitter()
+    counts = count_words(pre_tokenizer, corpus)
     special_tokens = ["<pad>", "</s>", "<unk>"]
     characters = ["▁", *(chr(code) for code in range(33, 127))]
     by_frequency = sorted(counts.keys() - set(characters), key=lambda word: (-counts[word], word))
@@ -107,3 +100,36 @@ def train_t5(corpus: Iterable[str], vocab_size: int, max_length: int, folder: Pa
         folder / "tokenizer_config.json",
         {**special, "tokenizer_class": "T5TokenizerFast", "model_max_length": max_length, "extra_ids": 0},
     )
+
+
+def t5_splitter() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+        ]
+    )
+
+
+def count_words(splitter: pre_tokenizers.PreTokenizer, corpus: Iterable[str]) -> Counter[str]:
+    """How often each word and each mark after a word occurs."""
+    counts: Counter[str] = Counter()
+    for text in corpus:
+        for word, _ in splitter.pre_tokenize_str(text):
+            stem = word.rstrip(PUNCTUATION)
+            counts.update([stem, *word[len(stem) :]])
+    return counts
+
+
+def extend_t5(corpus: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Adds the corpus's words that `folder`'s unigram model lacks, up to `vocab_size` pieces, and no rare ones: those
+    are slips of the finger. Pieces keep their ids, so that weights trained with them stay right."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    pieces = tokenizer["model"]["vocab"]
+    known = {piece for piece, _ in pieces}
+    counts = count_words(t5_splitter(), corpus)
+    new = [word for word in counts.keys() - known if counts[word] >= RARE * counts.total()]
+    new.sort(key=lambda word: (-counts[word], word))
+    pieces += [[word, math.log(counts[word] / counts.total())] for word in new[: vocab_size - len(pieces)]]
+    path.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

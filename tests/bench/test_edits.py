@@ -10,6 +10,7 @@ import pytest
 from kontext.bench import edits
 from kontext.bench.cli import main
 from kontext.tiny.edits import KINDS
+from kontext.tiny.hands import HELD_OUT
 
 pytestmark = [
     # The random model's small tokenizer splits a prompt into more tokens than fit.
@@ -23,6 +24,13 @@ def test_held_out_edits_are_the_same_for_every_number_of_steps() -> None:
     assert first != edits.held_out("move", 3, seed=6)
 
 
+def test_unfamiliar_edits_have_other_words_and_another_hand() -> None:
+    for kind in KINDS:
+        for edit in edits.unfamiliar(kind, 3, seed=5):
+            assert edit.source is not None
+            assert edit.source.hand == edit.target.hand == HELD_OUT
+
+
 def test_success_table_goes_into_the_document(tiny_bundle: Path, tmp_path: Path) -> None:
     document, file = tmp_path / "docs" / "benchmarks.md", tmp_path / "edits.json"
     document.parent.mkdir()
@@ -32,10 +40,10 @@ def test_success_table_goes_into_the_document(tiny_bundle: Path, tmp_path: Path)
     assert main(["readme", str(tmp_path), "--results", str(tmp_path)]) == 0
     result = json.loads(file.read_text())
     assert list(result["successes"]) == ["2", "1"]
-    for successes in result["successes"].values():
+    for successes in (*result["successes"].values(), *result["unfamiliar"].values()):
         assert list(successes) == list(KINDS)
         assert all(0 <= count <= 2 for count in successes.values())
-    assert "| edit | 2 steps | 1 steps |" in document.read_text()
+    assert "| edit | 2 steps | 1 steps | unfamiliar, 2 steps | unfamiliar, 1 steps |" in document.read_text()
     assert "| all |" in document.read_text()
     assert document.read_text().endswith("kept\n")
     file.write_text('{"what": "something else"}')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kontext.tiny.edits import KINDS, Edit, sample_edit
+from kontext.tiny.edits import KINDS, Edit, Instruction, sample_edit
 from kontext.tiny.regions import edited_regions, untouched
 from kontext.tiny.scenes import Scene, SceneObject, render
 
@@ -13,7 +13,7 @@ BEFORE = Scene("white", (SceneObject("square", "red", "top left"),))
 
 
 def edit(kind: str, target: Scene) -> Edit:
-    return Edit(kind, "", BEFORE, target, ())
+    return Edit(kind, Instruction(""), BEFORE, target, ())
 
 
 def test_a_new_object_changes_its_place_alone() -> None:

@@ -27,7 +27,7 @@ from kontext.tiny.regions import shown, widened
 from kontext.tiny.scenes import SceneObject, render
 
 ALL = (*KINDS, "draw")
-COUNT = 30
+COUNT = 16
 Picture = NDArray[np.uint8]
 RNG = np.random.default_rng(11)
 

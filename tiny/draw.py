@@ -182,7 +182,7 @@ def shape_masks(
 
 def hard(mask: Mask) -> Mask:
     """A mask without partly covered pixels."""
-    return frozen(mask > 0.5)
+    return frozen((mask > 0.5).astype(np.float32))
 
 
 @lru_cache(maxsize=256)

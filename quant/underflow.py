@@ -19,22 +19,24 @@ from .weight_layout import weight_layout
 
 
 def underflow_notes(
-    layer: Layer, shape: tuple[int, int], stored: Sequence[Tensor], statistics: InputStatistics | None
+    layer: Layer, weight: Tensor, stored: Sequence[Tensor], statistics: InputStatistics | None
 ) -> Iterator[str]:
     """A line for what of a linear is rounded to 0, or to the few values of the smallest scale.
 
     Args:
-        layer: how the weight [in, out] of `shape` is stored.
-        shape: of the weight.
+        layer: how the weight is stored.
+        weight: [in, out].
         stored: what `quantize_weight` made of it.
         statistics: of its inputs.
     """
     format = FORMATS[layer.format]
     if format.onnx_form is not OnnxForm.TWO_LEVEL:
         return
-    found = {each.suffix: tensor for each, tensor in zip(weight_layout(layer, shape), stored, strict=True)}
+    layout = weight_layout(layer, (weight.shape[0], weight.shape[1]))
+    found = {each.suffix: tensor for each, tensor in zip(layout, stored, strict=True)}
     scales = found["_scale"].float()
-    if count := int((scales == E4M3_SMALLEST).sum()):
+    zeros = weight.unflatten(0, (-1, format.group)).abs().amax(1) == 0
+    if count := int(((scales == E4M3_SMALLEST) & ~zeros).sum()):
         yield (
             f"{count} of {scales.numel()} blocks of weights are too small beside the largest for scales in E4M3, and "
             "have its smallest"

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...errors import KontextError
 from ...export.bundle.manifest import weights_file
 from ...export.bundle.preferred_sizes import preferred_sizes
@@ -22,9 +24,12 @@ from ...export.engines.profiles import profiles
 from ...export.graph import bind_weights, interface, trace
 from ...export.progress import Progress
 from ...export.weights.plan import plan_weights
+from ...export.weights.write import raw_bytes
 from ...model.checkpoint import NetworkWeights
 from ...model.config import KontextConfig
+from ...model.dtypes import TORCH_DTYPES
 from ...model.networks import NETWORKS, linear_weights, weight_shapes
+from ...quant.options import usual_rank
 from ...quant.recipe import choose_recipe
 from ...runtime.bundle import (
     AutoencoderEntry,
@@ -44,6 +49,13 @@ FULL_PARAMETERS = 12_000_000_000
 """For the recipe, which leaves a small model's T5 in fp32 but not a large one's."""
 
 
+INPUTS = "-inputs"
+"""Ends formats of an export that is calibrated."""
+
+SCALE = 2.0**-6
+"""Of all weights and inputs: a normal number in every format."""
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="rtx", choices=["rtx", "tensorrt"], help="compiler (rtx)")
     parser.add_argument("--target", default="sm89,sm120", metavar="SM,…", help="architectures (sm89,sm120)")
@@ -51,12 +63,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--formats",
         default="fp16,bf16,bf16-fp8",
         metavar="FORMAT,…",
-        help="compute format, or compute format-weight format (fp16,bf16,bf16-fp8)",
+        help="compute format, compute format-weight format, or the latter with -inputs, as a calibrated export is: "
+        "with rounded inputs and low-rank branches (fp16,bf16,bf16-fp8)",
     )
     parser.add_argument(
         "--graphs", default="transformer", metavar="NAME,…", help=f"of {', '.join(NETWORKS)} (transformer)"
     )
     parser.add_argument("--blocks", default="19,38", metavar="D,S", help="double and single blocks (19,38)")
+    parser.add_argument(
+        "--engine-weights",
+        default="bound",
+        choices=["bound", "inside"],
+        help="inputs, or in the engine (bound)",
+    )
     parser.add_argument("--batch", type=int, default=1, help="largest batch (1)")
     parser.add_argument(
         "--profiles", type=int, default=3, help="profiles to compile: one reference, none, several (3)"
@@ -85,9 +104,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def write_graph(folder: Path, config: KontextConfig, network: str, formats: str) -> None:
-    """Writes the ONNX graph of a network in `formats`, such as bf16 or bf16-fp8, without its weights' file."""
-    compute, _, quantization = formats.partition("-")
-    recipe = choose_recipe(tuple(NETWORKS), FULL_PARAMETERS, compute, quantization or None)
+    """Writes the ONNX graph of a network in `formats`, such as bf16, bf16-fp8 or bf16-nvfp4-inputs, and a file of its
+    weights, which are 0 and take no space on the disk; scales are positive, as TensorRT wants them."""
+    compute, _, quantization = formats.removesuffix(INPUTS).partition("-")
+    calibrated = formats.endswith(INPUTS)
+    rank = usual_rank(quantization) if calibrated else 0
+    recipe = choose_recipe(
+        tuple(NETWORKS), FULL_PARAMETERS, compute, quantization or None, rank, calibrated=calibrated
+    )
     shapes = {name: tuple(shape) for name, shape in weight_shapes(network, config).items()}
     plan = plan_weights(
         NetworkWeights(network, shapes, {}, {}),
@@ -98,6 +122,15 @@ def write_graph(folder: Path, config: KontextConfig, network: str, formats: str)
     model = trace.trace_network(network, config, recipe.compute[network])
     bind_weights.bind(model, {weights_file(network): plan}, for_gpu=True)
     (folder / f"{network}.onnx").write_bytes(bind_weights.serialize(model))
+    path = folder / weights_file(network)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.write(plan.header)
+        for entry in plan.tensors().values():
+            if entry.name.endswith("_scale"):
+                file.seek(entry.start)
+                file.write(raw_bytes(torch.full(entry.shape, SCALE).to(TORCH_DTYPES[entry.dtype])))
+        file.truncate(plan.size)
 
 
 def outline(folder: Path, config: KontextConfig) -> Bundle:
@@ -142,6 +175,8 @@ def measure_build(
 ) -> dict[str, Any]:
     """Builds one engine; returns its cost, or under "fault" why the build failed."""
     entry: dict[str, Any] = {"graph": network, "precision": formats, "target": target}
+    if arguments.engine_weights != "bound":
+        entry["weights_are"] = arguments.engine_weights
     with temporary_folder("engines") as temporary:
         folder = Path(temporary)
         start = time.perf_counter()
@@ -155,7 +190,7 @@ def measure_build(
             "graph": str(folder / f"{network}.onnx"),
             "output": str(folder / "engine"),
             "target": target,
-            "weights": "bound",
+            "weights": arguments.engine_weights,
             "profiles": [dict(profile.inputs) for profile in taken],
             "decompose": network != "transformer",
             "stream": False,
@@ -179,7 +214,8 @@ def measure_build(
 def tables(result: dict[str, Any]) -> list[Table]:
     rows = []
     for entry in result["engines"]:
-        row = [f"{entry['graph']} {entry['precision']}", entry["target"], str(len(entry["profiles"]))]
+        where = f", weights {entry['weights_are']}" if "weights_are" in entry else ""
+        row = [f"{entry['graph']} {entry['precision']}{where}", entry["target"], str(len(entry["profiles"]))]
         if "fault" in entry:
             rows.append([*row, f"{entry['seconds']:.0f}", "", "", entry["fault"]])
         else:
@@ -192,5 +228,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def footer(result: dict[str, Any]) -> str:
     double, single = result["blocks"]
     return (
-        f"{double} double and {single} single blocks; weights are inputs.\n{machine_line(result['machine'])}"
+        f"{double} double and {single} single blocks; weights are inputs unless the line says otherwise.\n"
+        f"{machine_line(result['machine'])}"
     )

@@ -71,8 +71,13 @@ def use_fp4_quantizer(model: ModelProto) -> int:
 
 
 def constant_scales(graph: GraphProto) -> set[str]:
-    """Names of the scales over all blocks, which cannot be inputs of an engine."""
-    return {node.input[1] for node in graph.node if node.op_type == OPERATOR}
+    """Names of the scales over all blocks, of inputs and of weights that are multiplied by such inputs. TensorRT's
+    parser takes the former as constants only, and with the latter as inputs the product is none in FP4."""
+    if not any(node.op_type == OPERATOR for node in graph.node):
+        return set()
+    single = {tensor.name for tensor in graph.initializer if not tensor.dims}
+    readers = ("DequantizeLinear", OPERATOR)
+    return {node.input[1] for node in graph.node if node.op_type in readers} & single
 
 
 def backwards(producers: Mapping[str, NodeProto], name: str) -> list[NodeProto]:

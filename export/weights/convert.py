@@ -33,7 +33,7 @@ def convert(plan: WeightPlan, item: PlannedWeight, network: NetworkWeights) -> l
         weight = weight.t() if item.transpose else weight
         statistics = plan.statistics.get(item.weight)
         stored = quantize_weight(weight, item.layer, dtype, statistics)
-        for note in underflow_notes(item.layer, (weight.shape[0], weight.shape[1]), stored, statistics):
+        for note in underflow_notes(item.layer, weight, stored, statistics):
             warnings.warn(f"{plan.network}: {item.weight}: {note}", stacklevel=2)
         return stored
     return [cast(weight, item.layer.format, plan.network, item.weight, item.transpose)]

@@ -44,8 +44,8 @@ class BlockedE2M1(NumberFormat):
         )
 
     def scales(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Block scales, E4M3 [in / 16, out], and the weight's, fp32 []. A block of which some weight is not 0 has the
-        smallest E4M3 number for its scale where it would underflow to 0."""
+        """Block scales, E4M3 [in / 16, out], and the weight's, fp32 []. Where a block's would underflow to 0 it is the
+        smallest E4M3 number: TensorRT takes no scale of 0."""
         import torch
 
         blocks = weight.float().unflatten(0, (-1, self.group))
@@ -55,14 +55,12 @@ class BlockedE2M1(NumberFormat):
         whole = torch.where(top == 0, torch.ones_like(top), top / (E4M3_MAX * min(REACHES)))
         whole = whole.clamp(min=torch.finfo(torch.float32).tiny)
         unit = torch.where(largest == 0, torch.ones_like(largest), largest)
-        least = torch.where(largest == 0, 0.0, E4M3_SMALLEST)
         best_error = torch.full_like(largest, float("inf"))
         best = torch.zeros_like(largest)
         for reach in REACHES:
-            scale = (largest / (reach * whole)).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn).float()
-            scale = torch.maximum(scale, least)
-            step = torch.where(scale == 0, torch.ones_like(scale), scale * whole)[:, None]
-            rounded = self.nearest(blocks / step) * torch.where(scale == 0, 0.0, scale * whole)[:, None]
+            scale = (largest / (reach * whole)).clamp(E4M3_SMALLEST, E4M3_MAX).to(torch.float8_e4m3fn).float()
+            step = (scale * whole)[:, None]
+            rounded = self.nearest(blocks / step) * step
             error = ((rounded - blocks) / unit[:, None]).square().sum(1)
             best = torch.where(error < best_error, scale, best)
             best_error = torch.minimum(error, best_error)

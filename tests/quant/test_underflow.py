@@ -16,7 +16,7 @@ def notes(layer: Layer, weight: torch.Tensor, inputs: torch.Tensor) -> list[str]
     statistics = InputStatistics.empty(32)
     statistics.add(inputs, 0)
     stored = quantize_weight(weight, layer, torch.float32, statistics)
-    return list(underflow_notes(layer, (weight.shape[0], weight.shape[1]), stored, statistics))
+    return list(underflow_notes(layer, weight, stored, statistics))
 
 
 def test_ordinary_weights_and_inputs_lose_nothing() -> None:

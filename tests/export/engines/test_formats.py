@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 trt = pytest.importorskip("tensorrt_rtx")
 
+from kontext.export.engines.compiler import network_flags, parse_graph, set_target  # noqa: E402
 from kontext.export.engines.fp4_quantization import use_fp4_quantizer  # noqa: E402
 from kontext.export.engines.narrow_quantization import narrow_quantization  # noqa: E402
+from kontext.export.engines.profiles import profiles  # noqa: E402
 from kontext.export.engines.unscaled_products import unscaled_product  # noqa: E402
 from kontext.export.graph import fp8_attention  # noqa: E402
 from kontext.export.graph.bind_weights import ONNX_DTYPES  # noqa: E402
@@ -240,3 +243,46 @@ REFUSED = [Layer(name) for name, format in FORMATS.items() if format.tensorrt is
 @pytest.mark.parametrize("layer", [*REFUSED, Layer("int8", 0, "int8")], ids=str)
 def test_what_is_refused_before_the_compiler_is_what_the_parser_refuses(layer: Layer) -> None:
     assert not parsed(linear(layer, "fp16"))[3]
+
+
+def test_every_linear_of_a_transformer_is_a_product_in_fp4(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with inputs that are rounded, by the nodes that each product is made of. As inputs, weights are copied
+    first, in 4 bits. Without branches, the compiler slices constant weights of queries, keys and values, and unpacks
+    them."""
+    from kontext.bench.fullsize import engines
+    from kontext.export.graph.interface import network_interface
+    from kontext.model.checkpoint import Checkpoint
+
+    monkeypatch.setattr(engines, "usual_rank", lambda _: 8)
+    config = Checkpoint.open(tiny_checkpoint).config
+    engines.write_graph(tmp_path, config, "transformer", "bf16-nvfp4-inputs")
+    graph = tmp_path / "transformer.onnx"
+    nodes = onnx.load(str(graph), load_external_data=False).graph.node
+    rounded = [
+        node.name.rpartition("/")[0]
+        for node in nodes
+        if any(each.name == "output_dtype" for each in node.attribute)
+    ]
+    assert len(rounded) == 8 * config.transformer.num_double_blocks + 2 * config.transformer.num_single_blocks
+    scales = {f"{name}_{scale}" for name in rounded for scale in ("global_scale", "input_scale")}
+    inputs = network_interface("transformer", config).inputs
+    (shapes, *_) = profiles(engines.outline(tmp_path, config), "transformer", 1, inputs)
+    for weights in ("inside", "bound"):
+        log = Log()
+        builder = trt.Builder(log)
+        network = builder.create_network(network_flags(trt))
+        names = parse_graph(trt, network, log, graph, weights)
+        assert scales.isdisjoint(names)
+        options = builder.create_builder_config()
+        set_target(trt, options, "sm120")
+        options.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        profile = builder.create_optimization_profile()
+        for name, sizes in shapes.inputs.items():
+            profile.set_shape(name, *sizes)
+        options.add_optimization_profile(profile)
+        assert builder.build_serialized_network(network, options) is not None, log.lines[-1]
+        products = [line for line in log.lines if "LayerType: gemm" in line]
+        made = " ".join(line for line in products if line.count("Datatype: FP4E2M1") == 2)
+        assert [name for name in rounded if f"[ONNX Layer: {name}/" not in made] == []

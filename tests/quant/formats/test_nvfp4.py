@@ -116,6 +116,6 @@ def test_scales_do_not_underflow() -> None:
     weight[0] = 448.0 * 4  # of which the scale of all is 1
     weight[16:32] = 2.0**-9 * torch.tensor([0.2, 1.0, -1.4] + [0.0] * 13)[:, None]
     values, scale, whole = NVFP4.quantize(weight, torch.float32)
-    assert scale.float()[:, 0].tolist() == [448.0, 2.0**-9, 0.0]
+    assert scale.float()[:, 0].tolist() == [448.0, 2.0**-9, 2.0**-9]
     restored = NVFP4.dequantize(values, scale, whole)
     assert (restored[16:19, 0] * 2**9).tolist() == [0.0, 1.0, -1.5]

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blocks import check_block_scale
 from .launch import Launch, jit, require, tl
-from .numeric import quantize_rows
 from .operators import register_operator
-from .rows import empty_codes, plan_rows, program_row, row_arguments, row_constants, store_row
+from .rows import empty_codes, plan_rows, program_row, quantize, row_arguments, row_constants, store_row
 
 EPS = 1e-6
 MAX_WIDTH = 16384
@@ -41,10 +41,12 @@ def adaln_reference(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return normalize_and_modulate(x, shift, scale).to(x.dtype)
 
 
-def adaln_quantize_reference(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
+def adaln_quantize_reference(
+    x: Tensor, shift: Tensor, scale: Tensor, format: str, block_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Reference implementation in PyTorch, with `format` "fp8" or "int8": codes [batch, tokens, width] and fp32 scales
-    [batch, tokens]."""
-    return quantize_rows(normalize_and_modulate(x, shift, scale), format)
+    [batch, tokens]; or with "nvfp4" and the scale of all inputs, fp32 [1]: as `blocks.quantize_blocks`."""
+    return quantize(normalize_and_modulate(x, shift, scale), format, block_scale)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -54,6 +56,7 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
     scale,
     out,
     out_scale,
+    block_scale,
     tokens,
     x_batch,
     x_token,
@@ -62,6 +65,7 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     EPS: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    BLOCKS: tl.constexpr,
     INTEGER: tl.constexpr,
     LIMIT: tl.constexpr,
     MIN_AMAX: tl.constexpr,
@@ -73,12 +77,13 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
         shift, scale: [batch, WIDTH], strides (modulation_batch, 1).
         out: output [batch, tokens, WIDTH], contiguous, in the dtype of x, or codes if QUANTIZE.
         out_scale: output fp32 [batch, tokens]; None unless QUANTIZE.
+        block_scale: fp32 [1]; None unless BLOCKS.
         tokens: rows of each batch item.
         x_batch, x_token, modulation_batch: strides in elements.
         WIDTH: channels.
-        BLOCK: WIDTH rounded up to a power of two.
+        BLOCK: WIDTH rounded up to a power of two, see `rows.plan_rows`.
         EPS: added to the variance.
-        QUANTIZE, INTEGER, LIMIT, MIN_AMAX: see `rows.store_row`.
+        QUANTIZE, BLOCKS, INTEGER, LIMIT, MIN_AMAX: see `rows.store_row`.
 
     Grid: (batch * tokens).
     """
@@ -94,13 +99,21 @@ def adaln_kernel(  # type: ignore[no-untyped-def]
     centered = tl.where(inside, value - mean, 0.0)
     variance = tl.sum(centered * centered, 0) / WIDTH
     y = centered * tl.rsqrt(variance + EPS) * (1.0 + by) + to
-    store_row(y, row, columns, out, out_scale, WIDTH, QUANTIZE, INTEGER, LIMIT, MIN_AMAX)
+    store_row(
+        y, row, columns, out, out_scale, block_scale, tokens, WIDTH, BLOCK, QUANTIZE, BLOCKS, INTEGER, LIMIT, MIN_AMAX
+    )  # fmt: skip
 
 
 def plan_adaln(
-    x: Tensor, shift: Tensor, scale: Tensor, out: Tensor, out_scale: Tensor | None, format: str
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    out_scale: Tensor | None,
+    format: str,
+    block_scale: Tensor | None = None,
 ) -> Launch:
-    """The launch; operands as in `adaln_reference`, results are written into `out` and `out_scale`.
+    """The launch; operands as in `adaln_quantize_reference`, results are written into `out` and `out_scale`.
 
     `format` is "" if `out_scale` is None.
 
@@ -109,6 +122,7 @@ def plan_adaln(
     """
     width = x.shape[2]
     require(width <= MAX_WIDTH, f"AdaLN takes up to {MAX_WIDTH} channels, not {width}")
+    check_block_scale(format, block_scale)
     require(x.stride(2) == 1, "AdaLN takes rows of adjacent channels (stride 1)")
     require(
         shift.stride() == scale.stride() and shift.stride(1) == 1,
@@ -123,6 +137,7 @@ def plan_adaln(
             "scale": scale,
             "out": out,
             "out_scale": out_scale,
+            "block_scale": block_scale,
             **row_arguments(x.shape[1], x=x),
             "modulation_batch": shift.stride(0),
         },
@@ -136,9 +151,11 @@ def launch_adaln(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return out
 
 
-def launch_adaln_quantize(x: Tensor, shift: Tensor, scale: Tensor, format: str) -> tuple[Tensor, Tensor]:
+def launch_adaln_quantize(
+    x: Tensor, shift: Tensor, scale: Tensor, format: str, block_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     out, out_scale = empty_codes(x, tuple(x.shape), format)
-    plan_adaln(x, shift, scale, out, out_scale, format).run()
+    plan_adaln(x, shift, scale, out, out_scale, format, block_scale).run()
     return out, out_scale
 
 
@@ -150,8 +167,8 @@ adaln_op = register_operator(
 )
 
 adaln_quantize_op = register_operator(
-    "adaln_quantize(Tensor x, Tensor shift, Tensor scale, str format) -> (Tensor, Tensor)",
+    "adaln_quantize(Tensor x, Tensor shift, Tensor scale, str format, Tensor? block_scale=None) -> (Tensor, Tensor)",
     launch_adaln_quantize,
     adaln_quantize_reference,
-    lambda x, shift, scale, format: empty_codes(x, x.shape, format),
+    lambda x, shift, scale, format, block_scale=None: empty_codes(x, x.shape, format),
 )

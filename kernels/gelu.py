@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .blocks import check_block_scale
 from .launch import Launch, jit, require, tl
-from .numeric import gelu, gelu_tile, quantize_rows
+from .numeric import gelu, gelu_tile
 from .operators import register_operator
-from .rows import empty_codes, plan_rows, program_row, row_arguments, row_constants, store_row
+from .rows import empty_codes, plan_rows, program_row, quantize, row_arguments, row_constants, store_row
 
 MAX_WIDTH = 32768
 """Channels of a row that still fit the registers of one program."""
@@ -43,17 +44,23 @@ def gelu_join_reference(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
 
 
 def gelu_join_quantize_reference(
-    plain: Tensor | None, mlp: Tensor | None, format: str, mean: Tensor | None = None
+    plain: Tensor | None,
+    mlp: Tensor | None,
+    format: str,
+    mean: Tensor | None = None,
+    block_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Reference implementation in PyTorch, with `format` "fp8" or "int8".
+    """Reference implementation in PyTorch, with `format` "fp8" or "int8"; or "nvfp4" and the scale of all inputs, fp32
+    [1].
 
     `mean` [plain + mlp channels] is subtracted first.
 
     Returns:
-        Codes [batch, tokens, plain + mlp channels] and fp32 scales [batch, tokens].
+        Codes [batch, tokens, plain + mlp channels] and fp32 scales [batch, tokens]; of NVFP4 as
+        `blocks.quantize_blocks`.
     """
     y = join(plain, mlp)
-    return quantize_rows(y if mean is None else y - mean.float(), format)
+    return quantize(y if mean is None else y - mean.float(), format, block_scale)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -63,6 +70,7 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
     mean,
     out,
     out_scale,
+    block_scale,
     tokens,
     plain_batch,
     plain_token,
@@ -73,6 +81,7 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
     CENTRED: tl.constexpr,
     BLOCK: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    BLOCKS: tl.constexpr,
     INTEGER: tl.constexpr,
     LIMIT: tl.constexpr,
     MIN_AMAX: tl.constexpr,
@@ -85,12 +94,13 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
         mean: [PLAIN + MLP]; None unless CENTRED.
         out: output [batch, tokens, PLAIN + MLP], contiguous, in the inputs' dtype, or codes if QUANTIZE.
         out_scale: output fp32 [batch, tokens]; None unless QUANTIZE.
+        block_scale: fp32 [1]; None unless BLOCKS.
         tokens: rows of each batch item.
         plain_batch, plain_token, mlp_batch, mlp_token: strides in elements.
         PLAIN, MLP: channels of each part; 0 if there is none.
         CENTRED: subtract `mean`.
-        BLOCK: PLAIN + MLP rounded up to a power of two.
-        QUANTIZE, INTEGER, LIMIT, MIN_AMAX: see `rows.store_row`.
+        BLOCK: PLAIN + MLP rounded up to a power of two, see `rows.plan_rows`.
+        QUANTIZE, BLOCKS, INTEGER, LIMIT, MIN_AMAX: see `rows.store_row`.
 
     Grid: (batch * tokens).
     """
@@ -106,7 +116,10 @@ def gelu_join_kernel(  # type: ignore[no-untyped-def]
         y += gelu_tile(tl.load(start + (columns - PLAIN), mask=from_mlp, other=0.0).to(tl.float32))
     if CENTRED:
         y -= tl.load(mean + columns, mask=columns < PLAIN + MLP, other=0.0).to(tl.float32)
-    store_row(y, row, columns, out, out_scale, PLAIN + MLP, QUANTIZE, INTEGER, LIMIT, MIN_AMAX)
+    store_row(
+        y, row, columns, out, out_scale, block_scale, tokens, PLAIN + MLP, BLOCK, QUANTIZE, BLOCKS, INTEGER, LIMIT,
+        MIN_AMAX,
+    )  # fmt: skip
 
 
 def plan_gelu_join(
@@ -116,6 +129,7 @@ def plan_gelu_join(
     out_scale: Tensor | None,
     format: str,
     mean: Tensor | None = None,
+    block_scale: Tensor | None = None,
 ) -> Launch:
     """The launch; operands as in `gelu_join_quantize_reference`, results are written into `out` and `out_scale`.
 
@@ -124,23 +138,25 @@ def plan_gelu_join(
     Raises:
         KontextError: shapes or strides that the kernel does not take.
     """
-    width = out.shape[2]
+    width = sum(part.shape[2] for part in (plain, mlp) if part is not None)
     require(
         mean is None or tuple(mean.shape) == (width,),
         f"the mean must have a number for each of {width} channels, not {[] if mean is None else list(mean.shape)}",
     )
+    check_block_scale(format, block_scale)
     require(width <= MAX_WIDTH, f"GELU takes up to {MAX_WIDTH} channels, not {width}")
     for part in (plain, mlp):
         require(part is None or part.stride(2) == 1, "GELU takes rows of adjacent channels (stride 1)")
     return plan_rows(
         gelu_join_kernel,
-        tuple(out.shape),
+        (*out.shape[:2], width),
         {
             "plain": plain,
             "mlp": mlp,
             "mean": mean,
             "out": out,
             "out_scale": out_scale,
+            "block_scale": block_scale,
             **row_arguments(out.shape[1], plain=plain, mlp=mlp),
         },
         {
@@ -175,10 +191,14 @@ def launch_gelu_join(plain: Tensor | None, mlp: Tensor | None) -> Tensor:
 
 
 def launch_gelu_join_quantize(
-    plain: Tensor | None, mlp: Tensor | None, format: str, mean: Tensor | None = None
+    plain: Tensor | None,
+    mlp: Tensor | None,
+    format: str,
+    mean: Tensor | None = None,
+    block_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     out, out_scale = empty_codes(*shape_of(plain, mlp), format)
-    plan_gelu_join(plain, mlp, out, out_scale, format, mean).run()
+    plan_gelu_join(plain, mlp, out, out_scale, format, mean, block_scale).run()
     return out, out_scale
 
 
@@ -187,8 +207,9 @@ gelu_join_op = register_operator(
 )
 
 gelu_join_quantize_op = register_operator(
-    "gelu_join_quantize(Tensor? plain, Tensor? mlp, str format, Tensor? mean=None) -> (Tensor, Tensor)",
+    "gelu_join_quantize(Tensor? plain, Tensor? mlp, str format, Tensor? mean=None, Tensor? block_scale=None) -> "
+    "(Tensor, Tensor)",
     launch_gelu_join_quantize,
     gelu_join_quantize_reference,
-    lambda plain, mlp, format, mean=None: empty_codes(*shape_of(plain, mlp), format),
+    lambda plain, mlp, format, mean=None, block_scale=None: empty_codes(*shape_of(plain, mlp), format),
 )

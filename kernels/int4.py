@@ -79,6 +79,27 @@ def unpack_tile(bytes, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: igno
     return tl.reshape(tl.join(low, high), [ROWS, COLUMNS])
 
 
+@jit()
+def add_branch(  # type: ignore[no-untyped-def]
+    acc, low, up, row_at, column_at, RANK: tl.constexpr, RANKS: tl.constexpr, N: tl.constexpr
+):
+    """Adds a tile of low @ up to `acc`.
+
+    Parameters:
+        low, up: the tile's first row of [rows, RANK], and its first column of [RANK, N].
+        row_at, column_at: int32, rows and columns from there.
+        RANK: of the branch.
+        RANKS: RANK rounded up to a power of two, at least 16, the least that tensor cores take.
+        N: output channels.
+    """
+    ranks = tl.arange(0, RANKS)
+    low_tile = tl.load(
+        low + (row_at[:, None] * RANK + ranks[None, :]), mask=(ranks < RANK)[None, :], other=0.0
+    )
+    up_tile = tl.load(up + (ranks[:, None] * N + column_at[None, :]), mask=(ranks < RANK)[:, None], other=0.0)
+    return tl.dot(low_tile, up_tile, acc)
+
+
 @jit(do_not_specialize=["tokens"])
 def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     a,
@@ -127,7 +148,7 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
         out_batch, out_token, gate_batch: strides in elements.
         N, K: output and input channels.
         RANK: of the low-rank branch; 0 if there is none.
-        RANKS: RANK rounded up to a power of two, at least 16, the least that tensor cores take.
+        RANKS: see `add_branch`.
         BLOCK_M, BLOCK_N: rows and columns of a tile.
         GROUP: inputs that share a scale.
         GROUP_M: tiles below each other that consecutive programs compute, see `epilogue.tile_of`.
@@ -168,12 +189,7 @@ def int4_gemm_kernel(  # type: ignore[no-untyped-def]
     if CODES:
         acc = acc * tl.load(a_scale + batch * tokens + rows, mask=rows < tokens, other=0.0)[:, None]
     if RANK > 0:
-        ranks = tl.arange(0, RANKS)
-        low_at = low + first * RANK + (row_at[:, None] * RANK + ranks[None, :])
-        up_at = up + across * BLOCK_N + (ranks[:, None] * N + column_at[None, :])
-        low_tile = tl.load(low_at, mask=(ranks < RANK)[None, :], other=0.0)
-        up_tile = tl.load(up_at, mask=(ranks < RANK)[:, None], other=0.0)
-        acc = tl.dot(low_tile, up_tile, acc)
+        acc = add_branch(acc, low + first * RANK, up + across * BLOCK_N, row_at, column_at, RANK, RANKS, N)
     finish_split(
         acc, rows, across * BLOCK_N, batch, tokens, N, out, bias, gate, out_scale, out_batch, out_token, gate_batch,
         BLOCK_M, BLOCK_N, PIECES, EPILOGUE, BIAS, LIMIT, INTEGER,
@@ -224,18 +240,23 @@ def check_int4_linear(
     require(a.dtype != torch.int8, "INT4 weights take 16-bit or FP8 activations, not INT8")
     coded = a.dtype == torch.float8_e4m3fn
     require(coded == (a_scale is not None), f"an input in {a.dtype} takes {'' if coded else 'no '}scales")
+    check_branch(low, up, rows_of(a), channels)
+    epilogue.check(tuple(a.shape[:2]), channels)
+
+
+def check_branch(low: Tensor | None, up: Tensor | None, rows: int, channels: int) -> None:
+    """Raises KontextError unless there is no low-rank branch, or one for a product of [rows, channels]."""
     require((low is None) == (up is None), "a low-rank branch has two factors, low and up")
     if low is not None and up is not None:
         require(
-            rows_of(low) == rows_of(a) and up.is_contiguous(),
-            f"low must have the input's {rows_of(a)} rows, not {rows_of(low)}, and up must be contiguous",
+            rows_of(low) == rows and up.is_contiguous(),
+            f"low must have the input's {rows} rows, not {rows_of(low)}, and up must be contiguous",
         )
         require(
             tuple(up.shape) == (low.shape[2], channels) and 0 < up.shape[0] <= MAX_RANK,
             f"up must be {[low.shape[2], channels]}, of rank {MAX_RANK} or less, not {list(up.shape)}",
         )
         require(low.dtype == up.dtype, f"low and up must have one dtype, not {low.dtype} and {up.dtype}")
-    epilogue.check(tuple(a.shape[:2]), channels)
 
 
 def plan_int4_linear(

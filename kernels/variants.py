@@ -25,8 +25,10 @@ from . import (
     int4_to_fp8,
     norm_rope,
     norm_rope_quantize,
+    nvfp4,
     residual,
 )
+from .blocks import NVFP4, empty_blocks
 from .epilogue import Epilogue
 from .launch import FP8_CAPABILITY, Launch
 from .numeric import CODES
@@ -36,6 +38,7 @@ TENSOR_CORES = {
     "16-bit": {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"},
     "fp8": {80: "QMMA", 90: "QGMMA", 100: "UTCQMMA", 120: "QMMA"},
     "int8": {80: "IMMA", 90: "IGMMA", 100: "UTCIMMA", 120: "IMMA"},
+    NVFP4: {100: "UTCOMMA", 120: "OMMA"},
 }
 
 
@@ -76,8 +79,13 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def activation_formats(arch: int) -> tuple[str, ...]:
-    """What activations can be rounded to on compute capability `arch`."""
+    """What activations can be rounded to with a scale for each token, on compute capability `arch`."""
     return tuple(name for name in CODES if arch >= FORMATS[name].min_capability)
+
+
+def has_nvfp4(arch: int) -> bool:
+    """Whether activations can be rounded to NVFP4 on compute capability `arch`."""
+    return arch >= nvfp4.NVFP4_CAPABILITY
 
 
 def variants(arch: int, sizes: Sizes | None = None) -> Iterator[Variant]:
@@ -117,6 +125,24 @@ def elementwise(arch: int, sizes: Sizes) -> Iterator[Variant]:
             f"gelu_join {format}, mlp",
             gelu.plan_gelu_join(None, middle, meta(*middle.shape, dtype=codes), scale, format),
         )
+    if has_nvfp4(arch):
+        yield from to_nvfp4(x, vector, fused, middle)
+
+
+def to_nvfp4(x: Tensor, vector: Tensor, fused: Tensor, middle: Tensor) -> Iterator[Variant]:
+    """The passes that round a linear's input to NVFP4, with the operands of those that round to other formats."""
+    g = meta(1, dtype=torch.float32)
+    yield Variant(
+        "adaln nvfp4", adaln.plan_adaln(x, vector, vector, *empty_blocks(x, tuple(x.shape)), NVFP4, g)
+    )
+    for name, plain, mlp in (("both", x, fused), ("plain", x, None), ("mlp", None, middle)):
+        _, shape = gelu.shape_of(plain, mlp)
+        for ending, centred in (("", False), (", centred", True)):
+            if centred and plain is None:
+                continue
+            mean = meta(shape[-1], dtype=x.dtype) if centred else None
+            launch = gelu.plan_gelu_join(plain, mlp, *empty_blocks(x, shape), NVFP4, mean, g)
+            yield Variant(f"gelu_join nvfp4, {name}{ending}", launch)
 
 
 def rope_variants(arch: int, sizes: Sizes) -> Iterator[Variant]:
@@ -181,6 +207,20 @@ def unpackings(name: str, depth: int, channels: int, dtype: torch.dtype) -> Iter
         yield Variant(f"dequantize {format.name}, {name}", launch)
 
 
+def nvfp4_products(arch: int, sizes: Sizes, name: str, depth: int, epilogue: Epilogue) -> Iterator[Variant]:
+    """A linear with inputs and weights in NVFP4; its output is that of `epilogue`."""
+    (batch, tokens, channels), kind = epilogue.out.shape, epilogue.out.dtype
+    a = empty_blocks(epilogue.out, (batch, tokens, depth))
+    weight, w_scale = (each[0] for each in empty_blocks(epilogue.out, (1, channels, depth)))
+    scale = meta(1, dtype=torch.float32)
+    for rank in sorted({0, *sizes.ranks}):
+        low = meta(batch, tokens, rank, dtype=kind) if rank else None
+        up = meta(rank, channels, dtype=kind) if rank else None
+        launch = nvfp4.plan_nvfp4_linear(*a, weight, w_scale, scale, low, up, epilogue, arch=arch)
+        branch = f", rank {rank}" if rank else ""
+        yield Variant(f"nvfp4_gemm, {name}{branch}", launch, (NVFP4, "16-bit") if rank else (NVFP4,))
+
+
 def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
     """A block's linears with the epilogue that each has."""
     hidden, mlp, kind = sizes.hidden, sizes.mlp, sizes.compute
@@ -212,6 +252,10 @@ def products(arch: int, sizes: Sizes) -> Iterator[Variant]:
             )
         if ending == "gelu":
             continue
+        if has_nvfp4(arch):
+            yield from nvfp4_products(
+                arch, sizes, name, depth, Epilogue(meta(1, tokens, channels, dtype=kind), bias, gate)
+            )
         packed, scales = int4_weight(depth, channels, kind)
         if arch >= FP8_CAPABILITY:
             codes, by_column = meta(channels, depth, dtype=CODES["fp8"]), meta(channels, dtype=torch.float32)

@@ -13,10 +13,10 @@ triton = pytest.importorskip("triton")
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the interpreter round to E4M3 as the hardware does.
+    """Makes the interpreter round to E4M3 as the hardware does, and read scales in E4M3.
 
     Triton's interpreter (3.9) drops the carry of a mantissa that rounds up to the next power of two (127.6 becomes
-    64) and truncates subnormal numbers instead of rounding them.
+    64) and truncates subnormal numbers instead of rounding them. Of `tl.dot_scaled` it takes all scales for E8M0.
     """
     from triton.runtime import interpreter
 
@@ -32,7 +32,15 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
             return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         return plain(values, source, target, rounding)
 
+    of_e8m0 = interpreter._dot_scaled_scale_to_f32
+
+    def scale_to_float(scale: Any, compute_type: Any) -> Any:
+        if str(scale.dtype) == "fp8e4nv":
+            return torch.from_numpy(scale.data).view(torch.float8_e4m3fn).float().numpy()
+        return of_e8m0(scale, compute_type)
+
     monkeypatch.setattr(interpreter, "_convert_float", convert)
+    monkeypatch.setattr(interpreter, "_dot_scaled_scale_to_f32", scale_to_float)
 
 
 @pytest.fixture(autouse=True)

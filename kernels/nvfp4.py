@@ -36,7 +36,7 @@ def by_output(packed: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
         uint8 [out, in / 2], packed along the inputs, and tiles of scales.
     """
     codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1).t()
-    return codes[:, ::2] | (codes[:, 1::2] << 4), tile_scales(scales.t())
+    return (codes[:, ::2] | (codes[:, 1::2] << 4)).contiguous(), tile_scales(scales.t())
 
 
 def nvfp4_linear_reference(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kontext.errors import KontextError
-from kontext.kernels import adaln
+from kontext.kernels import adaln, blocks
 
 from .conftest import check_codes, check_operator, error
 from .reference import adaln as reference
@@ -59,6 +59,18 @@ def test_views_of_a_joint_buffer_and_half_precision() -> None:
     assert error(out, reference(part, shift.half(), scale.half())) < 1e-3
 
 
+def test_quantization_in_blocks() -> None:
+    """The codes of views' rows; `test_blocks` compares the rounding with other code."""
+    x, shift, scale = draw(4, 2, 6, 96, 1)
+    part, g = x[:, 1:4], torch.full((1,), 6 / (6 * 448))
+    expected = reference(part, shift, scale)
+    for run in (adaln.launch_adaln_quantize, adaln.adaln_quantize_reference):
+        values = blocks.block_values(*run(part, shift, scale, "nvfp4", g)) * g
+        assert error(values, expected) < 0.12
+    with pytest.raises(KontextError, match="a calibrated scale"):
+        adaln.launch_adaln_quantize(part, shift, scale, "nvfp4")
+
+
 def test_constant_and_extreme_rows_are_finite() -> None:
     x = torch.stack((torch.full((1, 64), 7.0), torch.linspace(-1e18, 1e18, 64)[None]))
     codes, scales = adaln.launch_adaln_quantize(x, torch.zeros(2, 64), torch.zeros(2, 64), "fp8")
@@ -75,7 +87,7 @@ def test_the_operators_run_their_references_on_a_cpu() -> None:
 
 def test_refusals() -> None:
     x, shift, scale = draw(3, 1, 2, 16, 1)
-    with pytest.raises(KontextError, match="fp8 or int8, not to 'fp4'"):
+    with pytest.raises(KontextError, match="fp8 or int8 or nvfp4, not to 'fp4'"):
         adaln.launch_adaln_quantize(x, shift, scale, "fp4")
     with pytest.raises(KontextError, match="up to 16384 channels, not 16385"):
         adaln.launch_adaln(torch.zeros(1, 1, 16385), torch.zeros(1, 16385), torch.zeros(1, 16385))

@@ -26,6 +26,9 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         ("sm_90", "^attention fp8, 128$|^adaln fp8$|^scaled_gemm fp8, qkv$", "QGMMA"),
         ("sm_89", "^norm_rope fp8, double$|^int4_gemm 16-bit, proj, rank 32$", "HMMA"),
         ("sm_120", "^attention int8, 128$", "IMMA"),
+        # The block-scaled instructions: Triton would otherwise unpack both operands to bf16.
+        ("sm_120", "^nvfp4_gemm, proj, rank 32$|^adaln nvfp4$", "OMMA"),
+        ("sm_100", "^nvfp4_gemm, proj, rank 32$", "UTCOMMA"),
     ],
 )
 def test_kernels_compile_without_spilling(arch: str, pattern: str, instructions: str) -> None:

@@ -30,6 +30,7 @@ from ...quant.weight_layout import weight_layout
 from ...runtime.bundle import Bundle
 from ...temporary_folder import temporary_folder
 from .bits_per_weight import headers, is_quantized
+from .e2m1_graphs import E2M1, replace_e2m1
 
 INPUTS, WEIGHTS = "inputs", "weights"
 
@@ -116,6 +117,7 @@ def change_graph(path: Path, layers: Mapping[str, Layer], stored: Mapping[str, A
         model.graph.initializer.extend(linear.constants)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    replace_e2m1(model.graph)
     onnx.save(model, path)
 
 
@@ -132,8 +134,13 @@ class Linear:
     def round_inputs(self, product: onnx.NodeProto) -> None:
         """x less its mean and times its factors, rounded, and back."""
         x = self.changed(product.input[0], CHANGES)
-        x = self.statically(x) if self.layer.input_rounding is InputRounding.STATIC else self.per_token(x)
-        product.input[0] = self.changed(x, INVERSE)
+        rounded = {
+            InputRounding.STATIC: self.statically,
+            InputRounding.DYNAMIC: self.per_token,
+            InputRounding.BLOCKS: self.per_block,
+        }
+        assert self.layer.input_rounding is not None
+        product.input[0] = self.changed(rounded[self.layer.input_rounding](x), INVERSE)
         self.nodes.append(product)
 
     def shift(self, product: onnx.NodeProto) -> None:
@@ -174,9 +181,26 @@ class Linear:
         self.nodes.append(rounded)
         return self.node("Mul", self.node("DequantizeLinear", *rounded.output), largest)
 
-    def node(self, operator: str, *inputs: str) -> str:
+    def per_block(self, x: str) -> str:
+        """With E4M3 scales for blocks, under one scale, as graphs do (`round_in_blocks`)."""
+        group = FORMATS[self.layer.activations].group
+        whole = self.constant(self.kept["input_scale"].numpy())
+        most = self.constant(6 * self.kept["input_scale"].numpy())
+        zero = onnx.helper.make_tensor(f"{self.prefix}/zero", onnx.TensorProto.FLOAT8E4M3FN, (), [0])
+        self.constants.append(zero)
+        # A block is a row, and comes back to its place.
+        blocks = self.node("Reshape", x, self.constant(np.array([-1, group])))
+        largest = self.node("ReduceMax", self.node("Abs", blocks), self.constant(np.array([-1])), keepdims=1)
+        steps = self.node("DequantizeLinear", self.node("QuantizeLinear", largest, most, zero.name), whole)
+        blocked: dict[str, Any] = {"axis": -1, "block_size": group}
+        divisor = self.node("Max", steps, self.constant(SMALLEST))
+        codes = self.node("QuantizeLinear", blocks, divisor, output_dtype=E2M1, **blocked)
+        values = self.node("DequantizeLinear", codes, steps, **blocked)
+        return self.node("Reshape", values, self.node("Shape", x))
+
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         output = f"{self.prefix}/{len(self.nodes)}"
-        self.nodes.append(onnx.helper.make_node(operator, list(inputs), [output], output))
+        self.nodes.append(onnx.helper.make_node(operator, list(inputs), [output], output, **attributes))
         return output
 
     def constant(self, value: Any) -> str:

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 from ...runtime import OnnxRuntimeOptions, Pipeline
-from ...runtime.backends.runnable import Formats
+from ...runtime.backends.runnable import BF16, NVFP4, Formats
 from ...runtime.bundle import Bundle
 from ...runtime.server.desk import default_batch
 from ..number_formats import formats_of
-from . import bits_per_weight, floors, peers
+from . import bits_per_weight, e2m1_graphs, floors, peers
 from .bits_per_weight import Layers
 from .network_peers.registry import NETWORK_PEERS
 from .quiet import quiet
@@ -100,8 +100,13 @@ def ours(
 
 @contextlib.contextmanager
 def runnable(bundle: Bundle, reference: Bundle) -> Iterator[Bundle]:
-    """The bundle, or, if ONNX Runtime has no kernels for it and it rounds no inputs, the reference with its weights."""
-    if Formats.of(bundle).refusal("cpu") and not floors.rounded_layers(bundle):
+    """The bundle, or, if ONNX Runtime has no kernels for it, a copy without E2M1 that computes the same, or, if it also
+    lacks what the bundle computes in and no inputs are rounded, the reference with its weights."""
+    formats = Formats.of(bundle)
+    if NVFP4 in formats.weights and BF16 not in formats.computes:
+        with e2m1_graphs.runnable_copy(bundle) as copy:
+            yield copy
+    elif formats.refusal("cpu") and not floors.rounded_layers(bundle):
         with floors.floor(reference, bundle, floors.WEIGHTS, floors.quantized_layers(bundle)) as unpacked:
             yield unpacked
     else:

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -73,6 +74,29 @@ def test_inputs_are_rounded_by_token(linear: tuple[Path, np.ndarray, np.ndarray]
     zero = np.round(-low / step)
     codes = np.clip(np.round(x / largest / step) + zero, 0, 255)
     np.testing.assert_allclose(run(path, x), (codes - zero) * step * largest @ weight, rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_are_rounded_by_block(tmp_path: Path) -> None:
+    """With numpy's arithmetic and ml_dtypes' casts."""
+    random = np.random.default_rng(0)
+    weight, x = (random.normal(size=size).astype(np.float32) for size in ((32, 4), (5, 32)))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path = tmp_path / "linear.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
+    scale = np.float32(2.0**-9)
+    layer = Layer("nvfp4", activations="nvfp4")
+    change_graph(path, {"w": layer}, {"w_input_scale": Stored(torch.tensor(scale))}, INPUTS)
+    blocks = x.reshape(5, 2, 16)
+    steps = (np.abs(blocks).max(-1, keepdims=True) / (6 * scale)).astype(ml_dtypes.float8_e4m3fn)
+    steps = steps.astype(np.float32) * scale
+    rounded = (blocks / steps).astype(ml_dtypes.float4_e2m1fn).astype(np.float32) * steps
+    np.testing.assert_allclose(run(path, x), rounded.reshape(5, 32) @ weight, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_alone_keep_the_means_own_product(linear: tuple[Path, np.ndarray, np.ndarray]) -> None:

@@ -22,6 +22,7 @@ from kontext.runtime.bundle import Bundle
         (Layer("fp8", activations="fp8", centred=True), "W8A8 static"),
         (Layer("int8", activations="int8"), "W8A8 per token"),
         (Layer("int8", activations="int8", rounding="static"), "W8A8 static"),
+        (Layer("nvfp4", activations="nvfp4"), "W4A4"),
         (Layer("int4", rank=16), "W4A16"),
         (Layer("int4", activations="int8"), "W4A8"),
     ],

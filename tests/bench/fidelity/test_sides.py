@@ -11,15 +11,15 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-import torch
+import numpy as np
+from PIL import Image
 
 from kontext.bench.fidelity import bits_per_weight
-from kontext.bench.fidelity.bits_per_weight import headers
+from kontext.bench.fidelity.floors import WEIGHTS, floor, quantized_layers
+from kontext.bench.fidelity.schemes import bundle_scheme
 from kontext.bench.fidelity.sides import all_sides, ours, runnable
-from kontext.quant.quantize import dequantize_weight
-from kontext.quant.recipe import Layer
-from kontext.quant.weight_layout import weight_layout
 from kontext.runtime.bundle import Bundle
+from kontext.runtime.pipeline import Pipeline
 
 
 def test_a_bundle_runs_as_its_graph_says_and_on_a_cpu(bundles: dict[str, Path]) -> None:
@@ -46,7 +46,7 @@ def test_a_bundle_runs_as_its_graph_says_and_on_a_cpu(bundles: dict[str, Path]) 
         assert not rounded.pipe.backend.leave_inputs  # type: ignore[attr-defined]
 
 
-def test_nvfp4_runs_with_its_values_in_the_references_graphs(
+def test_nvfp4_runs_in_its_own_graphs_without_e2m1(
     bundles: dict[str, Path],
     tiny_checkpoint: Path,
     tiny_bundle: Path,
@@ -63,13 +63,15 @@ def test_nvfp4_runs_with_its_values_in_the_references_graphs(
     with runnable(bundle, reference) as unpacked:
         assert unpacked is not bundle
         unpacked.verify()
-        entries = bundle.manifest["precision"]["layers"]["transformer"]
-        name = next(name for name, entry in entries.items() if Layer.from_json(entry).format == "nvfp4")
-        found = headers(unpacked)["transformer"].tensors[name].read()
-    layer, stored = Layer.from_json(entries[name]), headers(bundle)["transformer"].tensors
-    shape = (found.shape[0], found.shape[1])
-    tensors = [stored[name + each.suffix].read() for each in weight_layout(layer, shape)]
-    assert torch.equal(found, dequantize_weight(tensors, layer))
+        pipe = Pipeline.load(unpacked, device="cpu", backend="onnxruntime")
+        picture = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+        found = np.asarray(pipe.edit(picture, "make it red", steps=2), np.float64)
+    assert unpacked.graphs["transformer"].weights.name == "transformer.safetensors"
+    with floor(reference, bundle, WEIGHTS, quantized_layers(bundle)) as plain:
+        pipe = Pipeline.load(plain, device="cpu", backend="onnxruntime")
+        expected = np.asarray(pipe.edit(picture, "make it red", steps=2), np.float64)
+    assert np.abs(found - expected).max() <= 1  # the same values in the reference's graphs
+    assert bundle_scheme(bundle) == "W4A16"
     fp8 = Bundle.open(bundles["fp8"])
     with runnable(fp8, reference) as same:
         assert same is fp8

@@ -19,7 +19,7 @@ from .fidelity import tables as fidelity_tables
 from .fullsize import benchmark as fullsize
 from .fullsize import edit as fullsize_edit
 from .loras import benchmark as loras
-from .memory import plans, predicted, vram_fit
+from .memory import cards, plans, predicted, vram_fit
 from .quantspeed import benchmark as quantspeed
 from .registry import Benchmark, Result
 from .report import Table, replace_section
@@ -86,7 +86,11 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
         "work": [Content("approximations.json", approximations.work_tables, approximations.work_footer)],
     },
     "docs/quantization.md": {"methods": of("methods.json", methods)},
-    "docs/planning.md": {"plans": of("plans.json", plans), "memory": of("memory.json", predicted)},
+    "docs/planning.md": {
+        "cards": of("cards.json", cards),
+        "plans": of("plans.json", plans),
+        "memory": of("memory.json", predicted),
+    },
     "docs/openvino.md": {
         "executors": [
             *of("latency_openvino.json", latency, "One edit of the embedded model:"),

@@ -72,6 +72,7 @@ SUBCOMMANDS = (
     Entry("fullsize-edit", "a whole edit on a CPU, stage by stage", "fullsize.edit", state="cold"),
     Entry("engines", "TensorRT builds at full size, without a GPU", "fullsize.engines", state="cold"),
     Entry("memory", "predicted and measured peak memory of an edit", "memory.predicted"),
+    Entry("cards", "the fastest recipe on six cards (nothing is run)", "memory.cards"),
     Entry("plans", "plans for cards of 8 to 32 GB (nothing is run)", "memory.plans"),
     Entry("vram-fit", "which cards bundles run on (needs a GPU or fake-gpu)", "memory.vram_fit"),
     Entry("placement", "which operators ONNX Runtime's CUDA provider runs", "placement"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from ..compute_capability import parse_capability, sm_name
 from ..errors import KontextError
+from .cards import CARDS, short_name
 from .formats import FORMATS
 
 
@@ -37,17 +37,9 @@ ARCHITECTURES = {
 """Compute capabilities times ten that plans are made for."""
 
 GPUS = {
-    "t4": 75, "rtx2060": 75, "rtx2070": 75, "rtx2080": 75, "rtx2080ti": 75,
-    "a100": 80, "a30": 80,
-    "a10": 86, "a10g": 86, "a40": 86, "rtxa4000": 86, "rtxa5000": 86, "rtxa6000": 86,
-    "rtx3060": 86, "rtx3070": 86, "rtx3080": 86, "rtx3080ti": 86, "rtx3090": 86, "rtx3090ti": 86,
-    "orin": 87,
-    "l4": 89, "l40": 89, "l40s": 89, "rtx4060": 89, "rtx4060ti": 89, "rtx4070": 89, "rtx4070ti": 89,
-    "rtx4080": 89, "rtx4090": 89, "rtx6000ada": 89,
-    "h100": 90, "h200": 90, "gh200": 90,
-    "b200": 100, "gb200": 100, "b300": 103,
-    "rtx5060": 120, "rtx5060ti": 120, "rtx5070": 120, "rtx5070ti": 120, "rtx5080": 120, "rtx5090": 120,
-    "gb10": 121,
+    **{short_name(card.name): card.capability for card in CARDS},
+    "a30": 80, "a10": 86, "a10g": 86, "a40": 86, "a4000": 86, "a5000": 86, "a6000": 86, "3070ti": 86,
+    "orin": 87, "l40": 89, "6000ada": 89, "gh200": 90, "b200": 100, "gb200": 100, "b300": 103, "gb10": 121,
 }  # fmt: skip
 """Cards by name → compute capability times ten (NVIDIA's table of CUDA GPUs)."""
 
@@ -58,7 +50,7 @@ def find_target(text: str) -> Target:
     Raises:
         KontextError: unknown; the message says what is known.
     """
-    word = re.sub(r"[\s_-]|nvidia|geforce", "", text.lower())
+    word = short_name(text)
     if word == "cpu":
         return Target("cpu", tuple(name for name, each in FORMATS.items() if each.runs_on_cpu))
     capability = parse_capability(word) or GPUS.get(word, 0)

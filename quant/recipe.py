@@ -252,3 +252,11 @@ def format_rules(
         Rule("transformer" if rounding.has_scale else "*", "*", name, rank, inputs, centred=calibrated),
     )
     return (*rules, rest) if rounding.has_scale else rules
+
+
+def engine_rules(name: str, rank: int | None, inputs: str) -> tuple[Rule, ...]:
+    """Rules that store every linear as `name`, its inputs rounded to `inputs` in the way that compiled engines take,
+    with scales from a calibration."""
+    ways = FORMATS[inputs].input_roundings
+    rounding = next(way for way in ways if way.has_scale)
+    return format_rules(name, rank, rounding, True, inputs)

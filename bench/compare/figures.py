@@ -199,6 +199,7 @@ NOT_COMPARABLE: dict[str, str] = {
     "fullsize edit": "each backend runs once",
     "engines": "each engine is built once",
     "plans": "nothing is measured in it",
+    "cards": "nothing is measured in it",
     "capacity": "nothing is measured in it: it is a simulation",
     "capacity check": "it is a comparison itself: read how far apart both are",
     "vram-fit": "it says what fits on which card; compare the tables",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...errors import KontextError
@@ -15,10 +15,19 @@ from ...model.networks import NETWORKS, weight_shapes
 from ...quant.formats import FORMATS
 from ...quant.gpus import Target
 from ...quant.memory import Demand, Workload, demands, executor_of, resident_bytes
-from ...quant.options import Option, layer_bytes
+from ...quant.options import Option, input_formats, layer_bytes
 from ...quant.planner import Allocation, Choice, Item, allocate
-from ...quant.recipe import ANY_QUANTIZED, COMPUTE_BYTES, SPARED, Layer, Recipe, Rule, choose_recipe
-from ...quant.sensitivity import Sensitivity, kind_of, normal_error, prior_sensitivity
+from ...quant.recipe import (
+    ANY_QUANTIZED,
+    COMPUTE_BYTES,
+    SPARED,
+    Layer,
+    Recipe,
+    Rule,
+    choose_recipe,
+    engine_rules,
+)
+from ...quant.sensitivity import Sensitivity, input_error, kind_of, normal_error, prior_sensitivity
 from ...runtime.units import gigabytes
 from ..graph.interface import constants
 from .sensitivity import count_kinds, quantizable_layers
@@ -150,8 +159,8 @@ def make_plan(
                         error = report.error(network, weight, shape, option)
                     else:
                         error = prior_sensitivity(network, weight, counts[kind_of(network, weight)])
-                        error *= normal_error(option, shape, wide)
-                    stored = option.stored_bytes(shape, wide)
+                        error *= normal_error(option, shape, wide) + input_error(option, network, weight)
+                    stored = layer_bytes(option.layer(network, weight, shape, wide), shape, wide)
                     size = resident_bytes([(option.format, stored)], target)
                     choices.append(Choice(str(option), size, error, stored))
             items.append(Item(weight, tuple(choices)))
@@ -188,6 +197,11 @@ def usable_options(
             if option.format not in target.formats or option.format not in FORMATS:
                 runs = ", ".join(name for name in target.formats if name in FORMATS)
                 raise KontextError(f"{option.format} weights do not run on {target.name}: choose from {runs}")
+            if option.inputs and option.inputs not in (() if target.is_cpu else target.formats):
+                raise KontextError(
+                    f"{target.name} does not multiply by inputs in {option.inputs}: "
+                    f"leave out +{option.inputs}{nearest_inputs(option, target)}"
+                )
             if report is not None and str(option) not in report.options:
                 raise KontextError(
                     f"the sensitivity report has {', '.join(report.options)}, not {option}: measure it with "
@@ -206,6 +220,12 @@ def usable_options(
             f"the sensitivity report has no format that runs on {target.name}, which runs {', '.join(target.formats)}"
         )
     return usable
+
+
+def nearest_inputs(option: Option, target: Target) -> str:
+    """The end of a sentence: what else inputs can be rounded to there."""
+    others = [name for name in input_formats(option.format) if name in target.formats and not target.is_cpu]
+    return f", or choose {option.format}+{others[0]}" if others else ""
 
 
 def fixed_bytes(
@@ -267,14 +287,19 @@ def rules_for(network: str, items: Sequence[Item], allocation: Allocation) -> li
         return []
     common = max(dict.fromkeys(names), key=names.count)
     pairs = [(item.weight, name) for item, name in zip(items, names, strict=True) if name != common]
-    return [rule_of(network, weight, name) for weight, name in [*pairs, ("*", common)]]
+    return [*(rule_of(network, *pair) for pair in pairs), *common_rules(network, common)]
 
 
 def rule_of(network: str, weight: str, name: str) -> Rule:
-    if name == COMPUTE:
-        return Rule(network, weight, COMPUTE)
-    option = Option.parse(name)
-    return Rule(network, weight, option.format, option.rank)
+    return Rule(network, weight, COMPUTE) if name == COMPUTE else Option.parse(name).rule(network, weight)
+
+
+def common_rules(network: str, name: str) -> list[Rule]:
+    """Rules that give all other layers of a network one choice."""
+    if name == COMPUTE or not (option := Option.parse(name)).inputs:
+        return [rule_of(network, "*", name)]
+    rules = engine_rules(option.format, option.rank, option.inputs)
+    return [replace(rule, network=network) for rule in rules if rule.matches(network, rule.weight)]
 
 
 def stored_layers(config: KontextConfig, network: str, precision: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -57,7 +57,8 @@ def check_engine_flags(options: argparse.Namespace) -> None:
     if options.link_weights:
         raise KontextError("engines need the weights in the bundle itself: leave out --link-weights")
     embedded = options.model is None  # and so small that it computes in fp32 by default
-    if options.compute == "fp32" or (options.compute is None and embedded):
+    planned = getattr(options, "for") is not None  # and then in 16 bits
+    if options.compute == "fp32" or (options.compute is None and embedded and not planned):
         raise KontextError("TensorRT's attention needs 16-bit inputs: export with --bf16 or --fp16")
 
 

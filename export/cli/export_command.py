@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...bundle_folder import is_bundle, refuse_bundle
 from ...errors import KontextError
 from ...runtime.reference_options import REFERENCE_METHODS
+from .card_flags import add_card_flags, card_of, card_plan, check_card_flags
 from .engine_flags import add_engine_flags, build_requested_engines, check_engine_flags
 from .format_flags import add_format_flags, calibration_samples, chosen_recipe
 from .kernel_flags import add_kernel_flags, add_requested_kernels, kernel_architectures
@@ -17,13 +19,17 @@ from .plan_flags import add_plan_flags, check_plan_flags, plan_for
 from .server_flags import add_server_flags, check_server_flags, write_requested_repository
 from .source_flags import add_source_flags, origin_of, whole_number
 
+if TYPE_CHECKING:
+    from ...model.checkpoint import Checkpoint
+    from ...quant.recipe import Recipe
+
 SUMMARY = "export a checkpoint as a bundle"
 DESCRIPTION = "Exports a FLUX.1 Kontext checkpoint as a bundle that runs without PyTorch."
 
 EXPORT_ONLY = (
     "vae", "clip", "t5", "base", "variant", "lora", "lora_partial", "name", "steps", "max_sequence_length",
     "reference_method", "lora_slots", "compute", "quantization", "rank", "calibrate", "weight_only", "static_inputs",
-    "activations", "fp8_attention", "link_weights", "recipe", "fit", "to",
+    "activations", "fp8_attention", "link_weights", "recipe", "fit", "for", "to",
 )  # fmt: skip
 """Options that decide what a bundle holds; none applies to an existing bundle."""
 
@@ -40,6 +46,7 @@ FOR_LAYOUTS = (
 
 FOR_RUNS = (
     "kernels", "engine", "triton", "plan_only", "gpu", "sensitivity", "formats", "size", "references", "batch",
+    "fidelity",
 )  # fmt: skip
 """Options about where bundles run."""
 
@@ -64,6 +71,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_format_flags(parser)
     add_plan_flags(parser)
+    add_card_flags(parser)
     add_kernel_flags(parser)
     add_engine_flags(parser)
     add_server_flags(parser)
@@ -85,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
     requested."""
     check_layout_flags(options, [name for name in (*EXPORT_ONLY, *FOR_RUNS) if name not in FOR_LAYOUTS])
     bundle = existing_bundle(options)
+    check_card_flags(options)
     check_engine_flags(options)
     check_server_flags(options)
     if bundle is None:
@@ -172,19 +181,17 @@ def export_bundle(options: argparse.Namespace) -> bool:
     from ..bundle.folder_kind import BUNDLE
     from ..bundle.output_folder import check_output
     from ..exporter import export
-    from .plan_text import render_plan
     from .summary import render_summary
 
     if not options.plan_only:
         check_output(options.output, BUNDLE, options.force)  # before a download
     samples, kernels = calibration_samples(options), kernel_architectures(options)
     checkpoint = Checkpoint.open(origin_of(options))
-    plan = None if options.fit is None else plan_for(options, checkpoint.config)
-    if plan is not None and (options.plan_only or not options.quiet):
-        print(render_plan(plan), flush=True)
+    recipe, plan, text = planned(options, checkpoint, samples is not None)
+    if text and (options.plan_only or not options.quiet):
+        print(text, flush=True)
     if options.plan_only:
         return False
-    recipe = plan.recipe if plan else chosen_recipe(options, checkpoint, calibrated=samples is not None)
     summary = export(
         checkpoint,
         recipe,
@@ -192,7 +199,7 @@ def export_bundle(options: argparse.Namespace) -> bool:
         samples=samples,
         link_weights=options.link_weights,
         kernels=kernels,
-        plan=plan.as_json() if plan else None,
+        plan=plan,
         reference_method=options.reference_method,
         lora_slots=options.lora_slots or 0,
         force=options.force,
@@ -201,6 +208,31 @@ def export_bundle(options: argparse.Namespace) -> bool:
     if not options.quiet:
         print(render_summary(summary))
     return True
+
+
+def planned(
+    options: argparse.Namespace, checkpoint: Checkpoint, calibrated: bool
+) -> tuple[Recipe, dict[str, Any] | None, str]:
+    """The recipe to export by; where a plan chooses it, what the manifest has of that plan, and its text.
+
+    Raises:
+        KontextError: nothing fits, or the recipe needs a calibration that there will not be.
+    """
+    if card_of(options) is not None:
+        from .card_text import render_card_plan
+
+        found = card_plan(options, checkpoint.config, calibrated)
+        return found.plan.recipe, found.as_json(), render_card_plan(found)
+    if options.fit is None:
+        return chosen_recipe(options, checkpoint, calibrated), None, ""
+    from .plan_text import render_plan
+
+    plan = plan_for(options, checkpoint.config)
+    if not calibrated and not options.plan_only and any(rule.needs_calibration for rule in plan.recipe.rules):
+        raise KontextError(
+            "inputs are rounded with scales from a calibration: name a folder with --calibrate, or --formats without +"
+        )
+    return plan.recipe, plan.as_json(), render_plan(plan)
 
 
 def progress_kept(options: argparse.Namespace) -> str:

@@ -145,7 +145,8 @@ def chosen_rank(options: argparse.Namespace) -> int | None:
 
 def calibration_samples(options: argparse.Namespace) -> Samples | None:
     """The edits to calibrate on, if any."""
-    quantized = options.quantization is not None or options.recipe is not None or options.fit is not None
+    deciding = (options.quantization, options.recipe, options.fit, getattr(options, "for"))
+    quantized = any(each is not None for each in deciding)
     if not quantized:
         given = {
             "calibrate": options.calibrate,

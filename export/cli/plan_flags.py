@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from ...command import local_path
 from ...errors import KontextError
+from .card_flags import card_of
 from .dependent_flags import refuse_without
 from .source_flags import whole_number
 
 if TYPE_CHECKING:
     from ...model.config import KontextConfig
+    from ...quant.memory import Workload
     from ..calibration.plan import MemoryPlan
 
 DEFAULT_GPU = "sm_89"
@@ -40,7 +42,10 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         help="report of kontext-export sensitivity (default: estimated from the layers' shapes)",
     )
     group.add_argument(
-        "--formats", metavar="LIST", help="formats to choose from (default: all that the GPU runs)"
+        "--formats",
+        metavar="LIST",
+        help="formats to choose from, such as int8,int4:0, or fp8+fp8,int4+int8 with inputs that are rounded too, for "
+        "compiled engines (default: all that the GPU runs, with inputs in 16 bits)",
     )
     group.add_argument(
         "--size", metavar="WxH", help="pixels of the edit to plan for (default: the model's square)"
@@ -64,8 +69,10 @@ def check_plan_flags(options: argparse.Namespace) -> None:
     if options.rank is not None and options.quantization is None and decides:
         raise KontextError(f"{decides[0]} cannot be combined with --rank: it decides every layer's rank")
     if options.fit is None:
-        names = ("plan_only", "gpu", "sensitivity", "formats", "size", "references", "batch")
-        refuse_without("--fit", options, names)
+        refuse_without("--fit", options, ("gpu", "formats"))
+        if card_of(options) is None:
+            names = ("plan_only", "sensitivity", "size", "references", "batch")
+            refuse_without("--fit or --for", options, names)
 
 
 def plan_for(options: argparse.Namespace, config: KontextConfig) -> MemoryPlan:
@@ -76,7 +83,6 @@ def plan_for(options: argparse.Namespace, config: KontextConfig) -> MemoryPlan:
     """
     # Imported here: --help and a mistyped flag should not wait for PyTorch.
     from ...quant.gpus import find_target
-    from ...quant.memory import Workload
     from ...quant.options import parse_options
     from ...quant.sensitivity import Sensitivity
     from ...runtime.units import parse_bytes
@@ -86,13 +92,19 @@ def plan_for(options: argparse.Namespace, config: KontextConfig) -> MemoryPlan:
     target = find_target(options.gpu or DEFAULT_GPU)
     formats = None if options.formats is None else parse_options(options.formats)
     report = None if options.sensitivity is None else Sensitivity.load(options.sensitivity)
+    return make_plan(config, budget, target, workload(options, config), options.compute, formats, report)
+
+
+def workload(options: argparse.Namespace, config: KontextConfig) -> Workload:
+    """The edit to plan for."""
+    from ...quant.memory import Workload
+
     width = height = config.autoencoder.sample_size
     if options.size is not None:
         width, height = parse_picture_size(options.size, 2 * config.autoencoder.downscale)
     references = 1 if options.references is None else options.references
     batch = 1 if options.batch is None else options.batch
-    work = Workload(width, height, references, batch, config.sampler.steps)
-    return make_plan(config, budget, target, work, options.compute, formats, report)
+    return Workload(width, height, references, batch, config.sampler.steps)
 
 
 def parse_picture_size(text: str, multiple: int) -> tuple[int, int]:

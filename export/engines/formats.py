@@ -18,6 +18,10 @@ from ...runtime.bundle import Bundle
 BF16_CAPABILITY = 80
 """Lowest compute capability, times ten, that computes in bf16."""
 
+FP32_CAPABILITY = 80
+"""Lowest compute capability, times ten, that TensorRT for RTX compiles products in fp32 for: "FP32 GEMM is not
+supported" for Turing."""
+
 
 @dataclass(frozen=True)
 class GraphFormats:
@@ -91,6 +95,11 @@ def check_bundle(bundle: Bundle, target: str, weights: str | None = None) -> Non
     capability = parse_capability(target) or 0
     for graph in bundle.graphs:
         formats = formats_of(bundle, graph)
+        if formats.compute == "fp32" and capability < FP32_CAPABILITY:
+            raise KontextError(
+                f"TensorRT does not multiply in fp32 on {target} ({graph}), and fp16 is too small for T5: run the "
+                "bundle without engines (--device cuda)"
+            )
         for name in formats.weights:
             if FORMATS[name].tensorrt is TensorRT.REFUSED:
                 raise KontextError(f"TensorRT does not take {name} ({graph}): export with --int4 or --fp8")

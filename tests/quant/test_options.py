@@ -27,6 +27,9 @@ from kontext.quant.recipe import Layer  # noqa: E402
         ("fp8:auto", Option("fp8", None), "fp8:auto"),
         ("nf4", Option("nf4"), "nf4"),
         ("nvfp4", Option("nvfp4", None), "nvfp4"),
+        ("fp8+fp8", Option("fp8", 0, "fp8"), "fp8+fp8"),
+        ("int4:0+INT8", Option("int4", 0, "int8"), "int4:0+int8"),
+        ("int4+fp8", Option("int4", None, "fp8"), "int4+fp8"),
     ],
 )
 def test_parsing(text: str, option: Option, shown: str) -> None:
@@ -39,6 +42,35 @@ def test_parsing(text: str, option: Option, shown: str) -> None:
 def test_what_is_no_option(text: str) -> None:
     with pytest.raises(KontextError, match="is not a number format: choose from fp8, int8, int4"):
         Option.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nf4+int8", "engines multiply nf4 weights by no rounded inputs"),
+        ("int8+fp8", "engines multiply int8 weights by inputs in int8"),
+        ("int4+int4", "engines multiply int4 weights by inputs in fp8 or int8"),
+    ],
+)
+def test_inputs_that_no_engine_takes(text: str, message: str) -> None:
+    with pytest.raises(KontextError, match=message):
+        Option.parse(text)
+
+
+def test_inputs_are_rounded_as_exports_with_flags_round_them() -> None:
+    """Not those of the text in INT8, nor outside the transformer."""
+    option = Option.parse("int4+int8")
+    image = option.layer("transformer", "single_blocks.0.linear1.weight", (3072, 3072), 2)
+    assert image == Layer("int4", 16, "int8", True, "static", True)
+    assert option.layer("transformer", "double_blocks.0.txt_mlp.0.weight", (3072, 3072), 2) == Layer(
+        "int4", 16
+    )
+    assert (
+        option.layer(
+            "text_encoder_2", "encoder.block.0.layer.0.SelfAttention.q.weight", (64, 64), 2
+        ).activations
+        == ""
+    )
 
 
 def test_lists() -> None:

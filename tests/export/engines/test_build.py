@@ -273,6 +273,7 @@ def test_the_other_library_builds_for_the_gpu_at_hand(monkeypatch: pytest.Monkey
     ("networks", "layers", "target", "message"),
     [
         ({"transformer": "bf16"}, {}, "sm75", "sm75 does not compute in bf16"),
+        ({"text_encoder_2": "fp32"}, {}, "sm75", r"does not multiply in fp32 on sm75 \(text_encoder_2\)"),
         (
             {"transformer": "fp16"},
             {"transformer": {"w": "fp8"}},

@@ -47,7 +47,9 @@ def kernel_sizes(transformer: Mapping[str, Any], precision: Mapping[str, Any]) -
 
     layers = precision["layers"].get("transformer", {}).values()
     ranks = {
-        layer.get("rank", 0) for layer in layers if isinstance(layer, dict) and layer["format"] == "int4"
+        layer.get("rank", 0)
+        for layer in layers
+        if isinstance(layer, dict) and layer["format"] in ("int4", "nvfp4")  # in the product's kernel
     }
     return sizes_of(transformer, precision["compute"], ranks)
 

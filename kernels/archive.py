@@ -37,7 +37,7 @@ def sizes_of(transformer: Mapping[str, Any], compute: str, ranks: Iterable[int] 
 
     Args:
         compute: the bundle's compute format.
-        ranks: of INT4's low-rank branches.
+        ranks: of INT4's and NVFP4's low-rank branches.
 
     Raises:
         KontextError: there are no kernels for this compute format.

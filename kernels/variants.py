@@ -68,7 +68,7 @@ class Sizes:
     heads: int = 24
     mlp: int = 12288
     ranks: tuple[int, ...] = (32,)
-    """Of INT4's low-rank branches; kernels for layers without one are always compiled."""
+    """Of INT4's and NVFP4's low-rank branches; kernels for layers without one are always compiled."""
     compute: torch.dtype = torch.bfloat16
     text_tokens: int = 512
     image_tokens: int = 8192

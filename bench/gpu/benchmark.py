@@ -192,6 +192,8 @@ def measure_steps(
     sections.run("step, ours bf16", lambda: ours("bf16"))
     sections.run("step, ours int4", lambda: ours("int4"))
     sections.run("step, ours int4 fp8", lambda: ours("int4 fp8"))
+    if "nvfp4" in gpu_step.sides(device):
+        sections.run("step, ours nvfp4", lambda: ours("nvfp4"))
     if large:  # a machine without a GPU may lack a C++ compiler, and _scaled_mm
         sections.run("step, compiled FP8 recipe", lambda: theirs(True, True, first))
         sections.run("step, compiled 16-bit", lambda: theirs(True, False, first))
@@ -220,6 +222,7 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
         ("step fp8 over the compiled FP8 recipe", "ours fp8", "compiled FP8 recipe"),
         ("step int4 over bf16", "ours int4", "ours bf16"),
         ("step int4 with fp8 inputs over bf16", "ours int4 fp8", "ours bf16"),
+        ("step nvfp4 over fp8", "ours nvfp4", "ours fp8"),
     ):
         mine, theirs = step(side), step(other)
         if mine and theirs:

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...kernels.adaln import adaln_op, adaln_quantize_op
 from ...kernels.attention import attention_op, attention_quantized_op, launch_attention_quantized
+from ...kernels.blocks import block_values, quantize_blocks
 from ...kernels.dequantize_4bit import dequantize_4bit_op, dequantize_4bit_reference
 from ...kernels.dequantize_8bit import dequantize_8bit_op
 from ...kernels.gelu import gelu_join_quantize_op
@@ -27,12 +28,14 @@ from ...kernels.launch import FAILURES
 from ...kernels.norm_rope import norm_rope_op, normalize_and_rotate, split_qkv
 from ...kernels.norm_rope_quantize import norm_rope_quantize_op
 from ...kernels.numeric import CODES, quantize_rows
+from ...kernels.nvfp4 import nvfp4_linear_op
 from ...kernels.residual import gate_residual_op
 from ...model.dtypes import TORCH_DTYPES
 from ...quant.formats import COMPUTE, FORMATS
+from .step import sides
 from .timing import DeviceTimer
 
-BOUNDS = {"16-bit": 0.01, "fp8": 0.09, "int8": 0.06}
+BOUNDS = {"16-bit": 0.01, "fp8": 0.09, "int8": 0.06, "nvfp4": 0.14}
 """Largest ‖out − ref‖ / ‖ref‖ that passes, by what the operands are rounded to; the bound of products of codes is
 `16-bit`."""
 
@@ -97,6 +100,12 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
         note(f"adaln {format}", codes.double() * steps[..., None], wanted, BOUNDS[format])
         codes, steps = gelu_join_quantize_op(x, fused[..., hidden:], format)
         note(f"gelu_join {format}", codes.double() * steps[..., None], joined, BOUNDS[format])
+    if "nvfp4" in sides(device):
+        g = block_scale(device)
+        rounded = block_values(*adaln_quantize_op(x, shift, scale, "nvfp4", g)) * g
+        note("adaln nvfp4", rounded, wanted, BOUNDS["nvfp4"])
+        rounded = block_values(*gelu_join_quantize_op(x, fused[..., hidden:], "nvfp4", None, g)) * g
+        note("gelu_join nvfp4", rounded, joined, BOUNDS["nvfp4"])
     y = x.clone()
     gate_residual_op(y, gate, x)
     note("gate_residual", y, x.double() * (1 + gate.double()), BOUNDS["16-bit"])
@@ -154,7 +163,26 @@ def correctness(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]
     out.fill_(float("nan"))
     int4_linear_op(out, a, a_scale, packed, steps, low, up, bias, None, None)
     note("int4_gemm fp8", out, exact, BOUNDS["16-bit"])
+    if "nvfp4" in sides(device):
+        operands, exact = in_blocks(x, weight)
+        out.fill_(float("nan"))
+        nvfp4_linear_op(out, *operands, low, up, bias, None)
+        note("nvfp4_gemm", out, exact + branch + bias.double(), BOUNDS["16-bit"])
     return found
+
+
+def block_scale(device: torch.device) -> Tensor:
+    """For NVFP4 inputs of normal distribution: the largest block scale belongs to a number of 12."""
+    return torch.full((1,), 12 / (6 * 448), device=device)
+
+
+def in_blocks(x: Tensor, weight: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """An NVFP4 product's operands of x [1, tokens, in] and weight [out, in], and the product of these in float64."""
+    g = block_scale(x.device)
+    a, (codes, tiles) = quantize_blocks(x.float(), g), quantize_blocks(weight.float()[None], g)
+    scale = g * g
+    exact = block_values(*a).double() @ block_values(codes, tiles)[0].double().t() * scale.double()
+    return (*a, codes[0], tiles[0], scale), exact
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -193,6 +221,19 @@ def passes(shape: Shape, timer: DeviceTimer, copy_gb_s: float) -> dict[str, dict
             (4 * size + 3) * n,
         ),
     }
+    if "nvfp4" in sides(device):
+        g, bytes = block_scale(device), size + 9 / 16
+        runs |= {
+            "adaln nvfp4": (lambda: adaln_quantize_op(x, shift, scale, "nvfp4", g), int(bytes * n)),
+            "gelu_join nvfp4, mlp": (
+                lambda: gelu_join_quantize_op(None, mlp, "nvfp4", None, g),
+                int(bytes * m),
+            ),
+            "gelu_join nvfp4, both": (
+                lambda: gelu_join_quantize_op(x, mlp, "nvfp4", None, g),
+                int(bytes * (n + m)),
+            ),
+        }
     return shares(runs, timer, copy_gb_s)
 
 
@@ -288,7 +329,7 @@ def attentions(shape: Shape, timer: DeviceTimer) -> dict[str, dict[str, float]]:
 
 
 def products(shape: Shape, timer: DeviceTimer) -> dict[str, dict[str, float]]:
-    """A block's linears: cuBLAS in bf16 and FP8, ours in FP8, INT8 and INT4; TFLOP/s of each."""
+    """A block's linears: cuBLAS in bf16 and FP8, ours in FP8, INT8, NVFP4 and INT4; TFLOP/s of each."""
     device, tokens = timer.device, shape.tokens
     found: dict[str, dict[str, float]] = {}
     sizes = {
@@ -336,6 +377,10 @@ def candidates(
 
     scaled("fp8")
     scaled("int8")
+    if "nvfp4" in sides(device):
+        operands, _ = in_blocks(x[:, :1], weight)
+        a4, a4_scale = quantize_blocks(x.float(), block_scale(device))
+        runs["ours nvfp4"] = lambda: nvfp4_linear_op(out, a4, a4_scale, *operands[2:], None, None, bias, None)
     packed = torch.randint(0, 256, (depth, channels // 2), device=device, dtype=torch.uint8)
     steps = torch.rand(depth // GROUP, channels, device=device).to(shape.dtype)
     runs["ours int4"] = lambda: int4_linear_op(out, x, None, packed, steps, None, None, bias, None, None)

@@ -12,18 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.launch import device_capability
 from ...kernels.numeric import quantize_rows
+from ...kernels.nvfp4 import NVFP4_CAPABILITY
 from ...model.config import TransformerConfig
 from ...model.transformer import Transformer
 from ...quant.formats.fp8 import FP8
 from ...quant.formats.int4 import INT4
+from ...quant.formats.nvfp4 import NVFP4
 from ...runtime.backends.torch.linear import KernelLinear
 from ...runtime.backends.torch.memory import resident
 from ...runtime.backends.torch.transformer import DoubleBlock, SingleBlock, Step, Stream, Weights
 from ...runtime.backends.torch.weights import StoredLinear
 from .timing import DeviceTimer
 
-BOUNDS = {"bf16": 0.03, "fp8": 0.15, "int4": 0.35, "int4 fp8": 0.4}
+BOUNDS = {"bf16": 0.03, "fp8": 0.15, "int4": 0.35, "int4 fp8": 0.4, "nvfp4": 0.5}
 """Largest ‖ours − fp32‖ / ‖fp32‖ of a two-block network's velocity that passes. INT4 rounds random weights to the
 nearest, an error of 10 % in each linear."""
 
@@ -84,6 +87,12 @@ def stored(linear: nn.Linear, format: str) -> StoredLinear:
     if format == "int4" and INT4.fits(tuple(weight.shape)):
         packed, scales = round_int4(weight)
         return StoredLinear(packed, bias, scales, format=format)
+    if format == "nvfp4" and NVFP4.fits(tuple(weight.shape)):
+        packed, *levels = NVFP4.quantize(weight, weight.dtype)
+        table, scale, _ = NVFP4.kernel_operands(*levels)
+        # Of a normalized input; blocks with larger numbers saturate.
+        reach = torch.full((1,), 8 / (6 * 448), device=weight.device)
+        return StoredLinear(packed.contiguous(), bias, scale.contiguous(), reach, format=format, table=table)
     return StoredLinear(weight.contiguous(), bias)
 
 
@@ -101,8 +110,15 @@ SIDES = {
     "fp8": ("fp8", "fp8", "fp8"),
     "int4": ("int4", "16-bit", "16-bit"),
     "int4 fp8": ("int4", "fp8", "fp8"),
+    "nvfp4": ("nvfp4", "nvfp4", "fp8"),
 }
 """Our sides: name → formats of the weights, of the linears' inputs and of the attention's operands."""
+
+
+def sides(device: torch.device) -> list[str]:
+    """Names of the sides that a device computes; a CPU runs the reference implementations of all."""
+    blackwell = device.type != "cuda" or device_capability(device) >= NVFP4_CAPABILITY
+    return [side for side in SIDES if blackwell or side != "nvfp4"]
 
 
 def on_kernels(model: Transformer, format: str, activations: str, attention: str, free: bool = False) -> Step:
@@ -212,7 +228,8 @@ def shallow_errors(
     model = model.to(dtype)
     low = {name: value if name.startswith("rope") else value.to(dtype) for name, value in given.items()}
     found = {}
-    for side, bound in BOUNDS.items():
+    for side in sides(device):
+        bound = BOUNDS[side]
         out = on_kernels(model, *SIDES[side])(**low).double()
         measured = float((out - wanted).norm() / wanted.norm())
         found[f"step {side}"] = {"error": measured, "bound": bound, "passed": measured <= bound}

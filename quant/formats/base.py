@@ -21,9 +21,9 @@ COMPUTE = "compute"
 """In the place of a dtype: the one that the network computes in."""
 
 
-SCALED_GEMM, INT4_GEMM = "scaled_gemm", "int4_gemm"
-"""Kernels that multiply by stored weights: of 8 bits with inputs of the same format, and INT4 in groups of 64 with
-inputs in 16 bits or one of 8 bits."""
+SCALED_GEMM, INT4_GEMM, BLOCK_GEMM = "scaled_gemm", "int4_gemm", "block_gemm"
+"""Kernels that multiply by stored weights: of 8 bits with inputs of the same format, INT4 in groups of 64 with inputs
+in 16 bits or one of 8 bits, and NVFP4 with NVFP4 inputs."""
 
 
 class TensorLayout(NamedTuple):
@@ -124,9 +124,9 @@ class NumberFormat(ABC):
         tensorrt: what TensorRT makes of that.
         tensorrt_capability: lowest compute capability, times ten, that TensorRT compiles it for, where that is above
             `min_capability`.
-        kernel: what multiplies by stored weights in the torch backend, `SCALED_GEMM` or `INT4_GEMM`; "": each use
-            unpacks the weight to 16 bits.
-        kernel_inputs: formats of 8 bits that this kernel takes its inputs in.
+        kernel: what multiplies by stored weights in the torch backend, `SCALED_GEMM`, `INT4_GEMM` or `BLOCK_GEMM`;
+            "": each use unpacks the weight to 16 bits.
+        kernel_inputs: formats that this kernel takes its inputs in, beside 16 bits.
     """
 
     name: str

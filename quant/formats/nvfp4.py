@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .base import InputRounding, NumberFormat, OnnxForm, TensorRT, TensorSpec
+from .base import BLOCK_GEMM, InputRounding, NumberFormat, OnnxForm, TensorRT, TensorSpec
 from .fp8 import E4M3_MAX, E4M3_SMALLEST
 from .nibbles import pack_nibbles, unpack_nibbles
 
@@ -76,10 +76,10 @@ class BlockedE2M1(NumberFormat):
         """The four bits of the nearest E2M1 value, uint8; beyond 6 it saturates."""
         import torch
 
-        table = torch.tensor(VALUES)
+        table = torch.tensor(VALUES, device=units.device)
         middles = (table[1:] + table[:-1]) / 2
         below = torch.nextafter(middles, torch.zeros_like(middles))
-        bounds = torch.where(torch.tensor(TIES_UP), below, middles)
+        bounds = torch.where(torch.tensor(TIES_UP, device=units.device), below, middles)
         magnitude = torch.bucketize(units.abs().contiguous(), bounds)
         return (magnitude + 8 * (torch.signbit(units) & (magnitude > 0))).to(torch.uint8)
 
@@ -111,4 +111,6 @@ NVFP4 = BlockedE2M1(
     input_roundings=(InputRounding.BLOCKS,),
     min_capability=100,
     tensorrt=TensorRT.FUSED_CONSTANTS,
+    kernel=BLOCK_GEMM,
+    kernel_inputs=("nvfp4",),
 )

@@ -227,7 +227,9 @@ class TorchBackend:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # otherwise weights would be scattered over blocks that earlier stages freed
         file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
-        activations = choose_activations(self.options.activations, file.formats(), self.device)
+        activations = choose_activations(
+            self.options.activations, file.formats(), self.device, file.has_input_scales
+        )
         keep = self.to_host if self.options.offload else unchanged
         weights = read_weights(file, config, activations, lambda block: each_tensor(block, keep))
         blocks = memory.resident(())

@@ -16,14 +16,16 @@ from ....compute_capability import dotted
 from ....errors import KontextError
 from ....kernels.adaln import adaln_op, adaln_quantize_op
 from ....kernels.autotune import fastest
+from ....kernels.blocks import NVFP4
 from ....kernels.gelu import gelu_join_op, gelu_join_quantize_op
 from ....kernels.gemm import scaled_linear_op
 from ....kernels.int4 import int4_linear_op
 from ....kernels.int4_to_fp8 import column_scales, int4_to_fp8_op
 from ....kernels.launch import FP8_CAPABILITY, capability, device_capability
+from ....kernels.nvfp4 import by_output, nvfp4_linear_op
 from ....kernels.residual import gate_residual_op
 from ....quant.formats import FORMATS
-from ....quant.formats.base import INT4_GEMM, SCALED_GEMM
+from ....quant.formats.base import BLOCK_GEMM, INT4_GEMM, SCALED_GEMM, InputRounding
 from ....quant.gpus import ARCHITECTURES
 from .weights import StoredLinear
 
@@ -38,8 +40,8 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True)
 class PreparedInput:
-    """A linear's input [batch, tokens, in]: values or codes, the codes' scales, and its product with the low-rank
-    branch's `down`."""
+    """A linear's input [batch, tokens, in]: values or codes, of NVFP4 two a byte; the codes' scales; and its product
+    with the low-rank branch's `down`."""
 
     values: Tensor
     scale: Tensor | None = None
@@ -55,16 +57,18 @@ class KernelLinear:
     """A linear in the layout that its kernel takes.
 
     Args:
-        stored: as in the bundle; transposed to [out, in] for `SCALED_GEMM`.
+        stored: as in the bundle; transposed to [out, in] for `SCALED_GEMM` and `BLOCK_GEMM`.
         activations: "16-bit", or the format that its input is rounded to.
         kernel: that multiplies by the stored weight, as in `NumberFormat`; "": the weight is unpacked to 16 bits.
         by_column: the scales [out] with which an INT4 weight is converted to FP8, if its input is FP8.
+        of_blocks: fp32 [1], the scale of all NVFP4 inputs times the weight's, if its input is NVFP4.
     """
 
     stored: StoredLinear
     activations: str = SIXTEEN_BITS
     kernel: str = ""
     by_column: Tensor | None = None
+    of_blocks: Tensor | None = None
 
     @classmethod
     def of(cls, stored: StoredLinear, activations: str) -> KernelLinear:
@@ -76,11 +80,24 @@ class KernelLinear:
         if format.kernel == SCALED_GEMM and rounded:
             turned = replace(stored, weight=stored.weight.t().contiguous(), transposed=True)
             return cls(turned, activations, SCALED_GEMM)
+        if format.kernel == BLOCK_GEMM and rounded:
+            return cls.in_blocks(stored)
         if format.kernel == INT4_GEMM:
             if rounded and stored.scale is not None:
                 return cls(stored, activations, INT4_GEMM, column_scales(stored.scale))
             return cls(stored, kernel=INT4_GEMM)
         return cls(stored)
+
+    @classmethod
+    def in_blocks(cls, stored: StoredLinear) -> KernelLinear:
+        """An NVFP4 weight with NVFP4 inputs if calibration found a scale for these, else with 16-bit ones."""
+        scale, table, of_inputs = stored.scale, stored.table, stored.input_scale
+        if of_inputs is None or scale is None or table is None:
+            return cls(stored)
+        weight, tiles = by_output(stored.weight, scale)
+        turned = replace(stored, weight=weight, scale=tiles, transposed=True)
+        one = FORMATS[NVFP4].codes.index(1.0)  # stands for the weight's own scale
+        return cls(turned, NVFP4, BLOCK_GEMM, None, of_inputs * table[one])
 
     @property
     def channels(self) -> int:
@@ -90,12 +107,17 @@ class KernelLinear:
     def static(self) -> bool:
         """Whether its input can be rounded before all of a row is known."""
         return (
-            self.activations != SIXTEEN_BITS
+            self.activations not in (SIXTEEN_BITS, NVFP4)
             and self.stored.input_scale is not None
             and self.stored.down is None
             and self.stored.input_mean is None
             and self.stored.input_factor is None
         )
+
+    @property
+    def block_scale(self) -> Tensor | None:
+        """The scale of all inputs with which they are rounded to NVFP4; None for other formats."""
+        return self.stored.input_scale if self.activations == NVFP4 else None
 
     def normalized(self, x: Tensor, shift: Tensor, scale: Tensor) -> PreparedInput:
         """AdaLN of x [batch, tokens, in], as this linear's input."""
@@ -105,7 +127,7 @@ class KernelLinear:
             shift, scale = shift * self.stored.input_factor, (1 + scale) * self.stored.input_factor - 1
         if self.activations == SIXTEEN_BITS or self.stored.down is not None:
             return self.prepared(adaln_op(x, shift, scale))
-        return PreparedInput(*adaln_quantize_op(x, shift, scale, self.activations))
+        return PreparedInput(*adaln_quantize_op(x, shift, scale, self.activations, self.block_scale))
 
     def joined(self, plain: Tensor | None, mlp: Tensor | None) -> PreparedInput:
         """concat(plain, gelu(mlp)), as this linear's input."""
@@ -114,7 +136,7 @@ class KernelLinear:
             values = plain if mlp is None and plain is not None else gelu_join_op(plain, mlp)
             values = values if mean is None else values - mean
             return self.prepared(values if factor is None else values * factor)
-        return PreparedInput(*gelu_join_quantize_op(plain, mlp, self.activations, mean))
+        return PreparedInput(*gelu_join_quantize_op(plain, mlp, self.activations, mean, self.block_scale))
 
     def prepared(self, values: Tensor) -> PreparedInput:
         """16-bit values, rounded to codes if this linear takes these."""
@@ -122,7 +144,7 @@ class KernelLinear:
         low = None if self.stored.down is None else values @ self.stored.down
         if self.activations == SIXTEEN_BITS:
             return PreparedInput(values, None, low)
-        codes, scale = gelu_join_quantize_op(values, None, self.activations)
+        codes, scale = gelu_join_quantize_op(values, None, self.activations, None, self.block_scale)
         return PreparedInput(codes, scale, low)
 
     def coded(self, codes: Tensor) -> PreparedInput:
@@ -140,6 +162,8 @@ class KernelLinear:
         stored = self.stored
         if self.kernel == INT4_GEMM:
             self.int4(given, out, gate, out_scale)
+        elif self.kernel == BLOCK_GEMM:
+            self.blocks(given, out, gate)
         elif self.kernel == SCALED_GEMM:
             self.scaled(given, stored.weight, stored.scale, out, gate, out_scale)
         else:
@@ -225,6 +249,22 @@ class KernelLinear:
         else:
             fused()
 
+    def blocks(self, given: PreparedInput, out: Tensor, gate: Tensor | None) -> None:
+        """NVFP4 operands with block scales, the weight [out, in / 2]."""
+        stored = self.stored
+        nvfp4_linear_op(
+            out,
+            given.values,
+            given.scale,
+            stored.weight,
+            stored.scale,
+            self.of_blocks,
+            given.low,
+            stored.up,
+            stored.bias,
+            gate,
+        )
+
     def wide(self, given: PreparedInput, weight: Tensor, out: Tensor, gate: Tensor | None) -> None:
         """16-bit operands through cuBLAS (or the CPU's library); straight into `out` where possible."""
         bias = self.stored.bias
@@ -271,8 +311,8 @@ def add(y: Tensor, out: Tensor, gate: Tensor | None, replace: bool = False) -> N
         out.add_(y)
 
 
-def choose_activations(request: str, weights: set[str], device: torch.device) -> str:
-    """What the inputs of quantized linears are rounded to: "16-bit" (not at all), or a format of 8 bits.
+def choose_activations(request: str, weights: set[str], device: torch.device, calibrated: bool = True) -> str:
+    """What the inputs of quantized linears are rounded to: "16-bit" (not at all), or one of the number formats.
 
     "auto" keeps 16 bits on a CPU, as ONNX Runtime does with these bundles. On a GPU weights whose format can round its
     inputs get inputs of the same format, if the GPU's tensor cores have it; others get 16-bit inputs.
@@ -281,6 +321,8 @@ def choose_activations(request: str, weights: set[str], device: torch.device) ->
         request: one of `ACTIVATIONS`.
         weights: names of the number formats of the weights.
         device: that computes.
+        calibrated: whether any weight has a scale of its inputs from calibration, without which none is rounded to
+            NVFP4.
 
     Raises:
         KontextError: unknown, or something that the weights or the GPU cannot do.
@@ -304,6 +346,11 @@ def choose_activations(request: str, weights: set[str], device: torch.device) ->
         names = " or ".join(name.upper() for name in takers)
         raise KontextError(
             f"{request.upper()} activations need {names} weights, which this bundle does not have"
+        )
+    if not calibrated and FORMATS[request].input_roundings == (InputRounding.BLOCKS,):
+        raise KontextError(
+            f"{request.upper()} activations need scales from calibration, which this bundle does not have: export with "
+            f"--{request} and --calibrate, without --weight-only"
         )
     return request
 

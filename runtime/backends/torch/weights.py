@@ -37,6 +37,7 @@ class StoredLinear:
     bias: Tensor | None = None
     scale: Tensor | None = None
     input_scale: Tensor | None = None
+    """The static scale of 8-bit inputs, or that of all blocks of NVFP4 ones; fp32 [1]."""
     down: Tensor | None = None
     up: Tensor | None = None
     input_mean: Tensor | None = None
@@ -144,6 +145,11 @@ class WeightFile:
         """Names of the number formats of the quantized weights that it holds."""
         found = (self.format_of(name) for name in self.names if name.endswith(".weight"))
         return {format.name for format in found if format is not None}
+
+    @property
+    def has_input_scales(self) -> bool:
+        """Whether any weight has a scale of its inputs."""
+        return any(name.endswith("_input_scale") for name in self.names)
 
     def format_of(self, weight: str) -> NumberFormat | None:
         """The number format of a weight; None if it is not quantized."""

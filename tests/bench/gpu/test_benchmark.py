@@ -19,10 +19,16 @@ def test_it_runs_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str
     results = json.loads(path.read_text())
     assert results["skipped"] == {}
     assert all(each["passed"] for each in results["correctness"].values())
-    assert {"adaln", "norm_rope q", "attention int8", "scaled_gemm fp8", "int4_gemm fp8"} <= set(
-        results["correctness"]
-    )
-    assert set(results["correctness of the step"]) == {"step bf16", "step fp8", "step int4", "step int4 fp8"}
+    assert {
+        "adaln nvfp4", "norm_rope q", "attention int8", "scaled_gemm fp8", "int4_gemm fp8", "nvfp4_gemm",
+    } <= set(results["correctness"])  # fmt: skip
+    assert set(results["correctness of the step"]) == {
+        "step bf16",
+        "step fp8",
+        "step int4",
+        "step int4 fp8",
+        "step nvfp4",
+    }
     assert all(each["passed"] for each in results["correctness of the step"].values())
     assert results["step, ours int4"]["weights_gib"] < results["step, ours bf16"]["weights_gib"]
     assert {"step fp8 over eager", "worst elementwise pass, share of copy"} <= set(results["ratios"])

@@ -244,6 +244,49 @@ def test_linears_in_every_format_with_static_scales() -> None:
         assert KernelLinear.of(stored, "16-bit").channels == 48
 
 
+@pytest.mark.parametrize("rank", [0, 8])
+def test_linears_with_nvfp4_inputs(rank: int) -> None:
+    """Inputs rounded in blocks under the calibrated scale, the branch of the inputs before that; without such a scale
+    inputs stay as they are. Oracle: float64 of the bundle's weight."""
+    g = torch.Generator().manual_seed(6)
+    x, weight = torch.randn(2, 9, 64, generator=g), torch.randn(64, 48, generator=g) / 8
+    bias, gate = torch.randn(48, generator=g), torch.randn(2, 48, generator=g)
+    values, *scales = FORMATS["nvfp4"].quantize(weight, torch.float32)
+    table, scale, _ = FORMATS["nvfp4"].kernel_operands(*scales)
+    stored = weights.StoredLinear(
+        values, bias, scale, torch.tensor([8 / (6 * 448)]), format="nvfp4", table=table
+    )
+    wanted = x.double() @ stored.dense(torch.float64) + bias.double()
+    if rank:
+        down, up = torch.randn(64, rank, generator=g), torch.randn(rank, 48, generator=g)
+        stored = stored.with_branch(down, up, torch.float32)
+        wanted = wanted + x.double() @ down.double() @ up.double()
+    linear = KernelLinear.of(stored, "nvfp4")
+    assert (linear.activations, linear.channels, linear.static) == ("nvfp4", 48, False)
+    out = torch.empty(2, 9, 48)
+    linear.product(linear.joined(x, None), out)
+    assert 1e-3 < float((out.double() - wanted).norm() / wanted.norm()) < 0.1
+    linear.product(linear.joined(x, None), out, gate)
+    assert float((out.double() - (1 + gate.double()[:, None]) * wanted).norm() / wanted.norm()) < 0.2
+    for other in (
+        KernelLinear.of(stored, "16-bit"),
+        KernelLinear.of(weights.replace(stored, input_scale=None), "nvfp4"),
+    ):
+        assert (other.activations, other.channels) == ("16-bit", 48)
+        other.product(other.joined(x, None), out)
+        assert float((out.double() - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_what_nvfp4_activations_need() -> None:
+    """One rule for all formats: a CPU rounds on request only; a GPU by itself, if its tensor cores have the format."""
+    assert choose_activations("auto", {"nvfp4"}, CPU) == "16-bit"
+    assert choose_activations("nvfp4", {"nvfp4"}, CPU) == "nvfp4"
+    with pytest.raises(KontextError, match="NVFP4 activations need NVFP4 weights"):
+        choose_activations("nvfp4", {"fp8"}, CPU)
+    with pytest.raises(KontextError, match="need scales from calibration, which this bundle does not have"):
+        choose_activations("nvfp4", {"nvfp4"}, CPU, calibrated=False)
+
+
 def test_the_tensors_of_nested_data() -> None:
     stored = weights.StoredLinear(torch.ones(2), None, torch.ones(3))
     doubled = weights.each_tensor((stored, (torch.ones(1),)), lambda tensor: tensor * 2)

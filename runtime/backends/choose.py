@@ -221,6 +221,8 @@ def openvino_on_cpu(first: bool, bundle: Bundle, machine: Machine) -> Way | None
     way = Way("OpenVINO in bf16" if narrow else "OpenVINO", options, "openvino")
     if bundle.links:
         return replace(way, refusal=LINKED)
+    if missing := formats.missing_in_openvino:
+        return replace(way, refusal=missing)
     if "openvino" not in machine.packages:
         return replace(way, refusal="OpenVINO is not installed", remedy=install_command("openvino"))
     return way

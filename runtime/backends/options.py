@@ -183,6 +183,8 @@ class OpenVINOOptions:
         """Raises KontextError if the backend cannot run `bundle` on `device`."""
         check_device(device, self.name, self.devices)
         check_links(self.name, bundle)  # OpenVINO reads weights beside the graph only
+        if missing := Formats.of(bundle).missing_in_openvino:
+            raise KontextError(f"{missing}: use --backend torch, or export it again with --weight-only")
 
 
 BackendOptions: TypeAlias = OnnxRuntimeOptions | TorchOptions | TensorRTOptions | OpenVINOOptions

@@ -1,7 +1,8 @@
 """What ONNX Runtime has no kernels for, known from a bundle's formats before anything is loaded, and what to use
 instead.
 
-Met in ONNX Runtime 1.32: its CPU has no Add, MatMul or Conv in bf16, and none of its devices knows E2M1 (NVFP4).
+Met in ONNX Runtime 1.32: its CPU has no Add, MatMul or Conv in bf16, and none of its devices knows E2M1 (NVFP4). And in
+OpenVINO 2026.4: it reads E2M1 weights, but no E2M1 codes of values that a graph computes.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class Formats:
             return "ONNX Runtime has no kernels for bf16 on a CPU"
         return ""
 
+    @property
+    def missing_in_openvino(self) -> str:
+        """What OpenVINO does not take, in words; "" if it takes all."""
+        return f"OpenVINO does not take inputs rounded to {NVFP4.upper()}" if NVFP4 in self.inputs else ""
+
     def refusal(self, device: str) -> str:
         """One line: what is missing on a device, and what would work; "" if nothing is missing."""
         missing = self.missing(device)
@@ -76,7 +82,8 @@ class Formats:
         again = " and ".join(changes)
         if self.linked:
             return f"export it again with {again}, or without --link-weights to use --backend torch"
-        return f"use --device openvino or --backend torch, or export it again with {again}"
+        here = "--backend torch" if self.missing_in_openvino else "--device openvino or --backend torch"
+        return f"use {here}, or export it again with {again}"
 
 
 def layer_fields(layers: object, key: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from kontext.errors import KontextError
-from kontext.runtime import OnnxRuntimeOptions, Pipeline, TorchOptions, cli
+from kontext.runtime import OnnxRuntimeOptions, OpenVINOOptions, Pipeline, TorchOptions, cli
 from kontext.runtime.backends.runnable import Formats
 from kontext.runtime.bundle import Bundle
 
@@ -67,6 +67,34 @@ def test_what_no_device_of_onnx_runtime_unpacks() -> None:
         assert "no kernels for NVFP4: use --device openvino or --backend torch" in formats(
             weights=("nvfp4",)
         ).refusal(device)
+
+
+def test_openvino_reads_no_codes_of_computed_values(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Oracle: OpenVINO, asked for QuantizeLinear to E2M1 of tokens."""
+    openvino = pytest.importorskip("openvino")
+    tokens = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", 16])
+    steps = helper.make_tensor_value_info("s", TensorProto.FLOAT, ["tokens", 1])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["tokens", 16])
+    blocks: dict[str, Any] = {"axis": -1, "block_size": 16}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s"], ["c"], output_dtype=TensorProto.FLOAT4E2M1, **blocks),
+        helper.make_node("DequantizeLinear", ["c", "s"], ["y"], **blocks),
+    ]
+    graph = helper.make_graph(nodes, "g", [tokens, steps], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    with pytest.raises(RuntimeError, match="QuantizeLinear"):
+        openvino.Core().read_model(model.SerializeToString())
+    folder = noted(tiny_bundle, tmp_path, "fp32", "nvfp4")
+    OpenVINOOptions().check("openvino", Bundle.open(folder))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["precision"]["layers"]["transformer"]["x.weight"]["activations"] = "nvfp4"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    bundle = Bundle.open(folder)
+    with pytest.raises(
+        KontextError, match="inputs rounded to NVFP4: use --backend torch, or export it again"
+    ):
+        OpenVINOOptions().check("openvino", bundle)
+    assert "NVFP4: use --backend torch, or" in Formats.of(bundle).refusal("cpu")
 
 
 def test_what_would_work_instead() -> None:

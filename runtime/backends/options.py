@@ -21,6 +21,7 @@ MAX_THREADS = 1024
 """More are a mistake: a thread for each would exhaust the machine."""
 
 Precision = Literal["auto", "16-bit", "fp8", "int8"]
+Activations = Literal["auto", "16-bit", "fp8", "int8", "nvfp4"]
 Compute = Literal["fp32", "fp16", "bf16"]
 
 
@@ -87,7 +88,7 @@ class TorchOptions:
     compile: bool = False
     cache: float | None = None
     reuse_reference: int | None = None
-    activations: Precision = "auto"
+    activations: Activations = "auto"
     attention: Precision = "auto"
     graphs: bool = True
     tiled: bool = False
@@ -115,7 +116,7 @@ class TorchOptions:
                 "references at each step"
             )
         for name, value, known in (
-            ("activations", self.activations, get_args(Precision)),
+            ("activations", self.activations, get_args(Activations)),
             ("attention", self.attention, get_args(Precision)),
             ("compute", self.compute, (None, *get_args(Compute))),
         ):

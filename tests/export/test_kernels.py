@@ -178,10 +178,11 @@ def test_kernels_are_compiled_for_the_ranks_of_the_bundle() -> None:
         "c": {"format": "int4", "rank": 512},  # has no kernel
         "d": {"format": "int8", "rank": 8},  # added by PyTorch
         "e": "int4",
+        "f": {"format": "nvfp4", "rank": 24},
     }
     precision = {"compute": "bf16", "layers": {"transformer": layers, "modulation": {"a": {"rank": 4}}}}
     sizes = kernel_sizes(transformer, precision)
-    assert sizes.ranks == (16, 64)
+    assert sizes.ranks == (16, 24, 64)
     names = {variant.name for variant in archive.variants(90, sizes)}
     assert {f"int4_gemm 16-bit, proj{rank}" for rank in ("", ", rank 16", ", rank 64")} <= names
 

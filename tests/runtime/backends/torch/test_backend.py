@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,13 +24,14 @@ from kontext.decibels import psnr  # noqa: E402
 from kontext.errors import KontextError  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
 from kontext.runtime import OnnxRuntimeOptions, Pipeline, TorchOptions  # noqa: E402
+from kontext.runtime.backends import options  # noqa: E402
 from kontext.runtime.backends.torch import backend as backend_module  # noqa: E402
 from kontext.runtime.backends.torch import (  # noqa: E402
     memory,
     weights,
 )
 from kontext.runtime.backends.torch.backend import TorchBackend  # noqa: E402
-from kontext.runtime.backends.torch.linear import KernelLinear, choose_activations  # noqa: E402
+from kontext.runtime.backends.torch.linear import ACTIVATIONS, KernelLinear, choose_activations  # noqa: E402
 from kontext.runtime.bundle import Bundle  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -281,6 +282,7 @@ def test_what_nvfp4_activations_need() -> None:
     """One rule for all formats: a CPU rounds on request only; a GPU by itself, if its tensor cores have the format."""
     assert choose_activations("auto", {"nvfp4"}, CPU) == "16-bit"
     assert choose_activations("nvfp4", {"nvfp4"}, CPU) == "nvfp4"
+    assert get_args(options.Activations) == ACTIVATIONS
     with pytest.raises(KontextError, match="NVFP4 activations need NVFP4 weights"):
         choose_activations("nvfp4", {"fp8"}, CPU)
     with pytest.raises(KontextError, match="need scales from calibration, which this bundle does not have"):

@@ -73,6 +73,7 @@ SUBCOMMANDS = (
     Entry("engines", "TensorRT builds at full size, without a GPU", "fullsize.engines", state="cold"),
     Entry("memory", "predicted and measured peak memory of an edit", "memory.predicted"),
     Entry("cards", "the fastest recipe on six cards (nothing is run)", "memory.cards"),
+    Entry("plan-fidelity", "predicted and measured fidelity of twenty plans", "memory.plan_fidelity"),
     Entry("plans", "plans for cards of 8 to 32 GB (nothing is run)", "memory.plans"),
     Entry("vram-fit", "which cards bundles run on (needs a GPU or fake-gpu)", "memory.vram_fit"),
     Entry("placement", "which operators ONNX Runtime's CUDA provider runs", "placement"),

@@ -200,6 +200,7 @@ NOT_COMPARABLE: dict[str, str] = {
     "engines": "each engine is built once",
     "plans": "nothing is measured in it",
     "cards": "nothing is measured in it",
+    "plan-fidelity": "it is a comparison itself: read how far apart both are",
     "capacity": "nothing is measured in it: it is a simulation",
     "capacity check": "it is a comparison itself: read how far apart both are",
     "vram-fit": "it says what fits on which card; compare the tables",

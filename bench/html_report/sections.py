@@ -39,6 +39,7 @@ TITLES = {
     "loras": "LoRAs",
     "vram-fit": "Cards that bundles run on",
     "plans": "Plans for cards",
+    "plan-fidelity": "Predicted fidelity of plans",
     "cards": "The fastest recipe on a card",
     "gpu": "On a GPU",
     SENSITIVITY: "Sensitivity of layers",

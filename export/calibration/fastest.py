@@ -71,6 +71,7 @@ FLAGS = {
         Flags("--int8", "int8", running="int8"),
         Flags("--int4", "int4", weight_only=True),
         Flags("--int4, run with --activations fp8", "int4", weight_only=True, running="fp8"),
+        Flags("--nvfp4", "nvfp4", running="nvfp4"),
         Flags("--nvfp4 --weight-only", "nvfp4", weight_only=True),
         Flags("--nf4", "nf4", weight_only=True),
     ),
@@ -259,6 +260,8 @@ def impossible(search: Search, flags: Flags) -> str | None:
     if card.capability < lowest:
         return f"{card.name} has no {format.name.upper()}"
     inputs = flags.inputs or flags.running or ("" if flags.weight_only else flags.quantization)
+    if flags.running and flags.running not in format.kernel_inputs:
+        return f"no kernel multiplies {format.name.upper()} by {flags.running.upper()}"
     if inputs and card.rate(inputs) is None:
         return f"{card.name} does not multiply in {inputs.upper()}"
     if inputs and not flags.running and not search.calibrated:

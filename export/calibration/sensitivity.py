@@ -27,10 +27,13 @@ from ...model.config import KontextConfig
 from ...model.networks import NETWORKS, NetworkShapes, linear_weights
 from ...quant.formats import FORMATS
 from ...quant.options import Option
+from ...quant.quantize import quantize_weight
+from ...quant.quantized_product import QuantizedProduct
 from ...quant.recipe import ANY_QUANTIZED, COMPUTE_BYTES, Layer, Recipe, choose_recipe
 from ...quant.sensitivity import (
     LayerSensitivity,
     Sensitivity,
+    input_error,
     kind_of,
     prior_sensitivity,
     relative_error,
@@ -60,7 +63,7 @@ MEASURED_PARAMETERS = RESIDENT_BYTES // 4
 """Models with fewer parameters are measured: their fp32 weights stay in memory. Others are estimated: a pass of FLUX
 takes minutes on a CPU, and measuring needs thousands."""
 
-VERSION = 1
+VERSION = 2
 """Of the measurement. Increase it when something else is measured: cached reports are then ignored."""
 
 
@@ -84,7 +87,7 @@ def measure_sensitivity(
         calibrated: quantize with the statistics of these samples, as a calibrated export does.
         progress: draws a bar.
     """
-    check_options(options)
+    check_options(options, calibrated)
     key = sensitivity_digest(checkpoint, options, samples, calibrated)
     cached = cache_folder() / "sensitivity" / f"{key}.json"
     if is_cached(cached):
@@ -107,8 +110,8 @@ def measure_sensitivity(
                     layer = report.layers.setdefault(network, {})[weight] = LayerSensitivity(shape)
                     for option in options:
                         if option.fits(shape):
-                            quantized, relative = source.read(network, weight, option)
-                            with networks.replaced(network, {weight: quantized}):
+                            product, relative = source.product(network, weight, option)
+                            with networks.quantized(network, {weight: product}):
                                 share, each = velocity_error(edits, network)
                             layer.errors[str(option)], layer.ranges[str(option)] = share, each
                             layer.relative[str(option)] = relative
@@ -117,8 +120,8 @@ def measure_sensitivity(
                 with contextlib.ExitStack() as stack:
                     for network, weights in layers.items():
                         fitting = [weight for weight, shape in weights.items() if option.fits(shape)]
-                        made = {weight: source.read(network, weight, option)[0] for weight in fitting}
-                        stack.enter_context(networks.replaced(network, made))
+                        made = {weight: source.product(network, weight, option)[0] for weight in fitting}
+                        stack.enter_context(networks.quantized(network, made))
                     together, _ = velocity_error(edits, "text_encoder_2")
                 report.sums[str(option)] = {"sum": total_error(report, option), "whole": together}
                 advance(1)
@@ -150,7 +153,7 @@ def estimate_sensitivity(
     The error of a layer's output is computed from the moments in `statistics`, or from the weights if there are none; a
     gain for its kind, measured on the embedded model, converts it to the velocity's.
     """
-    check_options(options)
+    check_options(options, statistics is not None)
     layers = measured_layers(checkpoint)
     counts = count_kinds(layers)
     source = QuantizedWeights(checkpoint, statistics)
@@ -163,7 +166,7 @@ def estimate_sensitivity(
                 factor = prior_sensitivity(network, weight, counts[kind_of(network, weight)])
                 for option in options:
                     if option.fits(shape):
-                        _, relative = source.read(network, weight, option)
+                        relative = source.relative(network, weight, option)
                         layer.relative[str(option)], layer.errors[str(option)] = relative, factor * relative
                 advance(1)
     if statistics is not None:
@@ -206,15 +209,35 @@ class QuantizedWeights:
     checkpoint: Checkpoint
     statistics: Statistics | None
 
-    def read(self, network: str, weight: str, option: Option) -> tuple[Tensor, float]:
-        """A layer [in, out], quantized and dequantized, fp32; and its relative error: of its output if the moments of
-        its inputs are known, else of the weight."""
-        original = self.checkpoint.networks[network].read(weight).t()
+    def product(self, network: str, weight: str, option: Option) -> tuple[QuantizedProduct, float]:
+        """A layer as it is deployed, and its relative error: of its output if the moments of its inputs are known, else
+        of the weight."""
+        original = self.original(network, weight)
+        compute = widest_recipe(self.checkpoint).compute["transformer"]
+        shape = (original.shape[0], original.shape[1])
+        layer = option.layer(network, weight, shape, COMPUTE_BYTES[compute])
+        return self.of_layer(network, weight, layer), self.relative(network, weight, option)
+
+    def of_layer(self, network: str, weight: str, layer: Layer) -> QuantizedProduct:
+        """A weight, quantized as a layer says."""
+        original = self.original(network, weight)
+        known = None if self.statistics is None else self.statistics.get(network, weight)
+        tensors = quantize_weight(original, layer, compute_dtype(self.checkpoint), known)
+        return QuantizedProduct(tensors, layer, (original.shape[0], original.shape[1]))
+
+    def relative(self, network: str, weight: str, option: Option) -> float:
+        """The relative error of a layer's output, or without moments of its weight, and that of its rounded inputs."""
+        original = self.original(network, weight)
         known = None if self.statistics is None else self.statistics.get(network, weight)
         compute = widest_recipe(self.checkpoint).compute["transformer"]
         rank = option.rank_of((original.shape[0], original.shape[1]), COMPUTE_BYTES[compute])
         quantized = round_trip(original, Layer(option.format, rank), compute_dtype(self.checkpoint), known)
-        return quantized, relative_error(original, quantized, None if known is None else known.moments)
+        error = relative_error(original, quantized, None if known is None else known.moments)
+        return error + input_error(option, network, weight)
+
+    def original(self, network: str, weight: str) -> Tensor:
+        """A weight [in, out]."""
+        return self.checkpoint.networks[network].read(weight).t()
 
 
 def velocity_error(edits: Sequence[RecordedEdits], network: str) -> tuple[float, list[float]]:
@@ -259,7 +282,7 @@ def measure_pictures(
     advance(1)
     result: list[dict[str, Any]] = []
     for _, network, weight in ranked:
-        with networks.replaced(network, {weight: source.read(network, weight, option)[0]}):
+        with networks.quantized(network, {weight: source.product(network, weight, option)[0]}):
             pictures = [picture for batch in edits for picture in batch.pictures(network)]
         each = [psnr(*pair) for pair in zip(pictures, expected, strict=True)]
         psnr_mean = round(sum(each) / len(each), 2)
@@ -278,8 +301,13 @@ def count_kinds(layers: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
     return counts
 
 
-def check_options(options: Sequence[Option]) -> None:
+def check_options(options: Sequence[Option], calibrated: bool) -> None:
     for option in options:
+        if option.inputs and not calibrated:
+            raise KontextError(
+                f"{option} rounds inputs with scales from a calibration: leave out --calibrate none, or "
+                f"+{option.inputs}"
+            )
         if option.format not in FORMATS:
             raise KontextError(
                 f"{option.format} weights cannot be exported: choose from {', '.join(FORMATS)}"

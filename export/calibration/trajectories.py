@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...model.checkpoint import Checkpoint
 from ...model.networks import NETWORKS
@@ -26,7 +27,7 @@ MEASURED_SHARES = (1 / 6, 1 / 2, 5 / 6)
 
 
 class EditableNetworks(WatchedNetworks):
-    """Networks in PyTorch that stay in memory, and whose weights can be replaced."""
+    """Networks in PyTorch that stay in memory, and whose linears can compute with quantized weights."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         plain = choose_recipe(tuple(NETWORKS), checkpoint.parameters(), None)
@@ -36,18 +37,31 @@ class EditableNetworks(WatchedNetworks):
         """Keeps the networks: each is needed thousands of times."""
 
     @contextlib.contextmanager
-    def replaced(self, network: str, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Replaces some weights of a network by `weights` [in, out] until the context ends."""
+    def quantized(self, network: str, products: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """Has linears of a network compute with `products`, weight → x [..., in] → [..., out] without bias, until the
+        context ends."""
         module = self.networks.get(network) or self.networks.setdefault(network, self.build(network))
-        parameters = {name: module.get_parameter(name) for name in weights}
-        before = {name: parameter.data for name, parameter in parameters.items()}
+        hooks = [
+            module.get_submodule(weight.removesuffix(".weight")).register_forward_hook(
+                partial(replaced_output, product)
+            )
+            for weight, product in products.items()
+        ]
         try:
-            for name, parameter in parameters.items():
-                parameter.data = weights[name].t().to(parameter.dtype).contiguous()
             yield
         finally:
-            for name, parameter in parameters.items():
-                parameter.data = before[name]
+            for hook in hooks:
+                hook.remove()
+
+
+def replaced_output(
+    product: Callable[[Tensor], Tensor], module: nn.Module, inputs: Any, _output: Any
+) -> Tensor:
+    """A forward hook: what a quantized linear computes of the same inputs."""
+    (x,) = inputs
+    bias = dict(module.named_parameters()).get("bias")
+    y = product(x)
+    return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
 class RecordedEdits:

@@ -30,8 +30,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--formats",
         default="fp8,int8,int4",
         metavar="LIST",
-        help="formats to try each layer in; int4:0 is without a low-rank branch, int4:32 with one of rank 32 "
-        "(default: fp8,int8,int4)",
+        help="formats to try each layer in; int4:0 is without a low-rank branch, int4:32 with one of rank 32, "
+        "int8+int8 with inputs rounded too (default: fp8,int8,int4)",
     )
     parser.add_argument(
         "--calibrate",

@@ -104,16 +104,18 @@ def test_one_layer_by_hand(report: Sensitivity, tiny_checkpoint: Path) -> None:
     with sensitivity.outline_bundle(checkpoint, networks.recipe, read_tokenizers(checkpoint)) as bundle:
         pipeline = sensitivity.Pipeline(bundle, networks)
         edits = trajectories.record_edits(pipeline, networks, SAMPLES, 2, 2)
-        before = networks.networks["transformer"].get_parameter(name).data.clone()
-        quantized, relative = sensitivity.QuantizedWeights(checkpoint, None).read(
+        product, relative = sensitivity.QuantizedWeights(checkpoint, None).product(
             "transformer", name, OPTIONS[1]
         )
-        with networks.replaced("transformer", {name: quantized}):
-            assert not torch.equal(networks.networks["transformer"].get_parameter(name).data, before)
-            error, _ = sensitivity.velocity_error(edits, "transformer")
-        assert torch.equal(networks.networks["transformer"].get_parameter(name).data, before)
+        parameter = networks.networks["transformer"].get_parameter(name)
+        before, parameter.data = parameter.data, product.weight.t().contiguous()
+        error, _ = sensitivity.velocity_error(edits, "transformer")
+        parameter.data = before
+        with networks.quantized("transformer", {name: product}):
+            again, _ = sensitivity.velocity_error(edits, "transformer")
         nothing, _ = sensitivity.velocity_error(edits, "transformer")
     assert error == pytest.approx(report.layers["transformer"][name].errors["int4:0"], rel=1e-3)
+    assert again == pytest.approx(error, rel=1e-3)
     assert relative == pytest.approx(report.layers["transformer"][name].relative["int4:0"])
     assert nothing < 1e-9
 
@@ -184,3 +186,11 @@ def test_reports_are_json(report: Sensitivity, tmp_path: Path) -> None:
     sensitivity.write_report(report, tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["format"] == "kontext-sensitivity"
     assert Sensitivity.load(tmp_path / "report.json") == report
+
+
+def test_rounded_inputs_need_a_calibration(tiny_checkpoint: Path) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint)
+    with pytest.raises(KontextError, match=r"int8\+int8 rounds inputs with scales from a calibration"):
+        sensitivity.measure_sensitivity(
+            checkpoint, parse_options("int8+int8"), {}, SAMPLES, False, Progress(False)
+        )

@@ -185,10 +185,11 @@ def nvfp4_gemm_kernel(  # type: ignore[no-untyped-def]
 
 TILES: dict[int, tuple[Tile, ...]] = {
     # M, N, K, warps, stages.
-    100: ((128, 256, 256, 8, 3), (128, 128, 256, 4, 3)),
+    100: ((128, 256, 256, 8, 3), (128, 128, 256, 8, 3)),
     120: ((128, 128, 256, 8, 3), (128, 128, 128, 8, 3)),
 }
-"""Oldest architecture → the tiles to measure; none spills."""
+"""Oldest architecture → the tiles to measure; none spills. With 4 warps, 128 columns spill 512 bytes a thread on
+sm_100."""
 
 
 def tiles(arch: int) -> tuple[Tile, ...]:

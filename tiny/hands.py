@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from PIL.JpegImagePlugin import JpegImageFile
 
 from .draw import OUTLINE, Canvas, Colour
 
@@ -119,7 +120,8 @@ class Hand:
         if self.quality:
             file = io.BytesIO()
             Image.fromarray(np.rint(canvas).astype(np.uint8)).save(file, "JPEG", quality=self.quality)
-            canvas = np.asarray(Image.open(file), dtype=np.float32)
+            file.seek(0)
+            canvas = np.asarray(JpegImageFile(file), dtype=np.float32)
         return canvas
 
     def unworn(self) -> Hand:

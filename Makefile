@@ -165,7 +165,7 @@ $(GGML):
 
 # One bundle of each kind. Scales of fp32 bundles take twice the bits of those of 16-bit ones: two of the latter too.
 BUNDLES := fp8 fp8-weights int8 int8-weights int8-weights-fp16 int8-static nf4-int8-single nf4-int8-linear1 \
-	int4 int4-fp16 int4-rank16 nf4 nvfp4
+	int4 int4-fp16 int4-rank16 nf4 nvfp4 nvfp4-weights
 QUANTIZED := $(addprefix build/kontext-tiny-,$(BUNDLES))
 
 fidelity: $(VENV)/.kontext-peers $(GGML) build/kontext-tiny-fp32 $(QUANTIZED)

@@ -38,16 +38,16 @@ ARCHITECTURES = {
 
 OTHER_GPUS = {
     "a30": 80,
-    "a10": 86, "a10g": 86, "a40": 86, "rtxa4000": 86, "rtxa5000": 86, "rtxa6000": 86,
+    "a10": 86, "a10g": 86, "a40": 86, "a4000": 86, "a5000": 86, "a6000": 86,
     "orin": 87,
-    "l40": 89, "rtx6000ada": 89,
+    "l40": 89, "6000ada": 89,
     "gh200": 90,
     "b200": 100, "gb200": 100, "b300": 103,
     "gb10": 121,
 }  # fmt: skip
-"""GPUs that are not among `cards.CARDS`, by name → compute capability times ten (NVIDIA's table of CUDA GPUs)."""
+"""GPUs that are not among `cards.CARDS`, by `short_name` → compute capability times ten (NVIDIA's table of CUDA GPUs)."""
 
-GPUS = {**{card.name.lower().replace(" ", ""): card.capability for card in CARDS}, **OTHER_GPUS}
+GPUS = {**{short_name(card.name): card.capability for card in CARDS}, **OTHER_GPUS}
 
 
 def find_target(text: str) -> Target:

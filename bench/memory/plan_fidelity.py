@@ -45,6 +45,10 @@ from ..report import Table, finish
 CHOICES = ("int8,int4:0", "fp8+fp8,int8+int8,int4:0+int8")
 """What plans choose from, half of the budgets each: weights alone, and inputs that are rounded too."""
 
+SIDE = 32
+"""Pixels of the edit that is planned for: small, since at the model's own size the autoencoder's memory, which no plan
+changes, is most of every budget."""
+
 LEAST_ERROR = 1e-12
 """Plans that lose nothing have no ratio to compare."""
 
@@ -101,8 +105,7 @@ def spread_plans(checkpoint: Checkpoint, choices: str, report: Sensitivity, coun
     """Plans for budgets from the smallest that the model fits into to the largest that changes anything."""
 
     def plan(budget: int) -> MemoryPlan | None:
-        size, sampler = checkpoint.config.autoencoder.sample_size, checkpoint.config.sampler
-        work, target = Workload(size, size, steps=sampler.steps), find_target("sm_89")
+        work, target = Workload(SIDE, SIDE, steps=checkpoint.config.sampler.steps), find_target("sm_89")
         try:
             return make_plan(checkpoint.config, budget, target, work, None, parse_options(choices), report)
         except KontextError:
@@ -115,7 +118,8 @@ def spread_plans(checkpoint: Checkpoint, choices: str, report: Sensitivity, coun
     while high - low > 1000:  # the smallest that fits
         middle = (low + high) // 2
         low, high = (low, middle) if plan(middle) else (middle, high)
-    made = [plan(high + (found.peak - high) * index // count) for index in range(count)]
+    # Closer together where they are small: there plans differ most.
+    made = [plan(high + (found.peak - high) * index**2 // count**2) for index in range(count)]
     return [each for each in made if each is not None and each.error > LEAST_ERROR]
 
 

@@ -110,7 +110,7 @@ NVFP4 = BlockedE2M1(
     has_branch=True,
     input_roundings=(InputRounding.BLOCKS,),
     min_capability=100,
-    tensorrt=TensorRT.FUSED_CONSTANTS,
+    tensorrt=TensorRT.UNPACKED,
     kernel=BLOCK_GEMM,
     kernel_inputs=("nvfp4",),
 )

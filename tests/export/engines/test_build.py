@@ -426,7 +426,7 @@ def quick_builder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"size": output.stat().st_size, "seconds": 1.0}
 
     monkeypatch.setattr(BuilderProcess, "build", build)
-    monkeypatch.setattr(engines, "check_bundle", lambda bundle, target: None)
+    monkeypatch.setattr(engines, "check_bundle", lambda *_: None)
     return built
 
 

@@ -45,7 +45,7 @@ OTHER_GPUS = {
     "b200": 100, "gb200": 100, "b300": 103,
     "gb10": 121,
 }  # fmt: skip
-"""GPUs that are not among `cards.CARDS`, by `short_name` → compute capability times ten (NVIDIA's table of CUDA GPUs)."""
+"""GPUs that are not among `cards.CARDS`, by `short_name` → compute capability times ten, of NVIDIA's list."""
 
 GPUS = {**{short_name(card.name): card.capability for card in CARDS}, **OTHER_GPUS}
 

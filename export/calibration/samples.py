@@ -5,6 +5,7 @@ for the embedded model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ MIN_SAMPLES = 4
 
 MOST_SAMPLES = 64
 """More of a data set would take hours and change nothing: a share of each of its categories is taken."""
+
+BUILT_IN = "scenes"
+"""Name of the built-in set."""
 
 SCENES = 16
 """Samples of the built-in set; each takes a second on two cores."""
@@ -55,7 +59,21 @@ def scene_samples(count: int = SCENES) -> Samples:
     edits = [sample_edit(rng, split="train", kind=KINDS[index % len(KINDS)]) for index in range(count)]
     pictures = [None if edit.source is None else Image.fromarray(render(edit.source)) for edit in edits]
     return Samples(
-        "scenes", [Sample(edit.prompt, picture) for edit, picture in zip(edits, pictures, strict=True)]
+        BUILT_IN, [Sample(edit.prompt, picture) for edit, picture in zip(edits, pictures, strict=True)]
+    )
+
+
+def apart(samples: Samples, count: int) -> tuple[Samples, Samples]:
+    """Edits to collect statistics of, and `count` others to measure on: error feedback fits the edits that it has
+    seen, so that on these a layer looks better than it is. The built-in set has more scenes; others are split, where
+    enough are left, and else all are used for both."""
+    if samples.name == BUILT_IN:
+        more = scene_samples(len(samples.samples) + count)
+        return samples, replace(more, samples=more.samples[len(samples.samples) :])
+    if len(samples.samples) < MIN_SAMPLES + count:
+        return samples, samples
+    return replace(samples, samples=samples.samples[count:]), replace(
+        samples, samples=samples.samples[:count]
     )
 
 

@@ -46,7 +46,7 @@ from ..bundle.tokenizer_files import TokenizerFile
 from ..edit_sets.samples import Samples
 from ..progress import Progress
 from .calibrate import calibrate, calibration_digest, outline_bundle
-from .samples import batch_size
+from .samples import apart, batch_size
 from .trajectories import EditableNetworks, RecordedEdits, record_edits
 from .watched_networks import RESIDENT_BYTES, compute_dtype
 
@@ -63,7 +63,7 @@ MEASURED_PARAMETERS = RESIDENT_BYTES // 4
 """Models with fewer parameters are measured: their fp32 weights stay in memory. Others are estimated: a pass of FLUX
 takes minutes on a CPU, and measuring needs thousands."""
 
-VERSION = 2
+VERSION = 3
 """Of the measurement. Increase it when something else is measured: cached reports are then ignored."""
 
 
@@ -83,8 +83,9 @@ def measure_sensitivity(
         checkpoint: a model of fewer than `MEASURED_PARAMETERS`.
         options: number formats and ranks to quantize layers to.
         tokenizers: the checkpoint's.
-        samples: edits to measure on.
-        calibrated: quantize with the statistics of these samples, as a calibrated export does.
+        samples: edits to measure on, or those that an export would be calibrated with.
+        calibrated: quantize as a calibrated export does, with the statistics of these samples; it is then measured on
+            others (`samples.apart`).
         progress: draws a bar.
     """
     check_options(options, calibrated)
@@ -95,7 +96,8 @@ def measure_sensitivity(
             return Sensitivity.load(cached)
     statistics = None
     if calibrated:
-        statistics = calibrate(checkpoint, widest_recipe(checkpoint), tokenizers, samples, progress)
+        collected, samples = apart(samples, EDITS)
+        statistics = calibrate(checkpoint, widest_recipe(checkpoint), tokenizers, collected, progress)
     layers = measured_layers(checkpoint)
     report = Sensitivity(checkpoint.config.name, "velocity", [str(option) for option in options])
     networks = EditableNetworks(checkpoint)

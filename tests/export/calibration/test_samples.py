@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("torch")
 
 from kontext.errors import KontextError
-from kontext.export.calibration.samples import MIN_SAMPLES, MOST_SAMPLES, read_samples, scene_samples
+from kontext.export.calibration.samples import MIN_SAMPLES, MOST_SAMPLES, apart, read_samples, scene_samples
+from kontext.export.edit_sets.samples import Sample, Samples
 
 
 @pytest.fixture
@@ -88,3 +90,18 @@ def test_the_built_in_set_is_of_every_kind_and_always_the_same() -> None:
     samples = scene_samples()
     assert len(samples.samples) >= 9
     assert samples.digest() == scene_samples().digest()
+
+
+def test_statistics_and_measurement_have_edits_of_their_own() -> None:
+    """Of the built-in set there are more; of a user's, those measured on are left out of the statistics."""
+    collected, measured = apart(scene_samples(), 8)
+    assert collected.digest() == scene_samples().digest()
+    assert len(measured.samples) == 8
+    pictures = [np.asarray(each.picture()).tobytes() for each in (*collected.samples, *measured.samples)]
+    assert len(set(pictures)) == len(pictures)
+    own = Samples("mine", [Sample(str(index), None) for index in range(12)])
+    collected, measured = apart(own, 8)
+    assert [each.prompt for each in measured.samples] == [str(index) for index in range(8)]
+    assert [each.prompt for each in collected.samples] == ["8", "9", "10", "11"]
+    few = Samples("mine", own.samples[:11])
+    assert apart(few, 8) == (few, few)

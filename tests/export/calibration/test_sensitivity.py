@@ -179,7 +179,7 @@ def test_formats_that_cannot_be_exported_are_refused(
 ) -> None:
     monkeypatch.setattr(sensitivity, "FORMATS", {"int8": None})
     with pytest.raises(KontextError, match="int4 weights cannot be exported: choose from int8"):
-        sensitivity.check_options(OPTIONS)
+        sensitivity.check_options(OPTIONS, False)
 
 
 def test_reports_are_json(report: Sensitivity, tmp_path: Path) -> None:

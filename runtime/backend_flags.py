@@ -61,6 +61,14 @@ OPTION_FLAGS = (
         "LIBRARY[:key=value,…]",
     ),
     OptionFlag(
+        (TorchOptions, OnnxRuntimeOptions),
+        "activations",
+        "what the inputs of linears with quantized weights are rounded to: 16-bit (not at all), or with torch fp8, "
+        "int8 or nvfp4 (default: auto, what is fast on the device)",
+        str,
+        "NAME",
+    ),
+    OptionFlag(
         (TorchOptions,), "offload", "keep the transformer in host memory, for GPUs that it does not fit"
     ),
     OptionFlag((TorchOptions,), "compile", "let torch.compile generate the code of the transformer's blocks"),

@@ -16,12 +16,12 @@ from ...model.config import KontextConfig
 from ...model.networks import NETWORKS, NetworkShapes, weight_shapes
 from ...quant.cards import Card
 from ...quant.formats import FORMATS
-from ...quant.formats.base import TensorRT
+from ...quant.formats.base import InputRounding, TensorRT
 from ...quant.gpus import find_target
 from ...quant.memory import Workload, demands, executor_of, tokens_of
 from ...quant.options import Option, layer_bytes, usual_rank
 from ...quant.planner import Allocation, Choice
-from ...quant.recipe import ANY_QUANTIZED, COMPUTE_BYTES, Recipe, choose_recipe
+from ...quant.recipe import ANY_QUANTIZED, COMPUTE_BYTES, Layer, Recipe, choose_recipe
 from ...quant.sensitivity import INPUT_ERRORS, Sensitivity, kind_of, normal_error, prior_sensitivity
 from ...quant.speed import ENGINE, TORCH, Product, step_seconds
 from ...runtime.units import gigabytes
@@ -40,15 +40,25 @@ KERNEL_CAPABILITY = 80
 
 @dataclass(frozen=True)
 class Flags:
-    """Flags of an export, as `choose_recipe` takes them; `running` is the format that --activations of kontext-edit
-    has inputs rounded to, where the bundle does not say so."""
+    """Flags of an export, as `choose_recipe` takes them. `running` is the format that the torch backend rounds inputs
+    to, and `run` are the flags of kontext-edit that it takes, "" if it does so by itself."""
 
-    text: str
+    export: str
     quantization: str | None = None
     weight_only: bool = False
     static_inputs: bool = False
     inputs: str | None = None
     running: str = ""
+    run: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.export}, run with {self.run}" if self.run else self.export
+
+    @property
+    def rounded(self) -> str:
+        """The format that inputs are to be rounded to; "" for none."""
+        return self.inputs or self.running or ("" if self.weight_only else self.quantization or "")
 
 
 FLAGS = {
@@ -70,7 +80,7 @@ FLAGS = {
         Flags("--fp8", "fp8", running="fp8"),
         Flags("--int8", "int8", running="int8"),
         Flags("--int4", "int4", weight_only=True),
-        Flags("--int4, run with --activations fp8", "int4", weight_only=True, running="fp8"),
+        Flags("--int4", "int4", weight_only=True, running="fp8", run="--backend torch --activations fp8"),
         Flags("--nvfp4", "nvfp4", running="nvfp4"),
         Flags("--nvfp4 --weight-only", "nvfp4", weight_only=True),
         Flags("--nf4", "nf4", weight_only=True),
@@ -82,12 +92,13 @@ FLAGS = {
 @dataclass(frozen=True)
 class Candidate:
     """A recipe on a card. `seconds` are of a step, at least; None with the `plan` for one that cannot run there.
-    `verdict` says why it is not chosen; "" for the one that is."""
+    `verdict` says why it is not chosen; "" for the one that is. `run` are flags of kontext-edit that it takes."""
 
     flags: str
     plan: MemoryPlan | None
     seconds: float | None
     verdict: str = ""
+    run: str = ""
 
     def as_json(self) -> dict[str, Any]:
         plan = self.plan
@@ -113,10 +124,19 @@ class CardPlan:
     seconds: float | None
 
     @property
+    def best(self) -> Candidate | None:
+        """The chosen recipe; None if each layer's format was chosen."""
+        return next((each for each in self.candidates if not each.verdict), None)
+
+    @property
     def chosen(self) -> str:
         """The flags of the chosen recipe, or the budget that its layers were chosen for."""
-        found = next((each.flags for each in self.candidates if not each.verdict), None)
-        return found or f"--fit {gigabytes(self.plan.budget).replace(' ', '')}"
+        return self.best.flags if self.best else f"--fit {gigabytes(self.plan.budget).replace(' ', '')}"
+
+    @property
+    def run(self) -> str:
+        """Flags that kontext-edit needs for it, beside the bundle's."""
+        return self.best.run if self.best else ""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -231,9 +251,9 @@ def fastest(
 def judged(search: Search, flags: Flags, least: float) -> Candidate:
     """A candidate with its plan, and what speaks against it."""
     text = f"--{search.compute} {flags.text}".strip()
-    if (reason := impossible(search, flags)) is not None:
-        return Candidate(text, None, None, reason)
     recipe = search.recipe(flags)
+    if (reason := impossible(search, recipe, flags)) is not None:
+        return Candidate(text, None, None, reason)
     plan = uniform_plan(search, recipe, flags)
     seconds = step_of(search, recipe, flags)
     verdict = ""
@@ -244,10 +264,22 @@ def judged(search: Search, flags: Flags, least: float) -> Candidate:
         verdict = f"{stage.network} needs {gigabytes(stage.peak)} of {gigabytes(search.budget)}"
     elif plan.error > 0 and decibels(1, plan.error) < least:
         verdict = f"below {least:g} dB"
-    return Candidate(text, plan, seconds, verdict)
+    return Candidate(text, plan, seconds, verdict, flags.run)
 
 
-def impossible(search: Search, flags: Flags) -> str | None:
+def inputs_of(search: Search, network: str, layer: Layer, flags: Flags | None) -> str:
+    """The format that the executor rounds a layer's inputs to; "" for none."""
+    if search.executor == ENGINE or network != "transformer":
+        return layer.activations
+    running = "" if flags is None or layer.format not in FORMATS else flags.running
+    if not running or running not in FORMATS[layer.format].kernel_inputs:
+        return ""
+    # Scales of rows are found at run time, what scales of blocks are relative to by a calibration only.
+    of_blocks = FORMATS[running].input_roundings == (InputRounding.BLOCKS,)
+    return layer.activations if of_blocks else running
+
+
+def impossible(search: Search, recipe: Recipe, flags: Flags) -> str | None:
     """Why a recipe cannot run on the card; None if it can."""
     if flags.quantization is None:
         return None
@@ -259,12 +291,19 @@ def impossible(search: Search, flags: Flags) -> str | None:
         lowest = max(lowest, format.tensorrt_capability)
     if card.capability < lowest:
         return f"{card.name} has no {format.name.upper()}"
-    inputs = flags.inputs or flags.running or ("" if flags.weight_only else flags.quantization)
+    inputs = flags.rounded
     if flags.running and flags.running not in format.kernel_inputs:
         return f"no kernel multiplies {format.name.upper()} by {flags.running.upper()}"
     if inputs and card.rate(inputs) is None:
         return f"{card.name} does not multiply in {inputs.upper()}"
-    if inputs and not flags.running and not search.calibrated:
+    layers = [
+        recipe.layer_of("transformer", weight, shape, True)
+        for weight, shape in quantizable_layers(search.config, search.shapes, recipe)["transformer"].items()
+    ]
+    rounded = {inputs_of(search, "transformer", layer, flags) for layer in layers} - {""}
+    if rounded != ({inputs} if inputs else set()) or (
+        not search.calibrated and any(rule.needs_calibration for rule in recipe.rules)
+    ):
         return "needs --calibrate"
     return None
 
@@ -287,7 +326,7 @@ def uniform_plan(search: Search, recipe: Recipe, flags: Flags) -> MemoryPlan:
                 size = wide * math.prod(shape)
                 choices.append(Choice(COMPUTE, size, 0.0, size))
                 continue
-            inputs = layer.activations or (flags.running if network == "transformer" else "")
+            inputs = inputs_of(search, network, layer, flags)
             option = Option(layer.format, usual_rank(layer.format), inputs)
             if search.report is not None:
                 error = search.report.error(network, weight, shape, option)
@@ -334,10 +373,7 @@ def product_of(
     wide = COMPUTE_BYTES[search.compute]
     if layer.format not in FORMATS:
         return Product(search.work.batch * stream, *shape, layer, wide * math.prod(shape))
-    if search.executor == ENGINE:
-        rounded = layer.activations
-    else:
-        rounded = flags.running if flags and flags.running in FORMATS[layer.format].kernel_inputs else ""
+    rounded = inputs_of(search, "transformer", layer, flags)
     return Product(search.work.batch * stream, *shape, layer, layer_bytes(layer, shape, wide), rounded)
 
 

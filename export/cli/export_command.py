@@ -187,7 +187,7 @@ def export_bundle(options: argparse.Namespace) -> bool:
         check_output(options.output, BUNDLE, options.force)  # before a download
     samples, kernels = calibration_samples(options), kernel_architectures(options)
     checkpoint = Checkpoint.open(origin_of(options))
-    recipe, plan, text = planned(options, checkpoint, samples is not None)
+    recipe, plan, text, run = planned(options, checkpoint, samples is not None)
     if text and (options.plan_only or not options.quiet):
         print(text, flush=True)
     if options.plan_only:
@@ -206,14 +206,15 @@ def export_bundle(options: argparse.Namespace) -> bool:
         show_progress=sys.stderr.isatty() and not options.quiet,
     )
     if not options.quiet:
-        print(render_summary(summary))
+        print(render_summary(summary, run))
     return True
 
 
 def planned(
     options: argparse.Namespace, checkpoint: Checkpoint, calibrated: bool
-) -> tuple[Recipe, dict[str, Any] | None, str]:
-    """The recipe to export by; where a plan chooses it, what the manifest has of that plan, and its text.
+) -> tuple[Recipe, dict[str, Any] | None, str, str]:
+    """The recipe to export by; where a plan chooses it, what the manifest has of that plan, its text, and the flags of
+    kontext-edit that it counts on.
 
     Raises:
         KontextError: nothing fits, or the recipe needs a calibration that there will not be.
@@ -222,9 +223,9 @@ def planned(
         from .card_text import render_card_plan
 
         found = card_plan(options, checkpoint.config, calibrated)
-        return found.plan.recipe, found.as_json(), render_card_plan(found)
+        return found.plan.recipe, found.as_json(), render_card_plan(found), found.run
     if options.fit is None:
-        return chosen_recipe(options, checkpoint, calibrated), None, ""
+        return chosen_recipe(options, checkpoint, calibrated), None, "", ""
     from .plan_text import render_plan
 
     plan = plan_for(options, checkpoint.config)
@@ -232,7 +233,7 @@ def planned(
         raise KontextError(
             "inputs are rounded with scales from a calibration: name a folder with --calibrate, or --formats without +"
         )
-    return plan.recipe, plan.as_json(), render_plan(plan)
+    return plan.recipe, plan.as_json(), render_plan(plan), ""
 
 
 def progress_kept(options: argparse.Namespace) -> str:

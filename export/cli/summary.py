@@ -54,8 +54,8 @@ def calibration_notes(statistics: Statistics | None, skipped: Sequence[str]) -> 
     return notes
 
 
-def render_summary(summary: Summary) -> str:
-    """The summary as lines of text."""
+def render_summary(summary: Summary, run: str = "") -> str:
+    """The summary as lines of text; `run` are flags of kontext-edit that a plan counts on."""
     recipe, sizes, seconds, about = summary.recipe, summary.sizes, summary.seconds, summary.calibration.about
     compute = recipe.compute["transformer"]
     parameters = f"{summary.parameters / 1e6:,.1f} M parameters"
@@ -81,7 +81,7 @@ def render_summary(summary: Summary) -> str:
         f"peak memory {human(peak_memory())}"
     )
     lines += [digest_line(summary.digest)] if summary.digest else []
-    return "\n".join(map(one_line, [*lines, *next_lines(summary)]))
+    return "\n".join(map(one_line, [*lines, *next_lines(summary, run)]))
 
 
 def lora_lines(loras: Sequence[LoraFile]) -> list[str]:
@@ -125,8 +125,9 @@ def link_line(summary: Summary) -> str:
     return line + (": " if reasons else "") + ", ".join(f"{count:,} {reason}" for reason, count in reasons)
 
 
-def next_lines(summary: Summary) -> list[str]:
-    """A command that runs the bundle on this machine, where PyTorch is installed."""
+def next_lines(summary: Summary, run: str = "") -> list[str]:
+    """A command that runs the bundle on this machine, where PyTorch is installed, or with the flags `run` on the card
+    that it was planned for."""
     recipe = summary.recipe
     formats = Formats(
         frozenset(recipe.compute.values()),
@@ -135,6 +136,8 @@ def next_lines(summary: Summary) -> list[str]:
     )
     begin = f"The bundle is {summary.output}. "
     command = f'  kontext-edit {summary.output} -i in.png --prompt "make the circle red" -o out.png'
+    if run:
+        return [f"{begin}Next, as planned:", f"{command} {run}"]
     if not formats.missing("cpu") or not formats.linked:  # PyTorch runs what ONNX Runtime does not
         return [f"{begin}Next:", command]
     if not formats.missing("cuda"):

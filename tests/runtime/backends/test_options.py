@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from kontext.command import Parser
 from kontext.errors import KontextError
 from kontext.runtime import OnnxRuntimeOptions, OpenVINOOptions, Pipeline, TensorRTOptions, TorchOptions
+from kontext.runtime.backend_flags import OPTION_FLAGS, add_backend_flags, backend_options
 from kontext.runtime.backends.onnxruntime import PROVIDERS
 from kontext.runtime.backends.plugins import WHEELS
 from kontext.runtime.bundle import Bundle
-from kontext.runtime.cli import OPTION_FLAGS
 from kontext.runtime.engines import LIBRARIES
 
 
@@ -105,6 +106,15 @@ def test_every_flag_is_a_field() -> None:
     for option in OPTION_FLAGS:
         for record in option.records:
             assert option.field in {field.name for field in dataclasses.fields(record)}
+
+
+def test_activations_are_an_option_of_the_command_line() -> None:
+    options = Parser()
+    add_backend_flags(options)
+    words = ["--backend", "torch", "--activations"]
+    assert backend_options(options.parse_args([*words, "fp8"])) == TorchOptions(activations="fp8")
+    with pytest.raises(KontextError, match="activations"):
+        backend_options(options.parse_args([*words, "int3"]))
 
 
 def test_the_records_load_no_backend() -> None:

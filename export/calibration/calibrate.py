@@ -30,6 +30,9 @@ from .samples import batch_size, sample_requests
 from .shipped import find_shipped
 from .watched_networks import WatchedNetworks, watched_linears
 
+NOT_RUN = "vae_decoder"
+"""The network that calibration does not run: sampled latents are not decoded. Its weights are rounded to nearest."""
+
 
 def calibrate(
     checkpoint: Checkpoint,
@@ -44,8 +47,9 @@ def calibrate(
     path.
 
     Raises:
-        KontextError: an input is NaN or infinite.
+        KontextError: an input is NaN or infinite, or the recipe needs those of a network that calibration does not run.
     """
+    check_networks_run(checkpoint, recipe)
     if (shipped := find_shipped(checkpoint, recipe, samples)) is not None:
         return shipped
     key = calibration_digest(checkpoint, recipe, samples)
@@ -59,6 +63,18 @@ def calibrate(
         with replacing(cached) as temporary:
             statistics.save(temporary)
     return statistics
+
+
+def check_networks_run(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raises KontextError for a layer of `NOT_RUN` whose inputs `recipe` needs to know."""
+    network = checkpoint.networks[NOT_RUN]
+    for weight in watched_linears(checkpoint, recipe)[NOT_RUN]:
+        layer = recipe.layer_of(NOT_RUN, weight, network.shapes[weight][::-1], True)
+        if layer.centred or layer.scaled or layer.has_input_scale:
+            raise KontextError(
+                f"calibration does not run {NOT_RUN}, and the recipe needs statistics of {weight}: leave out its "
+                "static scales, centred and scaled there"
+            )
 
 
 def collect(

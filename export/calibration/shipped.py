@@ -39,8 +39,8 @@ TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
 def find_shipped(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> Statistics | None:
-    """The shipped statistics of the inputs that `recipe` quantizes, if they are of this model and these samples. A
-    damaged file is a warning, and not used."""
+    """The shipped statistics of the inputs that `recipe` quantizes, if they are of this model and these samples, and
+    have them all: recipes that spare nothing quantize more. A damaged file is a warning, and not used."""
     if not SHIPPED.is_file():
         return None
     try:
@@ -54,7 +54,13 @@ def find_shipped(checkpoint: Checkpoint, recipe: Recipe, samples: Samples) -> St
     found = load_packed(SHIPPED)
     wanted = watched_linears(checkpoint, recipe)
     wanted["transformer"] = wanted["transformer"] + watched_operands(checkpoint, recipe)
-    inputs = {network: {name: found.inputs[network][name] for name in wanted[network]} for network in wanted}
+    if any(set(names) - set(found.inputs.get(network, {})) for network, names in wanted.items()):
+        return None
+    inputs = {
+        network: {name: found.inputs[network][name] for name in names}
+        for network, names in wanted.items()
+        if names
+    }
     return Statistics(inputs, found.about, found.file)
 
 

@@ -8,6 +8,7 @@ of them may have a low-rank branch `_down` [in, rank] and `_up` [rank, out]; a s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -216,10 +217,16 @@ class WeightFile:
         name = f"{key}_input_scale"
         if name not in self.names:
             return None
-        scale = self.read(name)
+        scale = self.read(name, convert=False)  # that of blocks is too small for fp16
         if scale.numel() != 1:
             raise KontextError(f"{self.path}: {name} must be one number, not {list(scale.shape)}")
-        return scale.float().reshape(1)
+        scale = scale.float().reshape(1)
+        # A subnormal one's reciprocal is infinite.
+        if not (math.isfinite(value := float(scale)) and value >= torch.finfo(torch.float32).tiny):
+            raise KontextError(
+                f"{self.path}: {name} is {value:g}, and must be a positive number: export the bundle again"
+            )
+        return scale
 
     def branch(self, key: str, inputs: int, outputs: int) -> tuple[Tensor | None, Tensor | None]:
         """The matrices of the low-rank branch beside the weight `key`, if it has one."""

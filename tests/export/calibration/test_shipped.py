@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from kontext.errors import KontextError  # noqa: E402
 from kontext.export.bundle.tokenizer_files import read_tokenizers  # noqa: E402
 from kontext.export.calibration.calibrate import calibrate, collect, describe_calibration  # noqa: E402
 from kontext.export.calibration.samples import scene_samples  # noqa: E402
@@ -23,8 +24,9 @@ from kontext.export.progress import Progress  # noqa: E402
 from kontext.model.checkpoint import Checkpoint, Origin  # noqa: E402
 from kontext.model.networks import NETWORKS  # noqa: E402
 from kontext.quant.formats import FORMATS  # noqa: E402
-from kontext.quant.recipe import choose_recipe  # noqa: E402
+from kontext.quant.recipe import Recipe, Rule, choose_recipe  # noqa: E402
 from kontext.quant.statistics import InputStatistics, Statistics  # noqa: E402
+from kontext.safetensors_header import read_header  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not (EMBEDDED / "model_index.json").exists(), reason="the embedded model is not part of this checkout"
@@ -184,3 +186,24 @@ def test_the_command_writes_what_is_found(
     shipped = find_shipped(checkpoint, recipe, samples)
     assert shipped is not None
     assert shipped.about == {"samples": "few"}
+
+
+@pytest.mark.parametrize("network", ["*", "transformer", "vae_encoder"])
+def test_a_recipe_that_spares_nothing_does_not_use_them(network: str, samples: Samples) -> None:
+    """They lack layers that usual recipes spare. Oracle: the names in the file's header."""
+    checkpoint = Checkpoint.open(EMBEDDED)
+    recipe = Recipe("all", dict.fromkeys(NETWORKS, "fp32"), (Rule(network, "*", "nvfp4"),))
+    wanted = {
+        f"{name}/{weight}" for name, each in watched_linears(checkpoint, recipe).items() for weight in each
+    }
+    assert wanted - {name.rpartition("/")[0] for name in read_header(SHIPPED).tensors}
+    assert find_shipped(checkpoint, recipe, samples) is None
+
+
+def test_scales_that_calibration_cannot_find_are_refused(samples: Samples) -> None:
+    """Oracle: the pipeline samples latents and decodes none, so the decoder has no statistics."""
+    checkpoint = Checkpoint.open(EMBEDDED)
+    rule = Rule("vae_decoder", "*", "int8", activations="int8", rounding="static")
+    recipe = Recipe("all", dict.fromkeys(NETWORKS, "fp32"), (rule,))
+    with pytest.raises(KontextError, match="calibration does not run vae_decoder"):
+        calibrate(checkpoint, recipe, {}, samples, Progress(False))

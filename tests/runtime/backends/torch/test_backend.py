@@ -476,3 +476,33 @@ def test_every_stored_format_is_read_as_it_was_meant(
         ):
             kernel.product(given, out)
             assert float((out - wanted).norm() / wanted.norm()) < 0.02
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, 1e-40, float("nan"), float("inf")])
+@pytest.mark.parametrize("format", ["nvfp4", "fp8"])
+def test_scales_of_inputs_are_positive_numbers(tmp_path: Path, format: str, value: float) -> None:
+    """Oracle: dividing by it must give a finite number of the same sign, by definition of a scale."""
+    path = stored_linear(tmp_path, format, torch.tensor(value))
+    with pytest.raises(KontextError, match=r"x\.weight_input_scale is .* must be a positive number"):
+        weights.WeightFile(path, CPU, torch.float32).linear("x", 64, 48, bias=False)
+
+
+def test_small_scales_of_inputs_are_kept_in_fp16(tmp_path: Path) -> None:
+    """Oracle: the number that was stored, which fp16 does not have."""
+    path = stored_linear(tmp_path, "nvfp4", torch.tensor(1e-9))
+    read = weights.WeightFile(path, CPU, torch.float16).linear("x", 64, 48, bias=False)
+    assert read.input_scale is not None
+    assert read.input_scale.item() == pytest.approx(1e-9)
+
+
+def stored_linear(folder: Path, format: str, input_scale: torch.Tensor) -> Path:
+    """A file of one linear [64, 48] in a number format, with a scale of its inputs."""
+    weight = torch.randn(64, 48, generator=torch.Generator().manual_seed(1))
+    record = FORMATS[format]
+    tensors = {
+        f"x.weight{spec.suffix}": tensor.contiguous()
+        for spec, tensor in zip(record.tensors, record.quantize(weight, torch.float32), strict=True)
+    }
+    path = folder / "one.safetensors"
+    save_file({**tensors, "x.weight_input_scale": input_scale}, str(path))
+    return path

@@ -95,7 +95,16 @@ def find_card(text: str) -> Card:
     word = short_name(text)
     if word in known:
         return known[word]
-    near = [known[name].name for name in difflib.get_close_matches(word, known, 3, 0.5)]
+    full = {
+        f"{name}{each.memory >> 30}gb": each for name, each in known.items()
+    }  # with the memory that it has anyway
+    if word in full:
+        return full[word]
+    near = [each.name for name, each in known.items() if len(name) > 3 and word.startswith(name)]
+    near += [known[name].name for name in difflib.get_close_matches(word, known, 3, 0.5)]
     if not near:
         near = ["RTX 3060", "RTX 4090", "RTX 5090"]
-    raise KontextError(f"unknown card {text!r}: nearest are {', '.join(near)}")
+    raise KontextError(
+        f"unknown card {text!r}: nearest are {', '.join(dict.fromkeys(near))}; for others, kontext-export --fit SIZE "
+        "--gpu sm_XX plans by memory"
+    )

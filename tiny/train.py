@@ -6,7 +6,9 @@ Stages run in order, each for its own time; started again, a stage continues whe
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import math
 import shutil
 import signal
 import sys
@@ -117,6 +119,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
+def minutes_of_training(text: str) -> float:
+    """A number of minutes, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes, 0 or more")
+    return value
+
+
 def run_training(arguments: list[str] | None) -> None:
     parser = Parser(prog="python -P -m kontext.tiny.train", description=__doc__)
     parser.add_argument(
@@ -130,7 +143,9 @@ def run_training(arguments: list[str] | None) -> None:
     )
     for stage in STAGES:
         text = f"training time of this stage, earlier runs included (default: {MINUTES[stage]:g})"
-        parser.add_argument(f"--{stage}-minutes", type=float, default=MINUTES[stage], metavar="N", help=text)
+        parser.add_argument(
+            f"--{stage}-minutes", type=minutes_of_training, default=MINUTES[stage], metavar="N", help=text
+        )
     parser.add_argument(
         "--from",
         dest="start",

@@ -39,6 +39,13 @@ def test_names(text: str) -> None:
     assert find_card(text).name == "RTX 4060 Ti 16GB"
 
 
+@pytest.mark.parametrize(
+    ("text", "name"), [("RTX 4090 24GB", "RTX 4090"), ("4060 Ti 8GB", "RTX 4060 Ti"), ("h200 141 GB", "H200")]
+)
+def test_memory_that_a_card_has_anyway(text: str, name: str) -> None:
+    assert find_card(text).name == name
+
+
 def test_every_card_is_told_apart() -> None:
     assert len({short_name(card.name) for card in CARDS}) == len(CARDS)
     assert {card.capability for card in CARDS} <= set(SM_OPERATIONS)
@@ -46,8 +53,15 @@ def test_every_card_is_told_apart() -> None:
 
 @pytest.mark.parametrize(
     ("text", "near"),
-    [("RTX 4095", "RTX 4090"), ("rtx 3061", "RTX 3060"), ("", "RTX 3060, RTX 4090, RTX 5090")],
+    [
+        ("RTX 4095", "RTX 4090"),
+        ("4090ti", "RTX 4090"),
+        ("RTX 4090 16GB", "RTX 4090"),
+        ("A6000", ""),
+        ("rtx 3061", "RTX 3060"),
+        ("", "RTX 3060, RTX 4090, RTX 5090"),
+    ],
 )
 def test_unknown_cards_name_the_nearest(text: str, near: str) -> None:
-    with pytest.raises(KontextError, match=f"unknown card .*nearest are .*{near}"):
+    with pytest.raises(KontextError, match=f"unknown card .*nearest are .*{near}.*--fit SIZE --gpu sm_XX"):
         find_card(text)

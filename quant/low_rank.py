@@ -32,10 +32,11 @@ def rank_for(shape: tuple[int, int], bytes_each: int) -> int:
     return 0
 
 
-def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def leading(matrix: Tensor, rank: int, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
     """down [rows, rank], up [rank, columns]: their product is the nearest to `matrix` of that rank, in fp32.
 
-    The singular values are shared evenly, so that neither factor leaves the range of 16 bits.
+    The singular values are shared evenly, so that neither factor leaves the range of 16 bits. More `iterations` come
+    closer, where singular values fall slowly.
     """
     import torch
 
@@ -47,7 +48,7 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     # Its own seed: an export must not depend on random numbers drawn before it.
     generator = torch.Generator().manual_seed(0)
     sample = matrix @ torch.randn(matrix.shape[1], rank + OVERSAMPLING, generator=generator)
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         sample = matrix @ (matrix.t() @ torch.linalg.qr(sample).Q)
     basis = torch.linalg.qr(sample).Q
     inside = basis.t() @ matrix

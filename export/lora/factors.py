@@ -14,6 +14,9 @@ from ...quant.low_rank import leading
 
 CPU = torch.device("cpu")
 
+ITERATIONS = 8
+"""Of the decomposition: nothing else makes up for what these factors leave out."""
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -65,7 +68,7 @@ def exact_factors(updates: Sequence[Update], rows: slice, width: int) -> Factors
 def nearest_factors(change: Tensor, rank: int) -> Factors:
     """The nearest factors of a change [out, in] of at most this rank."""
     rank = min(rank, *change.shape)
-    up, down = leading(change, rank)
+    up, down = leading(change, rank, ITERATIONS)
     norm = change.norm()
     error = 0.0 if norm == 0 else float((change - up @ down).norm() / norm)
     return Factors(down.t().contiguous(), up, error)

@@ -12,8 +12,8 @@ from typing import Any
 from ..errors import KontextError
 from ..regular_files import read_json
 from .formats import FORMATS
-from .formats.base import InputRounding
 from .formats.fp8 import FP8
+from .formats.layer_fields import check_inputs
 from .recipe import COMPUTE_BYTES, SPARED, Recipe, Rule
 
 MAX_BYTES = 16 << 20
@@ -95,34 +95,13 @@ def read_rule(data: Any, where: str) -> Rule:
     if not automatic and not (whole and 0 <= rank <= MAX_RANK):
         raise KontextError(f"{where}: rank is {rank!r}, expected auto or a number from 0 to {MAX_RANK}")
     activations = data.get("activations", "")
-    rounded = [each for each, format in FORMATS.items() if format.input_roundings]
-    if activations not in ("", *rounded):
-        raise KontextError(
-            f"{where}: activations is {activations!r}, expected {', '.join(rounded)} or nothing"
-        )
-    unpacked = activations not in ("", name)
-    if unpacked and (name == "compute" or activations not in FORMATS[name].unpacked_inputs):
-        takers = [
-            activations,
-            *(each for each, format in FORMATS.items() if activations in format.unpacked_inputs),
-        ]
-        raise KontextError(
-            f"{where}: {activations} activations need {' or '.join(takers)} weights, and these are {name}"
-        )
+    rounding = data.get("rounding", "")
+    check_inputs(where, name, activations, rounding)
     centred = data.get("centred", False)
     if not isinstance(centred, bool):
         raise KontextError(f"{where}: centred must be true or false")
-    rounding = data.get("rounding", "")
-    ways = [way.value for way in FORMATS[activations].input_roundings] if activations else []
-    if rounding not in ("", *ways):
-        expected = " or ".join(ways) if ways else "nothing: the rule has no activations"
-        raise KontextError(f"{where}: rounding is {rounding!r}, expected {expected}")
-    if ways and rounding == ways[0]:
+    if activations and rounding == FORMATS[activations].input_roundings[0].value:
         rounding = ""
-    if unpacked and (rounding or ways[0]) != InputRounding.STATIC.value:
-        raise KontextError(
-            f'{where}: {activations} activations of {name} weights have a static scale: add "rounding": "static"'
-        )
     scaled = data.get("scaled", False)
     if not isinstance(scaled, bool):
         raise KontextError(f"{where}: scaled must be true or false")

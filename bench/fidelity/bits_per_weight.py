@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ...errors import KontextError
 from ...model.safetensors_file import SafetensorsFile, open_safetensors
+from ...quant.formats.layer_fields import check_layers
 from ...quant.recipe import COMPUTE_BYTES
 from ...runtime.bundle import Bundle
 
@@ -58,7 +59,9 @@ def headers(bundle: Bundle) -> dict[str, SafetensorsFile]:
 
 
 def quantized_layers(bundle: Bundle) -> dict[str, list[str]]:
-    """The weights that a bundle stores in less than 16 bits, by graph."""
+    """The weights that a bundle stores in less than 16 bits, by graph. Raises KontextError if its manifest's layers say
+    what does not go together."""
+    check_layers(bundle.manifest, bundle.folder)
     layers: Mapping[str, Mapping[str, object]] = bundle.manifest["precision"]["layers"]
     return {
         graph: [weight for weight, layer in weights.items() if is_quantized(layer)]

@@ -160,10 +160,10 @@ def calibration_samples(options: argparse.Namespace) -> Samples | None:
         check_static_inputs(options.quantization, options.weight_only, samples is not None)
     if options.activations is not None:
         check_activations(options, samples is not None)
-    if options.fp8_attention and (options.quantization != FP8.name or samples is None):
-        raise KontextError(
-            "--fp8-attention only applies with --fp8 and a calibration: name a folder with --calibrate"
-        )
+    if options.fp8_attention and options.quantization != FP8.name:
+        raise KontextError("--fp8-attention only applies with --fp8: add it in the place of other formats")
+    if options.fp8_attention and samples is None:
+        raise KontextError("--fp8-attention needs a calibration: name a folder with --calibrate")
     return samples
 
 
@@ -173,8 +173,8 @@ def check_activations(options: argparse.Namespace, calibrated: bool) -> None:
     takers = [f"--{each}" for each, format in FORMATS.items() if name in format.unpacked_inputs]
     if f"--{options.quantization}" not in takers:
         raise KontextError(
-            f"--activations {name} only applies with {' or '.join(takers)}: --fp8 and --int8 --static-inputs round "
-            "activations to their own format"
+            f"--activations {name} only applies with {' or '.join(takers)}: with a calibration, --fp8, --nvfp4 "
+            "and --int8 --static-inputs round activations to their own format"
         )
     for other, given in (("--weight-only", options.weight_only), ("--static-inputs", options.static_inputs)):
         if given:

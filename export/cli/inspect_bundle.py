@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle_folder import clean, recorded
+from ...quant.formats.layer_fields import check_layers
 from ...runtime.bundle import Bundle
 from ...runtime.bundle_files import remedy
 from ...runtime.cli import short_list
@@ -22,6 +23,7 @@ from .summary import digest_line, human
 def describe_bundle(path: Path) -> Iterator[str]:
     """Lines of text about the bundle `path`. Raises KontextError if it is damaged."""
     bundle = Bundle.open(path)
+    check_layers(bundle.manifest, path)
     manifest = bundle.manifest
     size = sum(entry.size for entry in bundle.files.values())
     toolkit = group(manifest, "toolkit")

@@ -13,6 +13,7 @@ from ...compute_capability import parse_capability
 from ...errors import KontextError
 from ...quant.formats import FORMATS
 from ...quant.formats.base import InputRounding, TensorRT
+from ...quant.formats.layer_fields import check_layers
 from ...runtime.bundle import Bundle
 
 BF16_CAPABILITY = 80
@@ -45,8 +46,9 @@ def formats_of(bundle: Bundle, graph: str) -> GraphFormats:
     """Reads them from the manifest.
 
     Raises:
-        KontextError: it does not have them, or they are unknown.
+        KontextError: it does not have them, they are unknown, or do not go together.
     """
+    check_layers(bundle.manifest, bundle.folder)
     try:
         noted = bundle.manifest["precision"]
         compute = str(noted["networks"][graph])

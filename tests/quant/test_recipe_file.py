@@ -95,7 +95,7 @@ def test_the_usual_rounding_is_not_noted(tmp_path: Path) -> None:
         ({"rules": [{"format": "int8", "centred": 1}]}, "centred must be true or false"),
         ({"rules": [{"format": "int8"}], "attention": "int8"}, "attention is 'int8'"),
         ({"rulez": []}, "unknown field 'rulez'"),
-        ({"rules": [{"format": "int8", "rounding": "static"}]}, "the rule has no activations"),
+        ({"rules": [{"format": "int8", "rounding": "static"}]}, "there are no activations"),
         (
             {"rules": [{"format": "int8", "activations": "int8", "rounding": 3}]},
             "rounding is 3, expected dynamic or static",

@@ -30,6 +30,8 @@ from ....kernels.launch import device_capability, triton
 from ....model.build_network import build_network
 from ....model.config import CONFIG_CLASSES, KontextConfig, config_from_json
 from ....model.dtypes import COMPUTE_DTYPES
+from ....quant.formats.layer_fields import check_layers
+from ....quant.recipe import Layer
 from ...bundle import OUTPUTS, Bundle
 from ...fields import Fields
 from ...lora_slots import INPUTS as LORA_INPUTS
@@ -102,6 +104,7 @@ class TorchBackend:
         self.bundle = bundle
         self.options = options or TorchOptions()
         self.options.check(device, bundle)
+        check_layers(bundle.manifest, bundle.folder)
         self.device = choose_device(device)
         if self.options.offload and self.device.type == "cpu":
             warnings.warn("--offload saves no memory on a CPU: it is for GPUs", stacklevel=2)
@@ -226,7 +229,7 @@ class TorchBackend:
         dtype = self.dtype("transformer")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # otherwise weights would be scattered over blocks that earlier stages freed
-        file = WeightFile(self.bundle.graphs["transformer"].weights, self.device, dtype)
+        file = self.open_weights("transformer", self.device, dtype)
         activations = choose_activations(
             self.options.activations, file.formats(), self.device, file.has_input_scales
         )
@@ -240,6 +243,17 @@ class TorchBackend:
         if cache is not None or reuse is not None:
             return ApproximateStep(step, self.device, graphs, cache, reuse, self.step_counts)
         return GraphedStep(step, self.device, graphs)
+
+    def open_weights(self, graph: str, device: torch.device, dtype: torch.dtype) -> WeightFile:
+        """A network's file. Raises KontextError if it lacks a scale of inputs that the manifest says are rounded."""
+        file = WeightFile(self.bundle.graphs[graph].weights, device, dtype)
+        for name, entry in self.bundle.manifest["precision"].get("layers", {}).get(graph, {}).items():
+            if Layer.from_json(entry).has_input_scale and f"{name}_input_scale" not in file:
+                raise KontextError(
+                    f"{file.path} has no tensor {name}_input_scale, and the manifest says that this layer's inputs "
+                    "are rounded with it: export the bundle again"
+                )
+        return file
 
     def arrange(self, step: Step) -> None:
         """Gives a step its weights with the transformer's LoRAs, in the place of earlier ones."""
@@ -263,7 +277,7 @@ class TorchBackend:
             manifest = self.bundle.folder / MANIFEST_NAME
             raise KontextError(f"{manifest}: model describes no {graph}: {error}") from None
         dtype = self.dtype(graph)
-        file = WeightFile(self.bundle.graphs[graph].weights, torch.device("cpu"), dtype)
+        file = self.open_weights(graph, torch.device("cpu"), dtype)
         return Network(module.eval(), read_network(module, file), dtype, self.branches(graph))
 
     def run_network(self, graph: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -345,12 +345,12 @@ def choose_activations(request: str, weights: set[str], device: torch.device, ca
     if not weights & set(takers):
         names = " or ".join(name.upper() for name in takers)
         raise KontextError(
-            f"{request.upper()} activations need {names} weights, which this bundle does not have"
+            f"{request.upper()} activations need {names} weights, which this bundle's transformer does not have"
         )
     if not calibrated and FORMATS[request].input_roundings == (InputRounding.BLOCKS,):
         raise KontextError(
-            f"{request.upper()} activations need scales from calibration, which this bundle does not have: export with "
-            f"--{request} and --calibrate, without --weight-only"
+            f"{request.upper()} activations need scales from calibration, which this bundle's transformer does not "
+            f"have: export with --{request} and --calibrate, without --weight-only"
         )
     return request
 

@@ -24,6 +24,7 @@ from ....kernels.dequantize_8bit import dequantize_8bit_op
 from ....quant.formats import COMPUTE, FORMATS, find_format
 from ....quant.formats.base import NumberFormat
 from ....regular_files import open_regular
+from ..runnable import NVFP4
 
 Tree = TypeVar("Tree")
 """A tensor, or tensors in tuples and data classes, nested."""
@@ -260,9 +261,10 @@ class WeightFile:
         """Raises KontextError if a tensor was not read: it is unknown here, and leaving it out would be wrong."""
         if self.unread:
             names = ", ".join(sorted(self.unread)[:3])
+            other = "" if NVFP4 in self.formats() else "use --backend onnxruntime, or "
             raise KontextError(
                 f"{self.path} holds {len(self.unread)} tensors that the torch backend does not know ({names}): "
-                "use --backend onnxruntime, or export in another format"
+                f"{other}export in another format"
             )
 
 

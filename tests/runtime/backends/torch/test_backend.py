@@ -223,6 +223,18 @@ def test_static_int8_inputs(static_bundle: Path, tiny_bundle: Path) -> None:
     assert psnr(edited(static_bundle), pictures["fp32"]) > psnr(pictures["static"], pictures["fp32"])
 
 
+def test_a_missing_scale_of_inputs_is_refused(static_bundle: Path, tmp_path: Path) -> None:
+    """Oracle: the manifest, which says that the layer's inputs are rounded with it."""
+    folder = Path(shutil.copytree(static_bundle, tmp_path / "copy"))
+    bundle = Bundle.open(folder)
+    path, name = bundle.graphs["transformer"].weights, "double_blocks.0.img_attn.qkv.weight_input_scale"
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path)
+    with pytest.raises(KontextError, match=f"has no tensor {re.escape(name)}"):
+        TorchBackend(bundle, "cpu").load_transformer()
+
+
 def test_linears_in_every_format_with_static_scales() -> None:
     """FP8 and INT8 through the code path of a GPU, the GELU in the epilogue at a static scale."""
     g = torch.Generator().manual_seed(5)
@@ -285,7 +297,9 @@ def test_what_nvfp4_activations_need() -> None:
     assert get_args(options.Activations) == ACTIVATIONS
     with pytest.raises(KontextError, match="NVFP4 activations need NVFP4 weights"):
         choose_activations("nvfp4", {"fp8"}, CPU)
-    with pytest.raises(KontextError, match="need scales from calibration, which this bundle does not have"):
+    with pytest.raises(
+        KontextError, match=r"need scales from calibration, which this bundle.s transformer does not"
+    ):
         choose_activations("nvfp4", {"nvfp4"}, CPU, calibrated=False)
 
 

@@ -19,7 +19,7 @@ from .fidelity import tables as fidelity_tables
 from .fullsize import benchmark as fullsize
 from .fullsize import edit as fullsize_edit
 from .loras import benchmark as loras
-from .memory import cards, plans, predicted, vram_fit
+from .memory import cards, plan_fidelity, plans, predicted, vram_fit
 from .quantspeed import benchmark as quantspeed
 from .registry import Benchmark, Result
 from .report import Table, replace_section
@@ -88,6 +88,7 @@ DOCUMENTS: dict[str, dict[str, list[Content]]] = {
     "docs/quantization.md": {"methods": of("methods.json", methods)},
     "docs/planning.md": {
         "cards": of("cards.json", cards),
+        "plan-fidelity": of("plan_fidelity.json", plan_fidelity),
         "plans": of("plans.json", plans),
         "memory": of("memory.json", predicted),
     },

@@ -43,7 +43,8 @@ def int4_to_fp8_reference(packed: Tensor, scales: Tensor, by_column: Tensor) -> 
         E4M3 codes [out, in]; the weights are codes * by_column.
     """
     check_int4_to_fp8(packed, scales, by_column)
-    return encode(unpack(packed, scales) / by_column, "fp8").t().contiguous()
+    # In the kernel's order: integers times a ratio of scales often lie between two codes.
+    return encode(unpack(packed, scales.float() / by_column), "fp8").t().contiguous()
 
 
 @jit()

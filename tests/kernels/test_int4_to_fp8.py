@@ -30,7 +30,7 @@ def test_unpacking_to_fp8_rounds_each_weight_once(channels: int) -> None:
     assert (codes.double() - wanted).abs().max() <= 16  # half of the largest codes' spacing
     assert (codes.double() - wanted).abs().le(wanted.abs() / 16 + 2**-10).all()
     assert torch.equal(codes.float(), int4_to_fp8.int4_to_fp8_reference(packed, scales, by_column).float())
-    assert error(codes.double() * by_column[:, None], reference(packed, scales).t()) < 0.03
+    assert error(codes.double() * by_column[:, None], reference(packed, scales).t()) < 0.035
 
 
 def test_the_operator_and_its_refusals() -> None:

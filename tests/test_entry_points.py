@@ -44,8 +44,10 @@ def test_control_c_at_any_instant_is_one_line(name: str) -> None:
         time.sleep(0.001 + whole * instant / INSTANTS)
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
-        # At its very end Python leaves the signal to the system.
-        assert (process.returncode, errors) in ((0, ""), (-signal.SIGINT, ""), (130, "\ninterrupted\n"))
+        # At its very end Python leaves the signal to the system; a command may say how it goes on.
+        line, _, _ = errors.partition(";")
+        assert (process.returncode, line.strip()) in ((0, ""), (-signal.SIGINT, ""), (130, "interrupted"))
+        assert errors.count("\n") in (0, 2)
 
 
 def test_a_command_in_the_background_still_ignores_it() -> None:

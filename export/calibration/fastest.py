@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ...decibels import decibels
@@ -162,13 +163,19 @@ class Search:
     calibrated: bool
     report: Sensitivity | None
 
-    @property
+    @cached_property
     def shapes(self) -> NetworkShapes:
         return {name: weight_shapes(name, self.config) for name in NETWORKS}
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return sum(math.prod(shape) for each in self.shapes.values() for shape in each.values())
+
+    @cached_property
+    def layers(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Network → weight → [in, out] of every linear that some recipe quantizes."""
+        base = choose_recipe(tuple(NETWORKS), self.parameters, self.compute, ANY_QUANTIZED)
+        return quantizable_layers(self.config, self.shapes, base)
 
     @property
     def budget(self) -> int:
@@ -298,7 +305,7 @@ def impossible(search: Search, recipe: Recipe, flags: Flags) -> str | None:
         return f"{card.name} does not multiply in {inputs.upper()}"
     layers = [
         recipe.layer_of("transformer", weight, shape, True)
-        for weight, shape in quantizable_layers(search.config, search.shapes, recipe)["transformer"].items()
+        for weight, shape in search.layers["transformer"].items()
     ]
     rounded = {inputs_of(search, "transformer", layer, flags) for layer in layers} - {""}
     if rounded != ({inputs} if inputs else set()) or (
@@ -312,8 +319,7 @@ def uniform_plan(search: Search, recipe: Recipe, flags: Flags) -> MemoryPlan:
     """The memory and the expected error of one recipe for all layers."""
     config, shapes = search.config, search.shapes
     target = find_target(f"sm_{search.card.capability}")
-    base = choose_recipe(tuple(NETWORKS), search.parameters, search.compute, ANY_QUANTIZED)
-    layers = quantizable_layers(config, shapes, base)
+    layers = search.layers
     counts = count_kinds(layers)
     needs = demands(config, recipe.compute, search.work, executor_of(target))
     stages = []
@@ -348,9 +354,7 @@ def uniform_plan(search: Search, recipe: Recipe, flags: Flags) -> MemoryPlan:
 
 def step_of(search: Search, recipe: Recipe, flags: Flags | None = None) -> float | None:
     """Seconds of one step of the transformer, at least."""
-    shapes = search.shapes
-    base = choose_recipe(tuple(NETWORKS), search.parameters, search.compute, ANY_QUANTIZED)
-    layers = quantizable_layers(search.config, {"transformer": shapes["transformer"]}, base)["transformer"]
+    layers = search.layers["transformer"]
     products = [product_of(search, recipe, weight, shape, flags) for weight, shape in layers.items()]
     model, tokens = search.config.transformer, tokens_of(search.config, search.work).all
     blocks = model.num_double_blocks + model.num_single_blocks

@@ -131,10 +131,6 @@ def sentence(rng: np.random.Generator, template: str, **words: str) -> Instructi
     return Instruction(with_articles(text), template, tuple(words.items()))
 
 
-def article(colour: str, shape: str) -> str:
-    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
-
-
 def sample_objects(rng: np.random.Generator, low: int = 1, high: int = 3) -> tuple[SceneObject, ...]:
     """`low` to `high` objects of different shapes and colours at different places."""
     count = int(rng.integers(low, high + 1))
@@ -233,7 +229,7 @@ def add_to(rng: np.random.Generator, scene: Scene) -> Edit:
 def add_last(rng: np.random.Generator, full: Scene) -> Edit:
     """The edit that adds the last object of a scene."""
     new = full.objects[-1]
-    said = sentence(rng, "add", object=article(new.colour, new.shape), at=AT[new.place])
+    said = sentence(rng, "add", object=f"a {new.colour} {new.shape}", at=AT[new.place])
     key = ("add", new.shape, new.colour, new.place)
     return Edit("add", said, replace(full, objects=full.objects[:-1]), full, (key,))
 
@@ -305,7 +301,7 @@ def character(rng: np.random.Generator) -> Edit:
     changes = []
     if changed & 1:
         ground = sample_background(rng, ground, who.identity.colour)
-        changes.append(f"on a{'n' if ground == 'orange' else ''} {ground} background")
+        changes.append(f"on a {ground} background")
     if changed & 4:
         place = pick(rng, [name for name in CHARACTER_PLACES if name != place])
         changes.append(AT[place])
@@ -329,7 +325,7 @@ def sample_layout(rng: np.random.Generator, colours: Sequence[str]) -> tuple[Sce
 
 
 def describe(items: Sequence[SceneObject]) -> str:
-    return " and ".join(article(item.colour, item.shape) for item in items)
+    return " and ".join(f"a {item.colour} {item.shape}" for item in items)
 
 
 def style(rng: np.random.Generator) -> Edit:

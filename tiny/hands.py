@@ -26,6 +26,9 @@ PITCH = 40
 USUAL_SIZE = 36
 """Of the largest object beside others, in units."""
 
+DARK: Colour = (38, 36, 44)
+"""The usual ink."""
+
 SHADES = ("gradient", "plain", "sideways", "corners")
 
 OTHER_PALETTE: dict[str, Colour] = {
@@ -71,7 +74,7 @@ class Hand:
 
     seed: int = 0
     outline: float = OUTLINE
-    ink: Colour = (38, 36, 44)
+    ink: Colour = DARK
     spread: float = 0.0
     size: float = 1.0
     turn: float = 0.0
@@ -181,7 +184,7 @@ def sample_hand(rng: np.random.Generator) -> Hand:
     return Hand(
         seed=int(rng.integers(1, 1 << 31)),
         outline=round(float(rng.uniform(0.6, 2.6)), 1) if outlined else 0.0,
-        ink=(38, 36, 44) if rng.random() < 0.6 else grey(int(rng.integers(0, 90))),
+        ink=DARK if rng.random() < 0.6 else grey(int(rng.integers(0, 90))),
         spread=spread,
         size=round(float(rng.uniform(0.65, largest)), 2),
         turn=float(rng.choice([0.0, 8.0, 16.0])),

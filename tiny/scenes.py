@@ -39,7 +39,6 @@ BACKGROUNDS: dict[str, Colour] = {
     "orange": (250, 198, 130),
 }
 INKS: dict[str, Colour] = {"black": (30, 30, 36), "red": (200, 30, 40), "blue": (30, 70, 190)}
-DARK: Colour = (38, 36, 44)
 BOARD: Colour = (252, 250, 244)
 WHITE: Colour = (255, 255, 255)
 

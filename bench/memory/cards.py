@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ...export.calibration.fastest import FIDELITY, fastest
@@ -20,6 +19,7 @@ from ...quant.memory import Workload
 from ...quant.sensitivity import Sensitivity
 from ...quant.speed import ENGINE
 from ..report import Table, finish
+from .planned_edit import add_planned_edit_flags, planned_edit
 
 NAMES = "RTX 3060,RTX 4060 Ti 16GB,RTX 4070,RTX 4090,RTX 5070,RTX 5090"
 
@@ -33,16 +33,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DB",
         help=f"least expected ratio ({FIDELITY:g})",
     )
-    parser.add_argument("--references", type=int, default=1, help="reference pictures (1)")
-    parser.add_argument("--batch", type=int, default=1, help="edits at a time (1)")
-    parser.add_argument(
-        "--sensitivity", type=Path, metavar="FILE", help="a sensitivity report for the full model"
-    )
+    add_planned_edit_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    report = None if arguments.sensitivity is None else Sensitivity.load(arguments.sensitivity)
-    work = Workload(1024, 1024, arguments.references, arguments.batch)
+    work, report = planned_edit(arguments)
     result = plan_cards(arguments.cards.split(","), work, arguments.fidelity, report)
     finish(result, tables(result), footer(result), arguments.json)
 

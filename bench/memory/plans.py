@@ -18,6 +18,7 @@ from ...quant.memory import Workload
 from ...quant.sensitivity import Sensitivity
 from ...runtime.units import parse_bytes
 from ..report import Table, finish
+from .planned_edit import add_planned_edit_flags, planned_edit
 
 CARDS = ("8GB", "12GB", "16GB", "24GB", "32GB")
 
@@ -38,16 +39,11 @@ KEYS = dict(zip(COMPONENTS, ("weights", "activations", "held", "workspace", "ove
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", default="sm_89", help="an architecture or a card's name (sm_89)")
-    parser.add_argument("--references", type=int, default=1, help="reference pictures (1)")
-    parser.add_argument("--batch", type=int, default=1, help="edits at a time (1)")
-    parser.add_argument(
-        "--sensitivity", type=Path, metavar="FILE", help="a sensitivity report for the full model"
-    )
+    add_planned_edit_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    report = None if arguments.sensitivity is None else Sensitivity.load(arguments.sensitivity)
-    made = make_plans(arguments.gpu, Workload(1024, 1024, arguments.references, arguments.batch), report)
+    made = make_plans(arguments.gpu, *planned_edit(arguments))
     for plan in made:
         print(render_plan(plan), end="\n\n")
     result = to_json(made)

@@ -185,7 +185,7 @@ class Linear:
         """With E4M3 scales for blocks, under one scale, as graphs do (`round_in_blocks`)."""
         group = FORMATS[self.layer.activations].group
         whole = self.constant(self.kept["input_scale"].numpy())
-        most = self.constant(6 * self.kept["input_scale"].numpy())
+        most = self.constant(max(FORMATS[self.layer.activations].codes) * self.kept["input_scale"].numpy())
         zero = onnx.helper.make_tensor(f"{self.prefix}/zero", onnx.TensorProto.FLOAT8E4M3FN, (), [0])
         self.constants.append(zero)
         # A block is a row, and comes back to its place.
